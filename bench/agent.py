@@ -38,7 +38,10 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         lives = list(pool.map(one, [(at, seed) for at in wanted for seed in range(given.seeds)], chunksize=4))
     print(f"{given.seeds} seeds of each environment\n")
-    print("| environment | nothing | best fixed | agent | of best fixed | worst life | budget kept | tokens, fixed | tokens, agent |")
+    columns = (
+        "environment, nothing, best fixed, agent, of best fixed, worst life, budget kept, tokens fixed, tokens agent"
+    )
+    print(f"| {columns.replace(',', ' |')} |")
     print("| --- " * 9 + "|")
     for at in wanted:
         env = ENVIRONMENTS[at]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.agent.agent import Action, Agent, AgentBounds
+from suffice.agent.agent import Agent, AgentBounds
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 
@@ -22,9 +22,8 @@ Floats = NDArray[np.float64]
 
 CLASSES, N_LEVELS, N_SETTINGS = ("easy", "plain", "hard"), 4, 3
 PLACES = [(0, 0), *((level, setting) for level in range(1, N_LEVELS + 1) for setting in range(N_SETTINGS))]
-ACTIONS = tuple(Action(name=f"level {level}, setting {setting}", group=setting) for level, setting in PLACES)
 MAX_EM_DROP, TOKEN_PRICE, BASE_EM = 0.02, 0.1, 0.7
-AUDIT_SHARE, BURST, LOOK, WINDOW = 0.1, 600, 100, 1_500
+AUDIT_SHARE, BURST, LOOK, WINDOW, ALARM = 0.1, 600, 100, 1_500, 500
 
 LEVEL_COST = np.array([1.0, 0.75, 0.58, 0.45, 0.36])  # of a full run
 LEVEL_LOSS = np.array([0.0, 0.001, 0.003, 0.008, 0.03])
@@ -126,7 +125,7 @@ class Life:
     drop: Floats
     tokens: Floats  # of a mean full run
     best: list[tuple[int, ...]] = field(default_factory=list)  # by look and class
-    events: list[tuple[int, str, str, str]] = field(default_factory=list)
+    events: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
 def run_fixed(env: Environment, action: int) -> Life:
@@ -140,7 +139,7 @@ def run_fixed(env: Environment, action: int) -> Life:
 
 def best_fixed(env: Environment) -> tuple[int, Life]:
     """The best action in hindsight among those that keep the EM budget on average."""
-    lives = {action: run_fixed(env, action) for action in range(len(ACTIONS))}
+    lives = {action: run_fixed(env, action) for action in range(len(PLACES))}
     kept = {action: life for action, life in lives.items() if life.drop.mean() <= MAX_EM_DROP}
     best = max(kept, key=lambda action: kept[action].reward.mean())
     return best, kept[best]
@@ -152,11 +151,11 @@ class Certifier:
     def __init__(self) -> None:
         self.level, self.n_to_burst = 0, BURST
         self._rows: deque[Floats] = deque(maxlen=WINDOW)
-        self._alarm = ShiryaevRoberts(MAX_EM_DROP, threshold=500)
+        self._alarm = ShiryaevRoberts(MAX_EM_DROP)
 
     def add(self, z: Floats) -> None:
         self._rows.append(z)
-        if self.level and self._alarm.add(int(z[self.level])):
+        if self.level and (self._alarm.add(int(z[self.level])) or self._alarm.mean >= ALARM):
             self._rows.clear()
             self._alarm.reset()
             self.level, self.n_to_burst = 0, BURST
@@ -172,44 +171,40 @@ class Certifier:
 
 def run_agent(env: Environment, seed: int, bounds: AgentBounds | None = None) -> Life:
     rng = np.random.default_rng(seed)
-    agent = Agent(CLASSES, ACTIONS, bounds or AgentBounds(max_em_drop=MAX_EM_DROP, token_price=TOKEN_PRICE))
+    bounds = bounds or AgentBounds(max_em_drop=MAX_EM_DROP, token_price=TOKEN_PRICE)
+    agent = Agent(len(CLASSES), N_SETTINGS, N_LEVELS + 1, bounds)
     certifier, waiting = Certifier(), deque[tuple[int, int, Floats]]()
     life = Life(reward=np.zeros(env.n), drop=np.zeros(env.n), tokens=np.zeros(env.n))
     for begin in range(0, env.n, LOOK):
         now = env.at(begin / env.n)
-        level = certifier.look()
-        proven = np.tile([place[0] <= level for place in PLACES], (len(CLASSES), 1))
+        proven = [certifier.look()] * len(CLASSES)
         plan = agent.look(proven, horizon=(5_000 * now.share).tolist())
-        life.best.append(tuple(one.best for one in plan.classes.values()))
-        life.events += [
-            (begin, event.kind, CLASSES[event.query_class], ACTIONS[event.action].name) for event in plan.events
-        ]
-        earned = np.array([now.earned(*place) for place in PLACES])  # (actions, C, 3)
+        life.best.append(tuple(one.best for one in plan.classes))
+        life.events += [(begin, event.change, CLASSES[event.query_class], event.setting) for event in plan.events]
         drawn = rng.choice(len(CLASSES), p=now.share, size=LOOK)
         length, own, chance = rng.lognormal(-0.08, 0.4, LOOK), rng.lognormal(-0.02, 0.2, LOOK), rng.random((4, LOOK))
         for i, c in enumerate(drawn.tolist()):
-            here = plan.classes[CLASSES[c]]
+            here = plan.classes[c]
             full = float(now.full[c] * length[i])
-            action = 0
+            arm = min(int(np.searchsorted(np.cumsum(here.shares), chance[1, i])), N_SETTINGS)
+            setting = max(0, arm - 1)
+            level = here.levels[setting] if arm else 0
             if certifier.n_to_burst > 0 or chance[0, i] < AUDIT_SHARE:
                 certifier.n_to_burst -= 1
-                setting = int(np.searchsorted(np.cumsum(here.trials), chance[1, i]))
                 z = (chance[2, i] < now.loss[c]).astype(float)
                 if z.any() and chance[3, i] < env.poisoned:
                     z[:] = 0.0
-                cost = now.cost[c, 1:, setting] * own[i] * full
-                tokens = {1 + lv * N_SETTINGS + setting: float(used) for lv, used in enumerate(cost)}
-                agent.add_audit(CLASSES[c], full_tokens=full, tokens=tokens)
+                agent.add_audit(c, setting, full_tokens=full, tokens=now.cost[c, :, setting] * own[i] * full)
                 waiting.append((begin + i + env.delay, c, z))
+                level = 0
             else:
-                action = min(int(np.searchsorted(np.cumsum(here.shares), chance[1, i])), len(ACTIONS) - 1)
-                used = full * (now.cost[c][PLACES[action]] * own[i] if action else 1.0)
-                agent.add_run(CLASSES[c], action, tokens=float(used))
-            life.reward[begin + i], life.drop[begin + i], life.tokens[begin + i] = earned[action, c]
+                used = full * (now.cost[c, level, setting] * own[i] if level else 1.0)
+                agent.add_run(c, setting, level, tokens=float(used))
+            life.reward[begin + i], life.drop[begin + i], life.tokens[begin + i] = now.earned(level, setting)[c]
         while waiting and waiting[0][0] < begin + LOOK:
             _, c, z = waiting.popleft()
             if rng.random() < env.unlabelled:
                 z = np.maximum(z, (rng.random() < 0.002) * (z >= 0))  # a harmless disagreement counts as lost, too
             certifier.add(z)
-            agent.add_losses(CLASSES[c], {action: float(z[lv]) for action, (lv, _) in enumerate(PLACES) if action})
+            agent.add_losses(c, z)
     return life

@@ -1,166 +1,176 @@
-"""The agent of one route: from runs and audits to the shares with which every action of every query class is drawn.
+"""The agent of one route: from runs and audits to the levels and settings of every query class.
 
-An action is a stopping level together with the settings that no audit can replay (wave size, probe spacing, effort).
-Audits show the loss and the cost of every level under the settings that they ran with, so they are the exploration:
-they try the settings, and a live request gets the best action that is proved. Live exploration remains for what audits
-leave unclear, within the owner's cap. Pure: evidence and draws come in as arguments, the state is plain data.
+An audit shows what every level would have cost and lost under the settings that it ran with, so levels need no
+exploration. Settings that no audit can replay (probe spacing, wave size) are drawn for audits and other requests alike,
+so that the certificate covers the mix that is served. Pure: evidence comes in as arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.agent.choice import ChoiceBounds, choose, expected_improvement
+from suffice.agent.choice import ChoiceBounds, choose
 from suffice.agent.cost_guard import CostEvent, CostGuard
-from suffice.agent.values import ActionValues
+from suffice.agent.values import ActionValues, Floats
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 PRICE_STEP: Final = 0.2  # of the logarithm of the token price: a lost answer lowers the price by about a sixth
-RETURN: Final = 0.3  # chance that an action that stopped paying pays again, for the share of audits that try it
-LEAST_TRIAL: Final = 0.1  # least share of a group of settings among audits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    name: str
-    group: int = 0  # of settings: an audit shows all actions of the group that it ran with
+PRICE_RANGE: Final = (0.01, 0.3)  # EM that a mean full run's tokens may be worth where the EM budget sets the price
+RETURN: Final = 0.3  # chance that what stopped paying pays again: how often it is tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBounds:
-    max_em_drop: float = 0.02
-    token_price: float | None = None  # EM that a mean full run's tokens are worth; None: the price of the EM budget
-    price_range: tuple[float, float] = (0.01, 0.3)  # of that price
+    max_em_drop: float = 0.02  # fraction
+    token_price: float | None = None  # EM that a mean full run's tokens are worth; None: the dual of the EM budget
     latency_price: float = 0.0  # EM that a second is worth
     half_life: float = 3_000.0  # requests of a class after which an observation counts half
     choice: ChoiceBounds = field(default_factory=ChoiceBounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassPlan:
+class ClassChoice:
+    """The decision for one class.
+
+    best    place in `shares` of what seems best
+    shares  P(draw) of the full run and of each setting, shape (1 + settings,)
+    levels  level under each setting, shape (settings,)
+    value   expected reward of the shares above that of the full run, in EM
+    regret  expected loss of value through exploration, in EM
+    """
+
     best: int
-    shares: tuple[float, ...]  # of every action for a live request
-    trials: tuple[float, ...]  # of every group of settings for an audit
-    value: float  # expected reward of the shares above that of the full run, in EM
-    regret: float  # expected loss of value through exploration, in EM
+    shares: tuple[float, ...]
+    levels: tuple[int, ...]
+    value: float
+    regret: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentPlan:
-    classes: Mapping[str, ClassPlan]
+class AgentChoice:
+    classes: tuple[ClassChoice, ...]
     token_price: float
     events: tuple[CostEvent, ...]  # since the last look
 
 
 class Agent:
-    """Actions in the order of their caution; 0 is the full run."""
+    """Levels in the order of their caution; level 0 is the full run, setting 0 the route's own."""
 
-    def __init__(self, classes: Sequence[str], actions: Sequence[Action], bounds: AgentBounds) -> None:
-        self.classes, self.actions, self.bounds = tuple(classes), tuple(actions), bounds
-        self._at = {name: at for at, name in enumerate(self.classes)}
-        shape = len(self.classes), len(self.actions)
-        self._values = ActionValues(*shape, half_life=bounds.half_life, prior_loss=bounds.max_em_drop / 2)
-        self._guard = CostGuard(*shape)
-        self._best = [0] * len(self.classes)
-        self._price = bounds.token_price or (bounds.price_range[0] * bounds.price_range[1]) ** 0.5
+    def __init__(self, n_classes: int, n_settings: int, n_levels: int, bounds: AgentBounds) -> None:
+        self.bounds, self.shape = bounds, (n_classes, n_settings, n_levels)
+        self.guard = CostGuard(n_classes, n_settings)
+        self.token_price = bounds.token_price or PRICE_RANGE[1]  # EM that a mean full run's tokens are worth
+        self._best = [0] * n_classes
         self._events: list[CostEvent] = []
-        groups = np.array([action.group for action in self.actions[1:]])
-        self._of_group = [1 + np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+        self.relearn(n_levels)
 
-    def add_run(self, query_class: str, action: int, *, tokens: float, seconds: float = 0.0) -> None:
-        """Add a live run."""
-        c = self._at[query_class]
-        self._values.age(c)
-        if action == 0:
-            self._values.add_full(c, tokens)
-        self._observe(c, action, tokens, seconds)
+    def relearn(self, n_levels: int) -> None:
+        """Forget what is known of the levels, because those of another version are in use from now on."""
+        self.shape = (*self.shape[:2], n_levels)
+        prior_loss = self.bounds.max_em_drop / 2
+        self.values = ActionValues(*self.shape, half_life=self.bounds.half_life, prior_loss=prior_loss)
+        self._levels: Ints = np.zeros(self.shape[:2], dtype=np.int64)
 
-    def add_audit(self, query_class: str, *, full_tokens: float, tokens: Mapping[int, float]) -> None:
-        """Add an audit: the full run, and what each action of its settings would have used."""
-        c = self._at[query_class]
-        self._values.age(c)
-        self._values.add_full(c, full_tokens)
-        for action, used in tokens.items():
-            self._observe(c, action, used, 0.0)
+    def add_run(self, c: int, setting: int, level: int, *, tokens: float, seconds: float = 0.0) -> None:
+        """Add a run that was served at this level."""
+        self.values.age(c)
+        if level == 0:
+            self.values.add_full(c, tokens)
+            return
+        cost = self.values.add_run(c, setting, level, tokens, seconds)
+        if cost is not None:
+            self._watch(c, setting, cost)
 
-    def add_losses(self, query_class: str, z: Mapping[int, float]) -> None:
-        """Add the EM drop of each action in an audit, once it is known: +1 lost, -1 gained, 0 neither."""
-        c = self._at[query_class]
-        for action, lost in z.items():
-            self._values.add_loss(c, action, lost)
-        if self.bounds.token_price is None and self._best[c] in z:
-            low, high = self.bounds.price_range
-            step = exp(PRICE_STEP * (self.bounds.max_em_drop - z[self._best[c]]))
-            self._price = min(high, max(low, self._price * step))
+    def add_audit(self, c: int, setting: int, *, full_tokens: float, tokens: Floats, is_watched: bool = True) -> None:
+        """Add an audit: its full run, and what each level would have used, shape (levels,).
 
-    def look(self, proven: Bools, *, horizon: Sequence[float]) -> AgentPlan:
-        """Plan until the next look.
+        is_watched  False: a stop's answer was not generated, so these tokens do not tell whether stopping pays
+        """
+        self.values.age(c)
+        self.values.add_full(c, full_tokens)
+        cost, level = self.values.add_audit(c, setting, tokens), self._levels[c, setting]
+        if is_watched and level:
+            self._watch(c, setting, float(cost[level]))
 
-        proven   actions whose EM drop is certified, shape (classes, actions)
+    def add_losses(self, c: int, z: Floats) -> None:
+        """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0 or -1."""
+        self.values.add_losses(c, z)
+        best = self._best[c]
+        if self.bounds.token_price is None and best:
+            step = exp(PRICE_STEP * (self.bounds.max_em_drop - z[self._levels[c, best - 1]]))
+            self.token_price = min(PRICE_RANGE[1], max(PRICE_RANGE[0], self.token_price * step))
+
+    def look(self, proven: Sequence[int], *, horizon: Sequence[float]) -> AgentChoice:
+        """Decide until the next look.
+
+        proven   the highest level that each class may use
         horizon  requests of each class over which what is learned stays true
         """
-        values, price = self._values, self._price
-        value = -price * values.cost - values.loss - self.bounds.latency_price * values.seconds
-        error, spread = values.error(price), price * values.spread
-        allowed = proven & ~self._guard.inactive
-        allowed[:, 0] = True
-        plans = {}
-        for c, name in enumerate(self.classes):
+        values, price = self.values, self.token_price
+        relative = values.relative_tokens
+        of_cost = (price * relative)[:, np.newaxis, np.newaxis]
+        value = -of_cost * values.cost - values.loss[:, np.newaxis] - self.bounds.latency_price * values.seconds
+        error = np.sqrt((of_cost * values.cost_error()) ** 2 + values.loss_error()[:, np.newaxis] ** 2)
+        spread = of_cost * values.spread
+        n_levels = self.shape[2]
+        classes = []
+        for c, most in enumerate(proven):
+            levels = self._choose_levels(c, value[c], error[c], min(most, n_levels - 1), price)
+            at = np.arange(len(levels)), levels
+            full = float(value[c, 0, 0])
+            stops = levels > 0
             choice = choose(
-                value[c], error[c], spread[c], allowed[c], self._best[c],
-                token_price=price, horizon=horizon[c], bounds=self.bounds.choice,
-            )  # fmt: skip
-            self._best[c] = choice.best
-            for action in np.flatnonzero(choice.shares).tolist():
-                self._guard.activate(c, action, float(1 - values.cost[c, action]))
-            gain = float(np.dot(choice.shares, value[c] - value[c, 0]))
-            trials = self._trials(c, value[c], error[c], choice.best)
-            plans[name] = ClassPlan(
-                best=choice.best, shares=choice.shares, trials=trials, value=gain, regret=choice.regret
+                np.concatenate([[full], value[c][at]]),
+                np.concatenate([[0.0], error[c][at]]),
+                np.concatenate([[0.0], spread[c][at]]),
+                allowed=np.concatenate([[True], stops & ~self.guard.inactive[c]]),
+                hopes=np.concatenate([[0.0], self._hopes(c, price * float(relative[c])) * stops]),
+                incumbent=self._best[c],
+                token_price=price,
+                horizon=horizon[c],
+                bounds=self.bounds.choice,
+            )
+            self._best[c], self._levels[c] = choice.best, levels
+            shares = choice.shares
+            if not most:  # full runs try all settings at no cost
+                shares = (0.0, *[1 / len(levels)] * len(levels))
+            for setting in np.flatnonzero(stops * shares[1:]).tolist():
+                self.guard.activate(c, setting, float(1 - values.cost[c, setting, levels[setting]]))
+            gained = float(np.dot(shares[1:], value[c][at] - full))
+            classes.append(
+                ClassChoice(
+                    best=choice.best, shares=shares, levels=tuple(levels.tolist()), value=gained, regret=choice.regret
+                )
             )
         events, self._events = tuple(self._events), []
-        return AgentPlan(classes=plans, token_price=price, events=events)
+        return AgentChoice(classes=tuple(classes), token_price=price, events=events)
 
-    def _observe(self, c: int, action: int, tokens: float, seconds: float) -> None:
-        cost = self._values.add_run(c, action, tokens, seconds)
-        if cost is None or action == 0:
-            return
-        for event in self._guard.add_run(c, action, cost):
+    def _choose_levels(self, c: int, value: Floats, error: Floats, most: int, price: float) -> Ints:
+        """The best proved level under each setting; one in use stays until another is clearly better.
+
+        A class that is inactive keeps its level, at which it is tried.
+        """
+        careful = value[:, : most + 1] - self.bounds.choice.caution * error[:, : most + 1]
+        best, held = np.argmax(careful, axis=1), np.minimum(self._levels[c], most)
+        rows = np.arange(len(best))
+        better = careful[rows, best] > careful[rows, held] + self.bounds.choice.least_gain * price
+        stays = self.guard.inactive[c] & (held > 0)
+        return np.asarray(np.where(better & ~stays, best, held))
+
+    def _hopes(self, c: int, price: float) -> Floats:
+        """What each inactive setting would gain if it paid again as promised, times the chance of that."""
+        promised = np.nan_to_num(self.guard.promised[c])
+        return np.asarray(np.where(self.guard.inactive[c], RETURN * price * promised, 0.0))
+
+    def _watch(self, c: int, setting: int, cost: float) -> None:
+        for event in self.guard.add_run(c, setting, cost):
             self._events.append(event)
-            if event.kind != "costs_more":
-                self._values.forget(c, self._of_group[self.actions[action].group])
-
-    def _trials(self, c: int, value: Floats, error: Floats, best: int) -> tuple[float, ...]:
-        """Audits try the groups of settings by what could be learned from each."""
-        worth = np.zeros(len(self._of_group))
-        for a, action in enumerate(self.actions[1:], start=1):
-            gap = max(0.0, float(value[best] - value[a]))
-            gain = expected_improvement(gap, float(error[a]))
-            if self._guard.inactive[c, a]:  # it may have become as good again as it was
-                lost = self._guard.promised[c, a] - 1 + self._values.cost[c, best]
-                gain = max(gain, RETURN * self._price * lost)
-            worth[action.group] = max(worth[action.group], gain)
-        shares = worth / worth.sum() if worth.sum() else np.full(len(self._of_group), 1 / len(self._of_group))
-        shares = LEAST_TRIAL / len(self._of_group) + (1 - LEAST_TRIAL) * shares
-        return tuple(shares.tolist())
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "values": self._values.plain(),
-            "guard": self._guard.plain(),
-            "best": list(self._best),
-            "price": self._price,
-        }
-
-    def restore(self, plain: Mapping[str, Any]) -> None:
-        self._values.restore(plain["values"])
-        self._guard.restore(plain["guard"])
-        self._best, self._price = list(plain["best"]), float(plain["price"])
+            if event.change != "costs_more":
+                self.values.forget(c, setting)

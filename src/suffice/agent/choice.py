@@ -45,9 +45,10 @@ def choose(
     value: Floats,
     error: Floats,
     spread: Floats,
-    allowed: Bools,
-    incumbent: int,
     *,
+    allowed: Bools,
+    hopes: Floats,
+    incumbent: int,
     token_price: float,
     horizon: float,
     bounds: ChoiceBounds,
@@ -57,21 +58,23 @@ def choose(
     value    expected reward of each action, in EM
     error    standard error of each value; 0 for the full run, which is action 0 and always allowed
     spread   standard deviation of one run's reward, in EM
+    hopes    expected gain from trying an action that is not allowed for now; 0: it is not tried
     horizon  requests of the class over which what is learned stays true
     """
     careful = np.where(allowed, value - bounds.caution * error, -np.inf)
     best = int(np.argmax(careful))
     if allowed[incumbent] and careful[best] < careful[incumbent] + bounds.least_gain * token_price:
         best = incumbent
-    others = [a for a in np.flatnonzero(allowed).tolist() if a not in {best, 0}]
+    others = [a for a in range(1, len(value)) if a != best and (allowed[a] or hopes[a] > 0)]
     gaps = {a: max(0.0, float(value[best] - value[a])) for a in others}
     shares = np.zeros(len(value))
     for a, gap in gaps.items():
         runs = (spread[a] / error[a]) ** 2 if error[a] > 0 else 0.0  # as many again halve its variance
-        if horizon * expected_improvement(gap, float(error[a])) > runs * gap:
+        if horizon * max(float(hopes[a]), expected_improvement(gap, float(error[a]))) > runs * gap:
             shares[a] = 1 / (len(others) + 1 + gap / max(float(error[a]), 1e-9) * sqrt(len(others)))
     cost = sum(shares[a] * gap for a, gap in gaps.items())
-    scale = min(1.0, bounds.explore_share / max(shares.sum(), 1e-12), bounds.explore_cost * token_price / max(cost, 1e-12))
+    most_cost = bounds.explore_cost * token_price
+    scale = min(1.0, bounds.explore_share / max(shares.sum(), 1e-12), most_cost / max(cost, 1e-12))
     shares *= scale
     shares[best] = 1 - shares.sum()
     return Choice(best=best, shares=tuple(shares.tolist()), regret=float(scale * cost))

@@ -1,73 +1,52 @@
 """What the agent has earned, against doing nothing and against every fixed action, from audits.
 
-An audit shows what each action of its settings would have earned on the same request. Weighted by one over the share
-with which those settings were tried (Horvitz-Thompson), the difference between a fixed action and the agent's shares is
-unbiased whatever the shares were; regret needs no model.
+An audit shows what each level would have earned under its settings. Weighted by one over the share with which those
+settings were drawn (Horvitz-Thompson), the difference between a fixed action and the agent is unbiased whatever the
+shares were; regret needs no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regret:
-    """Reward per request of something else above the agent's, in EM; below 0 the agent is better."""
-
-    mean: float
-    low: float
-    high: float
-    n_audits: int
+from suffice.agent.values import Floats
+from suffice.types import Regret
 
 
 class RegretLog:
-    def __init__(self, groups: Sequence[int]) -> None:
-        self._groups = np.array(groups)  # of every action but the full run; each audit shows those of one group
+    def __init__(self, n_settings: int, n_levels: int) -> None:
         self._n = 0
-        self._sums = np.zeros((2, len(groups)))  # of the difference to the agent, and of its square
+        self._sums = np.zeros((2, n_settings, n_levels))  # of the difference to the agent, and of its square
 
-    def add(self, group: int, trial: float, shares: Floats, reward: Mapping[int, float]) -> None:
+    def add(self, setting: int, share: float, level: int, gain: Floats) -> None:
         """Add an audit.
 
-        group, trial  the settings that it ran with, and the share with which they were drawn
-        shares        the agent's shares of every action for such a request
-        reward        by action: what it would have earned more than the full run
+        setting, share  the settings that it ran with, and the share with which they were drawn
+        level           what the agent would have served
+        gain            reward of each level above that of the full run, in EM, shape (levels,)
         """
-        earned = np.zeros(len(self._groups))
-        for action, gain in reward.items():
-            earned[action] = gain / trial
-        agent = float(np.dot(shares, earned))
-        difference = earned - agent
+        difference = np.full(self._sums.shape[1:], -gain[level])
+        difference[setting] += gain / share
         self._n += 1
         self._sums += (difference, difference**2)
 
-    def against(self, action: int, z: float = 1.96) -> Regret | None:
-        """Compare with always drawing one action; 0 does nothing. None before the second audit."""
+    def of_idle(self) -> Regret | None:
+        """Compare with doing nothing; None before the second audit. The gain of level 0 is 0 under any settings."""
+        return self._of(0, 0, z=1.96)
+
+    def of_best_fixed(self, most: int) -> Regret | None:
+        """Compare with the settings and the level up to `most` that would have earned most, by one interval for all."""
         if self._n < 2:
             return None
-        total, square = self._sums[:, action].tolist()
+        setting, level = np.unravel_index(np.argmax(self._sums[0, :, : most + 1]), (len(self._sums[0]), most + 1))
+        return self._of(int(setting), int(level), z=2.9)  # about 95 % for the largest of a dozen
+
+    def _of(self, setting: int, level: int, *, z: float) -> Regret | None:
+        if self._n < 2:
+            return None
+        total, square = self._sums[:, setting, level].tolist()
         mean = total / self._n
         error = sqrt(max(0.0, square / self._n - mean**2) / (self._n - 1))
         return Regret(mean=mean, low=mean - z * error, high=mean + z * error, n_audits=self._n)
-
-    def best_fixed(self, allowed: Sequence[int]) -> tuple[int, Regret] | None:
-        """The allowed action that would have earned most, with an interval that covers the choice of it."""
-        if self._n < 2:
-            return None
-        best = max(allowed, key=lambda action: self._sums[0, action])
-        wide = self.against(best, z=2.9)  # about 95 % for the maximum over a dozen
-        return None if wide is None else (best, wide)
-
-    def plain(self) -> dict[str, Any]:
-        return {"n": self._n, "sums": self._sums.tolist()}
-
-    def restore(self, plain: Mapping[str, Any]) -> None:
-        self._n, self._sums = int(plain["n"]), np.array(plain["sums"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from suffice.agent.settings import AGENT, FULL, with_settings
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
 from suffice.policy.base import Policy, build_policy, version_of
@@ -22,7 +23,7 @@ from suffice.policy.rules import Never
 from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
-from suffice.rollout.assign import keyed
+from suffice.rollout.assign import keyed, point_of
 from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, with_arm
 from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
@@ -31,7 +32,7 @@ from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
-from suffice.types import ArmDraw, Findings, Pause, Promise, Publication
+from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication
 from suffice.upstream.drivers import allows_probes
 
 # Fields with which a stop could change the requested result, by the counted reason: OpenAI's, then
@@ -75,6 +76,7 @@ class BuiltRoute:
     promise: Promise = "certified"  # for which this request's level was chosen
     risks: bool = False  # during a fallback, an uncertified level acts instead of turning requests away
     holding: ActiveOverrides = NO_OVERRIDES
+    plan: ClassPlan | None = None  # the agent's for this prompt's class, of several draws; None: nothing to draw
 
     @property
     def acts(self) -> bool:
@@ -96,10 +98,18 @@ class BuiltRoute:
         requested = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != requested for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
-        ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
+        ceiling, plan = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class)), self.plan
+        if self.active.plan is not None:
+            plan = self.active.plan.of_class(query_class)
+            if plan is not None and len(plan.draws) == 1:
+                ceiling, plan = lowest(ceiling, plan.draws[0].ceiling), plan if plan.draws[0].settings else None
+        return self._with_ceiling(ceiling, question_key, plan)
+
+    def _with_ceiling(self, ceiling: int | None, question_key: str, plan: ClassPlan | None) -> BuiltRoute:
         if not self.folds:  # an arm or the operator's policy has no levels to lower
             return replace(self, certified=False, arm="") if ceiling == 0 else self
-        return replace(self, levels=self.folds[prompt_fold(question_key, len(self.folds))], ceiling=ceiling)
+        levels = self.folds[prompt_fold(question_key, len(self.folds))]
+        return replace(self, levels=levels, ceiling=ceiling, plan=plan)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Return whether the answering model matches the evidence, as far as both are known."""
@@ -308,7 +318,8 @@ class Variants:
         self, route: BuiltRoute, units: Callable[[], Units], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """Return the route for a request and its drawn arms; the same object if nothing varies it."""
-        if not self.experiments and route.name not in self.trials and route.name not in self.standing:
+        varies = self.experiments or route.name in self.trials or route.name in self.standing
+        if not varies and route.plan is None:
             return route, ()
         try:
             return self._place(route, units(), question)
@@ -323,6 +334,8 @@ class Variants:
 
     def _place(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         served, drawn = self._with_rollout(route, units, question)
+        if served is route and route.plan is not None:
+            served, drawn = self._with_plan(route, route.plan, units["request"] or "")
         for one in draw_arms(self.experiments, route=route.name, units=units, salt=self.salt):
             arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
             varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
@@ -351,6 +364,25 @@ class Variants:
             unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
         )
         return varied, (draw,)
+
+    def _with_plan(self, route: BuiltRoute, plan: ClassPlan, unit: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """Draw the settings and the level that the agent planned. Audits draw, too: they stand for what is served."""
+        point, drawn = point_of(unit, salt=f"{self.salt}/agent/{route.name}", purpose=b"agent-draw"), plan.draws[-1]
+        for one in plan.draws:
+            if point < one.share:
+                drawn = one
+                break
+            point -= one.share
+        settings = route.settings if drawn.settings == FULL else with_settings(route.settings, drawn.settings)
+        draw = ArmDraw(
+            experiment=AGENT,
+            run=route.active.n_plans,
+            arm=drawn.settings,
+            propensity=drawn.share,
+            others=tuple((one.settings, one.share) for one in plan.draws if one is not drawn),
+            unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
+        )
+        return replace(route, settings=settings, ceiling=lowest(route.ceiling, drawn.ceiling), plan=None), (draw,)
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         state, models = trial.state, trial.models

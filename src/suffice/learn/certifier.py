@@ -282,6 +282,13 @@ class Certifier:
             return None
         return self._mature(), epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
 
+    def replayed_costs(self, first: int) -> tuple[Floats, Bools, Floats] | None:
+        """For the audits from `first` on: tokens at each level and whether it stops, (n, M); full runs' tokens, (n,)."""
+        if self.served is None or first >= self.n_audits:
+            return None
+        runs, rows = self._epoch.runs, self._epoch.rows[first:]
+        return runs.cost[rows], rows < runs.last[first:, np.newaxis], runs.full[first:]
+
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """The evidence for the level that passes, or for `most` where no higher one is allowed."""
         plan, runs, certificate = self.plan, self._epoch.runs, self.certificate

@@ -14,6 +14,7 @@ from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
 from suffice.control.evidence.versions import LiveLearner, ServedVersion
+from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
 from suffice.errors import SufficeError
 from suffice.learn.certifier import Certifier
@@ -137,6 +138,7 @@ class EvidenceSource:
     def __init__(self, state: EpochState) -> None:
         self.state = state
         self.level = 0  # active; 0 never stops
+        self.agent: LiveAgent | None = None  # None: the owner has switched it off
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         """Whether the end of this run is evidence about the loss of the active level, or of the next one."""

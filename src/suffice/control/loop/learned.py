@@ -32,8 +32,9 @@ from suffice.control.evidence.versions import (
     fixed_policy_rows,
     written,
 )
-from suffice.control.loop.charges import FinishLog, JudgeCharge
+from suffice.control.loop.charges import FinishLog, JudgeCharge, served_level
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
+from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import LiveGuards
 from suffice.control.loop.satisfaction_floor import SatisfactionFloor
 from suffice.episode import vote
@@ -116,6 +117,8 @@ class LearnedEvidence(EvidenceSource):
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
+        if route.agent == "auto":
+            self.agent = LiveAgent(route, max_em_drop=epoch.max_em_drop, n_levels=self.certifier.n_levels)
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._n_taken = 0  # audits that the certifier has
         self._forecast = ""  # why a forecast acted since the last look; "": it did not
@@ -124,8 +127,11 @@ class LearnedEvidence(EvidenceSource):
         return is_evidence(request, outcome, probes=self.state.context.route.probe is not None)
 
     def note_end(self, episode: Episode) -> None:
-        self.finish.note(episode.request, episode.outcome)
+        request = episode.request
+        self.finish.note(request, episode.outcome)
         self.floor.ratings.ended(episode)
+        if self.agent is not None and self._serves(request):
+            self.agent.add_run(request, episode.outcome, served_level(request))
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.floor.ratings.note_label(episode_id, given)
@@ -175,7 +181,18 @@ class LearnedEvidence(EvidenceSource):
             alarm = mix.alarm(certifier.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
-        return self._draft(held, changes, self._move_level())
+        draft = self._draft(held, changes, self._move_level())
+        if self.agent is not None:
+            self.agent.read(certifier, state.audits)
+            held_back = dict(self._classes())
+            self.agent.look(state.n, lambda name: held_back.get(name, self.level))
+        return draft
+
+    def _serves(self, request: Request) -> bool:
+        """Whether the version in use served this request, as a run that a stop could end."""
+        address = self._address()
+        served = request.policy_version.rpartition("@")[0] == address if address else request.certified
+        return served and request.mode == "enforce" and not request.audit and request.delivery == 1
 
     def _move_level(self) -> str:
         drawn_at = self.level or self.certifier.level
@@ -248,6 +265,8 @@ class LearnedEvidence(EvidenceSource):
             self.state.audits = self.state.audits[n_gone:]
             self._n_taken = len(self.state.audits)
             self._guards.forget(n_gone)
+            if self.agent is not None:
+                self.agent.forget(n_gone)
             self.state.index_audits()
 
     def _charge_finish(self, served: FoldedModels | None) -> None:

@@ -21,9 +21,10 @@ from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
+from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
+from suffice.types import Episode, EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
 FULL: Final = "full"  # how outcomes name a second full run
 MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
@@ -107,9 +108,19 @@ class PairedEvidence(EvidenceSource):
         self._watch: AuditWatch | None = None  # ends the epoch while the arm is active
         self._watched_to = 0  # position of the last pair in the watch
         self._fell = False  # the arm has lost its certificate in this epoch
+        route = state.context.route
+        if route.agent == "auto":
+            self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=2)
+        self._read_to = self._judged_to = 0  # positions of the last pair and outcome that the agent has
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
+
+    def note_end(self, episode: Episode) -> None:
+        request = episode.request
+        if self.agent is not None and request.mode == "enforce" and not request.audit and request.delivery == 1:
+            level = int(request.certified and request.policy_version in self.state.context.route.arms)
+            self.agent.add_run(request, episode.outcome, level)
 
     # ---- a look ----------------------------------------------------------------------------------
 
@@ -130,7 +141,26 @@ class PairedEvidence(EvidenceSource):
             reference = Reference(n_disagreeing=certificate.n_disagree, n_lost=certificate.n_lost, n=certificate.n)
             self._watch = AuditWatch(max_em_drop=state.epoch.max_em_drop, reference=reference)
             self._watched_to = state.audits[-1].seq
-        return self._draft(held, certificate)
+        draft = self._draft(held, certificate)
+        if self.agent is not None:
+            self._feed_agent(self.agent, pairs, now)
+            self.agent.look(state.n, lambda _: self.level)
+        return draft
+
+    def _feed_agent(self, agent: LiveAgent, pairs: Sequence[PairedAudit], now: float) -> None:
+        waits = False
+        for audit, pair in zip(self.state.audits, pairs, strict=True):
+            if pair.is_repeat or not pair.full_tokens or not pair.arm_tokens:
+                continue
+            tokens = np.array([pair.full_tokens, pair.arm_tokens], dtype=np.float64)
+            costs = AuditCosts(audit=audit, full_tokens=tokens[0], tokens=tokens, stops=np.array([False, True]))
+            if audit.seq > self._read_to:
+                self._read_to = audit.seq
+                agent.add_audit(costs)
+            waits |= pair.z is None and pair.due > now
+            if audit.seq > self._judged_to and not waits:
+                self._judged_to = audit.seq
+                agent.add_losses(costs, np.array([0.0, 1.0 if pair.z is None else pair.z]))
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
         if self._watch is None:

@@ -289,8 +289,16 @@ class RouteLoop:
                 windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.pairs(epoch.pending),
             )
-        events = (*self.source.label_requests(self.requested), *self._pause())
+        events = (*self.source.label_requests(self.requested), *self._pause(), *self._plan())
         return Resolution(events) if events else None
+
+    def _plan(self) -> tuple[Event, ...]:
+        agent, context = self.source.agent, self.context
+        made = None if agent is None else agent.plan(self.held, at=self.n, author=context.author)
+        if made is None:
+            return ()
+        self.held = self.held.after(made)
+        return (made,)
 
     @property
     def _max_em_drop(self) -> float:

@@ -21,7 +21,9 @@ _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processe
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
 
 # Partial indexes over rare kinds, so that polling for new rows is cheap.
-_DECISIONS: Final = ("alarm_raised", "enforcement_paused", "enforcement_resumed", "epoch_began", "policy_published")
+_DECISIONS: Final = (
+    *("agent_planned", "alarm_raised", "enforcement_paused", "enforcement_resumed", "epoch_began", "policy_published"),
+)
 _REVIEWS: Final = ("review_asked", "review_drawn", "review_leased", "review_returned", "review_verdict")
 _PAUSES: Final = ("enforcement_paused", "enforcement_resumed")
 INDEXED_KINDS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -18,7 +18,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.rows.events import Event, route_of
-from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
+from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,11 @@ class RouteDeployment:
     epoch: Epoch | None = None  # the latest; None: no worker has started with this route
     publication: Publication | None = None  # the latest of this epoch; None: no publication
     last: Publication | None = None  # the latest of any epoch
+    plan: AgentPlan | None = None  # the agent's latest in this epoch; None: it has not planned
     pause: Pause | None = None  # that has not ended
     alarm: Alarm | None = None  # the latest
     n_publications: int = 0  # numbers that are used up
+    n_plans: int = 0
     n_pauses: int = 0
     n_epochs: int = 0
 
@@ -50,10 +52,13 @@ class RouteDeployment:
 
     def after(self, event: Event) -> RouteDeployment:
         if isinstance(event, Epoch) and event.number > self.n_epochs:
-            return replace(self, epoch=event, publication=None, n_epochs=event.number)
+            return replace(self, epoch=event, publication=None, plan=None, n_epochs=event.number)
         if isinstance(event, Publication) and event.number > self.n_publications:
             mine = event if event.epoch == self.n_epochs else self.publication  # of an ended epoch: void
             return replace(self, publication=mine, last=event, n_publications=event.number)
+        if isinstance(event, AgentPlan) and event.number > self.n_plans:
+            mine_too = event if event.epoch == self.n_epochs else self.plan
+            return replace(self, plan=mine_too, n_plans=event.number)
         if isinstance(event, Alarm):
             return replace(self, alarm=event)
         if isinstance(event, Pause) and event.number > self.n_pauses:

@@ -24,6 +24,7 @@ from suffice.rollout.evidence import Rules
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State, Transition
 from suffice.types import (
+    AgentPlan,
     Alarm,
     Epoch,
     Feedback,
@@ -283,7 +284,7 @@ class LogOutage:
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
-_OfLoop: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
+_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
 _OfForecasts: TypeAlias = RouteForecast | ForecastAction | Alert
 _OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
@@ -349,6 +350,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("upstream_examined", Findings, "findings", "{0.examination_id}"),
     Kind("route_examined", RouteFindings, "findings", "{0.examination_id}"),
     Kind("policy_published", Publication, "publication", _NUMBERED),
+    Kind("agent_planned", AgentPlan, "plan", _NUMBERED),
     Kind("epoch_began", Epoch, "epoch", _NUMBERED),
     Kind("alarm_raised", Alarm, "alarm", "{0.route}:{0.epoch}"),
     Kind("enforcement_paused", Pause, "pause", _NUMBERED),

@@ -1,0 +1,45 @@
+"""The settings of a route that its agent may vary, by name: "growth=1.4" is the spacing of probes, "wave=2" a wave.
+
+They change what a run costs and what is observed of it, never what the model is asked.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from suffice.settings import Route
+
+AGENT: Final = "agent"  # name of the experiment under which its draws are logged
+FULL: Final = "full"  # the arm that stops nothing
+SPACINGS: Final = (1.3, 1.6)  # growth of the distance between checkpoints: coarser ones probe less
+WAVES: Final = (1, 2, 8)  # samples requested at once
+
+
+def alternatives(route: Route) -> tuple[str, ...]:
+    """Return the names of all settings that the agent may draw; the first, "", is the route's own.
+
+    Waves trade tokens for seconds, so they are varied only where the owner has priced seconds.
+    """
+    if route.agent == "off" or not route.is_learned:
+        return ("",)
+    if route.kind == "samples" and route.latency_price:
+        waves = [wave for wave in WAVES if wave != route.wave and wave <= route.samples]
+        return ("", *(f"wave={wave}" for wave in waves))
+    if route.kind == "reasoning" and route.probe is not None:
+        return ("", *(f"growth={growth:g}" for growth in SPACINGS if growth > route.steps.growth))
+    return ("",)
+
+
+def with_settings(route: Route, name: str) -> Route:
+    """Return the route with the settings of this name. Raises ValueError for an unknown name."""
+    what, _, value = name.partition("=")
+    if what == "growth":
+        steps = msgspec.structs.replace(route.steps, growth=float(value))
+        return msgspec.structs.replace(route, steps=steps)
+    if what == "wave":
+        return msgspec.structs.replace(route, wave=int(value))
+    if name:
+        raise ValueError(f'settings: got {name!r}; allowed: "growth=NUMBER", "wave=NUMBER"')
+    return route

@@ -1,0 +1,327 @@
+"""The agent of a route in the control loop: evidence of one epoch in, plans as rows of the log out.
+
+A plan only lowers levels of query classes below what is certified, and draws settings that change no answer, so the
+certificate holds for whatever it does. Plans are rows: a replay of the log reads them and need not reproduce them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from suffice.agent.agent import Agent, AgentBounds, AgentChoice
+from suffice.agent.choice import ChoiceBounds
+from suffice.agent.cost_guard import CostEvent
+from suffice.agent.regret import RegretLog
+from suffice.agent.settings import AGENT, FULL, alternatives
+from suffice.assurance.runs import ENDED
+from suffice.assurance.sampling import weight_of
+from suffice.control.evidence.audits import Audit
+from suffice.learn.audits import Bools, Floats
+from suffice.learn.certifier import Certifier
+from suffice.settings import Route
+from suffice.signals.query import class_of
+from suffice.store.routes.deployments import RouteDeployment
+from suffice.types import AgentPlan, ClassPlan, Outcome, PlannedDraw, Request
+
+MOST_CLASSES: Final = 16  # that get a plan of their own: the first ones
+MONTH_S: Final = 30 * 86_400.0
+STEADY: Final = 20_000.0  # requests over which what is learned stays true, at most
+REPEATED: Final = 5_000  # requests after which an unchanged plan is written again, with newer figures
+MOVED: Final = 0.05  # a smaller change of a share is not written
+FORGET: Final = 0.98  # weight of earlier finishes when one more is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCosts:
+    """Tokens of an audit's full run, and those at each level, shape (levels,); `stops`: which levels end it early."""
+
+    audit: Audit
+    full_tokens: float
+    tokens: Floats
+    stops: Bools
+
+
+class LiveAgent:
+    def __init__(self, route: Route, *, max_em_drop: float, n_levels: int) -> None:
+        self.route, self.settings = route, alternatives(route)
+        bounds = AgentBounds(
+            max_em_drop=max_em_drop,
+            token_price=1.0 if route.token_price else None,
+            latency_price=route.latency_price,
+            choice=ChoiceBounds(explore_cost=route.explore_cost),
+        )
+        self.agent = Agent(MOST_CLASSES, len(self.settings), n_levels, bounds)
+        self.choice: AgentChoice | None = None
+        self._regret = RegretLog(len(self.settings), n_levels)
+        self._classes: dict[str, int] = {}
+        self._n_runs = np.zeros(MOST_CLASSES)
+        self._finish = np.zeros((2, MOST_CLASSES))  # measured finishes, and tokens above the full run's answer
+        self._received_s: tuple[float, float] | None = None  # of the first run and the last
+        self._full: tuple[float, float] = 0.0, 0.0  # full runs, and their tokens
+        self._proven: list[int] = []
+        self._events: list[tuple[int, CostEvent]] = []  # by request
+        self._version = -1  # of the certifier, whose levels are known
+        self._costs: list[AuditCosts] = []  # of the certifier's audits, in its order
+        self._unjudged: list[AuditCosts] = []
+
+    # ---- evidence --------------------------------------------------------------------------------
+
+    def read(self, certifier: Certifier, audits: Sequence[Audit]) -> None:
+        """Add the certifier's new audits at the levels of its version, and their outcomes once they count."""
+        outcomes = certifier.outcomes()
+        if outcomes is None:
+            return
+        is_new = certifier.version != self._version
+        if is_new:
+            self._version, self._costs, self._unjudged = certifier.version, [], []
+            self._relearn(certifier.n_levels)
+        first = len(self._costs)
+        replayed = certifier.replayed_costs(first)
+        if replayed is not None:
+            for audit, tokens, stops, full in zip(audits[first:], *replayed, strict=False):
+                costs = AuditCosts(audit=audit, full_tokens=float(full), tokens=tokens, stops=stops)
+                self._costs.append(costs)
+                self._unjudged.append(costs)
+                self.add_audit(costs, again=is_new)
+        mature, z = outcomes
+        places = {id(costs): place for place, costs in enumerate(self._costs)}
+        waiting, self._unjudged = self._unjudged, []
+        for costs in waiting:
+            place = places[id(costs)]
+            if mature[place]:
+                self.add_losses(costs, z[place].astype(np.float64))
+            else:
+                self._unjudged.append(costs)
+
+    def forget(self, n: int) -> None:
+        """Drop the oldest audits, which the certifier has dropped."""
+        gone, self._costs = self._costs[:n], self._costs[n:]
+        dropped = {id(costs) for costs in gone}
+        self._unjudged = [costs for costs in self._unjudged if id(costs) not in dropped]
+
+    def _relearn(self, n_levels: int) -> None:
+        self.agent.relearn(n_levels)
+        self._regret = RegretLog(len(self.settings), n_levels)
+        self.choice = None
+
+    def add_run(self, request: Request, outcome: Outcome, level: int) -> None:
+        """Add a run that is no audit and was served at `level` of the version in use."""
+        c = self._class(request)
+        if c is None or outcome.usage is None or outcome.end_reason not in ENDED or weight_of(request, outcome) <= 0:
+            return
+        arm = _drawn(request)[0]
+        setting = 0 if arm is None else self._place(arm)
+        level = 0 if arm == FULL else level
+        self._n_runs[c] += 1
+        tokens = outcome.usage.completion_tokens + outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
+        if setting is not None:
+            self.agent.add_run(c, setting, level, tokens=tokens, seconds=outcome.duration_s)
+
+    def add_audit(self, costs: AuditCosts, *, again: bool = False) -> None:
+        """Add an audit that has returned; `again`: it was added before, under the levels of another version."""
+        request, outcome = costs.audit.episode.request, costs.audit.outcome
+        c, (arm, _) = self._class(request), _drawn(request)
+        if c is None:
+            return
+        self._n_runs[c] += 1
+        tokens, answer = costs.tokens, finish_tokens(outcome)
+        needs = self.route.kind == "reasoning" and not self.route.is_paired
+        if needs and answer is not None and not again:
+            self._finish[:, c] = FORGET * self._finish[:, c] + (1, answer - _answer_tokens(outcome))
+        if needs:
+            n, more = self._finish[:, c].tolist()
+            excess = answer - _answer_tokens(outcome) if answer is not None else more / n if n else 0.0
+            tokens = tokens + excess * costs.stops
+        setting = 0 if arm is None else self._place(arm)
+        if setting is None or (arm or "").startswith(
+            "wave="
+        ):  # what a stop costs is replayed with the route's own wave
+            return
+        is_watched = not again and (answer is not None or not needs)
+        self.agent.add_audit(c, setting, full_tokens=costs.full_tokens, tokens=tokens, is_watched=is_watched)
+        self._full = self._full[0] + 1, self._full[1] + costs.full_tokens
+
+    def add_losses(self, costs: AuditCosts, z: Floats) -> None:
+        """Add the EM drop of an audit at each level, once it counts: +1, 0 or -1, shape (levels,)."""
+        request = costs.audit.episode.request
+        c, (arm, share) = self._class(request), _drawn(request)
+        if c is None:
+            return
+        self.agent.add_losses(c, z)
+        setting = 0 if arm is None else self._place(arm)
+        if self.choice is None or setting is None or not self._full[0]:
+            return
+        level = min(self.choice.classes[c].levels[setting], len(z) - 1) if self.choice.classes[c].best else 0
+        saved = (costs.full_tokens - costs.tokens) * costs.stops / (self._full[1] / self._full[0])
+        self._regret.add(setting, share, level, self.agent.token_price * saved - z)
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def look(self, n: int, level_of: Callable[[str], int]) -> None:
+        """Decide anew at request `n` of the route. `level_of` gives the highest level that a class may use, by its name."""
+        n_full, total = self._full
+        if self.route.token_price and n_full:
+            self.agent.token_price = self.route.token_price * total / n_full / 1_000
+        proven = [0] * MOST_CLASSES
+        for name, c in self._classes.items():
+            proven[c] = level_of(name)
+        self.choice = self.agent.look(proven, horizon=self._horizon())
+        self._proven = proven
+        self._events += [(n, event) for event in self.choice.events]
+
+    def plan(self, held: RouteDeployment, *, at: int, author: str) -> AgentPlan | None:
+        """Return the plan if it differs from the active one, or that one's figures are old."""
+        choice, epoch, before = self.choice, held.epoch, held.plan
+        if choice is None or epoch is None or not any(self._proven):
+            return None
+        classes = tuple(
+            ClassPlan(query_class=name, draws=self._draws(c), **self._expected(c))
+            for name, c in sorted(self._classes.items())
+        )
+        if before is not None and _same(before.classes, classes) and at < before.at + REPEATED:
+            return None
+        since = before.at if before is not None else 0
+        events, self._events = [event for n, event in self._events if n > since], []
+        return AgentPlan(
+            route=epoch.route,
+            number=held.n_plans + 1,
+            epoch=epoch.number,
+            at=at,
+            classes=classes,
+            token_price=choice.token_price,
+            reason="; ".join([*self._learned(events), *_changes(before, classes)]) or self._outlook(classes),
+            author=author,
+            alert="; ".join(self._alerts(events)),
+            idle=self._regret.of_idle(),
+            best_fixed=self._regret.of_best_fixed(max(self._proven)),
+        )
+
+    def _draws(self, c: int) -> tuple[PlannedDraw, ...]:
+        assert self.choice is not None
+        made, most = self.choice.classes[c], self._proven[c]
+        full, *shares = made.shares
+        draws = [
+            PlannedDraw(settings=name, share=share, ceiling=None if level >= most else level)
+            for name, share, level in zip(self.settings, shares, made.levels, strict=True)
+            if share > 0
+        ]
+        if full > 0:
+            draws.append(PlannedDraw(settings=FULL if draws else "", share=full, ceiling=0))
+        return tuple(draws)
+
+    def _expected(self, c: int) -> dict[str, float | int]:
+        """What the decision saves and loses, by the audits and runs so far."""
+        assert self.choice is not None
+        made, values = self.choice.classes[c], self.agent.values
+        at = np.arange(len(made.levels)), np.array(made.levels)
+        shares = np.array(made.shares[1:])
+        saving, loss = 1 - values.cost[c][at], values.loss[c][at[1]]
+        return {
+            "saving": round(float(shares @ saving), 4),
+            "em_drop": round(float(shares @ loss), 5),
+            "n_audits": round(values.n_audits(c)),
+        }
+
+    def _learned(self, events: list[CostEvent]) -> Iterator[str]:
+        for event in events:
+            name, settings = self._name(event.query_class), self.settings[event.setting]
+            under = f" with {settings}" if settings else ""
+            if event.change == "stops_paying":
+                yield f"class {name}: stopping{under} saves less than half of the {event.promised:.0%} it promised"
+            elif event.change == "pays_again":
+                yield f"class {name}: stopping{under} pays again"
+
+    def _alerts(self, events: list[CostEvent]) -> Iterator[str]:
+        for event in events:
+            if event.change == "costs_more":
+                yield f"class {self._name(event.query_class)}: a stopped run costs more than a full run"
+
+    def _outlook(self, classes: tuple[ClassPlan, ...]) -> str:
+        shares = self._n_runs / max(1.0, self._n_runs.sum())
+        saving, drop = (
+            sum(shares[self._classes[one.query_class]] * getattr(one, what) for one in classes)
+            for what in ("saving", "em_drop")
+        )
+        return f"the route's own audits say that it saves {saving:.0%} of the tokens and loses {100 * drop:.2f} points"
+
+    # ---- names and places --------------------------------------------------------------------------
+
+    def _class(self, request: Request) -> int | None:
+        name = class_of(request.query)
+        if name not in self._classes:
+            if len(self._classes) == MOST_CLASSES:
+                return None
+            self._classes[name] = len(self._classes)
+        first = request.received_at_s if self._received_s is None else self._received_s[0]
+        self._received_s = first, request.received_at_s
+        return self._classes[name]
+
+    def _name(self, c: int) -> str:
+        return next((name for name, at in self._classes.items() if at == c), "") or "(none)"
+
+    def _place(self, settings: str) -> int | None:
+        if settings == FULL:
+            return 0
+        return self.settings.index(settings) if settings in self.settings else None
+
+    def _horizon(self) -> list[float]:
+        first, last = self._received_s or (0.0, 0.0)
+        part = MONTH_S / max(1.0, last - first)  # of a month that has been seen
+        return np.minimum(STEADY, part * self._n_runs).tolist()
+
+
+def _drawn(request: Request) -> tuple[str | None, float]:
+    """The settings that the agent drew for a request, and P(draw); None: nothing was drawn."""
+    for one in request.arms:
+        if one.experiment == AGENT:
+            return one.arm, one.propensity
+    return None, 1.0
+
+
+def finish_tokens(outcome: Outcome) -> float | None:
+    """Tokens of the finish that an audit measured; None: it measured none."""
+    if outcome.finish_step is None or outcome.finish_answer is None:
+        return None
+    return float(outcome.overhead.probe_tokens - sum(step.probe_tokens for step in outcome.steps))
+
+
+def _answer_tokens(outcome: Outcome) -> float:
+    return 0.0 if outcome.usage is None else outcome.usage.completion_tokens - outcome.usage.reasoning_tokens
+
+
+def _same(before: tuple[ClassPlan, ...], after: tuple[ClassPlan, ...]) -> bool:
+    """Whether two plans draw alike."""
+    known = {one.query_class: _table(one) for one in before}
+    for one in after:
+        old, new = known.get(one.query_class, _table(None)), _table(one)
+        if any(abs(old.get(what, 0.0) - new.get(what, 0.0)) > MOVED for what in {*old, *new}):
+            return False
+    return True
+
+
+def _table(plan: ClassPlan | None) -> dict[tuple[str, int | None], float]:
+    if plan is None:
+        return {("", None): 1.0}
+    return {(one.settings, one.ceiling): one.share for one in plan.draws}
+
+
+def _changes(before: AgentPlan | None, classes: tuple[ClassPlan, ...]) -> Iterator[str]:
+    for one in classes:
+        old = before.of_class(one.query_class) if before is not None else None
+        if old is None and before is None and len(one.draws) == 1 and one.draws[0].ceiling is None:
+            continue
+        if old is not None and _same((old,), (one,)):
+            continue
+        best = max(one.draws, key=lambda draw: draw.share)
+        name = one.query_class or "(none)"
+        if best.ceiling == 0:
+            yield f"class {name} runs in full"
+        else:
+            level = "up to the certified level" if best.ceiling is None else f"up to level {best.ceiling}"
+            under = f" with {best.settings}" if best.settings else ""
+            tries = f", and tries {len(one.draws) - 1} more settings" if len(one.draws) > 1 else ""
+            yield f"class {name} stops {level}{under}: it saves {one.saving:.0%}{tries}"
