@@ -11,6 +11,7 @@ from tests.simulators.agent_environments import (
     TOKEN_PRICE,
     Environment,
     best_fixed,
+    dear_stops,
     run_agent,
     run_fixed,
 )
@@ -28,14 +29,13 @@ def test_it_earns_what_the_best_fixed_action_earns_and_keeps_the_budget(env: Env
         assert life.reward.mean() >= nothing.reward.mean() - 0.02 * TOKEN_PRICE
 
 
-def test_a_setting_that_becomes_dear_is_left_at_once_and_comes_back() -> None:
-    (env,) = [one for one in ENVIRONMENTS if one.name == "dear spell"]
+def test_stops_that_become_dear_end_at_once_and_come_back() -> None:
+    env = Environment(name="dear stops", at=dear_stops, drifts=True)
     life = run_agent(env, seed=0)
-    begin, end = 0.4 * env.n, 0.6 * env.n
-    left = [at for at, kind, *_ in life.events if kind == "stops_paying"]
-    back = [at for at, kind, *_ in life.events if kind == "pays_again"]
-    assert begin < min(left) <= begin + 500
-    assert end < min(back) <= end + 2_000
+    begin, end = int(0.4 * env.n), int(0.6 * env.n)
+    assert life.tokens[begin - 500 : begin].mean() < 0.75
+    assert life.tokens[begin + 500 : end].mean() < 1.02
+    assert life.tokens[end + 2_000 : end + 4_000].mean() < 0.75
 
 
 def test_the_comparison_is_honest() -> None:

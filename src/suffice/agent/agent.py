@@ -76,7 +76,9 @@ class Agent:
         self.shape = (*self.shape[:2], n_levels)
         prior_loss = self.bounds.max_em_drop / 2
         self.values = ActionValues(*self.shape, half_life=self.bounds.half_life, prior_loss=prior_loss)
-        self._levels: Ints = np.zeros(self.shape[:2], dtype=np.int64)
+        # the highest: no limit below what is proved
+        self._levels: Ints = np.full(self.shape[:2], n_levels - 1)
+        self._served: Ints = np.zeros(self.shape[:2], dtype=np.int64)  # as chosen at the last look
 
     def add_run(self, c: int, setting: int, level: int, *, tokens: float, seconds: float = 0.0) -> None:
         """Add a run that was served at this level."""
@@ -95,7 +97,7 @@ class Agent:
         """
         self.values.age(c)
         self.values.add_full(c, full_tokens)
-        cost, level = self.values.add_audit(c, setting, tokens), self._levels[c, setting]
+        cost, level = self.values.add_audit(c, setting, tokens), self._served[c, setting]
         if is_watched and level:
             self._watch(c, setting, float(cost[level]))
 
@@ -104,7 +106,7 @@ class Agent:
         self.values.add_losses(c, z)
         best = self._best[c]
         if self.bounds.token_price is None and best:
-            step = exp(PRICE_STEP * (self.bounds.max_em_drop - z[self._levels[c, best - 1]]))
+            step = exp(PRICE_STEP * (self.bounds.max_em_drop - z[self._served[c, best - 1]]))
             self.token_price = min(PRICE_RANGE[1], max(PRICE_RANGE[0], self.token_price * step))
 
     def look(self, proven: Sequence[int], *, horizon: Sequence[float]) -> AgentChoice:
@@ -137,7 +139,8 @@ class Agent:
                 horizon=horizon[c],
                 bounds=self.bounds.choice,
             )
-            self._best[c], self._levels[c] = choice.best, levels
+            self._best[c] = choice.best
+            self._served[c] = np.where(levels > 0, levels, self._served[c])
             shares = choice.shares
             if not most:  # full runs try all settings at no cost
                 shares = (0.0, *[1 / len(levels)] * len(levels))
@@ -153,16 +156,18 @@ class Agent:
         return AgentChoice(classes=tuple(classes), token_price=price, events=events)
 
     def _choose_levels(self, c: int, value: Floats, error: Floats, most: int, price: float) -> Ints:
-        """The best proved level under each setting; one in use stays until another is clearly better.
+        """The best proved level under each setting; the highest, or the last one, unless another is clearly better.
 
-        A class that is inactive keeps its level, at which it is tried.
+        What is inactive keeps its level, at which it is tried.
         """
         careful = value[:, : most + 1] - self.bounds.choice.caution * error[:, : most + 1]
-        best, held = np.argmax(careful, axis=1), np.minimum(self._levels[c], most)
-        rows = np.arange(len(best))
+        rows, best, held = np.arange(len(value)), np.argmax(careful, axis=1), np.minimum(self._levels[c], most)
         better = careful[rows, best] > careful[rows, held] + self.bounds.choice.least_gain * price
-        stays = self.guard.inactive[c] & (held > 0)
-        return np.asarray(np.where(better & ~stays, best, held))
+        chosen = np.where(better & ~self.guard.inactive[c], best, held)
+        if most:
+            self._levels[c] = np.where(chosen < most, chosen, self._levels[c])
+            self._levels[c, (chosen == most) & better] = self.shape[2] - 1
+        return np.asarray(chosen)
 
     def _hopes(self, c: int, price: float) -> Floats:
         """What each inactive setting would gain if it paid again as promised, times the chance of that."""
@@ -173,4 +178,4 @@ class Agent:
         for event in self.guard.add_run(c, setting, cost):
             self._events.append(event)
             if event.change != "costs_more":
-                self.values.forget(c, setting)
+                self.values.replace(c, setting, event.promised if event.change == "pays_again" else 0.0)

@@ -21,7 +21,7 @@ CostChange = Literal["stops_paying", "costs_more", "pays_again"]
 
 BETS: Final = np.array((0.15, 0.35, 0.7))  # parts of the largest bet that cannot lose everything
 THRESHOLD: Final = 20_000.0  # runs to a false alarm
-RECOVERY: Final = 200.0  # audits to a false return, at exactly half of the promised saving
+RECOVERY: Final = 20.0  # runs to a false return, at exactly half of the promised saving
 _MOST: Final = 1e12  # keeps sums finite
 
 
@@ -39,6 +39,7 @@ class CostGuard:
     def __init__(self, n_classes: int, n_settings: int) -> None:
         self.promised = np.full((n_classes, n_settings), np.nan)
         self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
+        self._is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
         self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
 
     def activate(self, c: int, setting: int, saving: float) -> None:
@@ -54,16 +55,16 @@ class CostGuard:
         saving, half = float(np.clip(1 - cost, -1, 1)), max(0.0, promised / 2)
         changes: list[CostChange] = []
         paying, saves, recovered = self._sums[:, c, setting]
-        was_dear = saves.mean() >= THRESHOLD
-        if _bet(saves, -saving, 1.0) >= THRESHOLD and not was_dear:
+        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self._is_dear[c, setting]:
             changes.append("costs_more")
+            self._is_dear[c, setting] = True
         if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
             changes.append("stops_paying")
             self.inactive[c, setting] = True
         elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
             changes.append("pays_again")
             self.inactive[c, setting], self.promised[c, setting] = False, np.nan
-            saves[:] = 0
+            self._is_dear[c, setting], saves[:] = False, 0
         if changes and changes[-1] != "costs_more":
             paying[:] = recovered[:] = 0
         return [CostEvent(change=change, query_class=c, setting=setting, promised=promised) for change in changes]

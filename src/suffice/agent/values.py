@@ -56,9 +56,10 @@ class ActionValues:
         self._losses[0, c] += 1
         self._losses[1, c] += z
 
-    def forget(self, c: int, setting: int) -> None:
-        """Drop the costs under a setting, because they have changed."""
-        self._runs[:, c, setting] = 0
+    def replace(self, c: int, setting: int, saving: float) -> None:
+        """Replace the costs under a setting, which have changed, by a few runs with this saving."""
+        n, cost = PRIOR_RUNS, 1 - saving
+        self._runs[:, c, setting] = np.array([n, n * cost, n * cost**2, 0.0])[:, np.newaxis]
 
     def n_audits(self, c: int) -> float:
         return float(self._losses[0, c].max())

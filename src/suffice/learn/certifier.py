@@ -283,7 +283,7 @@ class Certifier:
         return self._mature(), epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
 
     def replayed_costs(self, first: int) -> tuple[Floats, Bools, Floats] | None:
-        """For the audits from `first` on: tokens at each level and whether it stops, (n, M); full runs' tokens, (n,)."""
+        """Tokens at each level and whether it stops, (n, M), and full runs' tokens, (n,), of audits from `first` on."""
         if self.served is None or first >= self.n_audits:
             return None
         runs, rows = self._epoch.runs, self._epoch.rows[first:]

@@ -137,9 +137,7 @@ class LiveAgent:
             excess = answer - _answer_tokens(outcome) if answer is not None else more / n if n else 0.0
             tokens = tokens + excess * costs.stops
         setting = 0 if arm is None else self._place(arm)
-        if setting is None or (arm or "").startswith(
-            "wave="
-        ):  # what a stop costs is replayed with the route's own wave
+        if setting is None or (arm or "").startswith("wave="):  # costs are replayed with the route's own wave
             return
         is_watched = not again and (answer is not None or not needs)
         self.agent.add_audit(c, setting, full_tokens=costs.full_tokens, tokens=tokens, is_watched=is_watched)
@@ -162,7 +160,7 @@ class LiveAgent:
     # ---- decisions -------------------------------------------------------------------------------
 
     def look(self, n: int, level_of: Callable[[str], int]) -> None:
-        """Decide anew at request `n` of the route. `level_of` gives the highest level that a class may use, by its name."""
+        """Decide anew at request `n`. `level_of` gives the highest level that a class may use, by its name."""
         n_full, total = self._full
         if self.route.token_price and n_full:
             self.agent.token_price = self.route.token_price * total / n_full / 1_000
@@ -178,10 +176,7 @@ class LiveAgent:
         choice, epoch, before = self.choice, held.epoch, held.plan
         if choice is None or epoch is None or not any(self._proven):
             return None
-        classes = tuple(
-            ClassPlan(query_class=name, draws=self._draws(c), **self._expected(c))
-            for name, c in sorted(self._classes.items())
-        )
+        classes = tuple(self._class_plan(name, c) for name, c in sorted(self._classes.items()))
         if before is not None and _same(before.classes, classes) and at < before.at + REPEATED:
             return None
         since = before.at if before is not None else 0
@@ -213,18 +208,19 @@ class LiveAgent:
             draws.append(PlannedDraw(settings=FULL if draws else "", share=full, ceiling=0))
         return tuple(draws)
 
-    def _expected(self, c: int) -> dict[str, float | int]:
-        """What the decision saves and loses, by the audits and runs so far."""
+    def _class_plan(self, name: str, c: int) -> ClassPlan:
         assert self.choice is not None
         made, values = self.choice.classes[c], self.agent.values
         at = np.arange(len(made.levels)), np.array(made.levels)
         shares = np.array(made.shares[1:])
         saving, loss = 1 - values.cost[c][at], values.loss[c][at[1]]
-        return {
-            "saving": round(float(shares @ saving), 4),
-            "em_drop": round(float(shares @ loss), 5),
-            "n_audits": round(values.n_audits(c)),
-        }
+        return ClassPlan(
+            query_class=name,
+            draws=self._draws(c),
+            saving=round(float(shares @ saving), 4),
+            em_drop=round(float(shares @ loss), 5),
+            n_audits=round(values.n_audits(c)),
+        )
 
     def _learned(self, events: list[CostEvent]) -> Iterator[str]:
         for event in events:
@@ -271,7 +267,7 @@ class LiveAgent:
     def _horizon(self) -> list[float]:
         first, last = self._received_s or (0.0, 0.0)
         part = MONTH_S / max(1.0, last - first)  # of a month that has been seen
-        return np.minimum(STEADY, part * self._n_runs).tolist()
+        return [float(n) for n in np.minimum(STEADY, part * self._n_runs)]
 
 
 def _drawn(request: Request) -> tuple[str | None, float]:
