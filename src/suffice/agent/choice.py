@@ -27,7 +27,7 @@ class ChoiceBounds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Choice:
+class ClassShares:
     best: int
     shares: tuple[float, ...]  # of every action; they sum to 1
     regret: float  # expected loss of value per request through exploration, in EM
@@ -52,7 +52,7 @@ def choose(
     token_price: float,
     horizon: float,
     bounds: ChoiceBounds,
-) -> Choice:
+) -> ClassShares:
     """Return the shares of one class.
 
     value    expected reward of each action, in EM
@@ -77,4 +77,4 @@ def choose(
     scale = min(1.0, bounds.explore_share / max(shares.sum(), 1e-12), most_cost / max(cost, 1e-12))
     shares *= scale
     shares[best] = 1 - shares.sum()
-    return Choice(best=best, shares=tuple(shares.tolist()), regret=float(scale * cost))
+    return ClassShares(best=best, shares=tuple(shares.tolist()), regret=float(scale * cost))

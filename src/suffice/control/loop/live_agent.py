@@ -188,7 +188,7 @@ class LiveAgent:
             at=at,
             classes=classes,
             token_price=choice.token_price,
-            reason="; ".join([*self._learned(events), *_changes(before, classes)]) or self._outlook(classes),
+            reason="; ".join([*self._learned(events), *_changes(before, classes)]) or self._expectation(classes),
             author=author,
             alert="; ".join(self._alerts(events)),
             idle=self._regret.of_idle(),
@@ -236,7 +236,7 @@ class LiveAgent:
             if event.change == "costs_more":
                 yield f"class {self._name(event.query_class)}: a stopped run costs more than a full run"
 
-    def _outlook(self, classes: tuple[ClassPlan, ...]) -> str:
+    def _expectation(self, classes: tuple[ClassPlan, ...]) -> str:
         shares = self._n_runs / max(1.0, self._n_runs.sum())
         saving, drop = (
             sum(shares[self._classes[one.query_class]] * getattr(one, what) for one in classes)

@@ -289,7 +289,7 @@ class RouteLoop:
                 windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.pairs(epoch.pending),
             )
-        events = (*self.source.label_requests(self.requested), *self._pause(), *self._plan())
+        events = (*self.source.label_requests(self.requested), *self._plan(), *self._pause())
         return Resolution(events) if events else None
 
     def _plan(self) -> tuple[Event, ...]:

@@ -16,7 +16,7 @@ from suffice.errors import StoreError
 from suffice.store.rows.sums import RollupSums
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
-VERSION: Final = 15  # of the schema below; a log of another version is refused
+VERSION: Final = 16  # of the schema below; a log of another version is refused
 _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
 

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.agent.settings import describe_class_plan
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows, read_pages
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
-from suffice.types import Epoch, Pause, Publication, Resumption
+from suffice.types import AgentPlan, Epoch, Pause, Publication, Resumption
 
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
@@ -113,6 +114,8 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
 
 def _decided(event: Event) -> tuple[str, str] | None:
     match event:
+        case AgentPlan():
+            return "", "; ".join(describe_class_plan(one) for one in event.classes)
         case Epoch(number=number):
             before = f"epoch {number - 1}" if number > 1 else ""
             return before, f"epoch {number}, {event.burst:,} requests run in full"
