@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from bench.nested import nest
 from bench.page import cells, competitor, reference, streams
 from bench.page.__main__ import main
 from bench.page.found import Found
@@ -25,6 +26,7 @@ from suffice.policy.columns import SUFFICES
 from suffice.replay.online.protocol import OnlineOptions, run_seed
 from suffice.replay.study.policies import halts_of
 from suffice.replay.study.sets import family_of
+from suffice.replay.study.study import LadderPool, ReplayOptions, Study
 from suffice.replay.study.sums import sum_halts
 from suffice.types import Kind
 from suffice_testing.traces import Synthetic
@@ -151,6 +153,14 @@ def test_without_traces_the_sets_in_the_box_are_judged(
 
 
 # ---- what a cell is
+
+
+def test_a_vote_ends_where_it_is_decided_although_no_rule_stops_it(tmp_path: Path) -> None:
+    runs = streams.OpenSet(made_set(tmp_path)).runs
+    nested = nest(Study(runs, (), ReplayOptions(scores=())))
+    rule, none = nested.hindsight(LadderPool("none", ()), 0.01)
+    assert rule == "never"
+    assert none.of("tokens").sum() == runs.cost[runs.last].sum() < runs.full_tokens.sum()
 
 
 def test_ours_is_what_suffice_replay_online_says(tmp_path: Path) -> None:
