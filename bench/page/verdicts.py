@@ -114,7 +114,7 @@ def _evaluator(found: Found) -> Iterator[str]:
     if not judged:
         return
     stops = [
-        f"`{name}` ({percent(one['saved'])}, {points(one['drop'])} at {name_budget(budget)})"
+        f"`{name}` ({percent(one['saved'])}, {points(one['drop'])} at {name_budget(budget)}{_unstopped(found, name)})"
         for name, line in judged.items()
         for budget in BUDGETS
         if "budgets" in line and not (one := line["budgets"][f"{budget:g}"])["note"]
@@ -125,3 +125,10 @@ def _evaluator(found: Found) -> Iterator[str]:
         f"**e-valuator** only gives up runs that will fail. Of {len(judged)} sets, {without} record no score of a"
         f" verifier, and {few} have too few successful runs for its threshold{_listed('; it stops runs on', stops)}."
     )
+
+
+def _unstopped(found: Found, name: str) -> str:
+    study = found.study(name)
+    if study is None or study["kind"] != "samples":
+        return ""
+    return f"; decided votes alone save {percent(study['unstopped']['saved'])}"
