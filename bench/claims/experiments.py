@@ -89,7 +89,7 @@ def units(
         value=value,
         arm=arm,
         propensity=np.where(arm == 1, odds, 1 - odds),
-        least=np.minimum(odds, 1 - odds),
+        weight=np.minimum(odds, 1 - odds),
         x=ones if x is None else np.concatenate([ones, x], axis=2),
         n_arms=2,
         warmup=warmup,

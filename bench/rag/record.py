@@ -24,6 +24,7 @@ from suffice.scoring.base import Scorer, build_scorer
 
 MODEL = "qwen1.5b"
 SCORER = "squad"  # Exact Match as 2WikiMultiHopQA and MuSiQue measure it
+START_TIMEOUT_S = 86_400.0  # at the lowest priority the server loads when others leave time
 RUN = f"{N_ROUNDS} rounds of {N_PASSAGES}"
 
 
@@ -106,7 +107,7 @@ def main() -> int:
         n_threads=asked.threads,
         idle_cache_mib=0,
     )
-    with RunLog(asked.out) as log, LocalServer(spec, start_timeout_s=1_200.0) as server:
+    with RunLog(asked.out) as log, LocalServer(spec, start_timeout_s=START_TIMEOUT_S) as server:
         begin, done = time.monotonic(), 0
         for name in (asked.only,) if asked.only else SETS:
             for n_rounds, _ in enumerate(record_set(LlamaServer(server.url), folder, name, asked.limit, log), 1):

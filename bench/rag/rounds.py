@@ -27,13 +27,22 @@ SYSTEM = (
     "Done: yes if the passages prove the answer, no if something has to be looked up first.\n"
     "Search: what to look up next."
 )
-# A made-up conversation of two rounds that shows the form, and when one is done.
-_FIRST = "[Search: Where was the director of Pale Harbour born?]\nPale Harbour: a 1961 drama film by Inga Holt."
-_SECOND = "[Search: Inga Holt]\nInga Holt: a film director (2 May 1919 in Bergen - 1990)."
-_ASKED = "Question: Where was the director of Pale Harbour born?"
-EXAMPLE = (
-    (f"{_FIRST}\n\n{_ASKED}", "Answer: Norway\nDone: no\nSearch: Inga Holt"),
-    (f"{_FIRST}\n{_SECOND}\n\n{_ASKED}", "Answer: Bergen\nDone: yes"),
+# Two made-up calls that show the form: one where the passages prove the answer, and one where they do not yet.
+EXAMPLES = (
+    (
+        (
+            "[Search: Who wrote The Glass Orchard?]\nThe Glass Orchard: a 1934 novel by Ada Brandt.\n\n"
+            "Question: Who wrote The Glass Orchard?"
+        ),
+        "Answer: Ada Brandt\nDone: yes",
+    ),
+    (
+        (
+            "[Search: Where was the director of Pale Harbour born?]\nPale Harbour: a 1961 drama film by Inga Holt.\n\n"
+            "Question: Where was the director of Pale Harbour born?"
+        ),
+        "Answer: Norway\nDone: no\nSearch: Inga Holt",
+    ),
 )
 
 
@@ -122,7 +131,7 @@ class LlamaServer:
 def shared_prefix(model: Model) -> list[int]:
     """The tokens with which every call begins."""
     turns = [("system", SYSTEM)]
-    for user, assistant in EXAMPLE:
+    for user, assistant in EXAMPLES:
         turns += [("user", user), ("assistant", assistant)]
     written = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
     return [*model.tokenize(f"{written}<|im_start|>user\n")]

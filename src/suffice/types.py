@@ -118,6 +118,7 @@ class Step:
     mass: float | None = None  # probability on all valid answers together, before normalising, [0, 1]
     margin: float | None = None  # probability of the trial answer minus that of the runner-up, [0, 1]
     closed_entropy: float | None = None  # nats, of the first token after the closed thought
+    end_margin: float | None = None  # nats: log-probability of the best next token minus that of the end of thought
     logprob: float | None = None  # mean log-probability of the step's own tokens, at most 0
     stated_confidence: float | None = None  # the model's own estimate, [0, 1]; rarely informative
     reported_done: bool | None = None  # the model's own flag that it is done
@@ -262,6 +263,9 @@ class StepRecord:
     margin: float | None = None  # probability of the trial answer minus the runner-up's, [0, 1]
     mass: float | None = None  # probability on all valid answers together, [0, 1]
     closed_entropy: float | None = None  # nats, of the first token after the closed thought
+    end_margin: float | None = None  # nats: log-probability of the best next token minus that of the end of thought
+    known_words: float | None = None  # signal, as `draft_distance`
+    pattern_code: float | None = None  # signal, as `draft_distance`: whether the owner's pattern is in the text
     missing: bool = False  # an expected trial answer was not obtained
 
 

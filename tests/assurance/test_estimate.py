@@ -264,6 +264,19 @@ def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
     assert found.measured.saving is None
 
 
+def test_labels_that_come_more_often_where_answers_agree_or_differ_do_not_move_the_drop() -> None:
+    differing = [run(said(gold="4"), stop_step=1, would_answer="5") for _ in range(3)]
+    for n_labelled in (0, 10, 97):
+        marked = [run(said(gold="4"), stop_step=1, would_answer="4") for _ in range(n_labelled)]
+        agreeing = [*marked, *(run(stop_step=1, would_answer="4") for _ in range(97 - n_labelled))]
+        drop = report([*agreeing, *differing]).measured.em_drop
+        assert drop is not None
+        assert drop.value == near(0.03)
+        assert drop.low is not None
+        assert drop.high is not None
+        assert drop.low < 0.03 < drop.high
+
+
 def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
     found = report(
         [
@@ -280,7 +293,9 @@ def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
     assert found.disagreement is not None
     assert (found.disagreement.value, found.disagreement.n) == (near(6 / 8), 8)
     assert found.em_drop is not None
-    assert (found.em_drop.value, found.em_drop.n) == (near(1 / 7), 7)
+    assert (found.em_drop.value, found.em_drop.n) == (near(6 / 8 / 5), 7), (
+        "of five labelled differences, net one is lost"
+    )
     assert (found.n_lost, found.n_gained) == (2, 1)
 
 

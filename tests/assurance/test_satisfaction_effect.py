@@ -63,6 +63,7 @@ def traffic(
                 drawn=True,
                 audit=audit,
                 conversation=f"u{at}",
+                propensity=SHARE if audit else 1 - SHARE,
                 feedback=feedback,
             )
         )
@@ -235,6 +236,7 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
             drawn=True,
             audit=at % 3 == 0,
             conversation=f"u{at}",
+            propensity=1 / 3 if at % 3 == 0 else 2 / 3,
             feedback=tuple(said),
         )
         for at, said in enumerate(words)

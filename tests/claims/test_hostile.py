@@ -14,9 +14,7 @@ import pytest
 from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, Plan
-from suffice.learn.ope import estimate_value
 from suffice.learn.version import Learner, PGood
-from tests.claims.test_ope import TRUTH, complained
 from tests.learn.runs_made import audits, believing
 
 MAX_EM_DROP: Final = 0.02
@@ -31,7 +29,6 @@ PLAN: Final = Plan(
     cost_exponent=0.0,
 )
 N_AUDITS: Final = 800
-N_LOGS: Final = 250
 
 
 def runs(n: int, seed: int, *, harm: float = 0.12) -> AuditRuns:
@@ -115,23 +112,6 @@ def test_a_model_that_would_stop_everything_at_once_is_certified_nowhere() -> No
     keepers = [kept(runs(N_AUDITS, 300 + seed), reckless) for seed in range(20)]
     assert all(keeper.served is not None for keeper in keepers)
     assert [keeper.level for keeper in keepers] == [0] * 20
-
-
-@pytest.mark.slow
-def test_inverse_propensity_is_right_where_complaints_mislead_the_mean() -> None:
-    """F36: who complains is not a sample; odds that were logged make it one again."""
-    rng = np.random.default_rng(36)
-    found: dict[str, list[float]] = {"naive": [], "ips": [], "snips": []}
-    for _ in range(N_LOGS):
-        logged, target = complained(rng)
-        found["naive"].append(estimate_value(logged, target, "naive").value)
-        found["ips"].append(estimate_value(logged, target, "ips").value)
-        found["snips"].append(estimate_value(logged, target, "snips").value)
-    means = {name: float(np.mean(values)) for name, values in found.items()}
-    print(f"truth {TRUTH:.3f}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
-    assert abs(means["ips"] - TRUTH) < 0.015
-    assert abs(means["snips"] - TRUTH) < 0.015
-    assert abs(means["naive"] - TRUTH) > 0.1
 
 
 def test_silence_is_not_praise() -> None:

@@ -34,7 +34,7 @@ def sampled(answers: Sequence[str | None]) -> list[Step]:
 
 def chain(seed: int, n_steps: int = 60) -> list[Step]:
     """One chain of thought with a trial answer at each step: it drifts, hesitates, and often settles."""
-    rng = random.Random(seed)
+    rng, own = random.Random(seed), random.Random(seed + 2_000_000)
     settles, calm = rng.randint(2, 2 * n_steps), rng.random()
     answer = rng.choice(TOKENS)
     steps = []
@@ -53,6 +53,7 @@ def chain(seed: int, n_steps: int = 60) -> list[Step]:
                 entropy=rng.expovariate(1 + 6 * sure),
                 closed_entropy=abs(rng.gauss(0.5 * (1 - sure), 0.3 * (1 - sure) + 0.01)),
                 margin=rng.random() * sure,
+                end_margin=None if own.random() < 0.3 else own.expovariate(0.1),
                 text=rng.choice(["So it is.", "Wait, is it?", "Then add two.", "Hmm."]) if calm < 0.7 else "And so on.",
                 vector=tuple(rng.gauss(1.0 if index >= settles else 0.0, 0.2 + (1 - sure)) for _ in range(6)),
             )

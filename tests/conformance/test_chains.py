@@ -6,6 +6,8 @@ Each expectation is written from the paper's formula over the whole run so far, 
 from __future__ import annotations
 
 import math
+import random
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -169,3 +171,59 @@ def test_semantic_stopping_waits_for_drafts_that_stand_still(patience: int) -> N
         return "suffices" if still else None
 
     compare(build_policy({"policy": "semantic-distance", "epsilon": epsilon, "patience": patience}), rule)
+
+
+def test_think_brake_asks_for_a_small_margin_to_the_end_of_thought() -> None:
+    def rule(steps: list[Step]) -> Verdict:
+        margin = steps[-1].end_margin
+        return "suffices" if steps[-1].answer is not None and margin is not None and margin <= 0.25 else None
+
+    compare(build_policy({"policy": "think-brake", "threshold": 0.25}), rule)
+
+
+def test_the_redundancy_detector_counts_words_that_the_run_had() -> None:
+    policy, found = build_policy({"policy": "redundant", "threshold": 0.6}), set()
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=5)) for _ in range(20)]
+        steps = [
+            Step(index=n, tokens=5, answer="7", answer_source="probe", text=text) for n, text in enumerate(texts, 1)
+        ]
+        shares = [sum(word in " ".join(texts[:n]) for word in text.split()) / 5 for n, text in enumerate(texts)]
+        expected = next(((n, "suffices") for n, share in enumerate(shares, 1) if share >= 0.6), None)
+        assert first_stop(policy, steps, "reasoning") == expected
+        found.add(expected)
+    assert len(found) > 5
+
+
+def test_a_text_rule_looks_for_its_pattern_in_the_last_step() -> None:
+    def rule(steps: list[Step]) -> Verdict:
+        found = re.search(r"\bso it|two", steps[-1].text, re.IGNORECASE)
+        return "suffices" if steps[-1].answer is not None and found else None
+
+    compare(build_policy({"policy": "text-rule", "pattern": r"\bso it|two"}), rule)
+
+
+@pytest.mark.parametrize("extension", [0, 4])
+def test_a_turn_cap_is_extended_while_the_answer_is_not_repeated(extension: int) -> None:
+    def rule(steps: list[Step]) -> Verdict:
+        settled = len(steps) > 1 and steps[-1].answer is not None and steps[-1].answer == steps[-2].answer
+        return "budget" if len(steps) >= 5 + (0 if settled else extension) else None
+
+    policy = build_policy({"policy": "turn-cap", "max_steps": 5, "extension": extension})
+    stops = [first_stop(policy, chain(seed), "rounds") for seed in SEEDS]
+    for seed, stop in zip(SEEDS, stops, strict=True):
+        verdicts = ((n, rule(chain(seed)[:n])) for n in range(1, 61))
+        assert stop == next((n, reason) for n, reason in verdicts if reason)
+    assert {stop and stop[0] for stop in stops} == set(range(5, 6 + extension))
+
+
+def test_a_confident_first_sample_is_enough_and_a_later_one_is_not() -> None:
+    policy = build_policy({"policy": "confident-sample", "threshold": 0.9})
+    sure, unsure = math.log(0.95), math.log(0.85)
+    for first, expected in ((sure, (1, "suffices")), (unsure, None), (None, None)):
+        steps = [
+            Step(index=n, tokens=9, answer="7", answer_source="sample", logprob=first if n == 1 else sure)
+            for n in (1, 2, 3)
+        ]
+        assert first_stop(policy, steps, "samples") == expected

@@ -14,13 +14,16 @@ from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
-from suffice.policy.parameters import Parameter, parameters_of
+from suffice.policy.parameters import Parameter, Text, parameters_of
 from suffice.signals.base import FIELDS
+from suffice.signals.folds.wording import encode_pattern, pattern_code
 from suffice.types import Signals
 
 OPTIONAL = sorted({"answer", "query", *FIELDS})
 INTEGERS = {name for name, field in FIELDS.items() if field.whole}
 NUMBERS = FIELDS.keys() - INTEGERS - {"query"}
+PATTERNS = ("answer", r"\b(?:so|hence) ", "\u7b54\u6848")
+CODES = [sign * pattern_code(encode_pattern(pattern)) for pattern in PATTERNS for sign in (1, -1)]
 SIMPLE = sorted(name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name])))
 # A learned policy was taught what to make of one unknown signal; it goes on where all of them are unknown.
 MODELLED = sorted(name for name in POLICIES if any(p.type is StopModel for p in parameters_of(POLICIES[name])))
@@ -40,6 +43,8 @@ def _seen(seed: int) -> Signals:
             continue
         if name == "answer":
             known[name] = rng.choice(["", "a", "7"])
+        elif name == "pattern_code":
+            known[name] = float(rng.choice([*CODES, math.nan]))
         elif name in INTEGERS:
             known[name] = int(rng.integers(0, 50))
         elif name in NUMBERS:
@@ -57,6 +62,8 @@ def columns(seed: int, n_rows: int = 200) -> Columns:
     for name in OPTIONAL:
         if name == "answer" or name in INTEGERS:
             values = rng.integers(0, rng.choice([3, 12, 40]), n_rows).astype(float)
+        elif name == "pattern_code":
+            values = rng.choice(CODES, n_rows)
         elif name in NUMBERS:
             values = rng.uniform(0, 1, n_rows) ** rng.choice([0.05, 1, 4]) * rng.choice([1, 1, -1], n_rows)
         else:
@@ -98,6 +105,8 @@ def _item(parameter: Parameter) -> st.SearchStrategy[Any]:
         return st.sampled_from(SIMPLE).flatmap(policies).map(describe)
     if parameter.type is StopModel:
         return st.sampled_from(models())
+    if isinstance(parameter.words, Text):
+        return st.sampled_from(PATTERNS)
     if parameter.type is str:
         return st.sampled_from(parameter.words)
     if parameter.range is None:
@@ -133,6 +142,8 @@ def _first(parameter: Parameter) -> object:
         return parts if parameter.lengths else parts[0]
     if parameter.type is StopModel:
         return models()[0]
+    if isinstance(parameter.words, Text):
+        return PATTERNS[0]
     assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
     if len(parameter.lengths) == 2:
         return [[parameter.range.high / 2**place for place in range(1, 9)]]

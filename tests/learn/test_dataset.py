@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from suffice.episode.ledger import Ledger
 from suffice.errors import ConfigError
-from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features
+from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features, recorded_columns
 from suffice.learn.groups import MOST_REPEATS, weigh_repeats
 from suffice.policy.folded_version import prompt_fold
+from suffice.signals.base import fields_of
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Feedback, Usage
+from suffice.types import Decision, Feedback, Signals, Step, StepRecord, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 
 LIVE = episodes(400, seed=1)
@@ -241,3 +243,32 @@ def test_a_prompt_asked_a_thousand_times_counts_as_a_few() -> None:
     weights = weigh_repeats(["a"] * 1_000 + ["b", "c", "b"])
     assert weights[:1_000].sum() == pytest.approx(MOST_REPEATS)
     assert weights[1_000:].tolist() == [1, 1, 1]
+
+
+def test_signals_of_a_live_run_can_be_read_again_from_its_record() -> None:
+    """Otherwise a policy that reads them would stop live runs, and no audit would show it."""
+    needs = ("drafts(threshold=0.4)", "hedges", "loops", "pattern", "end-of-thought", "stability", "said", "wording")
+    rng, live, records = random.Random(7), list[Signals](), list[StepRecord]()
+    for kind in ("reasoning", "rounds"):
+        ledger, observer = Ledger(episodes(1)[0].episode.request, 0.0), Observer(needs, kind)
+        for index in range(1, 40):
+            step = Step(
+                index=index,
+                tokens=9,
+                answer=rng.choice(["4", "5", None]),
+                answer_source="caller",
+                text=" ".join(
+                    rng.choices(["wait", "so", "the", "answer", "is", "four", "two"], k=rng.choice([0, 3, 8]))
+                ),
+                end_margin=rng.choice([None, 0.5, 3.0]),
+                logprob=-rng.random(),
+                reported_done=rng.choice([None, True, False]),
+            )
+            live.append(observer.observe(step))
+            ledger.record_step(step, live[-1], Decision(action="continue", reason="x"))
+        records += ledger.steps
+    columns = recorded_columns(needs, "rounds", [(None, records[:39]), (None, records[39:])])
+    for field in fields_of(needs):
+        seen = [np.nan if signals.values[field] is None else signals.values[field] for signals in live]
+        assert np.array_equal(columns.values[field], seen, equal_nan=True), field
+    assert 0 < np.nanmean(columns.values["draft_patience"] >= 2) < 1

@@ -24,7 +24,7 @@ def units(
         value=rng.random((e, n)) * high,
         arm=arm,
         propensity=np.where(arm == n_arms - 1, odds, 1 - odds),
-        least=np.minimum(odds, 1 - odds),
+        weight=np.minimum(odds, 1 - odds),
         x=np.concatenate([np.ones((e, n, 1)), rng.normal(size=(e, n, 1))], axis=2),
         n_arms=n_arms,
         warmup=20,
@@ -55,7 +55,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
             value=np.array([[0.5, both[0, drawn[0]], both[1, drawn[1]]]]),
             arm=arm,
             propensity=odds,
-            least=np.full((1, 3), 0.3),
+            weight=np.full((1, 3), 0.3),
             x=np.ones((1, 3, 1)),
             n_arms=2,
             warmup=1,
@@ -80,7 +80,7 @@ def test_contributions_stay_in_the_range_that_the_interval_counts_on(seed: int, 
 
 def test_many_experiments_at_once_are_each_as_if_alone() -> None:
     together = units(200, 3, e=3)
-    fields = ("value", "arm", "propensity", "least", "x")
+    fields = ("value", "arm", "propensity", "weight", "x")
     running = compare_arms(together, guesses(together), 1, 0)
     for at in range(3):
         alone = UnitSeries(
@@ -119,7 +119,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
             value=np.zeros((1, 1)),
             arm=np.zeros((1, 1), np.int64),
             propensity=np.ones((1, 1)),
-            least=np.ones((1, 1)),
+            weight=np.ones((1, 1)),
             x=np.ones((1, 1, 1)),
             n_arms=1,
             warmup=0,

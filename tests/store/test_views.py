@@ -312,6 +312,9 @@ WHOLE_STEP = StepRecord(
     margin=0.625,
     mass=0.875,
     closed_entropy=0.03125,
+    end_margin=1.75,
+    known_words=0.625,
+    pattern_code=-0.375,
     missing=True,
 )
 WHOLE_OUTCOME = Outcome(

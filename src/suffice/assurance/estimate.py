@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import mean_interval
+from suffice.assurance.bounds import Interval, mean_interval
 from suffice.assurance.runs import Tally, TokenTotals
 
 Floats = NDArray[np.float64]
@@ -73,7 +73,7 @@ class ReportEstimates:
     saved_usd: IntervalEstimate | None  # enforce: all money saved so far, audits and their probes counted as spent
     would_save_usd: IntervalEstimate | None  # observe: saving of the shadow stops, net of their hand-over
     disagreement: IntervalEstimate | None  # full runs: the stop's answer would have differed
-    em_drop: IntervalEstimate | None  # labelled full runs: EM(full) - EM(stopped), paired
+    em_drop: IntervalEstimate | None  # full runs: EM(full) - EM(stopped), paired; labels are needed where they differ
     n_lost: int | None  # labelled pairs that the stop would have made wrong
     n_gained: int | None  # labelled pairs that the stop would have made right
 
@@ -184,9 +184,6 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
     n_drops = count("drops", 0) if count("drops_marked", 0) else 0
     n_lost, n_gained = count("lost", 0), count("gained", 0)
     is_decided = any(sums[1] for sums in tally.groups.get("decided", {}).values())
-    drop = None
-    if n_drops:
-        drop = _anytime((n_lost - n_gained) / n_drops, n_drops, confidence, worth=n_drops, low=-1.0)
 
     def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
         return _grouped(tally, name, statistic, what, confidence, times=times)
@@ -203,9 +200,28 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
         cost_reduction=grouped("saving_usd", _saving, AGAINST_AUDITS),
         saved_usd=grouped("saving_usd", _saved_each, AGAINST_AUDITS, times=2),
         would_save_usd=grouped("would_save_usd", _mean, SHADOW, times=2),
-        em_drop=drop,
+        em_drop=_drop(tally, n_drops, n_lost - n_gained, confidence) if n_drops else None,
         n_lost=n_lost if n_drops else None,
         n_gained=n_gained if n_drops else None,
+    )
+
+
+def _drop(tally: Tally, n_drops: int, net_loss: int, confidence: float) -> IntervalEstimate | None:
+    """The rate of disagreement times the mean loss of labelled disagreements.
+
+    A run whose stop agrees loses nothing, labelled or not, so it does not matter which runs are labelled more often.
+    """
+    both = (1 + confidence) / 2
+    differing, n_differing = _rate(tally, "disagreement", both), tally.counts.get("drops_differing", 0)
+    if differing is None or differing.low is None or differing.high is None:
+        return None
+    loss, between = 0.0, Interval(-1.0, 1.0)
+    if n_differing:
+        loss = net_loss / n_differing
+        between = mean_interval(loss, n_differing, both, low=-1.0)
+    ends = [rate * end for rate in (differing.low, differing.high) for end in (between.low, between.high)]
+    return IntervalEstimate(
+        value=differing.value * loss, low=min(ends), high=max(ends), n=n_drops, method="anytime-valid, normal mixture"
     )
 
 

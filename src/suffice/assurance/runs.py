@@ -294,6 +294,7 @@ class Tally(msgspec.Struct, kw_only=True):
                 self._add_rate(name, correct, run.sampling_weight, sign=sign)
         if run.full and run.drop is not None:
             _count(self.counts, "drops", sign)
+            _count(self.counts, "drops_differing", sign * bool(run.disagrees))
             _count(self.counts, "lost", sign * (run.drop == 1))
             _count(self.counts, "gained", sign * (run.drop == -1))
             _count(self.counts, "drops_marked", sign * (correct is not None))

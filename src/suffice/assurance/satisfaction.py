@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_between, watch, weighted_between
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.label_propensity import Bools, covariates, label_weights
 from suffice.assurance.labels import JUDGE, MAX_SHARE
 from suffice.settings import Metric
 from suffice.settings.checks import span_of
@@ -184,15 +185,17 @@ class SatisfactionTest:
 
 # --------------------------------------------------------------------------- effect of stopping
 #
-# The effect is paired by the audit draw: of runs in which the policy stopped, audits ran on. Ratings are not missing at
-# random (angry people rate more often), so a mean is that of the raters. The *effect* assumes less: that rating depends
-# on the answer and not on whether it was stopped. The rated shares of audits and stopped runs are reported, with a note
-# where they provably differ. Ratings are weighted by the inverse probability of a survey and by `sampling`.
+# The effect is that of the audit draw: of runs in which the policy stopped, audits ran on. Means are those of the
+# raters. For the *effect*, ratings are weighted by the inverse probability of a survey or, without one, by the
+# estimated probability that such a run is rated, given its class, its length, whether it was stopped, and whether an
+# audit's answers agree. It assumes that these explain who rates, or that rating depends on the answer alone (then its
+# sign is right). The rated shares of audits and stopped runs are reported, with a note where they provably differ.
 
 SATISFACTION: Final = "satisfaction"
 EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: its measure
 METHOD: Final = "valid at every look, empirical Bernstein"
-PAIRED: Final = "paired by the audit assignment, valid at every look, empirical Bernstein"
+PAIRED: Final = "by the audit assignment, valid at every look, empirical Bernstein"
+WEIGHTED: Final = "; ratings weighted by how often such runs are rated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +227,10 @@ class RunFeedback:
     drawn: bool  # the policy stopped, and the audit assignment was random
     audit: bool
     conversation: str  # of the run, or the run itself
+    propensity: float = 1.0  # P(this audit assignment)
     feedback: tuple[FeedbackValue, ...] = ()
     weight: float = 1.0  # at least 1 (`sampling`)
+    later: tuple[float, ...] = (0.0,)  # known beside its class: length of the answer, agreement of an audit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,9 +334,9 @@ class _Estimator:
             (run, self.values.get(place) or (None if silent is None else _Value(silent, run.weight)))
             for place, run in members
         ]
-        drawn = [(run.audit, place in self.values) for place, run in members if run.drawn]
+        drawn = [(run, self.values.get(place)) for place, run in members if run.drawn]
         of_users = self.measure.level == "user"
-        rated = {audit: [heard for audited, heard in drawn if audited is audit] for audit in (True, False)}
+        rated = {audit: [one is not None for run, one in drawn if run.audit is audit] for audit in (True, False)}
         return SatisfactionEffect(
             measure=self.measure.name,
             better=self.measure.better,
@@ -342,7 +347,7 @@ class _Estimator:
             everybody=self._mean([one for _, one in values]),
             full=None if of_users else self._mean([one for run, one in values if run.full]),
             stopped=None if of_users else self._mean([one for run, one in values if run.stopped]),
-            effect=None if of_users else self._effect([(run.audit, one) for run, one in values if run.drawn], drawn),
+            effect=None if of_users else self._effect(drawn),
             rated_audits=sum(rated[True]) / len(rated[True]) if rated[True] else None,
             rated_stopped=sum(rated[False]) / len(rated[False]) if rated[False] else None,
         )
@@ -353,38 +358,59 @@ class _Estimator:
             return None
         n_silent = len(values) - len(known)
         note = f"of the runs with feedback; {n_silent:,} without any are left out" if n_silent else None
-        weights = [one.weight for one in known]
+        weights = np.array([one.weight for one in known])
         return self._estimate(self._scaled(known), weights, low=0.0, offset=self.measure.low, method=METHOD, note=note)
 
-    def _effect(
-        self, drawn: Sequence[tuple[bool, _Value | None]], heard: Sequence[tuple[bool, bool]]
-    ) -> IntervalEstimate | None:
-        known = [(audit, one) for audit, one in drawn if one is not None]
-        values = self._scaled([one for _, one in known]).tolist()
-        pairs = _paired([(audit, value, one.weight) for (audit, one), value in zip(known, values, strict=True)])
-        if not pairs:
+    def _effect(self, drawn: Sequence[tuple[RunFeedback, _Value | None]]) -> IntervalEstimate | None:
+        """A run counts with (value - mean so far) / P(its assignment), negative for audits; its mean is the effect."""
+        silent, heard = self.measure.silent, np.array([one is not None for _, one in drawn], dtype=bool)
+        filled = [one or (None if silent is None else _Value(silent, run.weight)) for run, one in drawn]
+        known = [(run, one) for (run, _), one in zip(drawn, filled, strict=True) if one is not None]
+        audits = np.array([run.audit for run, _ in known], dtype=bool)
+        if audits.all() or not audits.any():
             return None
-        note = None if self.measure.silent is not None else self._who_votes(heard)
-        effects, weights = np.array([-drop for drop, _ in pairs]), [weight for _, weight in pairs]
-        return self._estimate(effects, weights, low=-1.0, offset=0.0, method=PAIRED, note=note)
+        weights = np.array([one.weight for _, one in known])
+        by_chance = silent is not None or any(one.weight != run.weight for run, one in known)  # as a survey asks
+        if not by_chance:
+            weights = weights * self._label_weights([run for run, _ in drawn], heard)[heard]
+        scaled = self._scaled([one for _, one in known])
+        before = np.cumsum(weights * scaled) - weights * scaled + 0.5
+        centred = scaled - before / (np.cumsum(weights) - weights + 1)
+        odds = np.array([run.propensity for run, _ in known])
+        effects = np.where(audits, -1.0, 1.0) * centred * odds.min() / odds
+        note = None if silent is not None else self._who_votes([run for run, _ in drawn], heard)
+        method, times = PAIRED if by_chance else PAIRED + WEIGHTED, 1 / float(odds.min())
+        return self._estimate(effects, weights, low=-1.0, offset=0.0, method=method, note=note, times=times)
+
+    def _label_weights(self, drawn: Sequence[RunFeedback], heard: Bools) -> Floats:
+        x = covariates([run.query_class for run in drawn], np.array([run.later for run in drawn], dtype=np.float64))
+        return label_weights(x, heard, np.array([run.audit for run in drawn], dtype=np.int64))
 
     def _estimate(
-        self, scaled: Floats, weights: Sequence[float], *, low: float, offset: float, method: str, note: str | None
+        self,
+        scaled: Floats,
+        weights: Floats,
+        *,
+        low: float,
+        offset: float,
+        method: str,
+        note: str | None,
+        times: float = 1.0,
     ) -> IntervalEstimate:
-        """A mean of values in [low, 1], in the measure's own unit."""
-        mean, between = weighted_between(
-            scaled, np.array(weights, dtype=np.float64), self.confidence, most_weight=self.most_weight, low=low
-        )
-        value, lowest, highest = (offset + self._span * one for one in (mean, between.low, between.high))
+        """A mean of values in [low, 1], `times` the measure's own unit."""
+        mean, between = weighted_between(scaled, weights, self.confidence, most_weight=self.most_weight, low=low)
+        ends = (min(1.0, max(low, times * one)) for one in (mean, between.low, between.high))
+        value, lowest, highest = (offset + self._span * one for one in ends)
         return IntervalEstimate(value=value, low=lowest, high=highest, n=len(scaled), method=method, note=note)
 
     @property
     def _span(self) -> float:
         return self.measure.high - self.measure.low
 
-    def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
-        drops = np.array([drop for drop, _ in _paired([(audit, float(voted), 1.0) for audit, voted in heard])])
-        between = mean_between(watch(drops, low=-1.0), self.confidence, low=-1.0)
+    def _who_votes(self, drawn: Sequence[RunFeedback], heard: Bools) -> str | None:
+        audits, odds = (np.array([getattr(run, name) for run in drawn]) for name in ("audit", "propensity"))
+        differences = np.where(audits, 1.0, -1.0) * (heard - heard.mean()) * odds.min() / odds
+        between = mean_between(watch(differences, low=-1.0), self.confidence, low=-1.0)
         if between.low <= 0 <= between.high:
             return None
         more = "audits" if between.low > 0 else "stopped runs"
@@ -393,9 +419,3 @@ class _Estimator:
     def _scaled(self, known: Sequence[_Value]) -> Floats:
         values = np.array([one.value for one in known], dtype=np.float64)
         return np.clip((values - self.measure.low) / self._span, 0.0, 1.0)
-
-
-def _paired(runs: Iterable[tuple[bool, float, float]]) -> list[tuple[float, float]]:
-    pairing = RatingPairs()
-    made = (pairing.add(value, audit=audit, weight=weight) for audit, value, weight in runs)
-    return [pair for pair in made if pair is not None]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
 from suffice.types import Step
-from suffice.upstream.wire import Choice, Chunk, logprobs_of, reasoning_of
+from suffice.upstream.wire import Choice, Chunk, TokenLogprob, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched, so that memory is bounded
@@ -34,17 +34,25 @@ class Checkpoint:
     tokens_used: int  # generated up to here
     text: str  # the thought since the checkpoint before
     prefix: str  # the whole thought up to here
+    end_margin: float | None = None  # nats, see `Step.end_margin`
 
 
 def missing_step(point: Checkpoint) -> Step:
-    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
+    return replace(visible_step(point, None, None), missing=True)
 
 
 def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
     """Return a step whose answer is read from the step's own text, or else is the one `before`."""
     answer = before if answer is None else answer
     source: Literal["text"] | None = None if answer is None else "text"
-    return Step(index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text)
+    return Step(
+        index=point.index,
+        tokens=point.tokens,
+        answer=answer,
+        answer_source=source,
+        text=point.text,
+        end_margin=point.end_margin,
+    )
 
 
 class Segmenter:
@@ -251,6 +259,14 @@ def _overlap(text: str, tag: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
 
 
+class CheckpointFilter(Protocol):
+    """See `episode.proposer.CheckpointGate`. Both methods return the step that is complete, if any."""
+
+    def read(self, tokens: Sequence[TokenLogprob]) -> Checkpoint | None: ...
+
+    def offer(self, point: Checkpoint) -> Checkpoint | None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineBudget:
     """The thought tokens after which the engine was instructed to close the thought by itself."""
@@ -287,11 +303,12 @@ class ChainReader:
         tags: tuple[str, str],
         opened: bool = False,
         budget: EngineBudget | None = None,
+        gate: CheckpointFilter | None = None,
     ) -> None:
         self.account, self.ledger, self.budget = account, ledger, budget
         self.state = StreamState()
         self.close_tag = tags[1]
-        self._segmenter, self._scorer = segmenter, scorer
+        self._segmenter, self._scorer, self._gate = segmenter, scorer, gate
         self._think = ThinkTag(*tags, opened=opened)
         self._has_stopped_reading = False
         self._unplaced_tokens = 0  # of an inline thought, whose text is held back for now
@@ -399,7 +416,10 @@ class ChainReader:
             return ""
         thought, field = reasoning_of(delta)
         has_text = thought or delta.content or delta.refusal or delta.calls_tool
-        tokens = n_tokens(choice) if has_text else 0
+        logprobs = logprobs_of(choice) if has_text else ()
+        tokens = len(logprobs) or int(bool(has_text))
+        if self._gate is not None and state.phase != "answering":
+            self._add(self._gate.read(logprobs), points)
         self.account.received_tokens += tokens
         if thought:
             state.field = field
@@ -441,10 +461,14 @@ class ChainReader:
         for text in texts:
             self._thought_chars += len(text)
             if (point := feed(text, tokens)) is not None:
-                self._cuts[point.index] = len(point.prefix), point.tokens_used
-                points.append(point)
+                self._add(point if self._gate is None else self._gate.offer(point), points)
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
             self._stop_reading()
+
+    def _add(self, point: Checkpoint | None, points: list[Checkpoint]) -> None:
+        if point is not None:
+            self._cuts[point.index] = len(point.prefix), point.tokens_used
+            points.append(point)
 
     def _take_answer(self, text: str) -> None:
         # White space before everything means nothing; after a thought it means that the thought is over.

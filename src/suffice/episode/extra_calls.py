@@ -257,6 +257,7 @@ class Prober:
             margin=margin_of(firsts[0]) if firsts else None,
             # After words of ours the answer's first token is not the first after the closed thought.
             closed_entropy=None if reply.request.answer_prefix else entropy,
+            end_margin=point.end_margin,
             text=point.text,
             probe_tokens=reply.n_tokens,
         )

@@ -34,7 +34,7 @@ NAME_CHARS = 200  # kept of an upstream's own names
 _NO_OVERHEAD = Overhead()
 _STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
-    *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "missing"),
+    *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "end_margin", "missing"),
 )
 
 
@@ -215,6 +215,8 @@ class Ledger:
                 draft_distance=signals.draft_distance,
                 hedge_rate=signals.hedge_rate,
                 loop_share=signals.loop_share,
+                known_words=signals.known_words,
+                pattern_code=signals.pattern_code,
             )
         )
         if decision.action == "stop" and self.stop.step is None:

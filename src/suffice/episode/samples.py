@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from suffice.episode import vote
 from suffice.episode.chain_reader import first_choice, n_tokens
@@ -18,7 +20,7 @@ from suffice.types import Step
 from suffice.upstream.assemble import LIMIT_BYTES, Assembler
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.drivers import CHAT_PATH
-from suffice.upstream.wire import encode_json, reasoning_of
+from suffice.upstream.wire import Choice, encode_json, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 
@@ -51,6 +53,7 @@ class SampleRun:
     n_samples: int
     wave: int
     max_bytes: int = LIMIT_BYTES  # in memory, of each sample
+    first_alone: bool = False  # the first wave is one sample, which may be enough
     continues_after_failure: bool = False  # observe and audits: more samples are drawn after a failed one
     seen: list[Sample] = field(default_factory=list)  # in launch order
     _encoded: bytes = b""  # one body for all samples, if there is no seed
@@ -76,6 +79,7 @@ class SampleRun:
                         tokens=sample.tokens,
                         answer=sample.answer,
                         answer_source="sample",
+                        logprob=mean_logprob(sample.body) if self.first_alone and sample.body is not None else None,
                         missing=sample.failure is not None,
                     )
                     if self.is_decided():
@@ -94,7 +98,8 @@ class SampleRun:
     def _wave_end(self, first: int) -> int:
         """Return the index after the wave from `first`, or `first` for none: while paused, only sample 1 is drawn."""
         if not self.client.is_paused:
-            return min(first + self.wave, self.n_samples + 1)
+            wave = 1 if first == 1 and self.first_alone else self.wave
+            return min(first + wave, self.n_samples + 1)
         last = 2 if first == 1 else first
         self.ledger.extra.skipped["paused"] += self.n_samples + 1 - last
         self.ledger.fail_open("sample")
@@ -166,6 +171,17 @@ async def sample_refusal(call: Call) -> UpstreamError:
     if call.status != 200:
         return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
     return UpstreamProtocol(f"the upstream answered {call.content_type!r} instead of the requested stream")
+
+
+def mean_logprob(body: Mapping[str, Any]) -> float | None:
+    """Return the mean log-probability of a completion's tokens; None if they were not listed."""
+    choice = (body.get("choices") or [{}])[0]
+    listed = choice.get("logprobs") if isinstance(choice, dict) else None
+    return mean_of([token.logprob for token in logprobs_of(Choice(logprobs=msgspec.Raw(encode_json(listed))))])
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def completion_text(body: Mapping[str, Any]) -> str:

@@ -69,6 +69,7 @@ class Delivery:
 class ClientView:
     usage: bool  # a usage chunk, or usage in the body
     object: bool  # the `suffice` object even when nothing was stopped
+    logprobs: bool = True  # those of the stream; False: they were requested for us, not for the client
     joined: bool = False  # chunks that differ only in their text may reach it as one frame
     alias: StreamState | None = None  # of a rerun: the run before it, whose id and time the client knows
     hides_thought: bool = False  # the client has already seen a thought
@@ -351,9 +352,13 @@ class StreamRelay:
         adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
         # An engine that sends usage because we requested it may write an empty one into every chunk.
         has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
-        if not (adds_object or has_trace or view.alias is not None):
+        hides_logprobs = not view.logprobs and choice is not None and is_given(choice.logprobs)
+        if not (adds_object or has_trace or hides_logprobs or view.alias is not None):
             return frame
         body = decode_json(data)
+        if hides_logprobs:
+            for one in body["choices"]:
+                one.pop("logprobs", None)
         if has_trace:
             body.pop("usage", None)
         if view.alias is not None:

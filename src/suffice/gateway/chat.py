@@ -12,6 +12,7 @@ from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, S
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
+from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate, Proposer
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay, data_frame
@@ -34,6 +35,7 @@ from suffice.upstream.drivers import (
     ReasoningFields,
     choose_reasoning_fields,
     find_verdict,
+    honoured,
     merge_fields,
     thinking_is_off,
 )
@@ -189,6 +191,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         max_extra_calls=route.max_extra_calls,
     )
     fields = _reasoning_fields(job, continuer)
+    if job.route.reads("end-of-thought") and honoured(job.client.findings, "logprobs_stream"):
+        fields = fields.with_logprobs(LISTED_TOKENS)
     cost = _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, rerun_of=None) as relay:
@@ -316,8 +320,10 @@ async def _open_relay(
             tags=(settings.think_open, settings.think_close),
             opened=settings.think_opened and not thinking_is_off(merge_fields(parsed.body, sent.fields)),
             budget=budget,
+            gate=_gate(job, settings.think_close),
         )
         view = ClientView(
+            logprobs="logprobs" not in sent.fields,
             usage=parsed.wants_usage or not parsed.stream,
             object=parsed.has_options,
             joined=True,
@@ -395,6 +401,14 @@ def _segmenter(job: GovernedRequest) -> Segmenter:
         return Segmenter(job.route.settings.steps)
 
 
+def _gate(job: GovernedRequest, close_tag: str) -> CheckpointGate | None:
+    """Return what chooses the checkpoints to probe; None: each of them is a step."""
+    policy, probe = job.route.proposer, job.route.settings.probe
+    if policy is None or probe is None:
+        return CheckpointGate(close_tag=close_tag) if job.route.reads("end-of-thought") else None
+    return CheckpointGate(close_tag=close_tag, proposer=Proposer(policy, every=probe.propose_every))
+
+
 # --------------------------------------------------------------------------- samples
 
 
@@ -404,14 +418,17 @@ async def govern_samples(job: GovernedRequest) -> None:
     if job.parsed.body.get("temperature") == 0:
         n = 1
         ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
+    reads_first = job.route.reads("wording")
+    asks = reads_first and honoured(job.client.findings, "logprobs_stream")
     run = SampleRun(
         client=job.client,
-        body=job.upstream_body,
+        body=job.upstream_body | ({"logprobs": True} if asks else {}),
         headers=job.headers,
         ledger=ledger,
         scorer=job.route.scorer,
         n_samples=n,
         wave=job.route.settings.wave,
+        first_alone=reads_first,
         max_bytes=job.gw.settings.server.max_sample_bytes,
         continues_after_failure=not job.may_act,
     )
@@ -437,6 +454,7 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     ledger, exchange = job.ledger, job.exchange
     usage = ledger.usage()
     body.pop("timings", None)  # of one sample
+    body["choices"][0].pop("logprobs", None)  # requested for us: a client that asks for them is not governed
     if usage is not None:
         body["usage"] = usage_json(usage)
     if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:

@@ -63,6 +63,7 @@ class BuiltRoute:
     policy_version: str
     certified: bool
     needs: tuple[str, ...]  # signals to be computed
+    proposer: Policy | None = None  # only checkpoints where it would stop are probed; None: all are
     findings: Findings | None = None  # of `suffice doctor` on the upstream; None: none
     refused: str | None = None  # why the route must not be enforced; None: it may
     setup: str = ""  # see `route_setup`
@@ -164,6 +165,11 @@ class BuiltRoute:
     @property
     def returning(self) -> Returning:
         return returning(self.policy)
+
+    def reads(self, fold: str) -> bool:
+        """Return whether the policy or the proposer asks for this signal."""
+        proposers = () if self.proposer is None else self.proposer.needs
+        return any(need.partition("(")[0] == fold for need in (*self.policy.needs, *proposers))
 
     @property
     def may_probe(self) -> bool:

@@ -38,6 +38,7 @@ from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns, Small
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
 from suffice.policy.folded_version import place_of, prompt_fold
+from suffice.signals.base import resolve_needs
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRecord
@@ -92,7 +93,8 @@ MOST_LIVE: Final = 1_000  # live runs that were not stopped; more only cost time
 _MOST_UNPROBED: Final = 0.1  # of live runs that were not stopped; above it they are left out
 UNPROBED: Final = "live, unprobed"  # a reason of `left_out`, as the next
 MOST_ARE_UNPROBED: Final = "live, not stopped, most of them unprobed"
-_OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  # recorded, for the log has no text
+# Recorded, for the log has no text.
+_OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance", "known_words", "pattern_code")
 _KEPT: Final = tuple({f.name for f in fields(Step)} & {f.name for f in fields(StepRecord)} - {"action"})
 
 
@@ -295,7 +297,7 @@ def as_step(record: StepRecord) -> Step:
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
-    """Signals with recorded values for those of the text; `draft_patience` was not recorded and is nan."""
+    """Signals with recorded values for those of the text; `draft_patience` follows from the recorded distances."""
     columns = observe_columns(needs, kind, ((query, [as_step(step) for step in steps]) for query, steps in runs))
     recorded = [step for _, steps in runs for step in steps]
     values = dict(columns.values)
@@ -303,7 +305,12 @@ def recorded_columns(
         if name in values:
             values[name] = np.array([getattr(step, name) for step in recorded], dtype=np.float64)
     if "draft_patience" in values:
-        values["draft_patience"] = np.full(len(recorded), np.nan)
+        (threshold,) = (float(spec.parameters[0][1]) for spec in resolve_needs(tuple(needs)) if spec.name == "drafts")
+        small = (values["draft_distance"] <= threshold).tolist()
+        starts, patience = set(columns.starts.tolist()), 0
+        for row, is_small in enumerate(small):
+            patience = patience + 1 if is_small and row not in starts else 0
+            values["draft_patience"][row] = patience
     return SignalColumns(values=values, answer=columns.answer, answers=columns.answers, starts=columns.starts)
 
 

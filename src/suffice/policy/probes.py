@@ -14,6 +14,7 @@ from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops,
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
+from suffice.policy.stream import SignalThreshold
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
@@ -224,7 +225,7 @@ class Eat(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class HaltCot(ParameterChecks):
+class HaltCot(SignalThreshold):
     """Stop when the entropy of the answer is below theta.
 
     HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa). The authors' release takes 0.6
@@ -234,19 +235,14 @@ class HaltCot(ParameterChecks):
 
     name: ClassVar[str] = "halt-cot"
     source: ClassVar[str] = "HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)"
+    signal: ClassVar[str] = "entropy"
+    says: ClassVar[str] = "nats of entropy in the answer"
     theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # nats, which is 0.6 bits
 
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or s.entropy is None:
-            return go_on("no trial answer with a known entropy")
-        if s.entropy < self.theta:
-            return suffices(f"answer entropy {s.entropy:.3f} < {self.theta:g} nats", s.entropy)
-        return go_on(f"answer entropy {s.entropy:.3f} is not below {self.theta:g} nats", s.entropy)
-
-    def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & (known_column(columns, "entropy") < self.theta), SUFFICES)
+    def passes(self, value: Any) -> Any:
+        return value < self.theta
 
 
 @dataclass(frozen=True, slots=True)

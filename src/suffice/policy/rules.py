@@ -6,7 +6,10 @@ Unknown signals (None or NaN) continue.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from math import isnan
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
@@ -82,6 +85,45 @@ class FixedRounds(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         return where(columns["step"] >= self.max_steps, BUDGET)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCap(ParameterChecks):
+    """Stop when the run has used its turns, extended while it asks for more (`stop_reason` is `budget`).
+
+    Turn control (Peng, Gao 2025, arXiv:2510.16786): a cap at the 75th percentile of the turns of full runs, and
+    extensions on demand. There the agent asks for one; here a run asks until its answer is repeated, or with `demand =
+    "flag"` until it says that it is done.
+    """
+
+    name: ClassVar[str] = "turn-cap"
+    source: ClassVar[str] = "turn control, Peng, Gao 2025, [arXiv:2510.16786](https://arxiv.org/abs/2510.16786)"
+    needs_note: ClassVar[str] = "`stability`; with `demand` = flag, the run's own flag that it is done"
+    max_steps: Annotated[int, AT_LEAST_ONE]  # the cap, such as the 75th percentile of the turns of full runs
+    extension: Annotated[int, STEPS] = 2  # further turns that a run may ask for
+    demand: Literal["answer", "flag"] = "answer"  # a run asks until its answer is repeated, or its flag says done
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("stability",) if self.demand == "answer" else ("said",)
+
+    @property
+    def _settled(self) -> tuple[str, int]:
+        """The signal that shows whether a run asks for more, and the least value at which it does not."""
+        return ("answer_streak", 2) if self.demand == "answer" else ("reported_done", 1)
+
+    def decide(self, s: Signals) -> Decision:
+        field, least = self._settled
+        step, cap, value = s.step, self.max_steps, getattr(s, field)
+        if step < cap or value is None or isnan(value) or (value < least and step < cap + self.extension):
+            return go_on(f"step {step}; the cap is {cap}, with an extension of {self.extension} on demand", float(step))
+        return stop_at_budget(f"step {step} reached the cap of {cap}", float(step))
+
+    def stops(self, columns: Columns) -> Stops:
+        field, least = self._settled
+        step, value = columns["step"], known_column(columns, field)
+        limit = np.where(value >= least, self.max_steps, self.max_steps + self.extension)
+        return where((step >= limit) & ~np.isnan(value), BUDGET)
 
 
 @dataclass(frozen=True, slots=True)

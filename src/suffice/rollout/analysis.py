@@ -201,9 +201,10 @@ class _Judge:
         n_warm = max(LEAST_TAUGHT, sum(one.warmup for one in values))
         if len(values) <= n_warm:
             return base
-        unfit = _unfit_split(values, f"units with a value of {metric.name}")
-        if unfit is not None:
-            return replace(base, verdict="withheld", why=unfit)
+        if any(one.label_weight is None for one in values):
+            unfit = _unfit_split(values, f"units with a value of {metric.name}")
+            if unfit is not None:
+                return replace(base, verdict="withheld", why=unfit)
         cap, counted = _cap(self.one, metric, values[:n_warm]), values[n_warm:]
         names = [arm.name for arm in self.one.arms]
         units = _units(values, names, n_warm, cap)
@@ -226,8 +227,11 @@ class _Judge:
             control_mean=control_mean,
             stratified=sum(one.n * one.effect for one in classes.values()) / weight if weight else None,
             n_cut=sum(one.value > cap for one in counted),
+            is_weighted=any(one.label_weight not in (None, 1.0) for one in values),
         )
-        return self._decided(base, metric, alpha, _Seen(n, whole.effect, whole.between), classes)
+        decided = self._decided(base, metric, alpha, _Seen(n, whole.effect, whole.between), classes)
+        unexplained = self.material.unexplained.get(metric.name)
+        return decided if unexplained is None else replace(decided, verdict="withheld", why=unexplained, n_missing=None)
 
     def _decided(
         self, base: ArmComparison, metric: RunMetric, alpha: float, whole: _Seen, classes: Mapping[str, _Seen]
@@ -321,7 +325,15 @@ def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap
         value=np.array([[min(one.value, cap) for one in values]]),
         arm=np.array([[names.index(one.arm) for one in values]]),
         propensity=np.array([[one.odds[one.arm] for one in values]]),
-        least=np.array([[min(share for share in one.odds.values() if share > 0) for one in values]]),
+        weight=np.array(
+            [
+                [
+                    (1.0 if one.label_weight is None else one.label_weight)
+                    * min(share for share in one.odds.values() if share > 0)
+                    for one in values
+                ]
+            ]
+        ),
         x=np.concatenate([np.ones((len(values), 1)), scaled, dummies], axis=1)[np.newaxis],
         n_arms=len(names),
         warmup=n_warm,

@@ -6,7 +6,8 @@ The guesses are a ridge regression of each arm's earlier units on class and cova
 2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit is
 weighted by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the
 metric, also when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of
-`assurance.bounds`.
+`assurance.bounds`. Labels that are missing at random weigh by the inverse of their probability, too
+(`assurance.label_propensity`): with weights of at most 1, contributions stay within that range.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
@@ -44,7 +45,7 @@ class UnitSeries:
     value: Floats  # (E, n)
     arm: Ints  # (E, n): 0 … n_arms - 1
     propensity: Floats  # (E, n): P(that arm), when it was assigned
-    least: Floats  # (E, n): P of the rarest arm at that time
+    weight: Floats  # (E, n): P of the rarest arm at that time, times the weight of a label, in (0, 1]
     x: Floats  # (E, n, d): known before the first token; the first column is 1
     n_arms: int
     warmup: int
@@ -103,7 +104,7 @@ def compare_arms(
 
     where  units that count, shape (E, n), by facts known before their first token, such as their class; None: all
     """
-    arm, odds, weight = units.arm, units.propensity, units.least
+    arm, odds, weight = units.arm, units.propensity, units.weight
     away = np.take_along_axis(predicted, arm[..., np.newaxis], axis=2)[..., 0]
     sign = np.where(arm == a, 1.0, 0.0) - np.where(arm == b, 1.0, 0.0)
     each = weight * (predicted[..., a] - predicted[..., b] + sign * (units.value - away) / odds)
@@ -126,7 +127,7 @@ def compare_arms(
 def _planned(units: UnitSeries, predicted: Floats) -> Floats:
     first = slice(0, units.warmup)
     off = (units.value - predicted)[:, first] / units.width
-    spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
+    spread = off.var(axis=1) * units.weight[:, first].mean(axis=1) / 2
     return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
 
 

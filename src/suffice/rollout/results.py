@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import Interval
@@ -30,6 +31,7 @@ class MetricValue(UnitAssignment):
     value: float
     known: tuple[float, ...] = ()  # covariates of the question, before the first token; equally many for all
     warmup: bool = False  # a unit of the warm-up
+    label_weight: float | None = None  # in proportion to 1 / P(such a unit has a value), (0, 1]; None: not estimated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class ExperimentData:
     values: Mapping[str, Sequence[MetricValue]]  # by metric
     audits: Sequence[AuditAnswers] = ()
     paired: frozenset[str] = frozenset()  # arms whose answers audits show
+    unexplained: Mapping[str, str] = MappingProxyType({})  # metric: how much more often an arm is labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class ArmComparison:
     stratified: float | None = None  # mean of the classes' effects, each weighted by its part of all
     n_pending: int = 0  # audits without a label whose answers differ
     n_cut: int = 0  # values above the cap, counted as the cap
+    is_weighted: bool = False  # by the inverse probability of a value
     n_missing: int | None = None  # further requests until it is conclusive, at the same rates; None: unknown
     classes: tuple[ClassEffect, ...] = ()
 
@@ -232,7 +236,9 @@ def _unmeasured(one: ArmComparison) -> str:
 
 def _one(one: ArmComparison) -> str:
     if one.verdict == "withheld":
-        return f"{one.metric} is withheld, because {one.why}"
+        estimate = _difference(one)
+        weighted = f"; if such runs are rated by chance alone, {estimate}" if estimate else ""
+        return f"{one.metric} is withheld, because {one.why}{weighted}"
     text, metric = _difference(one), metric_of(one.metric)
     if not text:
         return _unmeasured(one)
@@ -260,7 +266,7 @@ def _last(arm: ArmResult) -> str:
             )
             parts.append(
                 f"the two plain means of {one.metric} say that {_describe_effect(metric, one.plain)}, and mislead:"
-                f" the arms had different mixes of questions{weighed}"
+                f" the arms had different mixes of questions{' and of raters' if one.is_weighted else ''}{weighed}"
             )
     if arm.per_point_between is not None and arm.per_point is not None:
         low, high = arm.per_point_between.low, arm.per_point_between.high

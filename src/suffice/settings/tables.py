@@ -205,6 +205,8 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     reask_ask: str = (  # `re-ask`: the user's message after it
         "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
     )
+    propose: dict[str, Any] = {}  # a policy over the stream: probes are sent only where it would stop; empty: all
+    propose_every: NonNegativeInt = 0  # probe also each checkpoint that comes this many after the last; 0: none
     verified_by: VerifiedBy = "doctor"  # who verified that the upstream continues a text and caches prefixes
 
 

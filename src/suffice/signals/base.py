@@ -40,6 +40,16 @@ class FoldSpec:
     fields: tuple[str, ...]
 
 
+FROM_THE_STREAM = frozenset(  # they read what was generated anyway, never a trial answer
+    {"plan", "query", "wording", "hedges", "loops", "pattern", "end-of-thought", "said"}
+)
+
+
+def reads_answers(needs: Iterable[str]) -> bool:
+    """Return whether any of these needs reads trial answers, so that every step has to be probed for it."""
+    return any(need.partition("(")[0] not in FROM_THE_STREAM for need in needs)
+
+
 def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
     """Return the fields of Signals that these needs fill, in order. Raise ConfigError as `resolve_needs` does."""
     return tuple(field for spec in resolve_needs(tuple(needs)) for field in spec.fields)

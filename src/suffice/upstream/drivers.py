@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from suffice.errors import ConfigError, name_hint
@@ -183,7 +183,15 @@ class ReasoningFields:
 
     @property
     def site(self) -> str:
-        return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else "native"
+        return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else self._other_site
+
+    @property
+    def _other_site(self) -> str:
+        return "logprobs" if "logprobs" in self.fields else "native"
+
+    def with_logprobs(self, n_listed: int) -> ReasoningFields:
+        """Ask for each token's log-probability and that of the `n_listed` best ones."""
+        return replace(self, fields={**self.fields, "logprobs": True, "top_logprobs": n_listed})
 
 
 NO_FIELDS = ReasoningFields(fields={})

@@ -20,10 +20,11 @@ from suffice.gateway.app import endpoints
 from suffice.gateway.load_control import warnings as load_warnings
 from suffice.gateway.route import BuiltRoute, route_setup
 from suffice.plugins import load_plugins
-from suffice.policy.base import build_policy, version_of
+from suffice.policy.base import Policy, build_policy, version_of
 from suffice.rollout.experiment import find_arm, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
-from suffice.settings import Route, Settings, Upstream
+from suffice.settings import Probe, Route, Settings, Upstream
+from suffice.signals.base import FROM_THE_STREAM, reads_answers
 from suffice.signals.observe import Observer
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import route_findings, upstream_findings
@@ -86,6 +87,7 @@ def build_route(
         scorer = build_scorer(settings.scorer)
         policy = build_policy(settings.policy or {"policy": "never"})
         build_segmenter(settings.steps)
+        proposer = _build_proposer(settings.probe)
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
     named = {need.partition("(")[0] for need in policy.needs}  # needs with parameters of their own
@@ -100,12 +102,28 @@ def build_route(
         policy_version=version_of(policy),
         certified=False,  # nothing certifies yet
         needs=needs,
+        proposer=proposer,
         findings=known.upstreams.get(settings.upstream),
         refused=extractability_refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
     )
     address = "" if upstream is None else url_key(upstream.url)
     setup = route_setup(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
     return replace(built, setup=setup)
+
+
+def _build_proposer(probe: Probe | None) -> Policy | None:
+    if probe is None or not (probe.propose or probe.propose_every):
+        return None
+    try:
+        policy = build_policy(probe.propose)
+    except ConfigError as error:
+        raise ConfigError(f"probe.propose: {error}") from None
+    if reads_answers(policy.needs):
+        raise ConfigError(
+            f"probe.propose: {policy.name} reads trial answers, which only a probe gives; a policy over the signals"
+            f" {', '.join(sorted(FROM_THE_STREAM))}"
+        )
+    return policy
 
 
 def setup_of(settings: Settings, name: str) -> str:

@@ -12,7 +12,6 @@ from suffice.learn.audits import find_first_passages
 from suffice.policy.base import POLICIES, build_policy
 from suffice.replay.study.policies import (
     GRID,
-    asks_for_answers,
     build_given_ladder,
     build_ladders,
     halts_at,
@@ -20,6 +19,7 @@ from suffice.replay.study.policies import (
     levels_of,
 )
 from suffice.replay.study.sums import columns_of
+from suffice.signals.base import reads_answers
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 
@@ -62,9 +62,10 @@ def test_a_ladder_stands_only_where_its_rule_makes_sense(kind: Kind) -> None:
 
 def test_a_rule_that_reads_no_trial_answer_asks_for_none() -> None:
     asks = {
-        rung.spec["policy"]: asks_for_answers(rung.policy) for rung in rungs_of(build_ladders("reasoning", longest=8))
+        rung.spec["policy"]: reads_answers(rung.policy.needs)
+        for rung in rungs_of(build_ladders("reasoning", longest=8))
     }
-    assert asks["fixed-rounds"] is False
+    assert asks["fixed-rounds"] is asks["think-brake"] is asks["redundant"] is False
     assert asks["stable-answer"] is True
     assert asks["confidence-threshold"] is True
 

@@ -50,6 +50,7 @@ any_step = st.builds(
     margin=A_NUMBER,
     closed_entropy=A_NUMBER,
     stated_confidence=A_NUMBER,
+    end_margin=A_NUMBER,
     hedges=A_COUNT,
     text=st.none() | ANY_TEXT.filter(bool),
 )

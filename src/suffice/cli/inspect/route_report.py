@@ -421,7 +421,7 @@ def _effect(satisfaction: SatisfactionEffect, sure: str) -> str:
     down = effect.high is not None and effect.high < 0
     worse = (down and satisfaction.better == "higher") or (up and satisfaction.better == "lower")
     verdict = "worse where stopped" if worse else "better where stopped" if up or down else "no difference is proven"
-    return f"{format_estimate(effect, '{:+.3f}'.format, sure, unit='pair')}: {verdict}"
+    return f"{format_estimate(effect, '{:+.3f}'.format, sure, unit='rating')}: {verdict}"
 
 
 def _rates(effect: SatisfactionEffect) -> str:

@@ -16,8 +16,10 @@ from rich.progress import MofNCompleteColumn
 
 from suffice.cli.offline import TRACES, command_line, split_names, trace_progress
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
+from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
+from suffice.policy.base import build_policy
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.online.report import print_online, write_courses
@@ -143,6 +145,18 @@ def _flags(options: Callable[[Any], Any]) -> dict[str, str]:
     metavar="FOLDER",
     help="Where the report goes. [default: replay-report]",
 )
+@option(
+    "--propose",
+    metavar="JSON",
+    help="Probe chains only where this policy over text and margins would stop, as `probe.propose` of a route.",
+)
+@option(
+    "--propose-every",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    metavar="N",
+    help="Probe also each checkpoint that comes N after the last; 0: none.",
+)
 @option("--no-report", is_flag=True, help="Write no report.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
 @option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds.")
@@ -156,6 +170,8 @@ def replay(
     min_run_em: float | None,
     out: Path | None,
     *,
+    propose: str | None,
+    propose_every: int,
     online: bool,
     no_report: bool,
     as_json: bool,
@@ -175,7 +191,10 @@ def replay(
     load_plugins()
     own = {name: value for name, value in given.items() if name not in others}
     folder = None if no_report or (as_json and out is None) else out or Path("replay-report")
-    select = partial(survey, where=where, min_run_em=min_run_em)
+    proposer = None
+    if propose is not None or propose_every:
+        proposer = partial(Proposer, build_policy(read_policy(propose or "never")), every=propose_every)
+    select = partial(survey, where=where, min_run_em=min_run_em, proposer=proposer)
     run = _replay_online if online else _replay
     run(select, files, folder, as_json=as_json, **own)
 

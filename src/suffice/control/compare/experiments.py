@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor, log1p
 from pathlib import Path
 
+import numpy as np
+
+from suffice.assurance.label_propensity import covariates, label_weights, unexplained_group
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import satisfaction_of_people, scaled
@@ -96,6 +99,16 @@ def _within_share(values: Sequence[_UnitValue]) -> list[_UnitValue]:
     return kept
 
 
+@dataclass(frozen=True, slots=True)
+class _UnitRun:
+    """What is known of a unit's first run when its label may come."""
+
+    arm: str
+    query_class: str
+    known: tuple[float, ...]  # before the first token
+    later: tuple[float, ...]  # length of the answer, stopped, without an answer
+
+
 @dataclass(slots=True)
 class _Units:
     experiment: RunningExperiment
@@ -104,6 +117,7 @@ class _Units:
     _first: dict[str, UnitAssignment] = field(default_factory=dict)  # by unit
     _warm: set[str] = field(default_factory=set)  # the first units
     _values: dict[str, list[_UnitValue]] = field(default_factory=dict)  # by metric
+    _runs: dict[str, _UnitRun] = field(default_factory=dict)  # the first of each unit
     _callers: set[str] = field(default_factory=set)  # senders that use the model
     _audits: list[Audit] = field(default_factory=list)
 
@@ -124,13 +138,17 @@ class _Units:
             return
         # Covariates of the question, known before the first token: its length, its numbers, its operators.
         known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
+        outcome, known_numbers = item.episode.outcome, tuple(log1p(n or 0) for n in known)
+        spent = 0 if outcome.usage is None else outcome.usage.completion_tokens
+        later = (log1p(spent), float(outcome.stopped), float(outcome.answer is None))
+        self._runs.setdefault(draw.unit, _UnitRun(draw.arm, class_of(query), known_numbers, later))
         for metric, seq, value, capped in self._measured(item, match):
             result = MetricValue(
                 arm=draw.arm,
                 odds=_odds(draw),
                 query_class=class_of(query),
                 value=value,
-                known=tuple(log1p(n or 0) for n in known),
+                known=known_numbers,
                 warmup=draw.unit in self._warm,
             )
             value_of_unit = _UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result)
@@ -165,13 +183,18 @@ class _Units:
         They are in the order of assignment. Values may become known in an order that depends on the arm, such as
         ratings that a file lists arm by arm; guesses from earlier values would then favour the arm that comes first.
         """
-        values, place = dict[str, list[MetricValue]](), {unit: n for n, unit in enumerate(self._first)}
+        values, unexplained = dict[str, list[MetricValue]](), dict[str, str]()
+        place = {unit: n for n, unit in enumerate(self._first)}
         for metric, all_values in self._values.items():
             first: dict[str, _UnitValue] = {}
             for one in sorted(all_values, key=lambda one: one.seq):
                 first.setdefault(one.unit, one)
             kept = sorted(_within_share(list(first.values())), key=lambda one: place[one.unit])
-            values[metric] = [one.value for one in kept]
+            weights: Mapping[str, float] = {}
+            if metric not in (TOKENS, LATENCY):
+                weights, why = self._weigh_labels(metric, {one.unit for one in kept})
+                unexplained |= {metric: why} if why else {}
+            values[metric] = [replace(one.value, label_weight=weights.get(one.unit)) for one in kept]
         arms = self.experiment.arms
         paired = frozenset(arm.name for arm in arms if all(route.replayable(arm) for route in routes.values()))
         return ExperimentData(
@@ -180,7 +203,23 @@ class _Units:
             values=values,
             audits=self._replayed(routes, paired),
             paired=paired,
+            unexplained=unexplained,
         )
+
+    def _weigh_labels(self, metric: str, labelled: set[str]) -> tuple[Mapping[str, float], str]:
+        """Return the weights of units with a value, and why they must not be compared; "": they may be."""
+        runs, names = self._runs, list(dict.fromkeys(run.arm for run in self._runs.values()))
+        arms = np.array([names.index(run.arm) for run in runs.values()])
+        has_label = np.array([unit in labelled for unit in runs])
+        classes = [run.query_class for run in runs.values()]
+        numbers = np.array([(*run.known, *run.later) for run in runs.values()], dtype=np.float64)
+        weights, why = label_weights(covariates(classes, numbers), has_label, arms), ""
+        known = np.array([run.known for run in runs.values()], dtype=np.float64)
+        other = unexplained_group(covariates(classes, known), has_label, arms)
+        if other is not None:
+            shares = ", ".join(f"{name} {has_label[arms == at].mean():.1%}" for at, name in enumerate(names))
+            why = f"units with a value of {metric} are {shares}, further apart than their questions explain"
+        return dict(zip(runs, weights.tolist(), strict=True)), why
 
     def _replayed(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
         answers: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}

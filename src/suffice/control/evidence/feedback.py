@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from math import floor, pi
+from math import floor, log1p, pi
 from typing import Final, NamedTuple
 
 from suffice.assurance.labels import INFERENCE_KEY, JUDGE, MAX_SHARE
@@ -139,8 +139,13 @@ def feedback_of(
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
         audit=request.audit,
         conversation=request.conversation or request.episode_id,
+        propensity=request.propensity,
         feedback=tuple(value for label in labels if (value := _value(label, declared)) is not None),
         weight=weight_of(request, outcome),
+        later=(
+            log1p(0 if outcome.usage is None else outcome.usage.completion_tokens),
+            float(request.audit and outcome.would_answer == outcome.answer),
+        ),
     )
 
 

@@ -19,7 +19,8 @@ from suffice.episode import vote
 from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter, first_choice
 from suffice.episode.extra_calls import Continuer, TrialReply, entropy_of, margin_of
 from suffice.episode.ledger import Ledger
-from suffice.episode.samples import SampleRun, completion_text, sample_refusal
+from suffice.episode.proposer import CheckpointGate
+from suffice.episode.samples import SampleRun, completion_text, mean_logprob, mean_of, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.record.recording import QuestionLine, RecordingRecipe
@@ -62,7 +63,7 @@ class Recorder:
         samples = [run.seen[0] for run in drawn]
         bodies = [s.body or {} for s in samples]
         steps = [
-            self._step(question, s.answer, s.tokens, completion_text(body), logprob=_mean(_logprobs_in(body)))
+            self._step(question, s.answer, s.tokens, completion_text(body), logprob=mean_logprob(body))
             for s, body in zip(samples, bodies, strict=True)
         ]
         return self._row(
@@ -112,12 +113,12 @@ class Recorder:
         steps, before = [], 0
         for point in points:
             trial = await self._probe(continuer, point.prefix, point.tokens_used)
-            logprob = _mean(logprobs[before : point.tokens_used])
-            steps.append(
-                self._step(question, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial)
-            )
+            logprob = mean_of(logprobs[before : point.tokens_used])
+            step = self._step(question, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial)
+            step.end_margin = _round(point.end_margin)
+            steps.append(step)
             before = point.tokens_used
-        left, logprob = max(0, account.completion_tokens - before), _mean(logprobs[before:])
+        left, logprob = max(0, account.completion_tokens - before), mean_of(logprobs[before:])
         rest = reader.thought[len(points[-1].prefix) if points else 0 :]
         if reply.unclosed:
             # Close the truncated reasoning of a full run as a stop would.
@@ -158,6 +159,7 @@ class Recorder:
                     scorer=self.scorer,
                     tags=(settings.think_open, settings.think_close),
                     opened=settings.think_opened and not thinking_is_off(body),
+                    gate=CheckpointGate(close_tag=settings.think_close),
                 )
                 relay = StreamRelay(call, reader, tap, ClientView(usage=True, object=False))
                 async with aclosing(relay):
@@ -274,16 +276,6 @@ class Tap(Delivery):
                 choice = first_choice(decode_chunk(frame.data))
                 if choice is not None:
                     self.logprobs.extend(t.logprob for t in logprobs_of(choice))
-
-
-def _logprobs_in(body: Mapping[str, Any]) -> list[float]:
-    choices = body.get("choices") or [{}]
-    listed = (choices[0].get("logprobs") or {}).get("content") or []
-    return [float(t["logprob"]) for t in listed if isinstance(t, dict) and isinstance(t.get("logprob"), int | float)]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _round(value: float | None) -> float | None:

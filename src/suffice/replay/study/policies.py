@@ -23,6 +23,7 @@ from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
 from suffice.replay.study.runs import Halts, RowScores, Runs, find_first_bits, find_first_stops
 from suffice.replay.study.scores import EVEN, PRICED, Spec
+from suffice.signals.base import reads_answers
 from suffice.signals.classes import Classes
 from suffice.types import Kind
 
@@ -32,6 +33,7 @@ PROBED: Final[tuple[Kind, ...]] = ("reasoning", "rounds")
 LEFT_OUT: Final[Mapping[str, str]] = {
     "never": "what remains where nothing else will do",
     "bayes": "needs a prior learned from the votes themselves, see `learn.models`",
+    "text-rule": "its pattern is the owner's",
 }
 
 
@@ -123,6 +125,12 @@ _NARROWED: Final[Mapping[str, Family]] = {
     "sprt": Family(kinds=("samples",), draws={"p1": _between(0.5001, 0.9), **_ERRORS}),
     "msprt": Family(kinds=("samples",), draws={"prior_top": _PRIOR, "prior_second": _PRIOR, **_ERRORS}),
     "momentum": Family(kinds=("samples",)),
+    "think-brake": Family(kinds=("reasoning",), draws={"threshold": _between(0.01, 8.0, log=True)}),
+    "redundant": Family(kinds=("reasoning",), draws={"threshold": _between(0.4, 0.95)}),
+    "confident-sample": Family(kinds=("samples",), draws={"threshold": _near_1(0.4)}),
+    "turn-cap": Family(
+        kinds=("rounds",), draws={"max_steps": _whole(1), "extension": _whole(0, 4)}, fullest={"max_steps": 1}
+    ),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
 }
@@ -152,6 +160,10 @@ GRID: Final = (
     GridRow("confidence-threshold, mass", "threshold", _SURE, {"min_mass": 0.5}, PROBED),
     *(GridRow(f"confidence-threshold, patience {n}", "threshold", _SURE, {"patience": n}, PROBED) for n in (2, 3)),
     GridRow("stated-confidence", "threshold", _SURE, {"patience": 1}, ("rounds",)),
+    GridRow("think-brake", "threshold", (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0), {}, ("reasoning",)),
+    GridRow("redundant", "threshold", (0.95, 0.9, 0.8, 0.7, 0.6, 0.5), {}, ("reasoning",)),
+    GridRow("confident-sample", "threshold", _SURE, {}, ("samples",)),
+    GridRow("turn-cap", "max_steps", range(100, 0, -1), {}, ("rounds",)),
     *(GridRow(f"stated-confidence, patience {n}", "threshold", _SURE, {"patience": n}, ("rounds",)) for n in (2, 3)),
 )
 
@@ -162,7 +174,7 @@ def _declared_family(policy: type) -> Family:
         if one.lengths:
             continue
         if one.words or one.type is bool:
-            draws[one.name] = _one_of(*(one.words or (False, True)))
+            draws[one.name] = _one_of(*(one.words if isinstance(one.words, tuple) and one.words else (False, True)))
         elif one.range is not None:
             low, high = one.range.low, one.range.high
             draws[one.name] = _whole(int(low), int(high)) if one.type is int else _between(low, high)
@@ -283,13 +295,6 @@ def _round(value: float) -> float:
 
 # ---- ladders
 
-# Folds that read the run's own text and tokens. A policy that needs only these does not probe before its stop.
-_WITHOUT_PROBES = frozenset({"plan", "query", "wording", "hedges", "loops", "said"})
-
-
-def asks_for_answers(policy: Policy) -> bool:
-    return any(need.partition("(")[0] not in _WITHOUT_PROBES for need in policy.needs)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRung:
@@ -353,7 +358,7 @@ def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
-    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs, asks=asks_for_answers(rung.policy))
+    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs, asks=reads_answers(rung.policy.needs))
     returns = returns_of(rung.policy)
     if runs.kind != "rounds" or returns == "last":
         return halts

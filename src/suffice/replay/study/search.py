@@ -26,7 +26,6 @@ from suffice.policy.columns import QueryColumns, stops_of
 from suffice.replay.study.policies import (
     LEARNED,
     Size,
-    asks_for_answers,
     draw_spec,
     list_first_tries,
     list_policies,
@@ -56,6 +55,7 @@ from suffice.replay.study.sums import (
     sum_by_group,
 )
 from suffice.replay.traces.read import Survey
+from suffice.signals.base import reads_answers
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
@@ -182,7 +182,7 @@ class Bench:
             policy = build_scored(spec, self.scores.names, classes.names)
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = QueryColumns(own, queries=columns.queries, run=columns.run)
-        asks = model is not None or asks_for_answers(policy)
+        asks = model is not None or reads_answers(policy.needs)
         columns_of_runs = columns_of(self.runs, find_first_stops(stops_of(policy, columns), self.runs, asks=asks))
         summed = sum_by_group(self._group, columns_of_runs, len(self.fold))
         return replace(self._no_policies, values=summed[:, None, :])

@@ -252,6 +252,7 @@ class Batch:
     margin: Floats  # T
     closed_entropy: Floats  # T
     stated_confidence: Floats  # T
+    end_margin: Floats  # T
     hedges: Ints  # T
     text: list[str | None]  # T
 
@@ -277,6 +278,7 @@ class Batch:
             "mass": _known(self.mass[start:end]),
             "margin": _known(self.margin[start:end]),
             "closed_entropy": _known(self.closed_entropy[start:end]),
+            "end_margin": _known(self.end_margin[start:end]),
             "logprob": _known(self.logprob[start:end]),
             "stated_confidence": confidence if self.stated else _known(self.stated_confidence[start:end]),
             "reported_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],

@@ -10,15 +10,17 @@ from functools import partial
 from importlib.resources import as_file, files
 from itertools import compress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.audits import Bools
 from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
 from suffice.replay.traces.formats import read_jsonl, read_parquet
+from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.types import Kind
 
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
@@ -118,13 +120,15 @@ class Survey:
     longest: int  # steps of the longest run, as a live route's cap
     good_runs: frozenset[tuple[str, str]] | None  # (model, run) pairs with a high enough EM; None: all
     most_steps: int = MOST_STEPS  # in memory at once
+    proposer: Callable[[], Proposer] | None = None  # a new one for each run; None: every checkpoint is probed
 
     @property
     def share(self) -> float:
         return min(1.0, self.most_steps / max(1, self.n_steps))
 
     def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
-        return read_traces(self.files, where=self.where, keep=partial(self._is_kept, share))
+        for batch in read_traces(self.files, where=self.where, keep=partial(self._is_kept, share)):
+            yield batch if self.proposer is None else join_unproposed(batch, self.proposer)
 
     def _is_kept(self, share: float, columns: TraceColumns) -> Bools:
         kept = np.ones(len(columns), dtype=bool)
@@ -143,18 +147,21 @@ def survey(
     where: str | None = None,
     min_run_em: float | None = None,
     most_steps: int = MOST_STEPS,
+    proposer: Callable[[], Proposer] | None = None,
 ) -> list[Survey]:
     """Survey all files; one entry per set, in order of appearance.
 
     min_run_em  keep only (model, run) pairs whose full EM over the set is above it, in [0, 1)
     most_steps  of a set in memory at once, at least 1
+    proposer    chooses the checkpoints that are probed, a new one for each run; None: all are
 
     Raise TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
     """
     by_set: dict[str, list[Path]] = {}
     for file in files:
         by_set.setdefault(set_name(file), []).append(Path(file))
-    return [replace(_survey(name, paths, where, min_run_em), most_steps=most_steps) for name, paths in by_set.items()]
+    surveys = [_survey(name, paths, where, min_run_em) for name, paths in by_set.items()]
+    return [replace(one, most_steps=most_steps, proposer=proposer) for one in surveys]
 
 
 def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:
@@ -187,6 +194,30 @@ def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: flo
         longest=longest,
         good_runs=good,
     )
+
+
+def join_unproposed(batch: Batch, build_proposer: Callable[[], Proposer]) -> Batch:
+    """Join each step that is not proposed with the next one; the last step of a run, its end, stays.
+
+    Raise TraceError for runs that are no chains, whose steps nobody probes.
+    """
+    if batch.kind != "reasoning":
+        raise TraceError(f"has {batch.kind}; a probe can be proposed in chains only", file=batch.file)
+    keep = np.zeros(len(batch.tokens), dtype=bool)
+    for run, (start, end) in enumerate(zip(batch.offset[:-1], batch.offset[1:], strict=True)):
+        keep[start:end] = list(map(build_proposer().wants, batch.steps(run)))
+    keep[batch.offset[1:] - 1] = True
+    kept = np.flatnonzero(keep)
+    first = np.concatenate([[0], kept[:-1] + 1])  # where each joined step begins
+    steps: dict[str, Any] = {}
+    for name in (*STEP_COLUMNS, "answer_code"):
+        column = getattr(batch, name)
+        steps[name] = column[kept] if isinstance(column, np.ndarray) else [column[at] for at in kept.tolist()]
+    for name in ("tokens", "ctx_tokens"):
+        steps[name] = np.add.reduceat(getattr(batch, name), first)
+    parts = [[text for text in batch.text[a : b + 1] if text is not None] for a, b in zip(first, kept, strict=True)]
+    steps["text"] = ["".join(texts) if texts else None for texts in parts]
+    return replace(batch, offset=np.concatenate([[0], np.cumsum(keep)])[batch.offset], **steps)
 
 
 FILES: dict[Kind, str] = {"reasoning": "own_reasoning.jsonl.gz", "samples": "own_samples.jsonl.gz"}

@@ -42,6 +42,7 @@ class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     margin: float | None = None  # probability of the trial answer minus the runner-up's
     closed_entropy: float | None = None  # nats, of the first token behind the closed thought
     stated_confidence: float | None = None  # what the model said of itself
+    end_margin: float | None = None  # nats: log-probability of the best next token minus that of the end of thought
     hedges: Count | None = None  # hedging or self-correcting marks in the step's text
     text: str | None = None  # the step's own text, where it may be kept
 

@@ -347,6 +347,30 @@ def _arithmetic_mean(logprobs: tuple[float, ...]) -> float:
     return sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
 
 
+class EndOfThought:
+    """How close the model was to ending its thought by itself, read from its own stream at the end of a sentence."""
+
+    name = "end-of-thought"
+    looks_at = "the log-probabilities of the stream at the step's last end of a sentence"
+    source = "ThinkBrake, Song et al. 2026, [arXiv:2510.00546](https://arxiv.org/abs/2510.00546)"
+    fields: ClassVar[Fields] = {
+        "end_margin": SignalField(
+            "log-probability of the best next token minus that of the end of thought, in nats",
+            unknown="not given, or the end of thought is not among the listed tokens",
+            high=_MOST_NATS,
+        )
+    }
+
+    def __init__(self) -> None:
+        self._margin: float | None = None
+
+    def update(self, step: Step) -> None:
+        self._margin = nats(step.end_margin)
+
+    def values(self) -> dict[str, float | None]:
+        return {"end_margin": self._margin}
+
+
 class ClosingEntropy:
     """Exponential moving mean and variance of the entropy after the closed thought.
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 from operator import mul
 from typing import ClassVar, Protocol
 
+from suffice.errors import ConfigError
+from suffice.scoring.pattern import Pattern, compile_pattern
 from suffice.signals.fold import Fields, SignalField, parse_parameter
 from suffice.signals.folds.answers import ROUNDING, probability
 from suffice.types import Query, Step
@@ -66,14 +68,17 @@ class Loops:
     """
 
     name = "loops"
-    looks_at = "the step's text: runs of eight words that occurred before"
-    source = "ours"
+    looks_at = "the step's text: words, and runs of eight words, that occurred before"
+    source = (
+        "ours; `known_words` reads PUMA's redundancy, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672), by words"
+    )
     fields: ClassVar[Fields] = {
         "loop_share": SignalField(
             "share of the eight-word runs ending in this step that repeat the run",
             unknown="fewer than eight words",
             high=1.0,
-        )
+        ),
+        "known_words": SignalField("share of the step's words that the run had before", unknown="no words", high=1.0),
     }
 
     def __init__(self) -> None:
@@ -81,9 +86,14 @@ class Loops:
         self._young: set[int] = set()  # becomes the old set when it is half full …
         self._old: set[int] = set()  # … and the previous old set is dropped
         self._share: float | None = None
+        self._vocabulary: set[str] = set()
+        self._known: float | None = None
 
     def update(self, step: Step) -> None:
         _, words = words_of(step.text)
+        self._known = sum(map(self._vocabulary.__contains__, words)) / len(words) if words else None
+        if len(self._vocabulary) < _MAX_GRAMS:
+            self._vocabulary.update(words)
         n_grams = n_new = 0
         for begin in range(0, len(words), _CHUNK):
             text = self._tail + words[begin : begin + _CHUNK]
@@ -93,7 +103,7 @@ class Loops:
         self._share = (n_grams - n_new) / n_grams if n_grams else None
 
     def values(self) -> dict[str, float | None]:
-        return {"loop_share": self._share}
+        return {"loop_share": self._share, "known_words": self._known}
 
     def _remember(self, text: list[str]) -> int:
         # Another process salts hash() differently. That matters only if two of the 65,536 64-bit numbers collide:
@@ -109,6 +119,54 @@ class Loops:
         if len(self._young) >= _MAX_GRAMS // 2:
             self._old, self._young = self._young, set()
         return n_new
+
+
+def encode_pattern(pattern: str) -> str:
+    """Write a pattern as a word that a need may hold: `x` and its bytes in hexadecimal."""
+    return "x" + pattern.encode("utf-8", "surrogatepass").hex()
+
+
+@lru_cache(maxsize=256)
+def _compile(word: str) -> Pattern:
+    try:
+        return compile_pattern(bytes.fromhex(word.removeprefix("x")).decode(), ignore_case=True)
+    except ValueError as error:  # BadPattern is one
+        raise ConfigError(f"pattern.hex: got {word!r:.80}; a pattern as `encode_pattern` writes it ({error})") from None
+
+
+class StepPattern:
+    """Whether a pattern of the owner's is in the step's text, case ignored, in its last 4,000 characters.
+
+    The value is a code of the pattern, above 0 where it is found and below 0 where not, so that a recorded value is
+    never read as that of another pattern.
+    """
+
+    name = "pattern"
+    looks_at = "the step's text, for a pattern that the owner wrote"
+    source = "asked for in [vLLM #42487](https://github.com/vllm-project/vllm/issues/42487)"
+    parameters: ClassVar[Mapping[str, str]] = {"hex": "the pattern: `x` and its bytes in hexadecimal"}
+    fields: ClassVar[Fields] = {
+        "pattern_code": SignalField(
+            "a code of the pattern: positive if found, negative if not", low=-1.0, high=1.0, unknown="no text"
+        )
+    }
+
+    def __init__(self, *, hex: str = encode_pattern("answer")) -> None:  # noqa: A002 - how a need writes it
+        if not str(hex).startswith("x"):
+            raise ConfigError(f"pattern.hex: got {hex!r:.80}; a pattern as `encode_pattern` writes it")
+        self._pattern, self._code = _compile(hex), pattern_code(hex)
+        self._value: float | None = None
+
+    def update(self, step: Step) -> None:
+        code = self._code if self._pattern.last(step.text) is not None else -self._code
+        self._value = code if step.text else None
+
+    def values(self) -> dict[str, float | None]:
+        return {"pattern_code": self._value}
+
+
+def pattern_code(word: str) -> float:
+    return max(action_code(word), 2.0**-48)
 
 
 class Embedder(Protocol):

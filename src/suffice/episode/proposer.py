@@ -1,0 +1,95 @@
+"""Chooses the checkpoints that become steps, by signals that cost nothing; the others cost no probe.
+
+A checkpoint that is not proposed is joined with the next one, in audits as in live runs. So policies, levels and
+evidence see the same steps, each with a trial answer, and need not know that there is a proposer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from suffice.episode.chain_reader import Checkpoint, missing_step
+from suffice.policy.protocol import Policy
+from suffice.signals.observe import Observer
+from suffice.types import Step
+from suffice.upstream.wire import TokenLogprob
+
+LISTED_TOKENS = 20  # alternatives to request for each token, the most that vLLM and OpenAI list
+_TAIL_CHARS = 16
+_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]['\")\]}*]*\s*\Z|\n\s*\Z")
+
+
+class Proposer:
+    """Proposes a checkpoint where `policy` would stop if a probe answered, and each that comes `every` after the last.
+
+    every  0: only where the policy says so
+    """
+
+    def __init__(self, policy: Policy, *, every: int) -> None:
+        self._policy, self._every = policy, every
+        self._observer = Observer(policy.needs, "reasoning")
+        self._n_passed = 0
+
+    def wants(self, step: Step) -> bool:
+        """Return whether a probe is worth its tokens after the next step, which has no answer yet."""
+        signals = self._observer.observe(step)
+        self._n_passed += 1
+        if not self._policy.decide(signals.replace(answer="")).stop and self._n_passed != self._every:
+            return False
+        self._n_passed = 0
+        return True
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointGate:
+    """Adds the margin to the end of thought to checkpoints, and joins those that are not proposed.
+
+    The margin at the end of a checkpoint is that of the next token, so with log-probabilities it waits for one.
+    """
+
+    close_tag: str
+    proposer: Proposer | None = None
+    _margin: float | None = None  # at the last end of a sentence since the last checkpoint
+    _tail: str = ""
+    _reads_margins: bool = False
+    _waiting: Checkpoint | None = None
+    _joined: Checkpoint | None = None  # checkpoints that were not proposed, as one
+    _index: int = 0
+
+    def read(self, tokens: Sequence[TokenLogprob]) -> Checkpoint | None:
+        """Read the tokens of a chunk before its text; return the step that waited for them, if any."""
+        step: Checkpoint | None = None
+        for token in tokens:
+            if _SENTENCE_END.search(self._tail):
+                self._margin = margin_to_end(token.top, self.close_tag)
+            self._tail = (self._tail + token.token)[-_TAIL_CHARS:]
+            self._reads_margins = True
+            step = step or self._release()  # what the further tokens of the chunk show belongs to the next one
+        return step
+
+    def offer(self, point: Checkpoint) -> Checkpoint | None:
+        """Take a checkpoint; return the step that is complete, if any."""
+        before, self._waiting = self._release(), point
+        return before if self._reads_margins else self._release()
+
+    def _release(self) -> Checkpoint | None:
+        point, self._waiting = self._waiting, None
+        if point is None:
+            return None
+        point, self._margin = replace(point, end_margin=self._margin), None
+        is_proposed = self.proposer is None or self.proposer.wants(missing_step(point))
+        if (held := self._joined) is not None:
+            point = replace(point, tokens=held.tokens + point.tokens, text=held.text + point.text)
+        self._joined = None if is_proposed else point
+        if not is_proposed:
+            return None
+        self._index += 1
+        return replace(point, index=self._index)
+
+
+def margin_to_end(top: Sequence[tuple[str, float]], close_tag: str) -> float | None:
+    """The log-probability of the best listed token minus that of `close_tag`, in nats; None if it is not listed."""
+    ends = [value for text, value in top if text.strip() == close_tag]
+    return max(0.0, max(value for _, value in top) - max(ends)) if ends else None
