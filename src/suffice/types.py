@@ -99,6 +99,7 @@ class Request:
     kept_by: KeptBy = ""  # why it has rows: "": always has, "lot": drawn, "end": it ended badly
     delivery: int = 1  # of the same request, from 1; from the second on it runs in full
     conversation: str = ""  # keyed hash of sender and conversation id; "": none given
+    seeded: bool = False  # the client fixed a seed, so the order of its samples is not random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, audits_to_rows
+from suffice.control.evidence.audits import Audit, audits_in_all_orders
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
 from suffice.learn.audits import Floats
@@ -106,7 +106,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     assert epoch is not None
     chosen = learned(loop).chosen
     assert chosen is not None
-    runs = audits_to_rows(here.runs, chosen=chosen, match=loop.context.match, wave=ROUTE.wave, counts={})
+    runs = audits_in_all_orders(here.runs, chosen=chosen, match=loop.context.match, wave=ROUTE.wave, counts={})
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
     keeper = CountedFromOne(plan, LiveLearner(chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)

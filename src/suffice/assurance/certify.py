@@ -44,7 +44,7 @@ class Counts:
             return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
 
 
-def count_outcomes(z: NDArray[np.int8]) -> Counts:
+def count_outcomes(z: NDArray[np.int8] | Floats) -> Counts:
     """Count the EM drops of audits, each -1, 0 or +1, shape (audits, M)."""
     gained = (z < 0).sum(axis=0, dtype=np.int64)
     lost = (z > 0).sum(axis=0, dtype=np.int64)
@@ -52,22 +52,37 @@ def count_outcomes(z: NDArray[np.int8]) -> Counts:
 
 
 def weighted_log_wealth(
-    z: NDArray[np.int8], weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
+    z: NDArray[np.int8] | Floats, weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
 ) -> Floats:
     """`log_wealth` of audits with different shares: the product of 1 + nu w (eps - Z), shape (M,).
 
     With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
     *all requests* so far is at least eps, whatever their order or dependence. `max_em_drop` is one for all levels or
-    one for each; a level whose eps is 0 or less gets -infinity.
+    one for each; a level whose eps is 0 or less gets -infinity. Z may be a mean, see `mean_over_orders`.
     """
     eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
     tested = np.where(eps > 0, eps, 0.5)
     each = np.zeros((len(bets), z.shape[1]))
+    mean = (z != np.rint(z)).any(axis=1)
     weights, group = np.unique(weight, return_inverse=True)
     for number, one in enumerate(weights.tolist()):
-        counts = count_outcomes(z[group == number])
+        counts = count_outcomes(z[(group == number) & ~mean])
         each += log_bets(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
+    stakes = weight[mean, np.newaxis] * (tested - z[mean]) / (1 - tested)
+    each += np.array([np.log1p(bet * stakes).sum(axis=0) for bet in bets])
     return np.where(eps > 0, mixed(each), -np.inf)
+
+
+def mean_over_orders(z: NDArray[np.int8], mean: Floats, weight: Floats, *, delta: float) -> Floats:
+    """The drops of audits, shape (n, M), that a certificate counts: `mean`, unless the order of samples matters.
+
+    If every order of a vote's samples was equally likely, its own order's drop z has the expectation `mean`, so the
+    product of 1 + w/3 (z - mean) is an e-value at each level, and so is the average of these over levels. From 1/delta
+    on, votes lose more in their own order than in others, and z counts.
+    """
+    log_e = np.log1p(weight[:, np.newaxis] / 3 * (z - mean)).sum(axis=0)[1:]
+    refuted = len(log_e) and float(np.logaddexp.reduce(log_e)) >= log(len(log_e) / delta)
+    return z.astype(np.float64) if refuted else mean
 
 
 def e_value_of(log_e: float) -> float:

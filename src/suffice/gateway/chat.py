@@ -78,6 +78,7 @@ def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: Pa
         model=parsed.model,
         stream=parsed.stream,
         n_samples=samples,
+        seeded=parsed.body.get("seed") is not None,
         question=lambda: parsed.prompt or encode_json(parsed.body.get("messages")).decode(),
         query=lambda: None if route is None else query_of(parsed.body, route.settings.kind, samples),
         body=parsed.identity,

@@ -44,6 +44,7 @@ class Arrival:
     model: str = ""
     stream: bool = False
     n_samples: int = 1  # of a full run
+    seeded: bool = False  # the body has a seed
     is_callers_loop: bool = False  # the caller calls the model itself, so there is nothing to shed
     question: Callable[[], str] = str  # hashed to group repeats
     query: Callable[[], Query | None] = lambda: None
@@ -215,6 +216,7 @@ def admit(
         sender=arrival.caller.id,
         delivery=assigned.delivery,
         conversation=arrival.conversation_key(gw.salt),
+        seeded=arrival.seeded,
     )
     return route, request, place.retry_after_s if place is not None and place.level is None else None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,14 @@ class RaggedRuns:
 
     def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
         """The starts of the selected runs, shape (n + 1,), and their rows here; runs may repeat."""
-        sizes = self.n_steps[which]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
+        return select_groups(self.starts, which)
+
+
+def select_groups(starts: Ints, which: Ints) -> tuple[Ints, Ints]:
+    """The starts of the selected groups, shape (n + 1,), and the places of their members; groups may repeat."""
+    sizes = starts[which + 1] - starts[which]
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    return begin, np.repeat(starts[which] - begin[:-1], sizes) + np.arange(begin[-1])
 
 
 def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
@@ -81,6 +86,7 @@ class AuditRuns(RaggedRuns):
     label_at: Floats  # (N,): time of its label, in the unit of `at`; infinite: none yet
     query_class: Ints  # (N,): index of its class
     abandoned: Bools  # (N,): disconnected or timed out: a loss at every level
+    orders: SampleOrders | None = None  # of votes, see `learn.sample_orders`; None: none are known
 
     def __len__(self) -> int:
         return len(self.full)
@@ -93,13 +99,55 @@ class AuditRuns(RaggedRuns):
         abandoned = self.abandoned[which]
         return count_losses(self.z[rows], self.d[rows], labelled=labelled, abandoned=abandoned, label_free=label_free)
 
+    def mean_losses(self, ends: LevelEnds, which: Ints, *, now: float = np.inf, label_free: bool = False) -> Floats:
+        """As `losses`, each the mean over the orders that the samples of a vote could have had, shape (n, M)."""
+        z = self.losses(ends.rows[which], which, now=now, label_free=label_free).astype(np.float64)
+        if self.orders is None:
+            return z
+        starts, others = select_groups(self.orders.starts, which)
+        n_others, runs = np.diff(starts), self.orders.runs
+        place, rows = np.repeat(np.arange(len(which)), n_others), ends.order_rows[others]
+        of = which[place]
+        labelled = np.isfinite(self.label_at[of]) & (self.label_at[of] <= now)
+        np.add.at(
+            z,
+            place,
+            count_losses(
+                runs.z[rows], runs.d[rows], labelled=labelled, abandoned=self.abandoned[of], label_free=label_free
+            ),
+        )
+        return np.asarray(z / (1 + n_others)[:, np.newaxis])
+
     def take(self, which: Ints) -> AuditRuns:
         starts, rows = self.rows_of(which)
         return AuditRuns(
             starts=starts,
+            orders=None if self.orders is None else self.orders.take(which),
             **{name: getattr(self, name)[rows] for name in _BY_ROW},
             **{name: getattr(self, name)[which] for name in _BY_RUN},
         )
+
+    def without_orders(self) -> AuditRuns:
+        return self if self.orders is None else replace(self, orders=None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleOrders:
+    """Other orders of the samples of N votes. A vote whose samples agree needs none."""
+
+    runs: AuditRuns  # (W,): one for each order; what their votes have in common is not read
+    starts: Ints  # (N + 1,): vote i has the orders starts[i] … starts[i + 1] - 1
+
+    def take(self, which: Ints) -> SampleOrders:
+        starts, orders = select_groups(self.starts, which)
+        return SampleOrders(self.runs.take(orders), starts)
+
+
+class LevelEnds(NamedTuple):
+    """The row where each level ends each run, shape (N, M), and each other order of its samples, shape (W, M)."""
+
+    rows: Ints
+    order_rows: Ints
 
 
 _BY_ROW = ("x", "z", "d", "may_stop", "cost", "per_step")
@@ -117,8 +165,18 @@ def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
     starts = np.concatenate([part.starts[:-1] + at for part, at in zip(filled, shift, strict=False)] + [shift[-1:]])
     return AuditRuns(
         starts=starts,
+        orders=_concatenate_orders(filled),
         **{name: np.concatenate([getattr(part, name) for part in filled]) for name in (*_BY_ROW, *_BY_RUN)},
     )
+
+
+def _concatenate_orders(parts: Sequence[AuditRuns]) -> SampleOrders | None:
+    known = [(part, part.orders) for part in parts]
+    if all(orders is None for _, orders in known):
+        return None
+    counts = [np.zeros(len(part), np.int64) if orders is None else np.diff(orders.starts) for part, orders in known]
+    runs = concatenate_audits([NO_AUDITS if orders is None else orders.runs for _, orders in known])
+    return SampleOrders(runs, np.concatenate([[0], np.cumsum(np.concatenate(counts))]))
 
 
 NO_AUDITS: Final = AuditRuns(

@@ -18,13 +18,24 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     e_value_of,
+    mean_over_orders,
     missing_audits,
     weighted_log_wealth,
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.windows import Window, Windows, restart_share
-from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, Small, concatenate_audits
+from suffice.learn.audits import (
+    NO_AUDITS,
+    AuditRuns,
+    Bools,
+    Floats,
+    Ints,
+    LevelEnds,
+    Small,
+    concatenate_audits,
+    select_groups,
+)
 from suffice.learn.budgeting import Spender
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
@@ -129,7 +140,7 @@ class _Epoch:
     delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
     runs: AuditRuns = NO_AUDITS
     served: FoldedModels | None = None
-    rows: Ints = field(default_factory=lambda: np.zeros((0, 1), dtype=np.int64))  # (N, M): where each level ends a run
+    ends: LevelEnds = field(default_factory=lambda: LevelEnds(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int64)))
     n_seen: int = 0  # audits that the detectors have processed
     watched_from: float = 0.0  # the detectors get only audits that began later
     unsettled: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
@@ -138,14 +149,28 @@ class _Epoch:
     certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
     watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level of the watch's reference
 
+    @property
+    def rows(self) -> Ints:
+        """Where each level ends each audit, shape (N, M)."""
+        return self.ends.rows
+
     def add(self, runs: AuditRuns) -> None:
         if self.served is not None:
-            self.rows = np.concatenate([self.rows, self.served.rows(runs) + self.runs.starts[-1]])
+            orders, new = self.runs.orders, self.served.ends(runs)
+            shift = self.runs.starts[-1], 0 if orders is None else orders.runs.starts[-1]
+            self.ends = LevelEnds(
+                np.concatenate([self.ends.rows, new.rows + shift[0]]),
+                np.concatenate([self.ends.order_rows, new.order_rows + shift[1]]),
+            )
         self.runs = concatenate_audits([self.runs, runs])
 
     def drop_oldest(self, n: int) -> None:
         if self.served is not None:
-            self.rows = self.rows[n:] - self.runs.starts[n]
+            rows, others, orders = *self.ends, self.runs.orders
+            if orders is not None:
+                gone = int(orders.starts[n])
+                others = others[gone:] - orders.runs.starts[gone]
+            self.ends = LevelEnds(rows[n:] - self.runs.starts[n], others)
         self.runs = self.runs.take(np.arange(n, len(self.runs)))
         self.n_seen = max(0, self.n_seen - n)
         self.unsettled = [place - n for place in self.unsettled if place >= n]
@@ -273,7 +298,7 @@ class Certifier:
         if self.certificate is None:
             return None
         inside, runs = np.flatnonzero(self.certificate.inside), self._epoch.runs
-        return runs.take(inside), runs.d[self._epoch.rows[inside]]
+        return runs.without_orders().take(inside), runs.d[self._epoch.rows[inside]]
 
     def outcomes(self) -> tuple[Bools, Small] | None:
         """Which audits of this epoch are old enough to count, by age alone, and the loss of each at each level."""
@@ -353,10 +378,14 @@ class Certifier:
         known = self._epoch.runs
         _, rows = known.rows_of(which)
         known.z[rows], known.label_at[which] = runs.z, runs.label_at
+        if known.orders is not None and runs.orders is not None:
+            _, orders = select_groups(known.orders.starts, which)
+            _, rows = known.orders.runs.rows_of(orders)
+            known.orders.runs.z[rows] = runs.orders.runs.z
 
     def adopt(self, served: FoldedModels, runs: AuditRuns) -> None:
         """Serve and certify another version; `runs` are the audits of this epoch with its features."""
-        self._epoch.served, self._epoch.runs, self._epoch.rows = served, runs, served.rows(runs)
+        self._epoch.served, self._epoch.runs, self._epoch.ends = served, runs, served.ends(runs)
         self.version += 1
 
     def add_durations(self, durations: Iterable[float]) -> None:
@@ -432,10 +461,10 @@ class Certifier:
         )
         if served is None:
             return []
-        rows = served.rows(epoch.runs)
-        if epoch.served is not None and self._certified_saving(rows) <= self._certified_saving(epoch.rows):
+        ends = served.ends(epoch.runs)
+        if epoch.served is not None and self._certified_saving(ends) <= self._certified_saving(epoch.ends):
             return []
-        epoch.served, epoch.rows = served, rows
+        epoch.served, epoch.ends = served, ends
         self.version += 1
         return [self._change("refit", f"fitted on {self.n_audits:,} audits")]
 
@@ -448,11 +477,11 @@ class Certifier:
             n_dropped = min(n_dropped, int(np.flatnonzero(certificate.inside)[0]))
         self._epoch.drop_oldest(n_dropped)
 
-    def _certificate(self, rows: Ints) -> Certificate:
+    def _certificate(self, ends: LevelEnds) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
         The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
-        `rows` are where the levels of a version end the audits, shape (N, M).
+        `ends` are where the levels of a version end the audits.
         """
         runs, wanted = self._epoch.runs, self.plan.window
         age = self.run_timeout if self.plan.label_free else self.label_age
@@ -463,12 +492,12 @@ class Certifier:
             if window is None or window.n_audits(at[old], share[old]) < wanted:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=wanted)
-        claims = [self._certified_until(rows, self.now - age, window)]
+        claims = [self._certified_until(ends, self.now - age, window)]
         if age:
-            claims.append(self._certified_until(rows, self.now, window))
+            claims.append(self._certified_until(ends, self.now, window))
         return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
-    def _certified_until(self, rows: Ints, until: float, window: Window | None) -> Certificate:
+    def _certified_until(self, ends: LevelEnds, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
         plan, runs, pending = self.plan, self._epoch.runs, self.pending
         inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
@@ -479,9 +508,12 @@ class Certifier:
                 inside &= runs.fold % 2 == 1
             weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
         which = np.flatnonzero(inside)
-        z = runs.losses(rows[which], which, now=self.now, label_free=plan.label_free)
-        z = np.concatenate([z, pending.lost(z.shape[1])[late]])
-        wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
+        z = runs.losses(ends.rows[which], which, now=self.now, label_free=plan.label_free)
+        mean = runs.mean_losses(ends, which, now=self.now, label_free=plan.label_free)
+        counted = mean_over_orders(z, mean, weight[: len(which)], delta=plan.delta)
+        lost = pending.lost(z.shape[1])[late]
+        counted, z = np.concatenate([counted, lost]), np.concatenate([z, lost])
+        wealth = weighted_log_wealth(counted, weight, max_em_drop=plan.max_em_drop - self.charge)
         return Certificate(
             level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share),
             log_e=wealth,
@@ -492,9 +524,9 @@ class Certifier:
             until=until,
         )
 
-    def _certified_saving(self, rows: Ints) -> float:
-        certificate = self._certificate(rows)
-        return self._saved(rows, certificate.inside, certificate.level)
+    def _certified_saving(self, ends: LevelEnds) -> float:
+        certificate = self._certificate(ends)
+        return self._saved(ends.rows, certificate.inside, certificate.level)
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
         """Tokens that a level saves on some audits."""
@@ -502,7 +534,7 @@ class Certifier:
 
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
-        self.certificate = self._certificate(epoch.rows)
+        self.certificate = self._certificate(epoch.ends)
         self.level, inside = self.certificate.level, self.certificate.inside
         if self.plan.promise == "budgeted":
             counts = count_outcomes(self.certificate.z)
@@ -512,7 +544,7 @@ class Certifier:
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
             epoch.n_seen, epoch.watched_from = self.n_audits, self.now
-            epoch.certifying = epoch.runs.take(np.flatnonzero(inside))
+            epoch.certifying = epoch.runs.without_orders().take(np.flatnonzero(inside))
         self._rebase()
         if self.level == before:
             return []

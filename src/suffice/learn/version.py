@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small, find_first_passages
+from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, LevelEnds, Small, find_first_passages
 from suffice.policy.folded_version import FoldedVersion
 
 N_FOLDS: Final = 5
@@ -42,6 +42,10 @@ class FoldedModels:
     def rows(self, runs: AuditRuns) -> Ints:
         """Row where each level ends each run, shape (N, M)."""
         return self._passages(runs, self.levels)
+
+    def ends(self, runs: AuditRuns) -> LevelEnds:
+        """As `rows`, with the other orders of votes."""
+        return LevelEnds(self.rows(runs), self.rows(NO_AUDITS if runs.orders is None else runs.orders.runs))
 
     def rows_at(self, runs: AuditRuns, level: int) -> Ints:
         """Row where one level ends each run, shape (N,)."""
@@ -99,7 +103,7 @@ def fit_served(
     split  "folds": a model for each fold, and every audit certifies; "half": one model, fitted on the even folds, and
            only odd folds certify, which is exact
     """
-    recent = runs.take(np.arange(max(0, len(runs) - MOST_AUDITS), len(runs)))
+    recent = runs.without_orders().take(np.arange(max(0, len(runs) - MOST_AUDITS), len(runs)))
     kept_out = [recent.fold % 2 == 1] if split == "half" else [recent.fold == f for f in range(N_FOLDS)]
     models, levels = [], []
     for out in kept_out:
@@ -167,10 +171,11 @@ def fold_version(version: FoldedVersion) -> FoldedModels:
 
 def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
     """The runs with `may_stop` extended to rows that the version calls hopeless, which need no answer."""
+    orders = None if runs.orders is None else replace(runs.orders, runs=as_served(runs.orders.runs, version))
     lost = np.zeros(len(runs.x), dtype=bool)
     fold = runs.fold[runs.run_of_row]
     for f, model in enumerate(version.models):
         if model.hopeless is not None:
             rows = np.flatnonzero((fold == f) & ~runs.may_stop)
             lost[rows] = model.hopeless.scores(runs.x[rows]) >= _LOST
-    return replace(runs, may_stop=runs.may_stop | lost)
+    return replace(runs, may_stop=runs.may_stop | lost, orders=orders)

@@ -15,16 +15,18 @@ import numpy as np
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel, is_right
-from suffice.learn.audits import AuditRuns, concatenate_audits
+from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
+from suffice.learn.sample_orders import draw_orders
 from suffice.learn.version import N_FOLDS
 from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Query, Request
+from suffice.upstream.drivers import CHAT_PATH
 
 # Ends without an answer because the upstream gave none or was not called. The full run is wrong then, so a stop loses
 # nothing against it, and leaving the audit out is the safe side.
@@ -212,6 +214,35 @@ def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
 
 
 # --------------------------------------------------------------------------- rows
+
+
+def audits_in_all_orders(
+    audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns:
+    """As `audits_to_rows`, with the other orders that the samples of each vote could have had."""
+    others = [_reorder(audit) for audit in audits]
+    both = *audits, *(one for each in others for one in each)
+    runs = audits_to_rows(both, chosen=chosen, match=match, wave=wave, counts=counts)
+    if len(both) == len(audits):
+        return runs
+    own, moved = (runs.take(np.arange(*ends)) for ends in ((0, len(audits)), (len(audits), len(both))))
+    return replace(own, orders=SampleOrders(moved, np.cumsum([0, *map(len, others)])))
+
+
+def _reorder(audit: Audit) -> list[Audit]:
+    """The audit with its samples in other orders, where their order is random: see `learn.sample_orders`.
+
+    A caller's own loop may pass samples on in the order of their ends, and a client's seed fixes each sample's noise.
+    """
+    request, outcome = audit.episode.request, audit.outcome
+    random = request.kind == "samples" and request.endpoint == CHAT_PATH and not request.seeded
+    if not random or not audit.is_replayable or audit.gap is not None:
+        return []
+    steps, moved = outcome.steps, list[Audit]()
+    for order in draw_orders([step.answer for step in steps], request.n_samples, key=audit.id):
+        again = tuple(replace(steps[place], index=step.index) for place, step in zip(order, steps, strict=True))
+        moved.append(replace(audit, episode=replace(audit.episode, outcome=replace(outcome, steps=again))))
+    return moved
 
 
 def audits_to_rows(

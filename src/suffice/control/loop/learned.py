@@ -17,7 +17,7 @@ from suffice.assurance.forecast_actions import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
-    audits_to_rows,
+    audits_in_all_orders,
     changed_verdicts,
     is_evidence,
     verdicts,
@@ -254,7 +254,7 @@ class LearnedEvidence(EvidenceSource):
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
         assert self.chosen is not None
         context = self.state.context
-        runs = audits_to_rows(
+        runs = audits_in_all_orders(
             audits, chosen=self.chosen, match=context.match, wave=context.route.wave, counts=self.counts
         )
         return runs if self._taken_over is None else as_served(runs, self._taken_over)

@@ -149,14 +149,15 @@ def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
         place = np.array([place_of(question, purpose="relabel") for question in traffic.question])
         hit = (place < drift.share) & (number >= at)
         z = np.where(hit[runs.run_of_row], runs.d.astype(np.int8), runs.z)
-        return replace(traffic, runs=replace(runs, z=z))
+        return replace(traffic, runs=replace(runs, z=z, orders=None))
     share_of = losing_share(drift, at, len(traffic))
     if not share_of.any():
         return traffic
     place = np.array([place_of(f"{question}\n{i}", purpose="relabel") for i, question in enumerate(traffic.question)])
     wrong = (place < share_of)[runs.run_of_row]
     wrong[runs.last] = False
-    return replace(traffic, runs=replace(runs, z=np.where(wrong, np.int8(1), runs.z), d=runs.d | wrong))
+    changed = replace(runs, z=np.where(wrong, np.int8(1), runs.z), orders=None)  # what holds in one order only
+    return replace(traffic, runs=replace(changed, d=runs.d | wrong))
 
 
 def _conversations(traffic: RecordedTraffic, turns: int, rng: np.random.Generator) -> Ints:

@@ -27,10 +27,9 @@ from suffice.replay.online.stream import (
     Stream,
     add_times,
     learner_of,
-    make_traffic,
     run_stream,
 )
-from suffice.replay.study.runs import concatenate, read_runs
+from suffice.replay.online.traffic import read_traffic
 from suffice.replay.study.sets import TOO_SMALL_QUESTIONS, TOO_SMALL_RUNS
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -183,9 +182,8 @@ def replay_online(
         raise ConfigError(f"--drift: {kinds}; both must be of one kind")
     needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, options.probe_tokens
     sets = [one for one in (data, later) if one is not None]
-    parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]
-    traffic = make_traffic(concatenate(parts))
-    run = partial(run_seed, options, traffic, n_own=len(parts[0]))
+    traffic, n_own = read_traffic(sets, needs, probe_tokens=probe_tokens, longest=longest)
+    run = partial(run_seed, options, traffic, n_own=n_own)
     numbers = range(options.seed, options.seed + options.n_seeds)
     seeds, n_processes = list[Seed](), min(options.n_processes, options.n_seeds)
     with ProcessPoolExecutor(n_processes) if n_processes > 1 else nullcontext() as pool:
