@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log, log2
-from typing import Annotated, ClassVar
+from operator import ge
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
+from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, suffices
 from suffice.signals.fold import need
@@ -118,7 +121,7 @@ class VoteShare(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class Esc(ParameterChecks):
+class Esc(Conditions):
     """Stop when one whole window of samples gave the same answer.
 
     ESC (Li et al. 2024, ICLR, arXiv:2401.10480): consecutive windows of 5. The authors' code votes with the unanimous
@@ -133,21 +136,10 @@ class Esc(ParameterChecks):
 
     needs: ClassVar[tuple[str, ...]] = ("stability",)
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or s.answer_streak is None:
-            return go_on("agreement of the samples is unknown")
-        score = float(s.answer_streak)
-        if s.answer_streak < self.window:
-            return go_on(f"{s.answer_streak} of {self.window} samples in a row agree", score)
-        if not self.sliding and s.step % self.window:
-            return go_on(f"{s.answer_streak} samples in a row agree, across windows of {self.window}", score)
-        return suffices(f"a window of {self.window} samples is unanimous", score)
-
-    def stops(self, columns: Columns) -> Stops:
-        agree = answered(columns) & (known_column(columns, "answer_streak") >= self.window)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("answer_streak", ge, self.window, "{value:.0f} of {bound:.0f} samples in a row agree")
         if not self.sliding:
-            agree &= columns["step"] % self.window == 0
-        return where(agree, SUFFICES)
+            yield Condition("step", _ends_window, self.window, "sample {value:.0f} of windows of {bound:.0f}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +189,7 @@ class Momentum(ParameterChecks):
 def _entropy_beside_one(n_votes: float) -> float:
     share = n_votes / (n_votes + 1)
     return -share * log2(share) - (1 - share) * log2(1 - share)
+
+
+def _ends_window(step: Any, window: float) -> Any:
+    return step % window == 0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isnan
+from operator import ge, gt, le, lt
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
+from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
-from suffice.policy.stream import SignalThreshold
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
@@ -24,7 +26,7 @@ _AGREEING: Final = {"mild": 8, "low": 5, "mid": 3, "high": 2, "crazy": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Dynasor(ParameterChecks):
+class Dynasor(Conditions):
     """Stop when the last probes all gave one answer, and the last step shows no doubt.
 
     Dynasor-CoT with Certaindex (Fu et al. 2024, arXiv:2412.20993): the last m probe answers are equal, and none is
@@ -40,23 +42,14 @@ class Dynasor(ParameterChecks):
 
     needs: ClassVar[tuple[str, ...]] = ("stability", "hedges")
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or s.answer_streak is None or s.hedges is None:
-            return go_on("agreement of the probes, or their doubt, is unknown")
-        score, agreeing = float(s.answer_streak), _AGREEING[self.effort]
-        if s.answer_streak < agreeing:
-            return go_on(f"{s.answer_streak} of {agreeing} probes agree", score)
-        if s.hedges:
-            return go_on(f"{s.answer_streak} probes agree, but {s.hedges} hedges in the last step", score)
-        return suffices(f"{s.answer_streak} probes agree, {agreeing} required", score)
-
-    def stops(self, columns: Columns) -> Stops:
-        agree = answered(columns) & (known_column(columns, "answer_streak") >= _AGREEING[self.effort])
-        return where(agree & (known_column(columns, "hedges") == 0), SUFFICES)
+    def conditions(self) -> Iterator[Condition]:
+        agreeing = _AGREEING[self.effort]
+        yield Condition("answer_streak", ge, agreeing, "{value:.0f} of {bound:.0f} probes agree")
+        yield Condition("hedges", le, 0, "{value:.0f} hedges in the last step")
 
 
 @dataclass(frozen=True, slots=True)
-class Deer(ParameterChecks):
+class Deer(Conditions):
     """Stop when the mean probability of the trial answer's tokens exceeds a threshold.
 
     DEER (Yang et al. 2025, ICLR 2026, arXiv:2504.15895): greedy trial answers, threshold 0.95. For the over-confident
@@ -72,18 +65,9 @@ class Deer(ParameterChecks):
 
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
-    def decide(self, s: Signals) -> Decision:
-        probability = s.confidence_mean if self.mean == "arithmetic" else s.confidence
-        if s.answer is None or probability is None:
-            return go_on("no trial answer with known probabilities")
-        # NaN fails this comparison and continues.
-        if probability > self.threshold:
-            return suffices(f"mean probability {probability:.3f} > {self.threshold:g}", probability)
-        return go_on(f"mean probability {probability:.3f} is not above {self.threshold:g}", probability)
-
-    def stops(self, columns: Columns) -> Stops:
+    def conditions(self) -> Iterator[Condition]:
         field = "confidence_mean" if self.mean == "arithmetic" else "confidence"
-        return where(answered(columns) & (known_column(columns, field) > self.threshold), SUFFICES)
+        yield Condition(field, gt, self.threshold, "mean probability {value:.3f}, above {bound:g} required")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +174,7 @@ class Tasr(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class Eat(ParameterChecks):
+class Eat(Conditions):
     """Stop when the entropy behind the closed thought has stopped moving.
 
     EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next token, and
@@ -209,23 +193,15 @@ class Eat(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return (need("closing", alpha=self.alpha),)
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or s.entropy_emv is None:
-            return go_on("no trial answer, or no entropy behind the closed thought")
-        warm_up_steps = self.warm_up_steps or ceil(4 / self.alpha)
-        if s.step < warm_up_steps:
-            return go_on(f"step {s.step} of {warm_up_steps} to warm up", s.entropy_emv)
-        if s.entropy_emv < self.delta:
-            return suffices(f"variance of the entropy {s.entropy_emv:.2g} < {self.delta:g}", s.entropy_emv)
-        return go_on(f"variance of the entropy {s.entropy_emv:.2g} is not below {self.delta:g}", s.entropy_emv)
-
-    def stops(self, columns: Columns) -> Stops:
-        settled = answered(columns) & (known_column(columns, "entropy_emv") < self.delta)
-        return where(settled & (columns["step"] >= (self.warm_up_steps or ceil(4 / self.alpha))), SUFFICES)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("entropy_emv", lt, self.delta, "variance of the entropy {value:.2g}, below {bound:g} required")
+        yield Condition(
+            "step", ge, self.warm_up_steps or ceil(4 / self.alpha), "step {value:.0f} of {bound:.0f} to warm up"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class HaltCot(SignalThreshold):
+class HaltCot(Conditions):
     """Stop when the entropy of the answer is below theta.
 
     HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa). The authors' release takes 0.6
@@ -235,18 +211,16 @@ class HaltCot(SignalThreshold):
 
     name: ClassVar[str] = "halt-cot"
     source: ClassVar[str] = "HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)"
-    signal: ClassVar[str] = "entropy"
-    says: ClassVar[str] = "nats of entropy in the answer"
     theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # nats, which is 0.6 bits
 
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
-    def passes(self, value: Any) -> Any:
-        return value < self.theta
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("entropy", lt, self.theta, "answer entropy {value:.3f} nats, below {bound:g} required")
 
 
 @dataclass(frozen=True, slots=True)
-class SemanticDistance(ParameterChecks):
+class SemanticDistance(Conditions):
     """Stop when the drafts of a loop have hardly moved for some rounds.
 
     Semantic early stopping (Shrivastava 2026, arXiv:2606.27009), without its judge: the distance of successive drafts
@@ -265,13 +239,5 @@ class SemanticDistance(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return (need("drafts", threshold=self.epsilon),)
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or s.draft_patience is None:
-            return go_on("how far the draft has moved is unknown")
-        score = float(s.draft_patience)
-        if s.draft_patience < self.patience:
-            return go_on(f"draft still for {s.draft_patience} of {self.patience} rounds", score)
-        return suffices(f"draft within {self.epsilon:g} for {s.draft_patience} rounds", score)
-
-    def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & (known_column(columns, "draft_patience") >= self.patience), SUFFICES)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("draft_patience", ge, self.patience, "draft still for {value:.0f} of {bound:.0f} rounds")

@@ -5,15 +5,18 @@ Unknown signals (None or NaN) continue.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan
+from operator import ge, le
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
+from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, known_column, where
+from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
-from suffice.policy.protocol import go_on, stop_at_budget, suffices
+from suffice.policy.protocol import go_on, stop_at_budget
 from suffice.types import Decision, Signals
 
 TOKENS = ParameterRange(0, 1_000_000_000)
@@ -127,7 +130,7 @@ class TurnCap(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class StableAnswer(ParameterChecks):
+class StableAnswer(Conditions):
     """Stop when the trial answer was the same for some steps in a row.
 
     Answer convergence (arXiv:2506.02536); `no_hedges` adds the condition of Dynasor-CoT (arXiv:2412.20993) that the
@@ -150,46 +153,18 @@ class StableAnswer(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return ("stability", *(("hedges",) if self.no_hedges else ()), *(("plan",) if self.min_share > 0 else ()))
 
-    def decide(self, s: Signals) -> Decision:
-        if s.answer_streak is None:
-            return go_on("the answer streak is unknown")
-        score = float(s.answer_streak)
-        if s.answer_streak < self.streak:
-            return go_on(f"same answer for {s.answer_streak} of {self.streak} steps", score)
-        objection = self._too_early(s) or (self._doubt(s) if self.no_hedges else "")
-        if objection:
-            return go_on(objection, score)
-        return suffices(f"same answer for {s.answer_streak} steps, {self.streak} required", score)
-
-    def stops(self, columns: Columns) -> Stops:
-        settled = known_column(columns, "answer_streak") >= self.streak
-        settled &= (columns["step"] >= self.min_steps) & (columns["tokens_used"] >= self.min_tokens)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} steps")
+        yield Condition("step", ge, self.min_steps, "step {value:.0f}, no stop before step {bound:.0f}")
+        yield Condition("tokens_used", ge, self.min_tokens, "{value:.0f} tokens used, no stop before {bound:.0f}")
         if self.min_share > 0:
-            settled &= known_column(columns, "step_share") >= self.min_share
+            yield Condition("step_share", ge, self.min_share, "{value:.3f} of the planned steps, {bound:g} required")
         if self.no_hedges:
-            settled &= known_column(columns, "hedges") == 0
-        return where(settled, SUFFICES)
-
-    def _too_early(self, s: Signals) -> str:
-        if s.step < self.min_steps:
-            return f"step {s.step}, no stop before step {self.min_steps}"
-        if s.tokens_used < self.min_tokens:
-            return f"{s.tokens_used} tokens used, no stop before {self.min_tokens}"
-        if self.min_share > 0 and s.step_share is None:
-            return "how many steps are planned is unknown"
-        # NaN counts as too small.
-        if self.min_share > 0 and not (s.step_share or 0.0) >= self.min_share:
-            return f"{s.step_share:.3f} of the planned steps, no stop before {self.min_share:g}"
-        return ""
-
-    def _doubt(self, s: Signals) -> str:
-        if s.hedges is None:
-            return "hedging in the last step is unknown"
-        return f"same answer for {s.answer_streak} steps, but {s.hedges} hedges in the last" if s.hedges else ""
+            yield Condition("hedges", le, 0, "{value:.0f} hedges in the last step")
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceThreshold(ParameterChecks):
+class ConfidenceThreshold(Conditions):
     """Stop when the model's probability of its trial answer (geometric mean over its tokens) reaches a threshold.
 
     DEER's rule (Yang et al. 2025, arXiv:2504.15895). With `patience` above 1 the answer must also be unchanged for that
@@ -208,33 +183,16 @@ class ConfidenceThreshold(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return ("confidence", "stability") if self.patience > 1 else ("confidence",)
 
-    def decide(self, s: Signals) -> Decision:
-        if s.confidence is None or s.answer is None:
-            return go_on("no trial answer with a known confidence")
-        # NaN fails this comparison and continues.
-        if not s.confidence >= self.threshold:
-            return go_on(f"confidence {s.confidence:.3f} is below {self.threshold:g}", s.confidence)
-        if self.min_mass > 0 and (s.mass is None or not s.mass >= self.min_mass):
-            mass = "unknown" if s.mass is None else f"{s.mass:.3f}"
-            return go_on(f"mass on the answers is {mass}, {self.min_mass:g} required", s.confidence)
-        if self.patience > 1:
-            if s.answer_streak is None:
-                return go_on("the answer streak is unknown", s.confidence)
-            if s.answer_streak < self.patience:
-                return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", s.confidence)
-        return suffices(f"confidence {s.confidence:.3f} reached {self.threshold:g}", s.confidence)
-
-    def stops(self, columns: Columns) -> Stops:
-        confident = answered(columns) & (known_column(columns, "confidence") >= self.threshold)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("confidence", ge, self.threshold, "confidence {value:.3f}, {bound:g} required")
         if self.min_mass > 0:
-            confident &= known_column(columns, "mass") >= self.min_mass
+            yield Condition("mass", ge, self.min_mass, "mass on the answers is {value:.3f}, {bound:g} required")
         if self.patience > 1:
-            confident &= known_column(columns, "answer_streak") >= self.patience
-        return where(confident, SUFFICES)
+            yield Condition("answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps")
 
 
 @dataclass(frozen=True, slots=True)
-class StatedConfidence(ParameterChecks):
+class StatedConfidence(Conditions):
     """Stop when the model says that it is sure of its answer, and the answer has not changed.
 
     Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of such
@@ -254,21 +212,7 @@ class StatedConfidence(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return ("said", "stability") if self.patience > 1 else ("said",)
 
-    def decide(self, s: Signals) -> Decision:
-        stated = s.stated_confidence
-        if stated is None or s.answer is None:
-            return go_on("no answer with a stated confidence")
-        # NaN fails this comparison and continues.
-        if not stated >= self.threshold:
-            return go_on(f"stated confidence {stated:.3f} is below {self.threshold:g}", stated)
-        if self.patience > 1 and s.answer_streak is None:
-            return go_on("the answer streak is unknown", stated)
-        if self.patience > 1 and s.answer_streak is not None and s.answer_streak < self.patience:
-            return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", stated)
-        return suffices(f"stated confidence {stated:.3f} reached {self.threshold:g}", stated)
-
-    def stops(self, columns: Columns) -> Stops:
-        sure = answered(columns) & (known_column(columns, "stated_confidence") >= self.threshold)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("stated_confidence", ge, self.threshold, "stated confidence {value:.3f}, {bound:g} required")
         if self.patience > 1:
-            sure &= known_column(columns, "answer_streak") >= self.patience
-        return where(sure, SUFFICES)
+            yield Condition("answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps")

@@ -5,49 +5,23 @@ None needs a probe, so each can also propose where a probe is worth its tokens: 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
-from typing import Annotated, Any, ClassVar
-
-import numpy as np
+from operator import eq, ge, le
+from typing import Annotated, ClassVar
 
 from suffice.errors import ConfigError
-from suffice.policy.columns import CONTINUE, SUFFICES, Columns, Stops, answered, known_column, where
+from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Text
-from suffice.policy.protocol import go_on, suffices
 from suffice.policy.rules import SHARE_ABOVE_0
 from suffice.scoring.pattern import BadPattern, compile_pattern
 from suffice.signals.fold import need
 from suffice.signals.folds.wording import encode_pattern, pattern_code
-from suffice.types import Decision, Signals
-
-
-class SignalThreshold(ParameterChecks):
-    """Base of policies that compare one signal of a step that has an answer with a threshold."""
-
-    __slots__ = ()
-    signal: ClassVar[str]
-    says: ClassVar[str]  # the signal in words, for the operator
-
-    @abstractmethod
-    def passes(self, value: Any) -> Any:
-        """Return whether a value, or each value of a column, stops the run; an unknown one (NaN) does not."""
-
-    def decide(self, s: Signals) -> Decision:
-        value = getattr(s, self.signal)
-        if s.answer is None or value is None:
-            return go_on(f"no answer, or unknown: {self.says}")
-        if self.passes(value):
-            return suffices(f"{self.says}: {value:.3f} is enough", value)
-        return go_on(f"{self.says}: {value:.3f} is not enough", value)
-
-    def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & self.passes(known_column(columns, self.signal)), SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkBrake(SignalThreshold):
+class ThinkBrake(Conditions):
     """Stop when the model, at the end of a sentence, would nearly as soon end its thought as go on.
 
     ThinkBrake (Song et al. 2026, ACL Findings, arXiv:2510.00546): the log-probability of the best next token exceeds
@@ -57,18 +31,18 @@ class ThinkBrake(SignalThreshold):
 
     name: ClassVar[str] = "think-brake"
     source: ClassVar[str] = "ThinkBrake, Song et al. 2026, [arXiv:2510.00546](https://arxiv.org/abs/2510.00546)"
-    signal: ClassVar[str] = "end_margin"
-    says: ClassVar[str] = "nats to the end of thought"
     threshold: Annotated[float, ParameterRange(0.0, 100.0)] = 0.25  # nats
 
     needs: ClassVar[tuple[str, ...]] = ("end-of-thought",)
 
-    def passes(self, value: Any) -> Any:
-        return value <= self.threshold
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition(
+            "end_margin", le, self.threshold, "{value:.3f} nats to the end of thought, at most {bound:g} stop"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Redundant(SignalThreshold):
+class Redundant(Conditions):
     """Stop when the last step said little that is new: most of its words were in the run before.
 
     The detector of PUMA (arXiv:2605.17672), by words; the authors train an embedder for it. Like theirs it is meant to
@@ -77,18 +51,18 @@ class Redundant(SignalThreshold):
 
     name: ClassVar[str] = "redundant"
     source: ClassVar[str] = "PUMA's detector, by words, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672)"
-    signal: ClassVar[str] = "known_words"
-    says: ClassVar[str] = "share of the step's words that are known"
     threshold: Annotated[float, SHARE_ABOVE_0] = 0.6  # above 0, at most 1
 
     needs: ClassVar[tuple[str, ...]] = ("loops",)
 
-    def passes(self, value: Any) -> Any:
-        return value >= self.threshold
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition(
+            "known_words", ge, self.threshold, "{value:.3f} of the step's words are known, {bound:g} required"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidentSample(SignalThreshold):
+class ConfidentSample(Conditions):
     """Stop when the model was sure of the tokens of its first sample; a later sample never stops.
 
     The first stage of ReASC (Kim et al. 2026, arXiv:2601.02970); `any-of` with a rule over votes makes the second. The
@@ -98,24 +72,19 @@ class ConfidentSample(SignalThreshold):
 
     name: ClassVar[str] = "confident-sample"
     source: ClassVar[str] = "first stage of ReASC, [arXiv:2601.02970](https://arxiv.org/abs/2601.02970)"
-    signal: ClassVar[str] = "step_logprob"
-    says: ClassVar[str] = "mean log-probability of the sample's tokens"
     threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # probability, above 0, at most 1
 
     needs: ClassVar[tuple[str, ...]] = ("wording",)
 
-    def passes(self, value: Any) -> Any:
-        return value >= log(self.threshold)
-
-    def decide(self, s: Signals) -> Decision:
-        return SignalThreshold.decide(self, s) if s.step == 1 else go_on("only the first sample is judged alone")
-
-    def stops(self, columns: Columns) -> Stops:
-        return np.where(columns["step"] == 1, SignalThreshold.stops(self, columns), np.int8(CONTINUE))
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition(
+            "step_logprob", ge, log(self.threshold), "mean log-probability {value:.3f}, {bound:.3f} required"
+        )
+        yield Condition("step", le, 1, "sample {value:.0f}; only the first one is judged alone")
 
 
 @dataclass(frozen=True, slots=True)
-class TextPatternRule(ParameterChecks):
+class TextPatternRule(Conditions):
     """Stop when a pattern of yours is in the text of the last step, whatever its case."""
 
     name: ClassVar[str] = "text-rule"
@@ -134,14 +103,6 @@ class TextPatternRule(ParameterChecks):
     def needs(self) -> tuple[str, ...]:
         return (need("pattern", hex=encode_pattern(self.pattern)),)
 
-    @property
-    def _code(self) -> float:
-        return pattern_code(encode_pattern(self.pattern))
-
-    def decide(self, s: Signals) -> Decision:
-        if s.pattern_code == self._code and s.answer is not None:
-            return suffices("the pattern is in the text of the last step", 1.0)
-        return go_on("no answer, or the pattern is not in the text of the last step")
-
-    def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & (known_column(columns, "pattern_code") == self._code), SUFFICES)
+    def conditions(self) -> Iterator[Condition]:
+        code = pattern_code(encode_pattern(self.pattern))
+        yield Condition("pattern_code", eq, code, "whether the pattern is in the step's text")
