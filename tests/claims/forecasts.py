@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from suffice.assurance.drift import DOUBT_SHARE
 from suffice.assurance.forecast import Forecast, ForecastWindow, forecast_drop, near_levels, near_share
 from suffice.assurance.forecast_actions import Stance, first_disagreement, next_stance, relative_losses
-from suffice.assurance.forecast_grades import ExpectedOutcomes, ForecastGrade, TrackRecord, grade_due
+from suffice.assurance.forecast_grades import HORIZON, ExpectedOutcomes, TrackRecord, grade_due
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import FoldedModels, fit_served
 from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
@@ -69,7 +69,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the forecast said of one stream until its crossing, and did."""
+    """What the forecast said and did of one stream until its crossing, and how all its forecasts were graded."""
 
     raised: tuple[int, ...]  # requests at which an alert began
     ended: tuple[int, ...]  # … and ended, where it did
@@ -81,6 +81,14 @@ class Told:
     n_looks: int
     share: float  # of requests behind the burst that were audited
     crossing: int | None
+    record: TrackRecord
+    n_true: int  # forecasts whose horizon is within the stream …
+    n_covered: int  # … and whose 90 % interval holds the true drop there
+
+    @property
+    def acted(self) -> bool:
+        """Did a cap begin within the drift before the crossing, or stand there?"""
+        return self.is_capped or any(at > ONSET for at in self.capped)
 
     @property
     def in_time(self) -> bool:
@@ -97,7 +105,7 @@ class Told:
 
 
 def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
-    """Look at a stream after every window until its crossing.
+    """Look at a stream after every window.
 
     share        of requests that are audited
     doubt_share  … while the last look was in doubt or alerted, if that is more
@@ -115,7 +123,9 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
             capped.append(at)
         if doubted is None and watch.stance.in_doubt and at > ONSET:
             doubted = at
-    cap = watch.stance.cap
+    cap, last, n_audited = watch.stance.cap, watch.forecast, watch.n_audited
+    for _ in range(stream.n_watched, len(stream.signals)):
+        watch.look()
     return Told(
         raised=tuple(raised),
         ended=tuple(ended),
@@ -123,10 +133,13 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
         is_capped=cap is not None,
         doubted=doubted,
         kept=None if cap is None else bool(stream.drop[cap, -1] < BUDGET),
-        last=watch.forecast,
+        last=last,
         n_looks=stream.n_watched - FIRST_LOOK,
-        share=watch.n_audited / (stream.n_watched * SIZE - BURST),
+        share=n_audited / (stream.n_watched * SIZE - BURST),
         crossing=stream.crossing,
+        record=watch.record,
+        n_true=len(watch.covered),
+        n_covered=sum(watch.covered),
     )
 
 
@@ -139,7 +152,7 @@ class Watch:
         self.forecast: Forecast | None = None
         self.stance = Stance()
         self.record = TrackRecord(of="em_drop")
-        self.grades = list[ForecastGrade]()
+        self.covered = list[bool]()
         self.n_audited = 0  # behind the burst
         self._first = list[Ints]()  # by window
         self._pending = deque[tuple[int, ExpectedOutcomes]]()
@@ -174,15 +187,15 @@ class Watch:
 
     def _forecast(self) -> None:
         at, was_open = self.windows[-1].until, self.alerted
-        new = list(grade_due(self._pending, "em_drop", at, self.windows))
-        self.grades += new
-        self.record = self.record.with_grades(new)
+        self.record = self.record.with_grades(grade_due(self._pending, "em_drop", at, self.windows))
         found = forecast_drop(self.windows, budget=BUDGET, alerted=was_open, width=self.record.width)
         self.forecast = found
         if found is None:
             return
         assert found.outcomes is not None
         self._pending.append((at, found.outcomes))
+        if at + HORIZON < self.stream.drop.shape[1]:
+            self.covered.append(found.likely_low <= self.stream.drop[-1, at + HORIZON] <= found.likely_high)
         crossed = found.now >= BUDGET
         self.record = self.record.with_alert(at, is_open=found.alert, was_open=was_open, crossed=crossed)
         self.stance = next_stance(
@@ -380,23 +393,49 @@ def false_alerts(tolds: list[Told]) -> float:
     return sum(len(each.raised) for each in tolds) / sum(each.n_looks for each in tolds) * 10_000 / SIZE
 
 
+def false_caps(tolds: list[Told]) -> float:
+    """Caps in 20,000 requests."""
+    return sum(len(each.capped) for each in tolds) / sum(each.n_looks for each in tolds) * 20_000 / SIZE
+
+
+def coverage(tolds: list[Told]) -> tuple[float, float]:
+    """Share of graded forecasts inside their interval, and of intervals that hold the true drop."""
+    graded = sum(each.record.n_inside for each in tolds) / sum(each.record.n_graded for each in tolds)
+    return graded, sum(each.n_covered for each in tolds) / sum(each.n_true for each in tolds)
+
+
+def describe(name: str, tolds: list[Told]) -> str:
+    """A row of the tables of bench/assurance.md."""
+    graded, covered = coverage(tolds)
+    share = np.mean([each.share for each in tolds])
+    if any(each.crossing is None for each in tolds):
+        cells = [f"{false_caps(tolds):.2f}", f"{false_alerts(tolds):.2f}"]
+    else:
+        doubted, acted = [each.doubted is not None for each in tolds], [each.acted for each in tolds]
+        kept = [each.kept for each in tolds if each.kept is not None]
+        now = np.mean([each.last.now for each in tolds if each.last is not None])
+        leads = [lead for each in tolds for lead in each.record.leads]
+        cells = [f"{np.mean(doubted):.0%}", f"{np.mean(acted):.0%}", f"{in_time(tolds):.0%}"]
+        cells += [f"{np.mean(kept):.0%}" if kept else "–", f"{now:.2%}", f"{np.median(leads):,.0f}" if leads else "–"]
+    return "| " + " | ".join([name, *cells, f"{share:.0%}", f"{graded:.1%}", f"{covered:.1%}"]) + " |"
+
+
 def main(n_seeds: int) -> None:
     """Print the tables of bench/assurance.md."""
     seeds = range(FRESH, FRESH + n_seeds)
-    plans = [(0.05, 0.0), (0.1, 0.0), (0.05, DOUBT_SHARE), (0.1, DOUBT_SHARE)]
-    head = "".join(f" | {s:.0%}, in doubt {d:.0%}" if d else f" | {s:.0%}" for s, d in plans)
-    print(f"{n_seeds} seeds; audits{head}\n| drift: alert in time (standing) |")
-    for name, make in DRIFTS.items():
-        cells = [measure(make, seeds, *plan) for plan in plans]
-        standing = [sum(each.standing for each in cell) / len(cell) for cell in cells]
-        told_cells = [f"{in_time(cell):.0%} ({stood:.0%})" for cell, stood in zip(cells, standing, strict=True)]
-        print(f"| {name} | " + " | ".join(told_cells) + " |", flush=True)
-    print("| no crossing: false alerts in 10,000 requests (audited) |")
-    for name, make in CALM.items():
-        cells = [measure(make, seeds, *plan) for plan in plans]
-        shares = [float(np.mean([each.share for each in cell])) for cell in cells]
-        told_cells = [f"{false_alerts(cell):.2f} ({share:.0%})" for cell, share in zip(cells, shares, strict=True)]
-        print(f"| {name} | " + " | ".join(told_cells) + " |", flush=True)
+    for share in (0.05, 0.1):
+        print(f"\n{n_seeds} seeds; {share:.0%} audits, {DOUBT_SHARE:.0%} while in doubt")
+        for title, head, makers in (
+            ("drift", "doubted | capped | alert in time | kept | estimate at 2 % | lead", DRIFTS),
+            ("no crossing", "caps in 20,000 | alerts in 10,000", CALM),
+        ):
+            print(f"| {title} | {head} | audited | graded inside | truth inside |", flush=True)
+            everything = list[Told]()
+            for name, make in makers.items():
+                tolds = measure(make, seeds, share, DOUBT_SHARE)
+                everything += tolds
+                print(describe(name, tolds), flush=True)
+            print(describe("all", everything), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pytest
 
 from suffice import errors, types
 from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.spending import SpendEstimate, SpendForecast, Spike
 from suffice.cli.main import main
 from suffice.cli.shell import CONTRIB
 from suffice.gateway.app import ENDPOINTS
@@ -236,6 +237,7 @@ RECORDS = {
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
     "Forecast action": (ForecastAction,),
+    "Spending": (SpendForecast, SpendEstimate, Spike),
     "Access": (AccessGrant,),
     "Config change": (events.ConfigChange, events.SettingChange),
     "Alert sent": (events.AlertDelivery,),

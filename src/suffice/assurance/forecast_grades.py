@@ -21,7 +21,7 @@ LIKELY_SD: Final = 1.645  # ends of a 90 % interval
 LIKELY: Final = 0.9
 AROUND: Final = 500  # requests on either side of the horizon whose outcomes grade a forecast
 MIN_OUTCOMES: Final = 20  # around the horizon; a forecast with fewer stays ungraded
-STEP: Final = 0.04  # of the log of the width for one grade
+STEP: Final = 0.02  # of the log of the width for one grade
 NARROWEST, WIDEST = 0.5, 2.5
 MOST_LEADS: Final = 100  # the latest
 
@@ -134,3 +134,11 @@ class TrackRecord:
 
 def record_of(records: Iterable[TrackRecord], of: Of) -> TrackRecord:
     return next((one for one in records if one.of == of), TrackRecord(of=of))
+
+
+def describe_records(records: Iterable[TrackRecord]) -> Iterator[tuple[str, str]]:
+    """Names and sentences for people, of kinds that were graded."""
+    names = {"em_drop": "EM drop", "em": "EM", "usd": "cost", "tokens": "tokens"}
+    for one in records:
+        if graded := str(one):
+            yield f"forecasts of {names[one.of]}", graded

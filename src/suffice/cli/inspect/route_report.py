@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, RouteReport
 from suffice.assurance.forecast import RouteForecast
+from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
 from suffice.assurance.ledger import Account
 from suffice.assurance.money import usd
 from suffice.assurance.runs import TokenTotals
 from suffice.assurance.satisfaction import SatisfactionEffect
+from suffice.assurance.spending import describe_spending
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from suffice.cli.inspect.route_status import PairStatus, RouteHoldings, RouteStatus
 
 Lines: TypeAlias = Iterator[tuple[str, str]]  # names and values
-
-_FORECAST_NAMES: Final = {"em_drop": "EM drop", "em": "EM", "tokens": "tokens", "usd": "cost"}
 
 percent: Final = "{:.1%}".format
 tokens: Final = "{:,.1f}".format
@@ -319,6 +319,8 @@ def _forecast(one: RouteStatus) -> Lines:
         yield "watched", "not yet: no worker has looked at this route; see suffice worker"
     else:
         yield from _forecast_lines(one.forecast)
+    if one.spending is not None:
+        yield from describe_spending(one.spending)
     if one.proposal is not None:
         yield from proposal_lines(one.proposal)
 
@@ -343,9 +345,7 @@ def _forecast_lines(one: RouteForecast) -> Lines:
             yield "forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"
             likely = f"{forecast.likely_low:.2%} to {forecast.likely_high:.2%}"
             yield "  3,000 requests on", f"{forecast.ahead:.2%} ({likely} in nine of ten forecasts)"
-    for record in one.records:
-        if graded := str(record):
-            yield f"  graded, {_FORECAST_NAMES[record.of]}", graded
+    yield from describe_records(one.records)
     if one.drop is None and one.em is None:
         yield "forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"
 

@@ -18,6 +18,7 @@ from suffice.assurance.estimate import RouteReport, report_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
+from suffice.assurance.spending import SpendForecast
 from suffice.cli.inspect import route_report
 from suffice.cli.shell import fail, load_optional_settings, print_facts, print_json, warn
 from suffice.edge.math import open_match
@@ -95,6 +96,7 @@ class RouteStatus:
     certifies: bool | None  # a control loop certifies what acts here; None: the settings are unknown
     control: Phase | None = None  # the state of its certification; None: no control loop serves it
     forecast: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
+    spending: SpendForecast | None = None  # the latest; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
@@ -270,6 +272,7 @@ def _status(
         certifies=certifies,
         control=phase,
         forecast=forecast,
+        spending=newest_event(connection, SpendForecast, route=name),
         proposal=newest_event(connection, ProposedVersion, route=name),
         promise=promise.sentence,
         promise_state=promise.state,

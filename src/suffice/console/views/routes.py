@@ -9,8 +9,10 @@ from typing import Final, Literal
 import msgspec
 
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
+from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
+from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
 from suffice.console.views.overview import Day, RouteState, days_of, estimate_and_ends, forecasts_of, route_states
 from suffice.store.database.decisions import read_artefact
@@ -86,6 +88,7 @@ class RoutePage(ViewRecord, frozen=True):
     decided: tuple[RouteDecision, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
+    expected: tuple[tuple[str, str], ...]  # grades of the forecasts, and what is spent: names and sentences
     likings: tuple[SatisfactionEffect, ...]  # of the whole route, by measure; (): no ratings
     confidence: float  # of each single interval of the looks
 
@@ -101,7 +104,7 @@ def route(view: ViewContext) -> RoutePage:
     if state is None:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
     report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
-    decisions = decisions_of(log, name, MOST_DECISIONS)
+    decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
     classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
     versions = {one.version or "": one for one in report.versions} if report is not None else {}
     return RoutePage(
@@ -118,6 +121,10 @@ def route(view: ViewContext) -> RoutePage:
         decided=tuple(_decision(stored) for stored in decisions),
         forecasts=forecasts_of(report),
         alerts=tuple(one.reason for one in newest_events(log, Alert, 20, route=name)),
+        expected=(
+            *(describe_records(report.records) if report is not None else ()),
+            *(describe_spending(spending) if spending is not None else ()),
+        ),
         likings=report.whole_effects if report is not None else (),
         confidence=report.confidence if report is not None else state.confidence,
     )

@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from suffice.assurance.forecast import (
     Alert,
     RouteForecast,
 )
 from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast_grades import Of
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
+from suffice.assurance.spending import DAY_HOURS, MOST_DAYS, SpendForecast, find_spike, next_forecast
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.forecaster import RouteForecaster, WatchedRun
@@ -30,8 +32,10 @@ from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
 from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
+from suffice.store.routes import rollups
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import FeedbackEvent, RequestCount
+from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import LOG
 from suffice.types import Outcome, Publication, Request
 
@@ -40,6 +44,10 @@ CAP_TIMES: Final = 4.0  # … which is the largest of them, times this
 MOST_RUNS: Final = 20_000  # runs of an account before it restarts
 MOST_CLASSES: Final = 50  # the largest are reported
 MOST_VERSIONS: Final = 8  # the latest are reported
+SUMMED_S: Final = 300.0  # after an hour, until its runs are in the rollups
+MOST_BEHIND: Final = 5_000  # rows that are not in them
+SPIKE_DAYS: Final = 14  # whose hours are compared
+MOST_SPENT: Final = 200  # forecasts of spending that are read: two months', and spikes
 MOST_PENDING: Final = 50  # looks that a new worker reads again, to grade their forecasts
 
 S = TypeVar("S", Account, SatisfactionEffect)
@@ -229,6 +237,7 @@ class RouteWatch:
 class Monitor(FoldJob[RouteWatch]):
     name = "monitor"
     failing = "not monitored"
+    _hours: dict[str, int] = field(init=False, default_factory=dict)  # since 1970, by route: spending was forecast
 
     def concerns(self, route: Route) -> bool:
         return route.mode != "off"
@@ -262,6 +271,7 @@ class Monitor(FoldJob[RouteWatch]):
         return watch
 
     def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
+        self._forecast_spend(name, here)
         if not fold.is_due(self.settings.control.tick_requests):
             return
         before, (forecast, news) = fold.forecaster.alerts, fold.look()
@@ -275,6 +285,34 @@ class Monitor(FoldJob[RouteWatch]):
             LOG.warning("routes.%s: the alert on its %s has ended", name, ended)
             self.add_sentence(name, f"alert on {ended} ended")
 
+    def _forecast_spend(self, name: str, here: JobPass) -> None:
+        """Forecast tokens and money once an hour, when the sums of the hour before it are complete."""
+        hour = int((self.now() - SUMMED_S) // rollups.HOUR_S)
+        if self._hours.get(name) == hour or rollups.read_to(here.log).n_behind > MOST_BEHIND:
+            return
+        self._hours[name] = hour
+        earlier = views.newest_events(here.log, SpendForecast, MOST_SPENT, route=name)
+        if earlier and earlier[0].hour >= hour:
+            return
+        days = _amounts(here.log, name, "day", hour // DAY_HOURS, MOST_DAYS)
+        hours = _amounts(here.log, name, "hour", hour, SPIKE_DAYS * DAY_HOURS)
+        spike = find_spike(hours["tokens"], hours.get("usd", ()), hour)
+        made = next_forecast(name, hour, earlier, days, spike, author=self.author)
+        if made is not None:
+            here.writer.write([made])
+
     def _load(self, address: str) -> ServedVersion | None:
         with views.open_reader(self.path) as log:
             return loader(log)(address)
+
+
+def _amounts(log: views.LogReader, route: str, by: Literal["day", "hour"], end: int, n: int) -> dict[Of, list[float]]:
+    """Tokens and dollars of the last `n` days or hours before `end`, oldest first, from the first whole one."""
+    since_hour = (end - n) * (DAY_HOURS if by == "day" else 1)
+    sums = {int(at): one for (at,), one in rollups.read_rollups(log, (by,), route=route, since_hour=since_hour).items()}
+    begun = min(sums, default=end)
+    known = [sums.get(at, NO_SUMS) for at in range(begun + (begun > end - n), end)]  # the log's first is a part of one
+    amounts: dict[Of, list[float]] = {"tokens": [float(one.completion_tokens + one.overhead_tokens) for one in known]}
+    if any(one.n_priced for one in known):
+        amounts["usd"] = [one.cost_usd for one in known]
+    return amounts

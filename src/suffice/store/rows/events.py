@@ -18,6 +18,7 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.sampling import UnloggedRequests
+from suffice.assurance.spending import SpendForecast
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Source, Verdict
 from suffice.rollout.evidence import Rules
@@ -285,7 +286,7 @@ MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
 _OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
-_OfForecasts: TypeAlias = RouteForecast | ForecastAction | Alert
+_OfForecasts: TypeAlias = RouteForecast | ForecastAction | SpendForecast | Alert
 _OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
@@ -359,6 +360,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
     Kind("route_monitored", RouteForecast, "forecast", _LOOK, chained=False),
     Kind("forecast_acted", ForecastAction, "action", _LOOK),
+    Kind("spend_forecast", SpendForecast, "spending", "{0.route}:{0.hour:09}", chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
     Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
