@@ -83,7 +83,7 @@ class Round:
 class LlamaServer:
     """llama.cpp's own completion API, which takes and returns tokens."""
 
-    def __init__(self, url: str, *, timeout_s: float = 3_600.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 86_400.0) -> None:
         self._url, self._timeout_s = url, timeout_s
         self.tokenize = cache(self._tokenize)
 
