@@ -160,6 +160,7 @@ def test_streamed_says_so_and_what_is_too_small_too(file: Path, report: SetRepor
     assert any("of the questions, chosen by hash; all runs are judged" in n for n in replay_set(data, asked()).notes)
     assert any(note.startswith("too small to certify: 400 runs of 100 questions") for note in report.notes)
     assert any("planned length" in note for note in report.notes)
+    assert not any("turn-cap" in note for note in report.notes)
 
 
 def labels_turned_round(path: Path, folder: Path) -> Path:
@@ -202,6 +203,10 @@ def test_fitted_and_judged_on_the_same_file_hindsight_and_frozen_see_the_same_ru
     assert lines["published"].em_drop <= 0.03 + 1e-9
     assert lines["hindsight"].token_reduction >= lines["published"].token_reduction - 1e-9
     assert "ours" not in lines
+    (batch,) = data[0].batches()
+    turns = sorted(np.diff(batch.offset).tolist())
+    (cap,) = (int(note.split("at most ")[1].split()[0]) for note in report.notes if "turn-cap" in note)
+    assert sum(n <= cap for n in turns) >= 0.75 * len(turns) > sum(n < cap for n in turns)
 
 
 @pytest.mark.slow(keep=1)

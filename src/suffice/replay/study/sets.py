@@ -338,13 +338,16 @@ class _Judge:
         names = self._order()
         summing, parts = SumsFold(len(names)), Parts([name for name in names if name in DETAILED])
         count: Counter[str] = Counter()
+        n_steps = list[Ints]()
         for runs in everything:
             judged = self._halts(runs)
             summing.add(runs, [judged[name] for name in names])
             parts.add(runs, judged)
             count.update(runs=len(runs), answered=int((~np.isnan(runs.columns.answer[runs.last])).sum()))
+            n_steps.append(runs.n_steps)
             tick("judging")
         count["questions"] = summing.n_questions
+        count["turns"] = int(np.percentile(np.concatenate(n_steps), 75, method="higher"))
         sums, options = summing.sums(), self.options
         intervals = zip(*sums.bootstrap(options.n_draws, np.random.default_rng(options.seed)), strict=True)
         misses = self._measure_misses()
@@ -472,6 +475,8 @@ class _Judge:
                 f"the planned length of a run, which a live route knows as its cap, is taken to be {self.longest}"
                 " steps, the longest recorded run"
             )
+        if self.data.kind == "rounds":
+            yield f"75 % of the full runs take at most {count['turns']} turns, the published cap of turn-cap"
         if self.data.share < 1:
             yield (
                 f"models and points come from {self.data.share:.1%} of the questions, chosen by hash; all runs are"
