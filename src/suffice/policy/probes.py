@@ -123,7 +123,7 @@ Points: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Tasr(ParameterChecks):
+class Tasr(Conditions):
     """Stop when a round repeats the answer of the one before, and the model clearly prefers it to any other.
 
     TASR (Kieback et al. 2026, arXiv:2606.13814), for iterative retrieval: the normalised answer equals that of the last
@@ -148,29 +148,15 @@ class Tasr(ParameterChecks):
 
     needs: ClassVar[tuple[str, ...]] = ("stability", "confidence")
 
-    def decide(self, s: Signals) -> Decision:
-        margin = s.confidence_margin
-        if s.answer is None or s.answer_streak is None or margin is None or isnan(margin):
-            return go_on("the answer's streak or its margin is unknown")
-        if s.answer_streak < self.streak:
-            return go_on(f"same answer for {s.answer_streak} of {self.streak} rounds", float(s.answer_streak))
-        margin = float(self._calibrated(margin))
-        if margin > self.margin:
-            return suffices(f"same answer for {s.answer_streak} rounds, margin {margin:.3f}", margin)
-        return go_on(f"margin {margin:.3f} is not above {self.margin:g}", margin)
+    def conditions(self) -> Iterator[Condition]:
+        yield Condition("answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} rounds")
+        yield Condition("confidence_margin", self._exceeds, self.margin, "margin {value:.3f}, not above {bound:g}")
 
-    def stops(self, columns: Columns) -> Stops:
-        margin = known_column(columns, "confidence_margin")
-        again = answered(columns) & ~np.isnan(margin)
-        again &= known_column(columns, "answer_streak") >= self.streak
-        return where(again & (self._calibrated(margin) > self.margin), SUFFICES)
-
-    def _calibrated(self, margin: Any) -> Any:
-        """A margin, or a column of them."""
+    def _exceeds(self, margin: Any, bound: float) -> Any:
         if not self.calibration:
-            return margin
+            return margin > bound
         margins, calibrated = zip(*self.calibration, strict=True)
-        return np.interp(margin, margins, calibrated)
+        return np.interp(margin, margins, calibrated) > bound
 
 
 @dataclass(frozen=True, slots=True)
