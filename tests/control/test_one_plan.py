@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, audits_in_all_orders
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
-from suffice.learn.audits import Floats
+from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.types import Alarm, Episode
@@ -106,7 +107,11 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     assert epoch is not None
     chosen = learned(loop).chosen
     assert chosen is not None
-    runs = audits_in_all_orders(here.runs, chosen=chosen, match=loop.context.match, wave=ROUTE.wave, counts={})
+
+    def rows_of(audits: Sequence[Audit], counts: Verdicts) -> AuditRuns:
+        return audits_to_rows(audits, chosen=chosen, match=loop.context.match, wave=ROUTE.wave, counts=counts)
+
+    runs = rows_in_all_orders(here.runs, {}, rows_of)
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
     keeper = CountedFromOne(plan, LiveLearner(chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)

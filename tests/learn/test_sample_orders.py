@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import mean_over_orders, weighted_log_wealth
-from suffice.control.evidence.audits import Audit, audits_in_all_orders, audits_to_rows
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
+from suffice.control.evidence.versions import FIXED, fixed_policy_rows
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import AuditRuns, LevelEnds, concatenate_audits
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.learn.sample_orders import MOST_ORDERS, draw_orders
+from suffice.policy.base import build_policy
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 from tests.control.made import run
@@ -113,7 +116,11 @@ def audits(n: int, **changes: Any) -> list[Audit]:
 
 
 def rows_of(of: list[Audit]) -> AuditRuns:
-    return audits_in_all_orders(of, chosen=CHOSEN, match=equal, wave=4, counts={})
+    return rows_in_all_orders(of, {}, learned_rows)
+
+
+def learned_rows(of: Sequence[Audit], counts: Verdicts) -> AuditRuns:
+    return audits_to_rows(of, chosen=CHOSEN, match=equal, wave=4, counts=counts)
 
 
 def first_step(runs: AuditRuns) -> LevelEnds:
@@ -177,9 +184,26 @@ def test_a_label_counts_in_every_order() -> None:
         for audit in made
     }
     labelled = [audit.with_labels([StoredLabel(1, gold[audit.id], 0.0)], audit.at) for audit in made]
-    runs = audits_in_all_orders(labelled, chosen=CHOSEN, match=equal, wave=4, counts=gold)
+    runs = rows_in_all_orders(labelled, gold, learned_rows)
     assert runs.orders is not None
     assert np.array_equal(runs.orders.runs.z == 1, runs.orders.runs.d), "the full run is right: what differs is lost"
+
+
+def test_a_written_policy_is_judged_in_every_order() -> None:
+    """A policy that stops after one sample loses where the first sample of an order is none of the winner's."""
+    made = audits(800)
+    policy = build_policy({"policy": "fixed-rounds", "max_steps": 1})
+
+    def rows(of: Sequence[Audit], counts: Verdicts) -> AuditRuns:
+        return fixed_policy_rows(of, policy=policy, kind="samples", match=equal, wave=4, counts=counts)
+
+    runs = rows_in_all_orders(made, {}, rows)
+    assert runs.orders is not None
+    own = runs.losses(FIXED.rows(runs))[:, 1]
+    mean = runs.mean_losses(FIXED.ends(runs), np.arange(800))[:, 1]
+    assert 0 < mean.sum() < 800
+    assert np.var(mean) < np.var(own)
+    assert abs(mean.mean() - own.mean()) < 4 * np.std(own - mean) / 800**0.5
 
 
 # --------------------------------------------------------------------------- what a certificate counts
@@ -199,7 +223,7 @@ def test_a_mean_enters_the_wealth_as_one_bet() -> None:
 def test_an_order_that_loses_more_than_others_counts_as_it_is() -> None:
     z = np.zeros((400, 3), dtype=np.int8)
     z[::4, 1:] = 1  # a quarter loses, and the same votes would hardly have lost in other orders
-    mean = z * 0.1
+    mean = np.asarray(z * 0.1, dtype=np.float64)
     weight = np.ones(len(z))
     assert np.array_equal(mean_over_orders(z, mean, weight, delta=0.05), z)
     fair = np.full(z.shape, 0.25)
@@ -210,7 +234,8 @@ def test_an_order_that_loses_more_than_others_counts_as_it_is() -> None:
 def test_random_orders_are_refuted_at_most_at_the_risk() -> None:
     rng, refuted = np.random.default_rng(8), 0
     for _ in range(400):
-        p = np.asarray(rng.choice([0.0, 0.1, 0.4], (300, 1), p=[0.7, 0.2, 0.1]) * np.array([0.0, 0.5, 1.0]), float)
+        share = rng.choice([0.0, 0.1, 0.4], (300, 1), p=[0.7, 0.2, 0.1])
+        p = np.array(share * np.array([0.0, 0.5, 1.0]), dtype=np.float64)
         z = (rng.random(p.shape) < p).astype(np.int8)
         refuted += not np.array_equal(mean_over_orders(z, p, np.ones(len(z)), delta=0.05), p)
     assert refuted <= 0.05 * 400

@@ -171,11 +171,10 @@ def fold_version(version: FoldedVersion) -> FoldedModels:
 
 def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
     """The runs with `may_stop` extended to rows that the version calls hopeless, which need no answer."""
-    orders = None if runs.orders is None else replace(runs.orders, runs=as_served(runs.orders.runs, version))
     lost = np.zeros(len(runs.x), dtype=bool)
     fold = runs.fold[runs.run_of_row]
     for f, model in enumerate(version.models):
         if model.hopeless is not None:
             rows = np.flatnonzero((fold == f) & ~runs.may_stop)
             lost[rows] = model.hopeless.scores(runs.x[rows]) >= _LOST
-    return replace(runs, may_stop=runs.may_stop | lost, orders=orders)
+    return replace(runs, may_stop=runs.may_stop | lost)

@@ -216,15 +216,17 @@ def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
 # --------------------------------------------------------------------------- rows
 
 
-def audits_in_all_orders(
-    audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
-) -> AuditRuns:
-    """As `audits_to_rows`, with the other orders that the samples of each vote could have had."""
+RowsOf: TypeAlias = Callable[[Sequence[Audit], Verdicts], AuditRuns]  # given the labels that count
+
+
+def rows_in_all_orders(audits: Sequence[Audit], counts: Verdicts, rows_of: RowsOf) -> AuditRuns:
+    """The rows of audits, with the other orders that the samples of each vote could have had."""
     others = [_reorder(audit) for audit in audits]
     both = *audits, *(one for each in others for one in each)
-    runs = audits_to_rows(both, chosen=chosen, match=match, wave=wave, counts=counts)
     if len(both) == len(audits):
-        return runs
+        return rows_of(audits, counts)
+    names = [(audit.id, one.id) for audit, each in zip(audits, others, strict=True) for one in each]
+    runs = rows_of(both, {**counts, **{moved: counts[name] for name, moved in names if name in counts}})
     own, moved = (runs.take(np.arange(*ends)) for ends in ((0, len(audits)), (len(audits), len(both))))
     return replace(own, orders=SampleOrders(moved, np.cumsum([0, *map(len, others)])))
 
@@ -239,9 +241,14 @@ def _reorder(audit: Audit) -> list[Audit]:
     if not random or not audit.is_replayable or audit.gap is not None:
         return []
     steps, moved = outcome.steps, list[Audit]()
-    for order in draw_orders([step.answer for step in steps], request.n_samples, key=audit.id):
+    orders = draw_orders([step.answer for step in steps], request.n_samples, key=audit.id)
+    for number, order in enumerate(orders, 1):
         again = tuple(replace(steps[place], index=step.index) for place, step in zip(order, steps, strict=True))
-        moved.append(replace(audit, episode=replace(audit.episode, outcome=replace(outcome, steps=again))))
+        name = f"{audit.id} order {number}"
+        episode = Episode(
+            request=replace(request, episode_id=name), outcome=replace(outcome, episode_id=name, steps=again)
+        )
+        moved.append(replace(audit, episode=episode))
     return moved
 
 

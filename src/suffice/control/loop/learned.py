@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from suffice.assurance.forecast_actions import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
-    audits_in_all_orders,
+    audits_to_rows,
     changed_verdicts,
     is_evidence,
+    rows_in_all_orders,
     verdicts,
 )
 from suffice.control.evidence.drift_features import DriftFeatures
@@ -49,6 +50,9 @@ from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
+
+_OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals that another order of samples changes as
+# it changes the answers; those of texts are recorded for the order in which the samples came
 
 
 @dataclass(slots=True, kw_only=True)
@@ -252,11 +256,12 @@ class LearnedEvidence(EvidenceSource):
             certifier.amend(np.array(places), self._rows([state.audits[place] for place in places]))
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
+        return rows_in_all_orders(audits, self.counts, self._rows_in_order)
+
+    def _rows_in_order(self, audits: Sequence[Audit], counts: Verdicts) -> AuditRuns:
         assert self.chosen is not None
         context = self.state.context
-        runs = audits_in_all_orders(
-            audits, chosen=self.chosen, match=context.match, wave=context.route.wave, counts=self.counts
-        )
+        runs = audits_to_rows(audits, chosen=self.chosen, match=context.match, wave=context.route.wave, counts=counts)
         return runs if self._taken_over is None else as_served(runs, self._taken_over)
 
     def _forget_audits(self) -> None:
@@ -368,6 +373,10 @@ class FixedPolicyEvidence(LearnedEvidence):
         return Draft(replace(decision.publication, version=self.address), decision.artefacts)
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
+        of_answers = all(need.partition("(")[0] in _OF_ANSWERS for need in self.policy.needs)
+        return super()._rows(audits) if of_answers else self._rows_in_order(audits, self.counts)
+
+    def _rows_in_order(self, audits: Sequence[Audit], counts: Verdicts) -> AuditRuns:
         context, kind = self.state.context, self.state.context.route.kind
         match, wave = context.match, context.route.wave
-        return fixed_policy_rows(audits, policy=self.policy, kind=kind, match=match, wave=wave, counts=self.counts)
+        return fixed_policy_rows(audits, policy=self.policy, kind=kind, match=match, wave=wave, counts=counts)
