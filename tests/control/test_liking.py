@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.forecast import RouteForecast
-from suffice.cli.inspect.route_report import satisfaction_effect_lines, summarize_effect
+from suffice.cli.inspect.route_report import satisfaction_effect_lines, status_sections, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, feedback_of, measures
 from suffice.control.jobs.monitor import RouteWatch
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.database.views import newest_event
-from suffice.store.rows.events import Event, FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent, ProposedBudget
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback, Outcome, Request
 from suffice.wiring.worker import open_worker
@@ -255,3 +256,43 @@ def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> 
     outlook = newest_event(tmp_path / "log.db", RouteForecast, route="r")
     assert outlook is not None
     assert "no difference is proven" in summarize_effect(outlook)
+
+
+# --------------------------------------------------------------------------- the price of EM
+
+
+def test_the_price_of_em_stands_in_status_and_proposes_a_budget_once(tmp_path: Path) -> None:
+    """Wrong answers are liked in 30 %, right ones in 95 % of the runs; half a dozen points of EM are affordable."""
+    rng, events = random.Random(5), list[Event]()
+    for event in rated(900, full=0.9, stopped=0.9, first=0):
+        if isinstance(event, FeedbackEvent):
+            right = rng.random() < 0.9
+            up: Any = "up" if rng.random() < (0.95 if right else 0.3) else "down"
+            events.append(FeedbackEvent(replace(event.feedback, thumbs=up, correct=right, source="reviewer")))
+        else:
+            events.append(event)
+    fill(tmp_path, events)
+    plain = settings_for(tmp_path)
+    route = msgspec.structs.replace(plain.routes["r"], min_satisfaction=0.8)
+    found = msgspec.structs.replace(plain, routes={"r": route})
+    with open_worker(found) as here:
+        assert here.once("monitor")
+        reports = [here.once("budget") or ()]
+    with open_worker(found) as here:  # which knows nothing but the log
+        reports.append(here.once("budget") or ())
+    first, again = ([report.summary for report in each] for each in reports)
+    assert "proposed, instead of" in first[0]
+    assert again == [""]
+    made = newest_event(tmp_path / "log.db", ProposedBudget, route="r")
+    assert made is not None
+    assert 0.03 < made.max_em_drop < 0.3
+    assert made.before == route.max_em_drop
+    (one,) = read_statuses(tmp_path / "log.db", found, "r")
+    text = dict(line for section in status_sections(one) for line in section)
+    assert text["price of EM"].startswith("a lost point of EM costs 0.")
+    assert text["proposal"].startswith(
+        f"max_em_drop = {made.max_em_drop:g} instead of {route.max_em_drop:g}: a lost point"
+    )
+    accepted = msgspec.structs.replace(route, max_em_drop=made.max_em_drop)
+    (one,) = read_statuses(tmp_path / "log.db", msgspec.structs.replace(plain, routes={"r": accepted}), "r")
+    assert one.budget is None

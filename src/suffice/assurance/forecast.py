@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.em_price import EMPrice
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
@@ -349,6 +350,7 @@ class RouteForecast:
     alerts: tuple[Of, ...] = ()  # open
     author: str = ""
     likings: tuple[SatisfactionEffect, ...] = ()  # feedback on the same runs, by measure
+    price: EMPrice | None = None  # of EM in satisfaction; None: too few runs have a rating and a label
     level: int = 0  # that `drop` is about: without a cap, it would act
     fit: str = ""  # address of its version
     grades: tuple[ForecastGrade, ...] = ()  # of earlier forecasts, given at this look

@@ -80,7 +80,10 @@ def _fit(x: Floats, labelled: Bools) -> Floats:
         p = _probability(x @ weights)
         slope = np.maximum(p * (1 - p), 1e-6)
         gradient = x.T @ (labelled - p) - penalty * weights
-        weights = weights + np.linalg.solve((x * slope[:, np.newaxis]).T @ x + np.diag(penalty), gradient)
+        change = np.linalg.solve((x * slope[:, np.newaxis]).T @ x + np.diag(penalty), gradient)
+        weights = weights + change
+        if np.abs(change).max() < 1e-6:
+            break
     return weights
 
 

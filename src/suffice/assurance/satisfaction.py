@@ -45,6 +45,11 @@ def satisfaction_of_people(feedback: Feedback) -> float | None:
     return None if feedback.source == JUDGE else satisfaction_of(feedback)
 
 
+def satisfaction_floor(min_satisfaction: float) -> float:
+    """Scale the setting `min_satisfaction`, a fraction up to 1 or a rating in (1, 5], to [0, 1]."""
+    return min_satisfaction if min_satisfaction <= 1 else (min_satisfaction - 1) / 4
+
+
 def scaled(value: float, metric: Metric) -> float:
     """Scale a declared metric to [0, 1], 1 being best. Raise ValueError for a category."""
     span = span_of(metric)
@@ -118,8 +123,7 @@ class SatisfactionTest:
 
     @property
     def floor(self) -> float:
-        given = self.min_satisfaction
-        return given if given <= 1 else (given - 1) / 4
+        return satisfaction_floor(self.min_satisfaction)
 
     @property
     def is_telling(self) -> bool:

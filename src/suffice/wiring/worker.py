@@ -14,7 +14,7 @@ from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.experiments import ExperimentWatch
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob
+from suffice.control.jobs.proposals import Advance, ProposeBudget, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.upkeep import ExportHeads, Retain
@@ -25,7 +25,7 @@ from suffice.wiring.keys import create_id, deployment_salt, secret
 from suffice.wiring.startup import refuse_lost_log, sinks_of
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
-OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ExperimentWatch)
+OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ProposeBudget, ExperimentWatch)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:

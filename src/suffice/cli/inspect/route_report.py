@@ -260,6 +260,8 @@ def _exact_match(one: RouteStatus, sure: str) -> Lines:
     yield "EM, stopped runs", format_estimate(measured.em_stopped, percent, sure)
     yield "EM drop, paired", sentence
     yield "satisfaction, effect", summarize_effect(one.forecast)
+    if one.forecast is not None and one.forecast.price is not None:
+        yield "price of EM", one.forecast.price.sentence
     yield "disagreement", format_estimate(measured.disagreement, percent, sure)
 
 
@@ -323,6 +325,8 @@ def _forecast(one: RouteStatus) -> Lines:
         yield from describe_spending(one.spending)
     if one.proposal is not None:
         yield from proposal_lines(one.proposal)
+    if one.budget is not None:
+        yield "proposal", f"max_em_drop = {one.budget.max_em_drop:g} instead of {one.budget.before:g}: {one.budget.why}"
 
 
 def _forecast_lines(one: RouteForecast) -> Lines:

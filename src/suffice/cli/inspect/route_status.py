@@ -45,7 +45,7 @@ from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
-from suffice.store.rows.events import KillSwitchState, ProposedVersion
+from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, require_log
 from suffice.wiring.keys import good_file, kill_file
@@ -98,6 +98,7 @@ class RouteStatus:
     forecast: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
     spending: SpendForecast | None = None  # the latest; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
+    budget: ProposedBudget | None = None  # of the job `budget`, while the owner's is as it was
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
     pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
@@ -245,6 +246,7 @@ def _status(
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
     forecast, refused, pairs = newest_event(connection, RouteForecast, route=name), None, None
+    budget = newest_event(connection, ProposedBudget, route=name)
     if configured is None:
         promise = _promise_without_settings(name, newest.mode, promises)
     else:
@@ -274,6 +276,7 @@ def _status(
         forecast=forecast,
         spending=newest_event(connection, SpendForecast, route=name),
         proposal=newest_event(connection, ProposedVersion, route=name),
+        budget=None if budget is None or budget.before != rules.max_em_drop else budget,
         promise=promise.sentence,
         promise_state=promise.state,
         pairs=pairs,

@@ -90,6 +90,7 @@ class RoutePage(ViewRecord, frozen=True):
     alerts: tuple[str, ...]  # that were raised, newest first
     expected: tuple[tuple[str, str], ...]  # grades of the forecasts, and what is spent: names and sentences
     likings: tuple[SatisfactionEffect, ...]  # of the whole route, by measure; (): no ratings
+    price: str  # of EM in satisfaction, as a sentence; "": not measured
     confidence: float  # of each single interval of the looks
 
 
@@ -126,6 +127,7 @@ def route(view: ViewContext) -> RoutePage:
             *(describe_spending(spending) if spending is not None else ()),
         ),
         likings=report.whole_effects if report is not None else (),
+        price="" if report is None or report.price is None else report.price.sentence,
         confidence=report.confidence if report is not None else state.confidence,
     )
 

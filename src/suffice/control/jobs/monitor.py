@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal, TypeVar
 
+from suffice.assurance.em_price import RatedRun, em_price
 from suffice.assurance.forecast import (
     Alert,
     RouteForecast,
@@ -20,7 +21,7 @@ from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.forecast_grades import Of
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, measure_run
-from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
+from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction, satisfaction_of_people
 from suffice.assurance.spending import DAY_HOURS, MOST_DAYS, SpendForecast, find_spike, next_forecast
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures
@@ -107,6 +108,17 @@ class RunAccounts:
         )
         largest = Counter(run.query_class for run in runs).most_common(MOST_CLASSES)
         return self._displayed(effects, [name for name, _ in largest])
+
+    def rated_runs(self) -> list[RatedRun]:
+        """The runs that have a rating and a label, each with its last rating."""
+        rated_runs = list[RatedRun]()
+        for one in self.runs.values():
+            ratings = [value for label in one.labels if (value := satisfaction_of_people(label.feedback)) is not None]
+            run = one.numbers
+            if ratings and run.correct is not None:
+                name = class_of(one.episode.request.query)
+                rated_runs.append(RatedRun(name, ratings[-1], run.correct, run.full, run.stopped, run.sampling_weight))
+        return rated_runs
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
         newest_first = reversed(self.runs.values())
@@ -211,6 +223,7 @@ class RouteWatch:
             alerts=forecaster.alerts,
             author=self.author,
             likings=self.book.satisfaction(),
+            price=em_price(self.book.rated_runs(), confidence=self.route.confidence),
             level=forecaster.level,
             fit=forecaster.fit,
             grades=seen.grades,

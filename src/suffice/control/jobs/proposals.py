@@ -1,4 +1,4 @@
-"""The jobs `advance`, `retrain` and `sampling`, which look at each route at intervals.
+"""The jobs `advance`, `retrain`, `budget` and `sampling`, which look at each route at intervals.
 
 A proposal activates nothing. Each request records the rate at which it was sampled, so estimates stay unbiased while
 rates change. A run is read one look after it ended, when its label is due.
@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, moved
+from suffice.assurance.satisfaction import satisfaction_floor
 from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.cold_start import burst_requests
@@ -34,7 +36,7 @@ from suffice.store.routes.rollouts import (
     read_rollouts,
     read_running_rollouts,
 )
-from suffice.store.rows.events import ProposedVersion, RolloutMove, RowRates
+from suffice.store.rows.events import ProposedBudget, ProposedVersion, RolloutMove, RowRates
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
 
@@ -184,6 +186,42 @@ class Retrain(ProposalJob):
             rest_requests=min(usual.rest_requests, control.refit_requests),
         )
         return refit_reason(schedule, n_requests=n_requests, n_new_runs=n_full, n_runs_since_alarm=n_since_alarm)
+
+
+MOVED_BUDGET: Final = 0.2  # relative change of an EM budget that is worth proposing
+
+
+@dataclass(kw_only=True)
+class ProposeBudget(ProposalJob):
+    """Proposes the EM budget that the owner's floor of satisfaction affords, by the latest look of `monitor`."""
+
+    name = "budget"
+    rests_s = 30.0
+
+    def concerns(self, route: Route) -> bool:
+        return route.min_satisfaction is not None and route.mode != "off"
+
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str:  # noqa: ARG002 - one signature for all
+        route, look = self.settings.routes[name], views.newest_event(here.log, RouteForecast, route=name)
+        if look is None or look.price is None or route.min_satisfaction is None:
+            return ""
+        least = satisfaction_floor(route.min_satisfaction)
+        drop, before = look.price.affordable_drop(least), views.newest_event(here.log, ProposedBudget, route=name)
+        known = [route.max_em_drop, *([] if before is None else [before.max_em_drop])]
+        if drop is None or any(abs(drop / one - 1) <= MOVED_BUDGET for one in known):
+            return ""
+        why = f"{look.price.sentence}, and full runs are rated {look.price.full:.2f} for a floor of {least:.2f}"
+        row = ProposedBudget(
+            route=name,
+            read_to_seq=here.until,
+            max_em_drop=drop,
+            before=route.max_em_drop,
+            min_satisfaction=least,
+            why=why,
+            author=self.author,
+        )
+        here.writer.write([row])
+        return f"max_em_drop = {drop:g} proposed, instead of {route.max_em_drop:g}: {why}"
 
 
 # --------------------------------------------------------------------------- rates at which requests keep their rows

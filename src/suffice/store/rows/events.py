@@ -80,6 +80,19 @@ class ProposedVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedBudget:
+    """Another EM budget that the price of EM in satisfaction suggests. Only its owner can set it."""
+
+    route: str
+    read_to_seq: int  # place in the log up to which was read
+    max_em_drop: float  # proposed
+    before: float  # the configured one
+    min_satisfaction: float  # the floor that it keeps, in [0, 1]
+    why: str
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertDelivery:
     sink: str  # log, webhook or email
     read_to_seq: int  # place in the log of the event sent; earlier rows are known to the sink
@@ -285,7 +298,8 @@ class LogOutage:
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
-_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
+_OfProposals: TypeAlias = ProposedVersion | ProposedBudget
+_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | RowRates | _OfProposals
 _OfForecasts: TypeAlias = RouteForecast | ForecastAction | SpendForecast | Alert
 _OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
@@ -363,6 +377,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("spend_forecast", SpendForecast, "spending", "{0.route}:{0.hour:09}", chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
+    Kind("budget_proposed", ProposedBudget, "proposal", _READ_TO),
     Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
     Kind("fail_open_high", FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
     Kind("version_refused", VersionRefusal, "refusal", _refusal_key),
