@@ -12,9 +12,10 @@ from bench.page.store import Cell, Line
 
 from suffice.assurance.bounds import exact_binomial
 
-NOT_RUN: Final = "not run"
+GAP: Final = "\N{NO-BREAK SPACE}"
+NOT_RUN: Final = f"not{GAP}run"
 DASH: Final = "–"
-_UNIT: Final = "\N{NO-BREAK SPACE}%"
+_UNIT: Final = f"{GAP}%"
 
 
 class Streams(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from bench.page.cells import BUDGETS
-from bench.page.found import DASH, NOT_RUN, Found, Streams, name_budget, percent, points, table
+from bench.page.found import DASH, GAP, NOT_RUN, Found, Streams, name_budget, percent, points, table
 from bench.page.papers import CLAIMS, Claim
 from bench.page.sets import SOURCES
 from bench.page.store import ROOT, Line
@@ -83,7 +83,7 @@ def _late(one: Streams) -> tuple[float, float]:
 
 
 def _both(saved: float, drop: float, budget: float) -> str:
-    return f"{percent(saved)} ({points(drop, budget)})"
+    return f"{percent(saved)} ({points(drop, budget)})".replace(" ", GAP)
 
 
 def anchor(name: str) -> str:
@@ -135,7 +135,7 @@ def _decided(study: Line) -> str:
     return f" Ending each vote once it is decided saves {percent(study['unstopped']['saved'])}; every row has that."
 
 
-_HEAD = ("rule", "as published", "frozen", "95 %", "misses", "hindsight", "online", "over")
+_HEAD = ("rule", "as published", "frozen", "95 %: saved; drop", "misses", "hindsight", "online", "over")
 
 
 def _rule_rows(found: Found, name: str, study: Line, budget: float) -> Iterator[list[str]]:
@@ -165,15 +165,18 @@ def _study_cells(rule: Line, budget: float) -> list[str]:
     hindsight = late["rule"] if late["rule"] == "never" else f"{percent(late['saved'])} {late['rule']}"
     return [
         _both(frozen["saved"], frozen["drop"], budget),
-        f"{_range(frozen['saved_range'], 1)}; {_range(frozen['drop_range'], 2)}",
+        _ranges(frozen),
         f"{100 * rule['misses']:.0f} %",
         hindsight,
     ]
 
 
-def _range(ends: list[float], digits: int) -> str:
-    low, high = (100 * end for end in ends)
-    return DASH if low == high == 0 else f"{low:.{digits}f} to {high:.{digits}f}"
+def _ranges(at: Line) -> str:
+    """The intervals of what is saved and of the drop; a rule that changes nothing has none."""
+    saved, drop = ([100 * end for end in at[field]] for field in ("saved_range", "drop_range"))
+    if not any(saved + drop):
+        return DASH
+    return f"{saved[0]:.1f} to {saved[1]:.1f}; {drop[0]:.2f} to {drop[1]:.2f}"
 
 
 def _online(one: Streams | None, budget: float) -> list[str]:
@@ -188,12 +191,11 @@ def _evaluator_row(found: Found, name: str, budget: float) -> list[str]:
         return ["e-valuator", DASH, "no score recorded", DASH, DASH, DASH, DASH, DASH]
     at = line["budgets"][f"{budget:g}"]
     frozen = f"{_both(at['saved'], at['drop'], budget)}{'; ' + at['note'] if at['note'] else ''}"
-    ranges = f"{_range(at['saved_range'], 1)}; {_range(at['drop_range'], 2)}"
     return [
         "e-valuator",
         DASH,
         frozen,
-        ranges,
+        _ranges(at),
         DASH,
         DASH,
         *_online(found.streams(name, "e-valuator", "once", budget), budget),

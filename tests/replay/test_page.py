@@ -13,7 +13,7 @@ import pytest
 from bench.nested import nest
 from bench.page import cells, competitor, reference, streams
 from bench.page.__main__ import main
-from bench.page.found import Found
+from bench.page.found import NOT_RUN, Found
 from bench.page.ladders import build_all_ladders, published_rungs
 from bench.page.papers import CLAIMS
 from bench.page.render import PAGE, render
@@ -67,7 +67,7 @@ def test_a_figure_comes_from_a_cell_and_what_was_not_run_says_so() -> None:
     assert "old" not in without
     assert without.startswith("kept\n")
     assert without.endswith("kept, too\n")
-    assert without.count("| not run |") == len(CLAIMS)
+    assert without.count(f"| {NOT_RUN} |") == len(CLAIMS)
     study = {"as_published": {"esc": {"saved": 0.123, "drop": 0.0456}}, "never": []}
     shown = render(page, Found({Cell("sc_lastletters_gpt35", "study"): study}))
     assert "12.3\N{NO-BREAK SPACE}% | +4.56 |" in shown
