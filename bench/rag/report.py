@@ -3,9 +3,10 @@
     python -m bench.rag.report runs.jsonl [--max-em-drop 0.01] [--online 10]
 
 Policies are fitted and their points picked on questions 1 to 500, and judged on 501 to 1,000, as far as they are
-recorded. Tokens are billed without a prefix cache, and with one at two prices of a cached token. Where SUFFICE_RAG
-names the folder with the questions, their features are read too, as a live route does. `--online N` also replays N
-streams of traffic like it from a cold start.
+recorded: in a loop of five rounds, and in one that ends when the model says that it is done. Tokens are billed without
+a prefix cache, and with one at two prices of a cached token. Where SUFFICE_RAG names the folder with the questions,
+their features are read too, as a live route does. `--online N` also replays N streams of traffic like it from a cold
+start.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -26,11 +27,12 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.learn.features import DENSE
-from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
+from suffice.replay.online.protocol import N_BLOCKS, OnlineOptions, OnlineReport, replay_online
 from suffice.replay.study.policies import build_ladders, list_ladder_folds
 from suffice.replay.study.runs import Halts, Runs, read_runs, stop_at_first
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import ReplayOptions, Study
+from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey
 from suffice.replay.traces.rows import RunRow, decode_row, encode_row
 from suffice.signals.features import FeatureSet
@@ -43,8 +45,9 @@ PRICES: Mapping[str, float] = {  # of a prompt token that the call before has re
 FEWEST = 50  # questions on each side, to fit and judge at all
 N_DRAWS = 10_000
 STREAM = 12_000  # requests of a stream of `--online`
-FULL, DONE, OURS = "five rounds", "the model says that it is done", "ours"
-OUTCOMES = (OURS, "published")  # pools whose point is picked on questions 1 to 500
+FULL, DONE = "five rounds", "the model says that it is done"  # the two baselines
+WHOLE, OURS, IN_DONE = "whole runs", "ours", "in the loop that ends when the model says so"
+MARGINS = {"": MARGIN, ", no margin": 0.0}  # standard errors between the target and the drop where a point is picked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,15 +102,18 @@ def bill(row: RunRow, price: float) -> RunRow:
     return msgspec.structs.replace(row, steps=steps, full_tokens=total)
 
 
-def said_done(row: RunRow) -> tuple[bool, int, int]:
-    """Right, tokens and rounds of a run that ends where the model first says that it is done, before another query."""
-    short = json.loads(row.meta or "{}")["done_tokens"]
-    spent = 0
-    for index, step in enumerate(row.steps):
-        if step.stop_flag:
-            return bool(step.correct), spent + (step.ctx_tokens or 0) + short[index], index + 1
-        spent += step.tokens + (step.ctx_tokens or 0)
-    return row.full_em, spent, len(row.steps)
+def end_where_done(row: RunRow) -> RunRow:
+    """The run of a loop that ends where the model first says that it is done, before it asks for anything else."""
+    done = next((index for index, step in enumerate(row.steps) if step.stop_flag), len(row.steps) - 1)
+    last = msgspec.structs.replace(row.steps[done], tokens=json.loads(row.meta or "{}")["done_tokens"][done])
+    steps = [*row.steps[:done], last]
+    return msgspec.structs.replace(
+        row,
+        steps=steps,
+        full_answer=last.answer,
+        full_em=bool(last.correct),
+        full_tokens=sum(step.tokens + (step.ctx_tokens or 0) for step in steps),
+    )
 
 
 def write_set(rows: Sequence[RunRow], path: Path) -> Survey:
@@ -117,28 +123,35 @@ def write_set(rows: Sequence[RunRow], path: Path) -> Survey:
 
 
 def judge(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, seed: int) -> dict[str, Outcomes]:
-    """The outcomes of every policy on the judged runs. Fits and picks on the others alone."""
+    """The outcomes of every policy on the judged runs, in their order. Fits and picks on the others alone."""
     with tempfile.TemporaryDirectory() as folder:
         data, others = write_set(judged, Path(folder) / "judged.jsonl"), write_set(fit, Path(folder) / "fit.jsonl")
         longest = max(data.longest, others.longest)
         options, ladders = ReplayOptions(max_em_drop=max_em_drop, seed=seed), build_ladders("rounds", longest=longest)
         needs = tuple(dict.fromkeys([*list_ladder_folds(ladders), *FeatureSet(DENSE["rounds"]).needs]))
         runs, source = (read_runs(one, needs, probe_tokens=None, longest=longest) for one in (data, others))
-    study = Study(source, ladders, options)
-    frozen = study.freeze(pools_of(ladders, options.scores), None)
-    halts, rungs = study.halts(frozen, runs), frozen.rungs
-    outcomes = {FULL: outcomes_at(runs, runs.last)}
-    done = np.array([said_done(row) for row in judged], dtype=float).T
-    outcomes[DONE] = Outcomes(right=done[0], tokens=done[1], rounds=done[2])
+    study, outcomes = Study(source, ladders, options), {WHOLE: outcomes_at(runs, runs.last)}
     for n in range(1, longest):
-        outcomes[f"{n} round{'s' if n > 1 else ''}"] = outcomes_at(
-            runs, np.minimum(runs.starts[:-1] + n - 1, runs.last)
-        )
-    for name in OUTCOMES:
-        rung = rungs[name]
-        outcomes[name] = outcomes_of(runs, halts[name], "never stops" if rung is None else rung.label)
+        label = "1 round" if n == 1 else f"{n} rounds"
+        outcomes[label] = outcomes_at(runs, np.minimum(runs.starts[:-1] + n - 1, runs.last))
+    for label, margin in MARGINS.items():
+        study.options = replace(options, margin=margin)
+        frozen = study.freeze(pools_of(ladders, options.scores), None)
+        halts = study.halts(frozen, runs)
+        for name in (OURS, "published"):
+            rung = frozen.rungs[name]
+            note = "never stops" if rung is None else rung.label
+            outcomes[f"{name}{label}"] = outcomes_of(runs, halts[name], note)
     outcomes["oracle: first right answer"] = outcomes_of(runs, stop_at_first(runs, runs.ok), "reads labels")
     return outcomes
+
+
+def judge_loops(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, seed: int) -> dict[str, Outcomes]:
+    """Judge the loop of five rounds, and the one that ends where the model says so, on the same questions."""
+    five = judge(fit, judged, max_em_drop, seed)
+    done = judge(*(list(map(end_where_done, rows)) for rows in (fit, judged)), max_em_drop, seed)
+    outcomes = {FULL: five.pop(WHOLE), DONE: done[WHOLE], **five}
+    return outcomes | {f"{name}, {IN_DONE}": one for name, one in done.items() if name.startswith((OURS, "published"))}
 
 
 def outcomes_at(runs: Runs, row: NDArray[np.int64], note: str = "") -> Outcomes:
@@ -169,8 +182,8 @@ def compare(policy: Outcomes, base: Outcomes, seed: int) -> tuple[Interval, Inte
 
 
 COLUMNS = (
-    *("policy", "rounds", "EM", f"EM lost against {FULL}, points", "lost (exact 95 %), gained", "tokens"),
-    *(f"saved against {FULL}, %", "saved against the model's word, %"),
+    *("policy", "rounds", "EM", "tokens", f"EM lost against {FULL}, points", "lost (exact 95 %), gained"),
+    *(f"saved against {FULL}, %", "EM lost against the model's word", "saved against the model's word, %"),
 )
 
 
@@ -179,18 +192,19 @@ def table(outcomes: Mapping[str, Outcomes], seed: int) -> Iterator[str]:
     yield "| --- " * len(COLUMNS) + "|"
     full, done = outcomes[FULL], outcomes[DONE]
     for name, one in outcomes.items():
-        (drop, saved), (_, more) = compare(one, full, seed), compare(one, done, seed)
+        (drop, saved), (drop_done, saved_done) = compare(one, full, seed), compare(one, done, seed)
         lost, gained = int((full.right > one.right).sum()), int((one.right > full.right).sum())
         most = exact_binomial(lost, len(full.right), 0.95).high
         cells = (
             f"{name} ({one.note})" if one.note else name,
             f"{one.rounds.mean():.2f}",
             f"{100 * one.right.mean():.1f} %",
+            f"{one.tokens.mean():,.0f}",
             drop.show(2),
             f"{lost} (at most {100 * most:.1f} %), {gained}",
-            f"{one.tokens.mean():,.0f}",
             saved.show(1),
-            more.show(1),
+            drop_done.show(2),
+            saved_done.show(1),
         )
         yield f"| {' | '.join(cells)} |"
 
@@ -205,18 +219,18 @@ def certified_after(report: OnlineReport) -> tuple[int, float | None]:
     return len(known), float(np.median(known)) if known else None
 
 
-def online(rows: Sequence[RunRow], n_seeds: int, max_em_drop: float) -> Iterator[str]:
+def online(rows: Sequence[RunRow], loop: str, n_seeds: int, max_em_drop: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         data = write_set(rows, Path(folder) / "rag.jsonl")
         options = OnlineOptions(max_em_drop=max_em_drop, n_seeds=n_seeds, resample=STREAM, n_processes=1)
         report = replay_online(data, options)
     n_certified, after = certified_after(report)
-    when = "" if after is None else f", after {after:,.0f} requests (median; to {STREAM // 60})"
+    when = "" if after is None else f", after {after:,.0f} requests (median; to {STREAM // N_BLOCKS})"
     saved, lost = 100 * report.mean("reduction_late"), 100 * report.mean("drop_late")
-    yield (
-        f"As traffic of {STREAM:,} requests, at most {100 * max_em_drop:g} points, 95 % sure: certified in"
-        f" {n_certified} of {n_seeds} streams{when}. Second half: {saved:.1f} % saved, audits paid;"
-        f" drop {lost:+.2f} points; {report.n_violations} streams over the budget."
+    return (
+        f"Traffic of {STREAM:,} requests, loop of {loop!r}, at most {100 * max_em_drop:g} points, 95 % sure: certified"
+        f" in {n_certified} of {n_seeds} streams{when}. Second half: {saved:.1f} % saved, audits paid; drop"
+        f" {lost:+.2f} points; {report.n_violations} streams over the budget."
     )
 
 
@@ -234,17 +248,19 @@ def describe(name: str, rows: Sequence[RunRow], asked: argparse.Namespace) -> It
         return
     for label, price in PRICES.items():
         yield f"\n### {label}\n"
-        outcomes = judge([bill(r, price) for r in fit], [bill(r, price) for r in judged], asked.max_em_drop, asked.seed)
+        both = ([bill(row, price) for row in half] for half in (fit, judged))
+        outcomes = judge_loops(*both, asked.max_em_drop, asked.seed)
         yield from table(outcomes, asked.seed)
         if asked.online:
-            yield ""
-            yield from online([bill(row, price) for row in rows], asked.online, asked.max_em_drop)
+            billed = [bill(row, price) for row in rows]
+            for loop, runs in {FULL: billed, DONE: list(map(end_where_done, billed))}.items():
+                yield f"\n{online(runs, loop, asked.online, asked.max_em_drop)}"
 
 
 def baselines(rows: Sequence[RunRow]) -> Iterator[str]:
-    done = np.array([said_done(row) for row in rows], dtype=float)
-    full = np.array([(row.full_em, row.full_tokens, len(row.steps)) for row in rows], dtype=float)
-    for label, (right, tokens, rounds) in {FULL: full.mean(axis=0), DONE: done.mean(axis=0)}.items():
+    for label, of_loop in {FULL: rows, DONE: list(map(end_where_done, rows))}.items():
+        ends = np.array([(row.full_em, row.full_tokens, len(row.steps)) for row in of_loop], dtype=float)
+        right, tokens, rounds = ends.mean(axis=0)
         yield f"- {label}: EM {100 * right:.1f} %, {tokens:,.0f} tokens, {rounds:.2f} rounds"
 
 

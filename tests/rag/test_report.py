@@ -8,7 +8,19 @@ import msgspec
 import numpy as np
 import pytest
 from bench.rag.questions import N_FIT
-from bench.rag.report import DONE, FULL, OURS, Outcomes, bill, compare, judge, main, read_recording, said_done
+from bench.rag.report import (
+    DONE,
+    FULL,
+    IN_DONE,
+    OURS,
+    Outcomes,
+    bill,
+    compare,
+    end_where_done,
+    judge_loops,
+    main,
+    read_recording,
+)
 
 from suffice.replay.traces.rows import RunRow, encode_row
 from tests.rag.made_up import made_up_run
@@ -31,22 +43,22 @@ def test_a_prefix_cache_changes_only_what_was_read_before() -> None:
 
 def test_the_models_own_end_pays_for_no_query_behind_it() -> None:
     row = next(r for r in recording(50)[0] if r.steps[2].stop_flag and not r.steps[1].stop_flag)
-    right, tokens, rounds = said_done(row)
-    assert (right, rounds) == (row.steps[2].correct, 3)
+    ended = end_where_done(row)
+    assert (ended.full_em, ended.full_answer, len(ended.steps)) == (row.steps[2].correct, row.steps[2].answer, 3)
     whole = sum(step.tokens + (step.ctx_tokens or 0) for step in row.steps[:3])
-    assert whole - tokens == row.steps[2].tokens - json.loads(row.meta or "{}")["done_tokens"][2] > 0
+    assert whole - ended.full_tokens == row.steps[2].tokens - json.loads(row.meta or "{}")["done_tokens"][2] > 0
 
 
 def test_a_run_that_the_model_never_calls_done_costs_five_rounds() -> None:
     steps = [msgspec.structs.replace(step, stop_flag=False) for step in made_up_run(1, random.Random(0)).steps]
     row = msgspec.structs.replace(made_up_run(1, random.Random(0)), steps=steps)
-    assert said_done(row) == (row.full_em, row.full_tokens, 5)
+    assert end_where_done(row) == row
 
 
 @pytest.mark.slow
 def test_stopping_saves_where_answers_settle_and_reads_no_label_of_what_it_is_judged_on() -> None:
     fit, judged = recording(150)
-    found = judge(fit, judged, 0.01, seed=0)
+    found = judge_loops(fit, judged, 0.01, seed=0)
     drop, saved = compare(found[OURS], found[FULL], seed=0)
     assert saved.value > 0.25
     assert drop.value <= 0.02
@@ -57,8 +69,9 @@ def test_stopping_saves_where_answers_settle_and_reads_no_label_of_what_it_is_ju
         )
         for row in judged
     ]
-    unlabelled = judge(fit, wrong, 0.01, seed=0)
-    for name in (OURS, "published", DONE):
+    unlabelled = judge_loops(fit, wrong, 0.01, seed=0)
+    assert {OURS, f"{OURS}, {IN_DONE}"} < found.keys() - {FULL, DONE}
+    for name in found.keys() - {"oracle: first right answer"}:
         assert np.array_equal(found[name].tokens, unlabelled[name].tokens), name
     assert unlabelled[OURS].right.sum() == 0
 
@@ -67,8 +80,8 @@ def test_an_interval_covers_a_known_difference(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("bench.rag.report.N_DRAWS", 500)
     rng = np.random.default_rng(1)
     fit, _ = recording(60)
-    done = np.array([said_done(row) for row in fit], dtype=float).T
-    base = Outcomes(right=done[0], tokens=done[1], rounds=done[2])
+    ends = np.array([(row.full_em, row.full_tokens, len(row.steps)) for row in map(end_where_done, fit)], dtype=float).T
+    base = Outcomes(right=ends[0], tokens=ends[1], rounds=ends[2])
     inside = 0
     for seed in range(40):
         pick = rng.integers(0, len(base.right), len(base.right))
