@@ -14,7 +14,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.drivers import url_key
-from suffice.wiring.routes import build_route, evidence_warnings, read_evidence
+from suffice.wiring.routes import StartupEvidence, build_route, evidence_warnings, read_evidence
 from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
@@ -126,6 +126,13 @@ def test_an_examination_with_the_scorer_of_today_replaces_the_runs_before_it(tmp
     write(tmp_path, seen)
     assert refused(tmp_path) is None
     assert refused(tmp_path, scorer="choice") is not None, "another scorer's examination says nothing"
+
+
+def test_a_margin_that_no_stream_shows_is_warned_of(tmp_path: Path) -> None:
+    told = settings(tmp_path, policy={"policy": "think-brake"})
+    known = findings(told.upstreams["up"].url, logprobs_stream="yes")
+    for seen, n_warnings in ((StartupEvidence(), 1), (StartupEvidence(upstreams={"up": known}), 0)):
+        assert sum("logprobs_stream" in warning for warning in evidence_warnings(told, seen)) == n_warnings
 
 
 @pytest.mark.parametrize("n_unreadable", [0, 30])

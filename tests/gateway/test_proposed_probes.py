@@ -58,6 +58,9 @@ async def test_live_runs_and_audits_probe_only_where_the_text_proposes_it(serve:
         assert probes >= len(steps)
         assert (outcome.stopped, answer.text) == ((False, "5 dear") if audit else (True, "4"))
         assert outcome.stop_step == 1
+        await g.quiet()
+        counted = {"route": "r", "reason": "not_proposed"}
+        assert g.gateway.metrics.value("suffice_extra_calls_skipped_total", **counted) >= 2
 
 
 async def test_margins_are_read_from_the_stream_and_never_reach_the_client(serve: Serve) -> None:

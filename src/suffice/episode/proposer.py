@@ -7,8 +7,9 @@ evidence see the same steps, each with a trial answer, and need not know that th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from suffice.episode.chain_reader import Checkpoint, missing_step
 from suffice.policy.protocol import Policy
@@ -51,6 +52,7 @@ class CheckpointGate:
 
     close_tag: str
     proposer: Proposer | None = None
+    skipped: Counter[str] = field(default_factory=Counter)  # probes that were not sent, by reason
     _margin: float | None = None  # at the last end of a sentence since the last checkpoint
     _tail: str = ""
     _reads_margins: bool = False
@@ -84,6 +86,7 @@ class CheckpointGate:
             point = replace(point, tokens=held.tokens + point.tokens, text=held.text + point.text)
         self._joined = None if is_proposed else point
         if not is_proposed:
+            self.skipped["not_proposed"] += 1
             return None
         self._index += 1
         return replace(point, index=self._index)

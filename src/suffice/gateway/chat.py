@@ -407,7 +407,8 @@ def _gate(job: GovernedRequest, close_tag: str) -> CheckpointGate | None:
     policy, probe = job.route.proposer, job.route.settings.probe
     if policy is None or probe is None:
         return CheckpointGate(close_tag=close_tag) if job.route.reads("end-of-thought") else None
-    return CheckpointGate(close_tag=close_tag, proposer=Proposer(policy, every=probe.propose_every))
+    proposer = Proposer(policy, every=probe.propose_every)
+    return CheckpointGate(close_tag=close_tag, proposer=proposer, skipped=job.ledger.extra.skipped)
 
 
 # --------------------------------------------------------------------------- samples

@@ -30,7 +30,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
 from suffice.types import Findings
-from suffice.upstream.drivers import driver_facts, effort_problem, url_key
+from suffice.upstream.drivers import driver_facts, effort_problem, honoured, url_key
 from suffice.wiring.files import read_models, read_toml
 
 # Signals that every governed route records, so that later policies can be replayed on its log.
@@ -69,6 +69,10 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
         built = build_route(name, route, evidence)
         if route.mode == "enforce" and built.refused is not None:
             warnings.append(f"routes.{name}: behaves as observe: {built.refused}")
+        reads_logprobs = built.reads("end-of-thought") or (route.kind == "samples" and built.reads("wording"))
+        if reads_logprobs and not honoured(built.findings, "logprobs_stream"):
+            why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
+            warnings.append(f"routes.{name}: {why} logprobs_stream; until then, what they tell is unknown")
         if route.mode == "observe" and route.probe is not None and not built.may_probe:
             warnings.append(
                 f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
