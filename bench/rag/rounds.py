@@ -110,7 +110,7 @@ class LlamaServer:
             kept.append(token)
         first = listed[0]["top_logprobs"] if listed else []
         return Reply(
-            text="".join(token["token"] for token in kept),
+            text=b"".join(bytes(token["bytes"]) for token in kept).decode("utf-8", "replace"),  # "ō" may be two tokens
             tokens=tuple(token["id"] for token in kept),
             logprobs=tuple(min(0.0, token["logprob"]) for token in kept),
             rivals=tuple((rival["token"], min(0.0, rival["logprob"])) for rival in first),
