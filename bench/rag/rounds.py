@@ -66,8 +66,8 @@ class Model(Protocol):
 class Round:
     answer: str
     logprobs: tuple[float, ...]
-    entropy: float  # nats, of the answer's first token
-    margin: float  # probability of that token minus the runner-up's
+    entropy: float | None  # nats, of the answer's first token; None: there is none
+    margin: float | None  # probability of that token minus the runner-up's
     p_done: float | None  # probability of "yes" among "yes" and "no"; None: the model gave neither
     prompt_read: int  # prompt tokens that the call before has read too; in round 1 those that all calls share
     prompt_new: int  # the other prompt tokens
@@ -176,8 +176,8 @@ def _round(model: Model, prompt: Sequence[int], n_known: int, *, is_last: bool) 
     return Round(
         answer=answer.text.strip(),
         logprobs=answer.logprobs,
-        entropy=_entropy(values),
-        margin=max(0.0, values[0] - values[1]) if len(values) > 1 else 0.0,
+        entropy=_entropy(values) if values else None,
+        margin=max(0.0, values[0] - values[1]) if len(values) > 1 else None,
         p_done=p_done,
         prompt_read=n_known,
         prompt_new=n_prompt - n_known,
