@@ -377,6 +377,15 @@ CALM: Final[Mapping[str, Maker]] = {
     ),
 }
 
+LONG: Final[Mapping[str, Maker]] = {
+    "60,000 requests: nothing changes": lambda rng: by_law(
+        np.full(60_000, rng.uniform(0.001, 0.006)), np.zeros(60_000), rng
+    ),
+    "60,000 requests: up to 1.5 % and back": lambda rng: by_law(
+        0.003 + 0.012 * _season(15_000, 60_000), _season(15_000, 60_000), rng, away=0.6, predicts=0.5
+    ),
+}
+
 
 def measure(make: Maker, seeds: range, share: float, doubt_share: float = 0.0) -> list[Told]:
     """What the forecast said of one stream for each seed."""
@@ -436,6 +445,8 @@ def main(n_seeds: int) -> None:
                 everything += tolds
                 print(describe(name, tolds), flush=True)
             print(describe("all", everything), flush=True)
+    for name, make in LONG.items():
+        print(describe(name, measure(make, range(FRESH, FRESH + 5), 0.05, DOUBT_SHARE)), flush=True)
 
 
 if __name__ == "__main__":

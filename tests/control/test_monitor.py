@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,9 @@ import msgspec
 import pytest
 
 from suffice.assurance.forecast import Alert, RouteForecast
+from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.spending import SpendForecast
+from suffice.cli.inspect.route_report import status_sections
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.audits import audits_to_rows
 from suffice.control.jobs.base import JobReport, Worker
@@ -19,9 +26,11 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import job_history, newest_event, newest_events, open_reader, read_events
+from suffice.store.routes.rollups import add_rollups
 from suffice.store.rows.events import Event
+from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.telemetry import Metrics
-from suffice.types import Outcome, Query, Request, StepRecord, Usage
+from suffice.types import Outcome, Publication, Query, Request, StepRecord, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
@@ -158,7 +167,7 @@ def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
 # ---- a drift that is announced ----------------------------------------------------------------------
 
 
-def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
+def asked(number: int, rng: random.Random, p_lost: float, **changes: Any) -> Iterator[Event]:
     """One observed run of two steps, whose policy would have stopped behind the first. Harder ones take longer."""
     name, lost = f"ep_{number:05}", rng.random() < p_lost
     request = Request(
@@ -180,6 +189,7 @@ def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
         setup="s",
         query=Query(n_words=9),
     )
+    request = replace(request, **changes)
     steps = tuple(
         StepRecord(
             index=at,
@@ -260,6 +270,87 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
     assert outlook.alerts == ("em_drop",)
     assert len(events_of(tmp_path, Alert)) == 1, "an alert that stands is not raised again"
     assert any(run.summary.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
+
+
+@pytest.mark.slow
+def test_a_breach_that_is_forecast_caps_the_level_before_it_comes_and_calm_lifts_the_cap(tmp_path: Path) -> None:
+    """An owner's policy that is certified: a line from 0.5 % at request 4,000 to the budget at 9,000, cut at 8,000."""
+    settings = watched(tmp_path)
+    route = msgspec.structs.replace(settings.routes["r"], mode="enforce", kind="rounds")
+    settings = msgspec.structs.replace(settings, routes={"r": route})
+    rng, events = random.Random(3), list[Event]()
+    with open_worker(settings) as here:
+        for until in range(500, 10_001, 250):
+            for at in range(until - 250 if until > 500 else 0, until):
+                p_lost = 0.005 + (0 if at >= 8_000 else max(0, at - 4_000)) * (BUDGET - 0.005) / 5_000
+                request, outcome = asked(at, rng, p_lost, mode="enforce", kind="rounds", audit=True)
+                assert isinstance(outcome, Outcome)
+                # No signal shows the drift, or its alarm would end the epoch first.
+                even = tuple(replace(step, tokens=rng.randrange(20, 60)) for step in outcome.steps)
+                events += [request, replace(outcome, steps=even)]
+            fill(tmp_path, events)
+            events.clear()
+            for job in ("certify", "monitor"):
+                assert only_of(here, job).ok
+    actions, published = events_of(tmp_path, ForecastAction), events_of(tmp_path, Publication)
+    capped = next(action for action in actions if action.cap is not None)
+    lifted = next(action for action in actions if action.at > capped.at and action.cap is None)
+    assert (capped.cap, capped.level, capped.in_doubt) == (0, 1, True)
+    assert 4_000 < capped.at <= 8_000
+    assert [made.level for made in published if made.at <= capped.at][-1] == 1
+    lowered = next(made for made in published if made.at > capped.at)
+    assert (lowered.level, lowered.cap) == (0, 0)
+    assert lowered.reason.startswith("level 0 at most (EM drop is about ")
+    assert published[-1].level == 1, "the loop goes on where it stood"
+    assert next(made.level for made in published if made.at > lifted.at) == 1
+    last = newest_event(tmp_path / "log.db", RouteForecast, route="r")
+    assert last is not None
+    record = next(one for one in last.records if one.of == "em_drop")
+    assert record.n_graded > 10
+    assert record.n_right + record.n_wrong >= 1
+    (status,) = read_statuses(tmp_path / "log.db", settings, "r")
+    assert f"{record.n_graded:,} graded" in " ".join(value for part in status_sections(status) for _, value in part)
+    assert not decided_anew(tmp_path, settings)
+
+
+def only_of(here: Worker, job: str) -> JobReport:
+    reports = here.once(job)
+    assert reports is not None
+    return reports[0]
+
+
+def decided_anew(folder: Path, settings: Settings) -> list[str]:
+    """What a worker that begins today decides beyond what the log holds already."""
+    before = len(events_of(folder, Publication))
+    with open_worker(settings) as here:
+        report = only_of(here, "certify")
+        assert report.ok
+    return [made.reason for made in events_of(folder, Publication)[before:]]
+
+
+def test_spending_is_forecast_once_an_hour_at_most_and_shown(folder: Path) -> None:
+    settings, day = settings_for(folder), 20_000
+    sums = {
+        RollupKey("r", "", "", 24 * at + hour): RollupSums(n_requests=10, completion_tokens=1_000)
+        for at in range(day - 20, day)
+        for hour in range(24)
+    }
+    with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
+        assert add_rollups(connection, sums, {}, since=0, seq=10**6, at_s=0.0)
+    with open_worker(settings) as here:
+        monitor = next(job for job in here.jobs if isinstance(job, Monitor))
+        for now_s in (86_400 * day + 60, 86_400 * day + 400, 86_400 * day + 500, 86_400 * day + 5_000):
+            monitor.now = partial(float, now_s)
+            monitor.rest(-1.0, "r")
+            looked(here)
+    made = events_of(folder, SpendForecast)
+    assert [one.hour for one in made] == [24 * day - 1, 24 * day]
+    assert made[1].day["tokens"].expected == pytest.approx(24_000, rel=0.05)
+    assert [grade.inside for grade in made[1].grades] == [True]
+    (status,) = read_statuses(folder / "log.db", settings, "r")
+    lines = dict(line for part in status_sections(status) for line in part)
+    assert "before today, about" in lines["tokens this month"]
+    assert "cost this month" not in lines, "no prices are set"
 
 
 def test_a_route_that_cannot_be_watched_leaves_the_others_alone(folder: Path) -> None:
