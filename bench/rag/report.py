@@ -26,6 +26,7 @@ from bench.rag.questions import FOLDER, N_FIT, data_folder, read_questions
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import exact_binomial
+from suffice.files import open_unpacked
 from suffice.learn.features import DENSE
 from suffice.replay.online.protocol import N_BLOCKS, OnlineOptions, OnlineReport, replay_online
 from suffice.replay.study.policies import build_ladders, list_ladder_folds
@@ -76,13 +77,14 @@ def position(row: RunRow) -> int:
 
 
 def read_recording(paths: Sequence[Path]) -> dict[str, list[RunRow]]:
-    """The runs of each data set in the order of its questions; a torn last line is left out."""
+    """The runs of each data set in the order of its questions, packed or not; a torn last line is left out."""
     rows: dict[str, list[RunRow]] = {}
     for path in paths:
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-            if line.endswith(b"\n"):
-                row = decode_row(line, str(path), number)
-                rows.setdefault(row.dataset, []).append(row)
+        with open_unpacked(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    row = decode_row(line, str(path), number)
+                    rows.setdefault(row.dataset, []).append(row)
     return {name: sorted(of_set, key=position) for name, of_set in rows.items()}
 
 

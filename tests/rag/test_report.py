@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench.rag.report import (
     end_where_done,
     judge_loops,
     main,
+    position,
     read_recording,
 )
 
@@ -98,7 +100,10 @@ def test_a_short_recording_reports_how_much_it_has(
     fit, judged = recording(3)
     path = tmp_path / "runs.jsonl"
     path.write_bytes(b"".join(map(encode_row, [*judged, *fit])) + b'{"dataset":')
-    assert len(read_recording([path])["2wiki"]) == 6
+    packed = tmp_path / "runs.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_recording([path]) == read_recording([packed])
+    assert [position(row) for row in read_recording([path])["2wiki"]] == [1, 2, 3, 501, 502, 503]
     monkeypatch.delenv("SUFFICE_RAG", raising=False)
     monkeypatch.setattr("sys.argv", ["report", str(path)])
     assert main() == 0
