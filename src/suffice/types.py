@@ -469,7 +469,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDraw:
-    settings: str  # "": the route's own; otherwise as `agent.settings` writes them
+    settings: str  # "": the route's own; otherwise as `agent.plan` writes them
     share: float  # P(draw), in (0, 1]
     ceiling: int | None  # the highest level used; 0: nothing is stopped, None: no limit
 

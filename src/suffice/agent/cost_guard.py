@@ -34,12 +34,12 @@ class CostEvent:
 
 
 class CostGuard:
-    """promised, inactive: shape (classes, settings); promised is nan where nothing was activated."""
+    """promised, inactive, is_dear: shape (classes, settings); promised is nan where nothing was activated."""
 
     def __init__(self, n_classes: int, n_settings: int) -> None:
         self.promised = np.full((n_classes, n_settings), np.nan)
         self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
-        self._is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
+        self.is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
         self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
 
     def activate(self, c: int, setting: int, saving: float) -> None:
@@ -55,16 +55,16 @@ class CostGuard:
         saving, half = float(np.clip(1 - cost, -1, 1)), max(0.0, promised / 2)
         changes: list[CostChange] = []
         paying, saves, recovered = self._sums[:, c, setting]
-        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self._is_dear[c, setting]:
+        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self.is_dear[c, setting]:
             changes.append("costs_more")
-            self._is_dear[c, setting] = True
+            self.is_dear[c, setting] = True
         if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
             changes.append("stops_paying")
             self.inactive[c, setting] = True
         elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
             changes.append("pays_again")
             self.inactive[c, setting], self.promised[c, setting] = False, np.nan
-            self._is_dear[c, setting], saves[:] = False, 0
+            self.is_dear[c, setting], saves[:] = False, 0
         if changes and changes[-1] != "costs_more":
             paying[:] = recovered[:] = 0
         return [CostEvent(change=change, query_class=c, setting=setting, promised=promised) for change in changes]

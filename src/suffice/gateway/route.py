@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.agent.settings import AGENT, FULL, with_settings
+from suffice.agent.plan import AGENT, FULL, with_settings
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
 from suffice.policy.base import Policy, build_policy, version_of

@@ -498,6 +498,7 @@ AlertKind: TypeAlias = Literal[
     "version_refused",
     "log_missed",
     "worse_arm",
+    "stops_cost_more",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from suffice.agent.plan import describe_plan
 from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, RouteReport
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.forecast_grades import describe_records
@@ -36,7 +37,14 @@ def points(value: float) -> str:
 
 def status_sections(one: RouteStatus) -> Sequence[Sequence[tuple[str, str]]]:
     report, sure = one.report, f"{one.confidence:.0%}"
-    parts = [_standing(one), _traffic(one), _exact_match(one, sure), _spending(report, sure), _forecast(one)]
+    parts = [
+        _standing(one),
+        _traffic(one),
+        _exact_match(one, sure),
+        _spending(report, sure),
+        _agent(one),
+        _forecast(one),
+    ]
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         parts[2:] = [iter([("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))])]
     return [list(part) for part in parts]
@@ -313,7 +321,15 @@ def _paid(money: MoneyTotals) -> str:
     return paid
 
 
-# --------------------------------------------------------------------------- the forecast
+# --------------------------------------------------------------------------- the agent, the forecast
+
+
+def _agent(one: RouteStatus) -> Lines:
+    plan = one.control.plan if one.control is not None else None
+    if plan is not None:
+        yield "agent", f"plan {plan.number}, at request {plan.at:,}: {plan.reason}"
+        for name, value in describe_plan(plan):
+            yield f"  {name}", value
 
 
 def _forecast(one: RouteStatus) -> Lines:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from suffice.agent.plan import describe_class_plan, describe_plan
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.ledger import Account
@@ -22,7 +23,7 @@ from suffice.store.routes import rollups
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.rows.events import Event, ProposedVersion, kind_of
 from suffice.store.rows.sums import RollupSums
-from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
+from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200
 MOST_LOOKS: Final = 120  # of `monitor`, for the chart of the EM drop over time
@@ -85,6 +86,8 @@ class RoutePage(ViewRecord, frozen=True):
     classes: tuple[RouteBreakdown, ...]
     versions: tuple[RouteBreakdown, ...]
     looks: tuple[MonitorState, ...]  # oldest first
+    agent: tuple[tuple[str, str], ...]  # its plan in words, as names and values; (): it has none
+    agent_reason: str
     decided: tuple[RouteDecision, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
@@ -106,6 +109,7 @@ def route(view: ViewContext) -> RoutePage:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
     report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
     decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
+    plan = state.phase.plan
     classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
     versions = {one.version or "": one for one in report.versions} if report is not None else {}
     return RoutePage(
@@ -119,6 +123,8 @@ def route(view: ViewContext) -> RoutePage:
         classes=_breakdown(view, state, "query_class", classes, report),
         versions=_breakdown(view, state, "version", versions, report),
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
+        agent=tuple(describe_plan(plan)) if plan is not None else (),
+        agent_reason=plan.reason if plan is not None else "",
         decided=tuple(_decision(stored) for stored in decisions),
         forecasts=forecasts_of(report),
         alerts=tuple(one.reason for one in newest_events(log, Alert, 20, route=name)),
@@ -220,6 +226,9 @@ def described(event: Event) -> tuple[str, str, str, int]:
         certified = "certified" if event.certified else "not certified"
         what = f"level {event.level} of {max(0, event.n_levels - 1)}, {certified}"
         return what, event.reason, event.author, event.epoch
+    if isinstance(event, AgentPlan):
+        what = "; ".join(describe_class_plan(one) for one in event.classes)
+        return f"agent: {what}", event.reason, event.author, event.epoch
     if isinstance(event, Epoch):
         return f"epoch {event.number} begins", event.reason, event.author, event.number
     if isinstance(event, Alarm):

@@ -15,8 +15,8 @@ import numpy as np
 from suffice.agent.agent import Agent, AgentBounds, AgentChoice
 from suffice.agent.choice import ChoiceBounds
 from suffice.agent.cost_guard import CostEvent
+from suffice.agent.plan import AGENT, FULL, alternatives
 from suffice.agent.regret import RegretLog
-from suffice.agent.settings import AGENT, FULL, alternatives
 from suffice.assurance.runs import ENDED
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit
@@ -190,7 +190,7 @@ class LiveAgent:
             token_price=choice.token_price,
             reason="; ".join([*self._learned(events), *_changes(before, classes)]) or self._expectation(classes),
             author=author,
-            alert="; ".join(self._alerts(events)),
+            alert="; ".join(self._alerts()),
             idle=self._regret.of_idle(),
             best_fixed=self._regret.of_best_fixed(max(self._proven)),
         )
@@ -231,10 +231,9 @@ class LiveAgent:
             elif event.change == "pays_again":
                 yield f"class {name}: stopping{under} pays again"
 
-    def _alerts(self, events: list[CostEvent]) -> Iterator[str]:
-        for event in events:
-            if event.change == "costs_more":
-                yield f"class {self._name(event.query_class)}: a stopped run costs more than a full run"
+    def _alerts(self) -> Iterator[str]:
+        for c in np.flatnonzero(self.agent.guard.is_dear.any(axis=1)).tolist():
+            yield f"class {self._name(c)}: a stopped run costs more than a full run"
 
     def _expectation(self, classes: tuple[ClassPlan, ...]) -> str:
         shares = self._n_runs / max(1.0, self._n_runs.sum())

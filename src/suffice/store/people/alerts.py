@@ -26,7 +26,7 @@ from suffice.store.database.schema import kinds_in
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
-from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
+from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
 
 NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
 MOST_TEXT: Final = 600  # characters of a sentence
@@ -34,12 +34,23 @@ MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
     *("route_monitored", "alert_raised", "alarm_raised", "enforcement_paused", "incident_opened", "kill_switched"),
     *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed", "arm_worse"),
+    "agent_planned",
 )
 # Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
 ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began", "experiment_stopped")
 
 CauseKind: TypeAlias = Literal[
-    "forecast", "budget", "certificate", "pause", "incident", "kill_switch", "lot", "version", "fail_open", "experiment"
+    "forecast",
+    "budget",
+    "certificate",
+    "pause",
+    "incident",
+    "kill_switch",
+    "lot",
+    "version",
+    "fail_open",
+    "experiment",
+    "cost",
 ]
 
 
@@ -108,6 +119,8 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), cause
         case RouteForecast() | events.FailOpenCount() | events.VersionRefusal() | events.LogOutage():
             return _alert_of_serving(event)
+        case AgentPlan(route=route, alert=text) if text:
+            return _notice("stops_cost_more", route, text), AlertCause("cost", route)
         case events.RolloutMove() | events.RolloutUndo():
             return _alert_of_rollout(event)
         case events.WorseArm(experiment=name, run=run, arm=arm):
@@ -188,6 +201,8 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
             version = _over("version", route, f"publication {number} replaced it")
             again = _over("certificate", route, f"publication {number} lets it stop early again", before=event.epoch)
             return (version, again) if event.may_act and event.level else (version,)
+        case AgentPlan(route=route, alert=""):
+            return (_over("cost", route, f"plan {event.number} of its agent: {event.reason}"),)
         case Resumption():
             return (_over("pause", event.route, f"{event.author} resumed it: {event.reason}", name=str(event.number)),)
         case IncidentDecision():

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.agent.settings import describe_class_plan
+from suffice.agent.plan import describe_class_plan
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows, read_pages

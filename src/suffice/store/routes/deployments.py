@@ -175,6 +175,7 @@ class Phase:
     alarm: str | None  # the latest, with its cause
     n_labels_wanted: int
     attended: bool = False  # a living worker serves it
+    plan: AgentPlan | None = None  # of the agent; None: it has none
     ceiling: int | None = None  # the highest level that ratings allow; None: no limit
     cap: int | None = None  # the highest level that a forecast allows; None: no cap
     classes: tuple[tuple[str, int], ...] = ()  # query classes held below by guardrails, and their levels
@@ -224,6 +225,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         alarm=f"{alarm.cause}: {alarm.reason} (ended epoch {alarm.epoch})" if alarm else None,
         n_labels_wanted=n_labels_wanted,
         attended=attended,
+        plan=held.plan,
         **known,
     )
 

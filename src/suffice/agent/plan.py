@@ -1,16 +1,19 @@
-"""The settings of a route that its agent may vary, by name: "growth=1.4" is the spacing of probes, "wave=2" a wave.
+"""What the agent of a route may vary, and its plans in words.
+
+Settings have names: "growth=1.4" is the spacing of probes, "wave=2" the number of samples requested at once.
 
 They change what a run costs and what is observed of it, never what the model is asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from suffice.settings import Route
-from suffice.types import ClassPlan
+from suffice.types import AgentPlan, ClassPlan, Regret
 
 AGENT: Final = "agent"  # name of the experiment under which its draws are logged
 FULL: Final = "full"  # the arm that stops nothing
@@ -55,3 +58,20 @@ def describe_class_plan(plan: ClassPlan) -> str:
         parts.append(stops if one.share == 1 else f"{100 * one.share:.0f} % {stops}")
     saves = f"saves {plan.saving:.0%}, loses {100 * plan.em_drop:.2f} points"
     return f"{plan.query_class or 'no class'}: {', '.join(parts)}; {saves}"
+
+
+def describe_plan(plan: AgentPlan) -> Iterator[tuple[str, str]]:
+    """Yield names and values: what each class gets, the token price, and the regret so far."""
+    for one in plan.classes:
+        name, _, what = describe_class_plan(one).partition(": ")
+        yield f"class {name}" if one.query_class else "agent", what
+    yield "token price", f"a mean full run's tokens are worth {100 * plan.token_price:.2g} points of EM"
+    for name, regret in (("against doing nothing", plan.idle), ("against the best fixed action", plan.best_fixed)):
+        if regret is not None:
+            yield name, describe_regret(regret)
+
+
+def describe_regret(regret: Regret) -> str:
+    """Say what the agent earned against something else, such as "+2.10 points of EM a request (1.80 to 2.40)"."""
+    earned, low, high = -100 * regret.mean, -100 * regret.high, -100 * regret.low
+    return f"{earned:+.2f} points of EM a request ({low:+.2f} to {high:+.2f}, by {regret.n_audits:,} audits)"
