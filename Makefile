@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel clean
+.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -49,6 +49,9 @@ demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples eac
 # Fits need scikit-learn, which the other two demonstrations do without.
 demo-online: $(VENV)/.ready-dev ## a route certifies itself, live; then its model is swapped (10 to 15 minutes)
 	$(BIN)/suffice demo --online $(ARGS)
+
+demo-agent: $(VENV)/.ready-dev ## the agent while traffic becomes harder, dearer and easier (5 minutes, without a model)
+	$(BIN)/suffice demo --agent $(ARGS)
 
 demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
 	$(BIN)/suffice demo --console $(ARGS)

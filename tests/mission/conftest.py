@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from suffice_testing.world import World
 from tests.mission.harness import Mission, on_mission
-from tests.mission.world import World
 
 Begin: TypeAlias = Callable[..., AbstractAsyncContextManager[Mission]]
 

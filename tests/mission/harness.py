@@ -21,8 +21,8 @@ from typing import Any
 import aiohttp
 
 from suffice_testing import FakeUpstream
+from suffice_testing.world import Question, World
 from tests.gateway_process import GatewayProcess
-from tests.mission.world import Question, World
 
 AT_ONCE = 16  # requests in flight
 MOST_SOUGHT = 3_000  # requests in which a level is certified

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import drop, saving
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 BUDGET = 0.05

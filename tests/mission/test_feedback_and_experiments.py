@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import FEEDBACK_KEY, Served, drop, tokens_of
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 VOTES, EM_MARGIN = 7, 0.1

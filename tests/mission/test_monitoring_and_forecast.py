@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import drop, saving
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 BUDGET, VOTES, SAMPLE_TOKENS = 0.1, 5, 3

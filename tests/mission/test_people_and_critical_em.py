@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 CRITICAL, VOTES = 0.6, 5

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import Mission, tokens_of
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 VOTES = 9

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 VOTES, RATE, AUDITS = 5, 0.1, 0.02

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import Mission, drop, tokens_of
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 BUDGET, VOTES, SLOTS = 0.1, 7, 4

@@ -43,9 +43,8 @@ class CostGuard:
         self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
 
     def activate(self, c: int, setting: int, saving: float) -> None:
-        """Note the saving for which stopping is put to use; a known promise stays until it is broken."""
-        if np.isnan(self.promised[c, setting]):
-            self.promised[c, setting] = saving
+        """Note the saving for which stopping is in use; the largest one counts until it is broken."""
+        self.promised[c, setting] = np.fmax(self.promised[c, setting], saving)
 
     def add_run(self, c: int, setting: int, cost: float) -> list[CostEvent]:
         """Add the cost of a run, a fraction of the full run; return what it proves."""

@@ -74,6 +74,14 @@ def run_demo(*, small: bool, online: bool, as_console: bool, port: int, out: str
         raise SystemExit(1)
 
 
+def run_agent(out: str) -> None:
+    from suffice_demo.agent import show_agent
+
+    folder = Path(out).resolve()
+    make_folder(folder)
+    raise SystemExit(asyncio.run(show_agent(Console(), folder)))
+
+
 def _fetch(console: Console, name: str) -> Path:
     own = os.environ.get("SUFFICE_MODEL")
     if own and name != "smol":

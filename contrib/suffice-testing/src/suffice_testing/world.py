@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from suffice_testing import AnswerTokens, FakeRequest, Reply, cut
-from suffice_testing.prompt import visible_length
+from suffice_testing.prompt import cut, visible_length
+from suffice_testing.reply import AnswerTokens, FakeRequest, Reply
 
 _NUMBER = re.compile(r"item (\d+)\b")
 _FORMS: Mapping[str, str] = {  # a question of each class, as the product reads the class from its form
