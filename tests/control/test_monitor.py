@@ -26,7 +26,7 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import job_history, newest_event, newest_events, open_reader, read_events
-from suffice.store.routes.rollups import add_rollups
+from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.telemetry import Metrics
@@ -335,9 +335,11 @@ def test_spending_is_forecast_once_an_hour_at_most_and_shown(folder: Path) -> No
         for at in range(day - 20, day)
         for hour in range(24)
     }
-    with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
-        assert add_rollups(connection, sums, {}, since=0, seq=10**6, at_s=0.0)
     with open_worker(settings) as here:
+        assert here.once("rollup")
+        with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
+            seq = read_to(connection).seq
+            assert add_rollups(connection, sums, {}, since=seq, seq=seq, at_s=0.0)
         monitor = next(job for job in here.jobs if isinstance(job, Monitor))
         for now_s in (86_400 * day + 60, 86_400 * day + 400, 86_400 * day + 500, 86_400 * day + 5_000):
             monitor.now = partial(float, now_s)
