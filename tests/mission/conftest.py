@@ -26,5 +26,6 @@ def begin(tmp_path: Path, record_property: Callable[[str, object], None]) -> Beg
                 yield mission
             finally:
                 record_property("requests", len(mission.served))
+                record_property("figures", ", ".join(f"{name} {value}" for name, value in mission.figures.items()))
 
     return start

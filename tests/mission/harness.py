@@ -70,6 +70,7 @@ class Mission:
     gateway: GatewayProcess
     session: aiohttp.ClientSession
     served: list[Served] = field(default_factory=list)
+    figures: dict[str, object] = field(default_factory=dict)  # shown beside the result
     _followed: int = 0  # the newest decision that the gateway has surely read
 
     # ---- the client
@@ -246,7 +247,13 @@ async def on_mission(
     """
     slots = 4 * AT_ONCE * max(world.votes, 1)
     async with FakeUpstream(world) as fake:
-        upstream = {"url": fake.url, "driver": "llama.cpp", "slots": slots, "finish": ["raw"]}
+        upstream = {
+            "url": fake.url,
+            "driver": "llama.cpp",
+            "slots": slots,
+            "finish": ["raw"],
+            "extra": {"when_busy": "queue"},
+        }
         server = {"retry_window_s": 0.0, "feedback_keys_env": "SUFFICE_FEEDBACK"}
         settings: dict[str, Any] = {
             "server": server | tables.pop("server", {}),

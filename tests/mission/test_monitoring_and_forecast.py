@@ -13,6 +13,8 @@ from tests.mission.harness import drop, saving
 
 pytestmark = pytest.mark.slow
 BUDGET, VOTES, SAMPLE_TOKENS = 0.1, 5, 3
+STEADY = 3_000  # requests before it
+FIRST_TURNS, RISE = 0.02, 0.00005  # p_turn at first, and what each request adds to it
 ROUTE = {"max_em_drop": BUDGET, "audit_share": 0.1}
 
 
@@ -47,3 +49,26 @@ async def test_what_the_console_shows_is_true(begin: Begin) -> None:
 
 def _holds(interval: dict[str, Any], truth: float) -> None:
     assert interval["low"] <= truth <= interval["high"], f"{truth} is not within {interval}"
+
+
+async def test_a_slowly_rising_loss_is_announced_before_it_exceeds_the_budget(begin: Begin) -> None:
+    world = World(seed=2, votes=VOTES, profiles={"number": Profile(p_same=1.0, p_turn=FIRST_TURNS)})
+    async with begin(world, {"r": ROUTE | {"audit_share": 0.2}}) as mission:
+        await mission.certified(labelled=1.0)
+        while len(mission.served) < STEADY:
+            await mission.send(250, labelled=1.0)
+        await mission.rest()
+        assert not mission.rows("alert_raised"), "nothing moves yet"
+        assert not mission.rows("alarm_raised")
+        begun, announced = len(mission.served), list[dict[str, Any]]()
+        while not announced:
+            turns = FIRST_TURNS + RISE * (len(mission.served) - begun)
+            true_drop = turns * world.profiles["number"].p_right  # of requests that stop early
+            assert true_drop <= BUDGET, "nobody was told"
+            world.change("number", p_turn=turns)
+            await mission.send(100, labelled=1.0)
+            await mission.rest()
+            announced = mission.rows("alert_raised") + mission.rows("alarm_raised")
+        mission.figures |= {"announced after": len(mission.served) - begun, "by": announced[0].get("cause", "forecast")}
+        mission.figures["at a drop of"] = f"{true_drop:.1%}"
+        assert any(one["route"] == "r" for one in (await mission.api("/alerts"))["lines"]), "the console shows it"

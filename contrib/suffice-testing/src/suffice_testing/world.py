@@ -40,6 +40,7 @@ class Profile:
     finish_tokens: int = 4  # of an answer after a stopped thought
     line_tokens: int = 6  # of each step of a thought
     delay_s: float = 0.0  # of each call, before its first token
+    token_s: float = 0.0  # of each token; a thought that is out at once is over before anybody can stop it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,7 @@ class World:
             answer=cut(f"It is {question.final}"),
             answer_after=after,
             first_delay_s=question.profile.delay_s,
+            delay_s=0.0 if seen.is_raw and not _is_finish(seen) else question.profile.token_s,
             extra=extra,
         )
 
