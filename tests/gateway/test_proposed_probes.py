@@ -121,14 +121,3 @@ async def test_a_proposer_that_cannot_propose_is_refused(serve: Serve, propose: 
     with pytest.raises(ConfigError, match=rf"routes\.r\.probe\.propose: .*{why}"):
         async with serve(Reply(), route=route(propose)):
             pass
-
-
-async def test_a_checkpoint_at_the_very_end_of_a_thought_is_not_probed(serve: Serve) -> None:
-    """Its margin would be that of the token that ended the thought; a probe there could stop nothing."""
-    whole = ScriptedThought(STEPS[:2], "4 dear", reply=Reply(delay_s=0.004))
-    options = route({}, policy={"policy": "think-brake", "threshold": 0.0}, probe={"verified_by": "owner"})
-    async with serve(whole, upstream={"finish": ["raw"], "slots": 3}, route=options, change=lists_logprobs) as g:
-        assert (await g.ask(chat(suffice={}))).text == "4 dear"
-        outcome = await g.outcome()
-        assert [step.tokens for step in outcome.steps] == [4]
-        assert sum(call.purpose == "probe" for call in outcome.calls) == 1

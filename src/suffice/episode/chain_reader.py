@@ -363,15 +363,7 @@ class ChainReader:
         if self._has_stopped_reading:
             return None
         try:
-            n_before, step = len(points), None
-            if self._gate is not None and self.state.phase != "answering":
-                step = self._gate.read(logprobs_of(choice))
-            answer = self._fold(choice, points)
-            if step is not None and self.state.phase == "thinking":  # otherwise this chunk has closed the thought
-                later, points[n_before:] = points[n_before:], []
-                for point in (step, *later):
-                    self._add(point, points)
-            return answer
+            return self._fold(choice, points)
         except Exception:  # noqa: BLE001 - an error in signals costs tokens, never an answer
             self._stop_reading()
             return None
@@ -424,7 +416,10 @@ class ChainReader:
             return ""
         thought, field = reasoning_of(delta)
         has_text = thought or delta.content or delta.refusal or delta.calls_tool
-        tokens = n_tokens(choice) if has_text else 0
+        logprobs = logprobs_of(choice) if has_text else ()
+        tokens = len(logprobs) or int(bool(has_text))
+        if self._gate is not None and state.phase != "answering":
+            self._add(self._gate.read(logprobs), points)
         self.account.received_tokens += tokens
         if thought:
             state.field = field
