@@ -269,6 +269,6 @@ def test_signals_of_a_live_run_can_be_read_again_from_its_record() -> None:
         records += ledger.steps
     columns = recorded_columns(needs, "rounds", [(None, records[:39]), (None, records[39:])])
     for field in fields_of(needs):
-        seen = [np.nan if signals.values[field] is None else signals.values[field] for signals in live]
+        seen = np.array([signals.values[field] for signals in live], dtype=np.float64)
         assert np.array_equal(columns.values[field], seen, equal_nan=True), field
     assert 0 < np.nanmean(columns.values["draft_patience"] >= 2) < 1
