@@ -14,14 +14,19 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
+from suffice.gateway.route import Variants
 from suffice.policy.base import build_policy
+from suffice.rollout.experiment import units_of
+from suffice.settings import parse_settings
 from suffice.signals.base import FOLDS
 from suffice.signals.observe import Observer, observe_columns
 from suffice.signals.query import query_signals
-from suffice.types import Kind, Query, Step
+from suffice.telemetry import Metrics
+from suffice.types import ClassPlan, Kind, PlannedDraw, Query, Step
+from suffice.wiring.routes import build_route
 
 QUESTION = "A farm has 12 cows and twice as many hens. How many legs are there in all, if 3 hens lost one each?"
 TEXT = (
@@ -29,6 +34,18 @@ TEXT = (
     "two legs each which makes forty-eight minus three therefore 93 or 45 if cows are left out of the count"
 )
 REPEATS = 7
+UPSTREAM = {"up": {"url": "http://127.0.0.1:1"}}
+ROUTE = parse_settings({"upstreams": UPSTREAM, "routes": {"r": {"upstream": "up", "probe": {}}}}).routes["r"]
+PLAN = ClassPlan(
+    query_class="",
+    draws=(
+        PlannedDraw(settings="growth=1.3", share=0.9, ceiling=None),
+        PlannedDraw(settings="", share=0.1, ceiling=3),
+    ),
+    saving=0.3,
+    em_drop=0.0,
+    n_audits=400,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +144,16 @@ def measure() -> list[Figure]:
             microseconds=cost(lambda: [query_signals(QUESTION, metadata={}) for _ in range(500)], 500),
             limit=None,
         ),
+        Figure(what="draw of an agent's plan", microseconds=cost(draw_plans, 5_000), limit=20.0),
     ]
+
+
+def draw_plans() -> None:
+    """Draw settings and level for requests, as a route with an agent does."""
+    variants, route = Variants(salt="salt", metrics=Metrics()), build_route("r", ROUTE)
+    planned = replace(route, plan=PLAN)
+    for at in range(5_000):
+        variants.place(planned, lambda at=at: units_of("", request=f"request {at}"))  # type: ignore[misc]
 
 
 def main() -> int:
