@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -58,8 +57,3 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "?"
-
-
-def made_by_other_code(found: Iterable[Line]) -> int:
-    """How many of these cells another version of the code made."""
-    return sum(line["code"] != code_mark() for line in found)

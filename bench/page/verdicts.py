@@ -95,6 +95,11 @@ def _online(found: Found, budget: float) -> Iterator[str]:
         for name in best
         if name not in ahead
     ]
+    large = [
+        f"`{name}` {percent(ours[name].saved_late)} against {percent(best[name].saved_late)}"
+        for name in best
+        if (study := found.study(name)) is not None and not study["too_small"]
+    ]
     n_over, n = sum(one.n_over for one in ours.values()), sum(one.n for one in ours.values())
     where = [f"`{name}` ({one.n_over} of {one.n})" for name, one in ours.items() if one.n_over]
     ends = exact_binomial(n_over, n, 0.95)
@@ -106,6 +111,7 @@ def _online(found: Found, budget: float) -> Iterator[str]:
         f" Of the published rules at their published settings, under the same certificate, {theirs} of {n_theirs} do."
         f" Ours saves at least as much as the best of them on {len(ahead)} of {len(best)}"
         f" sets{_listed('; less on', behind)}."
+        f"{_listed(' On those large enough to certify, ours against theirs:', large)}{'.' if large else ''}"
     )
 
 
