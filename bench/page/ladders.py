@@ -16,6 +16,7 @@ import numpy as np
 
 from suffice.learn.models import learn_prior
 from suffice.policy.base import POLICIES, build_policy
+from suffice.policy.parameters import parameters_of
 from suffice.policy.sequential import MixtureSprt, Sprt
 from suffice.replay.study.policies import GRID, SPACE, Ladder, PolicyRung, build_ladders
 from suffice.replay.study.sets import family_of
@@ -23,7 +24,6 @@ from suffice.replay.traces.read import Survey
 from suffice.types import Kind
 
 BAYES = "bayes"
-SET_BY_OWNER = ("fixed-budget", "fixed-rounds")  # no published setting
 _SURE = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -109,5 +109,5 @@ def published_rungs(kind: Kind) -> dict[str, PolicyRung]:
     return {
         name: PolicyRung(policy=build_policy({"policy": name}), spec={"policy": name}, label=name)
         for name in POLICIES
-        if name in names and name not in SET_BY_OWNER
+        if name in names and not any(one.required for one in parameters_of(POLICIES[name]))  # their owner sets those
     }

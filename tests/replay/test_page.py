@@ -55,6 +55,13 @@ def test_every_published_rule_is_on_the_page() -> None:
     assert not ours, f"{ours}: give it a ladder in bench/page/ladders.py, or say here why it is no rule by itself"
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_rule_as_published_is_one_that_is_judged(kind: Kind) -> None:
+    ladders = build_all_ladders(kind, longest=40, full_tokens=[100.0])
+    assert set(published_rungs(kind)) <= {family_of(ladder.name) for ladder in ladders}
+    assert "beta" in published_rungs(kind)
+
+
 @pytest.mark.parametrize("name", ["sprt", "msprt"])
 def test_the_rungs_of_a_sequential_test_take_one_equal_sample_less_each(name: str) -> None:
     (ladder,) = (one for one in build_all_ladders("samples", longest=40, full_tokens=[9.0]) if one.name == name)
