@@ -195,7 +195,7 @@ class Watch:
         assert found.outcomes is not None
         self._pending.append((at, found.outcomes))
         if at + HORIZON < self.stream.drop.shape[1]:
-            self.covered.append(found.likely_low <= self.stream.drop[-1, at + HORIZON] <= found.likely_high)
+            self.covered.append(found.ahead_low <= self.stream.drop[-1, at + HORIZON] <= found.ahead_high)
         crossed = found.now >= BUDGET
         self.record = self.record.with_alert(at, is_open=found.alert, was_open=was_open, crossed=crossed)
         self.stance = next_stance(

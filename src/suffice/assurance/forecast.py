@@ -93,14 +93,12 @@ class Forecast:
     now: float
     per_1000: float  # change within the next 1,000 requests
     ahead: float  # at the horizon, 3,000 requests from now
-    ahead_low: float
-    ahead_high: float
+    ahead_low: float  # 90 % interval there …
+    ahead_high: float  # … whose width follows the grades
     crossing: CrossingForecast
     alert: bool  # even the better end of the interval crosses within the horizon
     doubtful: bool  # only the worse end does; more audits would settle it
     reason: str
-    likely_low: float = 0.0  # 90 % interval at the horizon …
-    likely_high: float = 1.0  # … whose width follows the grades
     worst: float = 0.0  # cautious end up to the horizon, of the drop or of 1 - EM; an alert ends well below the limit
     outcomes: ExpectedOutcomes | None = None  # by which it is graded; None: by an earlier version of Suffice
 
@@ -299,27 +297,21 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
     reached = [np.flatnonzero(line >= harm) for line in (high, path.mean, low)]
     earliest, expected, latest = (now + int(path.ahead[places[0]]) if len(places) else None for places in reached)
     crossing = CrossingForecast(earliest=earliest, expected=expected, latest=latest)
-    likely = path.mean - LIKELY_SD * path.sd, path.mean + LIKELY_SD * path.sd
-    lines = (path.mean, low, high, *likely)
-    middle, better, worse, *likely_ends = lines if of == "em_drop" else tuple(1 - line for line in lines)
-    at_horizon = HORIZON // EVERY
-    likely_low, likely_high = sorted(float(line[at_horizon]) for line in likely_ends)
-    ends = sorted((float(better[at_horizon]), float(worse[at_horizon])))
+    at_horizon, middle = HORIZON // EVERY, path.mean if of == "em_drop" else 1 - path.mean
+    ahead, margin = float(middle[at_horizon]), LIKELY_SD * float(path.sd[at_horizon])
     per_1000 = float(np.interp(1_000, path.ahead, middle) - middle[0])
     return Forecast(
         of=of,
         limit=limit,
         now=float(middle[0]),
         per_1000=per_1000,
-        ahead=float(middle[at_horizon]),
-        ahead_low=ends[0],
-        ahead_high=ends[1],
+        ahead=ahead,
+        ahead_low=ahead - margin,
+        ahead_high=ahead + margin,
         crossing=crossing,
         alert=alert,
         doubtful=not alert and bool((high[near] >= harm).any()),
         reason=_reason(of, limit, float(middle[0]), per_1000, crossing, now),
-        likely_low=likely_low,
-        likely_high=likely_high,
         worst=worst,
         outcomes=path.at_horizon,
     )

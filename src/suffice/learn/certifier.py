@@ -291,7 +291,8 @@ class Certifier:
         """The safest eligible level at which each audit disagrees, shape (N,); 0: none. Only labels of these matter."""
         if self.served is None:
             return np.zeros(self.n_audits, dtype=np.int64)
-        return find_first_disagreements(self._epoch.runs.d[self._epoch.rows], deployed=self.level)
+        passing = 0 if self.certificate is None else self.certificate.level  # above the level while a cap holds it
+        return find_first_disagreements(self._epoch.runs.d[self._epoch.rows], deployed=max(self.level, passing))
 
     def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
         """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there is none."""

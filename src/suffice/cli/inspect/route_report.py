@@ -361,9 +361,9 @@ def _forecast_lines(one: RouteForecast) -> Lines:
     yield from satisfaction_effect_lines(one)
     for forecast in (one.drop, one.em):
         if forecast is not None:
-            doubt = " (in doubt: more audits would decide)" if forecast.doubtful else ""
+            doubt = " (in doubt: more requests are audited)" if forecast.doubtful else ""
             yield "forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"
-            likely = f"{forecast.likely_low:.2%} to {forecast.likely_high:.2%}"
+            likely = f"{forecast.ahead_low:.2%} to {forecast.ahead_high:.2%}"
             yield "  3,000 requests on", f"{forecast.ahead:.2%} ({likely} in nine of ten forecasts)"
     yield from describe_records(one.records)
     if one.drop is None and one.em is None:
