@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from suffice_testing.world import Profile, World
 from tests.mission.conftest import Begin
 from tests.mission.harness import Mission, Served, drop, tokens_of
-from tests.mission.world import Profile, World
 
 pytestmark = pytest.mark.slow
 BUDGET, CHEAP, DEAR = 0.1, 10, 200  # tokens of the answer after a stop; a full run takes about 145
