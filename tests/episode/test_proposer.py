@@ -105,7 +105,8 @@ def test_the_margin_is_that_of_the_token_after_the_sentence() -> None:
 
 def test_an_end_of_thought_that_is_the_best_token_has_no_margin_to_it() -> None:
     assert margin_to_end([("</think>", -0.1), ("So", -3.0)], "</think>") == 0.0
-    assert margin_to_end([("So", -0.1)], "</think>") is None
+    assert margin_to_end([("So", -0.1), ("</", -1.1)], "</think>") == 1.0
+    assert margin_to_end([("So", -0.1), ("<", -1.1), (" ", -1.5), ("</b", -2.0)], "</think>") is None
     assert margin_to_end([], "</think>") is None
 
 

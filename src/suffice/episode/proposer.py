@@ -93,6 +93,9 @@ class CheckpointGate:
 
 
 def margin_to_end(top: Sequence[tuple[str, float]], close_tag: str) -> float | None:
-    """The log-probability of the best listed token minus that of `close_tag`, in nats; None if it is not listed."""
-    ends = [value for text, value in top if text.strip() == close_tag]
+    """The log-probability of the best listed token minus that of `close_tag`, in nats; None if it is not listed.
+
+    Where the tag takes several tokens, the first of them stands for it: `</` begins little else in a thought.
+    """
+    ends = [value for text, value in top if len(text.strip()) > 1 and close_tag.startswith(text.strip())]
     return max(0.0, max(value for _, value in top) - max(ends)) if ends else None

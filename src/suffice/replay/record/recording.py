@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from suffice.episode.proposer import LISTED_TOKENS
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
 from suffice.replay.logs import text_of
@@ -77,7 +78,7 @@ class RecordingRecipe:
             name = "max_completion_tokens" if "max_completion_tokens" in sent else "max_tokens"
             sent[name] = self.max_tokens
         if self.logprobs:
-            sent |= {"logprobs": True, "top_logprobs": 1}
+            sent |= {"logprobs": True, "top_logprobs": LISTED_TOKENS if self.kind == "reasoning" else 1}
         return sent | {"stream": True, "stream_options": {"include_usage": True}}
 
 

@@ -160,7 +160,7 @@ GRID: Final = (
     GridRow("confidence-threshold, mass", "threshold", _SURE, {"min_mass": 0.5}, PROBED),
     *(GridRow(f"confidence-threshold, patience {n}", "threshold", _SURE, {"patience": n}, PROBED) for n in (2, 3)),
     GridRow("stated-confidence", "threshold", _SURE, {"patience": 1}, ("rounds",)),
-    GridRow("think-brake", "threshold", (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0), {}, ("reasoning",)),
+    GridRow("think-brake", "threshold", (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0), {}, ("reasoning",)),
     GridRow("redundant", "threshold", (0.95, 0.9, 0.8, 0.7, 0.6, 0.5), {}, ("reasoning",)),
     GridRow("confident-sample", "threshold", _SURE, {}, ("samples",)),
     GridRow("turn-cap", "max_steps", range(100, 0, -1), {}, ("rounds",)),
