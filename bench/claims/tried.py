@@ -33,7 +33,8 @@ from suffice.control.compare.candidate_certificate import (
     certify_candidate,
 )
 from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats
-from suffice.learn.certifier import NO_PENDING, Certifier, Plan
+from suffice.learn.certificate import NO_PENDING
+from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
 from suffice.rollout.evidence import Rules

@@ -251,7 +251,7 @@ def test_gains_beside_losses_make_the_same_drop_dearer() -> None:
         lambda: wealth(0, 1, 0, 0.0),
         lambda: wealth(0, 1, 0, 1.0),
         lambda: certified_level(np.zeros(3), delta=0.0),
-        lambda: certified_level(np.zeros(3), delta=1.0),
+        lambda: certified_level(np.zeros(3), delta=1.1),
         lambda: spent_delta(0.05, 0),
         lambda: audits_to_certify(0.02, max_em_drop=0.02, delta=0.05),
         lambda: audits_to_certify(-0.1, max_em_drop=0.02, delta=0.05),

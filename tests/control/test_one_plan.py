@@ -14,7 +14,8 @@ from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, row
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
+from suffice.learn.certificate import PendingAudits
+from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.types import Alarm, Episode
 from tests.control.made import CONTROL, ROUTE, Story, began, learned, rows, run, story

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from suffice.gateway.load_control import (
     ALERT_RUNS,
     LATENCY_RUNS,
     LATENCY_S,
+    MOVE_ROW_S,
     LoadControl,
     Rate,
     RouteLoad,
@@ -258,3 +260,58 @@ def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:
     assert 30 < moved_s <= 40
     assert here.operation.n_moves == 1
     assert "usd_per_hour" in here.operation.reason
+
+
+# --------------------------------------------------------------------------- moves as rows of the log
+
+
+def moving(hold_s: float = 5.0) -> tuple[LoadControl, Callable[[float, float], None]]:
+    """A route that is certified up to level 20 and operates at half of it, and a look at it while it spends."""
+    operating = LoadControl()
+    route = {"pressure": {"tokens_per_s": 100.0, "operating_point": 0.5, "hold_s": hold_s}}
+    look = looking(operating, route)
+    settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
+    operating.of("r", settings).certified = 20
+
+    def at(now_s: float, tokens: float) -> None:
+        operating.note(request(), outcome(int(tokens)), now_s=now_s)
+        look(now_s)
+
+    return operating, at
+
+
+def test_a_spike_is_a_row_with_the_level_before_and_after_and_its_end_is_another() -> None:
+    operating, at = moving()
+    rows = []
+    for second in range(240):
+        at(float(second), 300 if 60 <= second < 120 else 20)
+        rows += [(second, one) for one in operating.take_moves(now_s=float(second))]
+    assert [(one.before, one.after, one.n_moves) for _, one in rows] == [
+        ("level 10 of 20, usual", "level 20 of 20, spike", 1),
+        ("level 20 of 20, spike", "level 10 of 20, usual", 1),
+    ]
+    assert 60 < rows[0][0] < 75
+    assert "tokens_per_s" in rows[0][1].reason
+    assert rows[0][1].age_s == 0.0
+    assert list(operating.take_moves(now_s=1_000.0, all_of_them=True)) == []
+
+
+def test_a_load_that_flaps_has_one_row_a_minute_and_none_of_its_moves_is_lost() -> None:
+    operating, at = moving(hold_s=0.5)
+    here, rows = operating._routes["r"], []
+    for second in range(1_800):
+        at(float(second), 2_000 if second % 80 < 8 else 0)
+        rows += [(second, one) for one in operating.take_moves(now_s=float(second))]
+    last = list(operating.take_moves(now_s=1_800.0, all_of_them=True))
+    assert here.operation.n_moves > 30
+    assert sum(one.n_moves for one in (*(one for _, one in rows), *last)) == here.operation.n_moves
+    assert all(later - first >= MOVE_ROW_S for (first, _), (later, _) in pairwise(rows))
+
+
+def test_a_stance_that_changes_no_level_has_no_row() -> None:
+    operating, at = moving()
+    operating._routes["r"].certified = 0
+    for second in range(120):
+        at(float(second), 300 if second > 60 else 20)
+    assert operating._routes["r"].operation.n_moves == 1
+    assert list(operating.take_moves(now_s=120.0, all_of_them=True)) == []

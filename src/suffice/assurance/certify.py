@@ -102,9 +102,12 @@ def log_wealth(counts: Counts, *, max_em_drop: float, bets: Sequence[float] = BE
 
 
 def certified_level(wealth: Floats, *, delta: float) -> int:
-    """The last of the unbroken run of levels that pass at `delta`. Also accepts p-values, as -log(p); nan fails."""
-    if not 0 < delta < 1:
-        raise ValueError(f"delta: got {delta}; above 0 and below 1")
+    """The last of the unbroken run of levels that pass at `delta`. Also accepts p-values, as -log(p); nan fails.
+
+    At a delta of 1 these are the levels whose audits speak for them at all: their wealth is at least 1.
+    """
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta: got {delta}; above 0 and at most 1")
     failed = np.flatnonzero(~(wealth[1:] >= log(1 / delta)))
     return int(failed[0]) if len(failed) else max(0, len(wealth) - 1)
 

@@ -48,8 +48,8 @@ def find_changes(before: Fingerprint, after: Fingerprint) -> tuple[str, ...]:
 
 BATCH: Final = 100  # requests whose signals are averaged
 REFERENCE: Final = 15  # batches that define the normal state
-SLACK: Final = 0.75
-LIMIT: Final = 9.0
+SLACK: Final = 0.95
+LIMIT: Final = 8.5
 
 
 class Cusum:
@@ -90,13 +90,14 @@ class Cusum:
 class ShiryaevRoberts:
     """Watch the outcomes of audits at the deployed level for an EM drop above the budget.
 
-    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `SR_ALARM`. While
+    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `alarm_at`. While
     the drop is within the budget, the mean number of audits to an alarm is at least that (Shin, Ramdas, Rinaldo 2023,
     arXiv:2203.03532).
     """
 
-    def __init__(self, max_em_drop: float) -> None:
+    def __init__(self, max_em_drop: float, *, alarm_at: float = SR_ALARM) -> None:
         check_budget(max_em_drop)
+        self._alarm_at = alarm_at
         bets = [share / (1 + max_em_drop) for share in SR_SHARES]
         self._factors = {z: tuple(1 + bet * (z - max_em_drop) for bet in bets) for z in (-1, 0, 1)}
         self.reset()
@@ -112,7 +113,7 @@ class ShiryaevRoberts:
         """Add Z of one audit (+1 the stop lost the right answer, -1 it gained it, 0 neither); True is an alarm."""
         factors = self._factors[z]
         self._sums = tuple((m + 1) * factor for m, factor in zip(self._sums, factors, strict=True))
-        return self.mean >= SR_ALARM
+        return self.mean >= self._alarm_at
 
 
 # --------------------------------------------------------------------------- drift that only audits show
@@ -121,12 +122,12 @@ class ShiryaevRoberts:
 # change of level it is the new level's rate among the same audits, so a slow ramp never becomes the normal state.
 
 RISES: Final = (1.0, 2.5, 6.0)  # of a rate above its reference, in budgets: the alternatives that are tested
-THRESHOLD: Final = 200.0  # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
+THRESHOLD: Final = 10_000.0  # of the wealth of a detector: a guaranteed mean number of audits to a false alarm
 QUANTILE: Final = 0.85  # confidence of the upper bound from the certifying audits that is the normal rate
 HARMLESS: Final = 0.5  # part of the budget up to which a rate is never a rise
 LARGEST_RATE: Final = 0.99  # that can be distinguished from its alternatives
-DOUBT_BEGINS: Final = 0.25  # suspicion from which audits are drawn more often
-DOUBT_ENDS: Final = 0.05  # suspicion at which that ends
+DOUBT_BEGINS: Final = 0.144  # suspicion from which audits are drawn more often: a wealth of 3.8
+DOUBT_ENDS: Final = 0.029  # suspicion at which that ends: a wealth of 1.3
 DOUBT_SHARE: Final = 0.5  # of requests that are audited in doubt
 LAW_FIT: Final = 0.87  # in `detection_law`: the sum of the medians of its two delays is above the median of their sum
 LAW_HORIZON: Final = 20_000  # requests after which a drift counts as not noticed
@@ -174,13 +175,13 @@ class AuditWatch:
 
     Three e-detectors: the EM drop against the budget (`ShiryaevRoberts`), and the rates of disagreement and of losses
     against the certifying audits. While a rate is at most its reference, its mean number of audits to a false alarm is
-    at least THRESHOLD; `tests.claims.test_detection` measures it in requests. After an alarm, begin an epoch and a new
+    at least THRESHOLD, as it is for the drop at the budget; `tests.claims.test_detection` measures it in requests. After an alarm, begin an epoch and a new
     watch.
     """
 
     def __init__(self, *, max_em_drop: float, reference: Reference) -> None:
         self._max_em_drop = max_em_drop
-        self._drop = ShiryaevRoberts(max_em_drop)
+        self._drop = ShiryaevRoberts(max_em_drop, alarm_at=THRESHOLD)
         self._disagreement, self._loss = _RateWatch(), _RateWatch()
         self.in_doubt = False
         self.rebase(reference)

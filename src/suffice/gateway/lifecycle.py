@@ -334,8 +334,11 @@ def write_request(gw: GatewayState, ledger: Ledger) -> None:
 def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
     for used in gw.clients.limits.take_unwritten():
         append(gw, replace(used, usage_id=gw.new_id()))
-    for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
+    now_s = gw.monotonic_s()
+    for counted in gw.sampling.due(now_s=now_s, all_of_them=all_of_them):
         append(gw, counted)
+    for moved in gw.deployment.load.take_moves(now_s=now_s, all_of_them=all_of_them):
+        append(gw, replace(moved, move_id=gw.new_id()))
 
 
 def estimate_saved(gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer") -> None:

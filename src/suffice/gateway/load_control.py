@@ -16,6 +16,7 @@ from suffice.assurance import load_level
 from suffice.assurance.load_level import Admission
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream
+from suffice.store.rows.events import OperatingMove
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
@@ -27,6 +28,7 @@ RATIO_S: Final = 300.0
 LATENCY_S: Final = 60.0  # older runs do not count
 LATENCY_RUNS: Final = 512
 LEAST_AGE_S: Final = 1.0  # shortest time for a rate
+MOVE_ROW_S: Final = 60.0  # between two rows on moves of one route
 ALERT_RUNS: Final = 50  # governed runs before an alert on the load ratio
 ALERT_UNTIL: Final = 0.9  # of the capacity: an alert ends below it
 
@@ -185,6 +187,9 @@ class RouteOperation:
     certified: int = 0  # the most aggressive level allowed; 0 never stops
     fallback: load_level.Fallback | None = None  # None: no fallback
     alerted: bool = False
+    _moved: OperatingMove | None = None  # that has no row yet
+    _moved_s: float = 0.0
+    _written_s: float | None = None  # when the latest row was taken
     _before_tokens_per_s: float = 0.0  # of governed runs, when the fallback began
     _before_ratio: float = 1.0
 
@@ -226,7 +231,7 @@ class RouteOperation:
         return load_level.admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
 
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
-        targets, before = self.settings.pressure, self.operation
+        targets, before, was = self.settings.pressure, self.operation, self._state
         if targets is None:
             return
         measured = self.load.measured(now_s, queue=queue)
@@ -236,6 +241,37 @@ class RouteOperation:
             metrics.inc("suffice_operating_moves_total", self.name, stance)
             message = "routes.%s: operates as in %s, at level %d of %d: %s"
             LOG.info(message, self.name, stance, self.level, self.certified, reason)
+            self._note_move(was, now_s)
+
+    @property
+    def _state(self) -> str:
+        return f"level {self.level} of {self.certified}, {self.operation.stance}"
+
+    def _note_move(self, before: str, now_s: float) -> None:
+        waiting, self._moved_s = self._moved, now_s
+        if waiting is None and before.partition(",")[0] == self._state.partition(",")[0]:
+            return  # another stance, the same level
+        self._moved = OperatingMove(
+            move_id="",
+            route=self.name,
+            before=before if waiting is None else waiting.before,
+            after=self._state,
+            level=self.level,
+            certified=self.certified,
+            stance=self.operation.stance,
+            n_moves=1 if waiting is None else waiting.n_moves + 1,
+            age_s=0.0,
+            reason=self.operation.reason,
+        )
+
+    def take_move(self, now_s: float, *, at_once: bool) -> OperatingMove | None:
+        """The move to write now; `at_once` even if the latest row was taken less than MOVE_ROW_S ago."""
+        moved = self._moved
+        is_early = self._written_s is not None and now_s - self._written_s < MOVE_ROW_S
+        if moved is None or (is_early and not at_once):
+            return None
+        self._moved, self._written_s = None, now_s
+        return replace(moved, age_s=max(0.0, now_s - self._moved_s))
 
     def alert(self, now_s: float) -> None:
         capacity = self.settings.fallback_capacity
@@ -299,6 +335,11 @@ class LoadControl:
             operation = self.of(route.name, route.settings)
             operation.move(self.queue(operation.settings.upstream), metrics, now_s)
             operation.alert(now_s)
+
+    def take_moves(self, *, now_s: float, all_of_them: bool = False) -> Iterator[OperatingMove]:
+        for operation in self._routes.values():
+            if moved := operation.take_move(now_s, at_once=all_of_them):
+                yield moved
 
     def export(self, metrics: Metrics, *, now_s: float) -> None:
         for name, queue in self._queues.items():

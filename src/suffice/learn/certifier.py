@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import floor
+from math import floor, inf
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -37,6 +37,7 @@ from suffice.learn.audits import (
     select_groups,
 )
 from suffice.learn.budgeting import Spender
+from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 
@@ -86,27 +87,6 @@ def full_runs(max_em_drop: float, horizon: float) -> int:
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PendingAudits:
-    at: Floats  # (K,): start, in the unit of `AuditRuns.at`
-    share: Floats  # (K,): P(audit) at the draw
-
-    def lost(self, n_levels: int) -> Small:
-        """Z, shape (K, M): lost at every level but 0."""
-        z = np.ones((len(self.at), n_levels), dtype=np.int8)
-        z[:, :1] = 0
-        return z
-
-
-def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
-    """Build from (number of the request, share at its draw) pairs."""
-    at, share = np.array(list(began), dtype=np.float64).reshape(-1, 2).T
-    return PendingAudits(at=at, share=share)
-
-
-NO_PENDING: Final = pending_audits(())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifierDecision:
     kind: ChangeKind
@@ -114,21 +94,6 @@ class CertifierDecision:
     level: int  # active from now on
     reason: str  # a short sentence for the log
     version: int = 0  # number of the active fit; 0: none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Certificate:
-    level: int  # last of the unbroken run of levels that pass
-    log_e: Floats  # (M,): log wealth of each level
-    z: Small  # (n, M): of each audit, including pending ones
-    weight: Floats  # (n,): c/rho
-    inside: Bools  # (N,): which audits of the epoch these are; pending ones follow them in `z`
-    window: Window | None  # None: no audit yet
-    until: float  # the claim covers requests of the window that began before
-
-    @property
-    def n_pending(self) -> int:
-        return len(self.z) - int(self.inside.sum())
 
 
 @dataclass(slots=True, eq=False)
@@ -203,6 +168,7 @@ class Certifier:
     doubted: bool = field(init=False, default=False)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
+    _swings: Swings = field(init=False, default_factory=Swings)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
     _cusum: Cusum | None = field(init=False, default=None)
 
@@ -210,9 +176,9 @@ class Certifier:
         start = self.plan.warm_up
         self._epoch = _Epoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
 
-    def begin(self, at: float, windows: Windows) -> None:
-        """Begin an epoch at this request; without known windows the first one begins here."""
-        self.now = at
+    def begin(self, at: float, windows: Windows, *, again: bool = False) -> None:
+        """Begin an epoch at this request, `again` if it is not the route's first; without windows one begins here."""
+        self.now, self._swings = at, Swings(at if again else -inf)
         if not windows.known:
             windows.note(at + 1, self.share)
         self._epoch.windows = windows
@@ -412,6 +378,7 @@ class Certifier:
             burst_until=until, refit_at=until, windows=Windows([first]), began=self.now, delta_share=part, runs=kept
         )
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
+        self._swings = Swings(self.now)
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
@@ -463,7 +430,7 @@ class Certifier:
         if served is None:
             return []
         ends = served.ends(epoch.runs)
-        if epoch.served is not None and self._certified_saving(ends) <= self._certified_saving(epoch.ends):
+        if epoch.served is not None and not self._improves(ends):
             return []
         epoch.served, epoch.ends = served, ends
         self.version += 1
@@ -493,10 +460,12 @@ class Certifier:
             if window is None or window.n_audits(at[old], share[old]) < wanted:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=wanted)
-        claims = [self._certified_until(ends, self.now - age, window)]
-        if age:
-            claims.append(self._certified_until(ends, self.now, window))
-        return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
+        claims = [self._certified_until(ends, until, window) for until in sorted({self.now - age, self.now})]
+        best, last = best_claim(claims), self.certificate
+        if last is None or best.level >= self.level or self.plan.promise != "certified":
+            return best
+        # A later audit does not take back what was true of the requests up to the last pass.
+        return hold_level(self.level, self._certified_until(ends, last.until, best.window), claims) or best
 
     def _certified_until(self, ends: LevelEnds, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
@@ -525,9 +494,14 @@ class Certifier:
             until=until,
         )
 
-    def _certified_saving(self, ends: LevelEnds) -> float:
-        certificate = self._certificate(ends)
-        return self._saved(ends.rows, certificate.inside, certificate.level)
+    def _improves(self, ends: LevelEnds) -> bool:
+        """Whether another version's certified level saves more, and does not lower the level again so soon."""
+        ours = self._epoch.ends
+        now, then = self._certificate(ours), self._certificate(ends)
+        if self._swings.delays(self.level, then.allowed, self.now):
+            return False
+        saves = self._saved(ends.rows, then.inside, then.allowed) / max(1, then.inside.sum())
+        return saves > self._saved(ours.rows, now.inside, now.allowed) / max(1, now.inside.sum())
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
         """Tokens that a level saves on some audits."""
@@ -536,10 +510,12 @@ class Certifier:
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
         self.certificate = self._certificate(epoch.ends)
-        self.level, inside = self.certificate.level, self.certificate.inside
+        level, inside = self.certificate.allowed, self.certificate.inside
         if self.plan.promise == "budgeted":
             counts = count_outcomes(self.certificate.z)
-            self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
+            self.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
+        else:
+            self.level = self._swings.moderate(before, level, self.now)
         if self.cap is not None:
             self.level = min(self.level, self.cap)
         if self.level and epoch.watch is None and inside.any():

@@ -270,7 +270,7 @@ class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[rollout]`, and `[routes.NAME.rollout]` over it. docs/reference/rollout.md explains the defaults."""
 
-    automatic: bool = False  # start one automatically when a refit proposes a better version than the active one
+    automatic: bool = False  # every refit that looks better than the active version starts one, and none acts without
     # Size of the steps.
     shares: tuple[CandidateShare, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising
     audit_share: Fraction = 0.8  # of requests, requested until EM is proved

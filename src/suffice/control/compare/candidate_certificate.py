@@ -31,7 +31,7 @@ from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders, verdicts
 from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small
-from suffice.learn.certifier import PendingAudits
+from suffice.learn.certificate import PendingAudits
 from suffice.learn.version import as_served
 
 MOST_KEPT: Final = 4_000  # audits that are remembered

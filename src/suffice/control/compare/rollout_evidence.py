@@ -18,7 +18,7 @@ from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
-from suffice.learn.certifier import PendingAudits
+from suffice.learn.certificate import PendingAudits
 from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
 from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import State

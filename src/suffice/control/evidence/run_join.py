@@ -12,7 +12,7 @@ import numpy as np
 
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import audited_at, is_audit
-from suffice.learn.certifier import PendingAudits, pending_audits
+from suffice.learn.certificate import PendingAudits, pending_audits
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Request
 

@@ -25,7 +25,7 @@ from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
-from suffice.learn.certifier import Certificate
+from suffice.learn.certificate import Certificate
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts
 from suffice.store.database.decisions import read_artefact

@@ -81,7 +81,7 @@ class EpochState:
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
         self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
-        self.certifier.begin(float(epoch.at), read_windows(epoch.windows))
+        self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]

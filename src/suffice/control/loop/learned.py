@@ -286,6 +286,8 @@ class LearnedEvidence(EvidenceSource):
         """Fit a version; at a position that the log has decided, load the version fitted there."""
         version: ServedVersion | None
         expected = self.state.expected
+        if not expected and self._leaves_refits_to_rollouts:
+            return None
         if not expected:
             version = fit_audited_version(*arguments, **options)
         elif expected[0].at != self.state.n or expected[0].fit == self._address():
@@ -295,6 +297,12 @@ class LearnedEvidence(EvidenceSource):
         if version is not None and self.certifier.served is None:  # the first: finishes have levels from now on
             self._charge_finish(version)
         return version
+
+    @property
+    def _leaves_refits_to_rollouts(self) -> bool:
+        """Whether another version than the one that acts comes by a rollout, which the job `retrain` begins."""
+        route, certifier = self.state.context.route, self.certifier
+        return route.rollout.automatic and certifier.plan.promise == "certified" and certifier.level > 0
 
     def _address(self) -> str:
         served = self.certifier.served

@@ -23,7 +23,8 @@ from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_s
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.learn.audits import Small
-from suffice.learn.certifier import Certificate, Certifier
+from suffice.learn.certificate import Certificate
+from suffice.learn.certifier import Certifier
 from suffice.learn.version import FoldedModels
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, Request

@@ -14,7 +14,8 @@ import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
+from suffice.learn.certificate import PendingAudits
+from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.version import FoldedModels, Learner, PGood

@@ -261,6 +261,23 @@ class RequestCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingMove:
+    """A change of the level at which one gateway operates a route, caused by its load."""
+
+    move_id: str  # unique
+    route: str
+    before: str  # level and stance after the move of the row before
+    after: str
+    level: int  # the route operates at
+    certified: int  # the highest level that it may operate at
+    stance: str  # "slack", "usual" or "spike"
+    n_moves: int  # since the row before, this one included: a load that flaps has one row a minute
+    age_s: float  # from the latest of them to this row
+    reason: str  # the measured load, as a sentence
+    author: str = "load"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowRates:
     route: str
     number: int  # of the route's settings of rates: 1 is the first
@@ -298,8 +315,9 @@ class LogOutage:
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
+_OfRates: TypeAlias = RowRates | OperatingMove
 _OfProposals: TypeAlias = ProposedVersion | ProposedBudget
-_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | RowRates | _OfProposals
+_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | _OfRates | _OfProposals
 _OfForecasts: TypeAlias = RouteForecast | ForecastAction | SpendForecast | Alert
 _OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
@@ -406,6 +424,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("rollout_moved", RolloutMove, "moved", "{0.transition.rollout}:{0.transition.number}"),
     Kind("rollout_undone", RolloutUndo, "undoing", "{0.rollout}"),
     Kind("requests_counted", RequestCount, "counted", "{0.count_id}", chained=False),
+    Kind("operating_moved", OperatingMove, "move", "{0.move_id}"),
     Kind("rates_set", RowRates, "rates", "{0.route}:{0.number:09}"),
     # The first row of an id counts: nobody can take over an existing object.
     Kind("object_made", StoredObject, "made", "{0.object_id}", chained=False),
