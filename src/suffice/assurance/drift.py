@@ -175,8 +175,8 @@ class AuditWatch:
 
     Three e-detectors: the EM drop against the budget (`ShiryaevRoberts`), and the rates of disagreement and of losses
     against the certifying audits. While a rate is at most its reference, its mean number of audits to a false alarm is
-    at least THRESHOLD, as it is for the drop at the budget; `tests.claims.test_detection` measures it in requests. After an alarm, begin an epoch and a new
-    watch.
+    at least THRESHOLD, as it is for the drop at the budget; `tests.claims.test_detection` measures it in requests.
+    After an alarm, begin an epoch and a new watch.
     """
 
     def __init__(self, *, max_em_drop: float, reference: Reference) -> None:
