@@ -529,3 +529,14 @@ def test_questions_asked_again_and_again_tell_less() -> None:
     found = report(same).measured.saving
     assert found is not None
     assert (found.low, found.note) == (None, "not enough different questions for an interval")
+
+
+@pytest.mark.parametrize("late", ["user", "exact-match", "judge"])
+def test_no_later_label_of_a_less_trusted_source_outranks_a_reviewers(late: str) -> None:
+    labels = [said(1, correct=True, source="reviewer"), said(2, correct=False, source=late)]
+    label = current_label(labels)
+    assert label is not None
+    assert label.source == "reviewer"
+    em = report([run(*labels)]).measured.em_full
+    assert em is not None
+    assert em.value == 1.0

@@ -10,7 +10,7 @@ from zlib import crc32
 import msgspec
 
 from suffice.assurance.guarantee import RECENT_AUDITS, WINDOW_RUNS
-from suffice.assurance.labels import JUDGE
+from suffice.assurance.labels import JUDGE, rank_of
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
@@ -75,11 +75,13 @@ class RunNumbers:
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The last label with a verdict or a reference answer; one of a judge model only without any other."""
-    ordered = sorted(labels, key=lambda label: label.seq)
-    telling = [x.feedback for x in ordered if x.feedback.correct is not None or x.feedback.gold is not None]
-    people = [feedback for feedback in telling if feedback.source != JUDGE]
-    return next(reversed(people or telling), None)
+    """The label with a verdict or a reference answer that counts: of the most trusted source, the last one.
+
+    One of a judge model counts only without any other.
+    """
+    telling = [x for x in labels if x.feedback.correct is not None or x.feedback.gold is not None]
+    best = max(telling, key=lambda x: (x.feedback.source != JUDGE, rank_of(x.feedback), x.seq), default=None)
+    return None if best is None else best.feedback
 
 
 def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:

@@ -74,7 +74,7 @@ class EpisodeRow(ViewRecord, frozen=True):
     answer: str | None
     would_answer: str | None
     differs: bool  # whether a stop would have given another answer
-    correct: bool | None  # by the latest label, compared by the route's scorer
+    correct: bool | None  # by the label that counts, compared by the route's scorer
     tokens: int | None  # generated for the answer
     saved_tokens: int | None
     degraded: tuple[str, ...]

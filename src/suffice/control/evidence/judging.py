@@ -60,7 +60,7 @@ def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
 
 
 def human_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The latest label about correctness from anyone but a judge."""
+    """The label about correctness that counts, from anyone but a judge."""
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
