@@ -14,7 +14,7 @@ from suffice.store.rows.events import Event
 from suffice.types import Publication
 from tests.control.made import CONTROL, Story, rows, story, traffic
 
-N = 700
+N, CAPPED, LIFTED = 400, 285, 345  # requests: of the traffic, and behind which a forecast acts
 
 
 def action(at: int, *, cap: int | None, in_doubt: bool = False, epoch: int = 1, route: str = "r") -> ForecastAction:
@@ -45,7 +45,11 @@ def plain() -> Story:
 @pytest.fixture(scope="module")
 def capped(plain: Story) -> Story:
     del plain
-    return story().feed(log_with((505, action(505, cap=1, in_doubt=True)), (605, action(605, cap=None)))).settle()
+    return (
+        story()
+        .feed(log_with((CAPPED, action(CAPPED, cap=1, in_doubt=True)), (LIFTED, action(LIFTED, cap=None))))
+        .settle()
+    )
 
 
 def made_after(one: Story, at: int) -> Publication:
@@ -53,10 +57,10 @@ def made_after(one: Story, at: int) -> Publication:
 
 
 def test_a_cap_lowers_the_level_at_the_next_look_names_its_reason_and_is_lifted(plain: Story, capped: Story) -> None:
-    lowered, lifted = made_after(capped, 505), made_after(capped, 605)
+    lowered, lifted = made_after(capped, CAPPED), made_after(capped, LIFTED)
     assert (lowered.level, lowered.cap, lowered.certified) == (1, 1, True)
     assert "a breach is near" in lowered.reason
-    assert 505 < lowered.at <= 505 + CONTROL.tick_requests
+    assert CAPPED < lowered.at <= CAPPED + CONTROL.tick_requests
     assert lowered.evidence.n_missing is None
     assert (lifted.level, lifted.cap) == (plain.loop.level, None)
     assert "no longer asks for a cap" in lifted.reason
@@ -65,26 +69,28 @@ def test_a_cap_lowers_the_level_at_the_next_look_names_its_reason_and_is_lifted(
 
 def test_doubt_raises_the_share_of_audits_until_it_ends(plain: Story, capped: Story) -> None:
     usual = plain.published[-1].share
-    assert made_after(capped, 505).share == max(usual, DOUBT_SHARE)
-    assert made_after(capped, 605).share == usual
+    assert made_after(capped, CAPPED).share == max(usual, DOUBT_SHARE)
+    assert made_after(capped, LIFTED).share == usual
 
 
 def test_cap_zero_runs_everything_in_full(plain: Story) -> None:
     del plain
-    found = story().feed(log_with((505, action(505, cap=0)))).settle()
-    assert (found.loop.level, made_after(found, 505).level, made_after(found, 505).share) == (0, 0, 1.0)
+    found = story().feed(log_with((CAPPED, action(CAPPED, cap=0)))).settle()
+    assert (found.loop.level, made_after(found, CAPPED).level, made_after(found, CAPPED).share) == (0, 0, 1.0)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("changes", [{"epoch": 2}, {"route": "other"}])
 def test_the_forecast_of_another_epoch_or_route_changes_nothing(plain: Story, changes: dict[str, Any]) -> None:
-    other = replace(action(505, cap=1, in_doubt=True), **changes)
-    found = story().feed(log_with((505, other))).settle()
+    other = replace(action(CAPPED, cap=1, in_doubt=True), **changes)
+    found = story().feed(log_with((CAPPED, other))).settle()
     assert [made.level for made in found.published] == [made.level for made in plain.published]
 
 
-@pytest.mark.parametrize("cut", [1_020, 1_215])
+@pytest.mark.slow(keep=1)
+@pytest.mark.parametrize("cut", [580, 700])
 def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(capped: Story, cut: int) -> None:
-    log = log_with((505, action(505, cap=1, in_doubt=True)), (605, action(605, cap=None)))
+    log = log_with((CAPPED, action(CAPPED, cap=1, in_doubt=True)), (LIFTED, action(LIFTED, cap=None)))
     before = story().feed(log[:cut])
     after = story(expected=before.published, artefacts=before.artefacts).feed(log).settle()
     assert before.published + after.published == capped.published

@@ -109,6 +109,9 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     assert rows is not None
     expected = served.expected(rows, served.rows_at(rows, level))
     assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)
+    relative = windows.relative_losses(level)
+    assert (len(relative), relative[0], relative[-1]) == (level + 1, 0.0, 1.0)
+    assert relative.tolist() == sorted(relative.tolist())
 
 
 def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(folder: Path) -> None:

@@ -1,0 +1,83 @@
+"""A worker that takes over goes on with the forecasts that the log holds: what waits, what is open, how they did."""
+
+from __future__ import annotations
+
+import pytest
+
+from suffice.assurance.forecast import CrossingForecast, Forecast, RouteForecast
+from suffice.assurance.forecast_actions import ForecastAction, Stance
+from suffice.assurance.forecast_grades import ExpectedOutcomes, TrackRecord
+from suffice.control.evidence.forecaster import RouteForecaster
+from suffice.types import Alarm, AlarmCause
+from tests.control.made import ROUTE
+
+RECORD = TrackRecord(of="em_drop", n_graded=40, n_inside=36, width=1.1, alerted_at=6_800)
+
+
+def look(at: int, *, epoch: int = 2, level: int = 7, fit: str = "v-1") -> RouteForecast:
+    drop = Forecast(
+        of="em_drop",
+        limit=0.02,
+        now=0.01,
+        per_1000=0.0,
+        ahead=0.01,
+        ahead_low=0.0,
+        ahead_high=0.03,
+        crossing=CrossingForecast(earliest=None, expected=None, latest=None),
+        alert=True,
+        doubtful=False,
+        reason="",
+        outcomes=ExpectedOutcomes(mean=0.01, sd=0.002, noise=0.006),
+    )
+    return RouteForecast(
+        route="r",
+        at=at,
+        epoch=epoch,
+        since=0,
+        confidence=0.9,
+        cap_tokens=None,
+        drop=drop,
+        alerts=("em_drop",),
+        level=level,
+        fit=fit,
+        records=(RECORD,),
+    )
+
+
+def action(epoch: int = 2) -> ForecastAction:
+    return ForecastAction(route="r", epoch=epoch, at=6_900, level=7, cap=4, in_doubt=True, reason="", author="w")
+
+
+def forecaster(epoch: int = 2) -> RouteForecaster:
+    return RouteForecaster("r", ROUTE, lambda answer, gold: answer == gold, since=0, epoch=epoch)
+
+
+def test_what_waits_for_its_grade_is_what_the_log_holds_and_no_one_has_graded() -> None:
+    one = forecaster()
+    one.restore([look(at) for at in range(3_000, 7_001, 100)], action(), None)
+    assert [at for at, _ in one._pending["em_drop"]] == list(range(3_600, 7_001, 100))
+    assert (one.stance, one.alerts, one.level, one.fit) == (Stance(4, True), ("em_drop",), 7, "v-1")
+    assert one.records["em_drop"] == RECORD
+    assert one.records["em"] == TrackRecord(of="em")
+
+
+def test_forecasts_about_another_level_are_not_graded() -> None:
+    one = forecaster()
+    one.restore([*(look(at, level=9) for at in range(5_000, 6_000, 100)), look(6_000), look(6_100)], None, None)
+    assert [at for at, _ in one._pending["em_drop"]] == [6_000, 6_100]
+    assert one.stance == Stance()
+
+
+@pytest.mark.parametrize(
+    ("cause", "right", "leads"), [("outcomes", 1, (250,)), ("disagreement", 1, (250,)), ("change", 0, ())]
+)
+def test_an_alarm_of_the_audits_proves_an_open_alert_right_and_a_new_epoch_begins_without(
+    cause: AlarmCause, right: int, leads: tuple[int, ...]
+) -> None:
+    one = forecaster(epoch=3)
+    alarm = Alarm(route="r", epoch=2, at=7_050, cause=cause, reason="", author="w")
+    one.restore([look(7_000)], action(), alarm)
+    record = one.records["em_drop"]
+    assert (record.n_right, record.n_wrong, record.leads, record.alerted_at) == (right, 0, leads, None)
+    assert (record.n_graded, record.width) == (40, 1.1), "what it has learned of itself stays"
+    assert (one.stance, one.alerts, list(one._pending["em_drop"])) == (Stance(), (), [])
