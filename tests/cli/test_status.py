@@ -341,5 +341,5 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
         epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made
     )
     said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
-    assert said["next level"] == "none: people's ratings allow no higher one in this epoch"
+    assert said["next level"] == "none: people's ratings allow no higher one yet"
     assert said["evidence"].endswith("stopped runs are rated worse")

@@ -146,7 +146,7 @@ def _next(one: Phase, per_s: float | None) -> str:
     if one.level and one.level == one.n_levels:
         return "none: this is the last"
     if one.ceiling is not None and one.level == one.ceiling:
-        return "none: people's ratings allow no higher one in this epoch"
+        return "none: people's ratings allow no higher one yet"
     if one.cap is not None and one.level == one.cap:
         return "none: the forecast allows no higher one until it is well inside the budget"
     if one.n_missing is None:

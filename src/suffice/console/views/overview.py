@@ -199,7 +199,7 @@ def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
     if phase.level and phase.level == phase.n_levels:
         return "Nothing: the last level is certified."
     if phase.ceiling is not None and phase.level == phase.ceiling:
-        return "People's ratings allow no higher level in this epoch."
+        return "People's ratings allow no higher level yet."
     if phase.cap is not None and phase.level == phase.cap:
         return "A forecast allows no higher level until it is well inside the budget."
     if phase.n_missing is None:
