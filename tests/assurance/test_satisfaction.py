@@ -174,3 +174,43 @@ def test_stars_and_thumbs_become_fractions() -> None:
 def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
     with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
         judge_satisfaction([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)
+
+
+# --------------------------------------------------------------------------- the level that meets the floor
+
+
+def measured(full: float, stopped: float, floor: float, n: int = 400) -> SatisfactionTest:
+    """A test after ratings of which exactly these shares are good."""
+    test = SatisfactionTest(min_satisfaction=floor, delta=0.05)
+    for at in range(n):
+        test.add(float(7 * at % 20 < round(20 * stopped)), audit=False)
+        test.add(float(7 * at % 20 < round(20 * full)), audit=True)
+    return test
+
+
+def test_the_level_that_meets_the_floor_is_where_the_lost_answers_put_it() -> None:
+    test = measured(0.9, 0.6, 0.75)
+    even, late = np.linspace(0, 1_000, 41), np.where(np.arange(41) < 30, 0.0, 1_000.0)
+    half = test.satisfactory_level(even, served=40, most=40)
+    assert half == pytest.approx(20, abs=1), "half of the answers lost, half of the fall"
+    assert test.satisfactory_level(late, served=40, most=40) == 29
+    assert test.satisfactory_level(np.zeros(41), served=40, most=40) == half, "nothing is known: a straight line"
+    assert test.satisfactory_level(even, served=0, most=0) == 0
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.5, 0.7, 0.85, 0.95])
+def test_a_higher_floor_never_means_a_higher_level_and_one_jump_never_ends_the_ratings(floor: float) -> None:
+    lost = np.cumsum(np.random.default_rng(3).integers(0, 5, 41)).astype(np.float64)
+    here, above = (
+        measured(0.9, 0.6, one).satisfactory_level(lost, served=40, most=40) for one in (floor, floor + 0.04)
+    )
+    assert 1 <= above <= here <= 40
+    assert measured(0.9, 0.6, 0.95).satisfactory_level(lost, served=1, most=1) == 0, "a second proof does"
+
+
+def test_only_ratings_that_are_surely_above_the_floor_let_the_level_rise() -> None:
+    assert measured(0.9, 0.9, 0.7).may_rise
+    assert not measured(0.9, 0.7, 0.7).may_rise
+    assert not measured(0.9, 0.6, 0.7).may_rise
+    raised = measured(0.9, 0.85, 0.75).satisfactory_level(np.linspace(0, 100, 41), served=10, most=20)
+    assert raised == 20, "a fall of 5 points at level 10 is one of 10 at level 20"

@@ -67,7 +67,7 @@ class SatisfactionFloor:
         now = {name: held.get(name, level) for name in by_class}
         ceiling, targets = self.ceiling, dict[str, int]()
         for name, test in by_class.items():
-            most = now[name] - (name in asking)
+            most = max(0, now[name] - (name in asking))
             if test.is_telling or name in asking:
                 targets[name] = min(most, test.satisfactory_level(n_lost.of(name), served=now[name], most=now[name]))
         if pooled is None or pooled.step_down_reason is None:
