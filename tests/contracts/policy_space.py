@@ -14,7 +14,7 @@ from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
-from suffice.policy.parameters import Parameter, Text, parameters_of
+from suffice.policy.parameters import Parameter, parameters_of
 from suffice.signals.base import FIELDS
 from suffice.signals.folds.wording import encode_pattern, pattern_code
 from suffice.types import Signals
@@ -105,7 +105,7 @@ def _item(parameter: Parameter) -> st.SearchStrategy[Any]:
         return st.sampled_from(SIMPLE).flatmap(policies).map(describe)
     if parameter.type is StopModel:
         return st.sampled_from(models())
-    if isinstance(parameter.words, Text):
+    if parameter.type is str and not parameter.words:
         return st.sampled_from(PATTERNS)
     if parameter.type is str:
         return st.sampled_from(parameter.words)
@@ -142,7 +142,7 @@ def _first(parameter: Parameter) -> object:
         return parts if parameter.lengths else parts[0]
     if parameter.type is StopModel:
         return models()[0]
-    if isinstance(parameter.words, Text):
+    if parameter.type is str and not parameter.words:
         return PATTERNS[0]
     assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
     if len(parameter.lengths) == 2:

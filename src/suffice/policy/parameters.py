@@ -1,6 +1,6 @@
 """The parameters of policies: their types, and the check that every policy makes of its own.
 
-A parameter is a field of a frozen dataclass: a bool, a Literal of words, a number with a `ParameterRange`, a `Text`, a
+A parameter is a field of a frozen dataclass: a bool, a Literal of words, a number with a `ParameterRange`, a text, a
 tuple (or a tuple of tuples) of such numbers with a `Length`, a policy (`Nested`), a tuple of policies, or a StopModel.
 """
 
@@ -53,19 +53,6 @@ class Length:
         return f"a list of {self.low}" if self.low == self.high else f"a list of {self.low} to {self.high:,}"
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Marks a free text, of 1 to so many bytes in UTF-8."""
-
-    most_bytes: int
-
-    def __contains__(self, value: str) -> bool:
-        return 0 < len(value.encode("utf-8", "surrogatepass")) <= self.most_bytes
-
-    def __str__(self) -> str:
-        return f"a text of 1 to {self.most_bytes} bytes"
-
-
 class Later:
     """Marks a parameter added after versions of its policy were logged: its default stays out of the version."""
 
@@ -80,7 +67,7 @@ class Parameter:
     type: type  # of the value or of each item: bool, int, float, str (a word), Policy or StopModel
     default: Any  # dataclasses.MISSING: required
     range: ParameterRange | None = None  # of a number
-    words: tuple[str, ...] | Text = ()  # of a word, or the bounds of a free text
+    words: tuple[str, ...] = ()  # of a word; (): `range` bounds the bytes of a free text
     lengths: tuple[Length, ...] = ()  # of a list, and of each list in a list of lists; (): not a list
     later: bool = False  # see `Later`
 
@@ -109,7 +96,7 @@ class Parameter:
     def _allowed_item(self) -> str:
         words: dict[type, str] = {
             bool: "true or false",
-            str: str(self.words) if isinstance(self.words, Text) else f"one of {', '.join(self.words)}",
+            str: f"one of {', '.join(self.words)}" if self.words else f"a text {self.range} bytes long",
             Policy: "a policy, written as a table",
             StopModel: "a stop model, written as a table",
         }
@@ -129,7 +116,9 @@ class Parameter:
         if self.type in (Policy, StopModel):
             return isinstance(value, self.type) and not isinstance(value, type)
         if self.type is str:
-            return isinstance(value, str) and value in self.words
+            return isinstance(value, str) and (
+                value in self.words if self.range is None else _n_bytes(value) in self.range
+            )
         if type(value) is not self.type and not (self.type is float and type(value) is int):
             return False
         return self.range is None or (isinstance(value, (int, float)) and value in self.range)
@@ -168,7 +157,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
     while get_origin(hint) is tuple:
         hint = get_args(hint)[0]
         lengths.append(next(declared, _ANY_LENGTH))
-    words = get_args(hint) if get_origin(hint) is Literal else next((m for m in marks if isinstance(m, Text)), ())
+    words = get_args(hint) if get_origin(hint) is Literal else ()
     return Parameter(
         name=field.name,
         type=str if words else hint,
@@ -178,6 +167,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
         lengths=tuple(lengths),
         later=Later in marks,
     )
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _describe_value(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from suffice.errors import ConfigError
 from suffice.policy.conditions import Condition, Conditions
-from suffice.policy.parameters import ParameterChecks, ParameterRange, Text
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.rules import SHARE_ABOVE_0
 from suffice.scoring.pattern import BadPattern, compile_pattern
 from suffice.signals.fold import need
@@ -90,7 +90,7 @@ class TextPatternRule(Conditions):
     name: ClassVar[str] = "text-rule"
     source: ClassVar[str] = "asked for in [vLLM #42487](https://github.com/vllm-project/vllm/issues/42487)"
     needs_note: ClassVar[str] = "`pattern`"
-    pattern: Annotated[str, Text(200)]  # as for the scorer `regex`, at most 200 bytes
+    pattern: Annotated[str, ParameterRange(1, 200)]  # as for the scorer `regex`, at most 200 bytes
 
     def __post_init__(self) -> None:
         ParameterChecks.__post_init__(self)

@@ -174,7 +174,7 @@ def _declared_family(policy: type) -> Family:
         if one.lengths:
             continue
         if one.words or one.type is bool:
-            draws[one.name] = _one_of(*(one.words if isinstance(one.words, tuple) and one.words else (False, True)))
+            draws[one.name] = _one_of(*(one.words or (False, True)))
         elif one.range is not None:
             low, high = one.range.low, one.range.high
             draws[one.name] = _whole(int(low), int(high)) if one.type is int else _between(low, high)
@@ -189,7 +189,9 @@ SPACE: Final[Mapping[str, Family]] = {
         name: _declared_family(policy)
         for name, policy in POLICIES.items()
         if name not in {*_NARROWED, *LEFT_OUT}
-        and not any(parameter.type in (Policy, StopModel) for parameter in parameters_of(policy))
+        and not any(
+            one.type in (Policy, StopModel) or (one.type is str and not one.words) for one in parameters_of(policy)
+        )
     },
 }
 
