@@ -129,7 +129,7 @@ _NARROWED: Final[Mapping[str, Family]] = {
     "redundant": Family(kinds=("reasoning",), draws={"threshold": _between(0.4, 0.95)}),
     "confident-sample": Family(kinds=("samples",), draws={"threshold": _near_1(0.4)}),
     "turn-cap": Family(
-        kinds=("rounds",), draws={"max_steps": _whole(1), "extension": _whole(0, 4)}, fullest={"max_steps": 1}
+        kinds=("rounds",), draws={"max_steps": _whole(1), "extension": _one_of(0, 1, 2, 4)}, fullest={"max_steps": 1}
     ),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
