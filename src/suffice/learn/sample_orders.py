@@ -14,9 +14,9 @@ from typing import Final
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.policy.folded_version import place_of
 
-MOST_ORDERS: Final = 8  # other orders of one vote
-MOST_STEPS: Final = 96  # in all of them together, which limits memory
-MOST_TRIES: Final = 64
+MOST_ORDERS: Final = 12  # other orders of one vote
+MOST_STEPS: Final = 144  # in all of them together, which limits memory
+MOST_TRIES: Final = 96
 
 
 def draw_orders(answers: Sequence[str | None], n_samples: int, *, key: str) -> list[list[int]]:

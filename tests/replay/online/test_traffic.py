@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
+from suffice.replay.online.drift import parse_drift, relabel
 from suffice.replay.online.stream import RecordedTraffic, make_traffic
-from suffice.replay.study.runs import make_runs
+from suffice.replay.online.traffic import read_traffic
+from suffice.replay.study.runs import make_runs, read_runs
 from suffice.replay.study.sums import question_fold
-from suffice.replay.traces.read import own_traces, read_traces
+from suffice.replay.traces.read import own_traces, read_traces, survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, written
@@ -105,3 +107,40 @@ def test_a_stopped_run_still_writes_its_answer_and_the_full_run_has_written_it()
     early = np.setdiff1d(np.arange(len(runs.cost)), last)
     written_out = traffic.runs.cost[early] - runs.cost[early] - traffic.probes[early]
     assert written_out == pytest.approx(runs.finish[runs.run_of_row[early]])
+
+
+# ---- orders of samples
+
+
+def orders_of(kind: Kind) -> RecordedTraffic:
+    (data,) = survey([own_traces(kind)])
+    traffic, n = read_traffic([data], FeatureSet(DENSE[kind]).needs, probe_tokens=None, longest=data.longest)
+    assert n == len(traffic)
+    return traffic
+
+
+def test_recorded_votes_come_in_other_orders_of_the_same_samples() -> None:
+    (data,) = survey([own_traces("samples")])
+    plain = make_traffic(read_runs(data, FeatureSet(DENSE["samples"]).needs, probe_tokens=None, longest=data.longest))
+    runs = orders_of("samples").runs
+    for name in ("x", "starts", "z", "d", "cost", "full"):
+        assert np.array_equal(getattr(runs, name), getattr(plain.runs, name)), name
+    assert runs.orders is not None
+    other, n_orders = runs.orders.runs, np.diff(runs.orders.starts)
+    of = np.repeat(np.arange(len(runs)), n_orders)
+    assert 0 < (n_orders == 0).sum() < len(runs), "only where samples disagree"
+    assert np.array_equal(other.n_steps, runs.n_steps[of]), "each is decided at its last sample"
+    assert np.array_equal(other.cost[other.last], runs.cost[runs.last][of])
+    assert not other.z[other.last].any()
+    assert not np.array_equal(other.x[other.starts[:-1]], runs.x[runs.starts[of]]), "and signals follow the order"
+
+
+def test_chains_have_one_order() -> None:
+    assert orders_of("reasoning").runs.orders is None
+
+
+def test_what_a_drift_makes_lose_loses_in_no_other_order_less() -> None:
+    """A drift says what stops lose in the recorded order, so other orders would water it down."""
+    traffic = orders_of("samples")
+    assert relabel(traffic, parse_drift("silent=0.5@0.5"), 1).runs.orders is None
+    assert relabel(traffic, parse_drift("relabel=0.5@0.5"), 1).runs.orders is None

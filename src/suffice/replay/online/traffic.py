@@ -24,10 +24,13 @@ _OF_ALL: Final = {"set", "kind", "file", "vote", "stated", "offset", "answers"}
 def read_traffic(
     sets: Sequence[Survey], needs: Sequence[str], *, probe_tokens: int | None, longest: int
 ) -> tuple[RecordedTraffic, int]:
-    """The runs of some sets as traffic, and the number of runs of the first. Raise TraceError as reading does."""
+    """The runs of some sets as traffic, and the number of runs of the first. Raise TraceError as reading does.
+
+    A set that memory does not hold as a whole comes in the recorded order of samples only.
+    """
     parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]
     traffic = make_traffic(concatenate(parts))
-    if sets[0].kind != "samples":
+    if sets[0].kind != "samples" or any(one.share < 1 for one in sets):
         return traffic, len(parts[0])
     orders, counts = list[Runs](), [np.zeros(1, dtype=np.int64)]
     for one in sets:
