@@ -50,10 +50,10 @@ class Bundle:
         left = self.promise["max_em_drop"] - self.charges["judge"]["charge"]
         finish = self.at_levels([[one["from_level"], one["upper"]] for one in self.charges["finish"]])
         self.budgets = [left - one for one in finish]
-        counts: list[Counter[tuple[float, int]]] = [Counter() for _ in range(self.n_levels)]
+        counts: list[Counter[tuple[float, float]]] = [Counter() for _ in range(self.n_levels)]
         for line in self.counted:
             weight = min(1.0, self.window["share"] / self.share(line))
-            for level, z in enumerate(self.outcome(line)):
+            for level, z in enumerate(self.mean(line)):
                 counts[level][weight, z] += 1
         self.wealth = [log_wealth(one, eps) for one, eps in zip(counts, self.budgets, strict=True)]
         failed = (level for level, one in enumerate(self.wealth[1:]) if not one >= log(1 / self.promise["delta"]))
@@ -77,8 +77,14 @@ class Bundle:
         lost = [0] + [1] * (self.n_levels - 1)
         return self.at_levels(line["z" if "label" in line else "d"]) if line["status"] == "returned" else lost
 
+    def mean(self, line: Line) -> list[float]:
+        """The mean of that over the orders that a vote's samples could have had, where these are counted."""
+        if line["status"] != "returned" or line.get("orders", 1) == 1:
+            return list(self.outcome(line))
+        return [total / line["orders"] for total in self.at_levels(line["sum"])]
 
-def log_wealth(counts: dict[tuple[float, int], int], eps: float) -> float:
+
+def log_wealth(counts: dict[Any, int], eps: float) -> float:
     """Log of the mean over bets of the product of 1 + nu w (eps - z), nu = bet / (1 - eps); counts are of (w, z)."""
     if not 0 < eps < 1:
         return -inf
@@ -121,6 +127,26 @@ def check_audits(bundle: Bundle) -> Wrong:
             yield from (f"{where}: {said}" for said in check_label(bundle, line, z, d))
         elif z != d:
             yield f"{where}: nobody has labelled it, so Z has to be its disagreement"
+
+
+def check_orders(bundle: Bundle) -> Wrong:
+    """Sums over orders of a vote's samples are possible, and audits do not lose more in the order that they had."""
+    log_e = [0.0] * bundle.n_levels
+    for line in bundle.counted:
+        weight = min(1.0, bundle.window["share"] / bundle.share(line))
+        pairs = list(zip(bundle.outcome(line), bundle.mean(line), strict=True))
+        log_e = [one + log1p(weight / 3 * (z - mean)) for one, (z, mean) in zip(log_e, pairs, strict=True)]
+        if line["status"] == "returned" and "orders" in line:
+            n, where = line["orders"], f"audit {line['n']}"
+            others = [total - z for total, (z, _) in zip(bundle.at_levels(line["sum"]), pairs, strict=True)]
+            if bundle.header["kind"] != "samples" or n < 2 or others[0] or not all(-n < one < n for one in others):
+                yield f"{where}: its sum is none of {n} orders of samples"
+            if "label" not in line and min(others) < 0:
+                yield f"{where}: nobody has labelled it, so no order of its samples can gain"
+    largest = max(log_e[1:])
+    average = largest + log(sum(exp(one - largest) for one in log_e[1:]) / len(log_e[1:]))
+    if average >= log(1 / bundle.promise["delta"]) and any("orders" in line for line in bundle.counted):
+        yield f"audits lose more in their own order of samples than in others (log e-value {average:.1f})"
 
 
 def check_label(bundle: Bundle, line: Line, z: list[int], d: list[int]) -> Wrong:
@@ -276,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, wrong = parser.parse_args(arguments), list[str]()
     try:
         bundle = Bundle(options.bundle.read_bytes())
-        for check in (check_window, check_audits, check_charges, check_draws, check_claim, check_chain):
+        for check in (check_window, check_audits, check_orders, check_charges, check_draws, check_claim, check_chain):
             wrong += check(bundle)
         if options.head:
             wrong += compare_heads(bundle, options.head.read_text(encoding="utf-8"))

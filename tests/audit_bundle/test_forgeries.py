@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import random
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from math import exp
 from pathlib import Path
@@ -25,9 +27,12 @@ from tools import verify_bundle as verifier
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.store.routes.deployments import read_decided
+from suffice.store.rows.events import Event
 from suffice.wiring.evidence import write_bundle
-from tests.audit_bundle.made import made_log
+from tests.audit_bundle.made import BURST, SHARE, made_log
+from tests.control.made import run
 
 Line = dict[str, Any]
 Lines = list[Line]
@@ -379,7 +384,7 @@ def test_heads_of_another_time_vouch_for_nothing(
 
 def test_the_verifier_is_small_and_shares_nothing_with_what_it_checks() -> None:
     source = Path(str(verifier.__file__)).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) <= 330
     nodes = list(ast.walk(ast.parse(source)))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -400,3 +405,55 @@ def test_its_wealth_is_the_one_that_certifies() -> None:
     counts = Counts(*(np.array([n]) for n in (3, 400, 5)))
     plain = {(1.0, -1): 3, (1.0, 0): 400, (1.0, 1): 5}
     assert verifier.log_wealth(plain, 0.05) == pytest.approx(float(log_wealth(counts, max_em_drop=0.05)[0]))
+
+
+# --------------------------------------------------------------------------- orders of samples
+
+
+def decided_votes(n: int) -> Iterator[Event]:
+    """Votes as the gateway ends them, at the deciding sample, without a label."""
+    rng = random.Random(7)
+    for number in range(n):
+        audit = number < BURST or rng.random() < SHARE
+        odds = 1.0 if number < BURST else SHARE if audit else 1 - SHARE
+        request, outcome = run(number, rng, audit=audit, propensity=odds, p_right=0.75)
+        answers = [step.answer for step in outcome.steps]
+        steps = outcome.steps[: deciding_sample(answers, request.n_samples)]
+        yield request
+        yield replace(outcome, steps=steps, answer=count_votes([step.answer for step in steps]).answer)
+
+
+@pytest.fixture(scope="module")
+def in_orders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lines]:
+    folder = tmp_path_factory.mktemp("orders")
+    settings = made_log(folder, decided_votes(1_200))
+    lines = [json.loads(line) for line in write_bundle(settings, "r", None, where="b", author="ann", reason="check")]
+    return folder, lines
+
+
+def test_a_bundle_of_votes_in_all_orders_holds(
+    in_orders: tuple[Path, Lines], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, lines = in_orders
+    assert any("orders" in line for line in lines)
+    assert verdict(lines, folder, capsys)[0] == 0
+
+
+ONE_LOST = {"z": [[1, 1]], "d": [[1, 1]], "sum": [[1, 1]]}  # in its own order and in no other one
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda _: ONE_LOST, "lose more in their own order"),
+        (lambda _: {"sum": [[1, -1]]}, "no order of its samples can gain"),
+        (lambda line: {"z": [], "d": [], "sum": [[1, line["orders"]]]}, "none of"),
+        (lambda _: {"z": [], "d": [], "sum": [[0, 1]]}, "none of"),
+    ],
+)
+def test_sums_that_no_order_allows_are_found(
+    in_orders: tuple[Path, Lines], change: Callable[[Line], Line], says: str
+) -> None:
+    _, lines = in_orders
+    forged = [line | change(line) if "orders" in line else line for line in copy.deepcopy(lines)]
+    assert any(says in one for one in verifier.check_orders(verifier.Bundle(written(forged))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.certify import mean_over_orders, weighted_log_wealth
+from suffice.assurance.certify import is_order_refuted, weighted_log_wealth
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.versions import FIXED, fixed_policy_rows
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import AuditRuns, LevelEnds, concatenate_audits
+from suffice.learn.certificate import Certificate
+from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.learn.sample_orders import MOST_ORDERS, draw_orders
 from suffice.policy.base import build_policy
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 from tests.control.made import run
+from tests.learn.runs_made import believing
 
 votes = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=12)
 
@@ -189,21 +192,54 @@ def test_a_label_counts_in_every_order() -> None:
     assert np.array_equal(runs.orders.runs.z == 1, runs.orders.runs.d), "the full run is right: what differs is lost"
 
 
+def one_sample_rows(of: Sequence[Audit], counts: Verdicts) -> AuditRuns:
+    policy = build_policy({"policy": "fixed-rounds", "max_steps": 1})
+    return fixed_policy_rows(of, policy=policy, kind="samples", match=equal, wave=4, counts=counts)
+
+
 def test_a_written_policy_is_judged_in_every_order() -> None:
     """A policy that stops after one sample loses where the first sample of an order is none of the winner's."""
     made = audits(800)
-    policy = build_policy({"policy": "fixed-rounds", "max_steps": 1})
-
-    def rows(of: Sequence[Audit], counts: Verdicts) -> AuditRuns:
-        return fixed_policy_rows(of, policy=policy, kind="samples", match=equal, wave=4, counts=counts)
-
-    runs = rows_in_all_orders(made, {}, rows)
+    runs = rows_in_all_orders(made, {}, one_sample_rows)
     assert runs.orders is not None
     own = runs.losses(FIXED.rows(runs))[:, 1]
     mean = runs.mean_losses(FIXED.ends(runs), np.arange(800))[:, 1]
     assert 0 < mean.sum() < 800
     assert np.var(mean) < np.var(own)
     assert abs(mean.mean() - own.mean()) < 4 * np.std(own - mean) / 800**0.5
+
+
+def certificate(made: list[Audit], labelled: Callable[[Audit], bool]) -> Certificate:
+    """Of a stop after one sample, where the reference of some audits is known."""
+    counts = {
+        audit.id: Feedback(feedback_id=audit.id, episode_id=audit.id, gold=audit.outcome.answer, source="exact-match")
+        for audit in made
+        if labelled(audit)
+    }
+    known = [
+        audit.with_labels([StoredLabel(1, counts[audit.id], 0.0)], audit.at) if audit.id in counts else audit
+        for audit in made
+    ]
+    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3, label_timeout=0.0), believing, rests=True)
+    certifier.adopt(FIXED, rows_in_all_orders(known, counts, one_sample_rows))
+    certifier.tick(1_000.0)
+    assert certifier.certificate is not None
+    return certifier.certificate
+
+
+def test_orders_count_where_drops_are_as_well_known_in_them() -> None:
+    """On request, only audits get a label whose own first sample is none of the winner's."""
+    made = audits(400)
+
+    def differs(audit: Audit) -> bool:
+        return audit.outcome.steps[0].answer != audit.outcome.answer
+
+    nobody, everybody, on_request = (certificate(made, who) for who in (lambda _: False, lambda _: True, differs))
+    assert nobody.in_all_orders
+    assert everybody.in_all_orders
+    assert not on_request.in_all_orders
+    assert np.array_equal(on_request.counted, on_request.z)
+    assert not np.array_equal(everybody.counted, everybody.z)
 
 
 # --------------------------------------------------------------------------- what a certificate counts
@@ -220,15 +256,15 @@ def test_a_mean_enters_the_wealth_as_one_bet() -> None:
     assert np.array_equal(weighted_log_wealth(whole, weight, max_em_drop=0.02), counts), "to the last bit"
 
 
-def test_an_order_that_loses_more_than_others_counts_as_it_is() -> None:
+def test_an_order_that_loses_more_than_others_is_found_out() -> None:
     z = np.zeros((400, 3), dtype=np.int8)
     z[::4, 1:] = 1  # a quarter loses, and the same votes would hardly have lost in other orders
     mean = np.asarray(z * 0.1, dtype=np.float64)
     weight = np.ones(len(z))
-    assert np.array_equal(mean_over_orders(z, mean, weight, delta=0.05), z)
+    assert is_order_refuted(z, mean, weight, delta=0.05)
     fair = np.full(z.shape, 0.25)
     fair[:, 0] = 0
-    assert np.array_equal(mean_over_orders(z, fair, weight, delta=0.05), fair)
+    assert not is_order_refuted(z, fair, weight, delta=0.05)
 
 
 def test_random_orders_are_refuted_at_most_at_the_risk() -> None:
@@ -237,5 +273,5 @@ def test_random_orders_are_refuted_at_most_at_the_risk() -> None:
         share = rng.choice([0.0, 0.1, 0.4], (300, 1), p=[0.7, 0.2, 0.1])
         p = np.array(share * np.array([0.0, 0.5, 1.0]), dtype=np.float64)
         z = (rng.random(p.shape) < p).astype(np.int8)
-        refuted += not np.array_equal(mean_over_orders(z, p, np.ones(len(z)), delta=0.05), p)
+        refuted += is_order_refuted(z, p, np.ones(len(z)), delta=0.05)
     assert refuted <= 0.05 * 400

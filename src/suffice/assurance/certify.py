@@ -58,7 +58,7 @@ def weighted_log_wealth(
 
     With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
     *all requests* so far is at least eps, whatever their order or dependence. `max_em_drop` is one for all levels or
-    one for each; a level whose eps is 0 or less gets -infinity. Z may be a mean, see `mean_over_orders`.
+    one for each; a level whose eps is 0 or less gets -infinity. Z may be a mean over the orders of a vote's samples.
     """
     eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
     tested = np.where(eps > 0, eps, 0.5)
@@ -73,16 +73,14 @@ def weighted_log_wealth(
     return np.where(eps > 0, mixed(each), -np.inf)
 
 
-def mean_over_orders(z: NDArray[np.int8], mean: Floats, weight: Floats, *, delta: float) -> Floats:
-    """The drops of audits, shape (n, M), that a certificate counts: `mean`, unless the order of samples matters.
+def is_order_refuted(z: NDArray[np.int8], mean: Floats, weight: Floats, *, delta: float) -> bool:
+    """Whether audited votes lose more in their own order of samples, z, than on average over orders, (n, M) each.
 
-    If every order of a vote's samples was equally likely, its own order's drop z has the expectation `mean`, so the
-    product of 1 + w/3 (z - mean) is an e-value at each level, and so is the average of these over levels. From 1/delta
-    on, votes lose more in their own order than in others, and z counts.
+    If every order was equally likely, z has the expectation `mean`, so the product of 1 + w/3 (z - mean) is an e-value
+    at each level, and so is the average of these over levels. 1/delta refutes it.
     """
     log_e = np.log1p(weight[:, np.newaxis] / 3 * (z - mean)).sum(axis=0)[1:]
-    refuted = len(log_e) and float(np.logaddexp.reduce(log_e)) >= log(len(log_e) / delta)
-    return z.astype(np.float64) if refuted else mean
+    return bool(len(log_e)) and float(np.logaddexp.reduce(log_e)) >= log(len(log_e) / delta)
 
 
 def e_value_of(log_e: float) -> float:
@@ -147,9 +145,14 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
         raise ValueError(f"need gained >= 0, drop + gained >= 0 and both together at most 1; got {drop=} {gained=}")
     check_budget(max_em_drop)
     per_audit = log_bets(np.array([gained]), np.array([1 - gained - lost]), np.array([lost]), max_em_drop)
+    return _needed(per_audit, max_em_drop=max_em_drop, delta=delta)
+
+
+def _needed(per_audit: Floats, *, max_em_drop: float, delta: float) -> int:
+    """Audits until the wealth reaches 1/delta, if each adds this to its logarithm, shape (bets, 1)."""
     growth = float(per_audit.max())  # for many audits the best bet dominates
     if growth <= 0:
-        raise ValueError(f"no number of audits certifies a drop of {drop:g} against a budget of {max_em_drop:g}")
+        raise ValueError(f"no number of audits certifies such a drop against a budget of {max_em_drop:g}")
     enough = int(np.ceil((log(1 / delta) + log(len(BETS))) / growth)) + 1
 
     def passes(n: int) -> bool:
@@ -160,7 +163,7 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
 
 
 def missing_audits(
-    z: NDArray[np.int8], level: int, *, max_em_drop: float, delta: float, most: int | None = None
+    z: NDArray[np.int8] | Floats, level: int, *, max_em_drop: float, delta: float, most: int | None = None
 ) -> int | None:
     """Further audits until a level passes, if outcomes continue as z, shape (n, M).
 
@@ -169,9 +172,11 @@ def missing_audits(
     n = len(z)
     if level >= z.shape[1] or not n:
         return None
-    gained, lost = int((z[:, level] < 0).sum()), int((z[:, level] > 0).sum())
     try:
-        needed = audits_to_certify((lost - gained) / n, max_em_drop=max_em_drop, delta=delta, gained=gained / n)
+        check_budget(max_em_drop)
+        stakes = (max_em_drop - z[:, level]) / (1 - max_em_drop)
+        per_audit = np.array([[float(np.log1p(bet * stakes).mean())] for bet in BETS])
+        needed = _needed(per_audit, max_em_drop=max_em_drop, delta=delta)
     except ValueError:
         return None
     return None if most is not None and needed > most else max(1, needed - n)

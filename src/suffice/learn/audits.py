@@ -118,6 +118,15 @@ class AuditRuns(RaggedRuns):
         )
         return np.asarray(z / (1 + n_others)[:, np.newaxis])
 
+    def differ_in_any_order(self, ends: LevelEnds, which: Ints) -> Bools:
+        """Whether some order of each selected run ends with another answer than the full run's, shape (n, M)."""
+        differs = self.d[ends.rows[which]]
+        if self.orders is not None:
+            starts, others = select_groups(self.orders.starts, which)
+            place = np.repeat(np.arange(len(which)), np.diff(starts))
+            np.logical_or.at(differs, place, self.orders.runs.d[ends.order_rows[others]])
+        return differs
+
     def take(self, which: Ints) -> AuditRuns:
         starts, rows = self.rows_of(which)
         return AuditRuns(

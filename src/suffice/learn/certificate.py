@@ -43,6 +43,8 @@ class Certificate:
     level: int  # last of the unbroken run of levels that pass
     log_e: Floats  # (M,): log wealth of each level
     z: Small  # (n, M): of each audit, including pending ones
+    counted: Floats  # (n, M): what the wealth counts: `z`, or its mean over the orders of a vote's samples
+    in_all_orders: bool  # it is that mean
     weight: Floats  # (n,): c/rho
     inside: Bools  # (N,): which audits of the epoch these are; pending ones follow them in `z`
     window: Window | None  # None: no audit yet

@@ -18,7 +18,6 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     e_value_of,
-    mean_over_orders,
     missing_audits,
     weighted_log_wealth,
 )
@@ -38,6 +37,7 @@ from suffice.learn.audits import (
 )
 from suffice.learn.budgeting import Spender
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
+from suffice.learn.sample_orders import mean_over_orders
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 
@@ -260,6 +260,20 @@ class Certifier:
         passing = 0 if self.certificate is None else self.certificate.level  # above the level while a cap holds it
         return find_first_disagreements(self._epoch.runs.d[self._epoch.rows], deployed=max(self.level, passing))
 
+    def disagreeing(self) -> Bools:
+        """Whether each audit disagrees at an eligible level in some order of its samples, shape (N,)."""
+        if self.served is None:
+            return np.zeros(self.n_audits, dtype=np.bool_)
+        differs = self._epoch.runs.differ_in_any_order(self._epoch.ends, np.arange(self.n_audits))
+        passing = 0 if self.certificate is None else self.certificate.level
+        return find_first_disagreements(differs, deployed=max(self.level, passing)) > 0
+
+    @property
+    def n_orders(self) -> Ints:
+        """Orders of samples that each audit counts in, shape (N,)."""
+        orders = self._epoch.runs.orders
+        return np.ones(self.n_audits, np.int64) if orders is None else 1 + np.diff(orders.starts)
+
     def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
         """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there is none."""
         if self.certificate is None:
@@ -293,7 +307,7 @@ class Certifier:
         n_missing = None
         if level == self.level != self.cap and level + 1 < certificate.z.shape[1]:
             budget = self.budget_at(level + 1)
-            n_missing = missing_audits(certificate.z, level + 1, max_em_drop=budget, delta=plan.delta)
+            n_missing = missing_audits(certificate.counted, level + 1, max_em_drop=budget, delta=plan.delta)
         return EvidenceSummary(
             n_audits=len(at),
             n_gained=int((at < 0).sum()),
@@ -479,8 +493,10 @@ class Certifier:
             weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
         which = np.flatnonzero(inside)
         z = runs.losses(ends.rows[which], which, now=self.now, label_free=plan.label_free)
-        mean = runs.mean_losses(ends, which, now=self.now, label_free=plan.label_free)
-        counted = mean_over_orders(z, mean, weight[: len(which)], delta=plan.delta)
+        mean = mean_over_orders(
+            runs, ends, which, weight[: len(which)], now=self.now, label_free=plan.label_free, delta=plan.delta
+        )
+        counted = z.astype(np.float64) if mean is None else mean
         lost = pending.lost(z.shape[1])[late]
         counted, z = np.concatenate([counted, lost]), np.concatenate([z, lost])
         wealth = weighted_log_wealth(counted, weight, max_em_drop=plan.max_em_drop - self.charge)
@@ -488,6 +504,8 @@ class Certifier:
             level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share),
             log_e=wealth,
             z=z,
+            counted=counted,
+            in_all_orders=mean is not None,
             weight=weight,
             inside=inside,
             window=window,
@@ -501,7 +519,7 @@ class Certifier:
         if self._swings.delays(self.level, then.allowed, self.now):
             return False
         saves = self._saved(ends.rows, then.inside, then.allowed) / max(1, then.inside.sum())
-        return saves > self._saved(ours.rows, now.inside, now.allowed) / max(1, now.inside.sum())
+        return bool(saves > self._saved(ours.rows, now.inside, now.allowed) / max(1, now.inside.sum()))
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
         """Tokens that a level saves on some audits."""

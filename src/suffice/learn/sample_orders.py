@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from suffice.assurance.certify import is_order_refuted
 from suffice.episode.vote import count_votes, deciding_sample
+from suffice.learn.audits import AuditRuns, Floats, Ints, LevelEnds
 from suffice.policy.folded_version import place_of
 
 MOST_ORDERS: Final = 12  # other orders of one vote
 MOST_STEPS: Final = 144  # in all of them together, which limits memory
 MOST_TRIES: Final = 96
+LABELLED: Final = 0.9  # of audits that disagree only in other orders of their samples, for these orders to count
 
 
 def draw_orders(answers: Sequence[str | None], n_samples: int, *, key: str) -> list[list[int]]:
@@ -41,3 +44,25 @@ def draw_orders(answers: Sequence[str | None], n_samples: int, *, key: str) -> l
             if len(orders) == most:
                 break
     return orders
+
+
+def mean_over_orders(
+    runs: AuditRuns, ends: LevelEnds, which: Ints, weight: Floats, *, now: float, label_free: bool, delta: float
+) -> Floats | None:
+    """The drops of audits, each its mean over orders, shape (n, M); None: they count in their own order.
+
+    That is so where own order loses more than others do, and where drops are not as well known in others. Labels that
+    are given on request are there where the own order disagrees, and in other orders the rest would count as lost. What
+    labels say does not matter.
+    """
+    if runs.orders is None:
+        return None
+    labelled = (runs.label_at[which] <= now) & (not label_free)
+    if labelled.any():
+        own = runs.d[ends.rows[which]].any(axis=1) | runs.abandoned[which]
+        only_others = runs.differ_in_any_order(ends, which).any(axis=1) & ~own
+        if labelled[only_others].sum() < LABELLED * only_others.sum():
+            return None
+    mean = runs.mean_losses(ends, which, now=now, label_free=label_free)
+    z = runs.losses(ends.rows[which], which, now=now, label_free=label_free)
+    return None if is_order_refuted(z, mean, weight, delta=delta) else mean

@@ -19,7 +19,6 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     log_bets,
-    mean_over_orders,
     missing_audits,
     mixed,
     spent_delta,
@@ -28,9 +27,9 @@ from suffice.assurance.certify import (
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders, verdicts
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
 from suffice.control.evidence.versions import ServedVersion
-from suffice.learn.audits import AuditRuns, Bools, Floats, Small
+from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.certificate import PendingAudits
 from suffice.learn.version import as_served
 
@@ -67,7 +66,6 @@ class _JudgedAudit:
     audit: Audit
     disagrees: Bools  # (M,)
     z: Small  # (M,): EM drop as it counts now
-    mean: Floats  # (M,): its mean over the orders of a vote's samples
     is_labelled: bool  # a label names the right answer
 
 
@@ -113,7 +111,6 @@ class CandidateEvidence:
             pending,
             windows,
             window=self.window,
-            mean=np.stack([one.mean for one in judged]) if judged else None,
             max_em_drop=max_em_drop,
             delta=spent_delta(1 - confidence, 1 + self.number),
             harm_delta=1 - harm_confidence,
@@ -132,18 +129,14 @@ class CandidateEvidence:
 
     def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> None:
         """Judge audits at each level by the labels that count; no label changes a run that broke off."""
-        rows = rows_in_all_orders(audits, counts, self._rows)
-        ends = self.version.ends(rows)
-        disagrees = rows.d[ends.rows] & ~rows.abandoned[:, np.newaxis]
-        disagrees[:, 0] = False
-        means = rows.mean_losses(ends, np.arange(len(rows)))
-        for audit, losses, mean, apart in zip(audits, rows.losses(ends.rows), means, disagrees, strict=True):
-            self._judged[audit.id] = _JudgedAudit(audit, apart, losses, mean, audit.id in counts)
-
-    def _rows(self, audits: Sequence[Audit], counts: Verdicts) -> AuditRuns:
         version = self.version
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
-        return as_served(rows, version.version)
+        rows = as_served(rows, version.version)
+        at = version.rows(rows)
+        disagrees = rows.d[at] & ~rows.abandoned[:, np.newaxis]
+        disagrees[:, 0] = False
+        for audit, losses, apart in zip(audits, rows.losses(at), disagrees, strict=True):
+            self._judged[audit.id] = _JudgedAudit(audit, apart, losses, audit.id in counts)
 
 
 def certify_candidate(
@@ -158,18 +151,16 @@ def certify_candidate(
     max_em_drop: float,
     delta: float,
     harm_delta: float,
-    mean: Floats | None = None,
 ) -> CandidateCertificate:
     """Test a candidate's levels on audits.
 
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
     at, share   number of each request, and the audit share when it was drawn, shape (n,)
     is_labelled whether a label names the right answer, shape (n,): only such audits are evidence of harm
-    mean        as `z`, each the mean over the orders of a vote's samples; None: there is one order
     harm_delta  probability of giving up a candidate that keeps the budget at its safest level
     """
-    known, lost = z, pending.lost(z.shape[1])
-    z, at = np.concatenate([z, lost]), np.concatenate([at, pending.at])
+    known = z
+    z, at = np.concatenate([z, pending.lost(z.shape[1])]), np.concatenate([at, pending.at])
     share = np.concatenate([share, pending.share])
     chosen = windows.chosen(at, share, wanted=window)
     if chosen is None or not len(known):
@@ -177,10 +168,7 @@ def certify_candidate(
             level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta
         )
     inside = chosen.holds(at)
-    weight = chosen.weights(share[inside])
-    means = np.concatenate([known.astype(np.float64) if mean is None else mean, lost])
-    counted = mean_over_orders(z[inside], means[inside], weight, delta=delta)
-    wealth = weighted_log_wealth(counted, weight, max_em_drop=max_em_drop)
+    wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
     level = certified_level(wealth, delta=delta)
     over = not level and _surely_over(np.where(is_labelled, known[:, 1], 0), max_em_drop, harm_delta)
     reported, z = max(1, level), known if over else z[inside]

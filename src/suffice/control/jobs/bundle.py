@@ -24,7 +24,7 @@ from suffice.control.loop.epoch import ReplayMismatch, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
-from suffice.learn.audits import Bools, Small
+from suffice.learn.audits import Bools, Ints, Small
 from suffice.learn.certificate import Certificate
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts
@@ -94,6 +94,8 @@ class _CountedAudit:
     differs: Bools  # (M,)
     is_lost: bool
     is_labelled: bool
+    n_orders: int  # in which it counts
+    total: Ints  # (M,): sum of its drops over these orders
 
 
 class _View:
@@ -105,10 +107,13 @@ class _View:
         if counted is None:
             return
         runs, differs = counted
+        n_orders = loop.certifier.n_orders if certificate.in_all_orders else np.ones(loop.certifier.n_audits, np.int64)
         for row, place in enumerate(np.flatnonzero(certificate.inside).tolist()):
             audit, labelled = loop.state.audits[place], bool(runs.label_at[row] <= loop.certifier.now)
+            n = int(n_orders[place])
+            total = np.rint(certificate.counted[row] * n).astype(np.int64)
             self._audits[audit.id] = _CountedAudit(
-                audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled
+                audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled, n, total
             )
 
     def header(self, made: Publication) -> Line:
@@ -228,7 +233,10 @@ class _View:
         if one.is_lost:
             return {"status": "lost", "why": outcome.end_reason, "z": z}
         line: Line = {"status": "returned", "d": _changes(one.differs.astype(int).tolist()), "z": z}
-        return line | (self._label(one.audit) if one.is_labelled and one.differs.any() else {})
+        if one.n_orders > 1:
+            line |= {"orders": one.n_orders, "sum": _changes(one.total.tolist())}
+        differs = bool(one.differs.any()) or one.n_orders > 1
+        return line | (self._label(one.audit) if one.is_labelled and differs else {})
 
     def _label(self, audit: Audit) -> Line:
         counts = self._source.counts[audit.id]

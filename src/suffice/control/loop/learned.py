@@ -240,7 +240,7 @@ class LearnedEvidence(EvidenceSource):
 
     def _judge_labels(self) -> None:
         state, certifier = self.state, self.certifier
-        judged = certifier.first_disagreements() if certifier.served is not None else ()
+        judged = certifier.disagreeing() if certifier.served is not None else ()
         differing = [
             audit
             for place, audit in enumerate(state.audits)
