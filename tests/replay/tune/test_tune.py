@@ -111,7 +111,6 @@ FIXED = {
     "momentum": {"dial": "of the signal"},
     "tasr": {"calibration": "a curve of its own, fitted elsewhere"},
     "semantic-distance": {"epsilon": "of the signal"},
-    "turn-cap": {"demand": "few loops report a flag"},
     "guarded": {"returns": "tuned rounds return their last answer", "inner": "", "max_steps": "any-of draws it"},
     "learned": {"min_steps": "guarded draws it"},
 }

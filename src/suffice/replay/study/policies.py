@@ -34,6 +34,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "never": "what remains where nothing else will do",
     "bayes": "needs a prior learned from the votes themselves, see `learn.models`",
     "text-rule": "its pattern is the owner's",
+    "turn-cap": "its cap follows from the turns of full runs; the grid has it, and the search has fixed-rounds",
 }
 
 
@@ -128,9 +129,6 @@ _NARROWED: Final[Mapping[str, Family]] = {
     "think-brake": Family(kinds=("reasoning",), draws={"threshold": _between(0.01, 8.0, log=True)}),
     "redundant": Family(kinds=("reasoning",), draws={"threshold": _between(0.4, 0.95)}),
     "confident-sample": Family(kinds=("samples",), draws={"threshold": _near_1(0.4)}),
-    "turn-cap": Family(
-        kinds=("rounds",), draws={"max_steps": _whole(1), "extension": _one_of(0, 1, 2, 4)}, fullest={"max_steps": 1}
-    ),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
 }
