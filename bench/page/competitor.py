@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
@@ -70,14 +69,10 @@ def serve(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
     stops[rejected] = HOPELESS
     halted = find_first_stops(stops, runs).row
     requests = opened.traffic.take(which)
-    if note:  # it reads no scores, so nothing is probed for them
-        cost = requests.runs.cost.copy()
-        late = requests.runs.starts[half]
-        cost[late:] -= requests.probes[late:]
-        requests = replace(requests, runs=replace(requests.runs, cost=cost))
     row = requests.runs.last.copy()
     row[half:] = (requests.runs.starts[:-1] + halted[which] - runs.starts[which])[half:]
-    return {**late_half(requests, row), "note": note}
+    probed = np.arange(len(which)) < (half if note else len(which))  # without a threshold it reads no scores
+    return {**late_half(requests, row, probed), "note": note}
 
 
 def verifier_score(runs: Runs) -> Floats | None:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
-from suffice.learn.audits import Floats, Ints, find_first_passages
+from suffice.learn.audits import Bools, Floats, Ints, find_first_passages
 from suffice.learn.models import one_thread
 from suffice.replay.online.stream import RecordedTraffic
 from suffice.types import Kind
@@ -65,11 +65,11 @@ def fitted(traffic: RecordedTraffic, audits: Ints) -> Floats:
     return np.where(traffic.runs.may_stop, risk, np.nan)
 
 
-def reference_rows(traffic: RecordedTraffic, rng: np.random.Generator, max_em_drop: float) -> Ints:
-    """Serve the requests in their order; the row where each ends, shape (N,)."""
+def reference_rows(traffic: RecordedTraffic, rng: np.random.Generator, max_em_drop: float) -> tuple[Ints, Bools]:
+    """Serve the requests in their order: the row where each ends, and which of them were probed, shape (N,) each."""
     runs, n = traffic.runs, len(traffic)
     warm_up = min(WARM_UP, int(WARM_UP_PART * n))
-    row, audits = runs.last.copy(), np.arange(warm_up)
+    row, audits, probed = runs.last.copy(), np.arange(warm_up), np.ones(n, dtype=bool)
     rows, fitted_at = np.empty(0, np.int64), -REFIT
     for begin in range(warm_up, n, PERIOD):
         block = np.arange(begin, min(begin + PERIOD, n))
@@ -79,5 +79,6 @@ def reference_rows(traffic: RecordedTraffic, rng: np.random.Generator, max_em_dr
         level = certified_level(log_wealth(count_outcomes(z), max_em_drop=max_em_drop), delta=1 - CONFIDENCE)
         lots = rng.random(len(block)) < SHARE
         row[block[~lots]] = rows[level, block[~lots]]
+        probed[block] = lots | (level > 0)
         audits = np.concatenate([audits, block[lots]])
-    return row
+    return row, probed

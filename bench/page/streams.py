@@ -17,7 +17,7 @@ from bench.page.sets import Case
 from bench.page.store import Line
 
 from suffice.control.evidence.versions import FIXED
-from suffice.learn.audits import NO_AUDITS, Ints
+from suffice.learn.audits import NO_AUDITS, Bools, Ints
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.replay.online.drift import draw_order
@@ -98,7 +98,9 @@ def settled(traffic: RecordedTraffic, certifier: Certifier, max_em_drop: float) 
         return 0.0, 0.0
     rows = models.rows(runs)
     drop = runs.z[rows].mean(axis=0)
-    saved = 1 - runs.cost[rows].sum(axis=0) / runs.full.sum()
+    spent = runs.cost[rows].sum(axis=0)
+    spent[0] -= traffic.probes[runs.last].sum()  # level 0 stops nothing and asks for no answer
+    saved = 1 - spent / runs.full.sum()
     broken = np.flatnonzero(drop[1:] > max_em_drop)
     best = int(broken[0]) if len(broken) else len(drop) - 1
     return float(saved[certifier.level]), float(saved[best])
@@ -130,15 +132,20 @@ def serve_reference(opened: OpenSet, stream: str, budget: float, seed: int) -> L
     rng = np.random.default_rng(seed)
     which = draw_order(opened.reference, rng, resample=STREAMS[stream]).which
     traffic = opened.reference.take(which)
-    return late_half(traffic, reference_rows(traffic, rng, budget))
+    return late_half(traffic, *reference_rows(traffic, rng, budget))
 
 
-def late_half(traffic: RecordedTraffic, row: Ints) -> Line:
-    """What a design came to that ended the requests at these rows, shape (N,)."""
+def late_half(traffic: RecordedTraffic, row: Ints, probed: Bools) -> Line:
+    """What a design came to.
+
+    row     where each request ended, shape (N,)
+    probed  requests that paid for probes, shape (N,): audits, and those that could be stopped
+    """
     runs, late = traffic.runs, slice(len(traffic) // 2, None)
+    spent = runs.cost[row] - np.where(probed, 0.0, traffic.probes[row])
     return {
         "n": len(traffic),
-        "saved": float(1 - runs.cost[row].sum() / max(1.0, runs.full.sum())),
-        "saved_late": float(1 - runs.cost[row[late]].sum() / max(1.0, runs.full[late].sum())),
+        "saved": float(1 - spent.sum() / max(1.0, runs.full.sum())),
+        "saved_late": float(1 - spent[late].sum() / max(1.0, runs.full[late].sum())),
         "drop_late": float(runs.z[row[late]].mean()),
     }

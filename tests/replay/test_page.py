@@ -212,10 +212,10 @@ def test_the_reference_stops_where_nothing_is_lost_and_never_where_all_is() -> N
     n = 1_200
     safe = traffic_of(audits([[0.9, 0.9]] * n))
     harmful = traffic_of(audits([[0.9, 0.9]] * n, z=[[1, 0]] * n))
-    half = streams.late_half(safe, reference.reference_rows(safe, np.random.default_rng(0), 0.02))
+    half = streams.late_half(safe, *reference.reference_rows(safe, np.random.default_rng(0), 0.02))
     assert half["saved_late"] == pytest.approx(0.5 * 0.95 - 5 / 200, abs=0.02), "all but the audits stop at half"
     assert half["drop_late"] == 0
-    never = streams.late_half(harmful, reference.reference_rows(harmful, np.random.default_rng(0), 0.02))
+    never = streams.late_half(harmful, *reference.reference_rows(harmful, np.random.default_rng(0), 0.02))
     assert (never["saved_late"], never["drop_late"]) == (pytest.approx(-5 / 200), 0)
 
 
