@@ -24,7 +24,13 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.alerts import alert_of, resolutions_of
-from suffice.store.routes.experiments import ExperimentRun, read_experiments, start_experiment, stop_experiment
+from suffice.store.routes.experiments import (
+    ExperimentRun,
+    read_experiments,
+    read_worse_arms,
+    start_experiment,
+    stop_experiment,
+)
 from suffice.store.rows.events import Event, ExperimentEnd, ExperimentStart, FeedbackEvent, WorseArm
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 from tests.control.made import ROUTE, one_round, rows, run, traffic
@@ -389,12 +395,15 @@ def test_an_arm_that_is_proved_worse_is_reported_once_and_ends_nothing_by_itself
     assert (notice.kind, notice.path) == ("worse_arm", "/experiments")
     assert "worse in satisfaction" in notice.sentence
     assert read_experiments(told.path)[0].runs
+    assert read_worse_arms(told.path, "r") == (found,), "and status of its route"
+    assert read_worse_arms(told.path, "another") == ()
 
     with Decisions(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         ended = stop_experiment(writer, "e", author="ann", reason="enough")
     assert isinstance(ended, ExperimentEnd)
     assert cause is not None
     assert [one.ends(cause) for one in resolutions_of(ended)] == [True]
+    assert read_worse_arms(told.path, "r") == ()
 
 
 def test_an_experiment_ends_when_an_arm_is_worse_if_its_owner_says_so(tmp_path: Path) -> None:

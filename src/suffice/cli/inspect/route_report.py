@@ -339,6 +339,8 @@ def _forecast(one: RouteStatus) -> Lines:
         yield from _forecast_lines(one.forecast)
     if one.spending is not None:
         yield from describe_spending(one.spending)
+    for worse in one.worse_arms:
+        yield "experiment", f"ALERT: {worse.experiment}: {worse.summary[0]}"
     if one.proposal is not None:
         yield from proposal_lines(one.proposal)
     if one.budget is not None:

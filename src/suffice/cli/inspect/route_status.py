@@ -44,8 +44,9 @@ from suffice.store.database.views import (
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
+from suffice.store.routes.experiments import read_worse_arms
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
-from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion
+from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm
 from suffice.types import Request
 from suffice.wiring.files import condition, require_log
 from suffice.wiring.keys import good_file, kill_file
@@ -99,6 +100,7 @@ class RouteStatus:
     spending: SpendForecast | None = None  # the latest; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     budget: ProposedBudget | None = None  # of the job `budget`, while the owner's is as it was
+    worse_arms: tuple[WorseArm, ...] = ()  # of running experiments
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
     pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
@@ -277,6 +279,7 @@ def _status(
         spending=newest_event(connection, SpendForecast, route=name),
         proposal=newest_event(connection, ProposedVersion, route=name),
         budget=None if budget is None or budget.before != rules.max_em_drop else budget,
+        worse_arms=read_worse_arms(connection, name),
         promise=promise.sentence,
         promise_state=promise.state,
         pairs=pairs,

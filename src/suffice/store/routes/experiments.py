@@ -13,7 +13,7 @@ from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
-from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart
+from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart, WorseArm
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """
@@ -94,6 +94,13 @@ def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | No
 
 def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExperiment, ...]:
     return tuple(one.experiment for one in held if one.runs)
+
+
+def read_worse_arms(source: LogSource, route: str) -> tuple[WorseArm, ...]:
+    """Return the arms of running experiments on a route that are proved worse than their control."""
+    running = {_at(one) for one in read_running_experiments(read_experiments(source)) if route in one.routes}
+    events = (stored.event for stored in read_kinds(source, "arm_worse"))
+    return tuple(one for one in events if isinstance(one, WorseArm) and (one.experiment, one.run) in running)
 
 
 def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[ArmDraw, Query | None]]:
