@@ -116,7 +116,7 @@ def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
     program = _Compiler(source, flags, answer_group=checked.groupindex.get("answer", 1)).choice()
     if checked.groups == 0:
         program = _answer(program)
-    first = _first_items(program)
+    first = {source} if re.escape(source) == source else _first_items(program)  # a plain word is found as a whole
     return Pattern(tuple(program), re.compile("|".join(sorted(first)), flags) if first is not None else None)
 
 
