@@ -12,14 +12,14 @@ from tests.mission.conftest import Begin
 from tests.mission.harness import Mission, Served, drop, tokens_of
 
 pytestmark = pytest.mark.slow
-BUDGET, CHEAP, DEAR = 0.1, 10, 200  # tokens of the answer after a stop; a full run takes about 145
+BUDGET, CHEAP, DEAR = 0.1, 8, 130  # tokens of the answer after a stop; a full run takes about 85
 AT_ONCE = 32  # these runs take time
 MOST_UNTIL_INACTIVE, MOST_UNTIL_ACTIVE = 500, 2_000  # requests
 ROUTE = {"max_em_drop": BUDGET, "audit_share": 0.1}
 
 
 async def test_a_stop_that_costs_more_than_the_full_run_goes_and_returns_when_it_pays_again(begin: Begin) -> None:
-    steady = Profile(p_first=0.8, line_tokens=20, finish_tokens=CHEAP, token_s=0.004)
+    steady = Profile(p_first=0.8, line_tokens=12, finish_tokens=CHEAP, token_s=0.006)
     world = World(seed=3, n_steps=7, profiles={"number": steady})
     async with begin(world, {"r": ROUTE}) as mission:
         await mission.certified(at_once=AT_ONCE)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shutil
 import sqlite3
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from contextlib import closing
 from pathlib import Path
 
@@ -69,3 +73,32 @@ DAMAGE = {
     "edited": f'UPDATE events SET body = replace(body, \'"gold":"\', \'"gold":"1\') WHERE seq = {_NEWEST}',
     "removed": f"DELETE FROM events WHERE seq = {_NEWEST}",
 }
+
+
+async def test_a_certificate_is_recomputed_by_a_program_that_shares_no_code(begin: Begin, tmp_path: Path) -> None:
+    world = World(seed=10, votes=VOTES, profiles={"number": Profile(p_same=0.9), "which": Profile(p_same=0.8)})
+    heads, bundle = tmp_path / "heads.jsonl", tmp_path / "bundle.jsonl"
+    route = {"max_em_drop": 0.1, "audit_share": 0.1}
+    async with begin(world, {"r": route}, audit={"file": str(heads)}) as mission:
+        await mission.certified(labelled=0.5)
+        served = await mission.send(200, labelled=0.5)
+        assert any(one.stopped for one in served)
+        await mission.rest()
+        # It is written only if a replay of the log reproduces every decision up to the publication.
+        status, said = await mission.command("audit", "bundle", "r", "--out", str(bundle))
+        assert status == 0, said
+        status, said = await _verified(bundle, heads)
+        assert status == 0, said
+        assert "holds:" in said
+        forged = tmp_path / "forged.jsonl"
+        forged.write_text(re.sub(r'"level":\s*\d+', '"level":40', bundle.read_text("utf-8"), count=1), "utf-8")
+        status, said = await _verified(forged, heads)
+        assert status == 1, said
+
+
+async def _verified(bundle: Path, heads: Path) -> tuple[int, str]:
+    program = Path(__file__).parents[2] / "tools" / "verify_bundle.py"
+    command = (sys.executable, str(program), str(bundle), "--head", str(heads))
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
+    said, _ = await process.communicate()
+    return process.returncode or 0, said.decode()

