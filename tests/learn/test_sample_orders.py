@@ -227,6 +227,23 @@ def certificate(made: list[Audit], labelled: Callable[[Audit], bool]) -> Certifi
     return certifier.certificate
 
 
+def test_a_label_can_matter_in_another_order_only() -> None:
+    runs = rows_in_all_orders(audits(200), {}, one_sample_rows)
+    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3), believing, rests=True)
+    certifier.adopt(FIXED, runs)
+    certifier.tick(1_000.0)
+    assert certifier.level == 1
+    ends, orders = FIXED.ends(runs), runs.orders
+    assert orders is not None
+    by_hand = [
+        bool(runs.d[ends.rows[i, 1]])
+        or bool(orders.runs.d[ends.order_rows[orders.starts[i] : orders.starts[i + 1], 1]].any())
+        for i in range(200)
+    ]
+    assert certifier.disagreeing().tolist() == by_hand
+    assert sum(by_hand) > (certifier.first_disagreements() > 0).sum() > 0
+
+
 def test_orders_count_where_drops_are_as_well_known_in_them() -> None:
     """On request, only audits get a label whose own first sample is none of the winner's."""
     made = audits(400)

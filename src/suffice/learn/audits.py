@@ -105,27 +105,24 @@ class AuditRuns(RaggedRuns):
         if self.orders is None:
             return z
         starts, others = select_groups(self.orders.starts, which)
-        n_others, runs = np.diff(starts), self.orders.runs
-        place, rows = np.repeat(np.arange(len(which)), n_others), ends.order_rows[others]
-        of = which[place]
+        n_others, runs, rows = np.diff(starts), self.orders.runs, ends.order_rows[others]
+        of = np.repeat(which, n_others)
         labelled = np.isfinite(self.label_at[of]) & (self.label_at[of] <= now)
-        np.add.at(
-            z,
-            place,
-            count_losses(
-                runs.z[rows], runs.d[rows], labelled=labelled, abandoned=self.abandoned[of], label_free=label_free
-            ),
+        lost = count_losses(
+            runs.z[rows], runs.d[rows], labelled=labelled, abandoned=self.abandoned[of], label_free=label_free
         )
+        several = np.flatnonzero(n_others)
+        if len(several):
+            z[several] += np.add.reduceat(lost.astype(np.float64), starts[several], axis=0)
         return np.asarray(z / (1 + n_others)[:, np.newaxis])
 
-    def differ_in_any_order(self, ends: LevelEnds, which: Ints) -> Bools:
-        """Whether some order of each selected run ends with another answer than the full run's, shape (n, M)."""
-        differs = self.d[ends.rows[which]]
-        if self.orders is not None:
-            starts, others = select_groups(self.orders.starts, which)
-            place = np.repeat(np.arange(len(which)), np.diff(starts))
-            np.logical_or.at(differs, place, self.orders.runs.d[ends.order_rows[others]])
-        return differs
+    def any_other_order(self, found: Bools, which: Ints) -> Bools:
+        """Whether something was found in another order of each selected run, shape (n,), given that of each, (W,)."""
+        if self.orders is None:
+            return np.zeros(len(which), dtype=np.bool_)
+        starts, others = select_groups(self.orders.starts, which)
+        n_found = np.concatenate([[0], np.cumsum(found[others])])
+        return np.asarray(n_found[starts[1:]] > n_found[starts[:-1]])
 
     def take(self, which: Ints) -> AuditRuns:
         starts, rows = self.rows_of(which)

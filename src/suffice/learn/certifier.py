@@ -264,9 +264,13 @@ class Certifier:
         """Whether each audit disagrees at an eligible level in some order of its samples, shape (N,)."""
         if self.served is None:
             return np.zeros(self.n_audits, dtype=np.bool_)
-        differs = self._epoch.runs.differ_in_any_order(self._epoch.ends, np.arange(self.n_audits))
-        passing = 0 if self.certificate is None else self.certificate.level
-        return find_first_disagreements(differs, deployed=max(self.level, passing)) > 0
+        runs, passing = self._epoch.runs, 0 if self.certificate is None else self.certificate.level
+        found = self.first_disagreements() > 0
+        if runs.orders is not None:
+            differs = runs.orders.runs.d[self._epoch.ends.order_rows]
+            others = find_first_disagreements(differs, deployed=max(self.level, passing)) > 0
+            found |= runs.any_other_order(others, np.arange(self.n_audits))
+        return found
 
     @property
     def n_orders(self) -> Ints:

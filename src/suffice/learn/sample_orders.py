@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from suffice.assurance.certify import is_order_refuted
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import AuditRuns, Floats, Ints, LevelEnds
@@ -60,7 +62,8 @@ def mean_over_orders(
     labelled = (runs.label_at[which] <= now) & (not label_free)
     if labelled.any():
         own = runs.d[ends.rows[which]].any(axis=1) | runs.abandoned[which]
-        only_others = runs.differ_in_any_order(ends, which).any(axis=1) & ~own
+        others = np.asarray(runs.orders.runs.d[ends.order_rows].any(axis=1))
+        only_others = runs.any_other_order(others, which) & ~own
         if labelled[only_others].sum() < LABELLED * only_others.sum():
             return None
     mean = runs.mean_losses(ends, which, now=now, label_free=label_free)
