@@ -116,13 +116,13 @@ class AuditRuns(RaggedRuns):
             z[several] += np.add.reduceat(lost.astype(np.float64), starts[several], axis=0)
         return np.asarray(z / (1 + n_others)[:, np.newaxis])
 
-    def any_other_order(self, found: Bools, which: Ints) -> Bools:
-        """Whether something was found in another order of each selected run, shape (n,), given that of each, (W,)."""
+    def any_other_order(self, holds: Bools, which: Ints) -> Bools:
+        """Whether something holds in another order of each selected run, shape (n,), given whether in each, (W,)."""
         if self.orders is None:
             return np.zeros(len(which), dtype=np.bool_)
         starts, others = select_groups(self.orders.starts, which)
-        n_found = np.concatenate([[0], np.cumsum(found[others])])
-        return np.asarray(n_found[starts[1:]] > n_found[starts[:-1]])
+        n_orders = np.concatenate([[0], np.cumsum(holds[others])])
+        return np.asarray(n_orders[starts[1:]] > n_orders[starts[:-1]])
 
     def take(self, which: Ints) -> AuditRuns:
         starts, rows = self.rows_of(which)

@@ -265,12 +265,12 @@ class Certifier:
         if self.served is None:
             return np.zeros(self.n_audits, dtype=np.bool_)
         runs, passing = self._epoch.runs, 0 if self.certificate is None else self.certificate.level
-        found = self.first_disagreements() > 0
+        disagrees = self.first_disagreements() > 0
         if runs.orders is not None:
             differs = runs.orders.runs.d[self._epoch.ends.order_rows]
             others = find_first_disagreements(differs, deployed=max(self.level, passing)) > 0
-            found |= runs.any_other_order(others, np.arange(self.n_audits))
-        return found
+            disagrees |= runs.any_other_order(others, np.arange(self.n_audits))
+        return disagrees
 
     @property
     def n_orders(self) -> Ints:
