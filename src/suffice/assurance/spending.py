@@ -24,7 +24,8 @@ MIN_DAYS: Final = 4  # … and needed
 DAYS_HALF_LIFE: Final = 10.0
 SLOPE: Final = 0.02  # sd of the growth in a day, relative
 WEEKDAY_DAYS: Final = 0.5  # average days that each weekday's part is shrunk by
-NOISE: Final = 1.15  # of a day, more than days differ, because the weekdays' parts are estimates
+NOISE: Final = 1.1  # of a day, more than days differ, because the weekdays' parts are estimates …
+YOUNG_DAYS: Final = 3.0  # … and more the fewer days are known
 LEAST_SD: Final = 0.05  # of a day, relative to its expectation
 DRIFT: Final = 0.02  # sd of the change of the level from day to day, relative
 SPIKE_TIMES: Final = 2.0  # the usual amount of an hour
@@ -140,7 +141,8 @@ def forecast_spend(
     even = y / parts[(np.arange(day - n, day) + 3) % 7]
     scale = float(weights @ even / weights.sum())
     # Bayesian regression on a line in time, whose slope is shrunk to 0; the noise is that of one day from the next.
-    noise = max(LEAST_SD * scale, NOISE * float(np.sqrt(weights[1:] @ np.diff(even) ** 2 / (2 * weights[1:].sum()))))
+    spread = float(np.sqrt(weights[1:] @ np.diff(even) ** 2 / (2 * weights[1:].sum())))
+    noise = max(LEAST_SD * scale, NOISE * spread) * (1 + YOUNG_DAYS / n)
     line = np.stack([np.ones(n), t], axis=1)
     covariance = np.linalg.inv((line.T * weights) @ line / noise**2 + np.diag([0.0, (SLOPE * scale) ** -2]))
     fitted = covariance @ ((line.T * weights) @ even) / noise**2
