@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.parameters import ParameterChecks
 from suffice.policy.protocol import go_on, suffices
 from suffice.types import Decision, Signals
 
-
-class Condition(NamedTuple):
-    field: str  # of Signals
-    holds: Callable[[Any, float], Any]  # compares a value, or a column, with the bound; false for NaN
-    bound: float
-    says: str  # with {value} and {bound}, for the operator
+# A field of Signals; what compares its value, or a column, with the bound (false for NaN); the bound; and a sentence
+# for the operator, with {value} and {bound}.
+Condition: TypeAlias = tuple[str, Callable[[Any, float], Any], float, str]
 
 
 class Conditions(ParameterChecks):
@@ -31,16 +28,18 @@ class Conditions(ParameterChecks):
     def conditions(self) -> Iterator[Condition]: ...
 
     def decide(self, s: Signals) -> Decision:
-        score, why = None, ""
+        if s.answer is None:
+            return go_on("no answer yet")
+        first, score = "", None
         for field, holds, bound, says in self.conditions():
             value = getattr(s, field)
-            if value is None or s.answer is None:
-                return go_on(f"no answer, or {field} is unknown", score)
-            text = says.format(value=value, bound=bound)
-            score, why = (float(value), text) if score is None else (score, why)
+            if value is None:
+                return go_on(f"unknown: {field}", score)
             if not holds(value, bound):
-                return go_on(text, score)
-        return suffices(why, score or 0.0)
+                return go_on(says.format(value=value, bound=bound), float(value) if score is None else score)
+            if score is None:
+                first, score = says.format(value=value, bound=bound), float(value)
+        return suffices(first, score or 0.0)
 
     def stops(self, columns: Columns) -> Stops:
         stop = answered(columns)

@@ -137,9 +137,9 @@ class Esc(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("stability",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("answer_streak", ge, self.window, "{value:.0f} of {bound:.0f} samples in a row agree")
+        yield "answer_streak", ge, self.window, "{value:.0f} of {bound:.0f} samples in a row agree"
         if not self.sliding:
-            yield Condition("step", _ends_window, self.window, "sample {value:.0f} of windows of {bound:.0f}")
+            yield "step", _ends_window, self.window, "sample {value:.0f} of windows of {bound:.0f}"
 
 
 @dataclass(frozen=True, slots=True)

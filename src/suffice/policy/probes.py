@@ -44,8 +44,8 @@ class Dynasor(Conditions):
 
     def conditions(self) -> Iterator[Condition]:
         agreeing = _AGREEING[self.effort]
-        yield Condition("answer_streak", ge, agreeing, "{value:.0f} of {bound:.0f} probes agree")
-        yield Condition("hedges", le, 0, "{value:.0f} hedges in the last step")
+        yield "answer_streak", ge, agreeing, "{value:.0f} of {bound:.0f} probes agree"
+        yield "hedges", le, 0, "{value:.0f} hedges in the last step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Deer(Conditions):
 
     def conditions(self) -> Iterator[Condition]:
         field = "confidence_mean" if self.mean == "arithmetic" else "confidence"
-        yield Condition(field, gt, self.threshold, "mean probability {value:.3f}, above {bound:g} required")
+        yield field, gt, self.threshold, "mean probability {value:.3f}, above {bound:g} required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ class Tasr(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("stability", "confidence")
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} rounds")
-        yield Condition("confidence_margin", self._exceeds, self.margin, "margin {value:.3f}, not above {bound:g}")
+        yield "answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} rounds"
+        yield "confidence_margin", self._exceeds, self.margin, "margin {value:.3f}, not above {bound:g}"
 
     def _exceeds(self, margin: Any, bound: float) -> Any:
         if not self.calibration:
@@ -180,10 +180,8 @@ class Eat(Conditions):
         return (need("closing", alpha=self.alpha),)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("entropy_emv", lt, self.delta, "variance of the entropy {value:.2g}, below {bound:g} required")
-        yield Condition(
-            "step", ge, self.warm_up_steps or ceil(4 / self.alpha), "step {value:.0f} of {bound:.0f} to warm up"
-        )
+        yield "entropy_emv", lt, self.delta, "variance of the entropy {value:.2g}, below {bound:g} required"
+        yield "step", ge, self.warm_up_steps or ceil(4 / self.alpha), "step {value:.0f} of {bound:.0f} to warm up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ class HaltCot(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("entropy", lt, self.theta, "answer entropy {value:.3f} nats, below {bound:g} required")
+        yield "entropy", lt, self.theta, "answer entropy {value:.3f} nats, below {bound:g} required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,4 +224,4 @@ class SemanticDistance(Conditions):
         return (need("drafts", threshold=self.epsilon),)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("draft_patience", ge, self.patience, "draft still for {value:.0f} of {bound:.0f} rounds")
+        yield "draft_patience", ge, self.patience, "draft still for {value:.0f} of {bound:.0f} rounds"

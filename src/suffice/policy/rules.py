@@ -154,13 +154,15 @@ class StableAnswer(Conditions):
         return ("stability", *(("hedges",) if self.no_hedges else ()), *(("plan",) if self.min_share > 0 else ()))
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} steps")
-        yield Condition("step", ge, self.min_steps, "step {value:.0f}, no stop before step {bound:.0f}")
-        yield Condition("tokens_used", ge, self.min_tokens, "{value:.0f} tokens used, no stop before {bound:.0f}")
+        yield "answer_streak", ge, self.streak, "same answer for {value:.0f} of {bound:.0f} steps"
+        if self.min_steps:
+            yield "step", ge, self.min_steps, "step {value:.0f}, no stop before step {bound:.0f}"
+        if self.min_tokens:
+            yield "tokens_used", ge, self.min_tokens, "{value:.0f} tokens used, no stop before {bound:.0f}"
         if self.min_share > 0:
-            yield Condition("step_share", ge, self.min_share, "{value:.3f} of the planned steps, {bound:g} required")
+            yield "step_share", ge, self.min_share, "{value:.3f} of the planned steps, {bound:g} required"
         if self.no_hedges:
-            yield Condition("hedges", le, 0, "{value:.0f} hedges in the last step")
+            yield "hedges", le, 0, "{value:.0f} hedges in the last step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,11 @@ class ConfidenceThreshold(Conditions):
         return ("confidence", "stability") if self.patience > 1 else ("confidence",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("confidence", ge, self.threshold, "confidence {value:.3f}, {bound:g} required")
+        yield "confidence", ge, self.threshold, "confidence {value:.3f}, {bound:g} required"
         if self.min_mass > 0:
-            yield Condition("mass", ge, self.min_mass, "mass on the answers is {value:.3f}, {bound:g} required")
+            yield "mass", ge, self.min_mass, "mass on the answers is {value:.3f}, {bound:g} required"
         if self.patience > 1:
-            yield Condition("answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps")
+            yield "answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,6 @@ class StatedConfidence(Conditions):
         return ("said", "stability") if self.patience > 1 else ("said",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition("stated_confidence", ge, self.threshold, "stated confidence {value:.3f}, {bound:g} required")
+        yield "stated_confidence", ge, self.threshold, "stated confidence {value:.3f}, {bound:g} required"
         if self.patience > 1:
-            yield Condition("answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps")
+            yield "answer_streak", ge, self.patience, "same answer for {value:.0f} of {bound:.0f} steps"

@@ -36,9 +36,7 @@ class ThinkBrake(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("end-of-thought",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition(
-            "end_margin", le, self.threshold, "{value:.3f} nats to the end of thought, at most {bound:g} stop"
-        )
+        yield "end_margin", le, self.threshold, "{value:.3f} nats to the end of thought, at most {bound:g} stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +54,7 @@ class Redundant(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("loops",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition(
-            "known_words", ge, self.threshold, "{value:.3f} of the step's words are known, {bound:g} required"
-        )
+        yield "known_words", ge, self.threshold, "{value:.3f} of the step's words are known, {bound:g} required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +73,8 @@ class ConfidentSample(Conditions):
     needs: ClassVar[tuple[str, ...]] = ("wording",)
 
     def conditions(self) -> Iterator[Condition]:
-        yield Condition(
-            "step_logprob", ge, log(self.threshold), "mean log-probability {value:.3f}, {bound:.3f} required"
-        )
-        yield Condition("step", le, 1, "sample {value:.0f}; only the first one is judged alone")
+        yield "step_logprob", ge, log(self.threshold), "mean log-probability {value:.3f}, {bound:.3f} required"
+        yield "step", le, 1, "sample {value:.0f}; only the first one is judged alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +99,4 @@ class TextPatternRule(Conditions):
 
     def conditions(self) -> Iterator[Condition]:
         code = pattern_code(encode_pattern(self.pattern))
-        yield Condition("pattern_code", eq, code, "whether the pattern is in the step's text")
+        yield "pattern_code", eq, code, "whether the pattern is in the step's text"
