@@ -85,16 +85,19 @@ class SatisfactionFloor:
         return f"{why}: {self._sentence}"
 
     def _rise(self, level: int, held: Mapping[str, int], n_lost: _LostAudits) -> str:
-        """Raise what is proved to be rated above the floor to its estimated level, at most to twice its present one."""
+        """Raise what is proved to be rated above the floor half of the way to its estimated level.
+
+        The estimate is made when ratings happen to look good, so the whole way would often be too far.
+        """
         pooled, ceiling, classes = self.ratings.test, self.ceiling, dict(self.classes)
         if pooled is not None and pooled.may_rise and ceiling == level:
             most = min(n_lost.n_levels - 1, 2 * level)
-            ceiling = pooled.satisfactory_level(n_lost.pooled, served=level, most=most)
-        for name, most in self.classes.items():
+            ceiling = _halfway(level, pooled.satisfactory_level(n_lost.pooled, served=level, most=most))
+        for name, now in self.classes.items():
             test = self.ratings.by_class.get(name)
-            if test is not None and test.may_rise and held.get(name, level) == most:
-                highest = min(level, 2 * most)
-                classes[name] = test.satisfactory_level(n_lost.of(name), served=most, most=highest)
+            if test is not None and test.may_rise and held.get(name, level) == now:
+                highest = min(level, 2 * now)
+                classes[name] = _halfway(now, test.satisfactory_level(n_lost.of(name), served=now, most=highest))
         if (ceiling, classes) == (self.ceiling, self.classes):
             return ""
         self._set(ceiling, classes)
@@ -109,6 +112,10 @@ class SatisfactionFloor:
         moved = {name for name, to in classes.items() if self.classes.get(name) != to}
         self.ratings.restart(moved if ceiling == self.ceiling else None)
         self.ceiling, self.classes = ceiling, classes
+
+
+def _halfway(now: int, estimate: int) -> int:
+    return max(now, (now + estimate + 1) // 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
