@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from suffice.control.evidence.versions import fit_audited_version
 from suffice.control.loop import learned
 from suffice.control.loop.epoch import EpochState
 from suffice.settings import Rollout, Route
@@ -27,13 +28,13 @@ N_REQUESTS = 900
 
 def levels_at_fits(route: Route, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The level that is active at each fit of the loop over some requests, from a cold start."""
-    fitted, levels = learned.fit_audited_version, list[int]()
+    levels = list[int]()
     told = story(route, held=began(route, promise=route.promise))
     state: EpochState = told.loop.state
 
     def fit(*arguments: Any, **options: Any) -> Any:
         levels.append(state.certifier.level)
-        return fitted(*arguments, **options)
+        return fit_audited_version(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(learned, "fit_audited_version", fit)
