@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.episode.vote import count_votes, deciding_sample
+from suffice.learn.audits import AuditRuns
+from suffice.learn.features import DENSE, FeatureSelection
 from suffice.types import Outcome
 from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 
 SEED = 100
+ANSWERS = FeatureSelection(DENSE["samples"], ())
 BETA = {"policy": "beta"}  # at its published 0.95 the earliest stop is after four equal answers
 
 
@@ -248,6 +252,19 @@ async def test_without_a_seed_none_is_made_up(serve: Serve) -> None:
         for call in g.fake.completions:
             assert "seed" not in call.body
             assert (call.body["temperature"], call.body["top_p"]) == (0.7, 0.9)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+async def test_an_audit_counts_in_other_orders_unless_its_client_chose_a_seed(serve: Serve, seed: int | None) -> None:
+    def rows(of: Sequence[Audit], counts: Verdicts) -> AuditRuns:
+        return audits_to_rows(of, chosen=ANSWERS, match=lambda answer, gold: answer == gold, wave=4, counts=counts)
+
+    async with serve(Samples(("4", "5", "6")), route=observing(3)) as g:
+        await g.ask(chat() if seed is None else chat(seed=seed))
+        episode = await g.episode()
+        assert episode.request.seeded is (seed is not None)
+        audit = Audit(seq=1, at=1, ended_at_s=0.0, episode=episode)
+        assert (rows_in_all_orders([audit], {}, rows).orders is None) is (seed is not None)
 
 
 @pytest.mark.parametrize("asked", [True, False])
