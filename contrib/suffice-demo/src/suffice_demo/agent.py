@@ -24,13 +24,14 @@ from suffice_testing.world import Profile, Question, World
 
 ROUTE: Final = "parts"
 CLASSES: Final = ("number", "which")
-EASY: Final = Profile(p_first=0.6, finish_tokens=12)
+EASY: Final = Profile(p_first=0.6, line_tokens=20, finish_tokens=12, token_s=0.004)  # a stop must outrun the model
 EACH: Final = 100  # requests of a line
-AT_ONCE: Final = 8
+AT_ONCE: Final = 16
+N_STEPS: Final = 7
+N_FULL: Final = 200  # first requests, all in full, with which later ones are compared
 PAUSE_S: Final = 1.2  # after each line: the control loop reads on, and the gateway follows within a second
 MAX_EM_DROP: Final = 0.08
 BAR: Final = 20  # characters
-FULL_TOKENS: Final = 51.0  # of a full run of the fake: eight steps of six tokens and its answer
 
 SETTINGS: Final = """\
 [upstreams.fake]
@@ -79,9 +80,9 @@ ACTS: Final = (
         changes={"which": {"p_turn": 0.12, "p_first": 0.2}},
     ),
     Act(
-        title="stopping becomes dear: the answer after a stop takes 80 tokens instead of 12",
+        title="stopping becomes dear: the answer after a stop takes 200 tokens instead of 12",
         n_requests=1_000,
-        changes={name: {"finish_tokens": 80} for name in CLASSES},
+        changes={name: {"finish_tokens": 200} for name in CLASSES},
     ),
     Act(
         title="easier again",
@@ -96,6 +97,7 @@ class Asked:
     question: Question
     answer: str
     stopped: bool
+    full_tokens: int  # without probes
     tokens: int
 
     @property
@@ -115,6 +117,11 @@ class _Show:
     @property
     def held(self) -> RouteDeployment:
         return self._decided.of(ROUTE)
+
+    def saving(self, asked: Sequence[Asked]) -> float:
+        """The part of the tokens saved, probes and audits counted, against the full runs at the beginning."""
+        full = [one.full_tokens for one in self.asked[:N_FULL] if not one.stopped]
+        return 1 - sum(one.tokens for one in asked) / (sum(full) / len(full) * len(asked))
 
     async def play(self, act: Act, session: aiohttp.ClientSession) -> None:
         self.console.print(f"\n[bold]{act.title}[/bold]", highlight=False)
@@ -141,6 +148,7 @@ class _Show:
             question=question,
             answer=text.split()[-1],
             stopped=bool(told.get("stopped")),
+            full_tokens=read["usage"]["completion_tokens"],
             tokens=read["usage"]["completion_tokens"] + told.get("probe_tokens", 0),
         )
 
@@ -150,7 +158,7 @@ class _Show:
             self.console.print(f"  • {sentence}", highlight=False, soft_wrap=True)
 
     def _line(self, batch: Sequence[Asked]) -> str:
-        saved = 1 - sum(one.tokens for one in batch) / (FULL_TOKENS * len(batch))
+        saved = self.saving(batch)
         parts = [f"{len(self.asked):5,}", f"saved {_bar(saved)} {saved:5.0%}"]
         for name in CLASSES:
             mine = [one for one in batch if one.question.query_class == name]
@@ -183,7 +191,7 @@ def _news(before: RouteDeployment, now: RouteDeployment) -> Iterator[str]:
 
 async def show_agent(console: Console, folder: Path) -> int:
     """Run all acts, with `agent.toml` and `agent.db` in `folder`; return 1 if the EM budget was not kept."""
-    world = World(seed=11, profiles=dict.fromkeys(CLASSES, EASY))
+    world = World(seed=11, n_steps=N_STEPS, profiles=dict.fromkeys(CLASSES, EASY))
     database, file = folder / "agent.db", folder / "agent.toml"
     database.unlink(missing_ok=True)
     async with FakeUpstream(world) as fake:
@@ -201,7 +209,7 @@ async def show_agent(console: Console, folder: Path) -> int:
 def _report(console: Console, show: _Show) -> int:
     asked = show.asked
     lost = sum(one.lost for one in asked) / len(asked)
-    saved = 1 - sum(one.tokens for one in asked) / (FULL_TOKENS * len(asked))
+    saved = show.saving(asked)
     console.print("\n[bold]what the audit log says about every change[/bold]", highlight=False)
     with open_reader(show.database) as log:
         for entry in read_latest_rows(log, 200, route=ROUTE):
