@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from rich.console import Console
@@ -28,6 +28,7 @@ EASY: Final = Profile(p_first=0.6, line_tokens=20, finish_tokens=12, token_s=0.0
 EACH: Final = 100  # requests of a line
 AT_ONCE: Final = 16
 N_STEPS: Final = 7
+PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "soft_wrap": True}
 N_FULL: Final = 200  # first requests, all in full, with which later ones are compared
 PAUSE_S: Final = 1.2  # after each line: the control loop reads on, and the gateway follows within a second
 MAX_EM_DROP: Final = 0.08
@@ -124,7 +125,7 @@ class _Show:
         return 1 - sum(one.tokens for one in asked) / (sum(full) / len(full) * len(asked))
 
     async def play(self, act: Act, session: aiohttp.ClientSession) -> None:
-        self.console.print(f"\n[bold]{act.title}[/bold]", highlight=False)
+        self.console.print(f"\n{act.title}", style="bold", **PLAIN)
         for name, changes in act.changes.items():
             self.world.change(name, **changes)
         for _ in range(act.n_requests // EACH):
@@ -133,7 +134,7 @@ class _Show:
             self.asked += batch
             await asyncio.sleep(PAUSE_S)
             self._read()
-            self.console.print(self._line(batch), highlight=False, soft_wrap=True)
+            self.console.print(self._line(batch), **PLAIN)
 
     async def _ask(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore) -> Asked:
         question = self.world.ask()
@@ -155,7 +156,7 @@ class _Show:
     def _read(self) -> None:
         before, self._decided = self.held, read_decided(self.database, self._decided)
         for sentence in _news(before, self.held):
-            self.console.print(f"  • {sentence}", highlight=False, soft_wrap=True)
+            self.console.print(f"  • {sentence}", **PLAIN)
 
     def _line(self, batch: Sequence[Asked]) -> str:
         saved = self.saving(batch)
@@ -197,9 +198,9 @@ async def show_agent(console: Console, folder: Path) -> int:
     async with FakeUpstream(world) as fake:
         settings = {"url": fake.url, "route": ROUTE, "max_em_drop": MAX_EM_DROP, "database": database}
         file.write_text(SETTINGS.format_map(settings), "utf-8")
-        console.print(file.read_text("utf-8"), highlight=False, soft_wrap=True)
+        console.print(file.read_text("utf-8"), **PLAIN)
         async with serve_in_loop(load_settings(file), worker_after_s=0.0) as url, aiohttp.ClientSession() as session:
-            console.print(f"the console, while this runs: {url}/console", highlight=False)
+            console.print(f"the console, while this runs: {url}/console", **PLAIN)
             show = _Show(console, url, world, database)
             for act in ACTS:
                 await show.play(act, session)
@@ -210,12 +211,12 @@ def _report(console: Console, show: _Show) -> int:
     asked = show.asked
     lost = sum(one.lost for one in asked) / len(asked)
     saved = show.saving(asked)
-    console.print("\n[bold]what the audit log says about every change[/bold]", highlight=False)
+    console.print("\nwhat the audit log says about every change", style="bold", **PLAIN)
     with open_reader(show.database) as log:
         for entry in read_latest_rows(log, 200, route=ROUTE):
             if entry.kind in ("agent_planned", "alarm_raised", "epoch_began", "policy_published"):
-                console.print(f"{entry.kind}: {entry.after}; {entry.why}", highlight=False, soft_wrap=True)
+                console.print(f"{entry.kind}: {entry.after}; {entry.why}", **PLAIN)
     console.print(
-        f"\n{len(asked):,} requests: {saved:.0%} of the tokens saved, EM drop {100 * lost:+.2f} points", highlight=False
+        f"\n{len(asked):,} requests: {saved:.0%} of the tokens saved, EM drop {100 * lost:+.2f} points", **PLAIN
     )
     return int(lost > MAX_EM_DROP)
