@@ -66,7 +66,7 @@ def describe_plan(plan: AgentPlan) -> Iterator[tuple[str, str]]:
         name, _, what = describe_class_plan(one).partition(": ")
         yield f"class {name}" if one.query_class else "agent", what
     yield "token price", f"a mean full run's tokens are worth {100 * plan.token_price:.2g} points of EM"
-    for name, regret in (("against doing nothing", plan.idle), ("against the best fixed action", plan.best_fixed)):
+    for name, regret in (("over doing nothing", plan.idle), ("over the best fixed", plan.best_fixed)):
         if regret is not None:
             yield name, describe_regret(regret)
 
