@@ -56,3 +56,20 @@ def test_more_tokens_than_the_full_run_raise_an_alert_of_their_own() -> None:
     guard = watched(saving=0.05)
     kinds = {event.change for _ in range(300) for event in guard.add_run(0, 1, 1.5)}
     assert "costs_more" in kinds
+
+
+def test_what_audits_find_cheap_and_served_runs_dear_alternates_ever_less() -> None:
+    guard, rng = watched(), np.random.default_rng(7)
+    returns = []
+    for i in range(20_000):
+        cost = (
+            0.5 if guard.inactive[0, 1] and i % 10 == 0 else 1.3
+        )  # audits replay a stop that comes too late when served
+        if guard.inactive[0, 1] and i % 10:
+            continue
+        guard.activate(0, 1, 0.5)
+        returns += [
+            i for event in guard.add_run(0, 1, cost * rng.lognormal(-0.02, 0.2)) if event.change == "pays_again"
+        ]
+    assert len(returns) <= 6
+    assert returns[1] - returns[0] < returns[-1] - returns[-2]

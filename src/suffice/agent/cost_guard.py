@@ -22,6 +22,7 @@ CostChange = Literal["stops_paying", "costs_more", "pays_again"]
 BETS: Final = np.array((0.15, 0.35, 0.7))  # parts of the largest bet that cannot lose everything
 THRESHOLD: Final = 20_000.0  # runs to a false alarm
 RECOVERY: Final = 20.0  # runs to a false return, at exactly half of the promised saving
+REST: Final = 25  # runs before a second return is considered; four times as many before each later one
 _MOST: Final = 1e12  # keeps sums finite
 
 
@@ -40,6 +41,8 @@ class CostGuard:
         self.promised = np.full((n_classes, n_settings), np.nan)
         self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
         self.is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
+        self._n_returns = np.zeros((n_classes, n_settings), dtype=np.int64)
+        self._rest = np.zeros((n_classes, n_settings))  # runs until a return is considered
         self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
 
     def activate(self, c: int, setting: int, saving: float) -> None:
@@ -60,13 +63,23 @@ class CostGuard:
         if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
             changes.append("stops_paying")
             self.inactive[c, setting] = True
+        elif self._rest[c, setting] > 0:
+            self._rest[c, setting] -= 1
         elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
             changes.append("pays_again")
             self.inactive[c, setting], self.promised[c, setting] = False, np.nan
             self.is_dear[c, setting], saves[:] = False, 0
         if changes and changes[-1] != "costs_more":
             paying[:] = recovered[:] = 0
+            self._note_change(c, setting, changes[-1])
         return [CostEvent(change=change, query_class=c, setting=setting, promised=promised) for change in changes]
+
+    def _note_change(self, c: int, setting: int, change: CostChange) -> None:
+        """What audits find cheap may be dear when served, so each return is harder than the last."""
+        if change == "pays_again":
+            self._n_returns[c, setting] += 1
+        elif self._n_returns[c, setting]:
+            self._rest[c, setting] = REST * 4.0 ** (self._n_returns[c, setting] - 1)
 
 
 def _bet(sums: np.ndarray, gain: float, largest_loss: float) -> float:
