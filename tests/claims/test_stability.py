@@ -33,5 +33,5 @@ def test_levels_stay_where_they_are_while_nothing_changes(monkeypatch: pytest.Mo
     assert n_restless() <= 1
     monkeypatch.setattr(drift, "THRESHOLD", 200.0)
     monkeypatch.setattr(certifier, "hold_level", lambda *_: None)
-    monkeypatch.setattr(Swings, "moderate", lambda _, _active, certified, _now: certified)
+    monkeypatch.setattr(Swings, "moderate", lambda _, certified, _now: certified)
     assert n_restless() >= 3, "and as they were before, they do not"

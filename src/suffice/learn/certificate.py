@@ -77,19 +77,20 @@ def hold_level(active: int, earlier: Certificate, claims: Sequence[Certificate])
 
 @dataclass(slots=True)
 class Swings:
-    """Moderates rises of the level. A fall is never delayed."""
+    """Moderates rises of the level, whatever a forecast caps it to. A fall is never delayed."""
 
     last_at: float = -inf  # request of the latest change of more than SWING levels
+    level: int = 0  # the last moderated one
 
-    def moderate(self, active: int, certified: int, now: float) -> int:
+    def moderate(self, certified: int, now: float) -> int:
         """The level to activate: soon after a swing it rises by SWING at most."""
-        if abs(certified - active) <= SWING:
-            return certified
-        if certified > active and now < self.last_at + CALM:
-            return active + SWING
-        self.last_at = now
+        if certified > self.level + SWING and now < self.last_at + CALM:
+            certified = self.level + SWING
+        elif abs(certified - self.level) > SWING:
+            self.last_at = now
+        self.level = certified
         return certified
 
-    def delays(self, active: int, other: int, now: float) -> bool:
+    def delays(self, other: int, now: float) -> bool:
         """Whether a refit would lower the level by a swing too soon after another one."""
-        return other < active - SWING and now < self.last_at + CALM
+        return other < self.level - SWING and now < self.last_at + CALM

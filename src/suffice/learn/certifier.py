@@ -480,10 +480,10 @@ class Certifier:
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=wanted)
         claims = [self._certified_until(ends, until, window) for until in sorted({self.now - age, self.now})]
         best, last = best_claim(claims), self.certificate
-        if last is None or best.level >= self.level or self.plan.promise != "certified":
+        if last is None or best.level >= self._swings.level or self.plan.promise != "certified":
             return best
         # A later audit does not take back what was true of the requests up to the last pass.
-        return hold_level(self.level, self._certified_until(ends, last.until, best.window), claims) or best
+        return hold_level(self._swings.level, self._certified_until(ends, last.until, best.window), claims) or best
 
     def _certified_until(self, ends: LevelEnds, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
@@ -520,7 +520,7 @@ class Certifier:
         """Whether another version's certified level saves more, and does not lower the level again so soon."""
         ours = self._epoch.ends
         now, then = self._certificate(ours), self._certificate(ends)
-        if self._swings.delays(self.level, then.allowed, self.now):
+        if self._swings.delays(then.allowed, self.now):
             return False
         saves = self._saved(ends.rows, then.inside, then.allowed) / max(1, then.inside.sum())
         return bool(saves > self._saved(ours.rows, now.inside, now.allowed) / max(1, now.inside.sum()))
@@ -537,7 +537,7 @@ class Certifier:
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
         else:
-            self.level = self._swings.moderate(before, level, self.now)
+            self.level = self._swings.moderate(level, self.now)
         if self.cap is not None:
             self.level = min(self.level, self.cap)
         if self.level and epoch.watch is None and inside.any():
