@@ -31,7 +31,7 @@ class AgentBounds:
     max_em_drop: float = 0.02  # fraction
     token_price: float | None = None  # EM that a mean full run's tokens are worth; None: the dual of the EM budget
     latency_price: float = 0.0  # EM that a second is worth
-    half_life: float = 3_000.0  # requests of a class after which an observation counts half
+    half_lives: tuple[float, float] = (500.0, 3_000.0)  # requests of a class after which a cost or loss counts half
     choice: ChoiceBounds = field(default_factory=ChoiceBounds)
 
 
@@ -75,7 +75,7 @@ class Agent:
         """Forget what is known of the levels, because those of another version are in use from now on."""
         self.shape = (*self.shape[:2], n_levels)
         prior_loss = self.bounds.max_em_drop / 2
-        self.values = ActionValues(*self.shape, half_life=self.bounds.half_life, prior_loss=prior_loss)
+        self.values = ActionValues(*self.shape, half_lives=self.bounds.half_lives, prior_loss=prior_loss)
         # the highest: no limit below what is proved
         self._levels: Ints = np.full(self.shape[:2], n_levels - 1)
         self._served: Ints = np.zeros(self.shape[:2], dtype=np.int64)  # as chosen at the last look
@@ -90,12 +90,22 @@ class Agent:
         if cost is not None:
             self._watch(c, setting, cost)
 
-    def add_audit(self, c: int, setting: int, *, full_tokens: float, tokens: Floats, is_watched: bool = True) -> None:
+    def add_audit(
+        self,
+        c: int,
+        setting: int,
+        *,
+        full_tokens: float,
+        tokens: Floats,
+        n_requests: float = 1.0,
+        is_watched: bool = True,
+    ) -> None:
         """Add an audit: its full run, and what each level would have used, shape (levels,).
 
+        n_requests  of the class since the last one that was added
         is_watched  False: a stop's answer was not generated, so these tokens do not tell whether stopping pays
         """
-        self.values.age(c)
+        self.values.age(c, n_requests)
         self.values.add_full(c, full_tokens)
         cost, level = self.values.add_audit(c, setting, tokens), self._served[c, setting]
         if is_watched and level:

@@ -21,16 +21,21 @@ PRIOR_AUDITS: Final = 50.0  # pseudo-audits behind the prior loss
 class ActionValues:
     """Costs of shape (classes, settings, levels) and losses of shape (classes, levels); level 0 is the full run."""
 
-    def __init__(self, n_classes: int, n_settings: int, n_levels: int, *, half_life: float, prior_loss: float) -> None:
-        self._decay, self._prior_loss = 0.5 ** (1 / half_life), prior_loss
+    def __init__(
+        self, n_classes: int, n_settings: int, n_levels: int, *, half_lives: tuple[float, float], prior_loss: float
+    ) -> None:
+        """half_lives: of costs and of losses, in requests of a class."""
+        self._half_lives, self._prior_loss = half_lives, prior_loss
         self._runs = np.zeros((4, n_classes, n_settings, n_levels))  # number, cost, its square, seconds
         self._losses = np.zeros((2, n_classes, n_levels))  # audits, EM drops
         self._full = np.zeros((2, n_classes))  # full runs, their tokens
 
-    def age(self, c: int) -> None:
-        """Let a request of the class pass: what is known of the class loses its part of a half-life."""
-        for sums in (self._runs, self._losses, self._full):
-            sums[:, c] *= self._decay
+    def age(self, c: int, n_requests: float = 1.0) -> None:
+        """Let requests of the class pass: what is known of the class loses its part of a half-life."""
+        costs, losses = (0.5 ** (n_requests / half_life) for half_life in self._half_lives)
+        self._runs[:, c] *= costs
+        self._full[:, c] *= costs
+        self._losses[:, c] *= losses
 
     def add_full(self, c: int, tokens: float) -> None:
         self._full[:, c] += (1, tokens)

@@ -64,6 +64,7 @@ class LiveAgent:
         self._full: tuple[float, float] = 0.0, 0.0  # full runs, and their tokens
         self._proven: list[int] = []
         self._events: list[tuple[int, CostEvent]] = []  # by request
+        self._added_at = [0] * MOST_CLASSES  # the request of the latest audit that was added again
         self._version = -1  # of the certifier, whose levels are known
         self._costs: list[AuditCosts] = []  # of the certifier's audits, in its order
         self._unjudged: list[AuditCosts] = []
@@ -105,6 +106,7 @@ class LiveAgent:
 
     def _relearn(self, n_levels: int) -> None:
         self.agent.relearn(n_levels)
+        self._added_at = [0] * MOST_CLASSES
         self._regret = RegretLog(len(self.settings), n_levels)
         self.choice = None
 
@@ -140,8 +142,16 @@ class LiveAgent:
         if setting is None or (arm or "").startswith("wave="):  # costs are replayed with the route's own wave
             return
         is_watched = not again and (answer is not None or not needs)
-        self.agent.add_audit(c, setting, full_tokens=costs.full_tokens, tokens=tokens, is_watched=is_watched)
+        n_requests = self._n_passed(c, costs.audit.at) if again else 1.0
+        self.agent.add_audit(
+            c, setting, full_tokens=costs.full_tokens, tokens=tokens, n_requests=n_requests, is_watched=is_watched
+        )
         self._full = self._full[0] + 1, self._full[1] + costs.full_tokens
+
+    def _n_passed(self, c: int, at: int) -> float:
+        """About how many requests of the class came since its audit before."""
+        before, self._added_at[c] = self._added_at[c], at
+        return max(1.0, (at - before) * float(self._n_runs[c] / self._n_runs.sum())) if before else 1.0
 
     def add_losses(self, costs: AuditCosts, z: Floats) -> None:
         """Add the EM drop of an audit at each level, once it counts: +1, 0 or -1, shape (levels,)."""
