@@ -82,9 +82,10 @@ def verifier_score(runs: Runs) -> Floats | None:
         score = columns["top_votes"] / np.maximum(columns["n_votes"], 1.0)
     else:
         recorded = (columns[name] for name in _SCORES if name in columns)
-        score = next((column for column in recorded if not np.isnan(column).all()), None)
-        if score is None:
+        known_scores = [column for column in recorded if not np.isnan(column).all()]
+        if not known_scores:
             return None
+        score = known_scores[0]
     known = np.where(np.isnan(score), 0, np.arange(len(score)))
     first = np.repeat(runs.starts[:-1], runs.n_steps)
     latest = np.maximum.accumulate(np.maximum(known, first))
@@ -126,7 +127,7 @@ def build_test() -> Any:
     class ByStep(EValuator):  # type: ignore[misc, unused-ignore]
         def _compute_e_vals_for_variant(self, df: Any, which: str) -> Floats:
             if which != "split":
-                return super()._compute_e_vals_for_variant(df, which)
+                return np.asarray(super()._compute_e_vals_for_variant(df, which))
             steps, values = df[self.step_col].to_numpy(), np.full(len(df), np.nan)
             series = df["judge_probability_series"].to_numpy()
             for step, model in self.step_models_split.items():
@@ -137,7 +138,7 @@ def build_test() -> Any:
                     base = self.step_base_probs_split[step]
                     values[at] = p0 / p1 * (base["p1"] / base["p0"])
             kept = df.assign(e_value=values).groupby(self.problem_col, sort=False)["e_value"].ffill()
-            return kept.fillna(1.0).to_numpy()
+            return np.asarray(kept.fillna(1.0).to_numpy())
 
     return ByStep
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
 
+from bench.claims.results import ROOT
 from bench.page.cells import BUDGETS
 from bench.page.found import DASH, GAP, NOT_RUN, Found, Streams, name_budget, percent, points, table
 from bench.page.papers import CLAIMS, Claim
 from bench.page.sets import SOURCES
-from bench.page.store import ROOT, Line
+from bench.page.store import Line
 from bench.page.study import MARGINS, PUBLISHED
 from bench.page.verdicts import sentences
 

@@ -151,7 +151,8 @@ def judge(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, s
 def judge_loops(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, seed: int) -> dict[str, Outcomes]:
     """Judge the loop of five rounds, and the one that ends where the model says so, on the same questions."""
     five = judge(fit, judged, max_em_drop, seed)
-    done = judge(*(list(map(end_where_done, rows)) for rows in (fit, judged)), max_em_drop, seed)
+    fit_done, judged_done = (list(map(end_where_done, rows)) for rows in (fit, judged))
+    done = judge(fit_done, judged_done, max_em_drop, seed)
     outcomes = {FULL: five.pop(WHOLE), DONE: done[WHOLE], **five}
     return outcomes | {f"{name}, {IN_DONE}": one for name, one in done.items() if name.startswith((OURS, "published"))}
 
@@ -250,8 +251,8 @@ def describe(name: str, rows: Sequence[RunRow], asked: argparse.Namespace) -> It
         return
     for label, price in PRICES.items():
         yield f"\n### {label}\n"
-        both = ([bill(row, price) for row in half] for half in (fit, judged))
-        outcomes = judge_loops(*both, asked.max_em_drop, asked.seed)
+        fit_billed, judged_billed = ([bill(row, price) for row in half] for half in (fit, judged))
+        outcomes = judge_loops(fit_billed, judged_billed, asked.max_em_drop, asked.seed)
         yield from table(outcomes, asked.seed)
         if asked.online:
             billed = [bill(row, price) for row in rows]
