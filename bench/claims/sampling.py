@@ -39,6 +39,7 @@ from suffice.episode.ledger import Ledger
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import KeyLimits
 from suffice.gateway.context import GatewayState, LogSampler
+from suffice.gateway.load_control import LoadControl
 from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
@@ -327,6 +328,7 @@ def _settings(database: Path, rate: float) -> Settings:
 def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> GatewayState:
     """As much of a gateway as keeps books."""
     parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "clients": SimpleNamespace(limits=KeyLimits())}
+    parts["deployment"] = SimpleNamespace(load=LoadControl())
     return cast(GatewayState, SimpleNamespace(**parts, monotonic_s=now, wall_s=now))
 
 

@@ -169,7 +169,8 @@ class BuiltRoute:
     def reads(self, fold: str) -> bool:
         """Return whether the policy or the proposer asks for this signal."""
         proposers = () if self.proposer is None else self.proposer.needs
-        return any(need.partition("(")[0] == fold for need in (*self.policy.needs, *proposers))
+        needs = getattr(self.policy, "needs", ())  # a broken policy fails where it decides
+        return any(need.partition("(")[0] == fold for need in (*needs, *proposers))
 
     @property
     def may_probe(self) -> bool:
