@@ -136,7 +136,9 @@ class LiveAgent:
             self._finish[:, c] = FORGET * self._finish[:, c] + (1, answer - _answer_tokens(outcome))
         if needs:
             n, more = self._finish[:, c].tolist()
-            excess = answer - _answer_tokens(outcome) if answer is not None else more / n if n else 0.0
+            excess = more / n if n else 0.0
+            if answer is not None and not again:  # what a finish cost long ago says nothing of today's
+                excess = answer - _answer_tokens(outcome)
             tokens = tokens + excess * costs.stops
         setting = 0 if arm is None else self._place(arm)
         if setting is None or (arm or "").startswith("wave="):  # costs are replayed with the route's own wave
