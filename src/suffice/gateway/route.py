@@ -23,8 +23,8 @@ from suffice.policy.rules import Never
 from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
-from suffice.rollout.assign import keyed, point_of
-from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, with_arm
+from suffice.rollout.assign import keyed
+from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, draw_by_odds, with_arm
 from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
@@ -374,21 +374,16 @@ class Variants:
 
     def _with_plan(self, route: BuiltRoute, plan: ClassPlan, unit: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """Draw the settings and the level that the agent planned. Audits draw, too: they stand for what is served."""
-        point, drawn = point_of(unit, salt=f"{self.salt}/agent/{route.name}", purpose=b"agent-draw"), plan.draws[-1]
-        for one in plan.draws:
-            if point < one.share:
-                drawn = one
-                break
-            point -= one.share
-        settings = route.settings if drawn.settings == FULL else with_settings(route.settings, drawn.settings)
-        draw = ArmDraw(
+        draw = draw_by_odds(
+            {one.settings: one.share for one in plan.draws},
+            unit,
             experiment=AGENT,
             run=route.active.n_plans,
-            arm=drawn.settings,
-            propensity=drawn.share,
-            others=tuple((one.settings, one.share) for one in plan.draws if one is not drawn),
-            unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
+            assignment=f"agent/{route.name}",
+            salt=self.salt,
         )
+        drawn = next(one for one in plan.draws if one.settings == draw.arm)
+        settings = route.settings if drawn.settings == FULL else with_settings(route.settings, drawn.settings)
         return replace(route, settings=settings, ceiling=lowest(route.ceiling, drawn.ceiling), plan=None), (draw,)
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:

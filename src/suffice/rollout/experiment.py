@@ -111,7 +111,15 @@ def slot_of(unit: str, *, layer: str, salt: str) -> int:
 
 def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
     """Assign the arm of a participating unit. An experiment that is started again assigns anew."""
-    odds, own_salt = one.odds(), f"{salt}/experiment/{one.layer}/{one.name}/{one.run}"
+    assignment = f"experiment/{one.layer}/{one.name}/{one.run}"
+    return draw_by_odds(one.odds(), unit, experiment=one.name, run=one.run, assignment=assignment, salt=salt)
+
+
+def draw_by_odds(
+    odds: Mapping[str, float], unit: str, *, experiment: str, run: int, assignment: str, salt: str
+) -> ArmDraw:
+    """Draw one of the arms. Draws of different assignments are independent."""
+    own_salt = f"{salt}/{assignment}"
     # By the arm's name, not its position: an added arm moves units into itself only.
     race = {
         name: -log(1.0 - point_of(f"{name}/{unit}", salt=own_salt, purpose=b"arm")) / share
@@ -120,8 +128,8 @@ def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
     }
     arm = min(race, key=race.__getitem__)
     return ArmDraw(
-        experiment=one.name,
-        run=one.run,
+        experiment=experiment,
+        run=run,
         arm=arm,
         propensity=odds[arm],
         others=tuple((name, share) for name, share in odds.items() if name != arm),
