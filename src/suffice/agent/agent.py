@@ -42,21 +42,16 @@ class ClassChoice:
     best    place in `shares` of what seems best
     shares  P(draw) of the full run and of each setting, shape (1 + settings,)
     levels  level under each setting, shape (settings,)
-    value   expected reward of the shares above that of the full run, in EM
-    regret  expected loss of value through exploration, in EM
     """
 
     best: int
     shares: tuple[float, ...]
     levels: tuple[int, ...]
-    value: float
-    regret: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentChoice:
     classes: tuple[ClassChoice, ...]
-    token_price: float
     events: tuple[CostEvent, ...]  # since the last look
 
 
@@ -136,10 +131,9 @@ class Agent:
         for c, most in enumerate(proven):
             levels = self._choose_levels(c, value[c], error[c], min(most, n_levels - 1), price)
             at = np.arange(len(levels)), levels
-            full = float(value[c, 0, 0])
             stops = levels > 0
             choice = choose(
-                np.concatenate([[full], value[c][at]]),
+                np.concatenate([[value[c, 0, 0]], value[c][at]]),
                 np.concatenate([[0.0], error[c][at]]),
                 np.concatenate([[0.0], spread[c][at]]),
                 allowed=np.concatenate([[True], stops & ~self.guard.inactive[c]]),
@@ -156,14 +150,9 @@ class Agent:
                 shares = (0.0, *[1 / len(levels)] * len(levels))
             for setting in np.flatnonzero(stops * shares[1:]).tolist():
                 self.guard.activate(c, setting, float(1 - values.cost[c, setting, levels[setting]]))
-            gained = float(np.dot(shares[1:], value[c][at] - full))
-            classes.append(
-                ClassChoice(
-                    best=choice.best, shares=shares, levels=tuple(levels.tolist()), value=gained, regret=choice.regret
-                )
-            )
+            classes.append(ClassChoice(best=choice.best, shares=shares, levels=tuple(levels.tolist())))
         events, self._events = tuple(self._events), []
-        return AgentChoice(classes=tuple(classes), token_price=price, events=events)
+        return AgentChoice(classes=tuple(classes), events=events)
 
     def _choose_levels(self, c: int, value: Floats, error: Floats, most: int, price: float) -> Ints:
         """The best proved level under each setting; the highest, or the last one, unless another is clearly better.

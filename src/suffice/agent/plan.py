@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from suffice.settings import Route
-from suffice.types import AgentPlan, ClassPlan, Regret
+from suffice.types import AgentPlan, ClassPlan, PlannedDraw, Regret
 
 AGENT: Final = "agent"  # name of the experiment under which its draws are logged
 FULL: Final = "full"  # the arm that stops nothing
@@ -49,12 +49,15 @@ def with_settings(route: Route, name: str) -> Route:
     return route
 
 
+def describe_ceiling(draw: PlannedDraw) -> str:
+    return "up to the certified level" if draw.ceiling is None else f"up to level {draw.ceiling}"
+
+
 def describe_class_plan(plan: ClassPlan) -> str:
     """Say in one line what a class gets, such as "math: 92 % up to the certified level, 8 % growth=1.6 to level 12"."""
     parts = []
     for one in plan.draws:
-        level = "up to the certified level" if one.ceiling is None else f"up to level {one.ceiling}"
-        stops = "in full" if one.ceiling == 0 else f"{one.settings} {level}".strip()
+        stops = "in full" if one.ceiling == 0 else f"{one.settings} {describe_ceiling(one)}".strip()
         parts.append(stops if one.share == 1 else f"{100 * one.share:.0f} % {stops}")
     saves = f"saves {plan.saving:.0%}, loses {100 * plan.em_drop:.2f} points"
     return f"{plan.query_class or 'no class'}: {', '.join(parts)}; {saves}"

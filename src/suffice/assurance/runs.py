@@ -99,10 +99,9 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     would_cost = outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
     disagrees, drop = _compare(request, outcome, label, match) if full else (None, None)
     if outcome.usage is not None:
-        usage, overhead = outcome.usage, outcome.overhead
-        spent = usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
-        baseline = usage.completion_tokens + undrawn
-        would_spend = _would_spend(outcome, usage.completion_tokens) if finished else None
+        completion = outcome.usage.completion_tokens
+        spent, baseline = spent_tokens(outcome.usage, outcome.overhead), completion + undrawn
+        would_spend = _would_spend(outcome, completion) if finished else None
     return RunNumbers(
         group=request.question_key or f"episode {request.episode_id}",
         full=full,
@@ -125,6 +124,11 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         undrawn_usd=(alone_usd or 0.0) * (factor - 1),
         sampling_weight=weight_of(request, outcome),
     )
+
+
+def spent_tokens(usage: Usage, overhead: Overhead) -> int:
+    """Tokens generated for a run: delivered, in probes, and discarded."""
+    return usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
 
 
 def _would_spend(outcome: Outcome, delivered: int) -> int:

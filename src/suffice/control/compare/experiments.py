@@ -17,7 +17,7 @@ import numpy as np
 
 from suffice.assurance.label_propensity import covariates, label_weights, unexplained_group
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
-from suffice.assurance.runs import ENDED, Match, measure_run
+from suffice.assurance.runs import ENDED, Match, measure_run, spent_tokens
 from suffice.assurance.satisfaction import satisfaction_of_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
@@ -158,9 +158,7 @@ class _Units:
         """Yield each value of a run: its metric, its place in the log, the value, and the key that is capped."""
         outcome = item.episode.outcome
         if outcome.usage is not None:
-            overhead = outcome.overhead
-            spent = outcome.usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
-            yield TOKENS, item.seq, float(spent), None
+            yield TOKENS, item.seq, float(spent_tokens(outcome.usage, outcome.overhead)), None
         if outcome.end_reason in ENDED:
             yield LATENCY, item.seq, outcome.duration_s, None
         right = measure_run(item, match).correct if item.labels else None

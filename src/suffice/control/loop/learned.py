@@ -193,10 +193,9 @@ class LearnedEvidence(EvidenceSource):
         return draft
 
     def _serves(self, request: Request) -> bool:
-        """Whether the version in use served this request, as a run that a stop could end."""
+        """Whether the version in use served this request."""
         address = self._address()
-        served = request.policy_version.rpartition("@")[0] == address if address else request.certified
-        return served and request.mode == "enforce" and not request.audit and request.delivery == 1
+        return request.policy_version.rpartition("@")[0] == address if address else request.certified
 
     def _move_level(self) -> str:
         drawn_at = self.level or self.certifier.level

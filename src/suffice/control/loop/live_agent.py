@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import numpy as np
@@ -15,10 +16,9 @@ import numpy as np
 from suffice.agent.agent import Agent, AgentBounds, AgentChoice
 from suffice.agent.choice import ChoiceBounds
 from suffice.agent.cost_guard import CostEvent
-from suffice.agent.plan import AGENT, FULL, alternatives
+from suffice.agent.plan import AGENT, FULL, alternatives, describe_ceiling
 from suffice.agent.regret import RegretLog
-from suffice.assurance.runs import ENDED
-from suffice.assurance.sampling import weight_of
+from suffice.assurance.runs import ENDED, spent_tokens
 from suffice.control.evidence.audits import Audit
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier
@@ -67,7 +67,7 @@ class LiveAgent:
         self._added_at = [0] * MOST_CLASSES  # the request of the latest audit that was added again
         self._version = -1  # of the certifier, whose levels are known
         self._costs: list[AuditCosts] = []  # of the certifier's audits, in its order
-        self._unjudged: list[AuditCosts] = []
+        self._unjudged: list[int] = []  # places of those whose outcomes do not count yet
 
     # ---- evidence --------------------------------------------------------------------------------
 
@@ -76,33 +76,29 @@ class LiveAgent:
         outcomes = certifier.outcomes()
         if outcomes is None:
             return
-        is_new = certifier.version != self._version
-        if is_new:
-            self._version, self._costs, self._unjudged = certifier.version, [], []
+        n_known = 0
+        if certifier.version != self._version:
+            n_known, self._version = len(self._costs), certifier.version
+            self._costs, self._unjudged = [], []
             self._relearn(certifier.n_levels)
         first = len(self._costs)
         replayed = certifier.replayed_costs(first)
         if replayed is not None:
-            for audit, tokens, stops, full in zip(audits[first:], *replayed, strict=False):
+            for place, audit, tokens, stops, full in zip(count(first), audits[first:], *replayed, strict=False):
                 costs = AuditCosts(audit=audit, full_tokens=float(full), tokens=tokens, stops=stops)
                 self._costs.append(costs)
-                self._unjudged.append(costs)
-                self.add_audit(costs, again=is_new)
+                self._unjudged.append(place)
+                self.add_audit(costs, again=place < n_known)
         mature, z = outcomes
-        places = {id(costs): place for place, costs in enumerate(self._costs)}
-        waiting, self._unjudged = self._unjudged, []
-        for costs in waiting:
-            place = places[id(costs)]
+        for place in self._unjudged:
             if mature[place]:
-                self.add_losses(costs, z[place].astype(np.float64))
-            else:
-                self._unjudged.append(costs)
+                self.add_losses(self._costs[place], z[place].astype(np.float64))
+        self._unjudged = [place for place in self._unjudged if not mature[place]]
 
     def forget(self, n: int) -> None:
         """Drop the oldest audits, which the certifier has dropped."""
-        gone, self._costs = self._costs[:n], self._costs[n:]
-        dropped = {id(costs) for costs in gone}
-        self._unjudged = [costs for costs in self._unjudged if id(costs) not in dropped]
+        self._costs = self._costs[n:]
+        self._unjudged = [place - n for place in self._unjudged if place >= n]
 
     def _relearn(self, n_levels: int) -> None:
         self.agent.relearn(n_levels)
@@ -111,16 +107,18 @@ class LiveAgent:
         self.choice = None
 
     def add_run(self, request: Request, outcome: Outcome, level: int) -> None:
-        """Add a run that is no audit and was served at `level` of the version in use."""
+        """Add a run that was served at `level` of the version in use; only one that a stop could end is read."""
+        if request.mode != "enforce" or request.audit or request.delivery > 1:
+            return
         c = self._class(request)
-        if c is None or outcome.usage is None or outcome.end_reason not in ENDED or weight_of(request, outcome) <= 0:
+        if c is None or outcome.usage is None or outcome.end_reason not in ENDED:
             return
         arm = _drawn(request)[0]
         setting = 0 if arm is None else self._place(arm)
         level = 0 if arm == FULL else level
         self._n_runs[c] += 1
-        tokens = outcome.usage.completion_tokens + outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
         if setting is not None:
+            tokens = spent_tokens(outcome.usage, outcome.overhead)
             self.agent.add_run(c, setting, level, tokens=tokens, seconds=outcome.duration_s)
 
     def add_audit(self, costs: AuditCosts, *, again: bool = False) -> None:
@@ -129,7 +127,7 @@ class LiveAgent:
         c, (arm, _) = self._class(request), _drawn(request)
         if c is None:
             return
-        self._n_runs[c] += 1
+        self._n_runs[c] += not again
         tokens, answer = costs.tokens, finish_tokens(outcome)
         needs = self.route.kind == "reasoning" and not self.route.is_paired
         if needs and answer is not None and not again:
@@ -185,8 +183,8 @@ class LiveAgent:
 
     def plan(self, held: RouteDeployment, *, at: int, author: str) -> AgentPlan | None:
         """Return the plan if it differs from the active one, or that one's figures are old."""
-        choice, epoch, before = self.choice, held.epoch, held.plan
-        if choice is None or epoch is None or not any(self._proven):
+        epoch, before = held.epoch, held.plan
+        if self.choice is None or epoch is None or not any(self._proven):
             return None
         classes = tuple(self._class_plan(name, c) for name, c in sorted(self._classes.items()))
         if before is not None and _same(before.classes, classes) and at < before.at + REPEATED:
@@ -199,7 +197,7 @@ class LiveAgent:
             epoch=epoch.number,
             at=at,
             classes=classes,
-            token_price=choice.token_price,
+            token_price=self.agent.token_price,
             reason="; ".join([*self._learned(events), *_changes(before, classes)]) or self._expectation(classes),
             author=author,
             alert="; ".join(self._alerts()),
@@ -268,7 +266,7 @@ class LiveAgent:
         return self._classes[name]
 
     def _name(self, c: int) -> str:
-        return next((name for name, at in self._classes.items() if at == c), "") or "(none)"
+        return list(self._classes)[c] or "(none)"
 
     def _place(self, settings: str) -> int | None:
         if settings == FULL:
@@ -328,7 +326,6 @@ def _changes(before: AgentPlan | None, classes: tuple[ClassPlan, ...]) -> Iterat
         if best.ceiling == 0:
             yield f"class {name} runs in full"
         else:
-            level = "up to the certified level" if best.ceiling is None else f"up to level {best.ceiling}"
             under = f" with {best.settings}" if best.settings else ""
             tries = f", and tries {len(one.draws) - 1} more settings" if len(one.draws) > 1 else ""
-            yield f"class {name} stops {level}{under}: it saves {one.saving:.0%}{tries}"
+            yield f"class {name} stops {describe_ceiling(best)}{under}: it saves {one.saving:.0%}{tries}"

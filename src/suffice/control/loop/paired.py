@@ -118,7 +118,7 @@ class PairedEvidence(EvidenceSource):
 
     def note_end(self, episode: Episode) -> None:
         request = episode.request
-        if self.agent is not None and request.mode == "enforce" and not request.audit and request.delivery == 1:
+        if self.agent is not None:
             level = int(request.certified and request.policy_version in self.state.context.route.arms)
             self.agent.add_run(request, episode.outcome, level)
 
