@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.agent.choice import ChoiceBounds, choose, expected_improvement
+from suffice.agent.choice import ChoiceBounds, ClassShares, choose, expected_improvement
 
 PRICE = 0.1
 
@@ -48,82 +48,56 @@ def test_shares_are_of_allowed_actions_and_cost_no_more_than_the_cap(
     assert lost <= cost * PRICE + 1e-9
 
 
+def shares_of(
+    value: list[float],
+    error: list[float],
+    *,
+    spread: float = 0.04,
+    allowed: list[bool] | None = None,
+    hopes: list[float] | None = None,
+    incumbent: int = 1,
+    horizon: float = 10_000,
+    bounds: ChoiceBounds | None = None,
+) -> ClassShares:
+    n = len(value)
+    return choose(
+        np.array(value),
+        np.array(error),
+        np.full(n, spread),
+        allowed=np.array(allowed or [True] * n),
+        hopes=np.array(hopes or [0.0] * n),
+        incumbent=incumbent,
+        token_price=PRICE,
+        horizon=horizon,
+        bounds=bounds or ChoiceBounds(),
+    )
+
+
 def test_what_is_known_is_not_explored_and_what_may_be_better_is() -> None:
-    value, spread = np.array([-0.1, -0.06, -0.061, -0.09]), np.full(4, 0.04)
-    known = choose(
-        value,
-        np.array([0.0, 1e-5, 1e-5, 1e-5]),
-        spread,
-        allowed=np.ones(4, bool),
-        hopes=np.zeros(4),
-        incumbent=1,
-        token_price=PRICE,
-        horizon=10_000,
-        bounds=ChoiceBounds(),
-    )
+    value = [-0.1, -0.06, -0.061, -0.09]
+    known = shares_of(value, [0.0, 1e-5, 1e-5, 1e-5])
     assert known.shares == (0.0, 1.0, 0.0, 0.0)
-    unclear = choose(
-        value,
-        np.array([0.0, 1e-4, 5e-3, 1e-5]),
-        spread,
-        allowed=np.ones(4, bool),
-        hopes=np.zeros(4),
-        incumbent=1,
-        token_price=PRICE,
-        horizon=10_000,
-        bounds=ChoiceBounds(),
-    )
+    unclear = shares_of(value, [0.0, 1e-4, 5e-3, 1e-5])
     assert unclear.best == 1
     assert unclear.shares[2] > 0
     assert unclear.shares[3] == 0
 
 
 def test_without_a_future_nothing_is_explored() -> None:
-    choice = choose(
-        np.array([-0.1, -0.06, -0.06]),
-        np.array([0.0, 0.01, 0.01]),
-        np.full(3, 0.04),
-        allowed=np.ones(3, bool),
-        hopes=np.zeros(3),
-        incumbent=1,
-        token_price=PRICE,
-        horizon=0,
-        bounds=ChoiceBounds(),
-    )
-    assert choice.shares == (0.0, 1.0, 0.0)
+    assert shares_of([-0.1, -0.06, -0.06], [0.0, 0.01, 0.01], horizon=0).shares == (0.0, 1.0, 0.0)
 
 
 def test_a_small_improvement_does_not_change_the_best_action() -> None:
     def best(value: list[float], incumbent: int) -> int:
-        return choose(
-            np.array(value),
-            np.zeros(3),
-            np.zeros(3),
-            allowed=np.ones(3, bool),
-            hopes=np.zeros(3),
-            incumbent=incumbent,
-            token_price=PRICE,
-            horizon=0,
-            bounds=ChoiceBounds(least_gain=0.02),
-        ).best
+        bounds = ChoiceBounds(least_gain=0.02)
+        return shares_of(value, [0.0] * 3, spread=0.0, incumbent=incumbent, horizon=0, bounds=bounds).best
 
     assert best([-0.1, -0.050, -0.049], incumbent=1) == 1
     assert best([-0.1, -0.050, -0.047], incumbent=1) == 2
 
 
 def test_nothing_is_better_than_an_action_that_may_cost_more_than_the_full_run() -> None:
-    choice = choose(
-        np.array([-0.1, -0.099]),
-        np.array([0.0, 0.01]),
-        np.array([0.0, 0.05]),
-        allowed=np.ones(2, bool),
-        hopes=np.zeros(2),
-        incumbent=0,
-        token_price=PRICE,
-        horizon=0,
-        bounds=ChoiceBounds(),
-    )
-    assert choice.best == 0
+    assert shares_of([-0.1, -0.099], [0.0, 0.01], spread=0.05, incumbent=0, horizon=0).best == 0
 
 
 @pytest.mark.parametrize(("gap", "error"), [(0.0, 0.02), (0.01, 0.02), (0.05, 0.02)])
@@ -134,16 +108,8 @@ def test_the_expected_improvement_is_that_of_a_normal(gap: float, error: float) 
 
 
 def test_what_stopped_paying_is_tried_again_at_little_cost() -> None:
-    choice = choose(
-        np.array([-0.1, -0.06, -0.3]),
-        np.array([0.0, 1e-5, 1e-3]),
-        np.full(3, 0.04),
-        allowed=np.array([True, True, False]),
-        hopes=np.array([0.0, 0.0, 0.02]),
-        incumbent=1,
-        token_price=PRICE,
-        horizon=1e6,
-        bounds=ChoiceBounds(),
+    choice = shares_of(
+        [-0.1, -0.06, -0.3], [0.0, 1e-5, 1e-3], allowed=[True, True, False], hopes=[0.0, 0.0, 0.02], horizon=1e6
     )
     assert choice.best == 1
     assert 0 < choice.shares[2] <= 0.01 * PRICE / 0.24 + 1e-9

@@ -12,27 +12,17 @@ from typing import Final
 
 import numpy as np
 import pytest
+from bench.claims.experiments import HALF
+from bench.claims.experiments import TWO as EXPERIMENT
 
 from suffice.assurance import satisfaction
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.label_propensity import covariates, label_weights, unexplained_group
 from suffice.assurance.satisfaction import FeedbackValue, Measure, RunFeedback, estimate_satisfaction
 from suffice.rollout.analysis import analyse
-from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.results import SATISFACTION, ArmComparison, ExperimentData, MetricValue, UnitAssignment
 
-TWO: Final = RunningExperiment(
-    name="brisk",
-    run=1,
-    routes=("r",),
-    unit="request",
-    layer="default",
-    slots=((0, 1_000),),
-    arms=(Arm(name="full", weight=1.0, full=True), Arm(name="brisk", weight=1.0)),
-    control="full",
-    primary=SATISFACTION,
-)
-ODDS: Final = {"full": 0.5, "brisk": 0.5}
+TWO: Final = replace(EXPERIMENT, primary=SATISFACTION, margins=())
 LOSS: Final = {"easy": 0.03, "hard": 0.3275}  # of satisfaction, in the brisk arm
 P_HARD: Final = 0.4
 TRUTH: Final = -(1 - P_HARD) * LOSS["easy"] - P_HARD * LOSS["hard"]  # -14.9 points
@@ -55,13 +45,13 @@ def world(seed: int, n: int, *, is_harmful: bool = True, angry: float = 1.0) -> 
     x = covariates(classes, np.stack([length, brisk.astype(float)], axis=1))
     weights = label_weights(x, labelled, brisk.astype(np.int64))
     drawn = [
-        UnitAssignment(arm="brisk" if b else "full", odds=ODDS, query_class=c)
+        UnitAssignment(arm="brisk" if b else "full", odds=HALF, query_class=c)
         for b, c in zip(brisk, classes, strict=True)
     ]
     values = [
         MetricValue(
             arm=drawn[at].arm,
-            odds=ODDS,
+            odds=HALF,
             query_class=drawn[at].query_class,
             value=float(happy[at]),
             known=(float(length[at]),),
