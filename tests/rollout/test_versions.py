@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -302,24 +303,23 @@ def test_another_kind_or_scorer_is_refused_with_its_sentence() -> None:
         assert says in (misfit(made, **HERE | other) or "")
 
 
-def test_a_signal_that_does_not_exist_any_more_or_is_another_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_does_not_exist_any_more_or_is_another_one_is_refused() -> None:
     sealed = seal_version(rule(), secret=SECRET)
     open_version(sealed, secret=SECRET)
 
     class Other(Votes):
         fields: ClassVar[Fields] = {**Votes.fields, "mood": SignalField("what its versions did not have")}
 
-    monkeypatch.setitem(FOLDS, "votes", Other)
-    base.resolve_needs.cache_clear()
     try:
-        with pytest.raises(ConfigError, match="'votes' has other parameters or fields here"):
-            open_version(sealed, secret=SECRET)
-        monkeypatch.delitem(FOLDS, "votes")
-        base.resolve_needs.cache_clear()
-        with pytest.raises(ConfigError, match="unknown signal 'votes'"):
-            open_version(sealed, secret=SECRET)
+        with patch.dict(FOLDS, votes=Other):  # which restores the order of the table, too
+            base.resolve_needs.cache_clear()
+            with pytest.raises(ConfigError, match="'votes' has other parameters or fields here"):
+                open_version(sealed, secret=SECRET)
+            del FOLDS["votes"]
+            base.resolve_needs.cache_clear()
+            with pytest.raises(ConfigError, match="unknown signal 'votes'"):
+                open_version(sealed, secret=SECRET)
     finally:
-        monkeypatch.undo()
         base.resolve_needs.cache_clear()
 
 
