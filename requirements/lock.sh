@@ -13,7 +13,7 @@ compile() {
         --generate-hashes --no-strip-extras --custom-compile-command "make lock" "$@"
 }
 
-compile pyproject.toml --extra console --extra replay --extra train --extra math --group demo --group dev --output-file requirements/dev.txt "$@"
+compile pyproject.toml --extra console --extra replay --extra train --extra math --extra postgres --extra archive --extra ray --extra otel --extra oidc --extra yaml --group demo --group dev --output-file requirements/dev.txt "$@"
 compile pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
 compile pyproject.toml --extra console --extra replay --group demo --constraint requirements/dev.txt --output-file requirements/demo.txt
 compile --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
