@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError, TraceError
@@ -22,7 +23,7 @@ from suffice.extras import how_to_install
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
-from suffice.policy.columns import QueryColumns, stops_of
+from suffice.policy.columns import CONTINUE, QueryColumns, stops_of
 from suffice.replay.study.policies import (
     LEARNED,
     Size,
@@ -164,15 +165,16 @@ class Bench:
         self._readable = self.runs.readable()
 
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
-        if spec is None:
-            return self._no_policies.never_stop()
-        model = find_model_name(spec)
+        """Return the sums of a policy; None never stops, and a vote still ends where it is decided."""
+        model = None if spec is None else find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._judged:
             self._judged[place] = self._judge(spec, model, v)
         return self._judged[place]
 
-    def _judge(self, spec: Spec, model: str | None, v: int | None) -> QuestionSums:
+    def _judge(self, spec: Spec | None, model: str | None, v: int | None) -> QuestionSums:
+        if spec is None:
+            return self._sum(np.full(len(self.runs.run_of_row), CONTINUE, np.int8), asks=False)
         columns = self._readable
         if model is None:
             policy = build_policy(spec)
@@ -183,7 +185,10 @@ class Bench:
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = QueryColumns(own, queries=columns.queries, run=columns.run)
         asks = model is not None or reads_answers(policy.needs)
-        columns_of_runs = columns_of(self.runs, find_first_stops(stops_of(policy, columns), self.runs, asks=asks))
+        return self._sum(stops_of(policy, columns), asks=asks)
+
+    def _sum(self, codes: NDArray[np.int8], *, asks: bool) -> QuestionSums:
+        columns_of_runs = columns_of(self.runs, find_first_stops(codes, self.runs, asks=asks))
         summed = sum_by_group(self._group, columns_of_runs, len(self.fold))
         return replace(self._no_policies, values=summed[:, None, :])
 
@@ -353,16 +358,20 @@ def search(
             study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
         tick()
     good = [(one.token_reduction, spec) for one, spec in seen if options.excess(one.em_drop, one.error) <= 0]
-    winner = winner_of(good)
+    winner = winner_of(good, least=bench.figures(None, v).token_reduction)
     return SearchResult(spec=winner, sums=bench.judge(winner, v), n_trials=n_trials)
 
 
-def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
-    """The spec that saves most; within a tenth of a point, the first with the fewest parts."""
-    most = max((saved for saved, _ in good), default=0.0)
-    if most <= 0:
+def winner_of(good: Sequence[tuple[float, Spec]], *, least: float = 0.0) -> Spec | None:
+    """The spec that saves most; within a tenth of a point, the first with the fewest parts.
+
+    least  what full runs save, as votes that end when they are decided; a winner saves more
+    """
+    most = max((saved for saved, _ in good), default=least)
+    if most <= least:
         return None
-    nearly = [(n_parts(spec), -saved, spec) for saved, spec in good if saved >= max(most - _NEGLIGIBLE, most / 2)]
+    enough = max(most - _NEGLIGIBLE, (most + least) / 2)
+    nearly = [(n_parts(spec), -saved, spec) for saved, spec in good if saved >= enough]
     return min(nearly, key=lambda one: one[:2])[2]
 
 

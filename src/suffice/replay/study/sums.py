@@ -121,11 +121,6 @@ class QuestionSums:
         choice = here.pick_plainly(target) if margin is None else here.pick(ladders, target, margin)
         return float(np.mean(at_choice(there.drop, choice) > target + _ROUNDING))
 
-    def never_stop(self) -> QuestionSums:
-        values = np.zeros((len(self.base), 1, len(FIELDS)))
-        values[:, 0, FIELDS.index("tokens")] = self.full_tokens
-        return replace(self, values=values)
-
 
 def _number(question: str) -> int:
     return int.from_bytes(hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
