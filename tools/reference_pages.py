@@ -29,7 +29,8 @@ REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTES = "<!-- notes -->"
 SETTING_HEAD = "| key | default | meaning |"
 METRIC_HEAD = "| metric | kind | labels | meaning |"
-COMMON = ("--config", "--db", "--json", "--reason", "--author", "--wait")  # described once, before the commands
+# Described once, before the commands.
+COMMON = ("--config", "--data-dir", "--db", "--json", "--reason", "--author", "--wait")
 
 
 def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str, click.Command]]:

@@ -145,7 +145,8 @@ def test_yaml_without_its_package_says_what_is_missing(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "yaml", None)  # an import of it fails, as where it is not installed
     result = check(write(tmp_path, "upstreams: {}\n", "suffice.yaml"))
     assert result.exit_code == 2
-    assert "PyYAML" in result.stderr
+    assert "pip install" in result.stderr
+    assert "pyyaml" in result.stderr
     assert "TOML" in result.stderr
 
 

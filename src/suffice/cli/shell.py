@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -45,8 +45,45 @@ def stacked(*declarations: Callable[[Any], Any]) -> Callable[[F], F]:
     return declare
 
 
-CONFIG = option(
-    "--config", "path", type=FILE, default=Path("suffice.toml"), metavar="FILE", help="Settings, TOML or YAML."
+SETTINGS_FILES: Final = ("suffice.toml", "suffice.yaml", "suffice.yml")
+
+
+def settings_file() -> Path:
+    """The settings file of this folder; suffice.toml if there is none."""
+    return next((file for file in map(Path, SETTINGS_FILES) if file.exists()), Path(SETTINGS_FILES[0]))
+
+
+def _name_data_dir(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
+    """Put the directory into the environment while the command runs: there, all that reads settings finds it."""
+    import os
+
+    if folder is not None:
+        before = os.environ.get("SUFFICE_DATA_DIR")
+        os.environ["SUFFICE_DATA_DIR"] = str(folder)
+        restore = partial(os.environ.pop, "SUFFICE_DATA_DIR", None)
+        context.call_on_close(restore if before is None else partial(os.environ.update, SUFFICE_DATA_DIR=before))
+
+
+DATA_DIR = option(
+    "--data-dir",
+    type=FILE,
+    metavar="DIR",
+    expose_value=False,
+    callback=_name_data_dir,
+    help="Where relative names of the log and other written files count from; also SUFFICE_DATA_DIR."
+    " [default: the settings file's folder]",
+)
+CONFIG = stacked(
+    option(
+        "--config",
+        "path",
+        type=FILE,
+        default=settings_file,
+        show_default=False,
+        metavar="FILE",
+        help="Settings, TOML or YAML. [default: suffice.toml]",
+    ),
+    DATA_DIR,
 )
 INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines even though no keys are required.")
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -261,11 +298,14 @@ def wrapped(text: str, first: str = "", later: str | None = None, *, width: int 
 
 
 def load_optional_settings(path: Path | None) -> Settings | None:
-    """Read the named settings file, or suffice.toml if it is in this folder. Raises ConfigError."""
-    from suffice.wiring.files import load_settings
+    """Read the named settings file, or this folder's, or the environment alone; None: neither. Raises ConfigError."""
+    import os
 
-    default = Path("suffice.toml")
-    return load_settings(path or default) if path is not None or default.is_file() else None
+    from suffice.wiring.files import load_settings, sets_anything
+
+    default = settings_file()
+    is_there = path is not None or default.is_file() or sets_anything(os.environ)
+    return load_settings(path or default) if is_there else None
 
 
 def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:

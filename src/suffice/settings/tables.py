@@ -10,8 +10,10 @@ import msgspec
 
 from suffice.types import Kind, Mode, Promise
 
-# Names of files. `wiring.load_settings` makes relative ones absolute, relative to the settings file.
+# Names of files. `wiring.read_settings` makes relative ones absolute: those that are read count from the folder of the
+# settings file, those that are written from the data directory, which is the same folder unless one is named.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file"})]
+DataFile: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file that is written"})]
 FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"})]
 
 Driver: TypeAlias = str  # a key of `upstream.drivers.DRIVERS`, which plugins may extend
@@ -136,7 +138,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections_per_address: AddressLimit = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that reads nothing for this long while bytes wait is disconnected
     retry_window_s: Seconds = 600.0  # a later repeat of a body is a new request; 0: only idempotency keys mark repeats
-    kill_file: FileName = ""  # early stopping is off while it exists; "": beside the log, `.kill`
+    kill_file: DataFile = ""  # early stopping is off while it exists; "": beside the log, `.kill`
     relay: tuple[RelayedPath, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
 
     @property
@@ -435,7 +437,7 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: FileUrl = "sqlite:///suffice.db"
     queue_rows: int = 50_000  # waiting for the writer; further outcomes are dropped and counted
     flush_ms: int = 20  # the writer collects this long before it commits
-    last_good_file: FileName = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
+    last_good_file: DataFile = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
     last_good_s: Seconds = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
 
 
@@ -459,7 +461,7 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the heads of the hash chain are exported to, so that a cut or rebuilt chain is detected."""
 
-    file: FileName = ""  # signed heads are appended, one per line; "": no file
+    file: DataFile = ""  # signed heads are appended, one per line; "": no file
     webhook_env: str = ""  # environment variable with the URL that heads are posted to; "": none
     every_s: Interval = 3_600.0  # between two exports; an unchanged head is not exported again
     timeout_s: PositiveSeconds = 10.0  # for the webhook

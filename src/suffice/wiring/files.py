@@ -1,17 +1,19 @@
-"""Reads settings files (TOML or YAML) with the models and questions that they name, and locates the log."""
+"""Reads settings: a file (TOML or YAML), the environment over it, and models and questions; locates the log."""
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from suffice.doctor.route import read_route_questions
 from suffice.errors import ConfigError, StoreError
+from suffice.extras import how_to_install
 from suffice.model.artefact import StopModel, load_model
 from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
@@ -19,8 +21,9 @@ from suffice.policy.base import POLICIES
 from suffice.policy.parameters import parameters_of
 from suffice.review.items import format_conversation
 from suffice.rollout.assign import question_key
-from suffice.settings import FileName, FileUrl, Settings, parse_settings
+from suffice.settings import DataFile, FileName, FileUrl, Settings, parse_settings
 from suffice.settings.checks import known_names, typed_fields
+from suffice.settings.environment import PREFIX, override_settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes.deployments import describe_condition
 from suffice.upstream.wire import encode_json
@@ -35,34 +38,97 @@ _LONG_KEY: Final = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+'
 MOST_DEEP: Final = 24  # nested tables and lists in which models are looked for: eight policies
 
 
+DEFAULT_FILE: Final = Path("suffice.toml")
+DATA_DIR: Final = "SUFFICE_DATA_DIR"
+
+
+class LoadedSettings(NamedTuple):
+    settings: Settings
+    written: Mapping[str, Any]  # what the file and the environment have; everything else is a default
+    variables: Mapping[str, str]  # by path, the environment variable that set it
+
+
 def load_settings(path: str | Path) -> Settings:
-    """Read a settings file; relative names count from its folder (of a link, the link's own). Raises ConfigError."""
-    file = Path(path)
+    """Read a settings file with this process's environment over it; see `read_settings`."""
+    return read_settings(path, os.environ).settings
+
+
+def read_settings(path: str | Path, environ: Mapping[str, str]) -> LoadedSettings:
+    """Read a settings file, and the environment over it. Raises ConfigError.
+
+    Relative names count from the file's folder (of a link, the link's own); those of files that Suffice writes from
+    the data directory, if the environment names one. The environment suffices if there is no suffice.toml.
+    """
+    file, variables = Path(path), dict[str, str]()
+    is_alone = file == DEFAULT_FILE and not file.exists() and sets_anything(environ)
+    raw: Any = {} if is_alone else _raw_of(file)
+    if isinstance(raw, Mapping):
+        raw, variables = override_settings(raw, environ)
+    try:
+        load_plugins()
+        settings = parse_settings(read_models("", raw, file.parent))
+        folder = file.parent.resolve()
+        data = _data_folder(environ, None if is_alone else folder)
+        if data != folder:
+            _refuse_left_log(settings.store.url, folder, data)
+        return LoadedSettings(_absolute(settings, folder, data), raw, variables)
+    except ConfigError as error:
+        place = str(error).partition(":")[0]
+        culprits = (name for path, name in variables.items() if f"{place}.".startswith(f"{path}."))
+        raise ConfigError(f"{next(culprits, 'the environment' if is_alone else file)}: {error}") from None
+
+
+def sets_anything(environ: Mapping[str, str]) -> bool:
+    return any(name.startswith(PREFIX) for name in environ)
+
+
+def _raw_of(file: Path) -> Any:
     text = _text_of(file)
     try:
-        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
-        load_plugins()
-        return _absolute(parse_settings(read_models("", raw, file.parent)), file.parent.resolve())
+        return _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _absolute(table: S, folder: Path) -> S:
-    """Count the names of files in a table, and in those inside it, from a folder."""
+def _data_folder(environ: Mapping[str, str], otherwise: Path | None) -> Path:
+    """The data directory that the environment names, else the given one, else the user's own, which is created."""
+    if environ.get(DATA_DIR):
+        return Path(environ[DATA_DIR]).absolute()
+    if otherwise is not None:
+        return otherwise
+    named = Path(environ.get("XDG_DATA_HOME", ""))  # by the XDG base directory specification
+    own = (named if named.is_absolute() else Path.home() / ".local" / "share") / "suffice"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return own
+
+
+def _refuse_left_log(url: str, folder: Path, data: Path) -> None:
+    """Refuse to begin a log in the data directory while the one in use lies beside the settings file."""
+    scheme, _, name = url.partition(":///")
+    if scheme == "sqlite" and name and (folder / name).is_file() and not (data / name).exists():
+        raise ConfigError(
+            f"store.url: the data directory {data} has no {name}, but one lies beside the settings file, in {folder};"
+            f" move it with its companions ({Path(name).stem}.*), or write its absolute path into store.url"
+        )
+
+
+def _absolute(table: S, folder: Path, data: Path) -> S:
+    """Count the names of files in a table, and in those inside it, from a folder, or from the data directory."""
     changed = dict[str, Any]()
     for name, hint in typed_fields(type(table)).items():
         value = getattr(table, name)
         if isinstance(value, msgspec.Struct):
-            changed[name] = _absolute(value, folder)
+            changed[name] = _absolute(value, folder, data)
         elif isinstance(value, dict):
             changed[name] = {
-                key: _absolute(one, folder) if isinstance(one, msgspec.Struct) else one for key, one in value.items()
+                key: _absolute(one, folder, data) if isinstance(one, msgspec.Struct) else one
+                for key, one in value.items()
             }
-        elif hint == FileName and value:
-            changed[name] = str(folder / value)
+        elif hint in (FileName, DataFile) and value:
+            changed[name] = str((folder if hint == FileName else data) / value)
         elif hint == FileUrl:
             scheme, separator, file = value.partition(":///")
-            changed[name] = f"{scheme}:///{folder / file}" if separator and file not in ("", ":memory:") else value
+            changed[name] = f"{scheme}:///{data / file}" if separator and file not in ("", ":memory:") else value
     return msgspec.structs.replace(table, **changed)
 
 
@@ -124,7 +190,7 @@ def _read_yaml(text: str) -> Any:
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]  # only for those who write YAML
     except ImportError:
-        raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
+        raise ConfigError(f"YAML needs a package: {how_to_install('yaml')}; or write TOML") from None
 
     class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -161,8 +227,9 @@ def require_log(settings: Settings, file: str | Path) -> None:
     except (OSError, ValueError) as error:  # a name that is too long, or invalid
         what = f"cannot be checked ({getattr(error, 'strerror', None) or error})"
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
+    where = named.absolute() if named.exists() else "the environment"
     raise StoreError(
-        f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` creates it on"
+        f"store {log}: {what}; store.url in {where}{link} names this log, and `suffice serve` creates it on"
         " its first run: name the deployment's settings file with --config"
     )
 

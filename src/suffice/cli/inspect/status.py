@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import FILE, JSON_LINES, Command, option
+from suffice.cli.shell import DATA_DIR, FILE, JSON_LINES, Command, option
 
 
 @click.command(cls=Command)
 @option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml]")
+@DATA_DIR
 @option("--db", type=FILE, metavar="FILE", help="Read this log; without --config answers are compared as strings.")
 @option("--route", help="Show only this route.")
 @JSON_LINES

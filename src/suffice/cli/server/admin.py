@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 import msgspec
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option, print_line, stacked, warn
+from suffice.cli.shell import (
+    CONFIG,
+    DATA_DIR,
+    INSECURE_OPEN,
+    CommandGroup,
+    fail,
+    option,
+    print_line,
+    settings_file,
+    stacked,
+    warn,
+)
 from suffice.errors import SufficeError
 from suffice.formatting import format_iso
 from suffice.plugins import load_plugins
 from suffice.wiring.audit import with_addresses
-from suffice.wiring.files import load_deployment, load_settings
+from suffice.wiring.files import load_deployment, load_settings, read_settings
 from suffice.wiring.people import People, access_changed
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
 from suffice.wiring.startup import preflight
@@ -29,8 +41,9 @@ def config() -> None:
 
 
 _SETTINGS_FILE = stacked(
-    click.argument("path", metavar="[FILE]", default="suffice.toml"),
+    click.argument("path", metavar="[FILE]", default=settings_file),
     option("--config", "named", metavar="FILE", help="The same, as other commands name it."),
+    DATA_DIR,
 )
 
 
@@ -64,14 +77,30 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
 
 @config.command("show")
 @_SETTINGS_FILE
-def show(path: str, named: str | None) -> None:
-    """Print all settings of FILE (default: suffice.toml) as JSON, with defaults.
+@option("--sources", is_flag=True, help="Print one line for each setting, with where its value comes from.")
+def show(path: str, named: str | None, sources: bool) -> None:
+    """Print all settings of FILE (default: suffice.toml) as JSON, with defaults and the environment's overrides.
 
     Secrets are left out. A learned model is printed as its address.
     """
-    settings = load_settings(named or path)
-    plain = with_addresses(msgspec.to_builtins(settings))
-    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+    read = read_settings(named or path, os.environ)
+    plain = with_addresses(msgspec.to_builtins(read.settings))
+    if not sources:
+        click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+        return
+    for place, value, source in _sourced(plain, read.written, read.variables):
+        print_line(f"{place} = {msgspec.json.encode(value).decode()}  # {source}")
+
+
+def _sourced(plain: Any, written: Any, variables: Mapping[str, str], path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Each setting's path, value, and what set it: the default, the file, or an environment variable."""
+    if isinstance(plain, Mapping) and plain:
+        for name, inner in plain.items():
+            known = written.get(name, ...) if isinstance(written, Mapping) else written
+            yield from _sourced(inner, known, variables, f"{path}.{name}" if path else name)
+        return
+    setters = [one for at, one in variables.items() if f"{path}.".startswith(f"{at}.")]
+    yield path, plain, setters[-1] if setters else "default" if written is ... else "file"
 
 
 @click.group(cls=CommandGroup)
