@@ -33,8 +33,7 @@ from suffice.errors import SufficeError
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.learn.version import FoldedModels, fit_served
-from suffice.replay.online.stream import RecordedTraffic, learner_of
-from suffice.replay.online.traffic import read_traffic
+from suffice.replay.online.stream import RecordedTraffic, learner_of, read_traffic
 from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet
 

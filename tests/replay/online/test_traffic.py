@@ -10,8 +10,7 @@ import pytest
 
 from suffice.learn.features import DENSE
 from suffice.replay.online.drift import parse_drift, relabel
-from suffice.replay.online.stream import RecordedTraffic, make_traffic
-from suffice.replay.online.traffic import read_traffic
+from suffice.replay.online.stream import RecordedTraffic, make_traffic, read_traffic
 from suffice.replay.study.runs import make_runs, read_runs
 from suffice.replay.study.sums import question_fold
 from suffice.replay.traces.read import own_traces, read_traces, survey

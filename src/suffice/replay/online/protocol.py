@@ -27,9 +27,9 @@ from suffice.replay.online.stream import (
     Stream,
     add_times,
     learner_of,
+    read_traffic,
     run_stream,
 )
-from suffice.replay.online.traffic import read_traffic
 from suffice.replay.study.sets import TOO_SMALL_QUESTIONS, TOO_SMALL_RUNS
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
