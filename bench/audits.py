@@ -6,7 +6,7 @@ Every `*.dev.parquet` of votes. A seed halves the questions: models and levels a
 requests are runs of the other half, at random with replacement and in a random one of their known orders. The level is
 the last one that loses at most half of the budget there, and it serves. One request in twenty is audited; an audit
 costs the tokens beyond the stop. *Uniform* counts an audit's drop in the order in which it came, *orders* its mean over
-all known orders (`learn.sample_orders`), on the same audits. Both stop at the first look, every 20 audits, at which the
+all known orders (`learn.audits`), on the same audits. Both stop at the first look, every 20 audits, at which the
 level and all safer ones pass, 95 % sure. *Ratio*: of the mean tokens of ten streams a seed, with the 95 % interval of a
 bootstrap over seeds.
 

@@ -42,7 +42,7 @@ from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from suffice.policy.folded_version import read_version
 from suffice.replay.traces.read import own_traces, read_traces
-from suffice.review import label_studio, langfuse
+from suffice.review import imported_feedback
 from suffice.settings import Server, parse_settings
 from suffice.settings.checks import SCORE_FIELDS
 from suffice.upstream.allowance import read_limits
@@ -182,9 +182,9 @@ def _form(raw: bytes) -> object:
 def _labels(raw: bytes) -> object:
     body = parse_json(raw, LIMITS)
     readers: tuple[Callable[[dict[str, Any]], object], ...] = (
-        label_studio.read_event,
+        imported_feedback.read_event,
         read_feedback,
-        lambda found: langfuse.read_scores(found, {"quality": SCORE_FIELDS[0]}, {}),
+        lambda found: imported_feedback.read_scores(found, {"quality": SCORE_FIELDS[0]}, {}),
     )
     refused: list[SufficeError] = []
     for read in readers:

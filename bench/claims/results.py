@@ -19,7 +19,7 @@ MADE_BY = (
     "src/suffice/learn/version.py",
     "src/suffice/learn/certifier.py",
     "src/suffice/assurance/certify.py",
-    "src/suffice/assurance/windows.py",
+    "src/suffice/assurance/certify.py",
     "src/suffice/assurance/labels.py",
     "src/suffice/assurance/drift.py",
     "tests/simulators/traffic_worlds",

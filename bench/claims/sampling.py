@@ -33,7 +33,7 @@ from suffice.assurance.bounds import exact_binomial, wilson
 from suffice.assurance.estimate import IntervalEstimate, RouteReport
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import SamplingJob
-from suffice.control.jobs.rollup import Rollup
+from suffice.control.jobs.upkeep import Rollup
 from suffice.edge.math import open_match
 from suffice.episode.ledger import Ledger
 from suffice.gateway import lifecycle

@@ -25,7 +25,7 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, mean, percents
 from bench.claims.truth import Truth, known
 
-from suffice.assurance.windows import window_audits
+from suffice.assurance.certify import window_audits
 from suffice.learn.certificate import CALM, SWING
 from suffice.learn.certifier import HORIZON, Certifier, full_runs
 from suffice.replay.online.stream import PERIOD

@@ -24,12 +24,11 @@ from tests.simulators import traffic_worlds as simulated
 from tests.simulators.traffic_worlds.stories import LONGEST
 from tests.simulators.traffic_worlds.worlds import USUAL
 
-from suffice.assurance.certify import spent_delta
-from suffice.assurance.windows import Windows, window_audits
-from suffice.control.compare.assessment import assess_evidence
-from suffice.control.compare.candidate_certificate import (
+from suffice.assurance.certify import Windows, spent_delta, window_audits
+from suffice.control.compare.assessment import (
     MOST_KEPT,
     CandidateCertificate,
+    assess_evidence,
     certify_candidate,
 )
 from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats

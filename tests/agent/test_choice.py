@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.agent.choice import ChoiceBounds, ClassShares, choose, expected_improvement
+from suffice.agent.agent import ChoiceBounds, ClassShares, choose, expected_improvement
 
 PRICE = 0.1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.agent.cost_guard import CostGuard
+from suffice.agent.agent import CostGuard
 
 
 def feed(guard: CostGuard, rng: np.random.Generator, mean: float, n: int) -> tuple[int | None, str]:

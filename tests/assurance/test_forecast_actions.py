@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import CALM_PART, CrossingForecast, Forecast
-from suffice.assurance.forecast_actions import (
+from suffice.assurance.forecast import (
+    CALM_PART,
+    CrossingForecast,
+    Forecast,
     Stance,
     describe_change,
     first_disagreement,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.windows import (
+from suffice.assurance.certify import (
     LEAST_DELTA_SHARE,
     STARTS,
     STRETCH,

@@ -21,8 +21,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.gateway.context import MOST_ANSWER_CHARS, MOST_RECALLED, LogSampler
 from suffice.review.select import Demand, share_out
-from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
-from suffice.rollout.guardrails import GuardrailValue, read_live
+from suffice.rollout.evidence import GuardrailValue, RolloutEvidence, Rules, UnitRun, read_live
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackEvent

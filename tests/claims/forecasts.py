@@ -22,8 +22,17 @@ from bench.claims.streams import online
 from numpy.typing import NDArray
 
 from suffice.assurance.drift import DOUBT_SHARE
-from suffice.assurance.forecast import Forecast, ForecastWindow, forecast_drop, near_levels, near_share
-from suffice.assurance.forecast_actions import Stance, first_disagreement, next_stance, relative_losses
+from suffice.assurance.forecast import (
+    Forecast,
+    ForecastWindow,
+    Stance,
+    first_disagreement,
+    forecast_drop,
+    near_levels,
+    near_share,
+    next_stance,
+    relative_losses,
+)
 from suffice.assurance.forecast_grades import HORIZON, ExpectedOutcomes, TrackRecord, grade_due
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import FoldedModels, fit_served

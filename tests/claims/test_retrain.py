@@ -172,7 +172,7 @@ QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
 
 def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
     """Saving and drop on fresh runs at the level that keeps the target on others."""
-    from suffice.learn.groups import pick_level
+    from suffice.learn.rows import pick_level
 
     rows = {}
     for name, data in (("pick", picked_on), ("judge", judged_on)):

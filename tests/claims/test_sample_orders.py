@@ -16,8 +16,7 @@ import pytest
 
 from suffice.assurance.certify import BETS, mixed
 from suffice.episode.vote import count_votes, deciding_sample
-from suffice.learn.audits import Floats
-from suffice.learn.sample_orders import draw_orders
+from suffice.learn.audits import Floats, draw_orders
 
 N_VOTES: Final = 3_000
 N_SETS: Final = 400

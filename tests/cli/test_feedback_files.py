@@ -16,7 +16,7 @@ from tests.simulators.contrib import install_contrib
 from tests.simulators.label_studio import FakeLabelStudio
 
 from suffice.cli.main import main
-from suffice.review.label_studio import full_is_a
+from suffice.review.imported_feedback import full_is_a
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
@@ -412,7 +412,7 @@ def test_a_round_trip_over_its_interface(asked: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_webhook_and_an_export_of_the_same_annotation_count_once(asked: Path) -> None:
-    from suffice.review.label_studio import read_event, read_export
+    from suffice.review.imported_feedback import read_event, read_export
 
     call("export", "label-studio", "--route", "r", "--out", "tasks.json")
     with FakeLabelStudio(token="t") as studio:

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from suffice.console import actions, render
-from suffice.console.app import ConsoleApp
+from suffice.console.app import ConsoleApp, endpoints_of_view
 from suffice.console.context import View
 from suffice.console.render import HERE
-from suffice.console.site import endpoints_of_view
 from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings

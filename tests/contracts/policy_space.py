@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
-from suffice.model.ensemble import Ensemble, Linear
-from suffice.model.trees import LEAF, Tree, Trees
+from suffice.model.ensemble import LEAF, Ensemble, Linear, Tree, Trees
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
 from suffice.policy.parameters import Parameter, parameters_of
 from suffice.signals.base import FIELDS

@@ -12,7 +12,7 @@ from suffice.assurance.fidelity import bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
 from suffice.control.evidence.audits import Audit, verdicts
 from suffice.control.evidence.judging import JudgeGrades, graded, parse_grade
-from suffice.control.loop.charges import MOST_SHARE, JudgeCharge
+from suffice.control.loop.safety_checks import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.database.views import StoredLabel
 from suffice.store.rows.events import Event, FeedbackEvent

@@ -15,7 +15,7 @@ from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.compare.experiments import gather, read_experiment
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.versions import read_back
-from suffice.control.jobs.experiments import ExperimentWatch
+from suffice.control.jobs.proposals import ExperimentWatch
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Arm, draw_arms, units_of
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentData

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.drift import DOUBT_SHARE
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast import ForecastAction
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.events import Event
 from suffice.types import Publication

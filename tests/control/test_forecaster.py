@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, RouteForecast
-from suffice.assurance.forecast_actions import ForecastAction, Stance
+from suffice.assurance.forecast import CrossingForecast, Forecast, ForecastAction, RouteForecast, Stance
 from suffice.assurance.forecast_grades import ExpectedOutcomes, TrackRecord
 from suffice.control.evidence.forecaster import RouteForecaster
 from suffice.types import Alarm, AlarmCause

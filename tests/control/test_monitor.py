@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.assurance.forecast import Alert, RouteForecast
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast import Alert, ForecastAction, RouteForecast
 from suffice.assurance.spending import SpendForecast
 from suffice.cli.inspect.route_report import status_sections
 from suffice.cli.inspect.route_status import read_statuses

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from suffice.assurance.windows import Windows
+from suffice.assurance.certify import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version

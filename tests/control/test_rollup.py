@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from suffice.control.jobs import rollup
-from suffice.control.jobs.rollup import MOST_CLASSES, OTHER, added_by
+from suffice.control.jobs import upkeep
+from suffice.control.jobs.upkeep import MOST_CLASSES, OTHER, added_by
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
@@ -162,7 +162,7 @@ def test_runs_are_booked_where_they_belong(tmp_path: Path) -> None:
 def test_classes_that_callers_make_up_without_end_are_booked_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollup, "MOST_CLASSES", 3)
+    monkeypatch.setattr(upkeep, "MOST_CLASSES", 3)
     events: list[Event] = []
     for number in range(8):
         request, outcome = run(number, random.Random(number))

@@ -12,7 +12,7 @@ import pytest
 from suffice.episode.ledger import Ledger
 from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features, recorded_columns
-from suffice.learn.groups import MOST_REPEATS, weigh_repeats
+from suffice.learn.rows import MOST_REPEATS, weigh_repeats
 from suffice.policy.folded_version import prompt_fold
 from suffice.signals.base import fields_of
 from suffice.signals.features import FeatureSet

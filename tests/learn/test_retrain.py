@@ -10,8 +10,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, build_dataset
-from suffice.learn.report_card import make_card
-from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_reason, retrain
+from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, make_card, refit_reason, retrain
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import as_served, fold_version
 from suffice.policy.base import build_policy

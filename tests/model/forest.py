@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.model.trees import LEAF, Tree, Trees
+from suffice.model.ensemble import LEAF, Tree, Trees
 
 N_FEATURES = 5
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.ensemble import MOST_PARTS, Ensemble, Isotonic, Linear
-from suffice.model.trees import LEAF, Tree, Trees
+from suffice.model.ensemble import LEAF, MOST_PARTS, Ensemble, Isotonic, Linear, Tree, Trees
 from tests.model.forest import rows, some_tree, some_trees
 
 PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import BadRequest
 from suffice.gateway.feedback_form import read_feedback
-from suffice.review.label_studio import NO_ANSWER, VERDICTS, full_is_a, read_event, read_export
+from suffice.review.imported_feedback import NO_ANSWER, VERDICTS, full_is_a, read_event, read_export
 from suffice_label_studio.tasks import LABEL_CONFIG, ToJudge, parse_task_episodes, task
 
 SHAPES = Path(__file__).parent / "shapes"

@@ -12,7 +12,7 @@ import pytest
 
 from suffice.errors import BadRequest
 from suffice.gateway.feedback_form import read_feedback
-from suffice.review.langfuse import check_signature, read_score, read_scores
+from suffice.review.imported_feedback import check_signature, read_score, read_scores
 from suffice.settings import parse_settings
 
 SHAPES = Path(__file__).parent / "shapes"

@@ -14,8 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.rollout.evidence import CAP_MEANS, SCALE_RUNS, RolloutEvidence, Rules, UnitRun
-from suffice.rollout.guardrails import GuardrailValue, read_live
+from suffice.rollout.evidence import CAP_MEANS, SCALE_RUNS, GuardrailValue, RolloutEvidence, Rules, UnitRun, read_live
 
 RULES = msgspec.structs.replace(Rules(), latency_cap_s=60.0)
 N_SEEDS = 24

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.effects import PairCounts
-from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
-from suffice.rollout.guardrails import group_classes, read_em
+from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun, group_classes, read_em
 from suffice.rollout.stages import (
     State,
     StepOrder,

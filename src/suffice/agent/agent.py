@@ -9,15 +9,153 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import exp
-from typing import Final
+from math import erf, exp, pi, sqrt
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.agent.choice import ChoiceBounds, choose
-from suffice.agent.cost_guard import CostEvent, CostGuard
 from suffice.agent.values import ActionValues, Floats
+
+# ---- How often each allowed action is drawn in one query class
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceBounds:
+    explore_share: float = 0.1  # of live requests, at most
+    explore_cost: float = 0.01  # expected loss of value per request for exploration, in full runs' tokens, at most
+    least_gain: float = 0.01  # of a full run's tokens: a smaller improvement does not change the best action
+    caution: float = 0.5  # standard errors subtracted from a value before it is compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassShares:
+    best: int
+    shares: tuple[float, ...]  # of every action; they sum to 1
+    regret: float  # expected loss of value per request through exploration, in EM
+
+
+def expected_improvement(gap: float, error: float) -> float:
+    """Expected gain per request if an action that seems `gap` worse is known exactly: E[max(0, N(-gap, error))]."""
+    if error <= 0:
+        return 0.0
+    z = -gap / error
+    return error * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2)
+
+
+def choose(
+    value: Floats,
+    error: Floats,
+    spread: Floats,
+    *,
+    allowed: Bools,
+    hopes: Floats,
+    incumbent: int,
+    token_price: float,
+    horizon: float,
+    bounds: ChoiceBounds,
+) -> ClassShares:
+    """Return the shares of one class.
+
+    value    expected reward of each action, in EM
+    error    standard error of each value; 0 for the full run, which is action 0 and always allowed
+    spread   standard deviation of one run's reward, in EM
+    hopes    expected gain from trying an action that is not allowed for now; 0: it is not tried
+    horizon  requests of the class over which what is learned stays true
+    """
+    careful = np.where(allowed, value - bounds.caution * error, -np.inf)
+    best = int(np.argmax(careful))
+    if allowed[incumbent] and careful[best] < careful[incumbent] + bounds.least_gain * token_price:
+        best = incumbent
+    others = [a for a in range(1, len(value)) if a != best and (allowed[a] or hopes[a] > 0)]
+    gaps = {a: max(0.0, float(value[best] - value[a])) for a in others}
+    shares = np.zeros(len(value))
+    for a, gap in gaps.items():
+        runs = (spread[a] / error[a]) ** 2 if error[a] > 0 else 0.0  # as many again halve its variance
+        if horizon * max(float(hopes[a]), expected_improvement(gap, float(error[a]))) > runs * gap:
+            shares[a] = 1 / (len(others) + 1 + gap / max(float(error[a]), 1e-9) * sqrt(len(others)))
+    cost = sum(shares[a] * gap for a, gap in gaps.items())
+    most_cost = bounds.explore_cost * token_price
+    scale = min(1.0, bounds.explore_share / max(shares.sum(), 1e-12), most_cost / max(cost, 1e-12))
+    shares *= scale
+    shares[best] = 1 - shares.sum()
+    return ClassShares(best=best, shares=tuple(shares.tolist()), regret=float(scale * cost))
+
+
+# ---- Watches what stopping saves, as certificates watch what it loses: where it no longer pays, it goes out of use
+
+CostChange = Literal["stops_paying", "costs_more", "pays_again"]
+
+BETS: Final = np.array((0.15, 0.35, 0.7))  # parts of the largest bet that cannot lose everything
+THRESHOLD: Final = 20_000.0  # runs to a false alarm
+RECOVERY: Final = 20.0  # runs to a false return, at exactly half of the promised saving
+REST: Final = 25  # runs before a second return is considered; four times as many before each later one
+_MOST: Final = 1e12  # keeps sums finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostEvent:
+    change: CostChange
+    query_class: int
+    setting: int
+    promised: float  # saving for which it was activated, a fraction of the full run
+
+
+class CostGuard:
+    """promised, inactive, is_dear: shape (classes, settings); promised is nan where nothing was activated."""
+
+    def __init__(self, n_classes: int, n_settings: int) -> None:
+        self.promised = np.full((n_classes, n_settings), np.nan)
+        self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
+        self.is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
+        self._n_returns = np.zeros((n_classes, n_settings), dtype=np.int64)
+        self._rest = np.zeros((n_classes, n_settings))  # runs until a return is considered
+        self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
+
+    def activate(self, c: int, setting: int, saving: float) -> None:
+        """Note the saving for which stopping is in use; the largest one counts until it is broken."""
+        self.promised[c, setting] = np.fmax(self.promised[c, setting], saving)
+
+    def add_run(self, c: int, setting: int, cost: float) -> list[CostEvent]:
+        """Add the cost of a run, a fraction of the full run; return what it proves."""
+        promised = float(self.promised[c, setting])
+        if np.isnan(promised):
+            return []
+        saving, half = float(np.clip(1 - cost, -1, 1)), max(0.0, promised / 2)
+        changes: list[CostChange] = []
+        paying, saves, recovered = self._sums[:, c, setting]
+        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self.is_dear[c, setting]:
+            changes.append("costs_more")
+            self.is_dear[c, setting] = True
+        if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
+            changes.append("stops_paying")
+            self.inactive[c, setting] = True
+        elif self._rest[c, setting] > 0:
+            self._rest[c, setting] -= 1
+        elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
+            changes.append("pays_again")
+            self.inactive[c, setting], self.promised[c, setting] = False, np.nan
+            self.is_dear[c, setting], saves[:] = False, 0
+        if changes and changes[-1] != "costs_more":
+            paying[:] = recovered[:] = 0
+            self._note_change(c, setting, changes[-1])
+        return [CostEvent(change=change, query_class=c, setting=setting, promised=promised) for change in changes]
+
+    def _note_change(self, c: int, setting: int, change: CostChange) -> None:
+        """What audits find cheap may be dear when served, so each return is harder than the last."""
+        if change == "pays_again":
+            self._n_returns[c, setting] += 1
+        elif self._n_returns[c, setting]:
+            self._rest[c, setting] = REST * 4.0 ** (self._n_returns[c, setting] - 1)
+
+
+def _bet(sums: np.ndarray, gain: float, largest_loss: float) -> float:
+    """Bet on a positive mean of `gain`, which is never below -largest_loss; return the detector's mean sum."""
+    sums[:] = np.minimum((sums + 1) * (1 + BETS / largest_loss * gain), _MOST)
+    return float(sums.mean())
+
 
 Ints = NDArray[np.int64]
 

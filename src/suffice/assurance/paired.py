@@ -41,7 +41,7 @@ class PairedAudit:
     z: int | None  # full right - arm right; None: they differ without a label
     due: float  # when a missing label counts as a loss, in any unit of time
     is_repeat: bool = False  # the second call was a full run
-    weight: float = 1.0  # c/rho of its audit, see `assurance.windows`
+    weight: float = 1.0  # c/rho of its audit, see `assurance.certify`
     full_tokens: int = 0
     arm_tokens: int = 0
 

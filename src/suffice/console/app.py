@@ -5,18 +5,307 @@ Every failure is a response (OpenAI's error shape, or a page) and never affects 
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from functools import cache
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
 
 from suffice.asgi import Receive, Scope, Send
-from suffice.console import exchange, site
-from suffice.console.context import ConsoleContext, ConsoleEndpoint, ConsoleVisit
-from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
+from suffice.console import exchange, openapi, render
+from suffice.console.actions import ACTIONS, EXPORTS, ActionForm
+from suffice.console.auth import NOBODY, ROLES, Principal, may
+from suffice.console.context import (
+    WINDOWS,
+    Action,
+    ActionResult,
+    ConsoleContext,
+    ConsoleEndpoint,
+    ConsoleVisit,
+    View,
+    ViewContext,
+)
+from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
+from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
+from suffice.console.views.episodes import (
+    ENDS,
+    LABEL_FILTERS,
+    Changes,
+    EpisodePage,
+    Episodes,
+    changes,
+    episode,
+    episodes,
+)
+from suffice.console.views.overview import Overview, overview
+from suffice.console.views.policies import (
+    Experiments,
+    ExperimentView,
+    PoliciesView,
+    RolloutAssessment,
+    experiments,
+    policies,
+    view_assessment,
+    view_experiment,
+)
+from suffice.console.views.review import ReviewPage, review_page
+from suffice.console.views.routes import RoutePage, Routes, route, routes
+from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest, SufficeError
+from suffice.store.database.views import newest_of
+from suffice.store.routes import rollups
+from suffice.store.routes.deployments import read_decided
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
+
+# ---- The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, login
+
+HOME: Final = "/console"
+FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
+_BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
+
+
+# ---- pages and actions -----------------------------------------------------------------------------
+
+
+def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def page(visit: ConsoleVisit) -> ConsoleResponse:
+        if not render.can_render():
+            return _without_package(501)
+        context, is_partial = visit.context, visit.request.is_partial
+        template = view.template or f"{view.path[1:]}.html"
+        values = {
+            "it": await context.read(visit, view.read),
+            "first": () if is_partial else await context.in_thread(context.services.warnings),
+            "places": navigation(views, visit.principal, view.place or view.title),
+            "part": template,
+        }
+        # A part of a page that is requested alone is rendered as a page of its own.
+        whole = "part.html" if template.startswith("_") and not is_partial else template
+        return await context.in_thread(lambda: _page(visit, whole, view.title, values))
+
+    async def api(visit: ConsoleVisit) -> ConsoleResponse:
+        return await visit.context.read(visit, lambda look: json_response(view.read(look)))
+
+    path = f"/api{view.path if view.api_path is None else view.api_path}"
+    return (
+        ConsoleEndpoint("GET", f"{HOME}{view.path}", view.needs, page, view.title, HTML, fields=view.fields),
+        ConsoleEndpoint("GET", path, view.needs, api, view.title, record=view.record, fields=view.fields),
+    )
+
+
+def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def run(visit: ConsoleVisit) -> ActionResult:
+        form = ActionForm(visit.context, visit.request, visit.principal)
+        result = await visit.context.in_thread(lambda: action.run(form))
+        visit.context.services.notify()
+        return result
+
+    async def page(visit: ConsoleVisit) -> ConsoleResponse:
+        result = await run(visit)
+        if result.message:
+            visit.context.leave_message(visit.principal, result.message)
+        return redirect(result.goes_to or _back_of(visit.request))
+
+    async def api(visit: ConsoleVisit) -> ConsoleResponse:
+        result = await run(visit)
+        return json_response({"done": True, "message": result.message})
+
+    needs, summary, fields = action.needs, action.summary, action.fields
+    return (
+        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, page, summary, HTML, fields=fields),
+        ConsoleEndpoint("POST", f"/api{action.path}", needs, api, summary, fields=fields),
+    )
+
+
+def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tuple[dict[str, Any], ...]:
+    """The first view of each place that the principal's role allows."""
+    first = dict[str, View]()
+    for view in views:
+        first.setdefault(view.place or view.title, view)
+    role = principal.role
+    return tuple(
+        {"name": place, "href": f"{HOME}{view.path}", "is_here": place == here}
+        for place, view in first.items()
+        if role is not None and may(role, view.needs)
+    )
+
+
+def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any], status: int = 200) -> ConsoleResponse:
+    context, request, principal = visit.context, visit.request, visit.principal
+    common: dict[str, Any] = {
+        "title": title,
+        "first": (),
+        "places": (),
+        "visitor": principal,
+        "told": context.take_message(principal),
+        "now_s": context.now(),
+        "here": request.path,
+        "query": request.query,
+        "csrf": principal.token,
+        "windows": tuple(WINDOWS),
+        "version": openapi.VERSION,
+        "live_s": context.settings.console.live_s,
+        "is_admin": principal.role == ROLES[-1],
+        "here_whole": _address(request),
+    }
+    return ConsoleResponse(status=status, body=render.page(template, common | values))
+
+
+def _without_package(status: int) -> ConsoleResponse:
+    return ConsoleResponse(status=status, body=render.missing_package_page())
+
+
+def _address(request: ConsoleRequest) -> str:
+    return request.path + (f"?{urlencode(request.query)}" if request.query else "")
+
+
+def _back_of(request: ConsoleRequest) -> str:
+    place = request.form.get("back", "")
+    return place if _BACK.fullmatch(place) and "//" not in place else HOME
+
+
+# ---- login and errors ------------------------------------------------------------------------------
+
+
+def redirect_to_login(request: ConsoleRequest) -> ConsoleResponse:
+    if request.is_partial:
+        return ConsoleResponse(status=401, headers=(("hx-redirect", "/console/login"),))
+    here = _address(request)
+    is_page = request.method in ("GET", "HEAD") and _BACK.fullmatch(here) and here != HOME
+    return redirect(f"/console/login?back={quote(here, safe='')}" if is_page else "/console/login")
+
+
+async def _login_page(visit: ConsoleVisit) -> ConsoleResponse:
+    if visit.principal.person is not None:
+        return redirect(HOME)
+    return _login_form(visit, back=visit.request.query.get("back", HOME), problem="", status=200)
+
+
+async def _login(visit: ConsoleVisit) -> ConsoleResponse:
+    cookies, back = visit.context.auth.login(visit.request), _back_of(visit.request)
+    if cookies is None:
+        return _login_form(visit, back=back, problem="This secret is not valid.", status=401)
+    return redirect(back).with_headers(*cookies)
+
+
+def _login_form(visit: ConsoleVisit, *, back: str, problem: str, status: int) -> ConsoleResponse:
+    auth, visit = visit.context.auth, replace(visit, principal=NOBODY)
+    if not render.can_render():
+        return _without_package(501)
+    if auth.roster() is None:
+        return _page(visit, "login.html", "Log in", {"back": "", "problem": "", "is_open": False})
+    token, cookie = auth.login_page(visit.request)
+    values = {"back": back, "problem": problem, "is_open": True, "csrf": token}
+    return _page(visit, "login.html", "Log in", values, status).with_headers(cookie)
+
+
+async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
+    return redirect("/console/login").with_headers(visit.context.auth.logout(visit.principal, visit.request))
+
+
+def error_page(visit: ConsoleVisit, status: int, message: str) -> ConsoleResponse:
+    if not render.can_render():
+        return _without_package(status if status < 500 else 501)
+    return _page(visit, "sorry.html", "Request failed", {"status": status, "message": message}, status)
+
+
+# ---- files, the description, the first page live ---------------------------------------------------
+
+
+async def _static(visit: ConsoleVisit) -> ConsoleResponse:
+    try:
+        body, kind = render.static(visit.request.fields["name"])
+    except (KeyError, OSError):
+        raise BadRequest("no such file", status=404, code="not_found") from None
+    return ConsoleResponse(kind=kind, body=body, headers=FOREVER)
+
+
+@cache
+def _description() -> bytes:
+    return msgspec.json.encode(openapi.document(ENDPOINTS))
+
+
+async def _describe(visit: ConsoleVisit) -> ConsoleResponse:
+    """Generated on first use and in a thread: it takes longer than the rest of a gateway's start."""
+    return ConsoleResponse(kind=JSON, body=await visit.context.in_thread(_description))
+
+
+async def _changed(visit: ConsoleVisit) -> ConsoleResponse:
+    context, item = visit.context, visit.request.query.get("item", "")
+    effect = await context.in_thread(lambda: context.services.effect_of(item))
+    return ConsoleResponse(body=html.escape(effect).encode())
+
+
+async def _live(visit: ConsoleVisit) -> ConsoleResponse:
+    return await visit.context.read(visit, _live_part)
+
+
+def _live_part(view: ViewContext) -> ConsoleResponse:
+    """The overview if it has changed since the page with this mark; to a page without one, its mark alone."""
+    log, window, known = view.connection, view.window.name, view.query.get("mark")
+    mark = f"{rollups.read_to(log).seq}-{read_decided(log).seq}-{newest_of(log, ('alert_sent',))}"
+    live, headers = view.visit.context.cache.live, (("x-mark", mark),)
+    if known in (None, mark):
+        return ConsoleResponse(headers=headers)
+    if live.get(window, ("", b""))[0] != mark:
+        values = {"it": overview(view), "now_s": view.now_s, "windows": tuple(WINDOWS)}
+        live[window] = mark, render.page("_overview.html", values)
+    return ConsoleResponse(body=live[window][1], headers=headers)
+
+
+# ---- the table -------------------------------------------------------------------------------------
+
+DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
+RUNS: Final = {
+    "route": "only this one",
+    "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
+    "label": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
+    "class": "of questions",
+    "before": "place in the log to go on from, `older` of the page before",
+    "limit": "runs in one answer, at most 500",
+}
+CHANGES: Final = {"kind": "of change", "route": "only this one", "before": "place in the log"}
+ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
+ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Policies & rollouts", "Experiments"
+ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"
+VIEWS: Final = (  # in the order of the navigation
+    View("", "Overview", overview, Overview, DAYS, template="overview.html", api_path="/overview"),
+    View("/routes", ROUTES, routes, Routes, DAYS),
+    View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
+    View("/episodes", EPISODES, episodes, Episodes, RUNS),
+    View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
+    View("/policies", POLICIES, policies, PoliciesView),
+    View("/experiments", EXPERIMENTS, experiments, Experiments),
+    # Parts that are slow to compute: the pages request them once displayed.
+    View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
+    View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
+    View("/review", "Review", review_page, ReviewPage),
+    View("/alerts", "Alerts", alerts, AlertsPage),
+    View("/incidents", "Incidents", incidents, Incidents),
+    View("/changes", "Audit log", changes, Changes, CHANGES),
+    View("/settings", "Settings", settings_page, SettingsPage, needs="admin"),
+)
+ITEM: Final = {"item": "its episode"}
+ENDPOINTS: Final = (  # a path that is not here does not exist
+    ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
+    ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
+    ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
+    ConsoleEndpoint("POST", "/console/logout", "reviewer", _logout, "log out", HTML),
+    ConsoleEndpoint(
+        "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, fields=ITEM
+    ),
+    ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", HTML),
+    ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _describe, "this description"),
+    *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
+    *(one for action in ACTIONS for one in endpoints_of_action(action)),
+    *EXPORTS,
+)
+
 
 MOUNTS: Final = ("/console", "/api")  # paths that this application serves
 _FAILED: Final = "server_error"
@@ -24,7 +313,7 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 
 
 class ConsoleApp:
-    def __init__(self, context: ConsoleContext, endpoints: Iterable[ConsoleEndpoint] = site.ENDPOINTS) -> None:
+    def __init__(self, context: ConsoleContext, endpoints: Iterable[ConsoleEndpoint] = ENDPOINTS) -> None:
         self.context = context
         self.endpoints = tuple(endpoints)
         paths: dict[str, dict[str, ConsoleEndpoint]] = {}
@@ -83,8 +372,8 @@ def _refusal(visit: ConsoleVisit, error: BadRequest) -> ConsoleResponse:
         body = error_body(str(error), kind, error.param, error.code)
         return ConsoleResponse(status=status, kind=JSON, body=body, headers=tuple(headers))
     if status == 401 and error.code == "not_logged_in":
-        return site.redirect_to_login(visit.request)
-    return site.error_page(visit, status, str(error)).with_headers(*headers)
+        return redirect_to_login(visit.request)
+    return error_page(visit, status, str(error)).with_headers(*headers)
 
 
 def _no_such_path(request: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) -> BadRequest:

@@ -20,7 +20,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
-from suffice.review import label_studio, langfuse
+from suffice.review import imported_feedback
 from suffice.rollout.assign import sender_key
 from suffice.store.database.log import Receipt
 from suffice.store.rows.events import FeedbackEvent
@@ -79,7 +79,7 @@ async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
     """Actions other than annotations are acknowledged and ignored."""
     async with _refusing(gw, exchange):
         raw, limits = await _read_batch(exchange), gw.settings.server
-        event = await read_aside(lambda raw, limits: label_studio.read_event(parse_json(raw, limits)), raw, limits)
+        event = await read_aside(lambda raw, limits: imported_feedback.read_event(parse_json(raw, limits)), raw, limits)
         source = find_label_source(gw, exchange.headers, None, door="label-studio")
         if not source.caller.may_write("reviewer"):
             raise _out_of_scope("reviewer")
@@ -89,16 +89,16 @@ async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
 async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
     async with _refusing(gw, exchange):
         headers, secret = exchange.headers, gw.clients.langfuse_secret
-        signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
+        signature = dict(headers).get(imported_feedback.SIGNATURE_HEADER)
         signed = secret is not None and signature is not None
         if not signed:
             gw.clients.keys.require(headers, feedback=True)
         raw = await _read_batch(exchange)
         if signed:
-            langfuse.check_signature(raw, signature or "", secret or "")
-        rules, declared = gw.settings.feedback.langfuse.scores, gw.settings.metrics
+            imported_feedback.check_signature(raw, signature or "", secret or "")
+        rules, declared, read = gw.settings.feedback.langfuse.scores, gw.settings.metrics, imported_feedback.read_scores
         scores = await read_aside(
-            lambda raw, limits: langfuse.read_scores(parse_json(raw, limits), rules, declared), raw, gw.settings.server
+            lambda raw, limits: read(parse_json(raw, limits), rules, declared), raw, gw.settings.server
         )
         source = find_label_source(gw, headers, None, door="langfuse", signed=signed)
         await _store_batch(gw, exchange, source, scores.rows, scores.n_ignored)

@@ -9,8 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level
-from suffice.assurance.windows import Window
+from suffice.assurance.certify import Window, certified_level
 from suffice.learn.audits import Bools, Floats, Small
 
 SWING: Final = 5  # levels; a larger change is a swing, and …

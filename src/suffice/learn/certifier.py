@@ -15,15 +15,17 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from suffice.assurance.certify import (
+    Window,
+    Windows,
     certified_level,
     count_outcomes,
     e_value_of,
     missing_audits,
+    restart_share,
     weighted_log_wealth,
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
-from suffice.assurance.windows import Window, Windows, restart_share
 from suffice.learn.audits import (
     NO_AUDITS,
     AuditRuns,
@@ -33,11 +35,11 @@ from suffice.learn.audits import (
     LevelEnds,
     Small,
     concatenate_audits,
+    mean_over_orders,
     select_groups,
 )
 from suffice.learn.budgeting import Spender
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
-from suffice.learn.sample_orders import mean_over_orders
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 

@@ -14,8 +14,7 @@ import numpy as np
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import FitResult, Values
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
-from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
-from suffice.model.trees import LEAF, Tree, Trees
+from suffice.model.ensemble import LEAF, Ensemble, Isotonic, Linear, ModelPart, Tree, Trees
 
 _LAST_DIGITS = 1e-10  # relative: above rounding errors, below the distance of values that a tree separates
 

@@ -3,22 +3,374 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.errors import ConfigError
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
 from suffice.learn.dataset import Dataset
-from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.groups import pick_level
+from suffice.learn.export import export_isotonic, export_stop_model, export_value_model
+from suffice.learn.features import sklearn
 from suffice.learn.models import PRICES, FitResult, Parts, Values, fit, fit_values
-from suffice.learn.report_card import ReportCard, Verdict, make_card
-from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
-from suffice.learn.version import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
+from suffice.learn.rows import (
+    Resamples,
+    audit_runs,
+    build_examples,
+    build_trajectories,
+    good_rows_of_run,
+    pick_level,
+    ratio,
+    weigh_full_runs,
+    weigh_labels,
+)
+from suffice.learn.version import (
+    HALF_LIFE,
+    LEAST_AUDITS,
+    N_FOLDS,
+    N_LEVELS,
+    as_served,
+    cut_levels,
+    fold_version,
+    level_risk,
+)
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
+from suffice.model.ensemble import Isotonic
 from suffice.policy.folded_version import FoldedVersion
+
+# ---- The report card of a version: calibration, savings, harm, and a comparison with its parent
+
+Learned: TypeAlias = Literal["as-good", "hopeless"]
+
+N_BINS: Final = 10
+_MOST_KNOTS: Final = 20  # points of the curve for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    low: float  # first and last probability in the bin
+    high: float
+    n: int  # rows
+    predicted: float  # mean predicted probability
+    seen: IntervalEstimate  # observed share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    bins: tuple[Bin, ...]
+    ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by rows
+    bias: IntervalEstimate  # mean said - mean seen; above 0 the model is overconfident
+    displayed: Isotonic | None  # from predicted to observed, for people; thresholds do not use it
+
+
+def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
+    """Judge one probability on full runs, by models that have not seen the prompts."""
+    of_run = weigh_full_runs(data) * data.full
+    if target == "hopeless":
+        labels = weigh_labels(data)
+        of_run = of_run * (0.0 if labels is None else labels)
+    rows = np.flatnonzero(data.inner & data.may_stop & (of_run > 0)[data.run_of_row])  # rows with a decision
+    run = data.run_of_row[rows]
+    weight, fold, p = of_run[run], data.fold[run], np.empty(len(rows))
+    x = data.columns(version.models[0].features)
+    for f, model in enumerate(version.models):
+        ensemble = model.suffices if target == "as-good" else model.hopeless
+        if ensemble is None:
+            raise ValueError(f"version {version.address}: has no model of {target}")
+        p[fold == f] = ensemble.scores(x[rows[fold == f]])
+    good = good_rows_of_run(data, target)[rows].astype(np.float64)
+    draws = Resamples([data.key[i] for i in run], rng)
+    edges = np.quantile(p, np.arange(1, N_BINS) / N_BINS) if len(p) else np.zeros(N_BINS - 1)
+    number = np.searchsorted(edges, p, side="right")
+    inside = (number[:, None] == np.arange(N_BINS)) * weight[:, None]
+    sums = draws.sums(np.concatenate([inside * p[:, None], inside * good[:, None], inside], axis=1))
+    bins = []
+    for b in np.unique(number):
+        here = number == b
+        n = int(here.sum())
+        bins.append(
+            Bin(
+                low=float(p[here].min()),
+                high=float(p[here].max()),
+                n=n,
+                predicted=float(np.average(p[here], weights=weight[here])),
+                seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
+            )
+        )
+
+    def gap(sums: Floats, magnitude: Callable[[Floats], Floats]) -> Floats:
+        stated, observed, total = np.split(sums, 3, axis=1)
+        return np.asarray(magnitude(stated - observed).sum(axis=1) / total.sum(axis=1))
+
+    return Calibration(
+        bins=tuple(bins),
+        ece=draws.estimate(sums, lambda sums: gap(sums, np.abs), n=len(rows), pivot=True),
+        bias=draws.estimate(sums, lambda sums: gap(sums, np.asarray), n=len(rows)),
+        displayed=_isotonic(p, good, weight),
+    )
+
+
+def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
+    if len(np.unique(p)) < 2:
+        return None
+    regression = sklearn("isotonic").IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0)
+    whole = export_isotonic(regression.fit(p, good, weight))
+    if len(whole.scores) <= _MOST_KNOTS:
+        return whole
+    at = np.unique(np.quantile(p, np.linspace(0, 1, _MOST_KNOTS)))
+    return Isotonic(tuple(at.tolist()), tuple(whole.many(at).tolist()))
+
+
+Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
+ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
+
+TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops of the frontier, beside the route's own
+_STRIDE: Final = 2  # of the levels at which two versions are compared
+LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    max_em_drop: float  # target, a fraction
+    levels: tuple[int, ...]  # of each fold, picked on the others
+    saving: IntervalEstimate  # token reduction, probes counted
+    drop: IntervalEstimate  # EM(full) - EM(stopped)
+    lost: IntervalEstimate  # share of runs that the stop makes wrong
+    gained: IntervalEstimate  # share of runs that the stop makes right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassHarm:
+    query_class: str
+    n_runs: int
+    n_prompts: int
+    saving: IntervalEstimate
+    drop: IntervalEstimate
+    lost: IntervalEstimate
+    gained: IntervalEstimate  # reported beside losses, since one does not offset the other
+    status: ClassStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentComparison:
+    parent: str  # address
+    gain: IntervalEstimate  # saving of the version minus the parent's, at equal drops
+    saving: IntervalEstimate  # difference at the picked levels
+    drop: IntervalEstimate  # likewise
+    parent_point: FrontierPoint
+    newly_harmed: tuple[str, ...]  # classes that the parent does not harm
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCard:
+    version: str
+    max_em_drop: float  # the route's own target
+    n_runs: int  # full runs and abandoned audits
+    n_prompts: int
+    n_labelled: int  # a stop of the others is judged by agreement, which is conservative
+    calibration: Calibration  # of P(as good)
+    failing: Calibration | None  # of P(the full run fails); None: not learned
+    curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
+    frontier: tuple[FrontierPoint, ...]
+    value: tuple[FrontierPoint, ...]  # of the value model at its price; () without one
+    classes: tuple[ClassHarm, ...]
+    compared: ParentComparison | None  # None: no parent, or it cannot read these runs
+
+
+def make_card(
+    data: Dataset, version: FoldedVersion, parent: FoldedVersion | None, *, max_em_drop: float, rng: np.random.Generator
+) -> ReportCard:
+    """Equal seeds give equal cards."""
+    judge = _Judge(data, max_em_drop, rng)
+    outcome = judge.outcome(version)
+    own = judge.point(outcome, max_em_drop)
+    targets = sorted({*TARGETS, max_em_drop})
+    return ReportCard(
+        version=version.address,
+        max_em_drop=max_em_drop,
+        n_runs=len(judge.runs),
+        n_prompts=judge.draws.n_groups,
+        n_labelled=int(data.labelled.sum()),
+        calibration=calibrate(data, version, "as-good", rng),
+        failing=None if version.models[0].hopeless is None else calibrate(data, version, "hopeless", rng),
+        curve=judge.curve(outcome),
+        frontier=tuple(own if target == max_em_drop else judge.point(outcome, target) for target in targets),
+        value=() if version.values is None else (judge.value_point(version),),
+        classes=judge.classes(outcome, own.levels),
+        compared=None if parent is None else judge.compared(outcome, own, parent),
+    )
+
+
+# --------------------------------------------------------------------------- frontier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    z: Floats  # (n, M): EM drop
+    cost: Floats  # (n, M): tokens
+
+
+class _Judge:
+    def __init__(self, data: Dataset, max_em_drop: float, rng: np.random.Generator) -> None:
+        self.data, self.max_em_drop = data, max_em_drop
+        self.runs = audit_runs(data)
+        self.weight = weigh_full_runs(data)
+        self.classes_of = np.array(data.query_class)
+        self.draws = Resamples(data.key, rng)
+
+    def outcome(self, version: FoldedVersion) -> _Outcome:
+        if len(version.models) != N_FOLDS:
+            raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
+        runs = as_served(self._read_by(version), version)
+        return self._at(runs, fold_version(version).rows(runs))
+
+    def _read_by(self, version: FoldedVersion) -> AuditRuns:
+        return replace(self.runs, x=self.data.columns(version.models[0].features))
+
+    def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
+        z = runs.z[rows].astype(np.float64)
+        z[:, 1:][runs.abandoned] = 1.0  # abandoned: lost at every level that may stop
+        return _Outcome(z, runs.cost[rows])
+
+    def curve(self, outcome: _Outcome) -> tuple[tuple[float, float], ...]:
+        saving = 1 - self.weight @ outcome.cost / (self.weight @ self.runs.full)
+        drop = self.weight @ outcome.z / self.weight.sum()
+        return tuple(zip(saving.tolist(), drop.tolist(), strict=True))
+
+    def point(self, outcome: _Outcome, target: float) -> FrontierPoint:
+        """The frontier at a target, each fold at the level that was picked on the others."""
+        folds = [self.runs.fold != f for f in range(N_FOLDS)]
+        levels = tuple(pick_level(outcome.z[others], self.weight[others], target) for others in folds)
+        z, cost = self._chosen(outcome, levels)
+        return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
+
+    def value_point(self, version: FoldedVersion) -> FrontierPoint:
+        assert version.values is not None
+        ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where both actions have equal value
+        at_price = replace(version, models=version.values, levels=ladders, values=None)
+        runs = self._read_by(at_price)
+        outcome = self._at(runs, fold_version(at_price).rows(runs))
+        everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)
+        return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
+
+    def classes(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[ClassHarm, ...]:
+        z, cost = self._chosen(outcome, levels)
+        names, sizes = np.unique(self.classes_of, return_counts=True)
+        harms = []
+        for name in names[np.argsort(-sizes, kind="stable")]:
+            member = self.classes_of == name
+            point, n = self._measured(z, cost, member, self.max_em_drop, levels), int(member.sum())
+            low, high = point.drop.low, point.drop.high
+            status: ClassStatus = "unknown"
+            if n >= LEAST_CLASS_RUNS and low is not None and high is not None:
+                status = "within budget" if high <= self.max_em_drop else "unclear"
+                status = "harmed" if low > self.max_em_drop else status
+            harms.append(
+                ClassHarm(
+                    query_class=str(name),
+                    n_runs=n,
+                    n_prompts=len({self.data.key[i] for i in np.flatnonzero(member)}),
+                    saving=point.saving,
+                    drop=point.drop,
+                    lost=point.lost,
+                    gained=point.gained,
+                    status=status,
+                )
+            )
+        return tuple(harms)
+
+    def compared(self, outcome: _Outcome, own: FrontierPoint, parent: FoldedVersion) -> ParentComparison | None:
+        """Return None if the parent cannot read these runs."""
+        try:
+            before = self.outcome(parent)
+        except ConfigError:
+            return None
+        theirs = self.point(before, self.max_em_drop)
+        (z, cost), (old_z, old_cost) = self._chosen(outcome, own.levels), self._chosen(before, theirs.levels)
+        w = self.weight
+        columns = np.stack([w * (z - old_z), w * (old_cost - cost), w, w * self.runs.full], axis=1)
+        sums, n = self.draws.sums(columns), len(self.runs)
+        saving, drop = self.draws.estimate(sums, ratio(1, 3), n=n), self.draws.estimate(sums, ratio(0, 2), n=n)
+        harmed = {one.query_class for one in self.classes(before, theirs.levels) if one.status == "harmed"}
+        newly = tuple(
+            one.query_class
+            for one in self.classes(outcome, own.levels)
+            if one.status == "harmed" and one.query_class not in harmed
+        )
+        gain = self.gain(outcome, before)
+        verdict, why = _verdict(gain, newly)
+        return ParentComparison(
+            parent=parent.address,
+            gain=gain,
+            saving=saving,
+            drop=drop,
+            parent_point=theirs,
+            newly_harmed=newly,
+            verdict=verdict,
+            why=why,
+        )
+
+    def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
+        """Difference of savings at equal harm: best level (in hindsight) within a drop, mean over drops to target."""
+        w = self.weight[:, None]
+        parts = [w * one for o in (outcome, before) for one in (o.z[:, ::_STRIDE], o.cost[:, ::_STRIDE])]
+        columns = np.concatenate([*parts, w, w * self.runs.full[:, None]], axis=1)
+        n_levels, budgets = parts[0].shape[1], np.linspace(0.1, 1.0, 10) * self.max_em_drop
+
+        def of(sums: Floats) -> Floats:
+            runs, full = sums[:, -2:-1], sums[:, -1:]
+            best = []
+            for at in (0, 2):
+                drop = sums[:, at * n_levels : (at + 1) * n_levels] / runs
+                saving = 1 - sums[:, (at + 1) * n_levels : (at + 2) * n_levels] / full
+                within = [np.where(drop <= budget, saving, saving[:, :1]).max(axis=1) for budget in budgets]
+                best.append(np.mean(within, axis=0))
+            return np.asarray(best[0] - best[1])
+
+        return self.draws.estimate(self.draws.sums(columns), of, n=len(self.runs))
+
+    def _chosen(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[Floats, Floats]:
+        level = np.array(levels)[self.runs.fold]
+        run = np.arange(len(level))
+        return outcome.z[run, level], outcome.cost[run, level]
+
+    def _measured(self, z: Floats, cost: Floats, member: Any, target: float, levels: tuple[int, ...]) -> FrontierPoint:
+        w = self.weight * member
+        saved, full = w * (self.runs.full - cost), w * self.runs.full
+        columns = np.stack([w * z, w * (z > 0), w * (z < 0), w, saved, full], axis=1)
+        n, sums = int(member.sum()), self.draws.sums(columns)
+        lost, gained = (self.draws.rate(sums, at, 3, n=n) for at in (1, 2))
+        drop = _as_open(self.draws.estimate(sums, ratio(0, 3), n=n), lost, gained)
+        saving = self.draws.estimate(sums, ratio(4, 5), n=n)
+        return FrontierPoint(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
+
+
+def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEstimate) -> IntervalEstimate:
+    """Widen the drop's interval by the open ends of losses and gains that were never seen."""
+    if drop.low is None or drop.high is None or lost.high is None or gained.high is None:
+        return drop
+    low = drop.low if gained.value > 0 else drop.low - gained.high
+    high = drop.high if lost.value > 0 else drop.high + lost.high
+    return replace(drop, low=low, high=high)
+
+
+def _verdict(gain: IntervalEstimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
+    if newly_harmed:
+        return "worse", f"harms what the parent does not: {', '.join(newly_harmed)}"
+    if gain.low is None or gain.high is None:
+        return "inconclusive", "too few prompts for an interval"
+    if gain.high < 0:
+        return "worse", "saves less than the parent at the same harm"
+    if gain.low > 0:
+        return "better", "saves more than the parent at the same harm"
+    return "inconclusive", "the difference to the parent may be chance"
+
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
 _PRICES: Final = PRICES[::3]  # a finer sweep takes three times as long and picks a neighbour

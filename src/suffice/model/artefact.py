@@ -13,9 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
-from suffice.model.reading import ModelTable, at, check_list, describe_value, exact_float, parse_json, parse_whole
-from suffice.model.trees import COLUMNS, Tree, Trees
+from suffice.model.ensemble import COLUMNS, Ensemble, Isotonic, Linear, ModelPart, Tree, Trees
+from suffice.model.reading import (
+    ModelTable,
+    check_list,
+    describe_value,
+    exact_float,
+    locate_errors,
+    parse_json,
+    parse_whole,
+)
 
 SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000
@@ -79,7 +86,7 @@ class StopModel:
             raise ConfigError(f"features: got {len(self.features):,}; 1 to {MOST_FEATURES:,}")
         for name, ensemble in (("suffices", self.suffices), ("hopeless", self.hopeless)):
             if ensemble is not None:
-                with at(name):
+                with locate_errors(name):
                     ensemble.check(len(self.features))
         if len(dict(self.classes)) != len(self.classes) or len(self.classes) > MOST_CLASSES:
             raise ConfigError(f"classes: got {len(self.classes):,}; at most {MOST_CLASSES:,}, each once")

@@ -73,12 +73,12 @@ class ModelTable:
         """Raise ConfigError for any key besides `keys` and `values`."""
         arguments = {key: self.take(key) for key in keys} | values
         self.done()
-        with at(self.where):
+        with locate_errors(self.where):
             return make(**arguments)
 
 
 @contextmanager
-def at(where: str) -> Iterator[None]:
+def locate_errors(where: str) -> Iterator[None]:
     """Prefix ConfigErrors of the block with the place."""
     try:
         yield

@@ -17,10 +17,12 @@ from itertools import takewhile
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
-from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules
-from suffice.rollout.guardrails import (
+from suffice.rollout.evidence import (
     NO_NAME,
+    ArmName,
     GuardrailValue,
+    RolloutEvidence,
+    Rules,
     describe_guardrail_points,
     group_classes,
     mix_problem,

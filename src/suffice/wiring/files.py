@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from suffice.doctor.route import read_route_questions
+from suffice.doctor.examine import read_route_questions
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.model.artefact import StopModel, load_model

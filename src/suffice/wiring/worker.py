@@ -11,13 +11,11 @@ from typing import Any, Final
 
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.certify import Certify, Critical
-from suffice.control.jobs.experiments import ExperimentWatch
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.proposals import Advance, ProposeBudget, Retrain, SamplingJob
+from suffice.control.jobs.proposals import Advance, ExperimentWatch, ProposeBudget, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
-from suffice.control.jobs.rollup import Rollup
-from suffice.control.jobs.upkeep import ExportHeads, Retain
+from suffice.control.jobs.upkeep import ExportHeads, Retain, Rollup
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import TraceError
-from suffice.replay.traces.tables import read_rows
+from suffice.replay.traces.formats import read_rows
 from suffice.sanitize import format_csv
 
 ROWS: list[dict[str, Any]] = [{"id": "a", "gold": "4", "rating": 5}, {"id": "b", "gold": None, "rating": None}]

@@ -18,7 +18,7 @@ from suffice.control.jobs.certify import Certify
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain
-from suffice.control.jobs.rollup import Rollup
+from suffice.control.jobs.upkeep import Rollup
 from suffice.errors import SufficeError
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version

@@ -1,6 +1,6 @@
 """Runs as tasks of Label Studio, and the labelling form.
 
-Format: labelstud.io/guide/task_format. `suffice.review.label_studio` reads the annotations.
+Format: labelstud.io/guide/task_format. `suffice.review.imported_feedback` reads the annotations.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from suffice.assurance.runs import LabelledEpisode
 from suffice.control.evidence.judging import differs, human_label, is_full
-from suffice.review.label_studio import EPISODE, NO_ANSWER, data_of, full_is_a
+from suffice.review.imported_feedback import EPISODE, NO_ANSWER, data_of, full_is_a
 from suffice.types import LabelRequest
 
 NO_QUESTION: Final = "(the log keeps no question; give a file of questions when tasks are exported)"

@@ -26,9 +26,9 @@ from suffice.errors import BadRequest, ConfigError, TraceError
 from suffice.files import write_whole
 from suffice.gateway.feedback_form import FeedbackMapping, body, plan, read_feedback, seal_feedback
 from suffice.replay.report.text import dump_json
-from suffice.replay.traces.tables import read_rows
-from suffice.review import langfuse
-from suffice.review.label_studio import read_export
+from suffice.replay.traces.formats import read_rows
+from suffice.review import imported_feedback
+from suffice.review.imported_feedback import read_export
 from suffice.rollout.assign import sender_key
 from suffice.sanitize import format_csv
 from suffice.settings import Judge, Settings
@@ -115,7 +115,7 @@ def import_file(file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[st
             return read_annotations(_read_json(file), result)
         rules = settings.feedback.langfuse.scores
         rows = _scores(file) if file.suffix.lower() == ".json" else read_rows(file)
-        return ((number, langfuse.read_score(cells, rules, settings.metrics)) for number, cells in rows)
+        return ((number, imported_feedback.read_score(cells, rules, settings.metrics)) for number, cells in rows)
 
     import_feedback(str(file), bodies, **given)
 

@@ -24,9 +24,18 @@ from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing, frequencies
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
-from suffice.doctor.examine import NOT_VERIFIED, Recommendation, examine, recommend
+from suffice.doctor.examine import (
+    NOT_VERIFIED,
+    FullRunCounts,
+    Recommendation,
+    as_findings,
+    examine,
+    from_log,
+    read_route_questions,
+    recommend,
+    run_live,
+)
 from suffice.doctor.experiments import EXPERIMENTS
-from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.session import ServerSession
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from suffice.assurance.certify import Windows
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import satisfaction_of_people
 from suffice.assurance.strata import Cell
-from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
 from suffice.learn.certificate import PendingAudits

@@ -15,11 +15,10 @@ import numpy as np
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel, is_right
-from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits
+from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits, draw_orders
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
-from suffice.learn.sample_orders import draw_orders
 from suffice.learn.version import N_FOLDS
 from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route
@@ -162,7 +161,7 @@ def verdicts(
     audits   of the window whose answers differ at an eligible level: labels of others change nothing
     match    compares an answer with a reference; references that judge an audit alike are one verdict
     callers  senders whose keys also use the model: users, whatever source they name
-    accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.charges`)
+    accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.safety_checks`)
     """
     by_id, given = {audit.id: audit for audit in audits}, dict[TrustedLabel, Feedback]()
     for audit in by_id.values():
@@ -232,7 +231,7 @@ def rows_in_all_orders(audits: Sequence[Audit], counts: Verdicts, rows_of: RowsO
 
 
 def _reorder(audit: Audit) -> list[Audit]:
-    """The audit with its samples in other orders, where their order is random: see `learn.sample_orders`.
+    """The audit with its samples in other orders, where their order is random: see `learn.audits`.
 
     A caller's own loop may pass samples on in the order of their ends, and a client's seed fixes each sample's noise.
     """

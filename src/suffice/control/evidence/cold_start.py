@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.certify import audits_to_certify, window_audits
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
-from suffice.assurance.windows import window_audits
 from suffice.learn.certifier import HORIZON, Plan, full_runs
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
@@ -47,7 +46,7 @@ def burst_requests(control: Control, max_em_drop: float) -> int:
 
 
 def window_size(control: Control, max_em_drop: float) -> int:
-    """Audits in a certificate's window: as configured, else by `assurance.windows`."""
+    """Audits in a certificate's window: as configured, else by `assurance.certify`."""
     if control.window_audits is not None:
         return control.window_audits
     return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS

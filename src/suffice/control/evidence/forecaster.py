@@ -16,12 +16,16 @@ from suffice.assurance.forecast import (
     MEMORY,
     Floats,
     Forecast,
+    ForecastAction,
     ForecastWindow,
     RouteForecast,
+    Stance,
+    describe_change,
     forecast_drop,
     forecast_em,
+    next_stance,
+    relative_losses,
 )
-from suffice.assurance.forecast_actions import ForecastAction, Stance, describe_change, next_stance, relative_losses
 from suffice.assurance.forecast_grades import (
     AROUND,
     HORIZON,

@@ -1,7 +1,7 @@
 """Labels of a judge model, which count only once its error is measured against people's labels.
 
 A grade is a feedback row with the source "judge"; beside a person's label it never counts as a label. A certificate
-that uses a judge's labels charges their errors itself (`control.loop.charges`).
+that uses a judge's labels charges their errors itself (`control.loop.safety_checks`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from suffice.assurance.windows import Windows
+from suffice.assurance.certify import Windows
 from suffice.control.evidence.audits import audited_at, is_audit
 from suffice.learn.certificate import PendingAudits, pending_audits
 from suffice.store.database.views import StoredLabel

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
-from suffice.assurance.forecast_actions import first_disagreement
+from suffice.assurance.forecast import DROP_PER_NEAR, first_disagreement, near_levels, near_share
 from suffice.assurance.runs import Match, RunNumbers, is_right
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError

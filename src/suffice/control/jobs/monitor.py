@@ -15,9 +15,9 @@ from typing import Final, Literal, TypeVar
 from suffice.assurance.em_price import RatedRun, em_price
 from suffice.assurance.forecast import (
     Alert,
+    ForecastAction,
     RouteForecast,
 )
-from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.forecast_grades import Of
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, measure_run

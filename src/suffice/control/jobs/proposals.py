@@ -6,7 +6,7 @@ rates change. A run is read one look after it ended, when its label is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
@@ -16,18 +16,23 @@ from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, move
 from suffice.assurance.satisfaction import satisfaction_floor
 from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
+from suffice.control.compare.experiments import read_experiment
 from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.judging import human_label
 from suffice.control.evidence.versions import active_version, written
-from suffice.control.jobs.base import JobPass, ProposalJob, rows_since, since
+from suffice.control.jobs.base import JobPass, JobReport, JobWriter, LogJob, ProposalJob, rows_since, since
+from suffice.errors import ConfigError
 from suffice.learn.dataset import build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
 from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import rules_of
+from suffice.rollout.results import summarize_arm
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database import views
+from suffice.store.database.views import LogReader, last_place, open_reader, read_kinds
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
+from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.rollouts import (
     as_candidate,
     beginning,
@@ -36,7 +41,17 @@ from suffice.store.routes.rollouts import (
     read_rollouts,
     read_running_rollouts,
 )
-from suffice.store.rows.events import ProposedBudget, ProposedVersion, RolloutMove, RowRates
+from suffice.store.rows.events import (
+    Event,
+    ExperimentEnd,
+    ProposedBudget,
+    ProposedVersion,
+    RolloutMove,
+    RowRates,
+    WorseArm,
+    key_of,
+)
+from suffice.telemetry import LOG
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
 
@@ -326,3 +341,63 @@ class SamplingJob(ProposalJob):
         )
         here.writer.write([row])
         return f"rates of {len(rates.by_class)} classes set: {kept}"
+
+
+# ---- The job `experiments` reports arms that are proved worse than their control, and ends experiments if it may
+
+RESTS_S: Final = 60.0  # between two looks, at least
+
+
+class ExperimentWatch(LogJob):
+    name = "experiments"
+
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
+        if not self.is_due() or not self.path.is_file():
+            return ()
+        began_s, reports = self.monotonic_s(), list[JobReport]()
+        with open_reader(self.path) as log:
+            for held in read_experiments(log):
+                if not held.runs:
+                    continue
+                name, ok = held.experiment.name, True
+                try:
+                    sentence = self._look(held, log, writer)
+                except ConfigError as error:  # such as a route that the settings no longer have
+                    sentence, ok = str(error), False
+                if sentence:
+                    LOG.warning("experiments.%s: %s", name, sentence)
+                    summary, at = f"experiment {name}: {sentence}", last_place(log)
+                    reports.append(JobReport(summary=summary, ok=ok, read_to_seq=at))
+        self.rest(max(RESTS_S, LEAST_REST * (self.monotonic_s() - began_s)))
+        return reports
+
+    def _look(self, held: ExperimentRun, log: LogReader, writer: JobWriter) -> str:
+        experiment = held.experiment
+        result, written = read_experiment(log, held, self.settings), self.settings.experiments.get(experiment.name)
+        known = {key_of(stored.event) for stored in read_kinds(log, "arm_worse")}
+        worse = [
+            WorseArm(
+                experiment=experiment.name,
+                run=experiment.run,
+                arm=arm.arm,
+                verdict=arm.verdict,
+                summary=summarize_arm(result, arm),
+                author=self.author,
+            )
+            for arm in result.arms
+            if arm.verdict in ("worse", "mixed")
+        ]
+        new: list[Event] = [one for one in worse if key_of(one) not in known]
+        sentences = [one.summary[0] for one in worse if key_of(one) not in known]
+        proved = [repr(one.arm) for one in worse if one.verdict == "worse"]
+        if proved and written is not None and written.end_when_worse:
+            reason = f"arm {', '.join(proved)} is proved worse than {result.control!r}, and end_when_worse is set"
+            summary = tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
+            new.append(
+                ExperimentEnd(
+                    experiment=experiment.name, run=experiment.run, author=self.author, reason=reason, summary=summary
+                )
+            )
+            sentences.append(f"ended: {reason}")
+        writer.write(new)
+        return "; ".join(sentences)

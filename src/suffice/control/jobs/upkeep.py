@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from suffice.control.jobs.base import JobReport, JobWriter, LogJob
+from suffice.assurance.runs import ENDED, Match, RunNumbers
+from suffice.assurance.sampling import UnloggedRequests, weight_of
+from suffice.assurance.satisfaction import satisfaction_of
+from suffice.control.jobs.base import JobReport, JobWriter, LogJob, why_of
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError
 from suffice.formatting import format_iso
+from suffice.scoring.base import scorer_label
+from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads, signing_key
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database import erasing
-from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, last_place, open_reader
+from suffice.store.database.decisions import Decisions, LeaseLost
+from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, last_place, open_reader
+from suffice.store.routes import rollups
 from suffice.store.routes.deployments import read_decided
+from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
+from suffice.types import Outcome
 
 
 @dataclass(kw_only=True)
@@ -143,3 +151,223 @@ class Retain(LogJob):
                 kept = (seq for one in epoch.kept for seq in erasing.select_word_rows(log, one))
                 first = min([first, epoch.since_seq + 1, *kept])
         return first
+
+
+# ---- The job `rollup` sums up the log's runs and labels by route, class, version and hour
+
+BATCH_ROWS: Final = 5_000  # of the log, in one transaction
+BATCHES: Final = 20  # in one round, while other jobs wait
+MOST_CLASSES: Final = 100  # of a route; further classes count as OTHER
+OTHER: Final = "(others)"
+EVERY_S: Final = 2.0  # between two rounds, each of which syncs to disk
+
+Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
+
+
+@dataclass(kw_only=True)
+class Rollup(LogJob):
+    name = "rollup"
+    _compared_exactly: set[str] = field(init=False, default_factory=set)  # routes whose scorer could not be built
+    _classes: dict[str, set[str]] | None = field(init=False, default=None)
+
+    def forget(self) -> None:
+        super().forget()
+        self._classes = None
+
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
+        if not self.path.is_file() or not self.is_due():
+            return ()
+        self.rest(EVERY_S)
+        n_rows, last = 0, 0
+        with open_reader(self.path) as log:
+            if self._classes is None:
+                self._clear_if_scored_otherwise(log, writer)
+                self._classes = rollups.classes_of(log)
+            for _ in range(BATCHES):
+                n, last = self._batch(log, writer)
+                n_rows += n
+                if n < BATCH_ROWS:
+                    break
+                writer.renew()
+        # Small rounds are not recorded: there would be a row every two seconds.
+        sentence = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
+        return (JobReport(summary=sentence, read_to_seq=last),)
+
+    def _batch(self, log: LogReader, writer: JobWriter) -> tuple[int, int]:
+        to, at_s = rollups.read_to(log), self.now()
+        stretch = rollups.read_stretch(log, to.seq, BATCH_ROWS)
+        if not stretch.n_rows:
+            return 0, to.seq
+        sums = dict[RollupKey, RollupSums]()
+        for change in stretch.changes:
+            for key, part, sign in self._bookings(change):
+                sums[key] = sums.get(key, NO_SUMS).plus(part, sign=sign)
+        tallies = rollups.read_tallies(log, {change.route for change in stretch.changes})
+        rollups.fold_changes(tallies, stretch.changes, self._scoring)
+        # There are no more such rows up to `to.last`, the end of the log before they were read.
+        until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
+
+        def keep(connection: LogReader) -> None:
+            if not rollups.add_rollups(connection, sums, tallies, since=to.seq, seq=until, at_s=at_s):
+                raise LeaseLost("job rollup: another worker has already summed these rows")
+
+        writer.keep(keep)
+        return stretch.n_rows, until
+
+    def _clear_if_scored_otherwise(self, log: LogReader, writer: JobWriter) -> None:
+        for name, tally in rollups.read_tallies(log).items():
+            if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
+                LOG.info("rollup: route %s has a new scorer: the log is summed again", name)
+                writer.keep(rollups.clear)
+                return
+
+    def _bookings(self, change: rollups.Change) -> Iterator[Booking]:
+        if isinstance(change, rollups.UnwrittenRequests):
+            for cell in change.event.cells:
+                yield self._key(change.route, cell.query_class, cell.version, change.at_s), added_by_cell(cell), 1
+        elif isinstance(change, rollups.RunChange):
+            request, match = change.after.episode.request, self._match(change.route)
+            key = self._key(request.route, class_of(request.query), request.policy_version, change.at_s)
+            adds = added_by if change.is_written else added_by_labels
+            if change.before is not None:
+                yield key, adds(change.before, match), -1
+            yield key, adds(change.after, match), 1
+
+    def _key(self, route: str, query_class: str, version: str, at_s: float) -> RollupKey:
+        assert self._classes is not None
+        known = self._classes.setdefault(route, set())
+        if query_class not in known and len(known) >= MOST_CLASSES:
+            query_class = OTHER
+        else:
+            known.add(query_class)
+        return RollupKey(route, query_class, version, int(at_s // rollups.HOUR_S))
+
+    def _scoring(self, route: str) -> rollups.RouteScorer:
+        match = self._match(route)
+        return rollups.RouteScorer("" if match is _is_same else scorer_label(self.settings.routes[route].scorer), match)
+
+    def _match(self, route: str) -> Match:
+        """The route's match; exact comparison where its scorer cannot be built."""
+        if route not in self.settings.routes or route in self._compared_exactly:
+            return _is_same
+        try:
+            return self.match(route)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - labels are then compared exactly
+            LOG.error("rollup: route %s: answers are compared exactly: %s", route, why_of(error))
+            self._compared_exactly.add(route)
+            return _is_same
+
+
+def _is_same(answer: str | None, gold: str) -> bool:
+    return answer == gold
+
+
+def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
+    request, outcome = item.episode.request, item.episode.outcome
+    usage, overhead = outcome.usage, outcome.overhead
+    everyone = RollupSums(
+        n_requests=1,
+        n_failed=int(outcome.end_reason not in ENDED),
+        n_degraded=int(bool(outcome.degraded)),
+        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+        completion_tokens=usage.completion_tokens if usage is not None else 0,
+        overhead_tokens=overhead.probe_tokens + overhead.discarded_tokens,
+        n_priced=int(outcome.cost_usd is not None),
+        cost_usd=outcome.cost_usd or 0.0,
+        overhead_usd=outcome.overhead_usd or 0.0,
+        duration_s=outcome.duration_s,
+    )
+    if request.ungoverned is not None:
+        return everyone
+    run = rollups.measure_governed_run(item, match)
+    weight = 1.0 if rollups.first_about(item.labels) is not None else weight_of(request, outcome)
+    return everyone.plus(_governed(run, outcome)).plus(_labelled(run, item.labels, weight))
+
+
+def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
+    """What the labels of a run without rows add: the run itself is counted already."""
+    if rollups.first_about(item.labels) is None:
+        return NO_SUMS
+    return _labelled(rollups.measure_governed_run(item, match), item.labels, 1.0)
+
+
+def added_by_cell(cell: UnloggedRequests) -> RollupSums:
+    """What requests without rows add: everything that needs no label."""
+    governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
+    return RollupSums(
+        n_requests=cell.n,
+        n_governed=cell.n if governed else 0,
+        n_failed=sum(n for end, n in cell.ends if end not in ENDED),
+        n_stopped=cell.n_stopped,
+        n_live_counted=cell.n_counted if governed else 0,
+        live_tokens=spent if governed else 0,
+        saved_tokens=cell.saved_tokens,
+        prompt_tokens=cell.prompt_tokens,
+        completion_tokens=cell.completion_tokens,
+        overhead_tokens=cell.probe_tokens + cell.discarded_tokens,
+        n_priced=cell.n_priced,
+        cost_usd=cell.cost_usd,
+        overhead_usd=cell.overhead_usd,
+        saved_usd=cell.saved_usd,
+        duration_s=cell.duration_s,
+    )
+
+
+def _labelled(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
+    return _marked(run, weight).plus(_rated(run, labels, weight))
+
+
+def _marked(run: RunNumbers, weight: float) -> RollupSums:
+    if run.correct is None:
+        return NO_SUMS
+    right, excess, live = int(run.correct), weight * weight - weight, run.enforce and not run.audit
+    return RollupSums(
+        n_full_marked=int(run.full),
+        n_full_right=right if run.full else 0,
+        n_stopped_marked=weight if run.stopped else 0,
+        n_stopped_right=right * weight if run.stopped else 0,
+        n_live_marked=weight if live else 0,
+        n_live_right=right * weight if live else 0,
+        stopped_marked_excess=excess if run.stopped else 0.0,
+        live_marked_excess=excess if live else 0.0,
+    )
+
+
+def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
+    live = run.enforce and not run.audit
+    full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
+    is_replayed = run.full and run.would_spend is not None and run.baseline_tokens is not None
+    return RollupSums(
+        n_governed=1,
+        n_stopped=int(run.stopped),
+        n_full=int(run.full),
+        n_audits=int(run.disagrees is not None),
+        n_disagreeing=int(bool(run.disagrees)),
+        n_pending=int(bool(run.disagrees) and run.drop is None),
+        n_lost=int(run.drop == 1),
+        n_gained=int(run.drop == -1),
+        n_full_counted=int(full_spent is not None),
+        full_tokens=int(full_spent or 0),
+        n_live_counted=int(live_spent is not None),
+        live_tokens=int(live_spent or 0),
+        whole_tokens=round(run.baseline_tokens or 0) if is_replayed else 0,
+        would_tokens=int(run.would_spend or 0) if is_replayed else 0,
+        saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
+        saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
+        would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
+    )
+
+
+def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
+    newest_first = sorted(labels, key=lambda label: label.seq, reverse=True)
+    latest = next((one for one in (satisfaction_of(label.feedback) for label in newest_first) if one is not None), None)
+    if latest is None:
+        return NO_SUMS
+    return RollupSums(
+        n_full_rated=int(run.full),
+        full_rated=latest if run.full else 0.0,
+        n_stopped_rated=weight if run.stopped else 0,
+        stopped_rated=weight * latest if run.stopped else 0.0,
+    )

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.certify import read_windows
+from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
-from suffice.assurance.windows import read_windows
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
@@ -93,7 +93,7 @@ class EpochState:
 
     @property
     def delta(self) -> float:
-        """What this epoch's certificates may risk, see `assurance.windows.restart_share`."""
+        """What this epoch's certificates may risk, see `assurance.certify.restart_share`."""
         return (1 - self.epoch.confidence) * self.epoch.delta_share
 
     def index_audits(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.fidelity import budget_left
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -33,11 +33,9 @@ from suffice.control.evidence.versions import (
     fixed_policy_rows,
     written,
 )
-from suffice.control.loop.charges import FinishLog, JudgeCharge, served_level
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
 from suffice.control.loop.live_agent import LiveAgent
-from suffice.control.loop.safety_checks import LiveGuards
-from suffice.control.loop.satisfaction_floor import SatisfactionFloor
+from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision

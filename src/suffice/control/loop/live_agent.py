@@ -13,11 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from suffice.agent.agent import Agent, AgentBounds, AgentChoice
-from suffice.agent.choice import ChoiceBounds
-from suffice.agent.cost_guard import CostEvent
+from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent
 from suffice.agent.plan import AGENT, FULL, alternatives, describe_ceiling
-from suffice.agent.regret import RegretLog
+from suffice.agent.values import RegretLog
 from suffice.assurance.runs import ENDED, spent_tokens
 from suffice.control.evidence.audits import Audit
 from suffice.learn.audits import Bools, Floats

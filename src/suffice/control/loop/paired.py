@@ -13,12 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import e_value_of
+from suffice.assurance.certify import Window, e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm
 from suffice.assurance.runs import ABANDONED_ENDS, Match
-from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of, burst_requests

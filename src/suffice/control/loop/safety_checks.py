@@ -8,26 +8,31 @@ labels   ──▶ CriticalEM       EM of delivered answers is below `critical_e
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, find_changes
+from suffice.assurance.fidelity import VERBATIM, Fidelity, FinishFidelity, bound_fidelity
+from suffice.assurance.labels import CHARGE_CONFIDENCE, JUDGE, TRUSTED, rank_of
 from suffice.assurance.runs import REPRESENTATIVE, Match, is_right
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_stratify
 from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.feedback import Ratings
+from suffice.control.evidence.judging import graded, human_label, pair_grades, parse_grade
 from suffice.control.evidence.run_join import LabelJoin, remember
-from suffice.learn.audits import Small
+from suffice.learn.audits import Bools, Floats, Ints, Small
 from suffice.learn.certificate import Certificate
 from suffice.learn.certifier import Certifier
 from suffice.learn.version import FoldedModels
 from suffice.signals.query import class_of
-from suffice.types import Feedback, Outcome, Request
+from suffice.types import Feedback, Outcome, Publication, Request
 
 MOST_UPSTREAMS: Final = 50  # different upstream identities that one epoch remembers
 STRANGERS: Final = 1_000  # latest requests among which …
@@ -249,3 +254,230 @@ class CriticalEM:
         if float(log_wealth(counts, max_em_drop=self.critical)[0]) < log(1 / self.delta):
             return None
         return f"EM is {right / bets:.1%} over the last {n} labels, surely below the critical {self.critical:.1%}"
+
+
+# ---- charges to the EM budget: for answers that finishing a stop changes, and for a judge model's errors
+
+MOST_WAITING: Final = 5_000  # finishes of audits whose level is not known yet
+MOST_SHARE: Final = 0.5  # of the budget that a judge may cost
+_NEVER_FINISHED: Final = 2.0  # charge where nothing was compared: above any budget
+
+
+@dataclass(slots=True)
+class FinishLog:
+    """Comparisons of finished answers with recorded ones; `is_needed` where a stop generates an answer."""
+
+    is_needed: bool
+    fidelity: FinishFidelity = field(default_factory=lambda: FinishFidelity(2))
+    _waiting: deque[tuple[str, int, bool]] = field(default_factory=lambda: deque(maxlen=MOST_WAITING))
+    alarm: str | None = None
+
+    def note(self, request: Request, outcome: Outcome) -> None:
+        if not self.is_needed:
+            return
+        if outcome.stopped and outcome.stop_step is not None and outcome.end_reason in ("stopped", "done"):
+            self._compare(served_level(request), outcome.answer != outcome.would_answer)
+        trial = next((step for step in outcome.steps if step.index == outcome.finish_step), None)
+        if trial is not None:
+            self._waiting.append((outcome.episode_id, trial.index, outcome.finish_answer != trial.answer))
+
+    def look(self, n_levels: int, ends: Callable[[str], Ints | None]) -> None:
+        """Assign levels to the finishes of audits; for `ends` see `Certifier`."""
+        if n_levels != self.fidelity.n_levels:
+            self.fidelity = FinishFidelity(n_levels)
+        while self._waiting:
+            name, step, differs = self._waiting.popleft()
+            rows = ends(name)
+            if rows is not None:
+                later = np.flatnonzero(rows[1:] >= step - 1)
+                self._compare(int(later[-1]) + 1 if len(later) else 1, differs)
+
+    def charges(self) -> Floats:
+        """Charge for the finish at each level, a fraction of EM, shape (M,); above 1 where nothing was compared."""
+        if not self.is_needed:
+            return np.zeros(self.fidelity.n_levels)
+        charges = [0.0]
+        for top in self.fidelity.tops:  # the levels of a band have one charge
+            bound = self.fidelity.charge(top)
+            charges += [_NEVER_FINISHED if bound is None else bound.upper] * (top + 1 - len(charges))
+        return np.array(charges)
+
+    def at(self, level: int) -> Fidelity | None:
+        """The bound behind a level's charge; None: nothing was compared."""
+        return self.fidelity.charge(min(level, self.fidelity.n_levels - 1)) if self.is_needed else VERBATIM
+
+    def _compare(self, level: int, differs: bool) -> None:
+        if self.fidelity.note(min(max(1, level), self.fidelity.n_levels - 1), differs):
+            self.alarm = self.fidelity.alarm
+
+
+def served_level(request: Request) -> int:
+    """The level at which a request was served, from its policy version; 1 for a fixed policy."""
+    level = request.policy_version.rpartition("@")[2]
+    return int(level) if "@" in request.policy_version and level.isdecimal() else 1
+
+
+@dataclass(slots=True, kw_only=True)
+class JudgeCharge:
+    """The charge for errors of a route's judge model, measured on the route's own audits at every look.
+
+    The error rate is measured on audits that have a grade and a trusted person's label, the judge's share on audits
+    with a label of the judge alone. Both rates are bounded at every look simultaneously
+    (`assurance.fidelity.bound_fidelity`), and 2 x one x other is taken off the budget before any test
+    (`assurance.labels`). The labels of a judge that was not measured, or that would take more than half of the budget,
+    do not count: a difference is then a loss until a person labels it.
+    """
+
+    model: str | None
+    match: Match
+    charge: float = 0.0  # fraction of EM; 0 where the judge's labels do not count
+    is_accepted: bool = False
+    counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # at the last look: graded, wrong, on the judge alone, audits
+    _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels, wrong grades
+
+    def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
+        if self.model is None:
+            return
+        judged = [audit for audit in audits if any(label.feedback.source == JUDGE for label in audit.labels)]
+        self._compared = {audit.id: self._compare(audit, self.model, callers) for audit in judged}
+        mistakes = [mistakes for _, mistakes in self._compared.values()]
+        wrong = [grade for grades in mistakes for grade in grades]
+        counts = len(wrong), sum(wrong), sum(not grades for grades in mistakes), len(audits)
+        if counts != self.counts:  # the bounds depend on these alone
+            self.counts = counts
+            error = bound_fidelity(counts[1], counts[0], confidence=CHARGE_CONFIDENCE)
+            share = bound_fidelity(counts[2], counts[3], confidence=CHARGE_CONFIDENCE)
+            charge = 1.0 if error is None or share is None else min(1.0, 2 * error.upper * share.upper)
+            self.is_accepted = bool(wrong) and charge <= MOST_SHARE * max_em_drop
+            self.charge = charge if self.is_accepted else 0.0
+
+    def accepts(self, given: Feedback) -> bool:
+        return self.is_accepted and self.model is not None and parse_grade(given, self.model) is not None
+
+    def _compare(self, audit: Audit, model: str, callers: Collection[str]) -> tuple[int, list[bool]]:
+        known = self._compared.get(audit.id)
+        if known is not None and known[0] == len(audit.labels):
+            return known
+        trusted = [label for label in audit.labels if rank_of(label.feedback, callers) >= TRUSTED]
+        pairs = pair_grades(audit.outcome, human_label(trusted), graded(audit.labels, model), self.match)
+        return len(audit.labels), [(grade > 0) != right for grade, right in pairs]
+
+
+# ---- Lowers the level, as a whole or of single query classes, to where ratings are estimated to meet the owner's floor
+
+
+@dataclass(slots=True)
+class SatisfactionFloor:
+    """The ceilings that ratings put on the levels of one epoch.
+
+    ceiling  the highest level of the route; None: no limit
+    classes  the highest level of a query class, for those held below the route
+    """
+
+    ratings: Ratings
+    ceiling: int | None = None
+    classes: dict[str, int] = field(default_factory=dict)
+
+    def follow(self, made: Publication) -> None:
+        """Take the ceilings from a publication of the log: they depend on a floor that the owner may have changed."""
+        if (made.ceiling, made.class_ceilings) != (self.ceiling, self.published):
+            self._set(made.ceiling, dict(made.class_ceilings))
+
+    @property
+    def published(self) -> tuple[tuple[str, int], ...]:
+        return tuple(sorted(self.classes.items()))
+
+    def lift(self) -> str:
+        """Drop all ceilings, because the owner has no floor any more; return the reason, or ""."""
+        if self.ceiling is None and not self.classes:
+            return ""
+        self._set(None, {})
+        return "ratings no longer limit the level"
+
+    def look(self, level: int, held: Mapping[str, int], certifier: Certifier, audits: Sequence[Audit]) -> str:
+        """Move the ceilings where ratings require or allow it; return the reason, or "".
+
+        level  active, of the route
+        held   active levels of the classes below it
+        """
+        outcomes = certifier.outcomes()
+        if not level or outcomes is None or not self.ratings.is_conclusive:
+            return ""
+        names = np.array([audit.query_class for audit in audits])[outcomes[0]]
+        n_lost = _LostAudits(names, outcomes[1][outcomes[0]] > 0)
+        return self._lower(level, held, n_lost) or self._rise(level, held, n_lost)
+
+    def _lower(self, level: int, held: Mapping[str, int], n_lost: _LostAudits) -> str:
+        pooled, by_class = self.ratings.test, self.ratings.by_class
+        asking = {name: test.step_down_reason for name, test in by_class.items() if test.step_down_reason is not None}
+        now = {name: held.get(name, level) for name in by_class}
+        ceiling, targets = self.ceiling, dict[str, int]()
+        for name, test in by_class.items():
+            most = max(0, now[name] - (name in asking))
+            if test.is_telling or name in asking:
+                targets[name] = min(most, test.satisfactory_level(n_lost.of(name), served=now[name], most=now[name]))
+        if pooled is None or pooled.step_down_reason is None:
+            lowered = {name: targets[name] for name in asking if targets[name] < now[name]}
+        else:
+            most = min(level - 1, pooled.satisfactory_level(n_lost.pooled, served=level, most=level))
+            targets = {name: targets.get(name, min(most, now[name])) for name in by_class}
+            lowered = {name: to for name, to in targets.items() if to < now[name]}
+            if not lowered or len(lowered) == len(targets):  # no class may keep its level
+                ceiling = max([most, *lowered.values()])
+        if ceiling == self.ceiling and not lowered:
+            return ""
+        why = self.ratings.asks or "; ".join(f"class {name or 'none'}: {asking[name]}" for name in lowered)
+        self._set(ceiling, self.classes | {name: to for name, to in lowered.items() if ceiling is None or to < ceiling})
+        return f"{why}: {self._sentence}"
+
+    def _rise(self, level: int, held: Mapping[str, int], n_lost: _LostAudits) -> str:
+        """Raise what is proved to be rated above the floor half of the way to its estimated level.
+
+        The estimate is made when ratings happen to look good, so the whole way would often be too far.
+        """
+        pooled, ceiling, classes = self.ratings.test, self.ceiling, dict(self.classes)
+        if pooled is not None and pooled.may_rise and ceiling == level:
+            most = min(n_lost.n_levels - 1, 2 * level)
+            ceiling = _halfway(level, pooled.satisfactory_level(n_lost.pooled, served=level, most=most))
+        for name, now in self.classes.items():
+            test = self.ratings.by_class.get(name)
+            if test is not None and test.may_rise and held.get(name, level) == now:
+                highest = min(level, 2 * now)
+                classes[name] = _halfway(now, test.satisfactory_level(n_lost.of(name), served=now, most=highest))
+        if (ceiling, classes) == (self.ceiling, self.classes):
+            return ""
+        self._set(ceiling, classes)
+        return f"stopped runs are proved to be rated above the floor: {self._sentence}"
+
+    @property
+    def _sentence(self) -> str:
+        parts = [f"class {name or 'none'} level {to}" for name, to in self.published]
+        return f"{', '.join([*([] if self.ceiling is None else [f'level {self.ceiling}']), *parts])} at most"
+
+    def _set(self, ceiling: int | None, classes: dict[str, int]) -> None:
+        moved = {name for name, to in classes.items() if self.classes.get(name) != to}
+        self.ratings.restart(moved if ceiling == self.ceiling else None)
+        self.ceiling, self.classes = ceiling, classes
+
+
+def _halfway(now: int, estimate: int) -> int:
+    return max(now, (now + estimate + 1) // 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LostAudits:
+    """The audits whose right answer each level loses."""
+
+    names: NDArray[np.str_]  # class of each audit, shape (N,)
+    lost: Bools  # (N, M)
+
+    @property
+    def n_levels(self) -> int:
+        return int(self.lost.shape[1])
+
+    @property
+    def pooled(self) -> Floats:
+        return np.asarray(self.lost.sum(axis=0), dtype=np.float64)
+
+    def of(self, query_class: str) -> Floats:
+        return np.asarray(self.lost[self.names == query_class].sum(axis=0), dtype=np.float64)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.bounds import Interval, exact_binomial
-from suffice.assurance.windows import window_audits
+from suffice.assurance.certify import window_audits
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs

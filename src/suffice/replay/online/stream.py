@@ -14,12 +14,11 @@ import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.episode.vote import deciding_sample
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, SampleOrders, Small
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, SampleOrders, Small, draw_orders
 from suffice.learn.certificate import PendingAudits
 from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.sample_orders import draw_orders
 from suffice.learn.version import FoldedModels, Learner, PGood
 from suffice.replay.study.runs import Runs, concatenate, make_runs, read_runs
 from suffice.replay.study.scores import features_of

@@ -15,8 +15,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 import msgspec
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.forecast import Alert, RouteForecast
-from suffice.assurance.forecast_actions import ForecastAction
+from suffice.assurance.forecast import Alert, ForecastAction, RouteForecast
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.assurance.spending import SpendForecast
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
@@ -75,7 +74,7 @@ class ProposedVersion:
     saving: IntervalEstimate | None  # at the route's own EM budget, on prompts unseen by its models
     drop: IntervalEstimate | None  # likewise
     lineage: dict[str, Any]  # as `learn.retrain` has it; Any, because each key has its own type
-    card: dict[str, Any] | None  # as `learn.report_card` has it
+    card: dict[str, Any] | None  # as `learn.retrain` has it
     author: str
 
 
