@@ -3,8 +3,7 @@
 Audits are few and their losses rare, so the forecast uses three more sources, each with a prior: disagreement at the
 deployed level and at those above it (needs no label), the signals of all traffic with the loss that the stop model
 predicts, and a ramp in time that no signal shows. The mean outcome of a window is linear in these. The forecast
-certifies nothing, and docs/reference/assurance.md gives its
-rates of timely and false alerts.
+certifies nothing; docs/reference/assurance.md gives its rates of timely and false alerts.
 """
 
 from __future__ import annotations
