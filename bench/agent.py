@@ -9,9 +9,7 @@ audit; the agent audits a request in ten. Rewards are expectations: EM minus 0.1
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.simulators.agent_environments import ENVIRONMENTS, MAX_EM_DROP, TOKEN_PRICE, best_fixed, run_agent, run_fixed
+
+from suffice.executor import build_executor
 
 
 def one(task: tuple[int, int]) -> tuple[int, float, float, float]:
@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     given = parser.parse_args()
     wanted = [at for at, env in enumerate(ENVIRONMENTS) if given.only in env.name]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        lives = list(pool.map(one, [(at, seed) for at in wanted for seed in range(given.seeds)], chunksize=4))
+    lives = list(build_executor().map(one, [(at, seed) for at in wanted for seed in range(given.seeds)]))
     print(f"{given.seeds} seeds of each environment\n")
     columns = (
         "environment, nothing, best fixed, agent, of best fixed, worst life, budget kept, tokens fixed, tokens agent"

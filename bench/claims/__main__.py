@@ -1,6 +1,6 @@
 """The claims in full: every design in every setting on the same seeds, resumable, without a time limit.
 
-    python -m bench.claims [--seeds 200] [--only WORD ...] [--jobs 2] [--results FILE] [--table]
+    python -m bench.claims [--seeds 200] [--only WORD ...] [--jobs 2] [--ray ADDRESS] [--results FILE] [--table]
 
 Each cell (setting, design, seed) is 20,000 requests from a cold start and becomes one line of the results file; cells
 that are already there for the same code are skipped. Seeds are the outer loop, so an interrupted run leaves every cell
@@ -71,8 +71,8 @@ def main() -> None:
     if not asked.table:
         there = {cell_of(line) for line in lines(asked.results) if line["code"] == mark}
         cells = [cell for cell in wanted if cell not in there]
-        run_cells(cells, work, asked.results, mark=mark, jobs=asked.jobs)
-        live_run.run(of_live, seeds=asked.seeds, results=asked.results, jobs=asked.jobs)
+        run_cells(cells, work, asked.results, mark=mark, jobs=asked.jobs, ray=asked.ray)
+        live_run.run(of_live, seeds=asked.seeds, results=asked.results, jobs=asked.jobs, ray=asked.ray)
     found = [line for line in lines(asked.results) if line["code"] == mark and cell_of(line) in set(wanted)]
     hours = sum(line["cpu_s"] for line in found) / 3600
     command = shlex.join(["python", "-m", "bench.claims", *sys.argv[1:]])

@@ -13,13 +13,13 @@ import argparse
 import time
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import msgspec
 import numpy as np
 
+from suffice.executor import build_executor
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.stages import State, StepOrder, Transition, advance, place, promote_rollout, start_rollout
@@ -317,11 +317,11 @@ def main() -> None:
     rules = rules_of(asked.set)
     cpu_s = 0.0
     print(HEAD, "| --- " * (HEAD.count("|") - 1) + "|", sep="\n")
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for name in chosen(asked.only):
-            done = list(pool.map(work, [(name, seed, rules) for seed in range(asked.seeds)]))
-            cpu_s += sum(taken for _, taken in done)
-            print(row(name, [one for one, _ in done]), flush=True)
+    pool = build_executor(asked.jobs)
+    for name in chosen(asked.only):
+        done = list(pool.map(work, [(name, seed, rules) for seed in range(asked.seeds)]))
+        cpu_s += sum(taken for _, taken in done)
+        print(row(name, [one for one, _ in done]), flush=True)
     print(f"\n{asked.seeds} seeds each, {cpu_s:.0f} s of CPU time")
 
 

@@ -16,13 +16,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a 
 import argparse
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from bench.claims.canary import cells, chosen
 from bench.claims.tried import CANDIDATES, Tried, try_out
 
 from suffice.assurance.bounds import exact_binomial
+from suffice.executor import build_executor
 
 HEAD = (
     "| candidate | promoted | rolled back | inconclusive | ended after, requests: median / p90 |"
@@ -63,11 +63,11 @@ def main() -> None:
     asked = parser.parse_args()
     cpu_s = 0.0
     print(HEAD, "| --- " * (HEAD.count("|") - 1) + "|", sep="\n")
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for name in chosen(asked.only, CANDIDATES):
-            done = list(pool.map(work, [(name, seed) for seed in range(asked.seeds)]))
-            cpu_s += sum(taken for _, taken in done)
-            print(row(name, [one for one, _ in done]), flush=True)
+    pool = build_executor(asked.jobs)
+    for name in chosen(asked.only, CANDIDATES):
+        done = list(pool.map(work, [(name, seed) for seed in range(asked.seeds)]))
+        cpu_s += sum(taken for _, taken in done)
+        print(row(name, [one for one, _ in done]), flush=True)
     print(f"\n{asked.seeds} seeds each, {cpu_s:.0f} s of CPU time")
 
 

@@ -60,12 +60,12 @@ def work(cell: Cell) -> Line:
     return run_cell(*cell)
 
 
-def run(rows: Sequence[tuple[str, str]], *, seeds: int, results: Path, jobs: int) -> None:
+def run(rows: Sequence[tuple[str, str]], *, seeds: int, results: Path, jobs: int, ray: str | None = None) -> None:
     """Run the cells whose lines are not there yet for this code."""
     mark = mark_of(_MADE_BY)
     there = {cell_of(line) for line in lines(results) if line["code"] == mark}
     wanted = [(setting, design, seed) for seed in range(seeds) for setting, design in rows]
-    run_cells([cell for cell in wanted if cell not in there], work, results, mark=mark, jobs=jobs)
+    run_cells([cell for cell in wanted if cell not in there], work, results, mark=mark, jobs=jobs, ray=ray)
 
 
 def tables(results: Path, rows: Sequence[tuple[str, str]], *, seeds: int) -> Iterator[str]:
@@ -117,7 +117,7 @@ def main() -> None:
     asked = arguments("python -m bench.claims.live_run", __doc__.splitlines()[0], only="scenarios")
     rows = order(asked.only)
     if not asked.table:
-        run(rows, seeds=asked.seeds, results=asked.results, jobs=asked.jobs)
+        run(rows, seeds=asked.seeds, results=asked.results, jobs=asked.jobs, ray=asked.ray)
     for text in tables(asked.results, rows, seeds=asked.seeds):
         print(text)
 

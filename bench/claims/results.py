@@ -38,14 +38,15 @@ Line: TypeAlias = dict[str, Any]  # as `cells.run_cell` returns it
 
 
 def arguments(prog: str, about: str, *, only: str) -> argparse.Namespace:
-    """What was asked for on the command line: seeds, only, jobs, results, table.
+    """What was asked for on the command line: seeds, only, jobs, ray, results, table.
 
     only  what the words of `--only` choose among
     """
     parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help=f"{only} and designs to run")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, or tasks of Ray at a time")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster; local: on a Ray of this machine")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
     return parser.parse_args()

@@ -17,7 +17,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -36,6 +35,7 @@ from suffice.control.jobs.proposals import SamplingJob
 from suffice.control.jobs.upkeep import Rollup
 from suffice.edge.math import open_match
 from suffice.episode.ledger import Ledger
+from suffice.executor import build_executor
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import KeyLimits
 from suffice.gateway.context import GatewayState, LogSampler
@@ -443,8 +443,8 @@ def main() -> None:
         print(f"{told}\n\n{cost_table(kept.cost, sampled.cost)}\n")
         print("rates in the end: " + ", ".join(f"{name} {rate:g}" for name, rate in sampled.rates.items()) + "\n")
         spent_s += kept.cost.cpu_s + sampled.cost.cpu_s
-    with ProcessPoolExecutor(given.jobs) as pool:
-        found = list(pool.map(_cell, [(seed, given.requests) for seed in range(given.seeds)]))
+    pool = build_executor(given.jobs)
+    found = list(pool.map(_cell, [(seed, given.requests) for seed in range(given.seeds)]))
     print(f"{given.seeds} logs of {given.requests:,} requests, {RATE:.0%} with rows\n\n{coverage(found)}\n")
     n_rows = np.mean([one.report.n_audits for one in found])
     spent_s += sum(one.cost.cpu_s for one in found)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 from bench.claims.course import Figures
+
+from suffice.executor import build_executor
 
 C = TypeVar("C")
 
@@ -44,11 +45,11 @@ class Sweep(Generic[C]):
         )
         asked = parser.parse_args(arguments)
         print(self.head, "| --- " * (self.head.count("|") - 1) + "|", sep="\n")
-        with ProcessPoolExecutor(asked.jobs) as pool:
-            for setting in asked.only:
-                for choice in self.choices:
-                    cells = [(setting, choice, seed) for seed in range(asked.seeds)]
-                    print(self.row(setting, choice, list(pool.map(self.run, cells))), flush=True)
+        pool = build_executor(asked.jobs)
+        for setting in asked.only:
+            for choice in self.choices:
+                cells = [(setting, choice, seed) for seed in range(asked.seeds)]
+                print(self.row(setting, choice, list(pool.map(self.run, cells))), flush=True)
 
 
 def mean(found: Sequence[Figures], name: str) -> float:

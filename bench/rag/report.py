@@ -225,7 +225,7 @@ def certified_after(report: OnlineReport) -> tuple[int, float | None]:
 def online(rows: Sequence[RunRow], loop: str, n_seeds: int, max_em_drop: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         data = write_set(rows, Path(folder) / "rag.jsonl")
-        options = OnlineOptions(max_em_drop=max_em_drop, n_seeds=n_seeds, resample=STREAM, n_processes=1)
+        options = OnlineOptions(max_em_drop=max_em_drop, n_seeds=n_seeds, resample=STREAM)
         report = replay_online(data, options)
     n_certified, after = certified_after(report)
     when = "" if after is None else f", after {after:,.0f} requests (median; to {STREAM // N_BLOCKS})"

@@ -13,6 +13,7 @@
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no disk space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
+    ├── ExecutorError          a shard of work ends every worker process that runs it
     ├── ToolError              another program, such as Label Studio, could not be used
     └── ClosedError            a governor or a run was used after its end, after close or after a fork
 
@@ -108,6 +109,10 @@ class TraceError(SufficeError, ValueError):
         place = ", ".join([file, *([] if row is None else [f"row {row}"]), *([] if column is None else [column])])
         super().__init__(f"{place}: {problem}")
         self.file, self.row, self.column = file, row, column
+
+
+class ExecutorError(SufficeError):
+    pass
 
 
 class ToolError(SufficeError):

@@ -252,7 +252,7 @@ def test_recovery_is_counted_by_request() -> None:
 @pytest.mark.slow
 def test_a_seed_tells_what_a_silent_loss_cost() -> None:
     traffic = traffic_of(audits([[0.9, 0.9]] * 1_200), question=tuple(f"q{i // 20}" for i in range(1_200)))
-    asked = OnlineOptions(max_em_drop=0.2, n_seeds=1, n_processes=1, warm_up=100, period=50)
+    asked = OnlineOptions(max_em_drop=0.2, n_seeds=1, warm_up=100, period=50)
 
     def found(text: str) -> tuple[float | None, float | None, float]:
         one = run_seed(replace(asked, drift=parse_drift(text)), traffic, 0)

@@ -126,7 +126,7 @@ def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
 @pytest.mark.slow
 def test_a_replay_with_run_times_serves_later_and_no_more() -> None:
     traffic, _ = one_in_ten(loses=False)
-    asked = OnlineOptions(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)
+    asked = OnlineOptions(max_em_drop=0.1, warm_up=200, period=50)
     at_once, late = (run_seed(replace(asked, run_time=time), traffic, 0) for time in (0, 400))
     assert at_once.reduction > 0.1
     assert late.reduction < at_once.reduction

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
+from suffice.executor import Executor, PoolExecutor, RayExecutor
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.features import DENSE
 from suffice.replay.online.drift import parse_drift
@@ -28,7 +29,7 @@ KEYS = {
     "em_drop_second_half",
     "violations",
 }
-ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
+ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, warm_up=30)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,10 @@ def traffic() -> RecordedTraffic:
     return make_traffic(read_runs(data, needs, probe_tokens=ASKED.probe_tokens, longest=data.longest))
 
 
-def replayed(**changes: object) -> OnlineReport:
+def replayed(executor: Executor | None = None, **changes: object) -> OnlineReport:
     (data,) = survey([own_traces("samples")])
-    return replay_online(data, replace(ASKED, **changes))  # type: ignore[arg-type]  # fields of the question
+    options = replace(ASKED, **changes)  # type: ignore[arg-type]  # fields of the question
+    return replay_online(data, options, executor=executor)
 
 
 def test_the_object_of_a_set_has_the_keys_of_the_contract_and_a_small_set_is_called_small() -> None:
@@ -51,8 +53,9 @@ def test_the_object_of_a_set_has_the_keys_of_the_contract_and_a_small_set_is_cal
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_with_one_process_and_with_two() -> None:
-    assert replayed().seeds == replayed(n_processes=2).seeds
+@pytest.mark.parametrize("executor", [PoolExecutor(2), RayExecutor(2)], ids=str)
+def test_the_same_seed_gives_the_same_in_this_process_in_two_and_on_ray(executor: Executor) -> None:
+    assert replayed().seeds == replayed(executor).seeds
 
 
 def test_while_everything_runs_in_full_only_decided_votes_save_and_nothing_is_lost(traffic: RecordedTraffic) -> None:

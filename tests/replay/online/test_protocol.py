@@ -13,6 +13,7 @@ import pytest
 
 from suffice.control.evidence.cold_start import burst_of, live_plan
 from suffice.errors import ConfigError
+from suffice.executor import PoolExecutor
 from suffice.learn.certifier import Plan, full_runs
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import draw_order, parse_drift
@@ -31,7 +32,7 @@ from suffice.types import Epoch
 from tests.learn.runs_made import TOKENS, audits
 from tests.replay.online.made import surveyed, traffic_of
 
-ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=100, period=50)
+ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, warm_up=100, period=50)
 
 
 def uneven(n_questions: int = 60) -> RecordedTraffic:
@@ -52,7 +53,8 @@ def plan_of(traffic: RecordedTraffic, n: int, **asked: Any) -> Plan:
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_one_process_and_with_two(tmp_path: Path) -> None:
     data = surveyed(tmp_path, n_runs=250, n_questions=50)
-    found = [json.dumps(replay_online(data, replace(ASKED, max_em_drop=0.3, n_processes=n)).plain()) for n in (1, 2)]
+    asked = replace(ASKED, max_em_drop=0.3)
+    found = [json.dumps(replay_online(data, asked, executor=PoolExecutor(n)).plain()) for n in (1, 2)]
     assert found[0] == found[1]
     plain = json.loads(found[0])
     assert plain["token_reduction_second_half"] > 0.1, "something was stopped in it"

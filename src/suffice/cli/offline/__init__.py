@@ -37,6 +37,15 @@ TRACES = stacked(
     ),
 )
 
+WORKERS = stacked(
+    option("--workers", type=click.IntRange(1, 10_000), metavar="N", help="Processes. [default: one a processor]"),
+    option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Run on this Ray cluster, --workers tasks at a time; local: on a Ray of this machine. Same results.",
+    ),
+)
+
 
 def split_names(names: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(",")) if names else ()

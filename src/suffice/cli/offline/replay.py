@@ -14,10 +14,11 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from suffice.cli.offline import TRACES, command_line, split_names, trace_progress
+from suffice.cli.offline import TRACES, WORKERS, command_line, split_names, trace_progress
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError
+from suffice.executor import Executor, build_executor
 from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy
 from suffice.replay.online.drift import parse_drift
@@ -138,6 +139,7 @@ def _flags(options: Callable[[Any], Any]) -> dict[str, str]:
 @click.command(cls=Command)
 @TRACES
 @OFFLINE
+@WORKERS
 @option("--seed", type=int, default=0, help="Of splits, bootstrap and trees.")
 @option(
     "--out",
@@ -175,6 +177,8 @@ def replay(
     online: bool,
     no_report: bool,
     as_json: bool,
+    workers: int | None,
+    ray: str | None,
     **given: Any,
 ) -> None:
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
@@ -194,9 +198,10 @@ def replay(
     proposer = None
     if propose is not None or propose_every:
         proposer = partial(Proposer, build_policy(read_policy(propose or "never")), every=propose_every)
-    select = partial(survey, where=where, min_run_em=min_run_em, proposer=proposer)
+    executor = build_executor(workers, ray)
+    select = partial(survey, where=where, min_run_em=min_run_em, proposer=proposer, executor=executor)
     run = _replay_online if online else _replay
-    run(select, files, folder, as_json=as_json, **own)
+    run(select, files, folder, as_json=as_json, executor=executor, **own)
 
 
 def _console(width: int) -> Console:
@@ -220,6 +225,7 @@ def _replay(
     *,
     fit_files: Sequence[Path],
     as_json: bool,
+    executor: Executor,
     **given: Any,
 ) -> None:
     options, reports = _replay_options(**given), list[SetReport]()
@@ -231,7 +237,7 @@ def _replay(
             def tick(what: str, name: str = data.set) -> None:
                 progress.update(task, description=f"{name}: {what}", advance=1)
 
-            reports.append(replay_set(data, options, fit=_fits_for(data, fits), tick=tick))
+            reports.append(replay_set(data, options, fit=_fits_for(data, fits), executor=executor, tick=tick))
     if as_json:
         click.echo(dump_lines(reports), nl=False)
     else:
@@ -270,7 +276,7 @@ def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **g
 
 
 def _replay_online(
-    select: Selector, files: Sequence[Path], folder: Path | None, *, as_json: bool, **given: Any
+    select: Selector, files: Sequence[Path], folder: Path | None, *, as_json: bool, executor: Executor, **given: Any
 ) -> None:
     options = _online_options(**given)
     sets, drift = select(files), options.drift
@@ -279,7 +285,9 @@ def _replay_online(
     with trace_progress(MofNCompleteColumn(), quiet=as_json) as progress:
         for data in sets:
             task = progress.add_task(data.set, total=options.n_seeds)
-            reports.append(replay_online(data, options, later=later, tick=partial(progress.advance, task)))
+            reports.append(
+                replay_online(data, options, later=later, executor=executor, tick=partial(progress.advance, task))
+            )
     if as_json:
         for report in reports:
             click.echo(json.dumps(report.plain(), allow_nan=False))

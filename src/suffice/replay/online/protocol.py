@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -16,6 +13,7 @@ import numpy as np
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import window_audits
 from suffice.errors import ConfigError
+from suffice.executor import Executor, SerialExecutor
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
@@ -56,7 +54,6 @@ class OnlineOptions:
     promise: Promise = "certified"
     period: int = PERIOD
     seed: int = 0
-    n_processes: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +170,12 @@ class OnlineReport:
 
 
 def replay_online(
-    data: Survey, options: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
+    data: Survey,
+    options: OnlineOptions,
+    *,
+    later: Survey | None = None,
+    executor: Executor | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> OnlineReport:
     """Replay one set, or for a drift two. Raise TraceError for invalid data and ConfigError for invalid options."""
     longest = max(data.longest, later.longest if later else 0)
@@ -185,11 +187,10 @@ def replay_online(
     traffic, n_own = read_traffic(sets, needs, probe_tokens=probe_tokens, longest=longest)
     run = partial(run_seed, options, traffic, n_own=n_own)
     numbers = range(options.seed, options.seed + options.n_seeds)
-    seeds, n_processes = list[Seed](), min(options.n_processes, options.n_seeds)
-    with ProcessPoolExecutor(n_processes) if n_processes > 1 else nullcontext() as pool:
-        for seed in map(run, numbers) if pool is None else pool.map(run, numbers):
-            seeds.append(seed)
-            tick()
+    seeds = list[Seed]()
+    for seed in (executor or SerialExecutor()).map(run, numbers):
+        seeds.append(seed)
+        tick()
     return OnlineReport(
         set=data.set,
         options=options,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
+from suffice.executor import Executor, SerialExecutor
 from suffice.learn.audits import Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import (
@@ -34,16 +35,17 @@ from suffice.replay.study.runs import (
     Halts,
     Runs,
     concatenate,
+    make_runs,
     never_halt,
     read_runs,
     select_runs,
     stop_at_first,
-    stream_runs,
 )
 from suffice.replay.study.scores import Score
 from suffice.replay.study.study import (
     N_LEVELS,
     FoldChoice,
+    FrozenScores,
     LadderPool,
     ReplayOptions,
     RungSums,
@@ -66,6 +68,7 @@ from suffice.replay.study.sums import (
     measure_rates,
     sum_by_group,
 )
+from suffice.replay.traces.formats import FileShard
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
@@ -152,13 +155,14 @@ class SetReport:
 
 TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50  # below either, no certificate is possible
 MOST_CLASSES = 24  # only the largest are listed
+MOST_KNOWN = 100_000  # questions of a part that are told apart: bounds the memory
 _STEP_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Parts:
     def __init__(self, policies: Sequence[str]) -> None:
         self._policies = tuple(policies)
-        self._sums = defaultdict[tuple[str, str, str], Floats](lambda: np.zeros(6))  # (policy, what, part)
+        self._sums = defaultdict[tuple[str, str, str], Floats](partial(np.zeros, 6))  # (policy, what, part)
         self._questions = defaultdict[tuple[str, str, str], set[str]](set)
 
     def add(self, runs: Runs, judged: Mapping[str, Halts]) -> None:
@@ -173,8 +177,14 @@ class Parts:
                 for at, name in enumerate(different.tolist()):
                     key = (policy, what, name)
                     self._sums[key] += sums[at]
-                    if len(known := self._questions[key]) < 100_000:  # bounds the memory
+                    if len(known := self._questions[key]) < MOST_KNOWN:
                         known.update(runs.question[i] for i in np.flatnonzero(which == at).tolist())
+
+    def merge(self, other: Parts) -> None:
+        for key, sums in other._sums.items():
+            self._sums[key] = self._sums[key] + sums  # Ray gives arrays that nobody may change
+            if len(known := self._questions[key]) < MOST_KNOWN:
+                known |= other._questions[key]
 
     def by_class(self) -> dict[str, tuple[SetPart, ...]]:
         """Classes by policy, the largest first; empty if all runs are of one class."""
@@ -235,11 +245,17 @@ FAMILIES: Mapping[str, tuple[Family, Choice]] = {
 
 
 def replay_set(
-    data: Survey, options: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
+    data: Survey,
+    options: ReplayOptions,
+    *,
+    fit: Sequence[Survey] = (),
+    executor: Executor | None = None,
+    tick: Tick = lambda _: None,
 ) -> SetReport:
     """Replay one set. Raise TraceError for data, ConfigError for policies or a missing package.
 
-    fit  sets for fitting and picking, instead of folds of this set
+    fit       sets for fitting and picking, instead of folds of this set
+    executor  judges the shards of a set that memory does not hold; None: this process
     """
     longest = max([data.longest, *(other.longest for other in fit)])
     ladders = _ladders(data.kind, options, longest)
@@ -261,11 +277,14 @@ def replay_set(
         **{ladder.name: ladder.rungs[0] for ladder in ladders if ladder.origin == "given"},
     }
     frozen = [replace(one, rungs={**one.rungs, **added}) for one in frozen]
-    everything = iter([sample])
-    if data.share < 1:
-        everything = stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=1.0)
     judge = _Judge(data, study, pools, frozen, longest)
-    return judge.report(everything, here, tuple(path.name for other in fit for path in other.files), tick)
+    judging = ShardJudge(study.applied, frozen, judge.names())
+    if data.share < 1:
+        shared = partial(judging.judge_shard, data, needs, probe_tokens, longest)
+        parts = (executor or SerialExecutor()).map(shared, data.shards)
+    else:
+        parts = iter([judging.judge([sample])])
+    return judge.report(parts, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
 # ---- candidates
@@ -308,7 +327,7 @@ def _with_classes(study: Study, v: int | None, frozen: FoldChoice) -> FoldChoice
 def _sum_rungs_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
     laid = lay_ladders(study.ladders, runs)
     for score in study.options.scores:
-        scored = study.score_others(score.name, frozen, runs)
+        scored = study.applied.score_others(score.name, frozen, runs)
         laid[score.name] = lay_score(score.name, scored, levels_of(scored.risk, N_LEVELS), runs)
     return sum_rungs(runs, laid)
 
@@ -320,6 +339,75 @@ def _in_hindsight(pool: LadderPool, here: RungSums, options: ReplayOptions) -> R
 
 
 # ---- judging
+
+
+@dataclass(slots=True)
+class Judgement:
+    """Sums over some runs, at the points of every policy."""
+
+    sums: SumsFold
+    parts: Parts
+    n_answered: int = 0
+    n_steps: list[Ints] = field(default_factory=list)  # of each run
+
+    @property
+    def n_runs(self) -> int:
+        return sum(map(len, self.n_steps))
+
+    def merge(self, other: Judgement) -> None:
+        self.sums.merge(other.sums)
+        self.parts.merge(other.parts)
+        self.n_answered += other.n_answered
+        self.n_steps += other.n_steps
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJudge:
+    scores: FrozenScores
+    frozen: Sequence[FoldChoice]  # one per fold, or one for all
+    names: Sequence[str]  # of the policies, in the order of the report
+
+    def judge_shard(
+        self, data: Survey, needs: Sequence[str], probe_tokens: int | None, longest: int, shard: FileShard
+    ) -> Judgement:
+        runs = (
+            make_runs(batch, needs, probe_tokens=probe_tokens, planned_steps=longest)
+            for batch in data.batches(shard=shard)
+        )
+        return self.judge(runs)
+
+    def judge(self, everything: Iterable[Runs]) -> Judgement:
+        judgement = Judgement(SumsFold(len(self.names)), Parts([name for name in self.names if name in DETAILED]))
+        for runs in everything:
+            judged = self._halts(runs)
+            judgement.sums.add(runs, [judged[name] for name in self.names])
+            judgement.parts.add(runs, judged)
+            judgement.n_answered += int((~np.isnan(runs.columns.answer[runs.last])).sum())
+            judgement.n_steps.append(runs.n_steps)
+        return judgement
+
+    def _halts(self, runs: Runs) -> dict[str, Halts]:
+        fold = folds_of(runs) if len(self.frozen) > 1 else np.zeros(len(runs), dtype=np.int64)
+        places, parts = list[Ints](), defaultdict[str, list[Halts]](list)
+        for v, frozen in enumerate(self.frozen):
+            if not (fold == v).any():
+                continue
+            those, mine = select_runs(runs, fold == v), np.flatnonzero(fold == v)
+            places.append(mine)
+            shift = runs.starts[mine] - those.starts[:-1]
+            for name, halts in self.scores.halts(frozen, those).items():
+                parts[name].append(halts._replace(row=halts.row + shift, returned=halts.returned + shift))
+        order = np.argsort(np.concatenate(places))
+        judged = {
+            name: Halts(*(np.concatenate(column)[order] for column in zip(*of_folds, strict=True)))
+            for name, of_folds in parts.items()
+        }
+        return {
+            **judged,
+            "full": never_halt(runs),
+            "oracle_agree": stop_at_first(runs, runs.same),
+            "oracle_correct": stop_at_first(runs, runs.ok),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,26 +422,19 @@ class _Judge:
     def options(self) -> ReplayOptions:
         return self.study.options
 
-    def report(self, everything: Iterator[Runs], here: RungSums, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
-        names = self._order()
-        summing, parts = SumsFold(len(names)), Parts([name for name in names if name in DETAILED])
-        count: Counter[str] = Counter()
-        n_steps = list[Ints]()
-        for runs in everything:
-            judged = self._halts(runs)
-            summing.add(runs, [judged[name] for name in names])
-            parts.add(runs, judged)
-            count.update(runs=len(runs), answered=int((~np.isnan(runs.columns.answer[runs.last])).sum()))
-            n_steps.append(runs.n_steps)
+    def report(self, parts: Iterator[Judgement], here: RungSums, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
+        names, whole = self.names(), next(parts)
+        for part in parts:
+            whole.merge(part)
             tick("judging")
-        count["questions"] = summing.n_questions
-        count["turns"] = int(np.percentile(np.concatenate(n_steps), 75, method="higher"))
-        sums, options = summing.sums(), self.options
+        count = Counter(runs=whole.n_runs, answered=whole.n_answered, questions=whole.sums.n_questions)
+        count["turns"] = int(np.percentile(np.concatenate(whole.n_steps), 75, method="higher"))
+        sums, options = whole.sums.sums(), self.options
         intervals = zip(*sums.bootstrap(options.n_draws, np.random.default_rng(options.seed)), strict=True)
         misses = self._measure_misses()
         missed = {name: with_margin for name, (with_margin, _) in misses.items()}
         lines = tuple(
-            self._line(name, sums.columns([at]), drop_and_saved, missed.get(name), summing.n_questions)
+            self._line(name, sums.columns([at]), drop_and_saved, missed.get(name), whole.sums.n_questions)
             for at, (name, drop_and_saved) in enumerate(zip(names, intervals, strict=True))
         )
         return SetReport(
@@ -363,39 +444,16 @@ class _Judge:
             probe_tokens=PROBE_TOKENS[self.data.kind] if options.probe_tokens is None else options.probe_tokens,
             lines=lines,
             frontier=self._frontier(here),
-            by_class=parts.by_class(),
-            by_step=parts.by_step(),
+            by_class=whole.parts.by_class(),
+            by_step=whole.parts.by_step(),
             notes=(*self._notes(count, misses), *self._describe_classes(names, sums)),
             fitted_on=fitted_on,
         )
 
-    def _order(self) -> list[str]:
+    def names(self) -> list[str]:
         rungs, pools = self.frozen[0].rungs, [pool.name for pool in self.pools]
         first = [name for name in (OURS, BY_CLASS) if name in rungs]
         return list(dict.fromkeys(["full", *first, *pools, *rungs, "oracle_agree", "oracle_correct"]))
-
-    def _halts(self, runs: Runs) -> dict[str, Halts]:
-        fold = folds_of(runs) if len(self.frozen) > 1 else np.zeros(len(runs), dtype=np.int64)
-        places, parts = list[Ints](), defaultdict[str, list[Halts]](list)
-        for v, frozen in enumerate(self.frozen):
-            if not (fold == v).any():
-                continue
-            those, mine = select_runs(runs, fold == v), np.flatnonzero(fold == v)
-            places.append(mine)
-            shift = runs.starts[mine] - those.starts[:-1]
-            for name, halts in self.study.halts(frozen, those).items():
-                parts[name].append(halts._replace(row=halts.row + shift, returned=halts.returned + shift))
-        order = np.argsort(np.concatenate(places))
-        judged = {
-            name: Halts(*(np.concatenate(column)[order] for column in zip(*of_folds, strict=True)))
-            for name, of_folds in parts.items()
-        }
-        return {
-            **judged,
-            "full": never_halt(runs),
-            "oracle_agree": stop_at_first(runs, runs.same),
-            "oracle_correct": stop_at_first(runs, runs.ok),
-        }
 
     def _measure_misses(self) -> dict[str, tuple[float, float]]:
         """By pool, the share of splits that miss the target: picked with the margin, and plainly."""

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from suffice.learn.audits import Bools, Floats
-from suffice.learn.features import MIN_CLASS_RUNS, find_classes
+from suffice.learn.features import MIN_CLASS_RUNS, FeatureSelection, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
 from suffice.replay.study.runs import Halts, Runs, never_halt, select_runs
 from suffice.replay.study.scores import (
@@ -153,6 +153,21 @@ class Study:
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
         return FoldChoice(rungs=rungs, saved=saved, models=models)
 
+    @property
+    def applied(self) -> FrozenScores:
+        return FrozenScores(self.options.scores, {key: fit.chosen for key, fit in self._fits.items()})
+
+    def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
+        return self.applied.halts(frozen, runs)
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenScores:
+    """What of a study judges other runs, without the runs that it was made of."""
+
+    scores: tuple[Score, ...]
+    chosen: Mapping[bool, FeatureSelection]  # with and without signals of the query
+
     def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
         halts: dict[str, Halts] = {}
         scored: dict[str, ScoredRows] = {}
@@ -168,8 +183,8 @@ class Study:
         return halts
 
     def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> ScoredRows:
-        score = next(score for score in self.options.scores if score.name == name)
-        x = {key: features_of(runs, self._fits[key].chosen) for key in {True, score.query_signals}}
+        score = next(score for score in self.scores if score.name == name)
+        x = {key: features_of(runs, self.chosen[key]) for key in {True, score.query_signals}}
         hopeless = score_rows(frozen.models["hopeless"], x[True])
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 

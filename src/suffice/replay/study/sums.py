@@ -185,14 +185,30 @@ class SumsFold:
         for question in dict.fromkeys(runs.question):
             self._seen.add(_number(question))
             self._place_question(question)
-        group = np.array(
-            [_number(q) % MAX_GROUPS if self._bucketed else self._place[q] for q in runs.question], np.int64
-        )
+        group = np.array([self._group_of(question) for question in runs.question], np.int64)
         n_groups = len(self._fold)
         self._base, self._values = _grow(self._base, n_groups), _grow(self._values, n_groups)
         self._base += sum_by_group(group, base_columns(runs), n_groups)
         for at, halt in enumerate(halts):
             self._values[:, at] += sum_by_group(group, columns_of(runs, halt), n_groups)
+
+    def merge(self, other: SumsFold) -> None:
+        """Add another fold's sums; sums of whole numbers, so in any order the same."""
+        self._seen |= other._seen
+        if other._bucketed and not self._bucketed:
+            self._use_buckets()
+        for question in other._place:
+            self._place_question(question)
+        if other._bucketed:
+            group = np.arange(MAX_GROUPS)
+        else:
+            group = np.array([self._group_of(question) for question in other._place], dtype=np.int64)
+        self._base, self._values = _grow(self._base, len(self._fold)), _grow(self._values, len(self._fold))
+        np.add.at(self._base, group, other._base)
+        np.add.at(self._values, group, other._values)
+
+    def _group_of(self, question: str) -> int:
+        return _number(question) % MAX_GROUPS if self._bucketed else self._place[question]
 
     def sums(self) -> QuestionSums:
         return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
@@ -204,6 +220,9 @@ class SumsFold:
             self._place[question] = len(self._fold)
             self._fold.append(question_fold(question))
             return
+        self._use_buckets()
+
+    def _use_buckets(self) -> None:
         buckets = np.array([_number(known) % MAX_GROUPS for known in self._place], dtype=np.int64)
         base, values = np.zeros((MAX_GROUPS, 3)), np.zeros((MAX_GROUPS, *self._values.shape[1:]))
         filled = len(self._base)  # questions of this batch have no sums yet

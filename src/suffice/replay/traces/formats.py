@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,35 @@ from suffice.files import open_unpacked
 from suffice.replay.traces.columns import TextColumn, TraceColumns
 from suffice.replay.traces.rows import MOST, RUN_COLUMNS, STEP_COLUMNS, Column, RunRow, decode_row
 from suffice.sanitize import text_in
+
+
+@dataclass(frozen=True, slots=True)
+class FileShard:
+    """A part of a file that can be read without the others."""
+
+    path: Path
+    row_group: int | None = None  # of a Parquet file; None: the whole file
+    first_row: int = 1  # number of its first row in the file
+
+    def __str__(self) -> str:
+        return f"{self.path}" if self.row_group is None else f"{self.path}, row group {self.row_group}"
+
+
+def split_file(path: Path) -> list[FileShard]:
+    """The row groups of a Parquet file, or another file as a whole. Raise TraceError."""
+    if path.suffix != ".parquet":
+        return [FileShard(path)]
+    shards, first = list[FileShard](), 1
+    with open_parquet(path) as file:
+        for number in range(file.num_row_groups):
+            shards.append(FileShard(path, number, first))
+            first += file.metadata.row_group(number).num_rows
+    return shards
+
+
+def read_shard(shard: FileShard, *, batch_rows: int) -> Iterator[TraceColumns]:
+    read = read_parquet(shard, batch_rows=batch_rows) if shard.path.suffix == ".parquet" else None
+    return read or read_jsonl(shard.path, batch_rows=batch_rows)
 
 
 def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
@@ -83,12 +113,14 @@ MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer ro
 # pyarrow has no types, so its results are Any until they are numpy arrays.
 
 
-def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
-    with open_parquet(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        names = _check_schema(file.schema_arrow, str(path))
-        first = 1
-        for batch in file.iter_batches(batch_size=_rows(file, batch_rows), columns=names):
-            yield _arrow_columns(batch, str(path), first)
+def read_parquet(shard: FileShard, *, batch_rows: int) -> Iterator[TraceColumns]:
+    path, first = str(shard.path), shard.first_row
+    with open_parquet(shard.path, pre_buffer=False, buffer_size=1 << 20) as file:
+        names = _check_schema(file.schema_arrow, path)
+        groups = range(file.num_row_groups) if shard.row_group is None else [shard.row_group]
+        n_rows = _rows(file, batch_rows, groups)
+        for batch in file.iter_batches(batch_size=n_rows, columns=names, row_groups=groups):
+            yield _arrow_columns(batch, path, first)
             first += batch.num_rows
 
 
@@ -114,13 +146,13 @@ def pyarrow(module: str, path: Path) -> Any:
         raise TraceError(problem, file=str(path)) from error
 
 
-def _rows(file: Any, batch_rows: int) -> int:
+def _rows(file: Any, batch_rows: int, groups: Sequence[int]) -> int:
     """Rows per chunk, so that a chunk has at most about MOST_STEPS steps.
 
     Counts steps in a column, because `RowGroupMetaData.column` aborts the process on damaged statistics (an uncaught
     C++ exception).
     """
-    counts = file.read(columns=["n_steps"], use_threads=False)["n_steps"].fill_null(0).to_numpy()
+    counts = file.read_row_groups(groups, columns=["n_steps"], use_threads=False)["n_steps"].fill_null(0).to_numpy()
     most = max((counts[at : at + batch_rows].mean() for at in range(0, len(counts), batch_rows)), default=1.0)
     return max(1, min(batch_rows, int(MOST_STEPS / max(1.0, most))))
 

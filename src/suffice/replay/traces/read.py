@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import as_file, files
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -16,13 +16,15 @@ import numpy as np
 
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError, TraceError
+from suffice.executor import Executor, SerialExecutor
 from suffice.learn.audits import Bools
 from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
-from suffice.replay.traces.formats import read_jsonl, read_parquet
+from suffice.replay.traces.formats import FileShard, read_shard, split_file
 from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.types import Kind
 
+BATCH_ROWS: Final = 20_000
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 
 
@@ -62,9 +64,13 @@ def set_name(path: str | Path) -> str:
 
 
 def read_traces(
-    paths: Iterable[str | Path], *, where: str | None = None, batch_rows: int = 20_000, keep: Selection | None = None
+    paths: Iterable[str | Path | FileShard],
+    *,
+    where: str | None = None,
+    batch_rows: int = BATCH_ROWS,
+    keep: Selection | None = None,
 ) -> Iterator[Batch]:
-    """Read files of recorded runs in batches, in the order of their rows.
+    """Read files of recorded runs, or parts of them, in batches, in the order of their rows.
 
     where       conditions such as "task=mmlu_pro,model!=gpt*"
     batch_rows  largest number of runs in a batch, at least 1
@@ -75,35 +81,53 @@ def read_traces(
     if batch_rows < 1:
         raise ValueError(f"batch_rows: got {batch_rows}; needs at least 1")
     selection = None if where is None else parse_where(where)
-    files = [Path(path) for path in paths]
-    for path in files:
-        if not path.name.endswith(SUFFIXES):
-            raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(path))
-    return _read(files, where, selection, batch_rows, keep)
+    shards = [path if isinstance(path, FileShard) else FileShard(Path(path)) for path in paths]
+    for shard in shards:
+        if not shard.path.name.endswith(SUFFIXES):
+            raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(shard.path))
+    return _read(shards, where, selection, batch_rows, keep)
 
 
 def _read(
-    files: Sequence[Path], where: str | None, selection: Selection | None, batch_rows: int, keep: Selection | None
+    shards: Sequence[FileShard], where: str | None, selection: Selection | None, batch_rows: int, keep: Selection | None
 ) -> Iterator[Batch]:
-    seen: defaultdict[str, Hashes] = defaultdict(lambda: np.empty(0, dtype=np.uint64))
-    any_run, tasks, models = False, set[str](), set[str]()
-    for path in files:
-        read = read_parquet if path.name.endswith(".parquet") else read_jsonl
-        n_runs = 0
-        for columns in read(path, batch_rows=batch_rows):
-            n_runs += len(columns)
+    seen: defaultdict[str, Hashes] = defaultdict(lambda: NO_HASHES)
+    notes = ReadNotes()
+    for shard in shards:
+        n_before = notes.n_rows
+        for columns in read_shard(shard, batch_rows=batch_rows):
+            name = set_name(shard.path)
             check_columns(columns)
-            seen[set_name(path)] = check_unique(columns, seen[set_name(path)])
-            tasks.update(columns.texts["task"].words[:10])
-            models.update(columns.texts["model"].words[:10])
-            chosen = columns if selection is None else columns.select(selection(columns))
-            any_run |= len(chosen) > 0
-            yield from as_batches(chosen if keep is None else chosen.select(keep(chosen)), set_name(path))
-        if not n_runs:
-            raise TraceError("contains no runs", file=str(path))
-    if selection is not None and not any_run:
-        known = f"tasks {', '.join(sorted(tasks)[:10])}; models {', '.join(sorted(models)[:10])}"
-        raise TraceError(f"no run matches {where!r}; there are {known}", file=", ".join(map(str, files)))
+            seen[name] = check_unique(columns, seen[name])
+            yield from as_batches(notes.select(columns, selection, keep), name)
+        if notes.n_rows == n_before:
+            raise TraceError("contains no runs", file=str(shard.path))
+    notes.refuse_nothing(where, [one.path for one in shards])
+
+
+NO_HASHES: Final[Hashes] = np.empty(0, dtype=np.uint64)
+
+
+@dataclass(slots=True)
+class ReadNotes:
+    """What the runs of some chunks are called, for the error when no condition matches."""
+
+    n_rows: int = 0
+    n_chosen: int = 0
+    tasks: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+
+    def select(self, columns: TraceColumns, selection: Selection | None, keep: Selection | None) -> TraceColumns:
+        self.tasks.update(columns.texts["task"].words[:10])
+        self.models.update(columns.texts["model"].words[:10])
+        chosen = columns if selection is None else columns.select(selection(columns))
+        self.n_rows, self.n_chosen = self.n_rows + len(columns), self.n_chosen + len(chosen)
+        return chosen if keep is None else chosen.select(keep(chosen))
+
+    def refuse_nothing(self, where: str | None, files: Iterable[Path]) -> None:
+        if where is not None and not self.n_chosen:
+            known = f"tasks {', '.join(sorted(self.tasks)[:10])}; models {', '.join(sorted(self.models)[:10])}"
+            raise TraceError(f"no run matches {where!r}; there are {known}", file=", ".join(map(str, files)))
 
 
 MOST_STEPS = 500_000  # in memory at once; a larger set is sampled for fitting and picking
@@ -119,6 +143,7 @@ class Survey:
     n_steps: int
     longest: int  # steps of the longest run, as a live route's cap
     good_runs: frozenset[tuple[str, str]] | None  # (model, run) pairs with a high enough EM; None: all
+    shards: tuple[FileShard, ...] = ()  # of the files
     most_steps: int = MOST_STEPS  # in memory at once
     proposer: Callable[[], Proposer] | None = None  # a new one for each run; None: every checkpoint is probed
 
@@ -126,8 +151,14 @@ class Survey:
     def share(self) -> float:
         return min(1.0, self.most_steps / max(1, self.n_steps))
 
-    def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
-        for batch in read_traces(self.files, where=self.where, keep=partial(self._is_kept, share)):
+    def batches(self, *, share: float = 1.0, shard: FileShard | None = None) -> Iterator[Batch]:
+        """All batches, or those of one shard, which `survey` has checked."""
+        keep = partial(self._is_kept, share)
+        if shard is None:
+            batches = read_traces(self.files, where=self.where, keep=keep)
+        else:
+            batches = _read_checked(shard, self.where, keep)
+        for batch in batches:
             yield batch if self.proposer is None else join_unproposed(batch, self.proposer)
 
     def _is_kept(self, share: float, columns: TraceColumns) -> Bools:
@@ -141,6 +172,12 @@ class Survey:
         return kept
 
 
+def _read_checked(shard: FileShard, where: str | None, keep: Selection) -> Iterator[Batch]:
+    selection, notes = None if where is None else parse_where(where), ReadNotes()
+    for columns in read_shard(shard, batch_rows=BATCH_ROWS):
+        yield from as_batches(notes.select(columns, selection, keep), set_name(shard.path))
+
+
 def survey(
     files: Sequence[str | Path],
     *,
@@ -148,39 +185,101 @@ def survey(
     min_run_em: float | None = None,
     most_steps: int = MOST_STEPS,
     proposer: Callable[[], Proposer] | None = None,
+    executor: Executor | None = None,
 ) -> list[Survey]:
     """Survey all files; one entry per set, in order of appearance.
 
     min_run_em  keep only (model, run) pairs whose full EM over the set is above it, in [0, 1)
     most_steps  of a set in memory at once, at least 1
     proposer    chooses the checkpoints that are probed, a new one for each run; None: all are
+    executor    reads the shards of the files; None: this process, which a damaged Parquet file may end
 
     Raise TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
     """
     by_set: dict[str, list[Path]] = {}
     for file in files:
         by_set.setdefault(set_name(file), []).append(Path(file))
-    surveys = [_survey(name, paths, where, min_run_em) for name, paths in by_set.items()]
-    return [replace(one, most_steps=most_steps, proposer=proposer) for one in surveys]
+    paths = [path for of_set in by_set.values() for path in of_set]
+    if where is not None:
+        parse_where(where)
+    run = executor or SerialExecutor()
+    shards = list(run.map(split_file, paths))
+    parts = run.map(partial(_survey_shard, where), [shard for of_file in shards for shard in of_file])
+    counts = {path: list(islice(parts, len(of_file))) for path, of_file in zip(paths, shards, strict=True)}
+    surveys = list[Survey]()
+    for name, of_set in by_set.items():
+        known = _merge([counts[path] for path in of_set], of_set, where)
+        own = tuple(shard for path, of_file in zip(paths, shards, strict=True) if path in of_set for shard in of_file)
+        one = _summarise(name, of_set, where, min_run_em, known)
+        surveys.append(replace(one, shards=own, most_steps=most_steps, proposer=proposer))
+    return surveys
 
 
-def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:
-    kinds: set[Kind] = set()
-    n_steps = longest = 0
-    n_runs, n_right = Counter[tuple[str, str]](), Counter[tuple[str, str]]()  # by model and run
-    for batch in read_traces(files, where=where):
-        kinds.add(batch.kind)
-        n_steps += len(batch.tokens)
-        longest = max(longest, int(np.diff(batch.offset).max(initial=0)))
+@dataclass(slots=True)
+class ShardCounts:
+    """Counts of the runs that conditions select, and hashes of the ids of all runs."""
+
+    notes: ReadNotes = field(default_factory=ReadNotes)
+    kinds: set[Kind] = field(default_factory=set)
+    n_steps: int = 0
+    longest: int = 0
+    n_runs: Counter[tuple[str, str]] = field(default_factory=Counter)  # by model and run
+    n_right: Counter[tuple[str, str]] = field(default_factory=Counter)
+    hashes: Hashes = field(default_factory=lambda: NO_HASHES)
+
+    def add(self, batch: Batch) -> None:
+        self.kinds.add(batch.kind)
+        self.n_steps += len(batch.tokens)
+        self.longest = max(self.longest, int(np.diff(batch.offset).max(initial=0)))
         pairs = list(zip(batch.model, batch.run, strict=True))
-        n_runs.update(pairs)
-        n_right.update(compress(pairs, batch.full_em))
-    if len(kinds) != 1:
-        what = ", ".join(sorted(kinds)) or "no runs"
+        self.n_runs.update(pairs)
+        self.n_right.update(compress(pairs, batch.full_em))
+
+
+def _survey_shard(where: str | None, shard: FileShard) -> ShardCounts:
+    if not shard.path.name.endswith(SUFFIXES):
+        raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(shard.path))
+    selection, counts = None if where is None else parse_where(where), ShardCounts()
+    for columns in read_shard(shard, batch_rows=BATCH_ROWS):
+        check_columns(columns)
+        counts.hashes = check_unique(columns, counts.hashes)
+        for batch in as_batches(counts.notes.select(columns, selection, None), set_name(shard.path)):
+            counts.add(batch)
+    return counts
+
+
+def _merge(parts: Sequence[Sequence[ShardCounts]], files: Sequence[Path], where: str | None) -> ShardCounts:
+    """Raise TraceError for a file without runs, a run that two shards have, and when no run matches."""
+    whole = ShardCounts()
+    for path, of_file in zip(files, parts, strict=True):
+        if not sum(one.notes.n_rows for one in of_file):
+            raise TraceError("contains no runs", file=str(path))
+        for one in of_file:
+            whole.kinds |= one.kinds
+            whole.n_steps, whole.longest = whole.n_steps + one.n_steps, max(whole.longest, one.longest)
+            whole.n_runs.update(one.n_runs)
+            whole.n_right.update(one.n_right)
+            whole.notes.n_chosen += one.notes.n_chosen
+            whole.notes.tasks |= one.notes.tasks
+            whole.notes.models |= one.notes.models
+    whole.notes.refuse_nothing(where, files)
+    hashes = np.concatenate([one.hashes for of_file in parts for one in of_file])
+    if len(np.unique(hashes)) < len(hashes):
+        for _ in read_traces(files):  # raises where the second of two equal ones stands
+            pass
+    return whole
+
+
+def _summarise(
+    name: str, files: Sequence[Path], where: str | None, min_run_em: float | None, counts: ShardCounts
+) -> Survey:
+    n_runs, n_steps = counts.n_runs, counts.n_steps
+    if len(counts.kinds) != 1:
+        what = ", ".join(sorted(counts.kinds)) or "no runs"
         raise TraceError(f"contains {what}; all runs of a set must be of one kind", file=", ".join(map(str, files)))
     good = None
     if min_run_em is not None:
-        good = frozenset(pair for pair, n in n_runs.items() if n_right[pair] / n > min_run_em)
+        good = frozenset(pair for pair, n in n_runs.items() if counts.n_right[pair] / n > min_run_em)
         if not good:
             raise TraceError(f"no run has an EM above {min_run_em:g}", file=", ".join(map(str, files)))
         n_steps = round(n_steps * sum(n_runs[pair] for pair in good) / n_runs.total())
@@ -188,10 +287,10 @@ def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: flo
         set=name,
         files=tuple(files),
         where=where,
-        kind=kinds.pop(),
+        kind=next(iter(counts.kinds)),
         n_runs=sum(n for pair, n in n_runs.items() if good is None or pair in good),
         n_steps=n_steps,
-        longest=longest,
+        longest=counts.longest,
         good_runs=good,
     )
 
