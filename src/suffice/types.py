@@ -94,6 +94,7 @@ class Request:
     setup: str = ""  # digest of the route's settings; evidence holds only for requests with the same one
     promise: Promise = "certified"  # that its level was chosen for; "budgeted" above what is certified
     sender: str = ""  # keyed hash of its API key; "": no key is required
+    tenant: str = ""  # of its API key; "": none
     arms: tuple[ArmDraw, ...] = ()  # of its experiments, at most one per layer
     keep_rate: float = 1.0  # P(a live request like it has rows), in (0, 1]; see `assurance.sampling`
     kept_by: KeptBy = ""  # why it has rows: "": always has, "lot": drawn, "end": it ended badly

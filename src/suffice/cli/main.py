@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
         "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
         "admin": ("server.admin", "Manage who may use the console and the control API."),
+        "key": ("server.keys", "Create, list, rotate and revoke keys of clients, without a restart."),
     },
     "See what happens": {
         "status": ("inspect.status", "Show EM, tokens and savings per route."),

@@ -278,10 +278,11 @@ class App:
         else:
             caller = keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
         if endpoint.shows_all:
-            if caller.is_restricted and not caller.permits.all_objects:
-                raise BadRequest("this shows data of all keys; this key needs all_objects", status=403, code="scope")
+            if not caller.sees_metrics:
+                message = "this shows data of all keys; this key needs all_objects, or the scope 'read', and no tenant"
+                raise BadRequest(message, status=403, code="scope")
         elif not (endpoint.takes_feedback or caller.may_ask):
-            raise BadRequest("this key may only send feedback", status=403, code="scope")
+            raise BadRequest("this key may not ask a model", status=403, code="scope")
         try:
             gw.clients.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
         except KeyLimitError as error:

@@ -6,17 +6,18 @@ import asyncio
 import hashlib
 import hmac
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import BadRequest, OverloadError
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined
 from suffice.settings import Key, Route
-from suffice.store.rows.events import KeyUsage, StoredObject
+from suffice.store.rows.events import KeyIssue, KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
@@ -38,12 +39,30 @@ class Caller:
         return self.permits.routes is not None
 
     @property
-    def sees_all(self) -> bool:
+    def sees_others(self) -> bool:
+        """Whether it may see what other keys have made: of its tenant if it has one, else of all."""
         return not self.id or not self.may_ask or self.permits.all_objects
 
     @property
+    def sees_all(self) -> bool:
+        return self.sees_others and not self.permits.tenant
+
+    @property
+    def sees_metrics(self) -> bool:
+        asks = self.may_ask and not self.is_restricted
+        return not self.permits.tenant and (asks or self.permits.all_objects or "read" in self.permits.scopes)
+
+    @property
     def may_ask(self) -> bool:
-        return not self.only_feedback and self.permits.routes != ()
+        return not self.only_feedback and self.permits.routes != () and "complete" in self.permits.scopes
+
+    @property
+    def may_rate(self) -> bool:
+        return not self.id or self.only_feedback or "feedback" in self.permits.scopes
+
+    def owns(self, sender: str, tenant: str) -> bool:
+        """Return whether it may see what a key of a tenant has made."""
+        return sender == self.id or (self.sees_others and self.permits.tenant in ("", tenant))
 
     def may_use(self, name: str, route: Route, *, by_name: bool) -> bool:
         """Return whether requests may go to a route, by name (`by_name`) or by its match rules."""
@@ -55,6 +74,8 @@ class Caller:
     def may_write(self, source: str) -> bool:
         if not self.id or self.only_feedback:
             return True
+        if not self.may_rate:
+            return False
         if self.permits.sources is not None:
             return source in self.permits.sources
         return source.strip().casefold() not in TRUSTED_SOURCES
@@ -63,19 +84,50 @@ class Caller:
 ANYONE: Final = Caller()
 
 
+@dataclass(frozen=True, slots=True)
+class HashedKey:
+    """A key of which only the hash is known."""
+
+    digest: bytes
+    caller: Caller
+    until_s: float | None = None  # Unix time at which it ends; None: never
+
+
 class KeyRing:
-    def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
+    """The keys that clients may send.
+
+    callers  by key, from the environment
+    hashed   from the log
+    needed   a key is required even while there is none
+    """
+
+    def __init__(
+        self,
+        callers: Mapping[str, Caller] | None = None,
+        *,
+        hashed: Sequence[HashedKey] = (),
+        needed: bool = False,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
         # Looked up by digest, so that timing reveals nothing about a key.
-        self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
-        self.callers = tuple({caller.id: caller for caller in self._by_digest.values()}.values())
-        self.asks_for_keys = any(not one.only_feedback for one in self.callers)
-        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # then each sees only its own objects
+        known = [HashedKey(_digest(key), caller) for key, caller in (callers or {}).items()]
+        self._by_digest, self._wall_s = {one.digest: one for one in (*hashed, *known)}, wall_s
+        self.callers = tuple({one.caller.id: one.caller for one in self._by_digest.values()}.values())
+        self.asks_for_keys = needed or any(not one.only_feedback for one in self.callers)
+        # Each sees only its own objects. Keys of the log come and go, and what one has made outlives it.
+        self.has_tenants = needed or sum(one.may_ask for one in self.callers) > 1
+
+    def holder(self, key: str) -> Caller | None:
+        known = self._by_digest.get(_digest(key))
+        if known is None or (known.until_s is not None and self._wall_s() >= known.until_s):
+            return None
+        return known.caller
 
     def find(self, headers: Iterable[tuple[str, str]], *, x_api_key: bool = False) -> Caller | None:
         named = list(headers)
         keys = [_bearer(value) for value in _sent_once(named, "authorization")]
         keys += _sent_once(named, "x-api-key") if x_api_key else []
-        known = (self._by_digest.get(_digest(key)) for key in keys if key and " " not in key)
+        known = (self.holder(key) for key in keys if key and " " not in key)
         return next((caller for caller in known if caller is not None), None)
 
     def require(self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False) -> Caller:
@@ -104,6 +156,7 @@ def _bearer(value: str) -> str:
 
 
 def _digest(key: str) -> bytes:
+    """A plain hash, because keys are random: nobody can try them out."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -111,13 +164,14 @@ def _digest(key: str) -> bytes:
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400
+MONTH_CHARS: Final = len("2026-01")  # of a day
 
-Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day"]
+Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day", "usd_per_day", "usd_per_month"]
 
 
 class KeyLimitError(OverloadError):
     def __init__(self, message: str, *, limit: Limit, retry_after_s: float) -> None:
-        code = "insufficient_quota" if limit == "tokens_per_day" else "rate_limit_exceeded"
+        code = "rate_limit_exceeded" if limit in ("requests_per_minute", "concurrency") else "insufficient_quota"
         super().__init__(message, retry_after_s=max(1, math.ceil(retry_after_s)), code=code)
         self.limit = limit
 
@@ -126,35 +180,55 @@ class KeyLimitError(OverloadError):
 class _Use:
     began_s: deque[float] = field(default_factory=deque)  # monotonic times of the requests of the last minute
     n_live: int = 0
-    day: str = ""  # UTC day of `n_tokens`
+    day: str = ""  # UTC day of `n_tokens` and `day_usd`
     n_tokens: int = 0
+    day_usd: float = 0.0
+    month_usd: float = 0.0  # of the month of `day`
 
-    def start_day(self, wall_s: float) -> None:
-        day = utc_day(wall_s)
+    def start_day(self, day: str) -> None:
         if day != self.day:
-            self.day, self.n_tokens = day, 0
+            self.month_usd *= day[:MONTH_CHARS] == self.day[:MONTH_CHARS]
+            self.day, self.n_tokens, self.day_usd = day, 0, 0.0
+
+    def add(self, n_tokens: int, usd: float) -> None:
+        self.n_tokens, self.day_usd, self.month_usd = self.n_tokens + n_tokens, self.day_usd + usd, self.month_usd + usd
+
+    def refuse_spent(self, permits: Key, wall_s: float) -> None:
+        """Raise KeyLimitError if a budget is used up."""
+        self.start_day(utc_day(wall_s))
+        day_left_s = DAY_S - wall_s % DAY_S
+        if permits.tokens_per_day is not None and self.n_tokens >= permits.tokens_per_day:
+            message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
+            raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=day_left_s)
+        if permits.usd_per_day is not None and self.day_usd >= permits.usd_per_day:
+            message = f"this key has used its {permits.usd_per_day:g} US dollars of today (UTC)"
+            raise KeyLimitError(message, limit="usd_per_day", retry_after_s=day_left_s)
+        if permits.usd_per_month is not None and self.month_usd >= permits.usd_per_month:
+            message = f"this key has used its {permits.usd_per_month:g} US dollars of this month (UTC)"
+            raise KeyLimitError(message, limit="usd_per_month", retry_after_s=_month_left_s(wall_s))
 
 
 class KeyLimits:
-    """Enforces the limits of keys in this process. Today's tokens are logged, so a restart does not reset them."""
+    """Enforces the limits of keys in this process. What they spend is logged, so a restart does not reset it."""
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
-        limited = ("requests_per_minute", "concurrency", "tokens_per_day")
-        self._uses = {
-            one.id: _Use() for one in callers if any(getattr(one.permits, name) is not None for name in limited)
-        }
-        self._unwritten: Counter[tuple[str, str]] = Counter()  # tokens by sender and day, not logged yet
+        self._uses: dict[str, _Use] = {}
+        self._unwritten: dict[tuple[str, str], tuple[int, float]] = {}  # tokens and dollars by sender and day
+        self.add(callers)
+
+    def add(self, callers: Iterable[Caller]) -> None:
+        """Count for these keys from now on, too."""
+        for one in callers:
+            if any(getattr(one.permits, limit) is not None for limit in get_args(Limit)):
+                self._uses.setdefault(one.id, _Use())
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
         """Count the start of a request, which `spends` if it may cost tokens. Raise KeyLimitError and count nothing."""
         use, permits = self._uses.get(caller.id), caller.permits
         if use is None:
             return
-        if spends and permits.tokens_per_day is not None:
-            use.start_day(wall_s)
-            if use.n_tokens >= permits.tokens_per_day:
-                message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
-                raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=DAY_S - wall_s % DAY_S)
+        if spends:
+            use.refuse_spent(permits, wall_s)
         if permits.concurrency is not None and use.n_live >= permits.concurrency:
             message = f"this key may have {permits.concurrency} requests at once"
             raise KeyLimitError(message, limit="concurrency", retry_after_s=1)
@@ -170,29 +244,48 @@ class KeyLimits:
 
     def leave(self, caller: Caller) -> None:
         if (use := self._uses.get(caller.id)) is not None:
-            use.n_live -= 1
+            use.n_live = max(0, use.n_live - 1)  # its request may have begun before the key had limits
 
-    def spend(self, sender: str, n_tokens: int, *, wall_s: float) -> None:
+    def spend(self, sender: str, n_tokens: int, *, usd: float = 0.0, wall_s: float) -> None:
         if (use := self._uses.get(sender)) is not None:
-            use.start_day(wall_s)
-            use.n_tokens += n_tokens
-            self._unwritten[sender, use.day] += n_tokens
+            use.start_day(utc_day(wall_s))
+            use.add(n_tokens, usd)
+            before_tokens, before_usd = self._unwritten.get((sender, use.day), (0, 0.0))
+            self._unwritten[sender, use.day] = before_tokens + n_tokens, before_usd + usd
 
     def restore(self, usages: Iterable[KeyUsage]) -> None:
-        for one in usages:
+        """Count what was logged, of one month, in any order."""
+        for one in sorted(usages, key=lambda usage: usage.day):
             use = self._uses.get(one.sender)
-            if use is not None and use.day in ("", one.day):
-                use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
+            if use is None or one.day < use.day[:MONTH_CHARS]:
+                continue
+            if one.day >= use.day:
+                use.start_day(one.day)
+                use.add(one.n_tokens, one.usd)
+            else:
+                use.month_usd += one.usd
 
     def take_unwritten(self) -> list[KeyUsage]:
         """Return what was not logged yet, also of a day that has ended since."""
-        unwritten, self._unwritten = self._unwritten, Counter()
-        usages = ((sender, day, n) for (sender, day), n in unwritten.items() if n)
-        return [KeyUsage(usage_id="", sender=sender, day=day, n_tokens=n) for sender, day, n in usages]
+        unwritten, self._unwritten = self._unwritten, {}
+        usages = ((sender, day, n, usd) for (sender, day), (n, usd) in unwritten.items() if n or usd)
+        return [KeyUsage(usage_id="", sender=sender, day=day, n_tokens=n, usd=usd) for sender, day, n, usd in usages]
 
 
 def utc_day(wall_s: float) -> str:
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d")
+
+
+def days_of_month(wall_s: float) -> list[str]:
+    """Return the UTC days of the present month so far."""
+    day = utc_day(wall_s)
+    return [f"{day[:MONTH_CHARS]}-{one:02}" for one in range(1, int(day[-2:]) + 1)]
+
+
+def _month_left_s(wall_s: float) -> float:
+    now = datetime.fromtimestamp(wall_s, UTC)
+    month = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    return month.timestamp() - wall_s
 
 
 # --------------------------------------------------------------------------- tokens that rate one answer
@@ -355,9 +448,9 @@ class Objects:
         return self._recent.get(object_id)
 
     async def check(self, caller: Caller, object_id: str, where: str) -> None:
-        """Raise BadRequest 404, naming the field `where`, unless the caller created the object."""
+        """Raise BadRequest 404, naming the field `where`, unless the caller may see the object."""
         stored = None if len(object_id) > MOST_ID_CHARS else await self.of(object_id)
-        if stored is None or stored.sender != caller.id:
+        if stored is None or not caller.owns(stored.sender, stored.tenant):
             message = f"{where}: {object_id[:80]!r} is not found among what this key has made through this gateway"
             raise BadRequest(message, status=404, param=where, code="not_found")
 
@@ -427,10 +520,19 @@ class Clients:
     limits: KeyLimits = field(init=False)
     deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
     objects: Objects = field(default_factory=Objects)
-    # Looks up the senders of requests in the log; called in a thread, raises StoreError.
-    senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
+    # Looks up the senders of requests and their tenants in the log; called in a thread, raises StoreError.
+    owners_of: Callable[[Sequence[Named]], list[frozenset[tuple[str, str]]]] = lambda named: [frozenset()] * len(named)
+    # Builds the keys anew, with those that the log has now.
+    build_keys: Callable[[Sequence[KeyIssue]], KeyRing] | None = None  # None: keys never change
+    issued: tuple[KeyIssue, ...] = ()  # of the log, as the keys were built last
     by_token: Counter[str] = field(default_factory=Counter)  # feedback with each answer's token, the latest last
     langfuse_secret: str | None = None  # for signatures of Langfuse's webhooks; None: none
 
     def __post_init__(self) -> None:
         self.limits = KeyLimits(self.keys.callers)
+
+    def follow_keys(self, issued: Sequence[KeyIssue]) -> None:
+        """Accept the keys of the settings and these from now on; requests in flight go on with theirs."""
+        if self.build_keys is not None:
+            self.issued, self.keys = tuple(issued), self.build_keys(issued)
+            self.limits.add(self.keys.callers)

@@ -121,6 +121,8 @@ def find_label_source(
         # All tokens share one name, so that together they weigh no more than one key.
         return LabelSource(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
     caller = ANYONE if signed else gw.clients.keys.require(headers, feedback=True)
+    if not caller.may_rate:
+        raise BadRequest("this key may not send feedback: it lacks the scope 'feedback'", status=403, code="scope")
     if not caller.id:
         # Without checked keys, a client could invent one for every label.
         return LabelSource(sender=sender_key(door, salt=gw.salt), door=door or "open")
@@ -167,11 +169,11 @@ async def _owned(gw: GatewayState, source: LabelSource, rows: Sequence[Row]) -> 
     if not gw.clients.keys.has_tenants or source.caller.sees_all:
         return list(rows)
     named = [(row.episode_id, row.response_id) for row in rows if isinstance(row, Feedback)]
-    senders = iter(await asyncio.to_thread(gw.clients.senders_of, named))
+    owners = iter(await asyncio.to_thread(gw.clients.owners_of, named))
     owned = list[Row]()
     for row in rows:
-        known = next(senders) if isinstance(row, Feedback) else frozenset[str]()
-        if isinstance(row, Feedback) and known and source.sender not in known:
+        known = next(owners) if isinstance(row, Feedback) else frozenset[tuple[str, str]]()
+        if isinstance(row, Feedback) and known and not any(source.caller.owns(*one) for one in known):
             where = "response_id" if row.episode_id is None else "episode_id"
             message = f"{where}: is not found among the answers to this key; a key for feedback alone may rate others"
             row = BadRequest(message, status=404, param=where, code="not_found")  # noqa: PLW2901 - in its place

@@ -1,7 +1,7 @@
 """The last-good file: what a gateway served last, signed together with its time, for when the log cannot be read.
 
-Nothing is parsed before its signature is checked. The file holds no key, address, prompt or question, and neither
-experiments nor rollout stages, because nobody can watch them without a log.
+Nothing is parsed before its signature is checked. The file holds no address, prompt or question, of keys only hashes,
+and neither experiments nor rollout stages, because nobody can watch them without a log.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from suffice.errors import ConfigError
 from suffice.files import whole_file
 from suffice.review.holds import Override
 from suffice.store.routes.deployments import RouteDeployment
+from suffice.store.rows.events import KeyIssue
 from suffice.telemetry import LOG
 from suffice.types import Findings
 
@@ -52,6 +53,7 @@ class LastGood:
     routes: Mapping[str, GoodRoute] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)  # by address, as `learn.version` writes them
     findings: Mapping[str, Findings] = field(default_factory=dict)  # of upstreams, by name
+    keys: tuple[KeyIssue, ...] = ()  # hashes of the clients' keys that the log had
 
     @property
     def matters(self) -> bool:

@@ -62,7 +62,7 @@ class Arrival:
 
     def units(self, assigned: AuditAssignment) -> Units:
         known = {"conversation": self.conversation, "user": self.user, "tenant": self.tenant}
-        return units_of(self.caller.id, request=assigned.unit, **known)
+        return units_of(self.caller.id, request=assigned.unit, **known, key_tenant=self.caller.permits.tenant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +214,7 @@ def admit(
         promise=route.promise,
         arms=arms,
         sender=arrival.caller.id,
+        tenant=arrival.caller.permits.tenant,
         delivery=assigned.delivery,
         conversation=arrival.conversation_key(gw.salt),
         seeded=arrival.seeded,
@@ -239,6 +240,7 @@ def _blank_request(gw: GatewayState, arrival: Arrival, reason: str) -> Request:
         received_at_s=gw.wall_s(),
         endpoint=arrival.endpoint,
         sender=arrival.caller.id,
+        tenant=arrival.caller.permits.tenant,
     )
 
 
@@ -360,7 +362,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
     request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
     if outcome.usage is not None and outcome.calls:  # a caller-driven loop makes no calls here
         n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
-        gw.clients.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
+        gw.clients.limits.spend(request.sender, n_tokens, usd=outcome.cost_usd or 0.0, wall_s=gw.wall_s())
     breaker, failed = statistics.breaker, not SITES.isdisjoint(ledger.degraded)
     if breaker is not None and request.ungoverned is None and breaker.note(failed=failed, now_s=now_s):
         LOG.error("route %s: its controller failed repeatedly; requests pass through for a while", request.route)

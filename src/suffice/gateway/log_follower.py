@@ -40,6 +40,7 @@ from suffice.store.database.views import (
     newest_place,
     snapshot,
 )
+from suffice.store.people.keys import KEY_KINDS, valid_keys
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (
     NOTHING,
@@ -53,7 +54,7 @@ from suffice.store.routes.experiments import read_experiments, read_running_expe
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.rows.events import RowRates, VersionRefusal
+from suffice.store.rows.events import KeyIssue, RowRates, VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
@@ -212,6 +213,8 @@ class Follower:
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
         self._seq = 0  # place in the log up to which it was read
+        self._keys_seq = -1  # place of the newest row on clients' keys
+        self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
         self._written: LastWrite | None = None  # the log's last write before that; None: unknown
         self._notified = asyncio.Event()
         self._refreshed_s: float | None = None
@@ -264,6 +267,7 @@ class Follower:
             self._monitor.read(connection)
             self._decided = read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
+            self._read_keys(connection)
             with self._failing_open():  # an unreadable variant must not delay a fallback
                 self._read_variants(connection)
             now_s, changed = self._gw.wall_s(), {}
@@ -274,6 +278,11 @@ class Follower:
                     one.held, one.holding = held, holding
         self._written = written  # a read that fails is repeated, whether or not anything is written
         return changed
+
+    def _read_keys(self, connection: LogReader) -> None:
+        newest = newest_of(connection, KEY_KINDS)
+        if newest != self._keys_seq:
+            self._keys_seq, self._keys = newest, valid_keys(connection)
 
     def _read_variants(self, connection: LogReader) -> None:
         newest = newest_of(connection, _VARYING)
@@ -354,6 +363,10 @@ class Follower:
 
     def apply(self, changed: Mapping[str, BuiltRoute]) -> None:
         self._monitor.export()
+        if self._keys != self._gw.clients.issued:
+            with self._failing_open():  # the keys that are known go on working
+                self._gw.clients.follow_keys(self._keys)
+                self._changed = True
         for name in self._routes:
             held = self._holds.of(name)
             n_held = len(unexpired(held.overrides, self._gw.wall_s()))
@@ -381,6 +394,7 @@ class Follower:
         if good is None:
             self._run_in_full("there is no last-good file that may be served")
             return
+        self._gw.clients.follow_keys(good.keys)
         now_s, serving, activate = self._gw.wall_s(), dict[str, PolicyTable](), self._gw.deployment.activate
         for name, followed in self._routes.items():
             base, known = followed.base, good.routes.get(name)
@@ -441,6 +455,7 @@ class Follower:
             routes=routes,
             versions={fit: one.plain() for fit, one in self._versions.published.items() if fit in acting},
             findings={name: one.findings for name, one in gw.upstreams.items() if one.findings is not None},
+            keys=gw.clients.issued,
         )
 
     def refresh(self) -> None:

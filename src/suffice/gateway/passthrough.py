@@ -292,7 +292,10 @@ class Passthrough:
         def note_created(object_id: str | None) -> bool:
             if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
                 return False
-            made = StoredObject(object_id=object_id, sender=exchange.caller.id, upstream=admitted.upstream)
+            caller = exchange.caller
+            made = StoredObject(
+                object_id=object_id, sender=caller.id, upstream=admitted.upstream, tenant=caller.permits.tenant
+            )
             if gw.clients.objects.note(made) and made.sender:
                 append(gw, made, ledger)
             return True

@@ -77,11 +77,18 @@ Units: TypeAlias = Mapping[ExperimentUnit, str | None]  # the name of each kind 
 
 
 def units_of(
-    sender: str, *, request: str, conversation: str | None = None, user: str | None = None, tenant: str | None = None
+    sender: str,
+    *,
+    request: str,
+    conversation: str | None = None,
+    user: str | None = None,
+    tenant: str | None = None,
+    key_tenant: str = "",
 ) -> Units:
     """Return the units of a request; names that a client chose are scoped to its sender (`sender_key`, or "").
 
-    request  the name that retries share
+    request     the name that retries share
+    key_tenant  of the sender's key, for requests that name no tenant of their own
     """
 
     def own(name: str | None) -> str | None:
@@ -91,7 +98,7 @@ def units_of(
         "request": request,
         "conversation": own(conversation) or request,
         "user": own(user),
-        "tenant": own(tenant) or sender or None,
+        "tenant": own(tenant) or key_tenant or sender or None,
     }
 
 

@@ -122,7 +122,22 @@ def problems_of(table: msgspec.Struct, settings: Settings) -> Problems:  # noqa:
 def _of_key(key: tables.Key, settings: Settings) -> Problems:
     if not key.key_env:
         yield "key_env", "must name the environment variable that holds the key"
+    yield from key_problems(key, settings)
+
+
+def key_problems(key: tables.Key, settings: Settings) -> Problems:
+    """Find what is wrong with what a key may do, wherever the key itself is kept."""
     yield from _unknown_routes(key.routes or (), settings)
+    if not key.scopes:
+        yield "scopes", f"is empty; some of {', '.join(get_args(tables.Scope))}"
+    if key.usd_per_day is None and key.usd_per_month is None:
+        return
+    routes = [one for name, one in settings.routes.items() if key.routes is None or name in key.routes]
+    used = {one.upstream: settings.upstreams.get(one.upstream) for one in routes}
+    unpriced = {name for name, upstream in used.items() if upstream is not None and upstream.prices is None}
+    for name in sorted(unpriced):
+        field = "usd_per_month" if key.usd_per_day is None else "usd_per_day"
+        yield field, f"needs [upstreams.{name}.prices]; without them nobody knows what its calls cost"
 
 
 def _unknown_routes(routes: tuple[str, ...], settings: Settings) -> Problems:

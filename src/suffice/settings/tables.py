@@ -25,6 +25,8 @@ AgentMode = Literal["auto", "off"]
 LATER_SHARE = 0.05  # of requests to audit once something is certified, unless a route sets its own
 TextPart = Literal["answers", "comments", "questions", "metadata"]
 ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
+# What a key may do: ask the model, send feedback; in the control API act as a viewer, an operator, an admin.
+Scope = Literal["complete", "feedback", "read", "operate", "admin"]
 Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
@@ -101,6 +103,7 @@ NAME: Final = TextRule(
     r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '_', '.' and '-', not a sign first"
 )
 LayerName: TypeAlias = Annotated[str, NAME]
+TenantName: TypeAlias = Annotated[str, TextRule(f"({NAME.pattern})?", NAME.says)]
 HostName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.-]{1,253}", "a host name without scheme and port")]
 HeaderName: TypeAlias = Annotated[str, TextRule(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", "no HTTP header name")]
 EMAIL_ADDRESS: Final = TextRule(r"[^@\s<>,;]+@[^@\s<>,;]+", "needs plain addresses such as ops@example.org")
@@ -122,6 +125,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host: str = "127.0.0.1"
     port: int = 8400
     api_keys_env: str = ""  # environment variable with comma-separated keys; "": open
+    require_keys: bool = False  # ask every client for a key, and accept those that `suffice key` writes into the log
     feedback_keys_env: str = ""  # likewise, for keys that may only label, as reviewers
     allowed_hosts: tuple[HostName, ...] = ()  # names that browsers may use, besides localhost and IP addresses
     allowed_origins: tuple[Origin, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
@@ -148,12 +152,20 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     key_env: str  # environment variable with the key; several are separated by commas
+    tenant: TenantName = ""  # whose requests it sends and whose it may see; "": of no tenant
+    scopes: tuple[Scope, ...] = ("complete", "feedback")  # what it may do
     routes: tuple[str, ...] | None = None  # allowed ones; (): none, it only sends feedback; None: see `auth.Caller`
     sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but reviewers' and judges'
     all_objects: bool = False  # may use, list and rate objects of other keys
     requests_per_minute: RequestsPerMinute | None = None  # None: no limit
     concurrency: PositiveInt | None = None  # requests at once; None: no limit
     tokens_per_day: PositiveInt | None = None  # prompt and answer, of a UTC day; None: no limit
+    usd_per_day: Positive | None = None  # US dollars at the upstreams' prices, of a UTC day; None: no limit
+    usd_per_month: Positive | None = None  # likewise, of a calendar month (UTC)
+
+    @property
+    def has_budget(self) -> bool:
+        return any(limit is not None for limit in (self.tokens_per_day, self.usd_per_day, self.usd_per_month))
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

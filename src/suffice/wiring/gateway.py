@@ -31,7 +31,7 @@ from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import find_event
-from suffice.store.people.feedback import senders_of
+from suffice.store.people.feedback import owners_of
 from suffice.store.routes.deployments import find_damage, is_large
 from suffice.store.rows.events import StoredObject
 from suffice.telemetry import LOG, Metrics
@@ -83,6 +83,7 @@ def _build_state(
         monotonic_s=time.monotonic,
         clients=Clients(
             keys=key_ring(settings, begun.secret) if result is not None else KeyRing(),
+            build_keys=partial(key_ring, settings, begun.secret) if result is not None else None,
             langfuse_secret=result.langfuse_secret if result is not None else None,
         ),
         deployment=Deployment(
@@ -116,6 +117,7 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
 def _restore(gw: GatewayState, known: LogKnowledge) -> None:
     for name, n in known.n_requests.items():
         gw.statistics[name].n_requests += n
+    gw.clients.follow_keys(known.keys)
     gw.clients.limits.restore(known.used)
     for episode in known.recent:
         gw.statistics[episode.request.route].learn(episode.request, episode.outcome)
@@ -132,7 +134,7 @@ def _read_log(settings: Settings, gw: GatewayState) -> None:
             return find_event(path, StoredObject, object_id)
         return None
 
-    gw.clients.objects, gw.clients.senders_of = Objects(find), partial(senders_of, path)
+    gw.clients.objects, gw.clients.owners_of = Objects(find), partial(owners_of, path)
 
 
 @contextmanager

@@ -6,16 +6,22 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from suffice.errors import ConfigError
 from suffice.rollout.assign import sender_key
-from suffice.settings import Settings, Upstream
+from suffice.settings import Key, Settings, Upstream
+from suffice.settings.checks import check_limits, key_problems
 from suffice.store.database.sqlite import database_path
+from suffice.telemetry import LOG
 
 if TYPE_CHECKING:  # commands need secrets and no gateway
-    from suffice.gateway.auth import Caller, KeyRing
+    from suffice.gateway.auth import Caller, HashedKey, KeyRing
+    from suffice.store.rows.events import KeyIssue
 
 
 def create_id(prefix: str) -> str:
@@ -37,8 +43,11 @@ def secret(where: str, variable: str) -> str | None:
     return key
 
 
-def key_ring(settings: Settings, salt: str) -> KeyRing:
-    """The keys of clients; without any, everybody has access. Raises ConfigError for missing or shared keys."""
+def key_ring(settings: Settings, salt: str, issued: Sequence[KeyIssue] = ()) -> KeyRing:
+    """The keys of clients; without any, everybody has access. Raises ConfigError for missing or shared keys.
+
+    issued  from the log; they count only where `server.require_keys` is set, so that no row opens or closes a gateway
+    """
     from suffice.gateway.auth import Caller, KeyRing
 
     server, callers, places = settings.server, dict[str, Caller](), dict[str, str]()
@@ -52,7 +61,8 @@ def key_ring(settings: Settings, salt: str) -> KeyRing:
             if places.setdefault(key, where) != where:
                 raise ConfigError(f"{where}: a key in {variable} is also a key of {places[key]}; keys cannot be shared")
             callers[key] = _caller(settings, where, key, salt)
-    return KeyRing(callers)
+    hashed = [one for each in issued if (one := _hashed_key(settings, each, salt)) is not None]
+    return KeyRing(callers, hashed=hashed if server.require_keys else (), needed=server.require_keys)
 
 
 def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
@@ -63,8 +73,40 @@ def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
         name = sender_key(f"Bearer {key}", salt=salt)
         return Caller(id=name, namespace=name, only_feedback=where == "server.feedback_keys_env")
     named = where.removeprefix("keys.").removesuffix(".key_env")
-    name = sender_key(f"key {named}", salt=salt)
-    return Caller(id=name, namespace=name, name=named, permits=settings.keys[named])
+    return _named_caller(named, settings.keys[named], salt)
+
+
+def _named_caller(name: str, permits: Key, salt: str) -> Caller:
+    from suffice.gateway.auth import Caller
+
+    sender = sender_key(f"key {name}", salt=salt)
+    return Caller(id=sender, namespace=sender, name=name, permits=permits)
+
+
+def _hashed_key(settings: Settings, issue: KeyIssue, salt: str) -> HashedKey | None:
+    """A key of the log; None, with a warning, where these settings or this version cannot tell what it may do."""
+    from suffice.gateway.auth import HashedKey
+
+    try:
+        permits = permits_of(issue.permits, settings)
+        if issue.name in settings.keys:
+            raise ConfigError(f"[keys.{issue.name}] of the settings has its name")
+        return HashedKey(bytes.fromhex(issue.digest), _named_caller(issue.name, permits, salt), issue.until_s)
+    except (ConfigError, ValueError) as error:
+        LOG.warning("key %s of %s is not accepted: %s", issue.key_id, issue.name, error)
+        return None
+
+
+def permits_of(table: Mapping[str, Any], settings: Settings) -> Key:
+    """Check what a key of the log may do as a table of the settings. Raises ConfigError."""
+    try:
+        permits = msgspec.convert({"key_env": "", **table}, Key)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
+    check_limits("key", permits)
+    for field, problem in key_problems(permits, settings):
+        raise ConfigError(f"{field}: {problem}")
+    return permits
 
 
 def deployment_salt(settings: Settings) -> str:

@@ -23,7 +23,7 @@ from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.files import tighten
-from suffice.gateway.auth import utc_day
+from suffice.gateway.auth import days_of_month
 from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
@@ -32,7 +32,8 @@ from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, newest_events, read_recent
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
-from suffice.store.rows.events import KeyUsage, LogOutage
+from suffice.store.people.keys import valid_keys
+from suffice.store.rows.events import KeyIssue, KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.drivers import url_key
@@ -53,7 +54,8 @@ class LogKnowledge:
     evidence: StartupEvidence = field(default_factory=StartupEvidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, up to FIRST_REQUESTS
     recent: tuple[Episode, ...] = ()  # the latest runs
-    used: tuple[KeyUsage, ...] = ()  # today, by keys with a budget
+    keys: tuple[KeyIssue, ...] = ()  # of clients, that were issued
+    used: tuple[KeyUsage, ...] = ()  # this month, by keys with a budget
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,12 +118,14 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
     evidence, path = read_evidence(settings), database_path(settings.store.url)
     for warning in evidence_warnings(settings, evidence):
         LOG.warning(warning)
-    has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
+    has_budgets = settings.server.require_keys or any(key.has_budget for key in settings.keys.values())
+    spent_on = days_of_month(time.time()) if has_budgets else ()
     return LogKnowledge(
         evidence=evidence,
         n_requests=n_requests_of(path, settings.routes, most=FIRST_REQUESTS),
         recent=tuple(read_recent(path, LEARNT_RUNS)),
-        used=tuple(newest_events(path, KeyUsage, -1, prefix=utc_day(time.time()))) if has_budgets else (),
+        keys=valid_keys(path),
+        used=tuple(usage for day in spent_on for usage in newest_events(path, KeyUsage, -1, prefix=day)),
     )
 
 
@@ -332,8 +336,8 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
     keys = key_ring(settings, salt="")  # the names of the keys' holders need no salt yet
     if not (keys.asks_for_keys or insecure_open or _is_loopback(host)):
         raise ConfigError(
-            f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
-            " keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
+            f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] nor"
+            " server.require_keys asks for keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
         )
     return result
 

@@ -72,12 +72,13 @@ def would_join(connection: LogReader, episode_id: str | None, response_id: str |
     return bool(response_id) and len(episodes_of_response(connection, response_id, most=2)) == 1
 
 
-def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
+def owners_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[tuple[str, str]]]:
+    """Return for each (episode id, response id) the senders of its requests, each with its tenant."""
     with open_reader(path) as connection:
-        return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
+        return [_owners(connection, episode_id, response_id) for episode_id, response_id in named]
 
 
-def _senders(connection: LogReader, episode_id: str | None, response_id: str | None) -> frozenset[str]:
-    query = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
+def _owners(connection: LogReader, episode_id: str | None, response_id: str | None) -> frozenset[tuple[str, str]]:
     episodes = [episode_id] if episode_id is not None else episodes_of_response(connection, response_id, most=100)
-    return frozenset(sender or "" for episode in episodes for (sender,) in query_rows(connection, query, (episode,)))
+    requests = (find_event(connection, Request, episode) for episode in episodes)
+    return frozenset((one.sender, one.tenant) for one in requests if one is not None)

@@ -187,6 +187,7 @@ class StoredObject:
     object_id: str  # as the upstream named it
     sender: str  # keyed hash of the key that made it
     upstream: str  # name of the upstream that keeps it
+    tenant: str = ""  # of that key; "": none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +196,29 @@ class KeyUsage:
     sender: str  # keyed hash of the key
     day: str  # UTC, as 2026-01-31
     n_tokens: int  # prompt and answer
+    usd: float = 0.0  # of the calls whose prices are known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyIssue:
+    """A client's key, as a hash: the key itself is shown to its maker once and kept nowhere."""
+
+    key_id: str  # public part of the key
+    name: str  # of its holder; several keys of one name are one caller
+    digest: str  # SHA-256 of the key, which has 256 random bits, hexadecimal
+    permits: dict[str, Any]  # as the table [keys.NAME] has it; a gateway that does not know a field refuses the key
+    until_s: float | None  # Unix time at which it ends by itself; None: never
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyEnd:
+    key_id: str
+    name: str
+    ends_at_s: float  # Unix time; later than the row where a rotation lets both keys live for a while
+    author: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +347,7 @@ _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | Ex
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
-_OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage
+_OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd
 _OfOwner: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts
 Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
@@ -429,6 +453,8 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("object_made", StoredObject, "made", "{0.object_id}", chained=False),
     # The key begins with the day, so that a day's rows are found by it.
     Kind("key_used", KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
+    Kind("key_issued", KeyIssue, "issue", "{0.key_id}"),
+    Kind("key_ended", KeyEnd, "end", "{0.key_id}:{0.ends_at_s:.3f}"),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
