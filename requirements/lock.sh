@@ -15,6 +15,8 @@ compile() {
 
 compile pyproject.toml --extra console --extra replay --extra train --extra math --extra postgres --extra archive --extra ray --extra otel --extra oidc --extra yaml --group demo --group dev --output-file requirements/dev.txt "$@"
 compile pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
+compile pyproject.toml --extra console --extra yaml --extra postgres --extra oidc --extra otel --extra train --extra math --constraint requirements/dev.txt --output-file requirements/image.txt
+compile pyproject.toml --extra console --extra yaml --extra postgres --extra oidc --extra otel --extra train --extra math --extra archive --constraint requirements/dev.txt --output-file requirements/image-archive.txt
 compile pyproject.toml --extra console --extra replay --group demo --constraint requirements/dev.txt --output-file requirements/demo.txt
 compile --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt

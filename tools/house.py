@@ -223,14 +223,14 @@ def check_requirements() -> Iterator[Violation]:
     """Everything installed is pinned with hashes, the same in all environments, and the base install is small."""
     folder = ROOT / "requirements"
     dev = pins(folder / "dev.txt")
-    for name in ("base", "build", "demo", "dev", "lock"):
+    for name in ("base", "build", "demo", "dev", "image", "image-archive", "lock"):
         path = folder / f"{name}.txt"
         logical = path.read_text(encoding="utf-8").replace("\\\n", " ")
         lines = [line for line in logical.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         for line in lines:
             if not re.match(r"[\w.-]+(\[[\w,.-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", line):
                 yield Violation(short(path), 1, f"{line[:60]} is not pinned with a hash", "run `make lock`")
-        if name in {"base", "build", "demo"} and not pins(path).items() <= dev.items():
+        if name in {"base", "build", "demo", "image", "image-archive"} and not pins(path).items() <= dev.items():
             yield Violation(short(path), 1, "pins another version than dev.txt", "run `make lock`")
     n_base = len(pins(folder / "base.txt"))
     if not 10 <= n_base <= MAX_BASE_DISTRIBUTIONS:
