@@ -1,18 +1,126 @@
-"""The table of metric names, the registry built from it, and the loggers. No label holds a prompt, key, user or id."""
+"""Log lines, the table of metric names, and the registry built from it. No label holds a prompt, key, user or id."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 LOG = logging.getLogger("suffice")
 ACCESS = logging.getLogger("suffice.access")  # one line per request
+ACCESS_LINE: Final = "%s %s %s %d ms %d bytes route=%s id=%s request_id=%s"
+_ACCESS_FIELDS: Final = ("method", "path", "status", "duration_ms", "bytes", "route", "episode_id", "request_id")
+REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID_TEXT: Final = re.compile(r"[A-Za-z0-9._~:=+/@-]{1,128}")
+
+
+def is_request_id(text: str) -> bool:
+    return _REQUEST_ID_TEXT.fullmatch(text) is not None
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What log lines say of the request that is being served."""
+
+    request_id: str = "-"
+    is_given: bool = False  # the client chose the id
+    route: str = "-"
+    episode_id: str = "-"
+    trace_id: str = ""  # "": not traced
+
+    @classmethod
+    def of(cls, headers: Iterable[tuple[bytes, bytes]]) -> RequestContext:
+        """Take the client's id if it is one, or else a random one. `headers` have names in lower case."""
+        for name, value in headers:
+            if name == b"x-request-id" and is_request_id(given := value.decode("latin-1")):
+                return cls(given, is_given=True)
+        return cls(f"req_{os.urandom(8).hex()}")
+
+
+NO_REQUEST: Final = RequestContext()
+CURRENT_REQUEST: ContextVar[RequestContext] = ContextVar("suffice.request", default=NO_REQUEST)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line of text, in local time, or as one JSON object, in UTC, with its request."""
+
+    def __init__(self, log_format: Literal["text", "json"] = "text") -> None:
+        super().__init__()
+        self._is_json = log_format == "json"
+        self._second, self._stamp = -1, ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second:
+            at = time.gmtime(second) if self._is_json else time.localtime(second)
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S" if self._is_json else "%F %T", at)
+        if self._is_json:
+            return self._as_json(record)
+        text = f"{self._stamp},{record.msecs:03.0f} {record.levelname} {record.name}: {record.getMessage()}"
+        request = CURRENT_REQUEST.get()
+        if request is not NO_REQUEST and record.msg is not ACCESS_LINE:
+            text += f" route={request.route} request_id={request.request_id}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+    def _as_json(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": f"{self._stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        request = CURRENT_REQUEST.get()
+        if record.msg is ACCESS_LINE and isinstance(record.args, tuple):
+            line["message"] = "{} {} {}".format(*record.args)
+            line |= {name: value for name, value in zip(_ACCESS_FIELDS, record.args, strict=True) if value != "-"}
+        else:
+            line["message"] = record.getMessage()
+            named = (("request_id", request.request_id), ("route", request.route), ("episode_id", request.episode_id))
+            line |= {name: value for name, value in named if value != "-"}
+        if request.trace_id:
+            line["trace_id"] = request.trace_id
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a lone surrogate
+            safe = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in line.items()}
+            return msgspec.json.encode(safe).decode()
+
+
+def configure_logging(
+    level: str, log_format: Literal["text", "json"] = "text", handler: logging.Handler | None = None
+) -> None:
+    """Write the log lines of this process, to standard error unless `handler` is given."""
+    handler = handler or logging.StreamHandler()
+    handler.setFormatter(LineFormatter(log_format))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def skip_unused_facts() -> None:
+    """Let no record look up its thread, process, task and source line, which no line shows.
+
+    See "Optimization" in Python's logging HOWTO.
+    """
+    for name in ("logThreads", "logMultiprocessing", "logProcesses", "logAsyncioTasks"):
+        setattr(logging, name, False)
+    logging._srcfile = None  # noqa: SLF001 - documented there
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +143,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_upstream_calls_total", "counter", "Calls to model servers.", ("route", "purpose")),
     MetricSpec("suffice_extra_calls_skipped_total", "counter", "Extra calls that were not sent.", ("route", "reason")),
     MetricSpec("suffice_extra_calls_refused_total", "counter", "Extra calls answered with 429 or 503.", ("route",)),
-    MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),
+    MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("upstream", "code")),
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
+    MetricSpec("suffice_spans_total", "counter", "Spans of traces, by what became of them.", ("result",)),
+    MetricSpec("suffice_build_info", "gauge", "1; the label names the version.", ("version",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events dropped because the queue was full."),
     MetricSpec("suffice_keys_limited_total", "counter", "Requests above a limit of their key.", ("key", "limit")),
     MetricSpec("suffice_feedback_total", "counter", "Feedback by result.", ("result",)),
@@ -68,10 +178,12 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_fallback_load_ratio", "gauge", "Tokens/s if all ran in full, over those now.", ("route",)),
     MetricSpec("suffice_shed_total", "counter", "New requests rejected to shed load.", ("route",)),
     MetricSpec("suffice_ttft_seconds", "histogram", "Time to the first byte for the client.", ("route",)),
+    MetricSpec("suffice_request_duration_seconds", "histogram", "From arrival to the end of the reply.", ("route",)),
     MetricSpec("suffice_handover_seconds", "histogram", "Pause in the stream caused by a stop.", ("method",)),
 )
 
-BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+disable_created_metrics()  # a series with the time of creation for each counter
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
@@ -89,6 +201,7 @@ class Metrics:
             "gauge": Gauge,
             "histogram": partial(Histogram, buckets=BUCKETS_S),
         }
+        ProcessCollector(registry=self._registry)
         for spec in METRICS:
             self._made[spec.name] = kinds[spec.kind](spec.name, spec.help, spec.labels, registry=self._registry)
 

@@ -401,8 +401,10 @@ def test_the_access_log_has_a_line_for_each_request_and_no_word_of_its_client(
     assert SECRET not in told
     assert PROMPT not in told
     assert "\x1b" not in told
-    assert re.search(rf"suffice.access: POST {CHAT} 200 \d+ ms \d+ bytes route=r id=ep_\w+\n", told)
-    assert re.search(r"suffice.access: GET /a%0aFAKE%20INFO%1b\[2J 404 \d+ ms \d+ bytes route=- id=-\n", told)
+    assert re.search(rf"suffice.access: POST {CHAT} 200 \d+ ms \d+ bytes route=r id=ep_\w+ request_id=req_\w+\n", told)
+    assert re.search(
+        r"suffice.access: GET /a%0aFAKE%20INFO%1b\[2J 404 \d+ ms \d+ bytes route=- id=- request_id=req_\w+\n", told
+    )
     assert re.search(r"suffice.access: GET /b{199} 404 ", told), "long paths are cut"
     assert re.search(rf"suffice.access: POST {CHAT} 408 \d+ ms", told), "slow bodies are told, too"
     assert re.search(r"suffice.access: - - 408 0 ms", told), "and slow heads"

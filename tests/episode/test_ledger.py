@@ -85,7 +85,7 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
 
 
 def test_ends_rank_failure_over_stop_over_truncation() -> None:
-    ledger = Ledger(request(), 0.0, reply=ReplyState(truncated=True))
+    ledger = Ledger(request(), 0.0, reply=ReplyState(finish_reason="length"))
     assert ledger.close(now_s=0.0, default="done").end_reason == "truncated"
     ledger.stop.acted = True
     assert ledger.close(now_s=0.0, default="done").end_reason == "stopped"

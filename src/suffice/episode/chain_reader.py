@@ -389,7 +389,7 @@ class ChainReader:
             if channel == "answer":
                 self._take_answer(text)
         self.account.cancelled = state.failed
-        reply.truncated = state.finish_reason == "length"
+        reply.finish_reason = state.finish_reason
         reply.unclosed = state.phase == "thinking"
         # Text in an open thought is not an answer, and a missing answer counts as wrong.
         reply.answer = None if reply.unclosed else self.extract(self.answer_text)

@@ -30,12 +30,38 @@ from suffice.types import (
 from suffice.upstream.wire import WireUsage
 
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
+MOST_TRACE_EVENTS = 128  # of one span, the SDK's usual limit
 NAME_CHARS = 200  # kept of an upstream's own names
 _NO_OVERHEAD = Overhead()
 _STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
     *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "end_margin", "missing"),
 )
+
+
+@dataclass(slots=True)
+class RunTrace:
+    """A sampled request's place in its trace, and what happened when, for its span."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int | None  # None: the trace begins here
+    state: str  # the caller's `tracestate`
+    monotonic_s: Callable[[], float]
+    began_s: float  # monotonic
+    began_ns: int  # Unix time
+    attributes: dict[str, Any]  # of the span, known so far
+    provider: str = ""  # driver of the upstream
+    events: list[tuple[float, str, dict[str, str | int]]] = field(default_factory=list)  # (monotonic, name, attributes)
+
+    @property
+    def header(self) -> str:
+        """Return the `traceparent` for calls to the upstream."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-01"
+
+    def note(self, name: str, **attributes: str | int) -> None:
+        if len(self.events) < MOST_TRACE_EVENTS:
+            self.events.append((self.monotonic_s(), name, attributes))
 
 
 @dataclass(slots=True)
@@ -109,10 +135,14 @@ class ReplyState:
     system_fingerprint: str | None = None
     status: int = 0
     first_byte_s: float | None = None  # monotonic
-    truncated: bool = False
+    finish_reason: str | None = None  # as the client got it; None: not read
     unclosed: bool = False
     vote: tuple[tuple[str, int], ...] = ()
     caller_usage: Usage | None = None  # of a caller's own loop, as the caller reports it; none of the calls was ours
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
 
     def note_upstream(self, model: object, system_fingerprint: object) -> None:
         if self.model is None and isinstance(model, str):
@@ -172,6 +202,7 @@ class Ledger:
     costs: CostBasis = field(default_factory=CostBasis)
     extra: ExtraCalls = field(default_factory=ExtraCalls)
     disclosure: Disclosure = field(default_factory=Disclosure)
+    trace: RunTrace | None = None  # None: not sampled
 
     @property
     def n_extra_calls(self) -> int:
@@ -179,6 +210,8 @@ class Ledger:
 
     def open_call(self, purpose: Purpose) -> CallAccount:
         account = CallAccount(purpose)
+        if self.trace is not None:
+            self.trace.note("suffice.call", purpose=purpose)
         self.calls.append(account)
         return account
 
@@ -222,6 +255,8 @@ class Ledger:
         if decision.action == "stop" and self.stop.step is None:
             self.stop.step, self.stop.reason = step.index, decision.stop_reason
             self.stop.would_answer, self.stop.decision = signals.answer, decision.reason
+            if self.trace is not None:
+                self.trace.note("suffice.stop_decision", step=step.index, reason=decision.stop_reason or "")
 
     def client_prompt_tokens(self) -> int | None:
         """Return the client's own prompt tokens, estimated if every call sent a thought; None if none was reported."""

@@ -145,7 +145,7 @@ class SampleRun:
         reply.vote, reply.answer, reply.response_id = result.counts, result.answer, body.get("id")
         reply.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]
-        reply.truncated = choices[0].get("finish_reason") == "length"
+        reply.finish_reason = choices[0].get("finish_reason")
         return body
 
 

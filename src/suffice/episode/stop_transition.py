@@ -92,6 +92,8 @@ class StopTransition:
     def _note_stop(self, method: FinishMethod, start_s: float) -> None:
         stop = self.ledger.stop
         stop.acted, stop.finish_method, stop.handover_ms = True, method, (self.monotonic_s() - start_s) * 1e3
+        if self.ledger.trace is not None:
+            self.ledger.trace.note("suffice.stop_transition", method=method, pause_ms=round(stop.handover_ms))
 
     async def _continue_with(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
         """Answer from a second call; return False if that failed and the original is still running."""
@@ -235,7 +237,7 @@ class StopTransition:
                 opening = ""
         state.phase = "answering"
         self.ledger.reply.answer = relay.reader.extract(text)
-        self.ledger.reply.truncated = finish == "length"
+        self.ledger.reply.finish_reason = finish
         await self._count_original()
         await relay.delivery.frames(self._closing_frames(finish))
         await relay.delivery.end()

@@ -17,11 +17,12 @@ from suffice.gateway import feedback
 from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import Exchange, headers_of
+from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
 from suffice.gateway.rounds_service import decide_step
+from suffice.telemetry import CURRENT_REQUEST, RequestContext
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.wire import error_body
 
@@ -182,7 +183,9 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError(f"scope {scope['type']!r}: only http is served")
-        process = self.gateway.process
+        process, request = self.gateway.process, RequestContext.of(scope["headers"])
+        scope[CONTEXT] = request
+        CURRENT_REQUEST.set(request)
         process.n_live += 1
         try:
             # Close connections while draining, so that clients send their next request elsewhere.

@@ -21,6 +21,7 @@ from suffice.gateway.auth import Clients, RequestKey, forget_oldest, sign_token
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
+from suffice.gateway.tracing import Tracer
 from suffice.policy.base import version_of
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout.assign import AuditAssignment, audit_share, point_of
@@ -438,6 +439,7 @@ class ProcessState:
     ready: bool = False
     draining: bool = False  # shutdown has begun: connections close after their response
     n_live: int = 0  # running handlers, of any path
+    tracer: Tracer | None = None  # None: traces are off
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from suffice.asgi import Receive, Scope, Send, read_body
 from suffice.episode.stream_relay import Delivery, RepeatedFrame
 from suffice.errors import BadRequest, OverloadError, UpstreamProtocol
 from suffice.gateway.auth import ANYONE
+from suffice.telemetry import REQUEST_ID, RequestContext, is_request_id
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
@@ -24,6 +25,7 @@ WriteNow = Callable[[bytes], bool]  # writes a part of a body; False: send it th
 HANG_UP = "suffice.hang_up"  # ASGI extensions of our server: a callback when the client leaves …
 WRITE_NOW = "suffice.write_now"  # … and a write to a begun body without waiting
 MAX_HEADERS = 256
+CONTEXT = "suffice.request"  # the `RequestContext`, in the scope
 _HEADERS = "suffice.headers"  # caches decoded headers in the scope
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header's value
@@ -73,6 +75,7 @@ class Exchange:
         self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
         self.hang_up: OnHangUp = scope["extensions"][HANG_UP]
         self._write_now: WriteNow = scope["extensions"][WRITE_NOW]
+        self.request: RequestContext = scope.get(CONTEXT) or RequestContext()
         self.caller = ANYONE
         self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
         self.stored_id: str | None = None  # the id in the path
@@ -88,6 +91,10 @@ class Exchange:
     def headers(self) -> list[tuple[str, str]]:
         return headers_of(self.scope)
 
+    def forward(self, name: str, value: str) -> None:
+        """Replace a header of the request, as the upstream will see it."""
+        self.scope[_HEADERS] = [*((k, v) for k, v in self.headers if k != name), (name, value)]
+
     async def read_body(self, limit_bytes: int) -> bytes:
         """Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
         return await read_body(self.receive, limit_bytes)
@@ -98,13 +105,25 @@ class Exchange:
         self.status, self.events = status, events
         if _CONTROL.search("\t".join([v for _, v in sent])):
             sent = [(k, v) for k, v in sent if not _CONTROL.search(v)]
-        named = [(k.lower(), v) for k, v in sent]
+        named = self._with_request_id([(k.lower(), v) for k, v in sent])
         raw = [(k.encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in named if k not in _BY_US]
         if status not in (204, 304):
             kind = ", ".join([v for k, v in named if k == "content-type"])[:400]
             raw.append((b"content-type", inert_type(kind).encode("latin-1")))
         raw += _ISOLATION
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    def _with_request_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Answer with the client's id, or else the upstream's, or else ours; no id of the upstream is lost."""
+        request, theirs = self.request, next((v for k, v in headers if k == REQUEST_ID), None)
+        if theirs is None:
+            return [*headers, (REQUEST_ID, request.request_id)]
+        if request.is_given:
+            kept = [("x-upstream-request-id" if k == REQUEST_ID else k, v) for k, v in headers]
+            return [*kept, (REQUEST_ID, request.request_id)]
+        if is_request_id(theirs):
+            request.request_id = theirs
+        return headers
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
         if data and self.first_byte_s is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import re
 import socket
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -16,9 +15,9 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from suffice.asgi import Message, Receive, Scope, Send
-from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW
+from suffice.gateway.exchange import CONTEXT, HANG_UP, MAX_HEADERS, WRITE_NOW
 from suffice.settings import Server
-from suffice.telemetry import ACCESS
+from suffice.telemetry import ACCESS, ACCESS_LINE, NO_REQUEST, RequestContext
 from suffice.upstream.wire import error_body
 
 
@@ -111,7 +110,6 @@ BODY_BYTES_PER_S = 16 * 1024  # each such amount extends a body's time limit by 
 MOST_PIPELINED = 64  # requests waiting on one connection
 LINGER_S = 1.0  # time for a client to read the error before the connection is closed
 MOST_PATH_CHARS = 200  # of a path in the access log
-_NAMED = re.compile(rb"\r?\n?x-suffice-(route|episode-id): ([\x21-\x7e]+)", re.IGNORECASE)
 _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections", 505: "http_version"}
 
 
@@ -294,7 +292,7 @@ class LimitedHttp(HttpToolsProtocol):
         """Write and half-close. Closing with unread bytes would reset the connection and lose the response."""
         active = self._active
         if active is None or active.response_complete:
-            ACCESS.info("- - %d 0 ms %d bytes", status, len(answer))
+            ACCESS.info(ACCESS_LINE, "-", "-", status, 0, len(answer), "-", "-", "-")
             self.transport.write(answer)
         else:
             active.transport.write(answer)
@@ -311,13 +309,18 @@ class LimitedHttp(HttpToolsProtocol):
 def _log(cycle: RequestResponseCycle) -> None:
     if not ACCESS.isEnabledFor(logging.INFO):
         return
-    written: Any = cycle.transport
-    raw: bytes = cycle.scope.get("raw_path") or b"-"
-    named = {name.lower(): value.decode() for name, value in _NAMED.findall(written.head)}
-    path, status = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), written.head[9:12].decode() or "-"
-    size = f"{int(1e3 * written.age_s)} ms {written.n_bytes} bytes"
-    run = f"route={named.get(b'route', '-')} id={named.get(b'episode-id', '-')}"
-    ACCESS.info("%s %s %s %s %s", cycle.scope["method"], path, status, size, run)
+    scope, written = cycle.scope, _written(cycle)
+    raw: bytes = scope.get("raw_path") or b"-"
+    request: RequestContext = scope.get(CONTEXT, NO_REQUEST)  # type: ignore[assignment]
+    path, status = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), int(written.head[9:12] or 0) or "-"
+    sizes = (int(1e3 * written.age_s), written.n_bytes)
+    ACCESS.info(
+        ACCESS_LINE, scope["method"], path, status, *sizes, request.route, request.episode_id, request.request_id
+    )
+
+
+def _written(cycle: RequestResponseCycle) -> HeadWithBody:
+    return cycle.transport  # type: ignore[return-value]
 
 
 async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
-from suffice.episode.ledger import CostBasis, Ledger
+from suffice.episode.ledger import CostBasis, Ledger, RunTrace
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
@@ -83,17 +83,21 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
     token = gw.feedback_token(episode_id)
     exchange.own_headers += [("x-suffice-episode-id", episode_id), *token_header(token)]
     gw.metrics.inc("suffice_live_requests")
+    exchange.request.episode_id, trace = episode_id, begin_trace(gw, exchange)
     ledger: Ledger | None = None
     end: EndReason = "internal_error"
     try:
         admitted = await admit(episode_id)
         for field in admitted.parsed.stripped:
             gw.metrics.inc("suffice_stripped_fields_total", field)
-        prices, messages = gw.upstreams[admitted.upstream].settings.prices, admitted.parsed.body.get("messages")
-        ledger = Ledger(admitted.request, started_s, costs=CostBasis(prices=prices))
+        upstream, messages = gw.upstreams[admitted.upstream].settings, admitted.parsed.body.get("messages")
+        ledger = Ledger(admitted.request, started_s, costs=CostBasis(prices=upstream.prices), trace=trace)
+        exchange.request.route = admitted.request.route or "-"
+        if trace is not None:
+            trace.attributes["suffice.upstream"], trace.provider = admitted.upstream, upstream.driver
         exchange.own_headers += reply_headers(admitted.request)
         open_ledger(gw, ledger, admitted.route, token, lambda: format_conversation(messages or ()))
-        end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
+        end = await _answer(gw, admitted, ledger, exchange, answer)
     except BadRequest as error:
         end = "rejected"
         await exchange.refuse(error)
@@ -109,15 +113,29 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         gw.metrics.inc("suffice_live_requests", by=-1)
         if ledger is None:
             unread = Arrival(episode_id=episode_id, endpoint=endpoint)
-            ledger = Ledger(_blank_request(gw, unread, "unreadable"), started_s)
+            ledger = Ledger(_blank_request(gw, unread, "unreadable"), started_s, trace=trace)
             write_request(gw, ledger)
         ledger.reply.status, ledger.reply.first_byte_s = exchange.status, exchange.first_byte_s
-        close(gw, ledger, end)
+        if trace is not None:
+            trace.attributes["suffice.request_id"] = exchange.request.request_id
+        close(gw, ledger, end, ended_s=exchange.last_sent_s if exchange.status else gw.monotonic_s())
 
 
-async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Coroutine[Any, Any, None]) -> EndReason:
+def begin_trace(gw: GatewayState, exchange: Exchange) -> RunTrace | None:
+    """Begin the request's span, if it has one, and let its calls to the upstream continue the trace."""
+    tracer = gw.process.tracer
+    trace = None if tracer is None else tracer.begin(dict(exchange.headers), exchange.scope["method"])
+    if trace is not None:
+        exchange.forward("traceparent", trace.header)
+        exchange.request.trace_id = f"{trace.trace_id:032x}"
+    return trace
+
+
+async def _answer(
+    gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange, answer: Answer
+) -> EndReason:
     try:
-        left = await supervise(work, exchange)
+        left = await supervise(answer(gw, admitted, ledger, exchange), exchange)
     except OverloadError as error:
         await exchange.refuse(error)
         return "rejected"
@@ -132,7 +150,7 @@ async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Co
     except UpstreamError as error:
         # The run refers to this error and its traceback to the run: a cycle that would keep the data read.
         error.with_traceback(None)
-        gw.metrics.inc("suffice_upstream_errors_total", error.code)
+        gw.metrics.inc("suffice_upstream_errors_total", admitted.upstream, error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
     except Exception as error:  # noqa: BLE001 - as above, with the tokens spent so far on record
@@ -352,7 +370,8 @@ def estimate_saved(gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer
         costs.estimate_method = f"mean of {remaining.n} full runs of this route that {longer}"
 
 
-def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
+def close(gw: GatewayState, ledger: Ledger, end: EndReason, *, ended_s: float | None = None) -> None:
+    """Close the ledger into its outcome, once. `ended_s`: end of the reply, where the request had one."""
     if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
@@ -360,6 +379,10 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
     _count(gw, ledger, outcome)
     _count_extra_calls(gw, ledger)
     request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
+    if ended_s is not None:
+        gw.metrics.observe("suffice_request_duration_seconds", ended_s - ledger.started_s, request.route)
+    if ledger.trace is not None and gw.process.tracer is not None:
+        gw.process.tracer.finish(ledger.trace, ledger, outcome, ended_s=now_s if ended_s is None else ended_s)
     if outcome.usage is not None and outcome.calls:  # a caller-driven loop makes no calls here
         n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
         gw.clients.limits.spend(request.sender, n_tokens, usd=outcome.cost_usd or 0.0, wall_s=gw.wall_s())

@@ -76,7 +76,7 @@ def _note_end(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
     _note_opening(account, ledger, facts)
     account.reported_tokens = facts.completion_tokens
     account.reasoning_tokens = facts.reasoning_tokens or 0
-    ledger.reply.truncated = facts.truncated
+    ledger.reply.finish_reason = "length" if facts.truncated else None
     if facts.failed:
         ledger.end_reason = "upstream_error"
 

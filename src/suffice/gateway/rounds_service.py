@@ -168,6 +168,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         await exchange.fail(500, "internal error; continue without Suffice", "internal_error", kind="server_error")
         return
     request = run.ledger.request
+    exchange.request.route, exchange.request.episode_id = request.route, run.id
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
     token = token_header(run.ledger.disclosure.feedback_token)
     exchange.own_headers += [("x-suffice-episode-id", run.id), *lifecycle.reply_headers(request), *token]
@@ -204,6 +205,7 @@ def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun
             message = f"step.index: got {call.step[0]}; the first step of a run is 1, and episode_id names one that"
             raise BadRequest(f"{message} is open", status=409, param="step.index", code="step_gap")
         run = open_run(gw, route, call.start, caller=caller, idempotency_key=key)
+        run.ledger.trace = lifecycle.begin_trace(gw, exchange)
         gw.runs.put(run, key=opening, now_s=gw.monotonic_s())
         close_old(gw)
         return run

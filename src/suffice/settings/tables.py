@@ -118,6 +118,10 @@ _RELAYED_PATH: Final = TextRule(
     r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)",
     "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS",
 )
+_OTLP_ENDPOINT: Final = TextRule(
+    r"(https?://[^/\s?#@]+(/[^\s?#@]*)?)?", "an http or https URL, without a user; a password goes into a variable"
+)
+OtlpEndpoint: TypeAlias = Annotated[str, _OTLP_ENDPOINT]
 RelayedPath: TypeAlias = Annotated[str, _RELAYED_PATH]
 
 
@@ -544,6 +548,14 @@ class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.smtp_tls or ("required" if self.smtp_user_env else "opportunistic")
 
 
+class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Log lines, and traces over OTLP/HTTP. The standard OTEL_* variables apply, where the settings say nothing."""
+
+    log_format: Literal["text", "json"] = "text"  # "json": one object per line
+    otlp_endpoint: OtlpEndpoint = ""  # base URL of a collector, such as "http://collector:4318"; "": see above
+    trace_share: Fraction | None = None  # of requests whose caller has not decided; None: OTEL_TRACES_SAMPLER, or all
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: Server = Server()
     keys: dict[str, Key] = {}
@@ -561,6 +573,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rollout: Rollout = Rollout()
     feedback: FeedbackRules = FeedbackRules()
     metrics: dict[str, Metric] = {}
+    telemetry: Telemetry = Telemetry()
 
     def sample_rate_of(self, route: str) -> float:
         """Return the fraction of a route's requests that have rows in the log; also for requests without a route."""

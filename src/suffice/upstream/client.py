@@ -37,6 +37,7 @@ _RELAYED = re.compile(
     r"|(openai|anthropic)-[a-z0-9-]+|[a-z0-9-]*ratelimit[a-z0-9-]*|([a-z0-9-]+-)?(request|correlation|trace)-?id"
 )
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
+_ONE_CALL = frozenset({"idempotency-key", "x-request-id"})  # headers that name one call
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
 SETTLE_S = 0.05  # how long a finished response may take to end formally
 CROWDED_S = (60.0, 600.0)  # how long a lost slot is remembered, doubling
@@ -393,12 +394,13 @@ def _json_headers(headers: Headers) -> list[tuple[str, str]]:
 def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
     """Return headers for a rewritten body.
 
-    Each later call gets its own idempotency key, or the server repeats itself.
+    Each later call gets its own idempotency key, or the server repeats itself, and its own request id, which vLLM
+    uses as the name of the running request.
     """
     sent = _json_headers(headers)
     if nth == 1:
         return sent
-    return [(k, f"{v}-{nth}" if k.lower() == "idempotency-key" else v) for k, v in sent]
+    return [(k, f"{v}-{nth}" if k.lower() in _ONE_CALL else v) for k, v in sent]
 
 
 def mark_run(headers: Headers, name: str, run: str) -> list[tuple[str, str]]:

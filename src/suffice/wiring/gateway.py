@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from suffice import __version__
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
@@ -25,6 +26,7 @@ from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.route import BuiltRoute
+from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
 from suffice.signals.folds.wording import Embedder
 from suffice.store.database.log import EventLog, LateLog
@@ -71,6 +73,7 @@ def _build_state(
 ) -> GatewayState:
     log = begun.log
     metrics = Metrics()
+    metrics.set("suffice_build_info", 1, __version__)
     gw = GatewayState(
         settings=settings,
         upstreams=clients,
@@ -233,6 +236,8 @@ async def build_gateway(
         for embedder in result.embedders.values():
             await stack.enter_async_context(embedder)
         gw.metrics.filled_by(gw.deployment.export_gauges)
+        clocks = {"monotonic_s": gw.monotonic_s, "wall_s": gw.wall_s}
+        gw.process.tracer = stack.enter_context(open_tracer(settings.telemetry, os.environ, gw.metrics, **clocks))
         for site, work, every_s in (
             ("load", partial(gw.deployment.update_load, clients), LOOK_S),
             ("kill", gw.deployment.check_kill, kill.LOOK_S),

@@ -95,19 +95,16 @@ def serve(
 ) -> None:
     """Serve the OpenAI-compatible gateway until it is stopped."""
     from suffice.server import run_server
-    from suffice.telemetry import ACCESS
+    from suffice.telemetry import ACCESS, configure_logging, skip_unused_facts
     from suffice.wiring.files import load_settings
     from suffice.wiring.people import People
 
-    logging.basicConfig(
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[BackgroundHandler()],
-    )
     if no_access_log:
         ACCESS.setLevel("WARNING")
     try:
         settings = load_settings(path)
+        configure_logging(log_level, settings.telemetry.log_format, BackgroundHandler())
+        skip_unused_facts()
         # Do not create a replacement for people whose folder is missing for now.
         makes_admin = settings.console.enabled and People.of(settings).file.parent.is_dir()
 
@@ -147,11 +144,12 @@ def _show_first_secret(settings: Settings) -> None:
 @JSON_LINES
 def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
     """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
+    from suffice.telemetry import configure_logging
     from suffice.wiring.files import load_deployment
     from suffice.wiring.worker import open_worker
 
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_deployment(path)
+    configure_logging("warning", settings.telemetry.log_format)
     if history:
         _show_history(settings, as_json=as_json)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -20,6 +19,7 @@ def main() -> None:
     from suffice.errors import StoreError
     from suffice.plugins import load_plugins
     from suffice.settings import parse_settings
+    from suffice.telemetry import configure_logging
     from suffice.wiring.worker import open_worker
 
     for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to the gateway too, which ends this process
@@ -28,11 +28,11 @@ def main() -> None:
     sigterm, stop_pipe = os.pipe()
     os.set_blocking(stop_pipe, False)
     signal.signal(signal.SIGTERM, lambda *_: os.write(stop_pipe, b"."))
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
     load_plugins()
     settings = parse_settings(msgspec.json.decode(sys.stdin.buffer.readline()))
+    configure_logging("warning", settings.telemetry.log_format)
     try:
         with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
             while not _ended(sigterm, settings.control.period_s):
