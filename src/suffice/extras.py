@@ -1,4 +1,4 @@
-"""Installation commands for optional extras, read from the metadata of this installation."""
+"""The version and the installation commands of optional extras, read from the metadata of this installation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from importlib import metadata
 from typing import Final
 
 DISTRIBUTION: Final = "suffice"
+
+
+def installed_version() -> str:
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def how_to_install(extra: str) -> str:

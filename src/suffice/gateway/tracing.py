@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
 
-from suffice import __version__
 from suffice.episode.ledger import Ledger, RunTrace
 from suffice.errors import ConfigError
-from suffice.extras import how_to_install
+from suffice.extras import how_to_install, installed_version
 from suffice.settings import Telemetry
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome
@@ -131,7 +130,7 @@ class Tracer:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         self._rules, self._metrics, self._exporter, self._submit = rules, metrics, exporter, submit
-        self._resource, self._scope = resource, InstrumentationScope("suffice", __version__)
+        self._resource, self._scope = resource, InstrumentationScope("suffice", installed_version())
         self._monotonic_s, self._wall_s = monotonic_s, wall_s
         self._n_submitted = 0
 
@@ -282,7 +281,7 @@ def open_tracer(
     base = settings.otlp_endpoint.rstrip("/")
     made: Any = CountedExporter(OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None), metrics)
     processor = BatchSpanProcessor(made)
-    resource = Resource.create({"service.version": __version__})
+    resource = Resource.create({"service.version": installed_version()})
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "suffice"}))
     try:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from suffice import __version__
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
+from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
 from suffice.gateway.auth import Clients, KeyRing, Objects
@@ -73,7 +73,7 @@ def _build_state(
 ) -> GatewayState:
     log = begun.log
     metrics = Metrics()
-    metrics.set("suffice_build_info", 1, __version__)
+    metrics.set("suffice_build_info", 1, installed_version())
     gw = GatewayState(
         settings=settings,
         upstreams=clients,
