@@ -190,7 +190,7 @@ class Tracer:
             parent=parent,
             resource=self._resource,
             attributes=attributes,
-            events=[Event(name, about, at_ns(at_s)) for at_s, name, about in _shown(trace, ledger, ended_s)],
+            events=[Event(name, about, at_ns(at_s)) for at_s, name, about in _visible_events(trace, ledger, ended_s)],
             kind=SpanKind.SERVER,
             instrumentation_scope=self._scope,
             status=Status(StatusCode.ERROR if outcome.end_reason in _ERRORS else StatusCode.UNSET),
@@ -199,7 +199,9 @@ class Tracer:
         )
 
 
-def _shown(trace: RunTrace, ledger: Ledger, ended_s: float) -> Iterator[tuple[float, str, dict[str, str | int]]]:
+def _visible_events(
+    trace: RunTrace, ledger: Ledger, ended_s: float
+) -> Iterator[tuple[float, str, dict[str, str | int]]]:
     """Yield the events that every run of the route may have; others would tell audits apart."""
     shows_decision = ledger.stop.acted or ledger.request.mode == "observe"
     for event in trace.events:
