@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from suffice.store.audit.chain import Appender, begin_chain, head
+from suffice.store.audit.appender import Appender, begin_chain
+from suffice.store.audit.chain import head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions

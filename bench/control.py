@@ -31,7 +31,7 @@ from tests.gateway_process import GatewayProcess
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.settings import Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import to_row
 from suffice.types import Outcome, Request
 from suffice.wiring.worker import open_worker
@@ -96,7 +96,7 @@ def looks(n_episodes: int) -> tuple[float, float, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         told = settings(folder)
-        SqliteLog(Store(url=told.store.url), now=lambda: 1.0).close()
+        LogWriter(Store(url=told.store.url), now=lambda: 1.0).close()
         fill(folder, n_episodes)
         with open_worker(told) as here:
             add(folder, traffic(1_300, seed=2))
@@ -136,7 +136,7 @@ def fill(folder: Path, n_episodes: int) -> None:
 
 
 def add(folder: Path, events: list[Any]) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time)
+    log = LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time)
     for event in events:
         log.append(event)
     assert log.drain(60)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from suffice.settings import Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent, encode
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
 from suffice.wiring.worker import open_worker
@@ -95,7 +95,7 @@ def fill(folder: Path, n_rows: int, n_routes: int) -> Path:
     """Write the settings and the log."""
     config = folder / "suffice.toml"
     config.write_text(settings_text(folder, n_routes), "utf-8")
-    SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time).close()
+    LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time).close()
     connection = sqlite3.connect(folder / "log.db", isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")

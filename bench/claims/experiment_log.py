@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from suffice.cli.main import main as suffice
 from suffice.rollout.experiment import RunningExperiment, draw_arms, units_of
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
@@ -148,7 +148,7 @@ def main() -> None:
         store = Store(url=f"sqlite:///{folder}/suffice.db")
         one = read_experiments(Path(folder) / "suffice.db")[0].experiment
         for begin in range(0, asked.requests, CHUNK):
-            log = SqliteLog(store, now=time.time)
+            log = LogWriter(store, now=time.time)
             for number in range(begin, min(begin + CHUNK, asked.requests)):
                 for event in episode(one, number, rng):
                     assert log.append(event)

@@ -44,8 +44,8 @@ from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, counted_cells, newest_event, open_reader, read_episodes
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
 from suffice.store.rows.events import FeedbackEvent, RowRates
 from suffice.store.rows.sums import NO_SUMS
@@ -271,7 +271,7 @@ def log_of(
     database, clock = folder / "log.db", SimpleNamespace(now_s=1.7e9)
     settings = _settings(database, rate)
     now: Callable[[], float] = lambda: clock.now_s
-    log, cost = SqliteLog(settings.store, now=now), Cost()
+    log, cost = LogWriter(settings.store, now=now), Cost()
     sampling = LogSampler(settings=settings, salt="bench")
     gw = _gateway(log, sampling, now)
     with closing(log), Decisions(database, now=now, monotonic_s=now) as writer:
@@ -325,7 +325,7 @@ def _settings(database: Path, rate: float) -> Settings:
     )
 
 
-def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> GatewayState:
+def _gateway(log: LogWriter, sampling: LogSampler, now: Callable[[], float]) -> GatewayState:
     """As much of a gateway as keeps books."""
     parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "clients": SimpleNamespace(limits=KeyLimits())}
     parts["deployment"] = SimpleNamespace(load=LoadControl())
@@ -339,14 +339,14 @@ def _write(gw: GatewayState, chunk: Sequence[Asked], clock: SimpleNamespace) -> 
         ledger = Ledger(request, clock.now_s)
         lifecycle.write_request(gw, ledger)
         lifecycle.write_outcome(gw, ledger, outcome)
-    assert isinstance(gw.log, SqliteLog)
+    assert isinstance(gw.log, LogWriter)
     assert gw.log.drain(60)
     assert not gw.log.n_dropped
 
 
 def _label(gw: GatewayState, chunk: Sequence[Asked]) -> None:
     """What it does with labels: each has its row, whatever became of its request."""
-    assert isinstance(gw.log, SqliteLog)
+    assert isinstance(gw.log, LogWriter)
     for _, _, said in chunk:
         if said is not None:
             gw.log.append(said)

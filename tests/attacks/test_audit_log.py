@@ -18,7 +18,8 @@ from tools import verify_bundle as verifier
 
 from suffice.cli.main import main
 from suffice.errors import StoreError
-from suffice.store.audit.chain import Appender, append_line, line_of, read_heads, signing_key
+from suffice.store.audit.appender import Appender
+from suffice.store.audit.chain import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.rows.events import Erasure, to_row
 from suffice.wiring.evidence import write_bundle

@@ -21,7 +21,7 @@ from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database import presence
 from suffice.store.database.presence import Announcement, read_presences
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice_testing import FakeUpstream
@@ -48,7 +48,7 @@ class Place:
         (self.home / "suffice.toml").write_text(text, encoding="utf-8")
 
     def log(self) -> Path:
-        SqliteLog(Store(url=f"sqlite:///{self.home}/log.db"), now=lambda: 1.0).close()
+        LogWriter(Store(url=f"sqlite:///{self.home}/log.db"), now=lambda: 1.0).close()
         return self.home / "log.db"
 
     def run(self, *words: str, config: str = "") -> Result:
@@ -416,7 +416,7 @@ def test_the_switch_needs_no_log(running: GatewayProcess) -> None:
 
 def damage(path: Path, *, pages: int) -> None:
     """Overwrite pages in the middle of a log that holds some rows."""
-    log = SqliteLog(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
+    log = LogWriter(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
     for number in range(2_000):
         said = Feedback(feedback_id=f"f{number}", episode_id=f"ep_{number}", source="user", comment="x" * 200)
         log.append(FeedbackEvent(said))

@@ -18,7 +18,7 @@ from suffice.review.decide import DecisionRows, IncidentForm, RouteSnapshot, des
 from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import RouteDeployment, phase_of
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
@@ -123,7 +123,7 @@ def settings_of(folder: Path, route: dict[str, Any]) -> Settings:
 
 
 def written(folder: Path, events: Iterable[Event]) -> Path:
-    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0)
     for event in events:
         assert log.append(event)
     log.close()

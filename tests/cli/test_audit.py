@@ -22,7 +22,7 @@ from suffice.cli.main import main
 from suffice.rollout.assign import conversation_key
 from suffice.sanitize import format_cell
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Pause
 from suffice.wiring.audit import differences, loggable_settings, user_name
@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def fill(settings: Settings, events: Iterable[Any]) -> None:
-    log = SqliteLog(settings.store, now=lambda: 1_764_147_600.0)
+    log = LogWriter(settings.store, now=lambda: 1_764_147_600.0)
     for event in events:
         assert log.append(event)
     log.close()

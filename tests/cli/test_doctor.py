@@ -13,8 +13,8 @@ from tests.doctor.server import model
 from suffice.cli.main import main
 from suffice.doctor.experiments import EXPERIMENTS
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
+from suffice.store.database.writer import LogWriter
 from suffice.types import Outcome, Request
 from suffice.upstream.drivers import honoured
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour
@@ -35,7 +35,7 @@ def config(folder: Path, url: str = "http://127.0.0.1:9", more: str = "") -> Pat
     return file
 
 
-def write_run(log: SqliteLog, name: str, answer: str | None, **changes: Any) -> None:
+def write_run(log: LogWriter, name: str, answer: str | None, **changes: Any) -> None:
     asked: dict[str, Any] = {
         "episode_id": name,
         "route": "math",
@@ -117,7 +117,7 @@ def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
 
 
 def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
     for i in range(20):
         write_run(log, f"read{i}", "4", question_key=f"q{i // 2}")  # ten agreeing pairs
     for i in range(20):

@@ -18,7 +18,7 @@ from tests.gateway_process import GatewayProcess
 
 from suffice.cli.main import main
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import kill_file
 from suffice_testing import FakeUpstream
@@ -150,7 +150,7 @@ def test_with_a_running_gateway(home: tuple[Path, str], elsewhere: Path) -> None
 def test_without_a_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
     folder, url = home
     (folder / "suffice.toml").write_text(written(url), encoding="utf-8")
-    SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
     walk(folder, elsewhere, 3)
 
 

@@ -15,7 +15,7 @@ from tests.control.made import run
 from suffice.cli.main import main
 from suffice.rollout.experiment import draw_arms, units_of
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, Usage
@@ -53,7 +53,7 @@ policy = {{ policy = "stable-answer", streak = 2 }}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{tmp_path}/a.db"), now=lambda: 1.0).close()
     return written(tmp_path)
 
 
@@ -93,7 +93,7 @@ def traffic(config: Path, n: int) -> None:
         rating = Feedback(feedback_id=f"f{number}", episode_id=request.episode_id, rating=rng.choice([3, 4, 5]))
         ended = replace(outcome, duration_s=rng.uniform(1, 3))
         events += [request, ended, FeedbackEvent(rating)]
-    log = SqliteLog(Store(url=f"sqlite:///{path}", flush_ms=0), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{path}", flush_ms=0), now=lambda: 0.0)
     for event in events:
         assert log.append(event)
     log.close()

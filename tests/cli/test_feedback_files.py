@@ -18,8 +18,8 @@ from tests.simulators.label_studio import FakeLabelStudio
 from suffice.cli.main import main
 from suffice.review.imported_feedback import full_is_a
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, LabelRequest, Outcome, Request
 from suffice.wiring.files import load_settings
@@ -48,7 +48,7 @@ helpful = "thumbs"
 
 
 def write(folder: Path, *events: Event, at_s: float = 1.0) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: at_s)
+    log = LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(10)
@@ -237,18 +237,18 @@ def test_what_was_written_before_a_kill_is_known_the_next_time(folder: Path, mon
     monkeypatch.setattr("suffice.cli.labels.feedback.BATCH_ROWS", 10)
     rows = [{"feedback_id": f"k{n}", "episode_id": f"ep_{n}", "thumbs": "up", "source": "user"} for n in range(35)]
     (folder / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    real, calls = SqliteLog.append_durable, []
+    real, calls = LogWriter.append_durable, []
 
-    async def dies(self: SqliteLog, event: Event) -> Any:
+    async def dies(self: LogWriter, event: Event) -> Any:
         calls.append(event)
         if len(calls) > 25:
             raise KeyboardInterrupt
         return await real(self, event)
 
-    monkeypatch.setattr(SqliteLog, "append_durable", dies)
+    monkeypatch.setattr(LogWriter, "append_durable", dies)
     with pytest.raises(Abort):
         CliRunner().invoke(main, ["feedback", "import", "l.jsonl"], catch_exceptions=False, standalone_mode=False)
-    monkeypatch.setattr(SqliteLog, "append_durable", real)
+    monkeypatch.setattr(LogWriter, "append_durable", real)
     n_before = len(kept(folder))
     assert 20 <= n_before < 35
     after = told("feedback", "import", "l.jsonl")

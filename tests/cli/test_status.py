@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from suffice.cli.inspect.status import status
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
@@ -31,7 +31,7 @@ url = "sqlite:///{database}"
 """
 
 
-def write(log: SqliteLog, name: str, *, route: str = "math", gold: str | None = None, **changes: Any) -> None:
+def write(log: LogWriter, name: str, *, route: str = "math", gold: str | None = None, **changes: Any) -> None:
     asked: dict[str, Any] = {
         "episode_id": name,
         "route": route,
@@ -66,7 +66,7 @@ def write(log: SqliteLog, name: str, *, route: str = "math", gold: str | None = 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     """A log with two routes: `math`, enforced and labelled, and requests that matched none."""
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     stop: dict[str, Any] = {
         "end_reason": "stopped",
         "stopped": True,
@@ -160,7 +160,7 @@ def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path,
 def test_labels_are_joined_by_algebra_where_the_route_asks_for_it(tmp_path: Path) -> None:
     file = tmp_path / "suffice.toml"
     file.write_text(CONFIG.format(database=tmp_path / "suffice.db").replace('"number"', '"math"'))
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     for i, gold in enumerate(["2(x+1)", "2x+2", "x+2"]):
         write(log, f"live{i}", answer="2x+2", gold=gold)
     log.close()
@@ -171,7 +171,7 @@ def test_labels_are_joined_by_algebra_where_the_route_asks_for_it(tmp_path: Path
 
 
 def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     for i in range(60):
         write(log, f"live{i}", end_reason="stopped", stopped=True, cost_usd=0.5, overhead_usd=0.1)
     for i in range(30):
@@ -234,7 +234,7 @@ def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
 def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
     tmp_path: Path, answers: list[str | type[Exception] | None], read: str, is_told: bool
 ) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     write(log, "first", **thought(*answers[:2]))
     write(log, "second", **thought(*answers[2:]))
     write(log, "untouched", ungoverned="tools")
@@ -247,7 +247,7 @@ def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
 
 
 def test_where_no_probe_was_answered_no_trial_answers_are_counted(database: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 0.0)
     write(log, "failed", **thought(OSError, OSError))
     log.close()
     assert "trial answers" not in call("--db", log.path).output
@@ -302,7 +302,7 @@ def test_no_configuration_and_no_log_says_what_to_name(tmp_path: Path, monkeypat
 
 
 def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
-    SqliteLog(Store(url=f"sqlite:///{tmp_path}/new.db"), now=lambda: 0.0).close()
+    LogWriter(Store(url=f"sqlite:///{tmp_path}/new.db"), now=lambda: 0.0).close()
     result = call("--db", tmp_path / "new.db")
     assert (result.exit_code, result.output) == (0, f"{tmp_path}/new.db: no requests yet\n")
 

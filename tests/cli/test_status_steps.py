@@ -23,6 +23,7 @@ def steps(config: Path) -> tuple[int, int]:
         n[0] += 1
 
     with open_reader(config.parent / "log.db") as connection:
+        assert isinstance(connection, sqlite3.Connection)
         connection.set_progress_handler(step, 100)
         statuses = statuses_of(connection, config.parent / "log.db", settings, None)
         connection.set_progress_handler(None, 0)

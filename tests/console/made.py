@@ -8,7 +8,7 @@ from pathlib import Path
 
 from suffice.review.items import ReviewItem, Source, day_number
 from suffice.settings import Settings, Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.deciding import open_incident
 from suffice.store.rows.events import Event, FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
@@ -148,7 +148,7 @@ def decided(route: str, text: str, setup: str) -> list[Event]:
 def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ...] = (), route: str = "math") -> None:
     """Write the log and have it summed up and looked at."""
     setup = build_route(route, settings.routes[route], None, settings.upstreams["local"]).setup
-    log = SqliteLog(Store(url=settings.store.url), now=lambda: now_s - 3_600)
+    log = LogWriter(Store(url=settings.store.url), now=lambda: now_s - 3_600)
     for event in [*events(route, texts=texts), *decided(route, texts[0] if texts else "as it came out", setup)]:
         assert log.append(event)
     assert log.drain(20)
@@ -194,7 +194,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
 def more(settings: Settings, *, now_s: float) -> None:
     """One run more."""
     request, outcome = run(4_242, random.Random(3))
-    log = SqliteLog(Store(url=settings.store.url), now=lambda: now_s)
+    log = LogWriter(Store(url=settings.store.url), now=lambda: now_s)
     for event in (replace(request, route="math"), outcome):
         assert log.append(event)
     assert log.drain(20)

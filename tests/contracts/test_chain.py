@@ -15,7 +15,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from suffice.store.audit.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
+from suffice.store.audit.appender import Appender, begin_chain
+from suffice.store.audit.chain import CHAINED_PARTS, forget_salts, is_chained
 from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema

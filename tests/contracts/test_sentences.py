@@ -28,8 +28,8 @@ from suffice.gateway.log_follower import Follower
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.store.database.log import EventLog
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
 from suffice.telemetry import Metrics
@@ -45,7 +45,7 @@ SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("template")
-    SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
+    LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
     with contextlib.closing(sqlite3.connect(folder / "log.db")) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
     return (folder / "log.db").read_bytes()

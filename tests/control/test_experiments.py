@@ -21,8 +21,8 @@ from suffice.rollout.experiment import Arm, draw_arms, units_of
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentData
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import alert_of, resolutions_of
 from suffice.store.routes.experiments import (
     ExperimentRun,
@@ -83,7 +83,7 @@ class Story:
         return self.folder / "a.db"
 
     def write(self, events: Sequence[Event]) -> None:
-        log = SqliteLog(Store(url=f"sqlite:///{self.path}", flush_ms=0), now=lambda: 0.0)
+        log = LogWriter(Store(url=f"sqlite:///{self.path}", flush_ms=0), now=lambda: 0.0)
         for event in events:
             assert log.append(event)
         log.close()

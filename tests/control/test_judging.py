@@ -23,8 +23,8 @@ from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer
 from suffice.settings import parse_settings
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice_testing import FakeRequest, FakeUpstream, Reply
@@ -62,7 +62,7 @@ def said(folder: Path, *given: Feedback) -> None:
         for one in given:
             await log.append_durable(FeedbackEvent(one))
 
-    log = SqliteLog(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+    log = LogWriter(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
     asyncio.run(append())
     log.close()
 
@@ -76,7 +76,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
     questions = {question_key(f"question {i}", salt=SALT): f"question {i}" for i in range(n)}
 
     async def go() -> tuple[JudgingResult, int]:
-        log = SqliteLog(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+        log = LogWriter(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
                 found = await judge_labels(

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from suffice.control.jobs import upkeep
 from suffice.control.jobs.upkeep import MOST_CLASSES, OTHER, added_by
 from suffice.settings import Settings, Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
@@ -38,7 +38,7 @@ def settings_for(folder: Path, **route: Any) -> Settings:
 
 
 def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
+    log = LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(20)

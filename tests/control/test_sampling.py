@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> Non
 
         with open_reader(database) as connection:
             last = int(connection.execute("SELECT max(seq) FROM events").fetchone()[0])
+            assert isinstance(connection, sqlite3.Connection)
             connection.set_progress_handler(step, 10)
             found = list(drawn_runs(connection, "r", last - 40, last))
         assert [one.episode.request.episode_id for one in found] == [f"ep_{k:05}" for k in range(n - 20, n)]

@@ -24,8 +24,8 @@ from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.chain import read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
@@ -92,7 +92,7 @@ def receiver(status: int = 200) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def append(database: Path, *events: Event, at_s: float = 1.0) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: at_s)
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     log.close()

@@ -25,8 +25,8 @@ from suffice.control import worker_process
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.settings import Settings, Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import job_history
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.wiring.worker import open_worker
@@ -50,7 +50,7 @@ def settings_for(folder: Path, **routes: Any) -> Settings:
 
 
 def fill(folder: Path, events: Sequence[Event], *, at_s: float = 1.0) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
+    log = LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, learned_candidate, lineage_of, read_rollouts
 from suffice.store.rows.events import Event, ProposedVersion
@@ -172,7 +171,7 @@ class World:
     def held(self) -> RolloutRun:
         return read_rollouts(self.path)[-1]
 
-    def standing(self, connection: sqlite3.Connection, route: Route = ROUTE) -> Assessment:
+    def standing(self, connection: LogReader, route: Route = ROUTE) -> Assessment:
         """What whoever asks is told."""
         settings = Settings(routes={"r": route}, control=CONTROL)
         return standing_of(connection, self.held, settings, matches, secret=SECRET, now_s=1_000.0)

@@ -14,8 +14,8 @@ from suffice.control.jobs.proposals import Advance
 from suffice.edge.math import open_match
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
@@ -79,7 +79,7 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
 def write_tries(settings: Settings, path: Path, *, n: int) -> None:
     """Write the log of a month in which so many questions were asked of what was tried, and the worker looked on."""
     secret, clock = deployment_salt(settings), Clock(time.time() - DAYS * DAY_S)
-    log = SqliteLog(settings.store, now=time.time)
+    log = LogWriter(settings.store, now=time.time)
     with Decisions(path, now=clock, monotonic_s=clock) as writer:
         made = MonthTrials(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
         advance = Advance(

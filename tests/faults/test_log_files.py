@@ -22,8 +22,8 @@ from suffice.settings import Store
 from suffice.store.audit.verify import ChainCheck, verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_decided
 from suffice_testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
@@ -63,7 +63,7 @@ def checked(database: Path) -> ChainCheck:
 
 def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tmp_path: Path) -> None:
     database, rng, seen = tmp_path / "log.db", random.Random(46), set[int]()
-    SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     command = [sys.executable, "-c", PUBLISHER, str(database)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdin is not None
@@ -78,7 +78,7 @@ def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tm
             seen.add(whole_publications(database))
         parent.stdin.close()
     assert len(seen) == 40, "each published something before it died"
-    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
     log.append(said(1))
     log.close()
     assert checked(database).ok
@@ -127,7 +127,7 @@ def test_a_damaged_byte_is_refused_in_words_or_found_or_was_in_no_row(whole: Pat
 def opened_and_checked(database: Path) -> ChainCheck | str:
     """What `verify_chain` finds, or why the log is refused."""
     try:
-        SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+        LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
         list(read_events(database))
         return checked(database)
     except StoreError as error:
@@ -186,7 +186,7 @@ def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what
         assert len(wal) > 50_000
         shutil.copy(source, target)
         target.with_name("copy.db-wal").write_bytes(wal[: int(len(wal) * kept)])
-    SqliteLog(Store(url=f"sqlite:///{target}"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{target}"), now=lambda: 1.0).close()
     with open_reader(target) as connection:
         alone = verify_chain(connection)
         bad = verify_chain(connection, [head]).bad
@@ -201,11 +201,11 @@ def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what
 )
 def test_a_log_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: int, way: str) -> None:
     database = tmp_path / "log.db"
-    SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(StoreError, match=f"has schema {version}, .*{way}.* or name a new file"):
-        SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
+        LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (version,)
 
@@ -214,7 +214,7 @@ def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_
     tmp_path: Path,
 ) -> None:
     source, backup = tmp_path / "log.db", tmp_path / "backup.db"
-    log = SqliteLog(Store(url=f"sqlite:///{source}"), now=time.time)
+    log = LogWriter(Store(url=f"sqlite:///{source}"), now=time.time)
     for number in range(300):
         log.append(said(number))
         if number == 150:
@@ -224,7 +224,7 @@ def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_
     log.close()
     with closing(sqlite3.connect(source, isolation_level=None)) as connection:
         head = found_head(connection)
-    SqliteLog(Store(url=f"sqlite:///{backup}"), now=time.time).close()
+    LogWriter(Store(url=f"sqlite:///{backup}"), now=time.time).close()
     with open_reader(backup) as connection:
         assert verify_chain(connection).ok
         bad = verify_chain(connection, [head]).bad

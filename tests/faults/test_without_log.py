@@ -21,8 +21,8 @@ from suffice.cli.main import main
 from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import write_last_good as write_good
 from suffice.settings import Settings
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event, LogOutage, VersionRefusal
 from suffice.types import Pause
@@ -160,7 +160,7 @@ async def test_a_folder_that_is_gone_with_the_log_is_survived_by_a_file_on_anoth
 async def test_a_log_that_is_held_at_the_start_is_used_when_it_is_let_go_and_rows_that_waited_are_written(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
+    monkeypatch.setattr("suffice.store.database.sqlite.OPEN_BUSY_S", 0.1)
     monkeypatch.setattr(startup, "RETRY_S", (0.1, 0.2))
     port = await served_before(serve)
     with stuck(tmp_path / "log.db"):
@@ -340,7 +340,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
             assert await drawn(g) == 5, "as it was certified"
             assert await drawn(g, model="n") == 8, "a brake on another route is not held up"
         log = g.gateway.log
-        assert isinstance(log, SqliteLog)
+        assert isinstance(log, LogWriter)
         assert log.drain(60)
         rows = [one.event for one in read_events(g.database) if isinstance(one.event, VersionRefusal)]
         assert [(one.number, one.fit) for one in rows] == [(2, broken), (3, crashes)]

@@ -17,7 +17,7 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring.files import load_settings
@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def log(folder: Path) -> Path:
     """A log of 120 runs, its settings beside it, and texts of all of them in which every other one agrees."""
     runs = episodes(120, seed=9, world=World(audit_share=0.5))
-    database = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
+    database = LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
     texts = []
     for n, item in enumerate(runs):
         request, outcome = item.episode.request, item.episode.outcome

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.gateway.context import CHECK_RUNS, GatewayState
 from suffice.settings import Settings, Store, parse_settings
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.drivers import url_key
@@ -44,7 +44,7 @@ def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> S
 
 
 def write(folder: Path, *events: Event) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
     for event in events:
         assert log.append(event)
     log.close()

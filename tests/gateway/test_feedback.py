@@ -17,8 +17,8 @@ from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.gateway.context import GatewayState
 from suffice.settings import Store
 from suffice.store.database.log import Receipt
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice_testing import Reply
 from tests.gateway.conftest import Serve
@@ -204,7 +204,7 @@ async def test_half_a_surrogate_pair_is_no_reason_to_fall_over(serve: Serve) -> 
 class FailingDisk:
     """A log whose durable writes fail while `error` is set; everything else is the real one."""
 
-    real: SqliteLog
+    real: LogWriter
     error: StoreError | None = None
 
     def append(self, event: Event) -> bool:
@@ -225,7 +225,7 @@ class FailingDisk:
 async def test_without_a_row_on_disk_there_is_no_2xx_and_it_recovers_by_itself(
     serve: Serve, tmp_path: Path, error: StoreError, expected: int
 ) -> None:
-    log = FailingDisk(SqliteLog(Store(url=f"sqlite:///{tmp_path}/log.db", flush_ms=5), now=time.time))
+    log = FailingDisk(LogWriter(Store(url=f"sqlite:///{tmp_path}/log.db", flush_ms=5), now=time.time))
     try:
         async with serve(log=log) as g:
             log.error = error

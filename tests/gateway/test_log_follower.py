@@ -18,7 +18,7 @@ from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring.routes import build_route
@@ -258,7 +258,7 @@ LOOP = {"kind": "rounds", "scorer": "number", "mode": "enforce", "audit_share": 
 
 async def test_a_read_that_failed_is_repeated_though_nothing_was_written(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        follower = Follower(g.gateway, database_path(g.gateway.settings.store.url))
+        follower = Follower(g.gateway, log_location(g.gateway.settings.store))
         async with asyncio.timeout(10):
             follower.read_changes()
             while follower._written is None:

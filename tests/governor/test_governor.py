@@ -17,8 +17,8 @@ import pytest
 from suffice import Episode, Governor
 from suffice.errors import BadRequest, ClosedError, ConfigError, StoreError
 from suffice.governor.backends import LocalBackend
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import kind_of
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings
@@ -91,7 +91,7 @@ def test_the_request_is_written_before_the_first_step_with_its_lot(tmp_path: Pat
 def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
     desk = gov._state.backend
     assert isinstance(desk, LocalBackend)
-    assert isinstance(desk.gateway.log, SqliteLog)
+    assert isinstance(desk.gateway.log, LogWriter)
     events = [stored.event for stored in read_events(desk.gateway.log.path)]
     return [(kind_of(event).name, kind_of(event).episode(event)) for event in events]
 

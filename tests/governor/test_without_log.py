@@ -15,8 +15,8 @@ from suffice import Governor
 from suffice.errors import StoreError
 from suffice.gateway.last_good import GoodRoute, LastGood, write_last_good
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import LogOutage
 from suffice.types import Pause
@@ -31,7 +31,7 @@ PAUSED = RouteDeployment(
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
+    monkeypatch.setattr("suffice.store.database.sqlite.OPEN_BUSY_S", 0.1)
     monkeypatch.setattr(startup, "RETRY_S", (0.05, 0.1))
     monkeypatch.setenv("SUFFICE_SALT", "ours")
 
@@ -39,7 +39,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """A log that another program hangs in."""
-    SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 
 
 @pytest.fixture
@@ -19,13 +19,13 @@ def database(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_log(database: Path) -> Iterator[Callable[..., SqliteLog]]:
+def open_log(database: Path) -> Iterator[Callable[..., LogWriter]]:
     """Open a log on the test's file; all are closed at the end."""
     with ExitStack() as opened:
 
-        def open_one(**settings: Any) -> SqliteLog:
+        def open_one(**settings: Any) -> LogWriter:
             clock = itertools.count(1.0)  # a clock that only the test moves
-            log = SqliteLog(Store(url=f"sqlite:///{database}", **settings), now=lambda: next(clock))
+            log = LogWriter(Store(url=f"sqlite:///{database}", **settings), now=lambda: next(clock))
             opened.callback(log.close)
             return log
 

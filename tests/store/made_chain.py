@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from suffice.store.audit.chain import Appender, Head, begin_chain, head
+from suffice.store.audit.appender import Appender, begin_chain
+from suffice.store.audit.chain import Head, head
 from suffice.store.database import schema
 from suffice.store.rows.events import Event, FeedbackEvent, Row, to_row
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
@@ -89,7 +90,9 @@ def made(path: Path | str, n: int) -> sqlite3.Connection:
     """A log of that many labelled requests; the caller closes it."""
     connection = sqlite3.connect(path, isolation_level=None)
     schema.create(connection, str(path))
-    begin_chain(connection, 1.0)
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        begin_chain(connection, 1.0)
     write(connection, story(n))
     return connection
 

@@ -19,7 +19,7 @@ from suffice.settings import Store
 from suffice.store.audit.chain import Head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from tests.store.made_chain import (
     SEEN_ALONE,
     change_words,
@@ -229,7 +229,7 @@ def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: i
 # ---- writers ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[..., SqliteLog], database: Path) -> None:
+async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[..., LogWriter], database: Path) -> None:
     log = open_log()
     with Decisions(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
         for number in range(1, 6):
@@ -244,7 +244,7 @@ async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[...,
 
 
 async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
-    open_log: Callable[..., SqliteLog], database: Path
+    open_log: Callable[..., LogWriter], database: Path
 ) -> None:
     log = open_log()
     await log.append_durable(said(1))
@@ -272,7 +272,7 @@ with Decisions(path, now=time.time, monotonic_s=time.monotonic) as writer:
 
 
 def test_processes_that_write_at_once_make_one_chain(database: Path) -> None:
-    SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+    LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, name, str(database)]) for name in ("a", "b", "c")]
     assert [one.wait(60) for one in writers] == [0, 0, 0]
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:

@@ -261,6 +261,7 @@ def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
     assert newer.of("unheard of") == NOTHING
     asked = list[str]()
     with open_reader(database) as connection:
+        assert isinstance(connection, sqlite3.Connection)
         connection.set_trace_callback(asked.append)
         read_decided(connection)
         plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()

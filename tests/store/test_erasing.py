@@ -29,15 +29,15 @@ from suffice.store.database.erasing import (
     select_expired_rows,
     select_word_rows,
 )
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
 CANARY = "canary-7f3a"
-Open = Callable[..., SqliteLog]
+Open = Callable[..., LogWriter]
 Query_ = Callable[..., list[tuple[Any, ...]]]
 
 
@@ -69,7 +69,7 @@ def ended(name: str, *, answer: str, would: str | None = None) -> Outcome:
     )
 
 
-def fill(log: SqliteLog, names: list[str]) -> None:
+def fill(log: LogWriter, names: list[str]) -> None:
     """Runs whose every word is a canary, with labels that name them by either id."""
     for name in names:
         request = asked(name, unit=f"unit-{name[0]}")
@@ -181,7 +181,7 @@ def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, databas
 
 def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
     words: tuple[Part, ...] = ("answers", "comments", "metadata")
-    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=words)
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=words)
     try:
         fill(log, ["a1"])
         with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0, redact=words) as writer:
@@ -197,7 +197,7 @@ def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
 def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     open_log: Open, database: Path, writer: Decisions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.store.database.erasing.PURGE_BUSY_S", 0.3)
+    monkeypatch.setattr("suffice.store.database.sqlite.PURGE_BUSY_S", 0.3)
     fill(open_log(), ["a1"])
     with (
         closing(sqlite3.connect(database, isolation_level=None)) as reader,

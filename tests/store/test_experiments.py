@@ -12,7 +12,7 @@ from suffice.errors import ConfigError
 from suffice.rollout.experiment import define, draw_arms, n_slots, units_of
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.experiments import (
     ExperimentRun,
     read_draws,
@@ -128,7 +128,7 @@ def seen(number: int, experiments: tuple[Any, ...]) -> Request:
 
 
 def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
     log.append(seen(-2, ()))
     log.close()
     with Decisions(log.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
@@ -136,12 +136,12 @@ def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> Non
         assert isinstance(begun, ExperimentStart)
         assert isinstance(other, ExperimentStart)
         both = begun.experiment, other.experiment
-        log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = LogWriter(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         for number in range(40):
             log.append(seen(number, both))
         log.close()
         stop_experiment(writer, "e", author="a", reason="r")
-        log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = LogWriter(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         log.append(seen(99, both))  # of a gateway that had not heard of the end
         log.close()
         found = list(read_draws(log.path, held(writer)["e", 1]))

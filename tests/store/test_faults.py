@@ -19,11 +19,11 @@ import pytest
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database import sqlite
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request
 
-Open = Callable[..., SqliteLog]
+Open = Callable[..., LogWriter]
 Query = Callable[..., list[tuple[Any, ...]]]
 
 # Run as another process: one open request, then feedback for ever, each printed once acknowledged.
@@ -31,11 +31,11 @@ SENDER = """
 import asyncio, sys, time
 from suffice.settings import Store
 from suffice.store.rows.events import FeedbackEvent
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.types import Feedback, Request
 
 path, run, n_feedback = sys.argv[1], sys.argv[2], int(sys.argv[3])
-log = SqliteLog(Store(url=f"sqlite:///{path}"), now=time.time)
+log = LogWriter(Store(url=f"sqlite:///{path}"), now=time.time)
 log.append(Request(
     episode_id=f"open-{run}", route="r", kind="reasoning", mode="observe", model="m", stream=False,
     n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
@@ -155,7 +155,7 @@ def test_a_new_file_that_another_process_is_making_is_waited_for(tmp_path: Path)
         other.execute("BEGIN IMMEDIATE")
         done = threading.Timer(0.5, other.execute, ["ROLLBACK"])
         done.start()
-        _, owner = sqlite.enter(path, now_s=0.0)
+        _, owner = sqlite.SqliteDatabase(path).enter(now_s=0.0)
         done.join()
     assert owner == 1
 
@@ -235,10 +235,10 @@ import asyncio, resource, sys, time
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.rows.events import FeedbackEvent
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.types import Feedback
 
-log = SqliteLog(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
+log = LogWriter(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
 said = lambda name: FeedbackEvent(Feedback(feedback_id=name, comment="x" * 2000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 kept = []
@@ -287,4 +287,4 @@ def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left
 def test_a_log_that_is_locked_at_start_says_so(database: Path, open_log: Open, locked: Callable[[], Any]) -> None:
     open_log().close()
     with locked(), pytest.raises(StoreError, match="another process has held it for 3 s"):
-        SqliteLog(Store(url=f"sqlite:///{database}"), now=time.time)
+        LogWriter(Store(url=f"sqlite:///{database}"), now=time.time)

@@ -11,12 +11,12 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.store.database.log import LateLog
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import key_of, kind_of
 from tests.store.test_sqlite import ended, said, seen
 
-Open = Callable[..., SqliteLog]
+Open = Callable[..., LogWriter]
 
 
 def keys(database: Path) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from suffice.files import create_private, make_folder, tighten, whole_file, writ
 from suffice.gateway import kill
 from suffice.settings import Store
 from suffice.store.audit.chain import append_line
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from tests.store.test_sqlite import seen
 
 
@@ -29,7 +29,7 @@ def mode(path: Path) -> int:
 
 
 def test_the_log_and_its_companions(tmp_path: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 1.0)
+    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 1.0)
     log.append(seen("e"))
     assert log.drain()
     found = {one.name: oct(mode(one)) for one in tmp_path.iterdir()}
@@ -43,13 +43,13 @@ def test_a_log_that_others_could_read_is_tightened_and_its_owner_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Store(url=f"sqlite:///{tmp_path}/log.db")
-    SqliteLog(settings, now=lambda: 1.0).close()
+    LogWriter(settings, now=lambda: 1.0).close()
     (tmp_path / "log.db").chmod(0o664)
-    SqliteLog(settings, now=lambda: 1.0).close()
+    LogWriter(settings, now=lambda: 1.0).close()
     assert mode(tmp_path / "log.db") == 0o600
     assert "could be read by others (mode 0664); its mode is 0600 now" in caplog.text
     caplog.clear()
-    SqliteLog(settings, now=lambda: 1.0).close()
+    LogWriter(settings, now=lambda: 1.0).close()
     assert caplog.text == ""
 
 

@@ -185,6 +185,7 @@ def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(write
     asked = list[str]()
     for read, index in ((read_reviews, "reviews"), (read_holds, "holds")):
         with open_reader(writer.path) as connection:
+            assert isinstance(connection, sqlite3.Connection)
             connection.set_trace_callback(asked.append)
             read(connection)
         plan = query(f"EXPLAIN QUERY PLAN {asked[-1]}")

@@ -154,6 +154,6 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
 
 
 def test_a_roll_back_to_one_that_was_changed_beside_the_log_is_refused(serving: Decisions) -> None:
-    with closing(sqlite3.connect(serving.path)) as connection, connection:
+    with closing(sqlite3.connect(str(serving.path))) as connection, connection:
         connection.execute("UPDATE artefacts SET body = replace(body, '0.9', '0.1')")
     assert "changed, or cut off" in str(back(serving))

@@ -15,13 +15,14 @@ import pytest
 
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
+from suffice.store.database.location import sqlite_path
 from suffice.store.database.log import Receipt
-from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
-Open = Callable[..., SqliteLog]
+Open = Callable[..., LogWriter]
 Query = Callable[..., list[tuple[Any, ...]]]
 
 
@@ -70,7 +71,7 @@ def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
     ],
 )
 def test_a_url_names_a_file(url: str, path: Path) -> None:
-    assert database_path(url) == path
+    assert sqlite_path(url) == path
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_url_names_a_file(url: str, path: Path) -> None:
 )
 def test_a_url_that_cannot_work_is_refused_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        database_path(url)
+        sqlite_path(url)
 
 
 def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, query: Query) -> None:
@@ -180,7 +181,7 @@ async def test_an_id_says_one_thing_of_its_sender(open_log: Open, again: dict[st
 
 
 async def test_what_was_never_written_is_not_compared(database: Path) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
     await log.append_durable(said("f", episode_id="e", comment="good", rating=5))
     assert not (await log.append_durable(said("f", episode_id="e", comment="bad", rating=5))).conflict
     assert (await log.append_durable(said("f", episode_id="e", comment="good", rating=4))).conflict
@@ -338,4 +339,4 @@ def test_a_damaged_file_is_refused(open_log: Open, database: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     settings = Store(url=f"sqlite:///{tmp_path}/nowhere/suffice.db")
     with pytest.raises(StoreError, match=r"nowhere does not exist"):
-        SqliteLog(settings, now=lambda: 0.0)
+        LogWriter(settings, now=lambda: 0.0)

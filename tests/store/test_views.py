@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import (
     EpisodeWithLabels,
     n_requests_of,
@@ -28,6 +27,7 @@ from suffice.store.database.views import (
     read_events,
     read_recent,
 )
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.types import (
@@ -43,7 +43,7 @@ from suffice.types import (
     Usage,
 )
 
-Open = Callable[..., SqliteLog]
+Open = Callable[..., LogWriter]
 
 
 def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> Request:
@@ -78,7 +78,7 @@ def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
 def read_after(events: Sequence[Event]) -> list[EpisodeWithLabels]:
     """What a reader finds when the events arrived in this order."""
     with tempfile.TemporaryDirectory() as folder:
-        log = SqliteLog(Store(url=f"sqlite:///{folder}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = LogWriter(Store(url=f"sqlite:///{folder}/a.db", flush_ms=0), now=lambda: 0.0)
         for event in events:
             assert log.append(event)
         log.close()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from suffice.settings import Settings, Store
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Row, to_row
 from suffice.types import Outcome, Request
 from suffice.wiring import startup
@@ -112,7 +112,7 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
     for n in (2_000, 12_000):
         folder = tmp_path / str(n)
         folder.mkdir()
-        log = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0)
+        log = LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0)
         for number in range(n):
             name = f"e{number:06}"
             log.append(replace(seen, episode_id=name))
@@ -124,7 +124,7 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
         with closing(sqlite3.connect(folder / "log.db")) as live, closing(sqlite3.connect(folder / "dead.db")) as copy:
             live.backup(copy)  # whose owner has no lock there, as after a kill
         log.close()
-        later = SqliteLog(Store(url=f"sqlite:///{folder}/dead.db"), now=lambda: 2.0)
+        later = LogWriter(Store(url=f"sqlite:///{folder}/dead.db"), now=lambda: 2.0)
         with counted(monkeypatch) as count:
             assert later.recover() == 2
             took.append(count())

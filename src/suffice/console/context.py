@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -19,6 +18,7 @@ from suffice.rollout.results import ExperimentResult
 from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.alerts import AlertLog
 from suffice.store.people.deciding import NO_REVIEWS, Reviews
@@ -71,7 +71,7 @@ class ConsoleServices:
 class LogView:
     connection: LogReader  # reads only
     settings: Settings
-    path: Path  # of the log
+    path: LogLocation  # of the log
     now_s: float  # Unix time
     monotonic_s: Callable[[], float]
     begun_s: float = 0.0  # Unix time at which the console started
@@ -147,7 +147,7 @@ MOST_MESSAGES: Final = 1_000  # sessions with a message for their next page
 @dataclass(slots=True, kw_only=True)
 class ConsoleContext:
     settings: Settings
-    path: Path
+    path: LogLocation
     auth: ConsoleAuth
     services: ConsoleServices
     now: Callable[[], float]

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -30,10 +29,10 @@ from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
+from suffice.store.database.location import LogLocation, database_at
+from suffice.store.database.sqlite import LastWrite
 from suffice.store.database.views import (
-    LastWrite,
     LogReader,
-    find_last_write,
     last_place,
     newest_event,
     newest_of,
@@ -207,9 +206,14 @@ class Follower:
     """One gateway's view of the decisions. `read_changes` may run in a thread; `apply` runs on the event loop."""
 
     def __init__(
-        self, gw: GatewayState, path: Path, *, good_writer: LastGoodWriter | None = None, good: LastGood | None = None
+        self,
+        gw: GatewayState,
+        log: LogLocation,
+        *,
+        good_writer: LastGoodWriter | None = None,
+        good: LastGood | None = None,
     ) -> None:
-        self._gw, self._path, self._good_writer = gw, path, good_writer
+        self._gw, self._database, self._good_writer = gw, database_at(log), good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
         self._seq = 0  # place in the log up to which it was read
@@ -251,7 +255,7 @@ class Follower:
             is_timed
             or self._due_writer is not None
             or self._written is None
-            or find_last_write(self._path, now_s=self._gw.wall_s()) != self._written
+            or self._database.find_last_write(now_s=self._gw.wall_s()) != self._written
         ):
             self.wake()
         else:
@@ -259,10 +263,10 @@ class Follower:
 
     def read_changes(self) -> Mapping[str, BuiltRoute]:
         """Read new rows and return the routes that they change. Raise StoreError."""
-        self._written, written = None, find_last_write(self._path, now_s=self._gw.wall_s())
+        self._written, written = None, self._database.find_last_write(now_s=self._gw.wall_s())
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
-        with snapshot(self._path) as connection:
+        with snapshot(self._database) as connection:
             self._seq = last_place(connection)
             self._monitor.read(connection)
             self._decided = read_decided(connection, self._decided)

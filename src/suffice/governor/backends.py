@@ -31,7 +31,7 @@ from suffice.gateway.rounds_service import SIGNAL_FIELDS, RunStart
 from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Settings
 from suffice.store.database.log import LateLog, Receipt
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
@@ -156,7 +156,7 @@ class LocalBackend:
 
     def flush(self, timeout_s: float) -> bool:
         log = self.gateway.log
-        return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
+        return log.drain(timeout_s) if isinstance(log, LogWriter | LateLog) else True
 
     def close(self) -> None:
         if self.embedder is not None:

@@ -7,7 +7,6 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +16,7 @@ from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import newest_event
 from suffice.store.rows.events import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret
@@ -39,7 +39,7 @@ def audit_key(settings: Settings) -> bytes | None:
     return signing_key(deployment_salt(settings)) if has_secret(settings) else None
 
 
-def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
+def config_change(settings: Settings, path: LogLocation, *, process: str) -> ConfigChange | None:
     """Compare the settings with those recorded last; None: no difference. Raises StoreError."""
     current = loggable_settings(settings)
     before = newest_event(path, ConfigChange)

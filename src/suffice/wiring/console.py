@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cache, partial
-from pathlib import Path
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
@@ -20,6 +19,7 @@ from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
 from suffice.store.routes.rollouts import propose_learned, take_back
 from suffice.telemetry import LOG
@@ -34,7 +34,7 @@ from suffice.wiring.routes import check_experiment, setup_of
 @contextlib.contextmanager
 def console(
     settings: Settings,
-    path: Path,
+    path: LogLocation,
     *,
     decisions: Callable[[], Decisions],
     notify: Callable[[], None] = lambda: None,
@@ -62,7 +62,7 @@ def console(
 
 def _services(
     settings: Settings,
-    path: Path,
+    path: LogLocation,
     *,
     writer: Callable[[], Decisions],
     notify: Callable[[], None],

@@ -19,7 +19,7 @@ from suffice.formatting import format_iso
 from suffice.review.agreement import VerdictEffect
 from suffice.settings import Settings
 from suffice.store.audit.chain import append_line, extract, line_of, signing_key
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.rollouts import RolloutRun
@@ -31,13 +31,13 @@ from suffice.wiring.worker import open_decisions
 def read_assessment(settings: Settings, held: RolloutRun) -> Assessment:
     """Raises ConfigError for a version that cannot be read, and StoreError."""
     secret, now_s = deployment_salt(settings), time.time()
-    with open_reader(database_path(settings.store.url)) as connection:
+    with open_reader(log_location(settings.store)) as connection:
         return standing_of(connection, held, settings, open_match, secret=secret, now_s=now_s)
 
 
 def read_verdict_effect(settings: Settings, item: str) -> VerdictEffect | None:
     """Return the effect of an item's verdicts so far; None: it was never queued, or its route is in no settings."""
-    path = database_path(settings.store.url)
+    path = log_location(settings.store)
     place = read_reviews(path).queue.places.get(item)
     route = settings.routes.get(place.item.route) if place is not None else None
     if route is None:
@@ -55,7 +55,7 @@ def write_bundle(
     """
     if route not in settings.routes:
         raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
-    path = database_path(settings.store.url)
+    path = log_location(settings.store)
     with open_match(settings.routes[route]) as match, open_reader(path) as connection:
         evidence = evidence_of(connection, route, settings, match, number)
     lines, seal = list[bytes](), bytes(32)

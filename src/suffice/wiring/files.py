@@ -24,7 +24,7 @@ from suffice.rollout.assign import question_key
 from suffice.settings import DataFile, FileName, FileUrl, Settings, parse_settings
 from suffice.settings.checks import known_names, typed_fields
 from suffice.settings.environment import PREFIX, override_settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.routes.deployments import describe_condition
 from suffice.upstream.wire import encode_json
 from suffice.wiring.keys import deployment_salt, kill_file, presence_files
@@ -216,7 +216,9 @@ def load_deployment(file: str | Path) -> Settings:
 
 def require_log(settings: Settings, file: str | Path) -> None:
     """Raise StoreError if the log does not exist, with its path and the settings file that names it."""
-    log, named = database_path(settings.store.url), Path(file)
+    log, named = log_location(settings.store), Path(file)
+    if not isinstance(log, Path):
+        return  # whoever connects to it says what is wrong
     try:
         if log.is_file():
             return
@@ -247,7 +249,7 @@ def _instead_of(log: Path) -> str:
 def condition(settings: Settings, *, checks: bool = True) -> tuple[str, ...]:
     """Say what is wrong with the deployment: kill switch, log and routes. Raises ConfigError."""
     return describe_condition(
-        database_path(settings.store.url),
+        log_location(settings.store),
         kill_file(settings),
         presence_files(settings),
         routes=settings.routes,

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
@@ -29,10 +28,11 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
 from suffice.signals.folds.wording import Embedder
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.presence import Announcement
-from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import find_event
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.feedback import owners_of
 from suffice.store.routes.deployments import find_damage, is_large
 from suffice.store.rows.events import StoredObject
@@ -130,7 +130,7 @@ def _restore(gw: GatewayState, known: LogKnowledge) -> None:
 
 def _read_log(settings: Settings, gw: GatewayState) -> None:
     """Let the gateway look up in its log who created an object; if the log cannot be read, nobody owns the object."""
-    path = database_path(settings.store.url).resolve()
+    path = log_location(settings.store)
 
     def find(object_id: str) -> StoredObject | None:
         with contextlib.suppress(StoreError):
@@ -157,7 +157,7 @@ def open_library(
         presence = Announcement(presence_files(settings), process="library")
         stack.callback(presence.release)
         gw = _build_state(settings, begun, {}, vectors, presence)
-        follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
+        follower = Follower(gw, log_location(settings.store), good=begun.good)
         if begun.problem is not None:
             follower.serve_last_good(age_s=begun.age_s)
 
@@ -168,7 +168,7 @@ def open_library(
         gw.deployment.refresh = refresh
         gw.deployment.refresh()
 
-        def restore(log: SqliteLog, known: LogKnowledge) -> None:
+        def restore(log: LogWriter, known: LogKnowledge) -> None:
             attach(begun, gw, log)
             _restore_late(settings, gw, follower, known)
 
@@ -190,7 +190,7 @@ def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, know
 
 
 def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
-    if not settings.console.enabled or not isinstance(log, SqliteLog):
+    if not settings.console.enabled or not isinstance(log, LogWriter):
         return {}
     site = stack.enter_context(
         console(
@@ -258,7 +258,7 @@ async def build_gateway(
             lifecycle.write_counts(gw, all_of_them=True)
 
 
-def _look_for_damage(path: Path, gw: GatewayState) -> None:
+def _look_for_damage(path: LogLocation, gw: GatewayState) -> None:
     """Check a large log in a thread; a small one was checked when it was opened."""
 
     def look() -> None:
@@ -273,16 +273,16 @@ def _look_for_damage(path: Path, gw: GatewayState) -> None:
 
 
 async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
-    if not isinstance(begun.log, SqliteLog | LateLog):
+    if not isinstance(begun.log, LogWriter | LateLog):
         return
-    path = database_path(settings.store.url).resolve()
+    path = log_location(settings.store)
     follower = Follower(gw, path, good_writer=last_good_writer(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
         follower.serve_last_good(age_s=begun.age_s)
     else:
         _look_for_damage(path, gw)
 
-    async def restore(log: SqliteLog, known: LogKnowledge) -> None:
+    async def restore(log: LogWriter, known: LogKnowledge) -> None:
         attach(begun, gw, log)
         for name, result in known.evidence.upstreams.items():
             gw.upstreams[name].findings = result
@@ -295,7 +295,7 @@ async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, a
     if begun.problem is not None:
         loop = asyncio.get_running_loop()
 
-        def on_opened(log: SqliteLog, known: LogKnowledge) -> None:
+        def on_opened(log: LogWriter, known: LogKnowledge) -> None:
             asyncio.run_coroutine_threadsafe(restore(log, known), loop).result()
 
         retry = LogRetry(settings, gw, begun, on_opened, process="serve", lock=threading.Lock())

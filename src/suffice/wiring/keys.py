@@ -16,7 +16,7 @@ from suffice.errors import ConfigError
 from suffice.rollout.assign import sender_key
 from suffice.settings import Key, Settings, Upstream
 from suffice.settings.checks import check_limits, key_problems
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import local_path
 from suffice.telemetry import LOG
 
 if TYPE_CHECKING:  # commands need secrets and no gateway
@@ -127,20 +127,20 @@ def has_secret(settings: Settings) -> bool:
 
 
 def salt_file(settings: Settings) -> Path:
-    return database_path(settings.store.url).with_suffix(".salt")
+    return local_path(settings.store).with_suffix(".salt")
 
 
 def kill_file(settings: Settings) -> Path:
     named = settings.server.kill_file
-    return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
+    return Path(named) if named else local_path(settings.store).with_suffix(".kill")
 
 
 def presence_files(settings: Settings) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys((kill_file(settings), database_path(settings.store.url).with_suffix(".kill"))))
+    return tuple(dict.fromkeys((kill_file(settings), local_path(settings.store).with_suffix(".kill"))))
 
 
 def good_file(settings: Settings) -> Path:
-    path = database_path(settings.store.url)
+    path = local_path(settings.store)
     return Path(settings.store.last_good_file) if settings.store.last_good_file else path.with_name(f"{path.name}.good")
 
 

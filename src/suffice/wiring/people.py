@@ -16,8 +16,8 @@ from suffice.console.auth import Person, Role, Roster, invite, name_problem
 from suffice.errors import ConfigError
 from suffice.files import whole_file
 from suffice.settings import Settings
+from suffice.store.database.location import local_path
 from suffice.store.database.presence import try_lock
-from suffice.store.database.sqlite import database_path
 from suffice.store.rows.events import AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
@@ -35,7 +35,7 @@ class People:
     @classmethod
     def of(cls, settings: Settings) -> People:
         """The people beside the settings' database. Raises ConfigError for a store without a file."""
-        return cls(database_path(settings.store.url).with_suffix(".people"))
+        return cls(local_path(settings.store).with_suffix(".people"))
 
     def now(self) -> Roster | None:
         try:

@@ -26,7 +26,7 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.signals.base import FROM_THE_STREAM, reads_answers
 from suffice.signals.observe import Observer
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
 from suffice.types import Findings
@@ -47,10 +47,10 @@ class StartupEvidence:
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
-def read_evidence(settings: Settings, database: Path | None = None) -> StartupEvidence:
+def read_evidence(settings: Settings, database: LogLocation | None = None) -> StartupEvidence:
     """Read the results of `suffice doctor` and of the routes' own full runs. Raises StoreError."""
-    path = database or database_path(settings.store.url)
-    if not path.is_file():
+    path = database or log_location(settings.store)
+    if not path.exists():
         return StartupEvidence()
     examined = route_findings(path)
     return StartupEvidence(

@@ -28,9 +28,10 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Alerts, Settings
+from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog, LateLog
-from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, newest_events, read_recent
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import valid_keys
 from suffice.store.rows.events import KeyIssue, KeyUsage, LogOutage
@@ -89,7 +90,7 @@ def last_good(settings: Settings) -> LastGood | None:
 
 def refuse_lost_log(settings: Settings) -> None:
     """Raise StoreError if the log is missing and must not be made anew, because what was active would be lost."""
-    path, file = database_path(settings.store.url), good_file(settings)
+    path, file = log_location(settings.store), good_file(settings)
     if path.exists():
         return
     with contextlib.suppress(ConfigError, OSError):
@@ -101,21 +102,21 @@ def refuse_lost_log(settings: Settings) -> None:
             )
 
 
-def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
+def open_log(settings: Settings, *, create: bool = True) -> LogWriter:
     """Open the settings' log for events; the caller closes it. Raises ConfigError and StoreError."""
     refuse_lost_log(settings)
-    return SqliteLog(settings.store, now=time.time, redact=settings.retention.redact, create=create)
+    return LogWriter(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 
 def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowledge:
     """Write outcomes for the requests of dead processes, and read the log's knowledge. Raises StoreError."""
-    if not isinstance(log, SqliteLog):
+    if not isinstance(log, LogWriter):
         return LogKnowledge()
     changed = config_change(settings, log.path, process=process)
     if changed is not None:
         log.append(changed)
     log.recover()
-    evidence, path = read_evidence(settings), database_path(settings.store.url)
+    evidence, path = read_evidence(settings), log_location(settings.store)
     for warning in evidence_warnings(settings, evidence):
         LOG.warning(warning)
     has_budgets = settings.server.require_keys or any(key.has_budget for key in settings.keys.values())
@@ -142,14 +143,14 @@ def open_known_log(settings: Settings, given: EventLog | None = None, *, process
     try:
         log, known = open_checked_log(settings, process)
     except StoreError as error:
-        if not database_path(settings.store.url).parent.is_dir() and not good_file(settings).exists():
+        if _lacks_folder(settings):
             raise
         return _start_without_log(settings, str(error), process)
     secret = deployment_salt(settings)
     return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
 
 
-def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
+def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[LogWriter, LogKnowledge]:
     log = open_log(settings)
     try:
         return log, recovered(settings, log, process)
@@ -219,7 +220,7 @@ def last_good_writer(settings: Settings, secret: str) -> LastGoodWriter | None:
     )
 
 
-def attach(begun: StartState, gw: GatewayState, log: SqliteLog) -> None:
+def attach(begun: StartState, gw: GatewayState, log: LogWriter) -> None:
     n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
     begun.late.append(
         LogOutage(
@@ -243,7 +244,7 @@ class LogRetry:
         settings: Settings,
         gw: GatewayState,
         begun: StartState,
-        on_opened: Callable[[SqliteLog, LogKnowledge], None],
+        on_opened: Callable[[LogWriter, LogKnowledge], None],
         *,
         process: Process,
         lock: threading.Lock,
@@ -373,9 +374,13 @@ def _missing_packages(settings: Settings) -> list[str]:
 
 def _check_folder(settings: Settings) -> None:
     """A log that cannot be opened does not prevent a start, but a missing folder is a mistake in the settings."""
-    path = database_path(settings.store.url)
-    if not path.parent.is_dir() and not good_file(settings).exists():
+    if _lacks_folder(settings):
+        path = local_path(settings.store)
         raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
+
+
+def _lacks_folder(settings: Settings) -> bool:
+    return not local_path(settings.store).parent.is_dir() and not good_file(settings).exists()
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,7 +18,7 @@ from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.upkeep import ExportHeads, Retain, Rollup
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.wiring.keys import create_id, deployment_salt, secret
 from suffice.wiring.startup import refuse_lost_log, sinks_of
 
@@ -30,7 +30,7 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
     """Open the settings' log for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
     refuse_lost_log(settings)
     return Decisions(
-        database_path(settings.store.url),
+        log_location(settings.store),
         now=time.time,
         monotonic_s=time.monotonic,
         redact=settings.retention.redact,

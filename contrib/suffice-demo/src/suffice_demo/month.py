@@ -25,8 +25,8 @@ from suffice.policy.folded_version import FoldedVersion, load_version
 from suffice.review.decide import IncidentForm
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
+from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import Notice, plain
 from suffice.store.people.deciding import ask_about, decide_incident, open_incident
 from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_decided
@@ -76,7 +76,7 @@ class Clock:
 @dataclass(slots=True, kw_only=True)
 class Month:
     settings: Settings
-    log: SqliteLog
+    log: LogWriter
     writer: Decisions
     worker: Worker
     watcher: Worker  # with the job `monitor`
@@ -200,7 +200,7 @@ def month(
     secret  signs versions
     """
     clock, author, ids = Clock(begin_s), "worker demo", iter(range(10**9))
-    log = SqliteLog(settings.store, now=clock)
+    log = LogWriter(settings.store, now=clock)
     with Decisions(path, now=clock, monotonic_s=monotonic_s) as writer:
         common: dict[str, Any] = {
             "settings": settings,

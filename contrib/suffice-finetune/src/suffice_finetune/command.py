@@ -24,7 +24,7 @@ from suffice.policy.base import build_policy, version_of
 from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.wiring.audit import note_export
@@ -175,13 +175,13 @@ def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
     )
 
 
-def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
+def _database(settings: Settings | None, given: FinetuneOptions) -> LogLocation:
     if given.db is not None:
         return given.db
     if settings is None:
         raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
     require_log(settings, given.config or SETTINGS)
-    return database_path(settings.store.url)
+    return log_location(settings.store)
 
 
 @contextlib.contextmanager
@@ -219,7 +219,7 @@ def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str
 def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable[[str], StoppingPolicy] | None:
     """Return the certified level of a route's active version; None: there is none."""
     path = _database(settings, given)
-    held = read_decided(path).of(name) if path.is_file() else None
+    held = read_decided(path).of(name) if path.exists() else None
     if held is None or held.publication is None or held.level < 1:
         return None
     version, level = _version(path, held), held.level
@@ -235,7 +235,7 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
     return chooses
 
 
-def _version(path: Path, held: RouteDeployment) -> Any:
+def _version(path: LogLocation, held: RouteDeployment) -> Any:
     assert held.publication is not None
     with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)

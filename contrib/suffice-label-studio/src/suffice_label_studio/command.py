@@ -16,7 +16,7 @@ from suffice.cli.shell import CONFIG, FILE, JSON_OBJECT, Command, find_settings,
 from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.settings import Settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import label_requests, open_reader, read_episodes
 from suffice.wiring.audit import note_export
 from suffice.wiring.files import load_deployment, question_texts
@@ -89,7 +89,7 @@ def export_tasks(
 def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
     find_settings(settings, route, option="--route")
     texts = {} if questions is None else question_texts(questions, settings)
-    with open_reader(database_path(settings.store.url)) as connection:
+    with open_reader(log_location(settings.store)) as connection:
         wanted = label_requests(connection, route)
         yield from to_judge(read_episodes(connection, route), wanted, which=which, questions=texts)
 

@@ -24,7 +24,7 @@ from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.chain import read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import Notice, sent_notices
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
@@ -53,7 +53,7 @@ def test(path: Path) -> None:
     """
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     settings = load_settings(path)
-    job = Notify(settings=settings, path=database_path(settings.store.url), sinks=sinks_of(settings.alerts))
+    job = Notify(settings=settings, path=log_location(settings.store), sinks=sinks_of(settings.alerts))
     if not job.sinks:
         raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
     notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
@@ -70,7 +70,7 @@ def test(path: Path) -> None:
 @shell.report(shell.JSON_LINES)
 def list_sent(settings: Settings, n: int) -> shell.CommandReply:
     """List the latest alerts that were sent, oldest first."""
-    sent = list(sent_notices(database_path(settings.store.url), n))
+    sent = list(sent_notices(log_location(settings.store), n))
     lines = [f"{format_iso(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}" for one in sent]
     return shell.CommandReply(sent, lines or "no alerts were sent yet")
 
@@ -119,7 +119,7 @@ def verify(settings: Settings, heads: tuple[Path, ...], as_json: bool) -> None:
     First checks the pages of the file and its indexes. Only exported heads reveal a cut-off end or a rebuilt chain.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    own, key, log = Path(settings.audit.file), audit_key(settings), database_path(settings.store.url)
+    own, key, log = Path(settings.audit.file), audit_key(settings), log_location(settings.store)
     files = heads or ((own,) if settings.audit.file and own.exists() else ())
     kept = [(file, one) for file in files for one in read_heads(file, key=key)]
     checked, damage = find_damage(log, thorough=True), ""
@@ -178,7 +178,7 @@ def _place(bad: BadRow) -> str:
 @shell.JSON_LINES
 def show(settings: Settings, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    rows = list(read_latest_rows(database_path(settings.store.url), n, route=route, kind=kind))
+    rows = list(read_latest_rows(log_location(settings.store), n, route=route, kind=kind))
     lines = [line for row in rows for line in _entry_lines(row)]
     reply = shell.CommandReply([_plain_entry(row) for row in rows], lines or "no such row in the audit log")
     shell.print_reply(reply, as_json=as_json)
@@ -215,7 +215,7 @@ def export(
 ) -> None:
     """Export the rows of the audit log. The export itself is recorded in the audit log."""
     since_s = None if since is None else shell.parse_time("--since", since, _TIMES)
-    rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
+    rows = entries(log_location(settings.store), since_s=since_s, route=route)
     n_rows = 0
     with _opened(out) as target:
         table = csv.writer(target)

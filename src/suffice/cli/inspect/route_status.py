@@ -31,8 +31,8 @@ from suffice.sanitize import printable
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.presence import switch_reason
-from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import (
     LogReader,
     newest_event,
@@ -145,16 +145,16 @@ def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:
         print_json({**report, "governed_share": one.report.governed_share, **plain})
 
 
-def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
+def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, LogLocation]:
     settings = load_optional_settings(config) if config is not None or db is None else None
     if db is not None:
         return settings, db
     if settings is None:
         raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
-    return settings, database_path(settings.store.url)
+    return settings, log_location(settings.store)
 
 
-def _warn_of_rows(database: Path) -> None:
+def _warn_of_rows(database: LogLocation) -> None:
     with open_reader(database) as connection:
         n_behind = read_to(connection).n_behind
     if n_behind > MANY_ROWS:
@@ -162,7 +162,7 @@ def _warn_of_rows(database: Path) -> None:
         warn(f"reads {n_behind:,} rows that no worker has summed up yet; {way_out}")
 
 
-def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
+def read_statuses(database: LogLocation, settings: Settings | None, route: str | None) -> list[RouteStatus]:
     """Read the status of every route in the log, or of one; without settings, answers are compared exactly, at 95 %.
 
     Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown scorer.
@@ -172,7 +172,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
 
 def statuses_of(
-    connection: LogReader, database: Path, settings: Settings | None, route: str | None
+    connection: LogReader, database: LogLocation, settings: Settings | None, route: str | None
 ) -> list[RouteStatus]:
     """Like `read_statuses`, on an open reader. Reads only rows that the job `rollup` has not summed up."""
     now_s = time.time()

@@ -32,7 +32,7 @@ from suffice.review.imported_feedback import read_export
 from suffice.rollout.assign import sender_key
 from suffice.sanitize import format_csv
 from suffice.settings import Judge, Settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.people.feedback import (
     FeedbackRecord,
@@ -196,7 +196,7 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 
 def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
     first: dict[str, Feedback] = {}
-    with open_reader(database_path(settings.store.url)) as connection:
+    with open_reader(log_location(settings.store)) as connection:
         for row in rows:
             before, known = first.setdefault(row.feedback_id, row), find_feedback(connection, row)
             result.n_known += before is not row or known != "no"
@@ -244,7 +244,7 @@ def parked(settings: Settings, days: float | None, out: Path | None) -> shell.Co
     """
     limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
     now_s = time.time()
-    rows = [_plain(one, now_s, limit_s) for one in read_unmatched(database_path(settings.store.url))]
+    rows = [_plain(one, now_s, limit_s) for one in read_unmatched(log_location(settings.store))]
     if out is not None:
         write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
     n_dead = sum(row["dead"] for row in rows)
@@ -301,7 +301,7 @@ def judge(settings: Settings, name: str, questions: Path | None, most: int) -> s
 async def _judge(settings: Settings, name: str, table: Judge, questions: Path, most: int) -> JudgingResult:
     route, texts = settings.routes[name], question_texts(questions, settings)
     key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
-    episodes = list(read_episodes(database_path(settings.store.url), name))
+    episodes = list(read_episodes(log_location(settings.store), name))
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
     with closing(open_log(settings, create=False)) as log, open_scorer(route.scorer) as scorer:
         async with model:
@@ -336,7 +336,7 @@ def export_feedback(settings: Settings, file: Path, route: str | None) -> shell.
         raise ConfigError(f"{file}: unknown format; use a name that ends in .csv or .jsonl")
     rows = [
         _plain_feedback(one)
-        for one in read_all_feedback(database_path(settings.store.url))
+        for one in read_all_feedback(log_location(settings.store))
         if route is None or one.route == route
     ]
     if file.suffix == ".csv":

@@ -20,7 +20,7 @@ from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.people import deciding
 from suffice.wiring.evidence import read_verdict_effect
 from suffice.wiring.files import question_texts, questions_file
@@ -69,7 +69,7 @@ def list_(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.
 
 def _read_queue(settings: Settings, route: str | None) -> Queue:
     shell.route_names(settings, route)  # refuses an unknown one
-    return deciding.read_reviews(database_path(settings.store.url)).queue
+    return deciding.read_reviews(log_location(settings.store)).queue
 
 
 _TAKE = shell.stacked(shell.ROUTE, _REVIEWER, _QUESTIONS, shell.CONFIG, shell.JSON)
@@ -186,7 +186,9 @@ def _go_through(
     click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
 
 
-def _print(place: ItemState, lease: ReviewLease, question: str | None, where: str, log: Path, *, as_json: bool) -> None:
+def _print(
+    place: ItemState, lease: ReviewLease, question: str | None, where: str, log: LogLocation, *, as_json: bool
+) -> None:
     item, others = place.item, place.verdicts if place.needs_third else ()
     kept = deciding.kept_sources(log, item.episode_id, now_s=time.time())
     sources = () if kept is None else kept.sources
@@ -250,7 +252,11 @@ def _effect(settings: Settings, item: ReviewItem) -> VerdictEffect:
 
 
 def _question(
-    settings: Settings, log: Path, item: ReviewItem, given: Path | None, texts_of: Callable[[Path], Mapping[str, str]]
+    settings: Settings,
+    log: LogLocation,
+    item: ReviewItem,
+    given: Path | None,
+    texts_of: Callable[[Path], Mapping[str, str]],
 ) -> tuple[str | None, str]:
     """Return the text of an item's question, and where it is from or why it cannot be had."""
     kept = deciding.kept_question(log, item.episode_id, now_s=time.time())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import click
 
@@ -15,7 +14,7 @@ from suffice.formatting import format_time
 from suffice.rollout.results import HOLDS, ArmResult, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Settings
 from suffice.settings.checks import known_names
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.routes import experiments
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.wiring.routes import check_experiment
@@ -33,7 +32,7 @@ def list_(settings: Settings) -> shell.CommandReply:
 
     Includes experiments of the log that the settings no longer have.
     """
-    latest = {one.experiment.name: one for one in read_experiments(database_path(settings.store.url))}
+    latest = {one.experiment.name: one for one in read_experiments(log_location(settings.store))}
     names = dict.fromkeys((*settings.experiments, *latest))
     rows = [{"name": name, **_summary(name, settings, latest.get(name))} for name in names]
     lines = [line for row in rows for line in _summary_lines(row)]
@@ -50,7 +49,7 @@ def show(settings: Settings, name: str, run: int | None) -> shell.CommandReply:
 
     May be repeated: every interval holds at every look.
     """
-    database = database_path(settings.store.url)
+    database = log_location(settings.store)
     held = read_experiments(database)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
@@ -102,7 +101,7 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply:
     return shell.CommandReply(result, "\n".join(lines))
 
 
-def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
+def _conclusions(one: ExperimentRun, settings: Settings, database: LogLocation) -> tuple[str, ...]:
     try:
         result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - results must not keep a person from stopping it

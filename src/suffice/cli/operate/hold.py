@@ -16,7 +16,7 @@ from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, describe_state
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
 from suffice.settings import Settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import newest_of, open_reader
 from suffice.store.people import deciding
 from suffice.store.routes.deployments import read_holds
@@ -108,7 +108,7 @@ def set_route_override(by: shell.PendingDecision, route: str, form: OverrideForm
 def list_overrides(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.CommandReply:
     """List overrides: what they limit, who set them, why and until when."""
     names = shell.route_names(settings, route)
-    holds, now_s = read_holds(database_path(settings.store.url)), time.time()
+    holds, now_s = read_holds(log_location(settings.store)), time.time()
     rows = list[tuple[Override, str]]()
     for held in (holds.of(name) for name in names):
         live = [(one, "holds" if now_s < one.expires_at_s else "is over") for one in held.overrides]
@@ -151,7 +151,7 @@ def incident() -> None:
 @shell.report()
 def list_incidents(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.CommandReply:
     """List incidents, oldest first."""
-    holds = read_holds(database_path(settings.store.url)).routes
+    holds = read_holds(log_location(settings.store)).routes
     names = sorted(holds) if route is None else shell.route_names(settings, route)
     cases = [
         case
@@ -171,7 +171,7 @@ def list_incidents(settings: Settings, route: str | None, *, all_of_them: bool) 
 @shell.report()
 def show_incident(settings: Settings, name: str) -> shell.CommandReply:
     """Show incident NAME: its evidence, the decision, and the publications that can be rolled back to."""
-    path, now_s = database_path(settings.store.url), time.time()
+    path, now_s = log_location(settings.store), time.time()
     route, case = _find_incident(path, name)
     with open_reader(path) as connection:
         now = deciding.read_snapshot(connection, route, shell.find_settings(settings, route))
@@ -239,7 +239,7 @@ def open_(by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, p
     return shell.CommandReply(result, f"{result.incident}: opened{rests}")
 
 
-def _find_incident(database: Path, name: str) -> tuple[str, Case]:
+def _find_incident(database: LogLocation, name: str) -> tuple[str, Case]:
     routes = read_holds(database).routes
     for route, held in routes.items():
         case = held.case(name)

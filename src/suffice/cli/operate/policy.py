@@ -19,7 +19,7 @@ from suffice.review.decide import OverrideForm
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.versions import diff_plain
 from suffice.settings import Settings
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
@@ -42,7 +42,7 @@ def policy() -> None:
 @shell.report()
 def list_(settings: Settings) -> shell.CommandReply:
     """List the version that serves each route, and its running rollout."""
-    path = database_path(settings.store.url)
+    path = log_location(settings.store)
     held, decided = rollouts.read_rollouts(path), read_decided(path)
     rows, running = list[dict[str, Any]](), rollouts.read_running_rollouts(held)
     for name, route in settings.routes.items():
@@ -65,7 +65,7 @@ def show(settings: Settings, route: str) -> shell.CommandReply:
     Without a running rollout, shows the latest one.
     """
     shell.find_settings(settings, route)
-    path = database_path(settings.store.url)
+    path = log_location(settings.store)
     mine = [one for one in rollouts.read_rollouts(path) if one.state.route == route]
     if not mine:
         shell.fail(f"route {route} has had no rollout; `suffice policy propose` starts one", 1)
@@ -84,7 +84,7 @@ def diff(before: str, after: str, path: Path) -> None:
     """Show how version AFTER differs from version BEFORE, by their addresses."""
     settings = load_deployment(path)
     secret = deployment_salt(settings)
-    with open_reader(database_path(settings.store.url)) as connection:
+    with open_reader(log_location(settings.store)) as connection:
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # models that are no version yet have only the body
     result = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))

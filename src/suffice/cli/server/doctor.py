@@ -41,7 +41,7 @@ from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Driver, Route, Settings, Upstream
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import n_requests_of, read_episodes
 from suffice.store.rows.events import Event
 from suffice.types import Findings
@@ -217,11 +217,11 @@ def _examine_route(settings: Settings | None, options: DoctorOptions, name: str)
     route = shell.find_settings(settings, name, option="--route")
     if options.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
-    path, status, logged = database_path(settings.store.url), None, FullRunCounts()
-    if path.is_file():
+    path, status, logged = log_location(settings.store), None, FullRunCounts()
+    if path.exists():
         logged = from_log((one.episode for one in read_episodes(path, name)), build_scorer(route.scorer))
     live = asyncio.run(_run_questions(settings, options, name, route)) if options.questions is not None else None
-    if path.is_file() and n_requests_of(path, [name], most=1)[name]:
+    if path.exists() and n_requests_of(path, [name], most=1)[name]:
         status = read_statuses(path, settings, name)[0]
     refused = build_route(name, route, read_evidence(settings)).refused
     report = RouteDiagnosis(name=name, route=route, status=status, logged=logged, live=live, refused=refused)

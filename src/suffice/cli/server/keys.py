@@ -14,7 +14,7 @@ from suffice.errors import ConfigError
 from suffice.formatting import format_iso
 from suffice.settings import Scope
 from suffice.settings.tables import NAME
-from suffice.store.database.sqlite import database_path
+from suffice.store.database.location import log_location
 from suffice.store.database.views import newest_of
 from suffice.store.people.keys import KEY_KINDS, KeyOffice, NewKey, valid_keys
 from suffice.wiring.files import load_deployment
@@ -88,7 +88,7 @@ def list_keys(path: Path, as_json: bool) -> None:
     import time
 
     settings = load_deployment(path)
-    known, now_s, lines = valid_keys(database_path(settings.store.url)), time.time(), list[str]()
+    known, now_s, lines = valid_keys(log_location(settings.store)), time.time(), list[str]()
     for one in known:
         ended = one.until_s is not None and one.until_s <= now_s
         until = "" if one.until_s is None else f"{'ended' if ended else 'ends'} {format_iso(one.until_s, ' ')}"

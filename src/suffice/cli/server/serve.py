@@ -193,10 +193,10 @@ def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
 
 def _show_history(settings: Settings, *, as_json: bool) -> None:
     from suffice.formatting import format_iso
-    from suffice.store.database.sqlite import database_path
+    from suffice.store.database.location import log_location
     from suffice.store.database.views import job_history
 
-    runs, lines = list(job_history(database_path(settings.store.url))), list[str]()
+    runs, lines = list(job_history(log_location(settings.store))), list[str]()
     for run in runs:
         began, failed = format_iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
         about = f"{run.job} {run.route or 'all routes'}"

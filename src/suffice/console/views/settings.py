@@ -12,6 +12,7 @@ from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.openapi import VERSION
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
+from suffice.store.database.location import database_at
 from suffice.store.database.views import job_history, upstream_findings
 from suffice.types import Findings, JobRun
 
@@ -58,8 +59,8 @@ def settings_page(view: ViewContext) -> SettingsPage:
     )
     return SettingsPage(
         version=VERSION,
-        log=view.path.name,
-        log_bytes=view.path.stat().st_size,
+        log=database_at(view.path).name,
+        log_bytes=database_at(view.path).size_bytes(),
         attended=is_attended(view.connection, view.path),
         sections=tuple(sections(view.settings)),
         upstreams=tuple(upstream_findings(view.connection).values()),

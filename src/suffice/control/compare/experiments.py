@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import floor, log1p
-from pathlib import Path
 
 import numpy as np
 
@@ -41,14 +40,12 @@ from suffice.rollout.results import (
 )
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, LogSource, open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_draws, read_runs
 from suffice.types import ArmDraw
 
 
-def read_experiment(
-    path_or_connection: Path | str | LogReader, held: ExperimentRun, settings: Settings
-) -> ExperimentResult:
+def read_experiment(path_or_connection: LogSource, held: ExperimentRun, settings: Settings) -> ExperimentResult:
     """Analyse a run of an experiment. Raises ConfigError for a route not in the settings, and StoreError."""
     with open_reader(path_or_connection) as log:
         return analyse(held.experiment, gather(log, held, settings))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,7 +18,7 @@ from suffice.control.evidence.versions import ServedVersion, active_version
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route
-from suffice.store.database.views import EpisodeWithLabels, open_reader, place_before, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, place_before, read_episodes
 from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 
@@ -27,7 +26,7 @@ MOST_REQUESTS: Final = 5_000  # of the route that are read
 _BY_REVIEW: Final = "review:"  # prefix of the ids of labels that come of verdicts
 
 
-def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> VerdictEffect | None:
+def verdict_effect(path: LogSource, item: str, route: Route, match: Match, *, window: int) -> VerdictEffect | None:
     """The effect of an item's verdicts so far; None: the run was never queued for review. Raises StoreError."""
     with open_reader(path) as log:
         queue = read_reviews(log).queue

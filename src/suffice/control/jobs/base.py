@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
-from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
@@ -21,6 +20,7 @@ from suffice.edge.math import Matches, open_match
 from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost
+from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader, place_before, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided
@@ -166,7 +166,7 @@ class Worker:
 class LogJob:
     name: ClassVar[str]
     settings: Settings
-    path: Path
+    path: LogLocation
     author: str = ""
     matches: Matches = open_match
     now: Callable[[], float] = time.time
@@ -224,7 +224,7 @@ class RouteJob(LogJob, ABC):
         self._failed.clear()
         routes = self.settings.routes.items()
         names = [name for name, route in routes if self.concerns(route) and self.is_due(name)]
-        if not names or not self.path.is_file():
+        if not names or not self.path.exists():
             return ()
         with open_reader(self.path) as log:
             return self.work(names, JobPass(log, writer))

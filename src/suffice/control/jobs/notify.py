@@ -139,7 +139,7 @@ class Notify(LogJob):
         self._places.clear()
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        if not self.sinks or not self.path.is_file():
+        if not self.sinks or not self.path.exists():
             return ()
         with open_reader(self.path) as log:
             self._report_fail_opens(writer, log)

@@ -352,7 +352,7 @@ class ExperimentWatch(LogJob):
     name = "experiments"
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        if not self.is_due() or not self.path.is_file():
+        if not self.is_due() or not self.path.exists():
             return ()
         began_s, reports = self.monotonic_s(), list[JobReport]()
         with open_reader(self.path) as log:

@@ -45,7 +45,7 @@ class ExportHeads(LogJob):
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
         audit = self.settings.audit
-        if not (audit.file or self.webhook) or not self.is_due() or not self.path.is_file():
+        if not (audit.file or self.webhook) or not self.is_due() or not self.path.exists():
             return ()
         self.rest(audit.every_s)
         with open_reader(self.path) as log:
@@ -100,7 +100,7 @@ class Retain(LogJob):
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
         retention = self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
-        if not due or not self.is_due() or not self.path.is_file():
+        if not due or not self.is_due() or not self.path.exists():
             return ()
         self.rest(retention.every_s)
         reports = [self._retain(part, days, writer) for part, days in due]
@@ -175,7 +175,7 @@ class Rollup(LogJob):
         self._classes = None
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        if not self.path.is_file() or not self.is_due():
+        if not self.path.exists() or not self.is_due():
             return ()
         self.rest(EVERY_S)
         n_rows, last = 0, 0

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import sqlite3
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,21 +28,19 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import Part, redact_row, split, without
+from suffice.store.audit.personal import Part, split, without
 from suffice.store.rows.events import UNCHAINED, Row
+from suffice.store.sql.connection import LogReader, has_table, in_snapshot
 
 FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of an absent part
 SALT_BYTES: Final = 16
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
-_INSERT: Final = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
-                    VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
 _HEAD: Final = """
     SELECT (SELECT link FROM chain ORDER BY place LIMIT 1), place, coalesce(seq, 0), link
     FROM chain ORDER BY place DESC LIMIT 1"""
-_ENCODE: Final = msgspec.json.Encoder().encode
+ENCODE: Final = msgspec.json.Encoder().encode
 _PLACES: Final = struct.Struct(">QQB").pack
 
 
@@ -88,7 +85,6 @@ class Link(NamedTuple):
 
 
 COLUMNS: Final = ", ".join(f"c.{name}" for name in Link._fields)
-_LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
 
 
 def digest(*parts: bytes) -> bytes:
@@ -96,7 +92,7 @@ def digest(*parts: bytes) -> bytes:
 
 
 def columns_text(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
-    return _ENCODE((seq, kind, key, episode_id, route, at_s))
+    return ENCODE((seq, kind, key, episode_id, route, at_s))
 
 
 def digest_event(columns: bytes, body: bytes, salts: tuple[bytes | None, bytes | None] | None = None) -> bytes:
@@ -105,105 +101,24 @@ def digest_event(columns: bytes, body: bytes, salts: tuple[bytes | None, bytes |
     return digest(*salted, columns, b"\n", body)
 
 
-class Appender:
-    """Adds rows, chaining those of chained kinds, in a transaction that holds SQLite's write lock (BEGIN IMMEDIATE)."""
-
-    def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
-        self._connection, self._owner, self._redact = connection, owner, redact
-        self._tail: tuple[int, bytes] | None = None
-        self.seq = 0  # seq of the row written last
-
-    def add(self, row: Row, at_s: float) -> bool:
-        if self._redact:
-            row = redact_row(row, self._redact)
-        values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
-        cursor = self._connection.execute(_INSERT, values)
-        if cursor.rowcount != 1:
-            return False
-        assert cursor.lastrowid is not None
-        self.seq = cursor.lastrowid
-        if row.kind not in UNCHAINED:
-            self._chain(self.seq, row, at_s)
-        return True
-
-    def _chain(self, seq: int, row: Row, at_s: float) -> None:
-        taken, columns = (
-            split(row.kind, row.body),
-            columns_text(seq, row.kind, row.key, row.episode_id, row.route, at_s),
-        )
-        answers, comments = (taken.words.get(part) for part in CHAINED_PARTS)
-        salts = _salt_for(answers), _salt_for(comments)
-        place, before = self.tail(at_s, before_seq=seq)
-        link = Link(
-            place=place + 1,
-            seq=seq,
-            form=FORM,
-            kept=digest_event(columns, taken.kept),
-            whole=digest_event(columns, row.body.encode(), salts) if any(salts) else None,
-            answers=salted_digest(salts[0], answers),
-            answers_salt=salts[0],
-            comments=salted_digest(salts[1], comments),
-            comments_salt=salts[1],
-        )
-        self._add(link, before)
-
-    def _add(self, link: Link, before: bytes) -> tuple[int, bytes]:
-        sealed = link._replace(link=link.digest_after(before))
-        self._connection.execute(_LINK, sealed)
-        self._tail = sealed.place, sealed.link
-        return self._tail
-
-    def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
-        """Return place and link of the chain's last row; start the chain before `before_seq` if there is none."""
-        if self._tail is None:
-            row = self._connection.execute(_TAIL).fetchone()
-            self._tail = (int(row[0]), bytes(row[1])) if row is not None else self._begun(now_s, before_seq)
-        return self._tail
-
-    def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
-        last = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
-        after_seq = last if before_seq is None else before_seq - 1
-        marks = ", ".join("?" * len(UNCHAINED))
-        count = f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})"  # noqa: S608 - only marks
-        n_before = self._connection.execute(count, (after_seq, *sorted(UNCHAINED))).fetchone()[0]
-        note = _ENCODE(ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
-        return self._add(Link(place=1, seq=None, form=FORM, kept=digest(note), note=note.decode()), NOTHING)
-
-
-def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
-    if connection.execute(_TAIL).fetchone() is not None:
-        return
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        Appender(connection, owner=0).tail(now_s)
-
-
-def _salt_for(words: bytes | None) -> bytes | None:
-    return None if words is None else os.urandom(SALT_BYTES)
-
-
 def salted_digest(salt: bytes | None, words: bytes | None) -> bytes | None:
     return None if salt is None or words is None else digest(salt, words)
 
 
-def _has_chain(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
-
-
-def require_chain(connection: sqlite3.Connection) -> None:
-    if not _has_chain(connection):
+def require_chain(connection: LogReader) -> None:
+    if not has_table(connection, "chain"):
         raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
 
 
-def head(connection: sqlite3.Connection) -> Head | None:
+def head(connection: LogReader) -> Head | None:
     """Return the end of the chain; None if it is empty or dropped."""
-    if not _has_chain(connection):
+    if not has_table(connection, "chain"):
         return None
     row = connection.execute(_HEAD).fetchone()
     return None if row is None else Head(bytes(row[0]).hex(), int(row[1]), int(row[2]), bytes(row[3]).hex())
 
 
-def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
+def repeats(connection: LogReader, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
     """Return whether a row equals the stored row of the same key, ignoring what the log has erased."""
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
@@ -216,7 +131,7 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     return bool(now == then)
 
 
-def _erased(connection: sqlite3.Connection, seq: int) -> list[Part]:
+def _erased(connection: LogReader, seq: int) -> list[Part]:
     row = connection.execute(f"SELECT {COLUMNS} FROM chain c WHERE c.seq = ?", (seq,)).fetchone()  # noqa: S608 - names
     parts = {} if row is None else parts_of(Link._make(row))
     return [part for part, (words, salt) in parts.items() if words is not None and salt is None]
@@ -227,7 +142,7 @@ def parts_of(link: Link) -> dict[Part, tuple[bytes | None, bytes | None]]:
     return {"answers": (link.answers, link.answers_salt), "comments": (link.comments, link.comments_salt)}
 
 
-def forget_salts(connection: sqlite3.Connection, seq: int, parts: Collection[Part]) -> bool:
+def forget_salts(connection: LogReader, seq: int, parts: Collection[Part]) -> bool:
     """Drop the salts of an event's erased parts and return whether the event was chained. Their digests stay."""
     n_changed = 0
     for part in CHAINED_PARTS:
@@ -249,10 +164,9 @@ _OUTCOME: Final = f"{_EVENT} WHERE kind = 'outcome' AND key = ? AND seq <= ?"
 _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
 
 
-def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
+def extract(connection: LogReader, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
     """Return the end of the chain, the rows at `places` and of this export, and the links between. Raise StoreError."""
-    with connection:
-        connection.execute("BEGIN")  # read links and head from one snapshot
+    with in_snapshot(connection):
         (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
         end = head(connection)
         if end is None:
@@ -260,7 +174,7 @@ def extract(connection: sqlite3.Connection, places: Collection[int], *, exported
         return end, [*_rows(connection, {*places, place}), *_links(connection, min(places))]
 
 
-def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
+def _rows(connection: LogReader, places: Collection[int]) -> Iterator[Line]:
     for place in sorted(places):
         row = connection.execute(f"{_EVENT} WHERE seq = ?", (place,)).fetchone()
         if row is None:
@@ -270,7 +184,7 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
         yield {"type": "row", "seq": place, "told": text.decode(), "kept": kept.decode()}
 
 
-def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
+def _links(connection: LogReader, first_seq: int) -> Iterator[Line]:
     row = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
     if row is None:
         raise StoreError(f"the log: row {first_seq} is not in the chain, so nothing vouches for it")
@@ -289,11 +203,11 @@ class ExtractRow:
     digest: str
 
 
-def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
+def read_starts(connection: LogReader, route: str, until_seq: int) -> Iterator[ExtractRow]:
     yield from (_entry(row) for row in connection.execute(_BEGAN, (route, until_seq)))
 
 
-def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
+def find_outcome_row(connection: LogReader, episode: str, until_seq: int) -> ExtractRow | None:
     row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
     return None if row is None else _entry(row)
 

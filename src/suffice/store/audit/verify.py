@@ -12,7 +12,6 @@ Only exported heads reveal the last two: anyone who can write the file can also 
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import msgspec
 from suffice.store.audit import chain
 from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, Erasure, decode_as
+from suffice.store.sql.connection import LogReader, in_snapshot, stream_rows
 
 _ROWS: Final = f"""
     SELECT {chain.COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
@@ -180,11 +180,10 @@ def _link(value: object) -> bytes:
     return value if isinstance(value, bytes) else chain.NOTHING
 
 
-def verify_chain(connection: sqlite3.Connection, heads: Sequence[chain.Head] = ()) -> ChainCheck:
+def verify_chain(connection: LogReader, heads: Sequence[chain.Head] = ()) -> ChainCheck:
     chain.require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
-    with connection:
-        connection.execute("BEGIN")  # one snapshot, whatever other processes write
+    with in_snapshot(connection):
         _walk_rows(connection, walk)
         _find_added(connection, walk)
     _compare_heads(walk, heads)
@@ -199,9 +198,9 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[chain.Head] = (
     )
 
 
-def _walk_rows(connection: sqlite3.Connection, walk: _Walk) -> None:
+def _walk_rows(connection: LogReader, walk: _Walk) -> None:
     n_columns = len(chain.Link._fields)
-    for columns in connection.execute(_ROWS):
+    for columns in stream_rows(connection, _ROWS):
         row = chain.Link._make(columns[:n_columns])
         if walk.n_rows:
             walk.take(row, _Event._make(columns[n_columns:]))
@@ -214,7 +213,7 @@ def _walk_rows(connection: sqlite3.Connection, walk: _Walk) -> None:
     walk.end()
 
 
-def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
+def _find_added(connection: LogReader, walk: _Walk) -> None:
     if walk.beginning is None:
         return
     wanted = f"e.seq > ? AND e.kind IN ({', '.join('?' * len(_KNOWN))})"

@@ -8,29 +8,27 @@ writes nothing. Every method raises StoreError if the log cannot be used; then n
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
-from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from suffice.errors import StoreError, SufficeError
-from suffice.store.audit.chain import Appender
+from suffice.store.audit.appender import Appender
 from suffice.store.audit.personal import Part
-from suffice.store.database import presence
-from suffice.store.database.sqlite import enter, unusable
+from suffice.store.database.location import LogDatabase, LogLocation, database_at
+from suffice.store.database.presence import ProcessLock
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.rows.events import Event, to_row
+from suffice.store.sql.connection import DATABASE_ERRORS
 
 T = TypeVar("T")
 
 LEASE_S: Final = 30.0  # seconds without a renewal after which a waiting worker takes over
-_BUSY_S: Final = 5.0  # one attempt waits this long for another process's transaction
 _TRIES: Final = 20  # attempts of `decide` when others keep writing first
 
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
            ON CONFLICT (job) DO UPDATE
-           SET owner = :owner, token = token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
+           SET owner = :owner, token = leases.token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
 _HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
 
 
@@ -55,7 +53,7 @@ class _Sight:
 class Decisions:
     """Opens a log for decisions, or creates it. Raise StoreError."""
 
-    path: Path
+    path: LogLocation
     _: KW_ONLY
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
@@ -64,13 +62,15 @@ class Decisions:
     create: InitVar[bool] = True
     owner: int = field(init=False)
     n_new: int = field(init=False, default=0)  # rows added by `write`
-    _claim: presence.ProcessLock = field(init=False)
+    database: LogDatabase = field(init=False)
+    _claim: ProcessLock = field(init=False)
     _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
     _closed: bool = field(init=False, default=False)
 
     def __post_init__(self, create: bool) -> None:
-        self.path = self.path.resolve()
-        self._claim, self.owner = enter(self.path, now_s=self.now(), create=create)
+        self.database = database_at(self.path)
+        self.path = self.database.location
+        self._claim, self.owner = self.database.enter(now_s=self.now(), create=create)
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +83,7 @@ class Decisions:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(sqlite3.Error, StoreError), self.transaction() as connection:
+        with contextlib.suppress(*DATABASE_ERRORS, StoreError), self.transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
         self._claim.release()
@@ -92,10 +92,11 @@ class Decisions:
 
     def acquire(self, job: str) -> JobLease | None:
         with self.transaction() as connection:
-            row = connection.execute("SELECT owner, token, beat, held FROM leases WHERE job = ?", (job,)).fetchone()
-            if row is not None and row[3] and not self._has_ended(connection, job, *row[:3]):
+            query = "SELECT owner, token, beat, until_s FROM leases WHERE job = ? AND held = 1"
+            row = connection.execute(query, (job,)).fetchone()
+            if row is not None and not self._has_ended(connection, job, *row):
                 return None
-            wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self.lease_s}
+            wanted = {"job": job, "owner": self.owner, "until_s": self._until_s(connection)}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
         self._seen.pop(job, None)
         return JobLease(job, token)
@@ -103,22 +104,28 @@ class Decisions:
     def renew(self, lease: JobLease) -> None:
         with self.leased(lease) as connection:
             query = "UPDATE leases SET beat = beat + 1, until_s = ? WHERE job = ?"
-            connection.execute(query, (self.now() + self.lease_s, lease.job))
+            connection.execute(query, (self._until_s(connection), lease.job))
+            self.database.beat(connection, self.owner)
 
     @contextlib.contextmanager
-    def leased(self, lease: JobLease) -> Iterator[sqlite3.Connection]:
+    def leased(self, lease: JobLease) -> Iterator[LogReader]:
         """Yield a transaction under a lease. Raise LeaseLost if somebody else holds it."""
         with self.transaction() as connection:
             if connection.execute(_HELD, (lease.job, self.owner, lease.token)).fetchone() is None:
                 raise LeaseLost(f"job {lease.job}: another worker has it")
             yield connection
 
-    def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
+    def _until_s(self, connection: LogReader) -> float:
+        clock_s = self.database.clock_s(connection)
+        return (self.now() if clock_s is None else clock_s) + self.lease_s
+
+    def _has_ended(self, connection: LogReader, job: str, owner: int, token: int, beat: int, until_s: float) -> bool:
         if owner == self.owner:
             return False  # held by this process, in another thread
-        row = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
-        if row is None or not presence.is_alive(self.path, row[0]):
+        if not self.database.is_alive(connection, owner):
             return True
+        if (clock_s := self.database.clock_s(connection)) is not None:
+            return clock_s >= until_s
         sight, now_s = self._seen.get(job), self.monotonic_s()
         if sight is None or (sight.token, sight.beat) != (token, beat):
             self._seen[job] = _Sight(token, beat, now_s)
@@ -144,11 +151,11 @@ class Decisions:
         with self.transaction() if lease is None else self.leased(lease) as connection:
             at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self.redact)
             connection.executemany(
-                "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)",
+                "INSERT INTO artefacts (address, body, at_s) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 [(address, body, at_s) for address, body in (artefacts or {}).items()],
             )
             connection.execute("SAVEPOINT rows")
-            new = [appender.add(row, at_s) for row in rows]
+            new = [one.is_new for one in appender.add_all([(row, at_s) for row in rows])]
             if all_new and not all(new):
                 connection.execute("ROLLBACK TO rows")
             else:
@@ -171,26 +178,20 @@ class Decisions:
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-            with contextlib.closing(connection), connection:
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-        except (sqlite3.Error, OSError) as error:
-            raise unusable(self.path, error) from error
+    def transaction(self) -> Iterator[LogReader]:
+        with self.database.transaction() as connection:
+            yield connection
 
 
 def read_artefact(connection: LogReader, address: str) -> str | None:
     """Return the artefact at an address, which the caller verifies; None if there is none. Raise StoreError."""
     try:
         row = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise StoreError(f"store: artefact {address} cannot be read: {error}") from error
     return None if row is None else str(row[0])
 
 
-def is_attended(connection: LogReader, path: Path) -> bool:
-    rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
-    return any(presence.is_alive(path.resolve(), lock) for (lock,) in rows)
+def is_attended(connection: LogReader, location: LogLocation) -> bool:
+    database, query = database_at(location), "SELECT owner FROM leases WHERE held = 1"
+    return any(database.is_alive(connection, owner) for (owner,) in connection.execute(query).fetchall())

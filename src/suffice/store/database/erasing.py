@@ -6,25 +6,22 @@ and the equality of a run's answers stay. Erasing again does nothing.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Final
 
-from suffice.store.audit.chain import Appender, forget_salts
+from suffice.store.audit.appender import Appender
+from suffice.store.audit.chain import forget_salts
 from suffice.store.audit.personal import WORDS, Part, without
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.schema import kinds_in
-from suffice.store.database.sqlite import unusable
 from suffice.store.database.views import LogReader, query_number
 from suffice.store.rows.events import Erasure, to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction; other writers wait that long
-PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other processes
 
 # Kinds whose key is the episode.
 _BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
@@ -51,7 +48,7 @@ _SENDERS: Final = """
 """
 _NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
 _UNTIL: Final = """
-    SELECT max(json_extract(body, '$.erasure.until_seq')) FROM events
+    SELECT max(CAST(json_extract(body, '$.erasure.until_seq') AS BIGINT)) FROM events
     WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = ?"""
 # Keys begin with the id; ";" follows ":".
 _WRITTEN: Final = "SELECT count(*) FROM events WHERE kind = 'erased' AND key > :id || ':' AND key < :id || ';'"
@@ -118,7 +115,8 @@ def erase_words(writer: Decisions, order: ErasureOrder, rows: Sequence[int], *, 
 
 def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], until_seq: int) -> int:
     with writer.transaction() as connection:
-        connection.execute("PRAGMA secure_delete = ON")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
         for seq in batch:
             for kind, body in connection.execute("SELECT kind, body FROM events WHERE seq = ?", (seq,)).fetchall():
@@ -142,24 +140,9 @@ def erased_until(connection: LogReader, what: str) -> int:
     return query_number(connection, _UNTIL, (what,))
 
 
-def purge(path: Path) -> bool:
-    """Rewrite the file without its free pages and empty the write-ahead log.
-
-    False: another process still reads an older snapshot, so the write-ahead log is not empty; try again later.
-    Needs as much free disk as the log takes, and blocks writers meanwhile. Raise StoreError.
-    """
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=PURGE_BUSY_S, isolation_level=None)) as connection:
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute("VACUUM")
-            end_s = time.monotonic() + PURGE_BUSY_S
-            while busy := connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                if time.monotonic() >= end_s:
-                    break
-                time.sleep(0.1)
-            return not busy
-    except sqlite3.Error as error:
-        raise unusable(path, error) from error
+def purge(location: LogLocation) -> bool:
+    """Remove erased text from where the database still keeps it. False: that is not finished; try again later."""
+    return database_at(location).purge()
 
 
 def exports_since(connection: LogReader, seq: int) -> list[tuple[float, str]]:

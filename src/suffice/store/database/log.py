@@ -120,10 +120,11 @@ class EventQueue:
             with contextlib.suppress(InvalidStateError):  # the sender left in the meantime
                 item.done.set_exception(error)
 
-    def gather(self, most: int, flush_s: float) -> list[QueueItem]:
+    def gather(self, most: int, flush_s: float, idle_s: float | None = None) -> list[QueueItem]:
+        """Return the next rows; [] when the queue is closed, or empty for `idle_s`."""
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing)
-            if not self._closing and not self._n_durable:
+            self._wake.wait_for(lambda: self._queue or self._closing, idle_s)
+            if self._queue and not self._closing and not self._n_durable:
                 self._wake.wait_for(lambda: self._closing or self._n_durable, flush_s)
             return list(islice(self._queue, most))
 

@@ -9,17 +9,18 @@ Every reader here raises StoreError when the log is missing, is not ours, or hol
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.errors import StoreError
 from suffice.store.database import schema
+from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.events import EVENTS, E, FeedbackEvent, RequestCount, decode_as, kind_named
+from suffice.store.sql.connection import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
+from suffice.store.sql.connection import Values, in_snapshot
 from suffice.types import (
     Episode,
     Feedback,
@@ -33,8 +34,7 @@ from suffice.types import (
     RouteFindings,
 )
 
-LogReader: TypeAlias = sqlite3.Connection  # opaque outside `store`: passed on to readers, never queried
-LogSource: TypeAlias = Path | str | LogReader  # a log's file, or an open reader
+LogSource: TypeAlias = LogLocation | str | LogReader
 LOOKED = 20  # rows scanned per row wanted: enough where a twentieth of the requests are audits, as usual
 COUNTS = 1_000  # of requests without rows, summed where only their order of magnitude matters
 LAST_SEQ: Final = 2**63 - 1  # no row has a later place
@@ -127,8 +127,6 @@ _OPEN: Final = """
     ORDER BY seq DESC LIMIT :most"""
 _NTH_LATEST: Final = "SELECT seq FROM events WHERE kind = 'request' AND route = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
 _FIRST: Final = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = ?"
-
-Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,61 +431,18 @@ def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]
 @contextlib.contextmanager
 def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None) -> Iterator[LogReader]:
     """Yield the caller's own connection, or a read-only one; a query is interrupted when `is_over` returns True."""
-    if isinstance(source, sqlite3.Connection):
+    if isinstance(source, LogReader):
         yield source
         return
-    path = Path(source)
-    with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
-        if is_over is not None:
-            connection.set_progress_handler(is_over, 20_000)
+    with database_at(source).reader(is_over) as connection:
         yield connection
 
 
 @contextlib.contextmanager
 def snapshot(source: LogSource) -> Iterator[LogReader]:
     """Yield a reader of one state of the log, whatever other processes write."""
-    with open_reader(source) as connection, connection:
-        connection.execute("BEGIN")
+    with open_reader(source) as connection, in_snapshot(connection):
         yield connection
-
-
-LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...]  # of both files: inode, bytes, time in nanoseconds
-CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
-
-
-def find_last_write(path: Path, *, now_s: float) -> LastWrite | None:
-    """Identify the last write to the log by its files; None: it is too recent to tell it from the next one."""
-    writes = list[tuple[int, int, int] | None]()
-    for file in (path, path.with_name(f"{path.name}-wal")):
-        try:
-            status = file.stat()
-        except OSError:
-            writes.append(None)
-        else:
-            writes.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    is_recent = any(one is not None and now_s - one[2] / 1e9 < CLOCK_TICK_S for one in writes)
-    return None if is_recent else tuple(writes)
-
-
-@contextlib.contextmanager
-def translate_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged text, or names in the schema
-        raise StoreError(f"store {path}: cannot be read: {error}") from error
-
-
-def connect_reader(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        if schema.check_version(connection, str(path)) == 0:
-            raise StoreError(f"store {path}: is empty; it holds no event log")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def decoded(seq: int, record: type[E], body: str) -> E:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
@@ -21,6 +20,7 @@ from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
 from suffice.settings import AlertKind
 from suffice.store.database import views
+from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.schema import kinds_in
 from suffice.store.routes.rollups import HOUR_S
@@ -438,7 +438,7 @@ class SentNotice:
     notice: Notice
 
 
-def sent_notices(path: Path, n: int) -> list[SentNotice]:
+def sent_notices(path: LogLocation, n: int) -> list[SentNotice]:
     notices = list[SentNotice]()
     with views.open_reader(path) as connection:
         for stored in views.read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):

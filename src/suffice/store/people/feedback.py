@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader, query_rows
 from suffice.store.rows.events import FeedbackEvent, to_row
 from suffice.types import Feedback, Request
@@ -43,12 +43,12 @@ class FeedbackRecord:
     joined: bool
 
 
-def read_unmatched(path: Path) -> Iterator[UnmatchedFeedback]:
+def read_unmatched(path: LogLocation) -> Iterator[UnmatchedFeedback]:
     with open_reader(path) as connection:
         yield from (UnmatchedFeedback(*row) for row in connection.execute(_UNMATCHED))
 
 
-def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
+def read_all_feedback(path: LogLocation) -> Iterator[FeedbackRecord]:
     with open_reader(path) as connection:
         for seq, body, route, joined in connection.execute(_ALL):
             given = decoded(seq, FeedbackEvent, body).feedback
@@ -72,7 +72,7 @@ def would_join(connection: LogReader, episode_id: str | None, response_id: str |
     return bool(response_id) and len(episodes_of_response(connection, response_id, most=2)) == 1
 
 
-def owners_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[tuple[str, str]]]:
+def owners_of(path: LogLocation, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[tuple[str, str]]]:
     """Return for each (episode id, response id) the senders of its requests, each with its tenant."""
     with open_reader(path) as connection:
         return [_owners(connection, episode_id, response_id) for episode_id, response_id in named]

@@ -14,6 +14,7 @@ from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window
 from suffice.store.database import schema, views
+from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
@@ -245,14 +246,15 @@ def _phase_name(held: RouteDeployment) -> PhaseName:
 MOST_TEXT: Final = 300  # characters
 
 
-def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = False) -> str | None:
+def find_damage(path: LogLocation, *, within_s: float | None = None, thorough: bool = False) -> str | None:
     """Return what is wrong with a log's pages; "": nothing; None: not checked in time, or unreadable.
 
     within_s  None: no limit. SQLite before 3.41 does not stop inside a table
     thorough  compare indexes with their tables too; several times slower
     """
     try:
-        with contextlib.closing(views.connect_reader(path)) as connection:
+        database = database_at(path)
+        with contextlib.closing(database.connect_reader()) as connection:
             if within_s is not None:
                 end_s = time.monotonic() + within_s
                 connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)
@@ -268,10 +270,10 @@ def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = F
     return "" if verdict == "ok" else verdict[:MOST_TEXT]
 
 
-def is_large(path: Path) -> bool:
+def is_large(path: LogLocation) -> bool:
     try:
-        return path.stat().st_size > QUICK_CHECK_BYTES
-    except OSError:
+        return database_at(path).size_bytes() > QUICK_CHECK_BYTES
+    except (OSError, StoreError):
         return False
 
 
@@ -280,7 +282,7 @@ CHECK_S: Final = 0.3  # for checking a log that no gateway has checked
 
 
 def describe_condition(
-    path: Path, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
+    path: LogLocation, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
 ) -> tuple[str, ...]:
     """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
@@ -305,7 +307,7 @@ def _killed(reason: str | None, processes: Sequence[Presence]) -> Iterator[str]:
         yield f"KILLED: {', '.join(killed)} stops nothing on any route, by its environment"
 
 
-def _paused(path: Path, routes: Collection[str]) -> Iterator[str]:
+def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:
     pauses: list[Pause] = []
     with contextlib.suppress(StoreError, sqlite3.Error):
         rows = views.read_kinds(path, "enforcement_paused", "enforcement_resumed")

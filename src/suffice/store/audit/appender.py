@@ -1,0 +1,145 @@
+"""Adds rows to the log and links those of chained kinds, in a transaction that keeps every other writer out.
+
+In SQLite that is BEGIN IMMEDIATE, in PostgreSQL an advisory lock that ends with the transaction: there, as here, rows
+become visible in the order of `seq`, which is the order of the chain.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from suffice.store.audit import chain
+from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
+from suffice.store.audit.personal import Part, redact_row, split
+from suffice.store.rows.events import UNCHAINED, Row
+from suffice.store.sql.connection import LogReader
+from suffice.store.sql.postgres import PostgresConnection
+
+COLUMNS: Final = ("kind", "key", "episode_id", "route", "at_s", "owner", "body")
+_INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
+_LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
+_TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
+_LAST: Final = "SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)"
+_EXISTING: Final = """
+    SELECT given.i, e.seq, e.owner
+    FROM unnest(CAST(? AS text[]), CAST(? AS text[])) WITH ORDINALITY given (kind, key, i)
+    JOIN events e ON e.kind = given.kind AND e.key = given.key"""
+
+GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
+
+
+class AddedRow(NamedTuple):
+    seq: int  # the row's place in the log; for a duplicate, of the first row
+    is_new: bool
+
+
+class Appender:
+    def __init__(
+        self, connection: LogReader, *, owner: int, redact: tuple[Part, ...] = (), is_retry: bool = False
+    ) -> None:
+        """`is_retry`: an earlier attempt may have been committed, so the owner's own rows that exist count as new."""
+        self._connection, self._owner, self._redact, self._is_retry = connection, owner, redact, is_retry
+        self._tail: tuple[int, bytes] | None = None
+
+    def add(self, row: Row, at_s: float) -> bool:
+        return self.add_all([(row, at_s)])[0].is_new
+
+    def add_all(self, rows: Sequence[GivenRow]) -> list[AddedRow]:
+        """Add the rows whose kind and key no row of the log has, in this order."""
+        if self._redact:
+            rows = [(redact_row(row, self._redact), at_s) for row, at_s in rows]
+        if isinstance(self._connection, PostgresConnection):
+            return self._copy(self._connection, rows)
+        return [self._insert(self._connection, row, at_s) for row, at_s in rows]
+
+    def _insert(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
+        values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
+        cursor = connection.execute(_INSERT, values)
+        if cursor.rowcount != 1:
+            found = connection.execute("SELECT seq FROM events WHERE kind = ? AND key = ?", (row.kind, row.key))
+            return AddedRow(found.fetchone()[0], is_new=False)
+        assert cursor.lastrowid is not None
+        if row.kind not in UNCHAINED:
+            connection.execute(_LINK, self._chained(cursor.lastrowid, row, at_s))
+        return AddedRow(cursor.lastrowid, is_new=True)
+
+    def _copy(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
+        keys = [row.kind for row, _ in rows], [row.key for row, _ in rows]
+        known = dict[tuple[str, str], AddedRow]()
+        for number, seq, owner in connection.execute(_EXISTING, keys):
+            row, _ = rows[number - 1]
+            known[row.kind, row.key] = AddedRow(seq, is_new=self._is_retry and owner == self._owner)
+        last = connection.execute(_LAST).fetchone()[0]
+        added, events, links = list[AddedRow](), list[tuple[Any, ...]](), list[Link]()
+        for row, at_s in rows:
+            place = known.get((row.kind, row.key))
+            if place is None:
+                place = AddedRow(last + 1 + len(events), is_new=True)
+                known[row.kind, row.key] = AddedRow(place.seq, is_new=False)
+                events.append((place.seq, row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body))
+                if row.kind not in UNCHAINED:
+                    links.append(self._chained(place.seq, row, at_s))
+            added.append(place)
+        if events:
+            connection.copy("events", ("seq", *COLUMNS), events)
+        if links:
+            connection.copy("chain", Link._fields, links)
+        return added
+
+    def _chained(self, seq: int, row: Row, at_s: float) -> Link:
+        taken = split(row.kind, row.body)
+        columns = chain.columns_text(seq, row.kind, row.key, row.episode_id, row.route, at_s)
+        answers, comments = (taken.words.get(part) for part in CHAINED_PARTS)
+        salts = _salt_for(answers), _salt_for(comments)
+        place, before = self.tail(at_s, before_seq=seq)
+        link = Link(
+            place=place + 1,
+            seq=seq,
+            form=FORM,
+            kept=chain.digest_event(columns, taken.kept),
+            whole=chain.digest_event(columns, row.body.encode(), salts) if any(salts) else None,
+            answers=chain.salted_digest(salts[0], answers),
+            answers_salt=salts[0],
+            comments=chain.salted_digest(salts[1], comments),
+            comments_salt=salts[1],
+        )
+        return self._sealed(link, before)
+
+    def _sealed(self, link: Link, before: bytes) -> Link:
+        sealed = link._replace(link=link.digest_after(before))
+        self._tail = sealed.place, sealed.link
+        return sealed
+
+    def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
+        """Return place and link of the chain's last row; start the chain before `before_seq` if there is none."""
+        if self._tail is None:
+            row = self._connection.execute(_TAIL).fetchone()
+            if row is None:
+                self._begin_chain(now_s, before_seq)
+            else:
+                self._tail = int(row[0]), bytes(row[1])
+        assert self._tail is not None
+        return self._tail
+
+    def _begin_chain(self, now_s: float, before_seq: int | None) -> None:
+        last = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+        after_seq = last if before_seq is None else before_seq - 1
+        marks = ", ".join("?" * len(UNCHAINED))
+        count = f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})"  # noqa: S608 - only marks
+        n_before = self._connection.execute(count, (after_seq, *sorted(UNCHAINED))).fetchone()[0]
+        start = ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before)
+        note = chain.ENCODE(start)
+        first = Link(place=1, seq=None, form=FORM, kept=chain.digest(note), note=note.decode())
+        self._connection.execute(_LINK, self._sealed(first, NOTHING))
+
+
+def begin_chain(connection: LogReader, now_s: float) -> None:
+    """Start the chain if there is none; in a transaction that keeps every other writer out."""
+    Appender(connection, owner=0).tail(now_s)
+
+
+def _salt_for(words: bytes | None) -> bytes | None:
+    return None if words is None else os.urandom(SALT_BYTES)

@@ -1,0 +1,236 @@
+"""Writes events to the log's database: a writer thread, batches, and a bounded queue.
+
+Rows leave the queue only after their commit, so a locked database, a full disk or a server that fails over loses
+nothing: the writer retries, the queue fills, and further rows are counted as dropped. Keys are unique, so a retry
+cannot write twice. A batch with a durable row is synced to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+
+from suffice.errors import StoreError, StoreFull
+from suffice.settings import Store
+from suffice.store.audit.appender import Appender
+from suffice.store.audit.chain import is_chained, repeats
+from suffice.store.audit.personal import Part
+from suffice.store.database.location import database_at, log_location
+from suffice.store.database.log import EventQueue, QueueItem, Receipt
+from suffice.store.rows.events import Event, Row, to_row
+from suffice.store.sql.connection import DATABASE_ERRORS, LogReader
+from suffice.types import Outcome, Request
+
+log = logging.getLogger("suffice.store")
+
+BATCH_ROWS = 1_000  # per transaction at most
+DURABLE_TIMEOUT_S = 4.5  # a durable append fails after this long; the interface promises 5 s
+BEAT_S = 10.0  # between two signs of life, where the database needs them
+_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
+_SETTLED_ROWS = 1_000  # after how many rows to save the place up to which none of our requests is open
+
+# The outcome of a request whose process died.
+_LOST = partial(Outcome, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
+_UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
+                 WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
+                 AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
+_JOINED = """SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
+             FROM feedback f JOIN events e ON e.seq = f.seq WHERE f.seq = ?"""
+
+
+class OpenRequests:
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}  # episode to place, in the order of places
+        self._newest = 0
+        self.saved = 0  # the `settled` stored in the database
+
+    @property
+    def settled(self) -> int:
+        """Every request up to this place in the log has its outcome."""
+        return next(iter(self._open.values())) - 1 if self._open else self._newest
+
+    def note(self, rows: Iterable[tuple[Event, int]]) -> None:
+        for event, seq in rows:
+            self._newest = seq
+            if isinstance(event, Request):
+                self._open[event.episode_id] = seq
+            elif isinstance(event, Outcome):
+                self._open.pop(event.episode_id, None)
+
+
+class LogWriter(EventQueue):
+    def __init__(
+        self, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = (), create: bool = True
+    ) -> None:
+        """Open or create the log that `settings.url` names, and start its writer.
+
+        now     Unix time in seconds; stored in rows, never used to order them
+
+        Raises ConfigError for an invalid URL and StoreError for a log that cannot be used: damaged, of another
+        version, not ours, locked for 3 s, in a missing folder, or on a server that does not answer.
+        """
+        super().__init__(settings.queue_rows)
+        # Resolved, so that two spellings of one path share one set of lock files.
+        self.database = database_at(log_location(settings))
+        self.path = self.database.location
+        self._claim, self._owner = self.database.enter(now_s=now(), create=create)
+        self._settings, self._now, self._redact = settings, now, redact
+        self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
+        self._deadline_s = 0.0  # monotonic; set by `close`
+        self._connection: LogReader | None = None
+        self._unfinished, self._is_retry, self._beaten_s = OpenRequests(), False, time.monotonic()
+        self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
+        self._writer.start()
+
+    def append(self, event: Event) -> bool:
+        return self.accept(QueueItem(event, self._now()))
+
+    async def append_durable(self, event: Event) -> Receipt:
+        done: Future[Receipt] = Future()
+        item = QueueItem(event, self._now(), done)
+        if not self.accept(item):
+            rows = self._settings.queue_rows
+            raise StoreFull(f"store {self.database}: the queue is full ({rows} rows), or the log is closed")
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), DURABLE_TIMEOUT_S)
+        except TimeoutError:
+            self.give_up(item)
+            raise StoreError(
+                f"store {self.database}: not written within {DURABLE_TIMEOUT_S} s; send it again with the same id"
+            ) from None
+
+    def recover(self) -> int:
+        """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently."""
+        n_lost, at_s, database = 0, self._now(), self.database
+        with database.reader() as reader:
+            owners = reader.execute("SELECT id FROM owners WHERE id <> ?", (self._owner,)).fetchall()
+            if all(database.is_alive(reader, owner) for (owner,) in owners):
+                return 0
+        with database.transaction() as connection:
+            appender = Appender(connection, owner=self._owner, redact=self._redact)
+            others = connection.execute("SELECT id, settled FROM owners WHERE id <> ?", (self._owner,)).fetchall()
+            for owner, settled in others:
+                if not database.is_alive(connection, owner):
+                    lost = connection.execute(_UNFINISHED, (owner, settled)).fetchall()
+                    rows = [(to_row(_LOST(episode_id=episode_id)), at_s) for (episode_id,) in lost]
+                    n_lost += sum(one.is_new for one in appender.add_all(rows))
+                    database.forget(connection, owner)
+        return n_lost
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        already, self._deadline_s = self._closing, time.monotonic() + timeout_s
+        super().close()
+        self._writer.join(timeout_s + 1.5)
+        if not already:
+            self._claim.release()
+
+    # ── the writer thread ────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        n_misses = 0
+        while (batch := self.gather(BATCH_ROWS, self._settings.flush_ms / 1000, BEAT_S)) or not self._closing:
+            for item in batch:
+                self._fill_row(item)
+            try:
+                n_written, receipts = self._commit(batch)
+            except DATABASE_ERRORS as error:
+                self._postpone(batch, error)
+                if self._closing and time.monotonic() >= self._deadline_s:
+                    break
+                self._pause(_PAUSES_S[min(n_misses, len(_PAUSES_S) - 1)])
+                n_misses += 1
+                continue
+            n_misses, self._is_retry = 0, False
+            self.settle(len(batch), n_written)
+            for done, receipt in receipts:
+                with contextlib.suppress(InvalidStateError):  # the sender stopped waiting; its row is safe
+                    done.set_result(receipt)
+        self.abandon(StoreError(f"store {self.database}: closed before this row was written"))
+        self._close_connection()
+
+    def _fill_row(self, item: QueueItem) -> None:
+        if item.row is not None or item.given_up:
+            return
+        if self.is_orphan(item.event):
+            self.give_up(item, StoreError(f"store {self.database}: the request of this outcome was not written"))
+            return
+        try:
+            item.row = to_row(item.event)
+        except ValueError as error:
+            log.warning("an event of type %s cannot be stored: %s", type(item.event).__name__, error)
+            self.give_up(item, StoreError(f"store {self.database}: the event cannot be stored: {error}"))
+
+    def _commit(self, items: list[QueueItem]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
+        # Sync chained rows: a duplicate is answered without a write, and an exported head must refer to a row on disk.
+        synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
+        if self._connection is None:
+            self._connection = self.database.connect_writer()
+        connection, settled, now_s = self._connection, self._unfinished.settled, time.monotonic()
+        saves = settled - self._unfinished.saved >= _SETTLED_ROWS
+        self.database.begin(connection, synced=synced)
+        if saves:
+            connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self._owner))
+        if now_s - self._beaten_s >= BEAT_S:
+            self.database.beat(connection, self._owner)
+            self._beaten_s = now_s
+        # Checked here, since another process may have held the lock until now.
+        wanted = [(item, item.row) for item in items if item.row is not None and not item.given_up]
+        appender = Appender(connection, owner=self._owner, redact=self._redact, is_retry=self._is_retry)
+        added = [*zip(wanted, appender.add_all([(row, item.at_s) for item, row in wanted]), strict=True)]
+        # Only now: the episode may come later in this batch than its feedback.
+        receipts = [
+            (item.done, _receipt(connection, row, not one.is_new, self._redact))
+            for (item, row), one in added
+            if item.done is not None
+        ]
+        connection.commit()
+        written = [(item.event, one.seq) for (item, _), one in added if one.is_new]
+        self._unfinished.note(written)
+        if saves:
+            self._unfinished.saved = settled
+        return len(written), receipts
+
+    def _postpone(self, batch: list[QueueItem], error: Exception) -> None:
+        self.n_retries += 1
+        self._is_retry = True
+        log.warning("store %s: writing failed and will be tried again: %s", self.database, error)
+        if self._connection is not None:
+            with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
+                self._connection.rollback()
+        if self.database.is_passing(error):
+            return
+        self._close_connection()
+        kind = type(self.database.unusable(error))
+        for item in batch:
+            if item.done is not None:
+                self.give_up(item, kind(f"store {self.database}: could not write: {error}"))
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing:
+            time.sleep(_PAUSES_S[0])
+            return
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing, seconds)
+
+    def _close_connection(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(*DATABASE_ERRORS):  # nothing is left to be done about it
+                self._connection.close()
+            self._connection = None
+
+
+def _receipt(connection: LogReader, row: Row, duplicate: bool, redact: tuple[Part, ...]) -> Receipt:
+    query = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+    seq, body = connection.execute(query, (row.kind, row.key)).fetchone()
+    conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
+    if row.kind == "feedback":
+        joined = connection.execute(_JOINED, (seq,)).fetchone()[0]
+    else:
+        joined = connection.execute(query, ("request", row.key)).fetchone() is not None
+    return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined), conflict=conflict)

@@ -1,0 +1,218 @@
+"""A blocking connection to PostgreSQL over asyncpg, for code that was written for SQLite's.
+
+Every statement runs in a transaction, with unnamed prepared statements and settings that end with the transaction, so
+that a connection pooler in transaction mode may stand between. A connection has its own event loop, which runs in the
+thread that asks; a thread that runs a loop already asks another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from suffice.store.sql.dialect import translate
+
+if TYPE_CHECKING:
+    import asyncpg
+
+T = TypeVar("T")
+
+_LOOKS_S: Final = 0.05  # between two looks whether a query is still wanted
+# Shut down, crashed, starting up, only reading (a standby), no connection left.
+_LOST_CODES: Final = frozenset(("57P01", "57P02", "57P03", "25006", "53300"))
+_STREAM_ROWS: Final = 500  # fetched at once
+_THREADS: Final = ThreadPoolExecutor(8, thread_name_prefix="suffice-postgres")  # for threads that run a loop
+
+
+class PostgresError(Exception):
+    """A statement failed. `code` is its SQLSTATE, or "" if the connection was lost or could not be made."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server went away or shuts down: another attempt may find it, or the one that took over."""
+        return self.code == "" or self.code[:2] == "08" or self.code in _LOST_CODES
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another transaction held what this one needs."""
+        return self.code in ("55P03", "40001", "40P01")
+
+
+class Rows:
+    """The rows of a statement, with the cursor methods of SQLite that the queries use."""
+
+    def __init__(self, rows: Sequence[Any], rowcount: int) -> None:
+        self._rows, self._n_taken, self.rowcount = rows, 0, rowcount
+
+    def fetchone(self) -> Any:
+        row = self._rows[self._n_taken] if self._n_taken < len(self._rows) else None
+        self._n_taken += 1
+        return row
+
+    def fetchall(self) -> list[Any]:
+        return [*self]
+
+    def __iter__(self) -> Iterator[Any]:
+        while (row := self.fetchone()) is not None:
+            yield row
+
+
+class PostgresConnection:
+    """Not for two threads at a time. Methods raise PostgresError."""
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, asyncpg.Connection]], setup: str) -> None:
+        """Connect; `setup` is SQL that each transaction begins with."""
+        self._loop, self._setup, self._in_transaction = asyncio.SelectorEventLoop(), setup, False
+        self.is_over: Callable[[], bool] | None = None  # interrupts a query when it returns True
+        self.pid = os.getpid()
+        try:
+            self._connection = self._run(connect())
+        except BaseException:
+            self._loop.close()
+            raise
+
+    # ── transactions ─────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, how: str = "READ ONLY", settings: str = "") -> None:
+        self._in_transaction = True
+        self._run(self._connection.execute(f"BEGIN {how}; {self._setup}{settings}"))
+
+    def begin_snapshot(self) -> None:
+        if self._in_transaction:
+            self.commit()
+        self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    def commit(self) -> None:
+        self._in_transaction = False
+        status = self._run(self._connection.execute("COMMIT"))
+        if status != "COMMIT":  # the server rolls back a transaction in which a statement failed
+            raise PostgresError("the transaction was rolled back", "40000")
+
+    def rollback(self) -> None:
+        self._in_transaction = False
+        self._run(self._connection.execute("ROLLBACK"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._in_transaction:
+            return
+        if kind is None:
+            self.commit()
+        elif self.is_open:
+            self.rollback()
+
+    # ── statements ───────────────────────────────────────────────────────────────────────────────
+
+    def execute(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> Rows:
+        query, arguments = _bound(query, values)
+        if not self._in_transaction:
+            self.begin()
+        if query.lstrip()[:6].upper() in ("SELECT", "WITH R") or "RETURNING" in query:
+            rows = self._run(self._connection.fetch(query, *arguments))
+            return Rows(rows, len(rows))
+        status = self._run(self._connection.execute(query, *arguments))
+        n_rows = status.rpartition(" ")[2]
+        return Rows((), int(n_rows) if n_rows.isdecimal() else -1)
+
+    def executemany(self, query: str, values: Iterable[Sequence[object]]) -> None:
+        rows = [*values]
+        if rows:
+            self._run(self._connection.executemany(translate(query)[0], rows))
+
+    def copy(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Add rows with COPY."""
+        self._run(self._connection.copy_records_to_table(table, columns=columns, records=rows))
+
+    def stream(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> Iterator[Any]:
+        query, arguments = _bound(query, values)
+        if not self._in_transaction:
+            self.begin()
+        cursor = self._run(self._open_cursor(query, arguments))
+        while rows := self._run(cursor.fetch(_STREAM_ROWS)):
+            yield from rows
+
+    async def _open_cursor(self, query: str, arguments: Sequence[object]) -> Any:
+        return await self._connection.cursor(query, *arguments)
+
+    # ── the connection ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_open(self) -> bool:
+        return not self._connection.is_closed()
+
+    def close(self) -> None:
+        """End the connection, and a transaction with it. Never raises."""
+        if not self._loop.is_closed():
+            self._connection.terminate()
+            self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        asked = self._translated(work)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._loop.run_until_complete(asked)
+        return _THREADS.submit(self._loop.run_until_complete, asked).result()
+
+    async def _translated(self, work: Coroutine[Any, Any, T]) -> T:
+        import asyncpg
+
+        try:
+            return await (work if self.is_over is None else self._interruptible(work))
+        except asyncpg.PostgresError as error:
+            raise PostgresError(str(error).partition("\n")[0], error.sqlstate or "") from error
+        except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
+            if isinstance(error, asyncpg.InterfaceError) and not self._connection.is_closed():
+                raise PostgresError(str(error).partition("\n")[0], "22000") from error  # a value of another type
+            raise PostgresError(f"{error or 'no answer in time'}") from error
+
+    async def _interruptible(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self.is_over is not None
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait({task}, timeout=_LOOKS_S))[0]:
+            if self.is_over():
+                task.cancel()
+                await asyncio.wait({task})
+                raise PostgresError("interrupted", "57014")
+        return task.result()
+
+
+def _bound(query: str, values: Sequence[object] | Mapping[str, object]) -> tuple[str, Sequence[object]]:
+    text, names = translate(query)
+    return text, [values[name] for name in names] if isinstance(values, Mapping) else values
+
+
+class Idle:
+    """Open connections that nobody uses: a new one takes a round trip or three, and a process of the server."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._idle: dict[object, list[PostgresConnection]] = {}
+
+    def take(self, key: object) -> PostgresConnection | None:
+        with self._lock:
+            idle = self._idle.get(key, [])
+            while idle:
+                one = idle.pop()
+                if one.pid == os.getpid() and one.is_open:  # a forked process leaves its parent's alone
+                    return one
+        return None
+
+    def give(self, key: object, one: PostgresConnection) -> None:
+        one.is_over = None
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            if one.is_open and len(idle) < self._most:
+                idle.append(one)
+                return
+        one.close()
