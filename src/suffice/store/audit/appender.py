@@ -21,6 +21,7 @@ from suffice.store.sql.postgres import PostgresConnection
 COLUMNS: Final = ("kind", "key", "episode_id", "route", "at_s", "owner", "body")
 _INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
 _LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
+_PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
 _LAST: Final = "SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)"
 _EXISTING: Final = """
@@ -59,8 +60,8 @@ class Appender:
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
         cursor = connection.execute(_INSERT, values)
         if cursor.rowcount != 1:
-            found = connection.execute("SELECT seq FROM events WHERE kind = ? AND key = ?", (row.kind, row.key))
-            return AddedRow(found.fetchone()[0], is_new=False)
+            (seq,) = connection.execute(_PLACE, (row.kind, row.key)).fetchone()
+            return AddedRow(seq, is_new=False)
         assert cursor.lastrowid is not None
         if row.kind not in UNCHAINED:
             connection.execute(_LINK, self._chained(cursor.lastrowid, row, at_s))

@@ -3,18 +3,22 @@
 Every statement runs in a transaction, with unnamed prepared statements and settings that end with the transaction, so
 that a connection pooler in transaction mode may stand between. A connection has its own event loop, which runs in the
 thread that asks; a thread that runs a loop already asks another one.
+
+The log's queries are written for SQLite, in what both databases understand: `CAST` where a value of JSON is no text,
+`FILTER`, `ON CONFLICT`, named subqueries. Functions that only SQLite has (`json_extract`, `json_each`) exist in our
+schema. `translate` does the rest: the marks of parameters, and hints to SQLite's planner, which are left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-
-from suffice.store.sql.dialect import translate
 
 if TYPE_CHECKING:
     import asyncpg
@@ -157,12 +161,12 @@ class PostgresConnection:
             self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        asked = self._translated(work)
+        answer = self._translated(work)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._loop.run_until_complete(asked)
-        return _THREADS.submit(self._loop.run_until_complete, asked).result()
+            return self._loop.run_until_complete(answer)
+        return _THREADS.submit(self._loop.run_until_complete, answer).result()
 
     async def _translated(self, work: Coroutine[Any, Any, T]) -> T:
         import asyncpg
@@ -185,6 +189,35 @@ class PostgresConnection:
                 await asyncio.wait({task})
                 raise PostgresError("interrupted", "57014")
         return task.result()
+
+
+_TOKENS = re.compile(
+    r"""(?P<kept>'(?:[^']|'')*'|::)
+    |(?P<dropped>\bINDEXED\ BY\ \w+|\bNOT\ INDEXED\b|\+(?=(?:\w+\.)?kind\b))
+    |(?P<cross>\bCROSS\ JOIN\b)
+    |(?P<mark>\?)
+    |:(?P<name>[a-z_]+)""",
+    re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=1_024)
+def translate(query: str) -> tuple[str, tuple[str, ...]]:
+    """Return the query for PostgreSQL, and the names of its parameters in order; () if they are numbered."""
+    names, n_marks = list[str](), 0
+
+    def replaced(token: re.Match[str]) -> str:
+        nonlocal n_marks
+        if token["mark"]:
+            n_marks += 1
+            return f"${n_marks}"
+        if name := token["name"]:
+            if name not in names:
+                names.append(name)
+            return f"${names.index(name) + 1}"
+        return "JOIN" if token["cross"] else token["kept"] or ""
+
+    return _TOKENS.sub(replaced, query), tuple(names)
 
 
 def _bound(query: str, values: Sequence[object] | Mapping[str, object]) -> tuple[str, Sequence[object]]:
