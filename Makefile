@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults mission examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel clean
+.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults mission examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -140,6 +140,10 @@ peer-suite: $(VENV)/.ready-demo ## llama.cpp's own server tests, direct and thro
 
 wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+release: $(VENV)/.ready-dev ## build dist/ reproducibly: wheel, sdist, chart, bills of materials, SHA256SUMS; SIGN="gpg -ab" signs them
+	$(PY) tools/release.py build
+	$(if $(SIGN),cd dist && $(SIGN) SHA256SUMS)
 
 lock: $(VENV)/.ready-lock ## pin requirements/*.txt again; ARGS=--upgrade takes newer releases
 	sh requirements/lock.sh $(BIN)/uv $(ARGS)

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,7 +160,8 @@ def test_it_serves_as_its_user_from_a_read_only_file_system(image: Path) -> None
             "SUFFICE__UPSTREAMS__UP__URL": fake.url,
             "KEYS": "sk-a-client",
         }
-        everything = {"env": variables, "cwd": settings, "user": USER if is_root else None, "text": True}
+        user = USER if is_root else None
+        everything: dict[str, Any] = {"env": variables, "cwd": settings, "user": user, "text": True}
         command = [*only("ENTRYPOINT").words, *only("CMD").words]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, **everything)
         try:
