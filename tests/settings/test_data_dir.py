@@ -53,6 +53,16 @@ def test_written_files_count_from_the_data_directory_and_read_ones_from_the_sett
     assert judge.questions == str(home / "questions.jsonl")
 
 
+def test_where_the_log_is_on_a_server_the_files_of_this_machine_are_in_the_data_directory(home: Path) -> None:
+    (home / "suffice.toml").write_text(f'{SETTINGS}\n[store]\nurl = "postgresql:///suffice"\n', encoding="utf-8")
+    data = home.parent / "data"
+    settings = read_settings("suffice.toml", {"SUFFICE_DATA_DIR": str(data)}).settings
+    assert settings.store.url == "postgresql:///suffice"
+    assert kill_file(settings) == data / "suffice.kill"
+    assert good_file(settings) == data / "suffice.db.good"
+    assert kill_file(load_settings("suffice.toml")) == home / "suffice.kill"
+
+
 def test_without_a_data_directory_everything_stays_beside_the_settings_file(home: Path) -> None:
     (home / "suffice.toml").write_text(SETTINGS, encoding="utf-8")
     settings = load_settings("suffice.toml")

@@ -44,6 +44,7 @@ def test_every_setting_that_names_a_file_is_marked_as_one() -> None:
     assert set(marked()) == {
         "server.kill_file",
         "store.url",
+        "store.local_files",
         "store.last_good_file",
         "audit.file",
         "routes.NAME.judge.questions",
@@ -54,6 +55,7 @@ def test_every_setting_that_names_a_file_is_marked_as_one() -> None:
 VALUES = {
     "server.kill_file": '[server]\nkill_file = "VALUE"\n',
     "store.url": '[store]\nurl = "sqlite:///VALUE"\n',
+    "store.local_files": '[store]\nlocal_files = "VALUE"\n',
     "store.last_good_file": '[store]\nlast_good_file = "VALUE"\n',
     "audit.file": '[audit]\nfile = "VALUE"\n',
     "routes.NAME.judge.questions": (

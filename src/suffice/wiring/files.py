@@ -128,7 +128,8 @@ def _absolute(table: S, folder: Path, data: Path) -> S:
             changed[name] = str((folder if hint == FileName else data) / value)
         elif hint == FileUrl:
             scheme, separator, file = value.partition(":///")
-            changed[name] = f"{scheme}:///{data / file}" if separator and file not in ("", ":memory:") else value
+            is_file = separator and scheme == "sqlite" and file not in ("", ":memory:")
+            changed[name] = f"{scheme}:///{data / file}" if is_file else value
     return msgspec.structs.replace(table, **changed)
 
 

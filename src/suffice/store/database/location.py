@@ -23,8 +23,11 @@ def database_at(location: LogLocation | str) -> LogDatabase:
 
 
 def local_path(store: Store) -> Path:
-    """Return the path whose name the files of this machine share: kill switch, last-good file, secret."""
-    return sqlite_path(store.url)
+    """Return the path whose name the files of this machine share: kill switch, last-good file, secret.
+
+    It is in the data directory, also where the log is on a server.
+    """
+    return sqlite_path(store.url) if store.url.startswith("sqlite") else Path(f"{store.local_files}.db")
 
 
 def sqlite_path(url: str) -> Path:
