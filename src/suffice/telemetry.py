@@ -182,7 +182,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_handover_seconds", "histogram", "Pause in the stream caused by a stop.", ("method",)),
 )
 
-disable_created_metrics()  # a series with the time of creation for each counter
+disable_created_metrics()  # type: ignore[no-untyped-call] # a series with the time of creation for each counter
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 

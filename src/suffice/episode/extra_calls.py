@@ -195,7 +195,7 @@ class Continuer:
             may_be_refused = purpose == "probe"
             stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))
             stack.callback(setattr, account, "is_open", False)
-            self.ledger.calls.append(account)
+            self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))
             opened = self.client.open(path, encode_json(request.body), headers, extra=True)
             call = await stack.enter_async_context(opened)

@@ -210,10 +210,13 @@ class Ledger:
 
     def open_call(self, purpose: Purpose) -> CallAccount:
         account = CallAccount(purpose)
-        if self.trace is not None:
-            self.trace.note("suffice.call", purpose=purpose)
-        self.calls.append(account)
+        self.add_call(account)
         return account
+
+    def add_call(self, account: CallAccount) -> None:
+        self.calls.append(account)
+        if self.trace is not None:
+            self.trace.note("suffice.call", purpose=account.purpose)
 
     def forget_run(self, site: str) -> None:
         """Mark all calls so far as discarded: they are paid for, and another run replaces them."""

@@ -203,11 +203,12 @@ def _visible_events(
     trace: RunTrace, ledger: Ledger, ended_s: float
 ) -> Iterator[tuple[float, str, dict[str, str | int]]]:
     """Yield the events that every run of the route may have; others would tell audits apart."""
-    shows_decision = ledger.stop.acted or ledger.request.mode == "observe"
+    shows_probes = ledger.disclosure.includes_probes
+    shows_decision = ledger.stop.acted or (ledger.request.mode == "observe" and shows_probes)
     for event in trace.events:
         at_s, name, about = event
-        is_probe = about.get("purpose") == "probe" and not ledger.disclosure.includes_probes
-        if at_s <= ended_s and not is_probe and (name != "suffice.stop_decision" or shows_decision):
+        is_hidden = about.get("purpose") == "probe" and not shows_probes
+        if at_s <= ended_s and not is_hidden and (name != "suffice.stop_decision" or shows_decision):
             yield event
 
 
