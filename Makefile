@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults mission examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -85,6 +85,9 @@ attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind do
 
 faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names and print its table with their results
 	$(PY) -m tests.faults.table
+
+test-replicas: $(VENV)/.ready-dev ## four gateways, two workers and PostgreSQL, killed at random (under 15 minutes); ARGS=--full kills 200 times
+	$(PY) -m tests.replicas $(ARGS)
 
 mission: $(VENV)/.ready-dev ## nine capabilities over HTTP against a server with known truth, as a table (10 minutes)
 	$(PY) -m tests.mission $(ARGS)

@@ -153,6 +153,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_feedback_unjoined_total", "counter", "Feedback for a request unknown at that time."),
     MetricSpec("suffice_decisions_total", "counter", "Steps of caller-driven runs, by decision.", ("route", "action")),
     MetricSpec("suffice_kill_switch", "gauge", "1 while the kill switch is on and no run is stopped."),
+    MetricSpec("suffice_replicas", "gauge", "Running gateways on the same log, this one included."),
+    MetricSpec("suffice_version_skew", "gauge", "Versions that running gateways serve, less one.", ("route",)),
     MetricSpec("suffice_log_unread_seconds", "gauge", "Seconds since the log was last read; 0: it is readable."),
     MetricSpec("suffice_versions_refused_total", "counter", "Published versions that could not be loaded.", ("route",)),
     MetricSpec("suffice_open_episodes", "gauge", "Open caller-driven runs."),

@@ -70,6 +70,7 @@ class _Gateway:
             salt="secret",
             window_s=self.window_s,
             now_s=self.now_s,
+            wall_s=1e9 + self.now_s,
         )
 
 

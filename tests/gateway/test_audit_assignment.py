@@ -43,7 +43,7 @@ class Door:
 
     def __init__(self, share: float, *, window_s: float = WINDOW_S, salt: str = "pepper") -> None:
         self.memory, self.share, self.window_s, self.salt = DeliveryMemory(), share, window_s, salt
-        self.now_s, self.n = 0.0, 0
+        self.now_s, self.skew_s, self.n = 0.0, 0.0, 0
 
     def ask(self, body: str = "q", **key: Any) -> AuditAssignment:
         """One delivery."""
@@ -56,6 +56,7 @@ class Door:
             salt=self.salt,
             window_s=self.window_s,
             now_s=self.now_s,
+            wall_s=1e9 + self.skew_s + self.now_s,
         )
 
 
@@ -330,8 +331,9 @@ async def test_after_the_window_a_body_is_a_new_request_that_may_be_stopped(serv
     ahead_s = 0.0
 
     def later(gateway: GatewayState) -> None:
-        real = gateway.monotonic_s
+        real, wall = gateway.monotonic_s, gateway.wall_s
         gateway.monotonic_s = lambda: real() + ahead_s
+        gateway.wall_s = lambda: wall() + ahead_s
 
     route = {**ENFORCE, "audit_share": 0.0}
     async with serve(held(), upstream=RAW, route=route, change=later, **RETRIES) as g:

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
 from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
+from suffice.gateway.admin import pull_switch, release_switch, show_switch
 from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
@@ -143,6 +144,9 @@ OWN = (
     Endpoint("/healthz", "GET", health, public=True),
     Endpoint("/readyz", "GET", ready, public=True),
     Endpoint("/metrics", "GET", metrics, shows_all=True),
+    Endpoint("/v1/admin/kill", "GET", show_switch, shows_all=True),
+    Endpoint("/v1/admin/kill", "POST", pull_switch, shows_all=True),
+    Endpoint("/v1/admin/kill", "DELETE", release_switch, shows_all=True),
 )
 ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 

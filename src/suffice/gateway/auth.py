@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import BadRequest, OverloadError
-from suffice.rollout.assign import AuditAssignment, assign_audit, joined
+from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
 from suffice.settings import Key, Route
 from suffice.store.rows.events import KeyIssue, KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
@@ -359,41 +359,66 @@ class DeliveryMemory:
     """Remembers the audit assignment of each request while it may be delivered again.
 
     One draw covers all deliveries. If a level could stop m of them, each bet on the draw would have to be divided by
-    m: with 8, a harmless level would need 8 times the audits. So m is 1, and later deliveries run in full. A draw
-    depends on the episode id, which clients cannot choose.
+    m: with 8, a harmless level would need 8 times the audits. So m is 1, and later deliveries run in full.
+
+    A draw is a keyed hash of the request and of the period in which it arrives, of the window's length: every replica
+    draws the same, and nobody without the salt can predict it. A request that another replica has logged, or this one
+    before a restart, is known by its unit.
     """
 
     _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # oldest first
+    _logged: dict[str, tuple[float, AuditAssignment]] = field(default_factory=dict)  # by unit, oldest first
 
     def assign(
-        self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float
+        self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float, wall_s: float
     ) -> AuditAssignment:
         """Draw for a first delivery; return a repeated one's first draw with its delivery number.
 
         window_s  within which the same body is a repeat; 0: only an idempotency key makes one
+        now_s     monotonic
+        wall_s    Unix time; replicas whose clocks differ draw apart where their periods do
 
         Raise ValueError for a share outside [0, 1].
         """
         own_window_s = max(window_s, KEY_WINDOW_S) if key.idempotency_key else window_s
-        self._forget(now_s - max(window_s, KEY_WINDOW_S))
+        for known in (self._known, self._logged):
+            _forget(known, now_s - max(window_s, KEY_WINDOW_S))
         digest = key.digest
-        first_s, first = self._known.get(digest, (now_s, None))
-        if first is not None and own_window_s > 0 and now_s - first_s <= own_window_s:
+        if own_window_s <= 0:
+            return assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
+        period = int(wall_s / own_window_s + int.from_bytes(digest[:4], "big") / 2**32)  # they end at different times
+        first_s, first = self._known.get(digest) or self._find_logged(digest, period, salt) or (now_s, None)
+        if first is not None and now_s - first_s <= own_window_s:
             repeated = replace(first, delivery=first.delivery + 1)
             self._known[digest] = first_s, repeated
             return repeated
-        assigned = assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
-        if own_window_s > 0:
-            self._known.pop(digest, None)  # keeps entries in the order of first deliveries
-            self._known[digest] = now_s, assigned
+        assigned = assign_audit(_unit(digest, period), share=share, salt=salt)
+        self._known.pop(digest, None)  # keeps entries in the order of first deliveries
+        self._known[digest] = now_s, assigned
         return assigned
 
-    def _forget(self, before_s: float) -> None:
-        while self._known:
-            oldest = next(iter(self._known))
-            if self._known[oldest][0] >= before_s and len(self._known) < MOST_DELIVERIES:
-                return
-            del self._known[oldest]
+    def note_logged(self, first: Iterable[AuditAssignment], *, now_s: float) -> None:
+        """Note first deliveries that the log shows, to whichever replica they came."""
+        for assigned in first:
+            self._logged.setdefault(assigned.unit, (now_s, assigned))
+
+    def _find_logged(self, digest: bytes, period: int, salt: str) -> tuple[float, AuditAssignment] | None:
+        for near in (period, period - 1, period + 1) if self._logged else ():
+            if (known := self._logged.get(unit_name(_unit(digest, near), salt=salt))) is not None:
+                return known
+        return None
+
+
+def _unit(digest: bytes, period: int) -> str:
+    return joined(digest.hex(), str(period))
+
+
+def _forget(known: dict[Any, tuple[float, AuditAssignment]], before_s: float) -> None:
+    while known:
+        oldest = next(iter(known))
+        if known[oldest][0] >= before_s and len(known) < MOST_DELIVERIES:
+            return
+        del known[oldest]
 
 
 # --------------------------------------------------------------------------- objects that upstreams store

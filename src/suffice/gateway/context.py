@@ -472,6 +472,7 @@ class GatewayState:
             salt=self.salt,
             window_s=self.settings.server.retry_window_s,
             now_s=self.monotonic_s(),
+            wall_s=self.wall_s(),
         )
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)

@@ -34,9 +34,12 @@ class KillSwitch:
         notify: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
-        self._file, self._notify, self.presence = file, notify, presence
+        self.file, self._notify, self.presence = file, notify, presence
         self._by_environment = environment.strip() not in ("", "0")
         self._stamp: int | None = None  # modification time of the known file, ns
+        self.order: KillSwitchState | None = None  # the newest for all replicas
+        # Replaced by an order given here: the log may show it a moment longer.
+        self._replaced: tuple[KillSwitchState | None, ...] = ()
         self.on, self.reason = False, ""
         if self._by_environment:
             self._set(on=True, reason=f"the environment has {VARIABLE}", stamp=0)
@@ -45,26 +48,43 @@ class KillSwitch:
     def check(self) -> None:
         """Check whether the file exists and announce the state. Never raises."""
         self._read_file()
+        self._announce()
+
+    def follow(self, order: KillSwitchState | None, *, given_here: bool = False) -> None:
+        """Apply the newest order for all replicas. A file of this gateway's own stays in effect."""
+        if order == self.order or order in self._replaced:
+            return
+        self._replaced = (self.order,) if given_here else ()
+        self.order = order
+        if self._stamp is None and order is not None:
+            self._set(on=self._by_environment or order.on, reason=order.reason, stamp=order.stamp)
+        self._announce()
+
+    def _announce(self) -> None:
         if self.presence is not None:
-            self.presence.update(killed=self.on, kill_stamp=self._stamp)
+            stamp = (
+                self.order.stamp if self._stamp is None and self.order is not None and self.order.on else self._stamp
+            )
+            self.presence.update(killed=self.on, kill_stamp=stamp, kill_reason=self.reason if self.on else "")
 
     def _read_file(self) -> None:
-        if self._file is None:
+        if self.file is None:
             return
         try:
-            stamp: int | None = _stamp_of(self._file)
+            stamp: int | None = _stamp_of(self.file)
         except FileNotFoundError:
             stamp = None
         except OSError as error:  # an unreadable disk changes nothing
-            LOG.warning("kill switch: cannot check whether %s exists (%s)", self._file, error.strerror)
+            LOG.warning("kill switch: cannot check whether %s exists (%s)", self.file, error.strerror)
             return
         if stamp == self._stamp:
             return
         self._stamp, before = stamp, self._stamp
         if stamp is None:
-            self._set(on=self._by_environment, reason=self.reason, stamp=before or 0)
+            is_ordered = self.order is not None and self.order.on
+            self._set(on=self._by_environment or is_ordered, reason=self.reason, stamp=before or 0)
         else:
-            self._set(on=True, reason=switch_reason(self._file) or NO_REASON, stamp=stamp)
+            self._set(on=True, reason=switch_reason(self.file) or NO_REASON, stamp=stamp)
 
     def _set(self, *, on: bool, reason: str, stamp: int) -> None:
         changed, self.on, self.reason = on != self.on, on, reason

@@ -21,7 +21,7 @@ from suffice.errors import ConfigError
 from suffice.files import whole_file
 from suffice.review.holds import Override
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.events import KeyIssue
+from suffice.store.rows.events import KeyIssue, KillSwitchState
 from suffice.telemetry import LOG
 from suffice.types import Findings
 
@@ -50,6 +50,7 @@ class GoodRoute:
 class LastGood:
     at_s: float  # Unix time at which the log was last read
     seq: int  # place in the log of its newest decision
+    killed: KillSwitchState | None = None  # the newest order for all replicas
     routes: Mapping[str, GoodRoute] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)  # by address, as `learn.version` writes them
     findings: Mapping[str, Findings] = field(default_factory=dict)  # of upstreams, by name
@@ -57,7 +58,7 @@ class LastGood:
 
     @property
     def matters(self) -> bool:
-        return any(one.matters for one in self.routes.values())
+        return any(one.matters for one in self.routes.values()) or (self.killed is not None and self.killed.on)
 
 
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:

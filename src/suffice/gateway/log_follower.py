@@ -26,6 +26,7 @@ from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version, read_version
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
 from suffice.review.route_guarantee import pin_publication
+from suffice.rollout.assign import AuditAssignment
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
@@ -37,6 +38,7 @@ from suffice.store.database.views import (
     newest_event,
     newest_of,
     newest_place,
+    read_first_deliveries,
     snapshot,
 )
 from suffice.store.people.keys import KEY_KINDS, valid_keys
@@ -48,15 +50,17 @@ from suffice.store.routes.deployments import (
     RouteDeployment,
     read_decided,
     read_holds,
+    read_kill_order,
 )
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.rows.events import KeyIssue, RowRates, VersionRefusal
+from suffice.store.rows.events import KeyIssue, KillSwitchState, RowRates, VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
-LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
+FIRST_ROWS: Final = 20_000  # of the log, in which a gateway looks for earlier deliveries when it starts
+LOOK_S: Final = 0.5  # between two polls of the log; a notification triggers one at once
 WARN_AGAIN_S: Final = 60.0  # between two identical warnings
 _VARYING: Final = (
     *("experiment_started", "experiment_changed", "experiment_stopped"),
@@ -219,6 +223,8 @@ class Follower:
         self._seq = 0  # place in the log up to which it was read
         self._keys_seq = -1  # place of the newest row on clients' keys
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
+        self._deliveries: list[AuditAssignment] = []  # first ones of requests, read and not applied
+        self._order: KillSwitchState | None = None if good is None else good.killed
         self._written: LastWrite | None = None  # the log's last write before that; None: unknown
         self._notified = asyncio.Event()
         self._refreshed_s: float | None = None
@@ -267,7 +273,12 @@ class Follower:
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
         with snapshot(self._database) as connection:
-            self._seq = last_place(connection)
+            since, self._seq = self._seq or last_place(connection) - FIRST_ROWS, last_place(connection)
+            self._order = read_kill_order(connection)
+            self._deliveries += [
+                AuditAssignment(audit=audit, propensity=propensity, point=0.0, unit=unit)
+                for unit, audit, propensity in read_first_deliveries(connection, since_seq=since)
+            ]
             self._monitor.read(connection)
             self._decided = read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
@@ -377,6 +388,10 @@ class Follower:
             self._gw.metrics.set("suffice_overrides", n_held, name)
             self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
         deployment = self._gw.deployment
+        self._gw.clients.deliveries.note_logged(self._deliveries, now_s=self._gw.monotonic_s())
+        self._deliveries = []
+        self._changed = self._changed or deployment.kill.order != self._order
+        deployment.kill.follow(self._order)
         self._changed = self._changed or bool(changed) or deployment.variants.standing != self._running.standing
         self._set_variants(self._running)
         for name, route in changed.items():
@@ -386,7 +401,8 @@ class Follower:
         self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
-            deployment.kill.presence.update(decided=self._seq)
+            versions = {route.name: route.policy_version for route in deployment.routes}
+            deployment.kill.presence.update(decided=self._seq, versions=versions)
 
     def _set_variants(self, running: _RunningVariants) -> None:
         variants = self._gw.deployment.variants
@@ -395,6 +411,7 @@ class Follower:
     def serve_last_good(self, *, age_s: float) -> None:
         """Serve the last-good file until the log can be read. Routes that it does not know run in full."""
         self._read_s, self._rebuild, good = self._gw.monotonic_s() - age_s, True, self._versions.good
+        self._gw.deployment.kill.follow(self._order)
         if good is None:
             self._run_in_full("there is no last-good file that may be served")
             return
@@ -456,6 +473,7 @@ class Follower:
         return LastGood(
             at_s=gw.wall_s(),
             seq=self._decided.seq,
+            killed=self._order,
             routes=routes,
             versions={fit: one.plain() for fit, one in self._versions.published.items() if fit in acting},
             findings={name: one.findings for name, one in gw.upstreams.items() if one.findings is not None},

@@ -41,8 +41,12 @@ def assign_audit(unit: str, *, share: float, salt: str) -> AuditAssignment:
         raise ValueError(f"assign_audit: share must be in [0, 1], got {share}")
     point = point_of(unit, salt=salt, purpose=b"audit-lot")
     audit = point < share
-    name = keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
+    name = unit_name(unit, salt=salt)
     return AuditAssignment(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
+
+
+def unit_name(unit: str, *, salt: str) -> str:
+    return keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
 
 
 def audit_share(n_requests_so_far: int, configured: float | None) -> float:

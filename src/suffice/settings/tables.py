@@ -104,6 +104,7 @@ NAME: Final = TextRule(
 )
 LayerName: TypeAlias = Annotated[str, NAME]
 TenantName: TypeAlias = Annotated[str, TextRule(f"({NAME.pattern})?", NAME.says)]
+ReplicaName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.:-]{0,100}", "up to 100 letters, digits, '_.:-'")]
 HostName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.-]{1,253}", "a host name without scheme and port")]
 HeaderName: TypeAlias = Annotated[str, TextRule(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", "no HTTP header name")]
 EMAIL_ADDRESS: Final = TextRule(r"[^@\s<>,;]+@[^@\s<>,;]+", "needs plain addresses such as ops@example.org")
@@ -146,6 +147,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections_per_address: AddressLimit = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that reads nothing for this long while bytes wait is disconnected
     retry_window_s: Seconds = 600.0  # a later repeat of a body is a new request; 0: only idempotency keys mark repeats
+    replica: ReplicaName = ""  # of this gateway among those on one log; "": host:pid
     kill_file: DataFile = ""  # early stopping is off while it exists; "": beside the log, `.kill`
     relay: tuple[RelayedPath, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, author_name, confirm, fail, option
+from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, author_name, confirm, fail, option, warn
 
 _FILE = option("--file", "named", default="", help="The switch's file; the settings are then not read.")
 
@@ -34,6 +35,8 @@ def kill(path: Path, named: str, reason: str, author: str | None, wait_s: float)
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"
         fail(f"{file}: cannot be written ({error.strerror}); {way_out}")
     click.echo(f"{file}: {'the kill switch is pulled' if changed else 'was pulled already; the reason is new'}")
+    if not named:
+        _order(path, on=True, reason=f"{reason} ({author_name(author)})", stamp=stamp)
     confirm("kill", others, lambda one: one.killed and one.kill_stamp == stamp, wait_s=wait_s)
 
 
@@ -53,10 +56,36 @@ def unkill(path: Path, named: str, wait_s: float) -> None:
         changed = clear_switch(file)
     except OSError as error:
         fail(f"{file}: cannot be taken away ({error.strerror})")
+    changed = (not named and _order(path, on=False, reason="", stamp=time.time_ns())) or changed
     click.echo(f"{file}: {'the kill switch is released' if changed else 'the kill switch was not pulled'}")
     if not changed:
         raise SystemExit(1)
     confirm("unkill", others, lambda one: not one.killed, wait_s=wait_s)
+
+
+def _order(path: Path, *, on: bool, reason: str, stamp: int) -> bool:
+    """Give the order to the replicas on other machines, through the log; return False if that changes nothing.
+
+    Where the log is a file, all gateways see the switch's own file.
+    """
+    from suffice.errors import SufficeError
+    from suffice.store.routes.deployments import read_kill_order
+    from suffice.store.rows.events import KillSwitchState
+    from suffice.wiring.files import load_settings
+    from suffice.wiring.worker import open_decisions
+
+    try:
+        settings = load_settings(path)
+        if on and settings.store.url.startswith("sqlite:"):
+            return False
+        with open_decisions(settings, create=False) as writer:
+            before = read_kill_order(writer.path)
+            if (before is None and not on) or (before is not None and not (before.on or on)):
+                return False
+            return writer.write_new(KillSwitchState(on=on, reason=reason, stamp=stamp, ordered=True))
+    except SufficeError as error:
+        warn(f"replicas on other machines did not get the order: {error}")
+        return False
 
 
 def _files(path: Path, named: str) -> tuple[Path, tuple[Path, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -70,6 +70,23 @@ class StartOrder:
             del self._line[name]
             if run.episode is not None:
                 yield run.episode
+
+
+@dataclass(slots=True)
+class RepeatedDeliveries:
+    """Finds repeats that a second replica took for a first delivery, at the same moment: one draw counts once."""
+
+    repeats: dict[str, None] = field(default_factory=dict)  # their episodes
+    _units: dict[str, None] = field(default_factory=dict)
+
+    def numbered(self, request: Request) -> Request:
+        if request.delivery > 1 or not request.unit:
+            return request
+        if request.unit in self._units:
+            remember(self.repeats, request.episode_id, None)
+            return replace(request, delivery=2)
+        remember(self._units, request.unit, None)
+        return request
 
 
 @dataclass(slots=True)

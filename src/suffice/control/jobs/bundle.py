@@ -7,7 +7,7 @@ row; no answer or prompt is exported. `tools/verify_bundle.py` reads these files
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, floor, inf
 from typing import Final
@@ -183,6 +183,8 @@ class _View:
                     lines.append(line)
                 continue
             request = decoded(entry.seq, Request, entry.body)
+            if request.episode_id in self._loop.state.deliveries.repeats:
+                request = replace(request, delivery=2)
             if request.ungoverned is None:
                 if last < behind:
                     lines.append(self._request(log, last, entry, request))

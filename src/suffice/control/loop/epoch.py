@@ -12,7 +12,7 @@ from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
-from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin, RepeatedDeliveries, StartOrder, UnreturnedAudits
 from suffice.control.evidence.versions import LiveLearner, ServedVersion
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
@@ -83,6 +83,7 @@ class EpochState:
         self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
+        self.deliveries = RepeatedDeliveries()
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()

@@ -139,6 +139,7 @@ class RouteLoop:
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
         state, number, probes = self.state, self.n + 1, self.context.route.probe is not None
+        request = state.deliveries.numbered(request)
         state.traffic.mix.note(request)
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)

@@ -216,6 +216,17 @@ def last_place(source: LogSource) -> int:
     return query_number(source, "SELECT max(seq) FROM events")
 
 
+def read_first_deliveries(source: LogSource, *, since_seq: int) -> list[tuple[str, bool, float]]:
+    """Return unit, audit and propensity of the requests of enforced routes after a place in the log."""
+    query = """
+        SELECT json_extract(body, '$.request.unit'), json_extract(body, '$.request.audit'),
+            json_extract(body, '$.request.propensity')
+        FROM events WHERE seq > ? AND kind = 'request' AND json_extract(body, '$.request.mode') = 'enforce'
+        AND json_extract(body, '$.request.unit') <> '' AND coalesce(json_extract(body, '$.request.delivery'), 1) = 1"""
+    rows = query_rows(source, query, (since_seq,))
+    return [(str(unit), bool(audit), float(propensity)) for unit, audit, propensity in rows]
+
+
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
     row = locate_event(source, payload, key)
     return None if row is None else row[2]

@@ -16,9 +16,9 @@ from suffice.review.route_guarantee import request_window
 from suffice.store.database import schema, views
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.presence import Presence, read_presences, switch_reason
+from suffice.store.database.presence import Presence, read_presences, switch_reason, version_skew
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.rows.events import Event, route_of
+from suffice.store.rows.events import Event, KillSwitchState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
 
@@ -129,6 +129,11 @@ def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
         if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
             routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, stored.at_s)
     return Holds(rows[-1].seq, routes)
+
+
+def read_kill_order(source: views.LogSource) -> KillSwitchState | None:
+    """Return the newest order to all replicas to switch early stopping off or on again; None: there was none."""
+    return next((one for one in views.newest_events(source, KillSwitchState, -1) if one.ordered), None)
 
 
 def last_at_s(connection: views.LogReader) -> float:
@@ -287,6 +292,7 @@ def describe_condition(
     """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
     sentences = [*_killed(switch_reason(switch), processes), *_paused(path, routes)]
+    sentences += _differing(processes)
     if not processes:
         sentences.append("NO GATEWAY: no process serves this log now")
     damage = next((one.damage for one in processes if one.damage), "")
@@ -298,13 +304,26 @@ def describe_condition(
 
 
 def _killed(reason: str | None, processes: Sequence[Presence]) -> Iterator[str]:
-    killed = [one.name for one in processes if one.killed]
+    killed = [one for one in processes if one.killed]
     if reason is not None:
         late = [one.name for one in processes if not one.killed]
         waits = f" ({', '.join(late)} has not confirmed)" if late else ""
         yield f"KILLED: nothing is stopped on any route{waits}: {reason}"
     elif killed:
-        yield f"KILLED: {', '.join(killed)} stops nothing on any route, by its environment"
+        names = ", ".join(one.name for one in killed)
+        yield f"KILLED: {names} stops nothing on any route: {killed[0].kill_reason}"
+
+
+def _differing(processes: Sequence[Presence]) -> Iterator[str]:
+    for route, by_version in version_skew(processes).items():
+        served = "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(by_version.items()))
+        yield f"VERSION SKEW: route {route} is served in {len(by_version)} versions: {served}"
+    gateways = [one for one in processes if one.process == "serve"]
+    if len({one.secret for one in gateways}) > 1:
+        names = ", ".join(f"{one.replica} {one.secret}" for one in gateways)
+        yield f"SECRETS DIFFER: replicas of one log need one SUFFICE_SALT; fingerprints: {names}"
+    if len({one.software for one in gateways}) > 1:
+        yield f"SOFTWARE SKEW: {', '.join(f'{one.replica} runs {one.software}' for one in gateways)}"
 
 
 def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:

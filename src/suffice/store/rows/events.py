@@ -226,6 +226,7 @@ class KillSwitchState:
     on: bool
     reason: str  # of its file, with who set it
     stamp: int  # modification time of the file, ns; 0: set by a gateway's environment
+    ordered: bool = False  # a person's order for every replica of this log; False: what a gateway did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,7 +386,7 @@ def _delivery_key(event: AlertDelivery) -> str:
 
 
 def _switch_key(event: KillSwitchState) -> str:
-    return f"{event.stamp}:{'on' if event.on else 'off'}"
+    return f"{event.stamp}:{'on' if event.on else 'off'}{':order' if event.ordered else ''}"
 
 
 def _refusal_key(event: VersionRefusal) -> str:
