@@ -27,10 +27,11 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.certify import BETS, mixed
 from suffice.errors import SufficeError
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
+from suffice.learn.audits import AuditRuns
 from suffice.learn.features import DENSE
 from suffice.learn.version import FoldedModels, fit_served
 from suffice.replay.online.stream import RecordedTraffic, learner_of, read_traffic

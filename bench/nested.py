@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from suffice.learn.audits import Floats
+from suffice.arrays import Floats
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import Rung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import never_halt, read_runs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from suffice.learn.audits import AuditRuns, Floats
+from suffice.arrays import Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.learn.version import FoldedModels
 

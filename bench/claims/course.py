@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from bench.claims.truth import Truth
 
-from suffice.learn.audits import Bools, Floats, Ints, Small
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.replay.online.stream import PERIOD, Design, RecordedTraffic, run_stream
 
 CALM: Final = 1_000  # requests for which the true drop must keep the budget before a drift counts as recovered from

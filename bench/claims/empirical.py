@@ -8,8 +8,9 @@ from __future__ import annotations
 from bench.claims.score import Logistic
 from bench.claims.window import Window
 
+from suffice.arrays import Floats
 from suffice.assurance.certify import count_outcomes
-from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.budgeting import affordable_level
 from suffice.learn.certifier import CertifierDecision, Plan
 from suffice.learn.version import FoldedModels, fit_served

@@ -20,8 +20,8 @@ from math import log, sqrt
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import Interval, exact_binomial, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
@@ -48,9 +48,6 @@ from suffice.rollout.results import (
     UnitAssignment,
 )
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 HALF: Final = {"full": 0.5, "brisk": 0.5}
 TWO: Final = RunningExperiment(
     name="brisk",
@@ -75,7 +72,7 @@ CLASS_FROM: Final = 400  # units of which a class has its 200, from which on it 
 
 def units(
     value: Floats,
-    arm: NDArray[np.int64],
+    arm: Ints,
     *,
     share: float | Floats = 0.5,
     x: Floats | None = None,
@@ -98,7 +95,7 @@ def units(
     )
 
 
-def radius(running: SequentialComparison, alpha: float, at: NDArray[np.int64]) -> Floats:
+def radius(running: SequentialComparison, alpha: float, at: Ints) -> Floats:
     """Half of the interval at some looks; between 200 points the bound is a line to five digits."""
     deviation, found = running.deviation[:, at], np.empty((len(running.effect), len(at)))
     for v_opt in np.unique(running.v_opt):
@@ -109,13 +106,13 @@ def radius(running: SequentialComparison, alpha: float, at: NDArray[np.int64]) -
     return np.asarray(2 * running.width * found / running.weight[:, at])
 
 
-def ever_off(running: SequentialComparison, alpha: float, at: NDArray[np.int64], truth: float | Floats = 0.0) -> Bools:
+def ever_off(running: SequentialComparison, alpha: float, at: Ints, truth: float | Floats = 0.0) -> Bools:
     """Which experiments' intervals miss the truth at one look or more."""
     away = np.abs(running.effect[:, at] - (truth if isinstance(truth, float) else truth[:, at]))
     return np.asarray((away > radius(running, alpha, at)).any(axis=1))
 
 
-def ever_z(values: Floats, arm: NDArray[np.int64], at: NDArray[np.int64], z: float = 1.96) -> Bools:
+def ever_z(values: Floats, arm: Ints, at: Ints, z: float = 1.96) -> Bools:
     """Which experiments a two-sample z-test calls at one look or more, from 30 units of each arm on."""
     off = np.zeros(len(values), dtype=bool)
     sums = [[np.cumsum(np.where(arm == a, values**k, 0.0), axis=1)[:, at] for k in range(3)] for a in (0, 1)]
@@ -127,7 +124,7 @@ def ever_z(values: Floats, arm: NDArray[np.int64], at: NDArray[np.int64], z: flo
     return off
 
 
-def ever_paired(lost: Floats, gained: Floats, alpha: float, at: NDArray[np.int64]) -> Bools:
+def ever_paired(lost: Floats, gained: Floats, alpha: float, at: Ints) -> Bools:
     """Which experiments' audits refute "no difference" at one look or more, on either side; shape (E, audits) each."""
     sums = [np.cumsum(one, axis=1)[:, at].ravel() for one in (gained, lost)]
     same = np.broadcast_to(at + 1.0, (len(lost), len(at))).ravel() - sums[0] - sums[1]

@@ -22,8 +22,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 from bench.claims.live_scenarios import COURSES, EPOCH, LOST, SCENARIOS, Arrival, Scenario
-from bench.claims.live_truth import Bools, Floats, Ints, Item, Truth, items, request_of, right
+from bench.claims.live_truth import Item, Truth, items, request_of, right
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.loop.epoch import Resolution, RouteContext

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from suffice.arrays import Floats
 
 PROFILES: Final = 24
 # Answers of the four samples; the last is the answer of the full run. R is right, W and V are wrong.

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from bench.claims.live_scenarios import COURSES, PROFILES
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints
 from suffice.assurance.runs import SequencedLabel
 from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import AuditRuns
@@ -24,10 +24,6 @@ from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import N_FOLDS
 from suffice.types import Episode, Feedback, Outcome, Query, Request, StepRecord, Usage
-
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

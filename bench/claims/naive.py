@@ -23,8 +23,8 @@ from bench.claims.score import Logistic
 from bench.claims.streams import Drawn
 from bench.claims.truth import Truth
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import binomial_at_most
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.version import FoldedModels, fit_served
 from suffice.replay.online.stream import PERIOD
 

@@ -27,7 +27,8 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
-from suffice.learn.audits import AuditRuns, Floats
+from suffice.arrays import Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, CertifierDecision
 
 

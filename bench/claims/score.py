@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from suffice.learn.audits import Bools, Floats
+from suffice.arrays import Bools, Floats
 from suffice.learn.models import LINEAR_C
 from suffice.learn.version import PGood
 

@@ -13,7 +13,8 @@ import numpy as np
 from tests.simulators import traffic_worlds as simulated
 from tests.simulators.traffic_worlds.traffic import PROBE_TOKENS
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Small
+from suffice.arrays import Bools, Floats, Small
+from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
 from suffice.learn.version import N_FOLDS
 from suffice.replay.online.stream import RecordedTraffic

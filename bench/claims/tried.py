@@ -24,6 +24,7 @@ from tests.simulators import traffic_worlds as simulated
 from tests.simulators.traffic_worlds.stories import LONGEST
 from tests.simulators.traffic_worlds.worlds import USUAL
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import Windows, spent_delta, window_audits
 from suffice.control.compare.assessment import (
     MOST_KEPT,
@@ -31,7 +32,7 @@ from suffice.control.compare.assessment import (
     assess_evidence,
     certify_candidate,
 )
-from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats
+from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certificate import NO_PENDING
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served

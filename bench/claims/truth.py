@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 from bench.claims.streams import SETTINGS, Setting, online
 
-from suffice.learn.audits import Floats, find_first_passages
+from suffice.arrays import Floats
+from suffice.learn.audits import find_first_passages
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic
 

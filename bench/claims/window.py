@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from suffice.learn.audits import NO_AUDITS, AuditRuns, Small, concatenate_audits
+from suffice.arrays import Small
+from suffice.learn.audits import NO_AUDITS, AuditRuns, concatenate_audits
 from suffice.learn.certifier import Plan
 from suffice.learn.version import FoldedModels
 

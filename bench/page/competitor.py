@@ -20,7 +20,7 @@ from bench.page.store import Line
 from bench.page.streams import STREAMS, OpenSet, late_half
 from bench.page.study import measure
 
-from suffice.learn.audits import Floats, Ints
+from suffice.arrays import Floats, Ints
 from suffice.policy.columns import HOPELESS
 from suffice.replay.online.drift import draw_order
 from suffice.replay.study.runs import Runs, find_first_stops

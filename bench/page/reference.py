@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
-from suffice.learn.audits import Bools, Floats, Ints, find_first_passages
+from suffice.learn.audits import find_first_passages
 from suffice.learn.models import one_thread
 from suffice.replay.online.stream import RecordedTraffic
 from suffice.types import Kind

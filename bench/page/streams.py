@@ -16,8 +16,9 @@ from bench.page.reference import FEATURES, reference_rows
 from bench.page.sets import Case
 from bench.page.store import Line
 
+from suffice.arrays import Bools, Ints
 from suffice.control.evidence.versions import FIXED
-from suffice.learn.audits import NO_AUDITS, Bools, Ints
+from suffice.learn.audits import NO_AUDITS
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.replay.online.drift import draw_order

@@ -78,10 +78,7 @@ def read_start(path: Path, most_bytes: int) -> bytes:
 
 
 def open_unpacked(path: Path) -> IO[bytes]:
-    """Open a file to read bytes, decompressed if its name ends in .gz.
-
-    Raise OSError; reading a compressed file may also raise EOFError and zlib.error.
-    """
+    """Open a file to read bytes, unpacking .gz. Raise OSError, when reading a .gz also EOFError and zlib.error."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads bytes
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.forecast import (
     MEMORY,
     Forecast,
@@ -20,8 +20,6 @@ from suffice.assurance.forecast import (
     signal_distance,
 )
 from suffice.assurance.forecast_grades import HORIZON
-
-Floats = NDArray[np.float64]
 
 
 def windows(

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.arrays import Floats
 from suffice.assurance.certify import (
     LEAST_DELTA_SHARE,
     STARTS,
     STRETCH,
-    Floats,
     Window,
     Windows,
     read_windows,

@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 from bench.claims.score import Logistic
 from bench.claims.streams import online
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints, Small
 from suffice.assurance.drift import DOUBT_SHARE
 from suffice.assurance.forecast import (
     Forecast,
@@ -39,8 +39,6 @@ from suffice.learn.version import FoldedModels, fit_served
 from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
 from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 BUDGET: Final = 0.02
 SIZE: Final = 100  # requests in a window
 BURST: Final = 1_000  # full runs at the start
@@ -58,7 +56,7 @@ class Stream:
     """What each of n requests would show if it were an audit, and what all traffic shows, by window."""
 
     near: Floats  # (n,)
-    z: NDArray[np.int8]  # (n,)
+    z: Small  # (n,)
     first: Ints  # (n,): lowest level at which it disagrees; `level` + 1: none
     signals: Floats  # (n / 100, F)
     predicted: Floats  # (n,): what the stop model expects it to lose at the deployed level
@@ -224,7 +222,7 @@ class Pool:
     """Runs on each part of the way from the usual world to another, at one level."""
 
     near: Floats  # (ways, runs)
-    z: NDArray[np.int8]
+    z: Small
     first: Ints
     signals: Floats  # (ways, runs, F)
     predicted: Floats

@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 import pytest
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.labels import TrustedLabel, resolve_labels
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.version import Learner, PGood
 from tests.learn.runs_made import audits, believing

@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 import pytest
 
+from suffice.arrays import Floats
 from suffice.assurance.certify import BETS, mixed
 from suffice.episode.vote import count_votes, deciding_sample
-from suffice.learn.audits import Floats, draw_orders
+from suffice.learn.audits import draw_orders
 
 N_VOTES: Final = 3_000
 N_SETS: Final = 400

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.bounds import (
     FIRST_GUESS,
     V_OPT,
@@ -15,8 +15,6 @@ from suffice.assurance.bounds import (
     watch,
     watch_pairs,
 )
-
-Floats = NDArray[np.float64]
 
 
 def radii(deviation: Floats, n: Floats, alpha: float) -> Floats:

@@ -15,14 +15,10 @@ from typing import Final
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints, Small
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.certify import BETS, certified_level, log_bets, mixed, weighted_log_wealth
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Small = NDArray[np.int8]
 
 EPS: Final = 0.02
 DELTA: Final = 0.05
@@ -32,7 +28,7 @@ N_LOST: Final = round(EPS * N)
 N_SETS: Final = 1_000  # of draws
 
 
-def losing(*at: int | NDArray[np.int64]) -> Small:
+def losing(*at: int | Ints) -> Small:
     """A sequence that loses at these requests and nowhere else, shape (N,)."""
     z = np.zeros(N, dtype=np.int8)
     for one in at:

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.arrays import Floats
 from suffice.assurance.drift import BATCH, REFERENCE, Cusum
 from suffice.control.evidence.drift_features import N_CLASSES, N_COLUMNS, SIGNALS, DriftFeatures
 from suffice.control.evidence.run_join import MOST_LATE, StartOrder
-from suffice.learn.audits import Floats
 from suffice.types import Episode, Query
 from tests.control.made import run
 

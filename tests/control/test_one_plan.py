@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from suffice.arrays import Floats
 from suffice.assurance.certify import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
-from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import PendingAudits
 from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.replay.online.stream import RecordedTraffic, run_stream

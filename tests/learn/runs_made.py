@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.arrays import Bools, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.version import N_FOLDS, PGood
 
 TOKENS = 100.0  # of a step

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import STARTS, STRETCH, certified_level, weighted_log_wealth
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import NO_PENDING, SWING, Certificate, pending_audits
 from suffice.learn.certifier import (
     BURST_PART,

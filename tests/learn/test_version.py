@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, find_first_passages
+from suffice.arrays import Bools, Floats
+from suffice.learn.audits import AuditRuns, find_first_passages
 from suffice.learn.version import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, drawn
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.audits import Ints
+from suffice.arrays import Ints
 from suffice.replay.study.policies import Ladder, PolicyRung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import Halts, Runs, make_runs
 from suffice.replay.traces.columns import Batch

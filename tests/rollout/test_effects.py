@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.bounds import Interval
 from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
-
-Floats = NDArray[np.float64]
 
 
 def units(

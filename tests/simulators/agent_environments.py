@@ -12,13 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.agent.agent import Agent, AgentBounds
+from suffice.arrays import Floats
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
-
-Floats = NDArray[np.float64]
 
 CLASSES, N_LEVELS, N_SETTINGS = ("easy", "plain", "hard"), 4, 3
 PLACES = [(0, 0), *((level, setting) for level in range(1, N_LEVELS + 1) for setting in range(N_SETTINGS))]

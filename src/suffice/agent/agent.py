@@ -13,13 +13,11 @@ from math import erf, exp, pi, sqrt
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from suffice.agent.values import ActionValues, Floats
+from suffice.agent.values import ActionValues
+from suffice.arrays import Bools, Floats, Ints
 
 # ---- How often each allowed action is drawn in one query class
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +154,6 @@ def _bet(sums: np.ndarray, gain: float, largest_loss: float) -> float:
     sums[:] = np.minimum((sums + 1) * (1 + BETS / largest_loss * gain), _MOST)
     return float(sums.mean())
 
-
-Ints = NDArray[np.int64]
 
 PRICE_STEP: Final = 0.2  # of the logarithm of the token price: a lost answer lowers the price by about a sixth
 PRICE_RANGE: Final = (0.01, 0.3)  # EM that a mean full run's tokens may be worth where the EM budget sets the price

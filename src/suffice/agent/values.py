@@ -10,11 +10,9 @@ from math import sqrt
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.types import Regret
-
-Floats = NDArray[np.float64]
 
 PRIOR_RUNS: Final = 2.0  # pseudo-observations of something untried: it costs as much as the full run
 PRIOR_SPREAD: Final = 0.5

@@ -15,10 +15,8 @@ from math import exp, floor, inf, log
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from suffice.arrays import Bools, Floats, Ints, Small
 
 # Fractions of the largest bet that cannot go bankrupt. The best bet is near 1 - drop/epsilon; four cover the range.
 BETS: Final = (0.25, 0.45, 0.65, 0.85)
@@ -44,7 +42,7 @@ class Counts:
             return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
 
 
-def count_outcomes(z: NDArray[np.int8] | Floats) -> Counts:
+def count_outcomes(z: Small | Floats) -> Counts:
     """Count the EM drops of audits, each -1, 0 or +1, shape (audits, M)."""
     gained = (z < 0).sum(axis=0, dtype=np.int64)
     lost = (z > 0).sum(axis=0, dtype=np.int64)
@@ -52,7 +50,7 @@ def count_outcomes(z: NDArray[np.int8] | Floats) -> Counts:
 
 
 def weighted_log_wealth(
-    z: NDArray[np.int8] | Floats, weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
+    z: Small | Floats, weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
 ) -> Floats:
     """`log_wealth` of audits with different shares: the product of 1 + nu w (eps - Z), shape (M,).
 
@@ -73,7 +71,7 @@ def weighted_log_wealth(
     return np.where(eps > 0, mixed(each), -np.inf)
 
 
-def is_order_refuted(z: NDArray[np.int8], mean: Floats, weight: Floats, *, delta: float) -> bool:
+def is_order_refuted(z: Small, mean: Floats, weight: Floats, *, delta: float) -> bool:
     """Whether audited votes lose more in their own order of samples, z, than on average over orders, (n, M) each.
 
     If every order was equally likely, z has the expectation `mean`, so the product of 1 + w/3 (z - mean) is an e-value
@@ -163,12 +161,9 @@ def _needed(per_audit: Floats, *, max_em_drop: float, delta: float) -> int:
 
 
 def missing_audits(
-    z: NDArray[np.int8] | Floats, level: int, *, max_em_drop: float, delta: float, most: int | None = None
+    z: Small | Floats, level: int, *, max_em_drop: float, delta: float, most: int | None = None
 ) -> int | None:
-    """Further audits until a level passes, if outcomes continue as z, shape (n, M).
-
-    None: no number is enough, or more than `most` in total.
-    """
+    """Further audits until a level passes if outcomes continue as z, (n, M); None: never, or over `most` in all."""
     n = len(z)
     if level >= z.shape[1] or not n:
         return None
@@ -219,7 +214,6 @@ def mixed(each: Floats) -> Floats:
 # request counts alike. A share below c closes the window; one of twice c or more opens another. The choice of window
 # depends on the draws and never on outcomes, so its claim has all of delta.
 
-Bools = NDArray[np.bool_]
 
 WINDOW_LAW: Final = 16.0  # audits of a window, times the budget
 STRETCH: Final = 1.5  # by which a window may be longer before it forgets

@@ -11,12 +11,10 @@ from math import inf, log
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.certify import check_budget
-
-Floats = NDArray[np.float64]
 
 SR_SHARES: Final = tuple(float(share) for share in np.geomspace(0.02, 0.9, 8))  # of the largest bet
 SR_ALARM: Final = 2_000.0

@@ -21,12 +21,11 @@ from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.bounds import Interval, mean_interval
 from suffice.assurance.runs import Tally, TokenTotals
 
-Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 
 AGAINST_AUDITS: Final = "all enforced runs against audits"

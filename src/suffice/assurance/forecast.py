@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.em_price import EMPrice
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted
@@ -386,7 +383,6 @@ class Alert:
 # An action is a row of the log. It only lowers the level and raises the share of audits, so no certificate depends on
 # it: a wrong forecast costs tokens.
 
-Ints = NDArray[np.int64]
 
 SMOOTHING: Final = 0.5  # disagreements added to every level before levels are compared
 

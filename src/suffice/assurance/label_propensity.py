@@ -13,11 +13,8 @@ from math import sqrt
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+from suffice.arrays import Bools, Floats, Ints
 
 FOLDS: Final = 5
 RIDGE: Final = 4.0  # in runs

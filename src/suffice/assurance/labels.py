@@ -16,16 +16,11 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.certify import Counts
 from suffice.types import Feedback
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Small = NDArray[np.int8]
 
 AHEAD: Final = 2  # levels above the deployed one for which labels are requested
 

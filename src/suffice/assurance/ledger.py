@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_above, mean_below, ratio_between, watch, watch_pairs, weighted_between
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.assurance.runs import RunNumbers
-
-Floats = NDArray[np.float64]
 
 METHOD: Final = "valid at every look, empirical Bernstein"
 

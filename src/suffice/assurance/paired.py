@@ -16,7 +16,6 @@ from math import ceil, log, nan
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.certify import (
     Counts,
@@ -26,8 +25,6 @@ from suffice.assurance.certify import (
     mixed,
     weighted_log_wealth,
 )
-
-Floats = NDArray[np.float64]
 
 # Fractions of the largest bet. The best one is about (epsilon - drop) / (lost + gained), which noise makes small: the
 # 0.25 of `certify` loses on pairs that differ by chance on every sixth question.

@@ -50,10 +50,7 @@ def weight_of(request: Request, outcome: Outcome) -> float:
 
 
 def assignment_of(request: Request) -> tuple[bool, float] | None:
-    """The audit assignment and its probability among kept requests, of which audits are a larger share.
-
-    None: the row was kept because of its end.
-    """
+    """The audit assignment and its probability among kept requests; None: the row was kept because of its end."""
     if request.kept_by == "end":
         return None
     rate = 1.0 if _is_kept(request) else request.keep_rate

@@ -14,17 +14,15 @@ from math import floor, isfinite, pi
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.bounds import mean_between, watch, weighted_between
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.label_propensity import Bools, covariates, label_weights
+from suffice.assurance.label_propensity import covariates, label_weights
 from suffice.assurance.labels import JUDGE, MAX_SHARE
 from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
-
-Floats = NDArray[np.float64]
 
 BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth: small ones for small drops, large ones for large drops
 START_EVERY: Final = 50  # pairs after which new bets begin, so that a drop after a long calm is still noticed

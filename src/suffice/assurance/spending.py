@@ -11,12 +11,10 @@ from datetime import date, timedelta
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints
 from suffice.assurance.forecast_grades import LIKELY_SD, ForecastGrade, Of, TrackRecord, describe_records, record_of
 from suffice.assurance.money import usd
-
-Floats = NDArray[np.float64]
 
 DAY_HOURS: Final = 24
 MOST_DAYS: Final = 56  # latest whole days that are read
@@ -162,7 +160,7 @@ def forecast_spend(
     return estimates[0], estimates[1]
 
 
-def _weekday_parts(y: Floats, weekdays: NDArray[np.int64]) -> Floats:
+def _weekday_parts(y: Floats, weekdays: Ints) -> Floats:
     """What each weekday spends relative to the days around it, shape (7,), shrunk towards 1."""
     if len(y) < 14:
         return np.ones(7)

@@ -327,10 +327,7 @@ def route_names(settings: Settings, route: str | None) -> list[str]:
 
 
 def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -> tuple[str, Upstream]:
-    """Return name and settings of an upstream given by name, or by address (name "", key in `api_key_env`).
-
-    Raises ConfigError.
-    """
+    """Find an upstream by name, or by address (name "", key in `api_key_env`). Raises ConfigError."""
     from suffice.errors import ConfigError
     from suffice.settings import Upstream
 

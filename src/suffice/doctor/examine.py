@@ -70,10 +70,7 @@ def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
 
 
 def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Parse requests from JSON lines with `question` or `messages`, and sampling fields.
-
-    Raise ConfigError with the line.
-    """
+    """Parse JSON lines with `question` or `messages`, and sampling fields. Raise ConfigError with the line."""
     bodies = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -55,10 +55,7 @@ Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
 
 
 class MathProcess:
-    """A `MathJudge` backed by one worker process, started on first use. Thread-safe.
-
-    All verdicts are cached, so that a slow machine cannot change one later.
-    """
+    """A thread-safe `MathJudge` in one worker process, started on first use; cached verdicts never change later."""
 
     def __init__(self) -> None:
         """Raise ConfigError if math-verify is not installed."""

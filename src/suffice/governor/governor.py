@@ -386,10 +386,7 @@ class Governor:
         return self._state.backend.flush(timeout_s)
 
     def close(self) -> None:
-        """Abort open runs, write pending records and release resources.
-
-        Idempotent; does nothing in a forked process.
-        """
+        """Abort open runs, write pending records and release resources; twice, or in a forked process, does nothing."""
         self._finish()
 
     async def aclose(self) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import is_order_refuted
 from suffice.assurance.labels import count_losses
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.policy.folded_version import place_of
-
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
-Small: TypeAlias = NDArray[np.int8]
 
 
 class RaggedRuns:

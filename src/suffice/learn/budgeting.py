@@ -19,8 +19,9 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Ints
 from suffice.assurance.certify import Counts
-from suffice.learn.audits import AuditRuns, Ints
+from suffice.learn.audits import AuditRuns
 from suffice.types import BudgetAccount
 
 ETA: Final = 4.0  # levels that a lost answer costs

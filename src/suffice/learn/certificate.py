@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Small
 from suffice.assurance.certify import Window, certified_level
-from suffice.learn.audits import Bools, Floats, Small
 
 SWING: Final = 5  # levels; a larger change is a swing, and …
 CALM: Final = 5_000  # requests after one, a rise has at most SWING levels at a look

@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import (
     Window,
     Windows,
@@ -26,18 +27,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
-from suffice.learn.audits import (
-    NO_AUDITS,
-    AuditRuns,
-    Bools,
-    Floats,
-    Ints,
-    LevelEnds,
-    Small,
-    concatenate_audits,
-    mean_over_orders,
-    select_groups,
-)
+from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits, mean_over_orders, select_groups
 from suffice.learn.budgeting import Spender
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served

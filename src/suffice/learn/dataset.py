@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import (
     ABANDONED_ENDS,
@@ -34,7 +35,7 @@ from suffice.assurance.runs import (
 )
 from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns, Small
+from suffice.learn.audits import RaggedRuns
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
 from suffice.policy.folded_version import place_of, prompt_fold

@@ -28,8 +28,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import FeatureSelection, sklearn
 
 Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]

@@ -10,9 +10,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
+from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic, export_stop_model, export_value_model
 from suffice.learn.features import sklearn

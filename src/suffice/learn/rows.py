@@ -18,9 +18,10 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Small
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.learn.audits import AuditRuns, Bools, Floats, Small
+from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
 from suffice.learn.models import Examples, Target, Trajectories
 from suffice.learn.version import HALF_LIFE

@@ -8,7 +8,8 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, LevelEnds, Small, find_first_passages
+from suffice.arrays import Bools, Floats, Ints, Small
+from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, find_first_passages
 from suffice.policy.folded_version import FoldedVersion
 
 N_FOLDS: Final = 5
@@ -132,10 +133,7 @@ def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
 
 
 def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
-    """Tokens that each threshold saves, shape (thresholds,).
-
-    A run stops at one of its record lows; when the threshold falls below it, the stop moves to the next one.
-    """
+    """Tokens that each threshold saves, shape (thresholds,). Once below a record low, a run stops at the next one."""
     run, sizes = runs.run_of_row, np.diff(runs.starts)
     padded = np.full((len(runs), int(sizes.max(initial=1)) + 1), np.inf)
     step = np.arange(len(risk)) - runs.starts[run]

@@ -11,8 +11,8 @@ from math import comb, factorial, inf, log, nan, sqrt
 from typing import Annotated, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known_column, where
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, stop_at_budget, suffices
@@ -107,9 +107,7 @@ def log_mean_ratio(top_votes: int, second_votes: int, prior_top: float, prior_se
 
 
 @lru_cache(maxsize=256)
-def _nodes(
-    prior_top: float, prior_second: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _nodes(prior_top: float, prior_second: float) -> tuple[Floats, Floats, Floats]:
     """ln 2p, ln 2(1 - p) and weights with sum 1, at quadrature nodes p within 12 standard deviations of the mean."""
     total = prior_top + prior_second
     mean, spread = prior_top / total, sqrt(prior_top * prior_second / (total * total * (total + 1)))
@@ -123,7 +121,6 @@ def _nodes(
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]
 Prior: TypeAlias = Annotated[Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)]
-Floats: TypeAlias = NDArray[np.float64]
 _MOST_VOTES: Final = 150  # beyond, floats overflow and the run continues
 
 

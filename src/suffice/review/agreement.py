@@ -11,14 +11,12 @@ from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.review.items import ControlDraw
 from suffice.review.queue import ItemState, Queue
 from suffice.types import Feedback
-
-Floats = NDArray[np.float64]
 
 CONFIDENCE: Final = 0.95  # of every interval
 LEAST_ITEMS: Final = 20  # below this, a large-sample interval is too narrow

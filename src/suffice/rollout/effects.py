@@ -23,14 +23,11 @@ from math import log
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import V_OPT, Interval, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 PLANNED_UNITS: Final = 10_000  # at which an interval is tightest; any number is valid
 GROWTH: Final = 1.2  # refit the guesses whenever the number of units has grown by this factor
@@ -98,7 +95,7 @@ class SequentialComparison:
 
 
 def compare_arms(
-    units: UnitSeries, predicted: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
+    units: UnitSeries, predicted: Floats, a: int, b: int, where: Bools | None = None
 ) -> SequentialComparison:
     """Compare arm a with arm b, in the metric's unit.
 

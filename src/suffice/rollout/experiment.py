@@ -198,10 +198,7 @@ def same_question(one: RunningExperiment, other: RunningExperiment) -> bool:
 
 
 def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots:
-    """Allocate slots for a share of a layer, in (0, 1]. Owned slots are kept while the share grows.
-
-    Raises ConfigError where the layer has no room for it.
-    """
+    """Allocate slots for a share of a layer, in (0, 1]; a growing share keeps its own. Raises ConfigError if full."""
     wanted = max(1, round(share * N_SLOTS))
     mine = [slot for first, behind in own for slot in range(first, behind)]
     others = {slot for slots in taken.values() for first, behind in slots for slot in range(first, behind)}

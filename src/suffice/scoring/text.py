@@ -108,15 +108,6 @@ def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | No
     return None
 
 
-def final_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    r"""Return the answer in the last ``\boxed{…}`` with one, else after the last announcement, else the whole text."""
-    boxed = last_boxed(text)
-    if boxed is not None and (answer := normalise(boxed)) is not None:
-        return answer
-    announced = last_announced(text)
-    return normalise(text if announced is None else announced)
-
-
 # ---- normal forms
 
 _MAX_PASSES = 8
@@ -176,6 +167,14 @@ class ByNormalForm(ABC):
 
     @abstractmethod
     def normalise(self, answer: str) -> str | None: ...
+
+    def extract(self, text: str) -> str | None:
+        r"""Return the answer in the last ``\boxed{…}`` with one, else after the last announcement, else the text."""
+        boxed = last_boxed(text)
+        if boxed is not None and (answer := self.normalise(boxed)) is not None:
+            return answer
+        announced = last_announced(text)
+        return self.normalise(text if announced is None else announced)
 
     def match(self, answer: str | None, gold: str) -> bool:
         if answer is None:
@@ -244,9 +243,6 @@ class TextScorer(ByNormalForm):
 
     name: ClassVar[str] = "text"
 
-    def extract(self, text: str) -> str | None:
-        return final_answer(text, self.normalise)
-
     def normalise(self, answer: str) -> str | None:
         if len(answer) > READ_CHARS:
             return digest_text(answer)
@@ -307,9 +303,6 @@ class SquadScorer(ByNormalForm):
     """
 
     name: ClassVar[str] = "squad"
-
-    def extract(self, text: str) -> str | None:
-        return final_answer(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
         if len(answer) > READ_CHARS:

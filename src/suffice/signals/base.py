@@ -75,10 +75,7 @@ def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
 
 
 def check_need(need: str) -> FoldSpec:
-    """Validate a need such as `closing(alpha=0.2)`.
-
-    Raise ConfigError for an unknown name or parameter or a bad value.
-    """
+    """Validate a need such as `closing(alpha=0.2)`. Raise ConfigError for an unknown name or a bad parameter."""
     name, given = parse_need(need)
     if name not in FOLDS:
         raise ConfigError(f"needs: unknown signal {name!r:.100}; {name_hint(name, FOLDS)}")

@@ -58,10 +58,7 @@ class Assembler:
         return bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
 
     def add(self, chunk: Mapping[str, Any] | bytes) -> None:
-        """Add a chunk, parsed or as event data.
-
-        Raise UpstreamProtocol for bad or too much data, UpstreamError for an error.
-        """
+        """Add a chunk, parsed or as data. Raise UpstreamProtocol for bad or too much data, or the server's error."""
         if isinstance(chunk, bytes):
             if chunk.strip() == DONE_DATA:
                 self._done = True

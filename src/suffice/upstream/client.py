@@ -114,10 +114,7 @@ class Call:
         return self._connection.at_end
 
     async def read(self, on_arrival: ArrivalCallback | None = None) -> bytes:
-        """Return the next bytes, b"" at the end, less those that `on_arrival` took.
-
-        Raise UpstreamDown or UpstreamTimeout.
-        """
+        """Return the next bytes that `on_arrival` left, b"" at the end. Raise UpstreamDown or UpstreamTimeout."""
         connection = self._connection
         if self._is_behind:
             await asyncio.sleep(0)  # this reader never waits while bytes are there, so let others run
@@ -324,10 +321,7 @@ class UpstreamClient:
 
     @contextlib.contextmanager
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
-        """Reserve room for one extra call, or raise UpstreamBusy.
-
-        `spent` returns the tokens read anew and generated.
-        """
+        """Reserve room for a call, or raise UpstreamBusy; `spent` returns the tokens read anew and generated."""
         reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
         if reason is not None:
             raise UpstreamBusy(reason)

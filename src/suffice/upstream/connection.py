@@ -296,10 +296,7 @@ class Connection(asyncio.Protocol):
         self._waiting.wake()
 
     def _consume_on_arrival(self, on_arrival: ArrivalCallback) -> bool:
-        """Pass arrived bytes to `on_arrival`; return whether it took them.
-
-        Then only the response's end wakes the reader.
-        """
+        """Offer arrived bytes to `on_arrival`; if it takes them, return True: then only the end wakes the reader."""
         parts, waiting = self.response.parts, self._waiting
         if not waiting.is_waiting:  # the reader has left, and its callback with it
             return False

@@ -42,10 +42,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class SseSplitter:
-    """Cuts bytes into server-sent events (LF, CRLF or CR) in linear time.
-
-    Raises UpstreamProtocol beyond `limit_bytes`.
-    """
+    """Cuts bytes into server-sent events (LF, CRLF, CR) in linear time; UpstreamProtocol beyond `limit_bytes`."""
 
     __slots__ = ("_at_start", "_has_cr", "_limit", "_rest")
 

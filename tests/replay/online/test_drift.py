@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from suffice.arrays import Ints
 from suffice.errors import ConfigError
-from suffice.learn.audits import Ints
 from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabel, split_regimes
 from suffice.replay.online.stream import RecordedTraffic
 from tests.replay.online.made import made_up

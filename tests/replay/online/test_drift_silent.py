@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.arrays import Bools, Ints
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Ints
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import order_requests, parse_drift, relabel
 from suffice.replay.online.protocol import OnlineOptions, TrueDrop, run_seed

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Floats
+from suffice.arrays import Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, run_seed, stream_plan

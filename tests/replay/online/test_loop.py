@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.arrays import Bools, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream

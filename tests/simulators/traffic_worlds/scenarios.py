@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats
 from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
 from tests.simulators.traffic_worlds.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, ClassWorld
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints
 from tests.simulators.traffic_worlds.worlds import Blend
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SHORTEST: Final = 3
 LONGEST: Final = 16

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from tests.simulators.traffic_worlds.stories import (
     LED_AWAY,
     LONGEST,
@@ -23,10 +23,6 @@ from tests.simulators.traffic_worlds.stories import (
     unfold,
 )
 from tests.simulators.traffic_worlds.worlds import Blend, ClassWorld, blended
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 STEP_TOKENS: Final = 120.0  # median per step
 PROBE_TOKENS: Final = 6.0  # per trial answer
@@ -60,7 +56,7 @@ class SimulatedTraffic:
 
     x: Floats  # (T, P): features after the step, named in FEATURES
     starts: Ints  # (n + 1,)
-    z: NDArray[np.int8]  # (T,): EM drop if stopped after the step, -1, 0 or +1
+    z: Small  # (T,): EM drop if stopped after the step, -1, 0 or +1
     d: Bools  # (T,): the answer differs from the full run's
     cost: Floats  # (T,): tokens if stopped after the step, with its answer and all probes so far
     full: Floats  # (n,): tokens of the full run without probes

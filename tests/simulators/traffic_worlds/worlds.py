@@ -11,9 +11,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from suffice.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +181,7 @@ WORLDS: Final[Mapping[str, ClassWorld]] = {
 Blend = Callable[[str], Floats]
 
 
-def blended(before: ClassWorld, after: ClassWorld, share: Floats, classes: NDArray[np.int64]) -> Blend:
+def blended(before: ClassWorld, after: ClassWorld, share: Floats, classes: Ints) -> Blend:
     """Parameters of single requests between two regimes, as a function of the parameter's name.
 
     share    each request's distance from the old regime, 0 … 1, shape (n,)

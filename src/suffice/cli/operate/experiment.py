@@ -28,10 +28,7 @@ def experiment() -> None:
 @experiment.command("list")
 @shell.report()
 def list_(settings: Settings) -> shell.CommandReply:
-    """List experiments, and which of them run.
-
-    Includes experiments of the log that the settings no longer have.
-    """
+    """List experiments, and which of them run, with those of the log that the settings no longer have."""
     latest = {one.experiment.name: one for one in read_experiments(log_location(settings.store))}
     names = dict.fromkeys((*settings.experiments, *latest))
     rows = [{"name": name, **_summary(name, settings, latest.get(name))} for name in names]
@@ -45,10 +42,7 @@ def list_(settings: Settings) -> shell.CommandReply:
 @shell.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
 @shell.report()
 def show(settings: Settings, name: str, run: int | None) -> shell.CommandReply:
-    """Show the results of experiment NAME so far.
-
-    May be repeated: every interval holds at every look.
-    """
+    """Show the results of experiment NAME so far; every interval holds at every look."""
     database = log_location(settings.store)
     held = read_experiments(database)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]

@@ -60,10 +60,7 @@ def list_(settings: Settings) -> shell.CommandReply:
 @click.argument("route")
 @shell.report()
 def show(settings: Settings, route: str) -> shell.CommandReply:
-    """Show the rollout of ROUTE: its state, its evidence and what is missing.
-
-    Without a running rollout, shows the latest one.
-    """
+    """Show the running rollout of ROUTE, or else the latest: its state, its evidence and what is missing."""
     shell.find_settings(settings, route)
     path = log_location(settings.store)
     mine = [one for one in rollouts.read_rollouts(path) if one.state.route == route]

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Small
 from suffice.assurance.certify import (
     BETS,
     Windows,
@@ -30,7 +31,6 @@ from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
 from suffice.edge.math import Matches
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.certificate import PendingAudits
 from suffice.learn.version import as_served
 from suffice.review.holds import RouteHolds

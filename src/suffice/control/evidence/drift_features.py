@@ -19,11 +19,11 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Floats
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import is_evidence
 from suffice.control.evidence.run_join import remember
-from suffice.learn.audits import Floats
 from suffice.learn.dataset import early_features
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Floats
 from suffice.assurance.forecast import (
     MEMORY,
-    Floats,
     Forecast,
     ForecastAction,
     ForecastWindow,

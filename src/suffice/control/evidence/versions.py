@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.forecast import DROP_PER_NEAR, first_disagreement, near_levels, near_share
 from suffice.assurance.runs import Match, RunNumbers, is_right
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError
-from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.certify import BETS
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
@@ -24,7 +25,6 @@ from suffice.control.loop.epoch import ReplayMismatch, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
-from suffice.learn.audits import Bools, Ints, Small
 from suffice.learn.certificate import Certificate
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts

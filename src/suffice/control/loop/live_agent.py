@@ -16,9 +16,9 @@ import numpy as np
 from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent
 from suffice.agent.plan import AGENT, FULL, alternatives, describe_ceiling
 from suffice.agent.values import RegretLog
+from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED, spent_tokens
 from suffice.control.evidence.audits import Audit
-from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier
 from suffice.settings import Route
 from suffice.signals.query import class_of

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, find_changes
 from suffice.assurance.fidelity import VERBATIM, Fidelity, FinishFidelity, bound_fidelity
@@ -27,7 +28,6 @@ from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.judging import graded, human_label, pair_grades, parse_grade
 from suffice.control.evidence.run_join import LabelJoin, remember
-from suffice.learn.audits import Bools, Floats, Ints, Small
 from suffice.learn.certificate import Certificate
 from suffice.learn.certifier import Certifier
 from suffice.learn.version import FoldedModels

@@ -25,8 +25,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.policy.folded_version import place_of
 from suffice.replay.online.stream import RecordedTraffic
 

@@ -10,11 +10,11 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import window_audits
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
-from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
 from suffice.learn.version import FoldedModels

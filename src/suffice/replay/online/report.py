@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from suffice.learn.audits import Floats
+from suffice.arrays import Floats
 from suffice.replay.online.drift import Drift
 from suffice.replay.online.protocol import Course, OnlineReport
 from suffice.replay.report.plot import COLOURS, FAINT, INK, PlotFiles, open_figure, render_figure

@@ -12,9 +12,10 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.drift import BATCH
 from suffice.episode.vote import deciding_sample
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, SampleOrders, Small, draw_orders
+from suffice.learn.audits import AuditRuns, SampleOrders, draw_orders
 from suffice.learn.certificate import PendingAudits
 from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlia
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.audits import Floats, find_first_passages
+from suffice.arrays import Floats
+from suffice.learn.audits import find_first_passages
 from suffice.learn.models import PRICES
 from suffice.model.artefact import StopModel
 from suffice.policy.base import POLICIES, build_policy, stops_of

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.episode.vote import deciding_sample
-from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns
+from suffice.learn.audits import RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, QueryColumns
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import Survey

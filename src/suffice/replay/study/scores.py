@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.errors import ConfigError, TraceError
 from suffice.files import whole_file, write_whole
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import (

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError, TraceError
 from suffice.extras import how_to_install
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, QueryColumns, stops_of

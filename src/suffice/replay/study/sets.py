@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Floats, Ints
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
-from suffice.learn.audits import Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import (
     LEARNED,

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import Bools, Floats
+from suffice.arrays import Bools, Floats
 from suffice.learn.features import MIN_CLASS_RUNS, FeatureSelection, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
 from suffice.replay.study.runs import Halts, Runs, never_halt, select_runs

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import Interval
-from suffice.learn.audits import Bools, Floats, Ints
 from suffice.policy.columns import HOPELESS
 from suffice.replay.study.runs import Halts, Runs
 

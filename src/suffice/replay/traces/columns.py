@@ -15,8 +15,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.errors import TraceError
-from suffice.learn.audits import Bools, Floats, Ints, Small
 from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.signals.query import query_signals
 from suffice.types import AnswerSource, Kind, Query, Step

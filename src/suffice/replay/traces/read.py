@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from suffice.arrays import Bools
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError, TraceError
 from suffice.executor import Executor, SerialExecutor
-from suffice.learn.audits import Bools
 from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
 from suffice.replay.traces.formats import FileShard, read_shard, split_file

@@ -187,7 +187,16 @@ class Stability:
 _NO_LOGPROBS = "no answer, no log-probabilities"
 
 
-class Confidence:
+class LastStepFold:
+    """Base of folds whose values are those of the latest step alone."""
+
+    _step: Step | None = None
+
+    def update(self, step: Step) -> None:
+        self._step = step
+
+
+class Confidence(LastStepFold):
     name = "confidence"
     looks_at = "the log-probabilities of the trial answer's tokens, and what its source says of its probability"
     source = (
@@ -206,12 +215,6 @@ class Confidence:
         "mass": SignalField("probability on all valid answers together", unknown="not given", high=1.0),
         "entropy": SignalField("entropy of its first token, in nats", unknown="no answer, not given", high=100.0),
     }
-
-    def __init__(self) -> None:
-        self._step: Step | None = None
-
-    def update(self, step: Step) -> None:
-        self._step = step
 
     def values(self) -> dict[str, float | None]:
         step = self._step
@@ -347,7 +350,7 @@ def _arithmetic_mean(logprobs: tuple[float, ...]) -> float:
     return sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
 
 
-class EndOfThought:
+class EndOfThought(LastStepFold):
     """How close the model was to ending its thought by itself, read from its own stream at the end of a sentence."""
 
     name = "end-of-thought"
@@ -361,14 +364,8 @@ class EndOfThought:
         )
     }
 
-    def __init__(self) -> None:
-        self._margin: float | None = None
-
-    def update(self, step: Step) -> None:
-        self._margin = nats(step.end_margin)
-
     def values(self) -> dict[str, float | None]:
-        return {"end_margin": self._margin}
+        return {"end_margin": None if self._step is None else nats(self._step.end_margin)}
 
 
 class ClosingEntropy:

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from suffice.errors import ConfigError
 from suffice.scoring.pattern import Pattern, compile_pattern
 from suffice.signals.fold import Fields, SignalField, parse_parameter
-from suffice.signals.folds.answers import ROUNDING, probability
+from suffice.signals.folds.answers import ROUNDING, LastStepFold, probability
 from suffice.types import Query, Step
 
 # On folded text. White space is bounded: a phrase may cross a line break, never a page. Every alternative begins with
@@ -274,7 +274,7 @@ def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
     return cosine if math.isfinite(cosine) else None
 
 
-class SelfReport:
+class SelfReport(LastStepFold):
     name = "said"
     looks_at = "what the model or the caller said of the step"
     source = "rarely worth much: [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
@@ -285,12 +285,6 @@ class SelfReport:
             "hash of the word that the caller gave for this kind of step", unknown="not given", high=1.0
         ),
     }
-
-    def __init__(self) -> None:
-        self._step: Step | None = None
-
-    def update(self, step: Step) -> None:
-        self._step = step
 
     def values(self) -> dict[str, float | None]:
         step = self._step
@@ -303,7 +297,7 @@ class SelfReport:
         }
 
 
-class WordingConfidence:
+class WordingConfidence(LastStepFold):
     name = "wording"
     looks_at = "the mean log-probability of the step's own tokens, as it was given"
     source = "AgentStop, [arXiv:2605.15206](https://arxiv.org/abs/2605.15206)"
@@ -313,17 +307,11 @@ class WordingConfidence:
         )
     }
 
-    def __init__(self) -> None:
-        self._logprob: float | None = None
-
-    def update(self, step: Step) -> None:
-        logprob = step.logprob
+    def values(self) -> dict[str, float | None]:
+        logprob = None if self._step is None else self._step.logprob
         # A mean of minus infinity is one impossible token, which reveals nothing about the others.
         known = logprob is not None and float("-inf") < logprob <= ROUNDING
-        self._logprob = min(0.0, logprob) if known and logprob is not None else None
-
-    def values(self) -> dict[str, float | None]:
-        return {"step_logprob": self._logprob}
+        return {"step_logprob": min(0.0, logprob) if known and logprob is not None else None}
 
 
 @lru_cache(maxsize=1024)
