@@ -50,7 +50,7 @@ def main() -> None:
         worst = (rows[:, 0].min() - nothing) / TOKEN_PRICE
         print(
             f"| {env.name} | {nothing:.4f} | {fixed.reward.mean():.4f} | {rows[:, 0].mean():.4f}"
-            f" | {rows[:, 0].mean() / fixed.reward.mean():.2%} | {worst:+.1%} of a full run's tokens"
+            f" | {rows[:, 0].mean() / fixed.reward.mean():.2%} | {worst:+.1%}"
             f" | {(rows[:, 1] <= MAX_EM_DROP).mean():.1%} | {fixed.tokens.mean():.1%} | {rows[:, 2].mean():.1%} |"
         )
 
