@@ -533,6 +533,7 @@ class Epoch:
     max_em_drop: float = 0.02  # fraction: the budget
     confidence: float = 0.95  # fraction
     promise: Promise = "certified"
+    required_wealth: float = 1.0  # of its certificates, by `assurance.fleet_confidence`, until the log changes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ import msgspec
 import pytest
 
 from suffice import errors, types
+from suffice.assurance.fleet import FleetRequirement, RouteWealth, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.spending import SpendEstimate, SpendForecast, Spike
 from suffice.cli.main import main
@@ -237,6 +238,8 @@ RECORDS = {
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
     "Forecast action": (ForecastAction,),
+    "Fleet requirement": (FleetRequirement, RouteWealth),
+    "Warm start": (WarmStart,),
     "Spending": (SpendForecast, SpendEstimate, Spike),
     "Access": (AccessGrant,),
     "Config change": (events.ConfigChange, events.SettingChange),

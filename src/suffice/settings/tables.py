@@ -469,6 +469,12 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     window_audits: PositiveInt | None = None  # that a certificate covers; None: 16 / max_em_drop
 
 
+class Assurance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is promised of all certified routes together, in addition to each route's own promise."""
+
+    fleet_confidence: Confidence | None = None  # 1 - the share of wrong ones expected among certified routes; None: off
+
+
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     enabled: bool = True  # False: `/console` and `/api` do not exist
     host: str = ""  # address of a separate listener; "": `server.host`
@@ -566,6 +572,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     routes: dict[str, Route] = {}
     store: Store = Store()
     control: Control = Control()
+    assurance: Assurance = Assurance()
     console: Console = Console()
     audit: AuditLog = AuditLog()
     alerts: Alerts = Alerts()

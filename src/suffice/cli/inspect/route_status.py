@@ -43,7 +43,7 @@ from suffice.store.database.views import (
 )
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
-from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
+from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_fleet, read_phases
 from suffice.store.routes.experiments import read_worse_arms
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
 from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm
@@ -117,7 +117,7 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
             require_log(settings, config or "suffice.toml")
             first = condition(settings)
         _warn_of_rows(database)
-        statuses = read_statuses(database, settings, route)
+        statuses, fleet = read_statuses(database, settings, route), read_fleet(database)
     except (SufficeError, OSError) as error:
         why = [str(error), *map(printable, first)]
         if settings is not None and db is None and isinstance(error, StoreError | OSError):
@@ -128,6 +128,8 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
     if not statuses and not as_json:
         click.echo(f"{database}: no requests yet")
     print_statuses(statuses, as_json=as_json)
+    if fleet:
+        click.echo(fleet, err=as_json)
 
 
 def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:

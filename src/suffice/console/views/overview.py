@@ -21,7 +21,7 @@ from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import LogReader, has_requests, newest_event, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
-from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_phases
+from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_fleet, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo
 from suffice.store.rows.sums import NO_SUMS, RollupSums
 
@@ -259,6 +259,7 @@ class Overview(ViewRecord, frozen=True):
     would_save: float | None  # by the shadow stops of routes in observe mode; None: there are none
     n_certified: int
     n_learned: int  # routes that a control loop may certify
+    fleet: str  # what is promised of the certified ones together, as a sentence; "": nothing
     worst: RouteState | None  # the route nearest to its EM budget; None: none is measured
     routes: tuple[RouteState, ...]
     days: tuple[Day, ...]
@@ -285,6 +286,7 @@ def overview(view: ViewContext) -> Overview:
         would_save=pooled_would_save(tallies),
         n_certified=sum(one.is_certified for one in states),
         n_learned=sum(route.certifies_itself for route in view.settings.routes.values()),
+        fleet=read_fleet(log),
         worst=max(measured, key=lambda one: one.budget_used or 0.0, default=None),
         routes=states,
         days=days_of(view, window),

@@ -6,16 +6,18 @@ loop from the log. If replay does not reproduce the log's decisions, the route s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from suffice.assurance.fleet import NO_REQUIREMENT, FleetRequirement
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobWriter, T
+from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobReport, JobWriter, T
+from suffice.control.jobs.fleet import change_requirement, warm_starts
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
@@ -38,12 +40,32 @@ class Certify(FoldJob[RouteLoop]):
     raises = (LeaseLost, StoreError, ReplayMismatch)
     _holds: Holds = field(init=False, default=NOTHING_HELD)
     _at_s: float = field(init=False, default=0.0)  # Unix time of the log's last row
+    _required: FleetRequirement | None = field(init=False, default=None)  # the latest; None: there was none
 
     def concerns(self, route: Route) -> bool:
         return route.certifies_itself
 
     def begin(self, log: views.LogReader) -> None:
         self._holds, self._at_s = read_holds(log, self._holds), last_at_s(log)
+        if self._required is None:
+            self._required = views.newest_event(log, FleetRequirement)
+
+    def forget(self) -> None:
+        super().forget()
+        self._required = None
+
+    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        reports = super().work(names, here)
+        routes = {name: route for name, route in self.settings.routes.items() if self.concerns(route)}
+        made = change_requirement(self._folds, self.settings, routes, before=self._required, author=self.author)
+        if made is not None:
+            here.writer.write([made])
+            self._required = made
+        if self.settings.assurance.fleet_confidence is not None:
+            starts = warm_starts(self._folds, self.settings, here.log, author=self.author)
+            if starts:
+                here.writer.write(starts)
+        return reports
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         try:
@@ -96,6 +118,7 @@ class Certify(FoldJob[RouteLoop]):
             max_em_drop=self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop),
             confidence=route.confidence,
             promise=route.promise,
+            required_wealth=NO_REQUIREMENT if self._required is None else self._required.wealth,
         )
         self._write(name, Resolution((began,)), writer)
         return held.after(began)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from suffice.assurance.certify import read_windows
+from suffice.assurance.fleet import WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
@@ -77,7 +78,7 @@ class EpochState:
     ) -> None:
         """Begin an epoch; of earlier audits only `kept` count, as if they had just returned."""
         self.context, self.epoch, self.traffic = context, epoch, traffic
-        self.n, self.expected = epoch.at, deque(expected)
+        self.n, self.expected, self.required_wealth = epoch.at, deque(expected), epoch.required_wealth
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
         self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
@@ -94,8 +95,8 @@ class EpochState:
 
     @property
     def delta(self) -> float:
-        """What this epoch's certificates may risk, see `assurance.certify.restart_share`."""
-        return (1 - self.epoch.confidence) * self.epoch.delta_share
+        """What this epoch's certificates may risk, see `assurance.certify.restart_share` and `assurance.fleet`."""
+        return min(1 - self.epoch.confidence, 1 / self.required_wealth) * self.epoch.delta_share
 
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
@@ -141,6 +142,16 @@ class EvidenceSource:
         self.level = 0  # active; 0 never stops
         self.agent: LiveAgent | None = None  # None: the owner has switched it off
 
+    @property
+    def log_wealth(self) -> float:
+        """Natural logarithm of the wealth of the safest level at the last look; -infinity: there is no evidence."""
+        raise NotImplementedError
+
+    @property
+    def delta_part(self) -> float:
+        """The part of delta that the active version may use in this epoch, (0, 1]."""
+        return self.state.epoch.delta_share
+
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         """Whether the end of this run is evidence about the loss of the active level, or of the next one."""
         raise NotImplementedError
@@ -161,6 +172,9 @@ class EvidenceSource:
 
     def note_forecast(self, action: ForecastAction) -> None:
         """Note what a forecast asks for in this epoch from now on."""
+
+    def note_warm_start(self, start: WarmStart) -> None:
+        """Note that a similar route's version is to be tested. Raises ReplayMismatch."""
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Note a step of a rollout on the route. Raises ReplayMismatch."""

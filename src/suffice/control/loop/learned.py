@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Final
 
 import numpy as np
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.fidelity import budget_left
+from suffice.assurance.fleet import WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,
@@ -125,6 +127,15 @@ class LearnedEvidence(EvidenceSource):
         self._n_taken = 0  # audits that the certifier has
         self._forecast = ""  # why a forecast acted since the last look; "": it did not
 
+    @property
+    def log_wealth(self) -> float:
+        log_e = self.certifier.log_e
+        return float(log_e[1]) if len(log_e) > 1 else -inf
+
+    @property
+    def delta_part(self) -> float:
+        return self._rollouts.loops_share(super().delta_part)
+
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_evidence(request, outcome, probes=self.state.context.route.probe is not None)
 
@@ -140,6 +151,20 @@ class LearnedEvidence(EvidenceSource):
 
     def note_forecast(self, action: ForecastAction) -> None:
         self.certifier.cap, self.certifier.doubted, self._forecast = action.cap, action.in_doubt, action.reason
+
+    @property
+    def may_start_warm(self) -> bool:
+        """Whether a similar route's version may be tested: no audit of this route can have shaped it."""
+        return self.chosen is None and not self.state.epoch.kept and self.certifier.served is None
+
+    def note_warm_start(self, start: WarmStart) -> None:
+        if not self.may_start_warm:
+            return
+        served = self.state.context.load(start.fit)
+        self.chosen = served.features
+        self.certifier.learner = LiveLearner(self.chosen, self.certifier.plan.cost_exponent)
+        self.certifier.adopt(served, NO_AUDITS)
+        self.certifier.shorten_burst(float(self.state.epoch.at + start.burst))
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify the version that a rollout activated, or the earlier one after an undo."""

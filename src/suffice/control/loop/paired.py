@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -106,11 +107,16 @@ class PairedEvidence(EvidenceSource):
         self.match: Match = lru_cache(MOST_MATCHES)(state.context.match)
         self._watch: AuditWatch | None = None  # ends the epoch while the arm is active
         self._watched_to = 0  # position of the last pair in the watch
+        self._log_e = -inf  # of the arm, at the last look
         self._fell = False  # the arm has lost its certificate in this epoch
         route = state.context.route
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=2)
         self._read_to = self._judged_to = 0  # positions of the last pair and outcome that the agent has
+
+    @property
+    def log_wealth(self) -> float:
+        return self._log_e
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
@@ -134,6 +140,7 @@ class PairedEvidence(EvidenceSource):
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         certificate = certify_arm(self._windowed(), max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now)
+        self._log_e = certificate.log_e
         self._fell |= self.level == 1 and not certificate.is_certified
         self.level = int(certificate.is_certified)
         if self.level and self._watch is None:  # the audits that certified the arm are no news about it

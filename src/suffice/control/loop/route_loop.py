@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from suffice.assurance.fleet import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn
@@ -119,6 +120,10 @@ class RouteLoop:
         if isinstance(event, RequestCount):
             self.state.traffic.callers.update(event.senders)
             return self._count_requests(event, stored) if event.route == name else None
+        if isinstance(event, FleetRequirement):
+            self.state.required_wealth = event.wealth
+            # Routes that reach a new requirement are certified together, so that as many are as it counts on.
+            return None if self.held.in_burst else self._look(stored)
         if isinstance(event, FeedbackEvent):
             self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
         elif route_of(event) == name:
@@ -131,6 +136,8 @@ class RouteLoop:
             self.source.note_rollout(event)
         elif isinstance(event, ForecastAction) and event.epoch == self.state.epoch.number:
             self.source.note_forecast(event)
+        elif isinstance(event, WarmStart) and event.epoch == self.state.epoch.number:
+            self.source.note_warm_start(event)
         elif isinstance(event, Pause | Resumption):
             # A person's: the loop notes its own decisions when it makes them.
             self.held = self.held.after(event)
@@ -156,8 +163,9 @@ class RouteLoop:
     def _pass_requests(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
         before, self.state.n = self.n, self.n + n_requests
         tick = self.context.control.tick_requests
-        if self.n // tick == before // tick:
-            return None
+        return None if self.n // tick == before // tick else self._look(stored)
+
+    def _look(self, stored: StoredEvent) -> Resolution | None:
         self.state.delay.note_look(stored.at_s, self.n)
         decision = self.source.look(self.held)
         if isinstance(decision, EpochEnd):
@@ -262,6 +270,7 @@ class RouteLoop:
             max_em_drop=self._max_em_drop,
             confidence=route.confidence,
             promise=route.promise,
+            required_wealth=state.required_wealth,
             **fields,
         )
         events: tuple[Event, ...] = (*before, epoch)

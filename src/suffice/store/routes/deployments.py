@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from suffice.assurance.fleet import FleetRequirement, fleet_sentence
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window
@@ -99,6 +100,15 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, RouteDeployment]
         if route is not None:
             routes[route] = routes.get(route, NOTHING).after(event)
     return routes
+
+
+def read_fleet(source: views.LogSource, decided: DeploymentState | None = None) -> str:
+    """Return what is promised of the certified routes together, as a sentence; "": nothing."""
+    requirement = views.newest_event(source, FleetRequirement)
+    if requirement is None:
+        return ""
+    made = [(decided or read_decided(source)).of(one.route).publication for one in requirement.evidence]
+    return fleet_sentence(requirement, n_certified=sum(one is not None and one.certified for one in made))
 
 
 def decisions_of(connection: views.LogReader, route: str, n: int) -> list[StoredEvent]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 import msgspec
 
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.fleet import FleetRequirement, WarmStart
 from suffice.assurance.forecast import Alert, ForecastAction, RouteForecast
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.assurance.spending import SpendForecast
@@ -344,6 +345,7 @@ _OfProposals: TypeAlias = ProposedVersion | ProposedBudget
 _OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | _OfRates | _OfProposals
 _OfForecasts: TypeAlias = RouteForecast | ForecastAction | SpendForecast | Alert
 _OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
+_OfFleet: TypeAlias = FleetRequirement | WarmStart
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
@@ -351,7 +353,7 @@ _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Kil
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd
 _OfOwner: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts
-Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
+Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
 E = TypeVar("E", bound=Event)
 
 
@@ -416,6 +418,8 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
     Kind("route_monitored", RouteForecast, "forecast", _LOOK, chained=False),
     Kind("forecast_acted", ForecastAction, "action", _LOOK),
+    Kind("fleet_required", FleetRequirement, "requirement", "{0.number:09}"),
+    Kind("warm_started", WarmStart, "start", "{0.route}:{0.epoch}"),
     Kind("spend_forecast", SpendForecast, "spending", "{0.route}:{0.hour:09}", chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
