@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
-from suffice.settings.tables import LATER_SHARE
+from suffice.settings.limits import LATER_SHARE
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10

@@ -23,7 +23,8 @@ from suffice.assurance.strata import Cell, hidden_drop
 from suffice.rollout.effects import PairCounts
 from suffice.settings import Route
 from suffice.settings.checks import check_rollout
-from suffice.settings.tables import LIVE_GUARDRAILS, LiveRail, Rollout
+from suffice.settings.limits import LIVE_GUARDRAILS, LiveRail
+from suffice.settings.tables import Rollout
 
 # ---- The evidence of a rollout: a fold over audits and over the first live request of each new unit of both arms
 

@@ -12,7 +12,8 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings import tables
-from suffice.settings.tables import NAME, Limits, Settings, TextRule
+from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, Limits, Scope, TextRule
+from suffice.settings.tables import Settings
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
 MOST_METRICS: Final = 50
@@ -129,7 +130,7 @@ def key_problems(key: tables.Key, settings: Settings) -> Problems:
     """Find what is wrong with what a key may do, wherever the key itself is kept."""
     yield from _unknown_routes(key.routes or (), settings)
     if not key.scopes:
-        yield "scopes", f"is empty; some of {', '.join(get_args(tables.Scope))}"
+        yield "scopes", f"is empty; some of {', '.join(get_args(Scope))}"
     if key.usd_per_day is None and key.usd_per_month is None:
         return
     routes = [one for name, one in settings.routes.items() if key.routes is None or name in key.routes]
@@ -201,9 +202,9 @@ def _of_probe(probe: tables.Probe, _: Settings) -> Problems:
 def _of_rollout(rollout: tables.Rollout, _: Settings) -> Problems:
     if not rollout.shares or list(rollout.shares) != sorted(set(rollout.shares)):
         yield "shares", f"got {list(rollout.shares)}; at least one, each larger than the one before"
-    unknown = [name for name in rollout.required if name not in tables.LIVE_GUARDRAILS]
+    unknown = [name for name in rollout.required if name not in LIVE_GUARDRAILS]
     if unknown:
-        yield "required", f"got {unknown[0]!r:.60}; some of {', '.join(tables.LIVE_GUARDRAILS)}"
+        yield "required", f"got {unknown[0]!r:.60}; some of {', '.join(LIVE_GUARDRAILS)}"
     most, warmup = rollout.most_requests, rollout.warmup_requests
     if most <= warmup:
         yield "most_requests", f"got {most}; more than warmup_requests, {warmup}"
@@ -220,7 +221,7 @@ def _of_alerts(alerts: tables.Alerts, _: Settings) -> Problems:
         yield "link", "needs http://host or https://host, without a user, a query or a fragment"
     if alerts.email_to and not alerts.smtp_host:
         yield "smtp_host", "is empty; e-mail needs the name of a mail server"
-    if alerts.email_to and tables.EMAIL_ADDRESS.problem(alerts.email_from):
+    if alerts.email_to and EMAIL_ADDRESS.problem(alerts.email_from):
         yield "email_from", f"got {alerts.email_from!r}; e-mail needs an address to come from"
 
 

@@ -13,7 +13,7 @@ from suffice.cli import shell
 from suffice.errors import ConfigError
 from suffice.formatting import format_iso
 from suffice.settings import Scope
-from suffice.settings.tables import NAME
+from suffice.settings.limits import NAME
 from suffice.store.database.location import log_location
 from suffice.store.database.views import newest_of
 from suffice.store.people.keys import KEY_KINDS, KeyOffice, NewKey, valid_keys
