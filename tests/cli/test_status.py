@@ -97,10 +97,11 @@ def database(tmp_path: Path) -> Path:
         )
     )
     log.close()
+    assert isinstance(log.path, Path)
     return log.path
 
 
-def call(*arguments: str | Path) -> Result:
+def call(*arguments: object) -> Result:
     return CliRunner().invoke(status, [str(argument) for argument in arguments])
 
 

@@ -260,7 +260,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
     log = open_log()
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
     await log.append_durable(FeedbackEvent(given))
-    with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(str(log.path), isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
     again = await log.append_durable(FeedbackEvent(given))
     other = await log.append_durable(FeedbackEvent(replace(given, rating=1)))

@@ -30,6 +30,7 @@ MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
 LiveRail: TypeAlias = Literal["latency", "errors", "no_answer", "satisfaction"]
 LIVE_GUARDRAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
+SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 MailTls = Literal[
     "required",  # refuse a mail server without TLS
     "opportunistic",  # TLS if offered: an attacker on the path can strip the offer and read the mail

@@ -56,6 +56,7 @@ from suffice.settings.limits import (
     Satisfaction,
     Scope,
     Seconds,
+    SslMode,
     TenantName,
     TextPart,
     TimeLimit,
@@ -393,12 +394,19 @@ class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    url: FileUrl = "sqlite:///suffice.db"
+    url: FileUrl = "sqlite:///suffice.db"  # or postgresql://user@host:5432/database
     local_files: DataFile = "suffice"  # their names without endings, on each machine, where the log is on a server
     queue_rows: int = 50_000  # waiting for the writer; further outcomes are dropped and counted
     flush_ms: int = 20  # the writer collects this long before it commits
     last_good_file: DataFile = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
     last_good_s: Seconds = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
+    # The rest is for PostgreSQL.
+    password_env: str = ""  # environment variable with the password; "": none, or from the file
+    password_file: FileName = ""  # file with the password, read at every connection
+    sslmode: SslMode = ""  # as libpq's; "": the URL's, else "prefer"
+    ca_file: FileName = ""  # certificates of the authorities that may vouch for the server
+    schema_name: str = "suffice"  # that holds the log's tables; created if it is missing
+    statement_timeout_s: PositiveSeconds = 30.0  # of one query
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

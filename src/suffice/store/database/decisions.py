@@ -16,6 +16,7 @@ from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.appender import Appender
 from suffice.store.audit.personal import Part
 from suffice.store.database.location import LogDatabase, LogLocation, database_at
+from suffice.store.database.postgres import PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.rows.events import Event, to_row
@@ -63,7 +64,7 @@ class Decisions:
     owner: int = field(init=False)
     n_new: int = field(init=False, default=0)  # rows added by `write`
     database: LogDatabase = field(init=False)
-    _claim: ProcessLock = field(init=False)
+    _claim: ProcessLock | PostgresClaim = field(init=False)
     _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
     _closed: bool = field(init=False, default=False)
 
@@ -98,6 +99,7 @@ class Decisions:
                 return None
             wanted = {"job": job, "owner": self.owner, "until_s": self._until_s(connection)}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
+            self.database.beat(connection, self.owner)
         self._seen.pop(job, None)
         return JobLease(job, token)
 

@@ -1,4 +1,4 @@
-"""Which database holds a log: one SQLite file, or a schema on a PostgreSQL server. Both answer the same calls."""
+"""Which database holds a log: one SQLite file, or a schema of a PostgreSQL server. Both answer the same calls."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.settings import Store
+from suffice.store.database.postgres import PostgresDatabase, postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 
-LogDatabase: TypeAlias = SqliteDatabase
-LogLocation: TypeAlias = Path | SqliteDatabase  # a path means the SQLite file there
+LogDatabase: TypeAlias = SqliteDatabase | PostgresDatabase
+LogLocation: TypeAlias = Path | LogDatabase  # a path means the SQLite file there
 
 
-def log_location(store: Store) -> LogLocation:
+def log_location(store: Store) -> Path | PostgresDatabase:
     """Return where the settings keep the log. Raise ConfigError."""
-    return sqlite_path(store.url)
+    return postgres_database(store) if is_postgres(store) else sqlite_path(store.url)
+
+
+def is_postgres(store: Store) -> bool:
+    return store.url.partition("://")[0] in ("postgresql", "postgres")
 
 
 def database_at(location: LogLocation | str) -> LogDatabase:
@@ -27,7 +32,7 @@ def local_path(store: Store) -> Path:
 
     It is in the data directory, also where the log is on a server.
     """
-    return sqlite_path(store.url) if store.url.startswith("sqlite") else Path(f"{store.local_files}.db")
+    return Path(f"{store.local_files}.db") if is_postgres(store) else sqlite_path(store.url)
 
 
 def sqlite_path(url: str) -> Path:
@@ -35,7 +40,10 @@ def sqlite_path(url: str) -> Path:
     scheme, separator, name = url.partition(":///")
     if url != "sqlite://" and (scheme != "sqlite" or not separator):
         got = url.partition(":")[0]  # the rest may hold a password
-        raise ConfigError(f"store.url: got {got!r:.80}; allowed: sqlite:///relative.db, sqlite:////absolute.db")
+        raise ConfigError(
+            f"store.url: got {got!r:.80}; allowed: sqlite:///relative.db, sqlite:////absolute.db,"
+            " postgresql://user@host:5432/database"
+        )
     if url == "sqlite://" or name in ("", ":memory:"):
         raise ConfigError(
             f"store.url: got {url!r}: a database in memory is seen by one connection only, and the log "

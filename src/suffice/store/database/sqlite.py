@@ -95,6 +95,11 @@ class SqliteDatabase:
         for (name,) in connection.execute("DELETE FROM owners WHERE id = ? RETURNING lock", (owner,)).fetchall():
             presence.forget(self.path, name)
 
+    @property
+    def beat_s(self) -> float | None:
+        """How often a process shows that it lives; None: never."""
+        return None
+
     def beat(self, connection: LogReader, owner: int) -> None:
         """Nothing: the operating system knows which processes live."""
 

@@ -43,14 +43,14 @@ _PAGE_ROWS = 500
 _COLUMNS = "seq, at_s, kind, body"
 # Keys that begin with a name and sort by the rest: the unique index finds the newest at once. ";" follows ":".
 _BY_PREFIX = """
-    kind = :kind AND key > :prefix || ':' AND key < :prefix || ';' AND (:route IS NULL OR route = :route)
+    kind = :kind AND key > :prefix || ':' AND key < :prefix || ';' AND (CAST(:route AS TEXT) IS NULL OR route = :route)
     ORDER BY key DESC LIMIT :n"""
 
 _EPISODES = """
     SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
     FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE o.kind = 'outcome' AND o.seq > :after AND (o.seq > :since OR r.seq > :since)
-        AND (:route IS NULL OR r.route = :route)
+        AND (CAST(:route AS TEXT) IS NULL OR r.route = :route)
     ORDER BY o.seq LIMIT :limit"""
 
 # From the end of the table: through the index of kinds, SQLite would first sort all outcomes.
@@ -74,18 +74,18 @@ _LABELS = """
 # Bounded, so that start-up does not slow down as the log grows.
 _AT_LEAST = """
     SELECT count(*) FROM (
-        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? LIMIT ?)"""
+        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? LIMIT ?) latest"""
 _AT_LEAST_UNKEPT = """
     SELECT coalesce(sum(n), 0) FROM (
-        SELECT json_extract(body, '$.counted.n_requests') AS n FROM events INDEXED BY counted
-        WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?)"""
+        SELECT CAST(json_extract(body, '$.counted.n_requests') AS BIGINT) AS n FROM events INDEXED BY counted
+        WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?) latest"""
 
 # Written so that SQLite goes backwards through the log instead of sorting all of it.
 _RUNS_BEFORE = """
     SELECT o.seq, o.at_s, o.body, r.body,
         EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
     FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND (CAST(:route AS TEXT) IS NULL OR r.route = :route)
     ORDER BY o.seq DESC LIMIT :limit"""
 
 # Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
@@ -97,8 +97,9 @@ _EXTRACTED = """
             ORDER BY seq DESC LIMIT 1 OFFSET :looked
         ), 0)
         AND json_extract(r.body, '$.request.ungoverned') IS NULL
-        AND (json_extract(r.body, '$.request.mode') <> 'enforce' OR json_extract(r.body, '$.request.audit'))
-        AND NOT json_extract(o.body, '$.outcome.stopped')
+        AND (json_extract(r.body, '$.request.mode') <> 'enforce'
+            OR CAST(json_extract(r.body, '$.request.audit') AS BOOLEAN))
+        AND NOT CAST(json_extract(o.body, '$.outcome.stopped') AS BOOLEAN)
         AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
     ORDER BY r.seq DESC LIMIT :limit"""
 
@@ -109,17 +110,17 @@ _DRAWN: Final = """
     WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
         AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
 _COUNTED: Final = """
-    SELECT sum(json_extract(body, '$.counted.n_governed')) FROM events
+    SELECT sum(CAST(json_extract(body, '$.counted.n_governed') AS BIGINT)) FROM events
     WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
 # Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
 _FORECAST: Final = """
     SELECT max(seq) FROM (SELECT seq FROM events
     WHERE kind = 'route_monitored' AND key > :route || ':' AND key < :route || ';' AND route = :route
-    ORDER BY key DESC LIMIT 1)"""
+    ORDER BY key DESC LIMIT 1) newest"""
 _GOVERNED: Final = """
-    SELECT count(*), coalesce(sum(
-        json_extract(body, '$.request.audit') OR json_extract(body, '$.request.mode') = 'observe'
-    ), 0) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+    SELECT count(*), count(*) FILTER (WHERE
+        CAST(json_extract(body, '$.request.audit') AS BOOLEAN) OR json_extract(body, '$.request.mode') = 'observe'
+    ) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
         AND json_extract(body, '$.request.ungoverned') IS NULL"""
 _OPEN: Final = """
     route = :route AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key)
@@ -200,7 +201,8 @@ def newest_events(
     prefix, kind = route if prefix is None else prefix, kind_named(payload)
     condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX
     query = f"SELECT seq, body FROM events WHERE {condition}"  # noqa: S608 - constants
-    rows = query_rows(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": n})
+    limit = LAST_SEQ if n < 0 else n  # PostgreSQL has no negative limit
+    rows = query_rows(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": limit})
     return [decoded(seq, payload, body) for seq, body in rows]
 
 
@@ -357,11 +359,11 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
 
 
 def upstream_findings(source: LogSource) -> dict[str, Findings]:
-    return {event.upstream: event for event in select(source, Findings, "1 ORDER BY seq")}
+    return {event.upstream: event for event in select(source, Findings, "TRUE ORDER BY seq")}
 
 
 def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
-    return {event.route: (seq, event) for seq, event in select_placed(source, RouteFindings, "1 ORDER BY seq")}
+    return {event.route: (seq, event) for seq, event in select_placed(source, RouteFindings, "TRUE ORDER BY seq")}
 
 
 def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
@@ -376,7 +378,7 @@ def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limi
 def counted_cells(
     source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
 ) -> Iterator[UnloggedRequests]:
-    condition = "route = :route AND seq > :since AND (:until IS NULL OR seq <= :until) ORDER BY seq"
+    condition = "route = :route AND seq > :since AND (CAST(:until AS BIGINT) IS NULL OR seq <= :until) ORDER BY seq"
     for count in select(source, RequestCount, condition, {"route": route, "since": since_seq, "until": until_seq}):
         yield from count.cells
 

@@ -23,6 +23,8 @@ from suffice.store.audit.chain import is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.log import EventQueue, QueueItem, Receipt
+from suffice.store.database.postgres import PostgresClaim
+from suffice.store.database.presence import ProcessLock
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.store.sql.connection import DATABASE_ERRORS, LogReader
 from suffice.types import Outcome, Request
@@ -31,7 +33,6 @@ log = logging.getLogger("suffice.store")
 
 BATCH_ROWS = 1_000  # per transaction at most
 DURABLE_TIMEOUT_S = 4.5  # a durable append fails after this long; the interface promises 5 s
-BEAT_S = 10.0  # between two signs of life, where the database needs them
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
 _SETTLED_ROWS = 1_000  # after how many rows to save the place up to which none of our requests is open
 
@@ -79,6 +80,7 @@ class LogWriter(EventQueue):
         # Resolved, so that two spellings of one path share one set of lock files.
         self.database = database_at(log_location(settings))
         self.path = self.database.location
+        self._claim: ProcessLock | PostgresClaim
         self._claim, self._owner = self.database.enter(now_s=now(), create=create)
         self._settings, self._now, self._redact = settings, now, redact
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
@@ -134,7 +136,9 @@ class LogWriter(EventQueue):
 
     def _work(self) -> None:
         n_misses = 0
-        while (batch := self.gather(BATCH_ROWS, self._settings.flush_ms / 1000, BEAT_S)) or not self._closing:
+        while (
+            batch := self.gather(BATCH_ROWS, self._settings.flush_ms / 1000, self.database.beat_s)
+        ) or not self._closing:
             for item in batch:
                 self._fill_row(item)
             try:
@@ -176,7 +180,7 @@ class LogWriter(EventQueue):
         self.database.begin(connection, synced=synced)
         if saves:
             connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self._owner))
-        if now_s - self._beaten_s >= BEAT_S:
+        if (beat_s := self.database.beat_s) is not None and now_s - self._beaten_s >= beat_s:
             self.database.beat(connection, self._owner)
             self._beaten_s = now_s
         # Checked here, since another process may have held the lock until now.

@@ -21,14 +21,14 @@ from suffice.types import AgentPlan, Epoch, Pause, Publication, Resumption
 
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
-_OF: Final = "(:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)"
+_OF: Final = "(CAST(:route AS TEXT) IS NULL OR e.route = :route) AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)"
 _ROWS: Final = f"""
-    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF} AND (:since IS NULL OR e.at_s >= :since)
+    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF} AND (CAST(:since AS DOUBLE PRECISION) IS NULL OR e.at_s >= :since)
     ORDER BY c.place LIMIT :limit"""
 _LATEST: Final = f"SELECT c.place {_CHAINED} {_OF} ORDER BY c.place DESC LIMIT 1 OFFSET :n"
 _CHAINED_BEFORE: Final = f"SELECT {_COLUMNS} {_CHAINED} c.place < :before ORDER BY c.place DESC LIMIT :limit"
 _ALL_BEFORE: Final = """
-    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
+    SELECT seq, NULL, seq, at_s, kind, key, episode_id, route, body FROM events
     WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 _WHO: Final = ("author", "reviewer", "source", "sender", "user")
 _WHY: Final = ("reason", "why", "because", "summary", "comment")
@@ -91,7 +91,9 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
         record = event.feedback if isinstance(event, events.FeedbackEvent) else event
         who, why = _first(record, _WHO), _first(record, _WHY)
         before, after = _states(connection, event, record)
-    return AuditEntry(place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link).hex(), body)
+    return AuditEntry(
+        place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link or b"").hex(), body
+    )
 
 
 def _first(record: Any, names: tuple[str, ...]) -> str:

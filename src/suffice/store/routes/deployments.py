@@ -19,6 +19,7 @@ from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason, version_skew
 from suffice.store.database.schema import QUICK_CHECK_BYTES
+from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import Event, KillSwitchState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
@@ -160,7 +161,7 @@ _WANTED: Final = """
 _SINCE: Final = """
     SELECT count(*) FROM (
         SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? AND seq > ?
-            AND json_extract(body, '$.request.ungoverned') IS NULL LIMIT ?)"""
+            AND json_extract(body, '$.request.ungoverned') IS NULL LIMIT ?) latest"""
 
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
@@ -267,8 +268,10 @@ def find_damage(path: LogLocation, *, within_s: float | None = None, thorough: b
     within_s  None: no limit. SQLite before 3.41 does not stop inside a table
     thorough  compare indexes with their tables too; several times slower
     """
+    database = database_at(path)
+    if not isinstance(database, SqliteDatabase):  # a server checks its own pages
+        return ""
     try:
-        database = database_at(path)
         with contextlib.closing(database.connect_reader()) as connection:
             if within_s is not None:
                 end_s = time.monotonic() + within_s

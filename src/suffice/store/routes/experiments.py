@@ -14,13 +14,14 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
 from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart, WorseArm
+from suffice.store.sql.connection import stream_rows
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """
     SELECT a.value, json_extract(r.body, '$.request.query')
     FROM events r, json_each(r.body, '$.request.arms') a
-    WHERE r.kind = 'request' AND r.seq > :since AND (:until IS NULL OR r.seq <= :until)
-        AND json_extract(a.value, '$.experiment') = :name AND json_extract(a.value, '$.run') = :run
+    WHERE r.kind = 'request' AND r.seq > :since AND (CAST(:until AS BIGINT) IS NULL OR r.seq <= :until)
+        AND json_extract(a.value, '$.experiment') = :name AND CAST(json_extract(a.value, '$.run') AS BIGINT) = :run
     ORDER BY r.seq"""
 _AT_ONCE: Final = "was decided on by somebody else at the same time; check it and try again"
 
@@ -106,7 +107,7 @@ def read_worse_arms(source: LogSource, route: str) -> tuple[WorseArm, ...]:
 def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[ArmDraw, Query | None]]:
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
-        for draw, query in connection.execute(_DRAWS, wanted):
+        for draw, query in stream_rows(connection, _DRAWS, wanted):
             known = None if query is None else msgspec.json.decode(query, type=Query)
             yield msgspec.json.decode(draw, type=ArmDraw), known
 

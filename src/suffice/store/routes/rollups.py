@@ -7,7 +7,7 @@ and every reader fold the same changes, so a figure does not depend on who compu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -37,9 +37,13 @@ _KEYS: Final = ("grain", *RollupKey._fields)
 _ADD: Final = (
     f"INSERT INTO rollups ({', '.join((*_KEYS, *COLUMNS))})"  # noqa: S608 - names of fields
     f" VALUES ({', '.join('?' * (len(_KEYS) + len(COLUMNS)))}) ON CONFLICT ({', '.join(_KEYS)}) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)
+    + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in COLUMNS)
 )
-_SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in COLUMNS)
+# PostgreSQL's sum of integers is a decimal number.
+_SUMS: Final = ", ".join(
+    f"coalesce(CAST(sum({one.name}) AS {'DOUBLE PRECISION' if isinstance(one.default, float) else 'BIGINT'}), 0)"
+    for one in fields(RollupSums)
+)
 _DECODER: Final = msgspec.json.Decoder(Tally)
 _BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION = range(4)
 
@@ -78,10 +82,15 @@ def add_rollups(
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *values_of(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
-        "INSERT OR REPLACE INTO tallies (route, seq, body) VALUES (?, ?, ?)",
+        "INSERT INTO tallies (route, seq, body) VALUES (?, ?, ?)"
+        " ON CONFLICT (route) DO UPDATE SET seq = excluded.seq, body = excluded.body",
         [(name, seq, msgspec.json.encode(one).decode()) for name, one in tallies.items()],
     )
-    connection.execute("INSERT OR REPLACE INTO rolled (id, format, seq, at_s) VALUES (1, ?, ?, ?)", (FORMAT, seq, at_s))
+    connection.execute(
+        "INSERT INTO rolled (id, format, seq, at_s) VALUES (1, ?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET format = excluded.format, seq = excluded.seq, at_s = excluded.at_s",
+        (FORMAT, seq, at_s),
+    )
     return True
 
 
@@ -144,7 +153,8 @@ def classes_of(connection: views.LogReader) -> dict[str, set[str]]:
 
 
 def degraded_runs(connection: views.LogReader, hour: int) -> list[tuple[str, int, int]]:
-    query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
+    query = """SELECT route, CAST(sum(n_requests) AS BIGINT), CAST(sum(n_degraded) AS BIGINT)
+               FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"""
     return views.query_rows(connection, query, (_BY_HOUR, hour))
 
 

@@ -73,7 +73,8 @@ class PostgresConnection:
     """Not for two threads at a time. Methods raise PostgresError."""
 
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, asyncpg.Connection]], setup: str) -> None:
-        """Connect; `setup` is SQL that each transaction begins with."""
+        """Connect. Each transaction begins with the SQL of `setup`."""
+        self._connection: Any = None  # until it is made
         self._loop, self._setup, self._in_transaction = asyncio.SelectorEventLoop(), setup, False
         self.is_over: Callable[[], bool] | None = None  # interrupts a query when it returns True
         self.pid = os.getpid()
@@ -137,6 +138,10 @@ class PostgresConnection:
         """Add rows with COPY."""
         self._run(self._connection.copy_records_to_table(table, columns=columns, records=rows))
 
+    def run_script(self, script: str) -> None:
+        """Run several statements, without parameters and as they are."""
+        self._run(self._connection.execute(script))
+
     def stream(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> Iterator[Any]:
         query, arguments = _bound(query, values)
         if not self._in_transaction:
@@ -147,6 +152,9 @@ class PostgresConnection:
 
     async def _open_cursor(self, query: str, arguments: Sequence[object]) -> Any:
         return await self._connection.cursor(query, *arguments)
+
+    def ping(self) -> None:
+        self._run(self._connection.execute("SELECT 1"))
 
     # ── the connection ───────────────────────────────────────────────────────────────────────────
 
@@ -176,7 +184,7 @@ class PostgresConnection:
         except asyncpg.PostgresError as error:
             raise PostgresError(str(error).partition("\n")[0], error.sqlstate or "") from error
         except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
-            if isinstance(error, asyncpg.InterfaceError) and not self._connection.is_closed():
+            if isinstance(error, asyncpg.InterfaceError) and self._connection is not None and self.is_open:
                 raise PostgresError(str(error).partition("\n")[0], "22000") from error  # a value of another type
             raise PostgresError(f"{error or 'no answer in time'}") from error
 

@@ -1,0 +1,285 @@
+"""A log in a schema of a PostgreSQL server, which any number of gateways and workers share.
+
+One advisory lock lets one writer append at a time: commits come in the order of `seq` and of the chain, so that no
+reader ever passes a row that has yet to appear. The lock, like every setting, ends with its transaction, so a pooler
+in transaction mode may stand between. Processes prove by their beats that they live, and leases end, by the server's
+clock alone. A failover with a synchronous standby loses nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from suffice.errors import ConfigError, StoreError, StoreFull
+from suffice.extras import how_to_install
+from suffice.settings import Store
+from suffice.store.audit.appender import begin_chain
+from suffice.store.database import schema
+from suffice.store.sql.connection import LogReader
+from suffice.store.sql.postgres import Idle, PostgresConnection, PostgresError
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from suffice.store.database.sqlite import LastWrite
+
+BEAT_S: Final = 10.0  # between two signs of life of a process
+DEAD_S: Final = 60.0  # after so long without one a process counts as dead
+LOCK_S: Final = 5.0  # how long a transaction waits for another writer's
+CONNECT_S: Final = 5.0
+_IDLE: Final = Idle(4)
+_FULL_CODES: Final = ("53100",)
+_NOW_S: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+_ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?, ?, {_NOW_S}) RETURNING id"  # noqa: S608 - a constant
+_BEAT: Final = f"""
+    INSERT INTO owners (id, lock, pid, started_s, beat_s) VALUES (?, ?, ?, {_NOW_S}, {_NOW_S})
+    ON CONFLICT (id) DO UPDATE SET beat_s = excluded.beat_s"""  # noqa: S608 - a constant
+_IS_ALIVE: Final = f"SELECT {_NOW_S} - beat_s < {DEAD_S} FROM owners WHERE id = ?"  # noqa: S608 - constants
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresClaim:
+    """A process's entry among the owners; it ends when it is released, or when its beats cease."""
+
+    database: PostgresDatabase
+    owner: int
+
+    def release(self) -> None:
+        with contextlib.suppress(StoreError), self.database.transaction() as connection:
+            connection.execute("UPDATE owners SET beat_s = 0 WHERE id = ?", (self.owner,))
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresDatabase:
+    url: str = field(repr=False)  # without a password
+    schema: str
+    password_env: str = ""
+    password_file: str = ""
+    statement_s: float = 30.0
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.url)
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path} (schema {self.schema})"
+
+    @property
+    def location(self) -> PostgresDatabase:
+        return self
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────
+
+    def enter(self, *, now_s: float, create: bool = True) -> tuple[PostgresClaim, int]:
+        """Open or create the log for writing; return the process's claim and its number as owner. Raise StoreError."""
+        if create:
+            self.migrate(now_s=now_s)
+        with self.transaction() as connection:
+            values = (secrets.token_hex(6), os.getpid(), now_s)
+            owner = int(connection.execute(_ENTER, values).fetchone()[0])
+        return PostgresClaim(self, owner), owner
+
+    def migrate(self, *, now_s: float) -> int:
+        """Create the schema, or bring it up to this version; return how many migrations ran. Raise StoreError."""
+        with self._translated():
+            connection = self._connect(checks=False)
+            try:
+                with connection:
+                    self.begin(connection, synced=True)
+                    n_migrations = schema.migrate_postgres(connection, self.schema, str(self), now_s)
+                    begin_chain(connection, now_s)
+                return n_migrations
+            finally:
+                _IDLE.give(self, connection)
+
+    def is_alive(self, connection: LogReader, owner: int) -> bool:
+        row = connection.execute(_IS_ALIVE, (owner,)).fetchone()
+        return row is not None and bool(row[0])
+
+    def forget(self, connection: LogReader, owner: int) -> None:
+        """Remove a dead owner."""
+        connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+
+    @property
+    def beat_s(self) -> float | None:
+        return BEAT_S
+
+    def beat(self, connection: LogReader, owner: int) -> None:
+        """Show that an owner lives; one that was taken for dead comes back."""
+        connection.execute(_BEAT, (owner, secrets.token_hex(6), os.getpid()))
+
+    def clock_s(self, connection: LogReader) -> float | None:
+        """Return the server's Unix time, by which leases end on every machine."""
+        return float(connection.execute(f"SELECT {_NOW_S}").fetchone()[0])
+
+    # ── connections ──────────────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def reader(self, is_over: Callable[[], bool] | None = None) -> Iterator[PostgresConnection]:
+        """Yield a read-only connection; a query is interrupted when `is_over` returns True. Raise StoreError."""
+        with self._translated():
+            connection = self._take()
+            connection.is_over = is_over
+            try:
+                with connection:
+                    yield connection
+            finally:
+                _IDLE.give(self, connection)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[PostgresConnection]:
+        """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
+        with self._translated():
+            connection = self._take()
+            try:
+                with connection:
+                    self.begin(connection, synced=True)
+                    yield connection
+            finally:
+                _IDLE.give(self, connection)
+
+    def connect_writer(self) -> PostgresConnection:
+        return self._connect()
+
+    def begin(self, connection: LogReader, *, synced: bool) -> None:
+        assert isinstance(connection, PostgresConnection)
+        lag = "" if synced else "SET LOCAL synchronous_commit = off; "
+        lock = int.from_bytes(sha256(f"suffice log {self.schema}".encode()).digest()[:8], signed=True)
+        connection.begin("ISOLATION LEVEL READ COMMITTED READ WRITE", f"{lag}SELECT pg_advisory_xact_lock({lock})")
+
+    def _take(self) -> PostgresConnection:
+        """Return an idle connection that answers, or a new one."""
+        while (idle := _IDLE.take(self)) is not None:
+            with contextlib.suppress(PostgresError):
+                idle.ping()
+                return idle
+            idle.close()
+        return self._connect()
+
+    def _connect(self, *, checks: bool = True) -> PostgresConnection:
+        if find_spec("asyncpg") is None:
+            raise StoreError(f"store {self}: needs asyncpg: {how_to_install('postgres')}")
+        settings = {
+            "search_path": f'"{self.schema}"',
+            "statement_timeout": f"{self.statement_s * 1000:.0f}",
+            "lock_timeout": f"{LOCK_S * 1000:.0f}",
+            "idle_in_transaction_session_timeout": "0",  # a reader may think for a while between two queries
+        }
+        connection = PostgresConnection(
+            self._open, "".join(f"SET LOCAL {name} = {value}; " for name, value in settings.items())
+        )
+        try:
+            if checks:
+                with connection:
+                    schema.check_postgres(connection, str(self))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _open(self) -> asyncpg.Connection:
+        import asyncpg
+
+        return await asyncpg.connect(
+            self.url,
+            password=self._password(),
+            timeout=CONNECT_S,
+            command_timeout=self.statement_s + LOCK_S,
+            statement_cache_size=0,  # a pooler in transaction mode knows no prepared statements
+            server_settings={"application_name": "suffice"},
+        )
+
+    def _password(self) -> str | None:
+        """Read at every connection, so that a rotated password needs no restart."""
+        if self.password_env:
+            if not (password := os.environ.get(self.password_env)):
+                raise StoreError(f"store.password_env: the environment has no {self.password_env}")
+            return password
+        if self.password_file:
+            try:
+                return Path(self.password_file).read_text("utf-8").rstrip("\r\n")
+            except OSError as error:
+                problem = error.strerror or error
+                raise StoreError(f"store.password_file {self.password_file}: cannot be read ({problem})") from None
+        return None
+
+    # ── the database ─────────────────────────────────────────────────────────────────────────────
+
+    def exists(self) -> bool:
+        return True  # whether it has our schema shows when it is opened
+
+    def size_bytes(self) -> int:
+        query = """SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0) FROM pg_class c
+                   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relkind = 'r'"""
+        with self.reader() as connection:
+            return int(connection.execute(query, (self.schema,)).fetchone()[0])
+
+    def find_last_write(self, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
+        """None: every look reads the new rows."""
+        return None
+
+    def purge(self) -> bool:
+        """Return True: erased text leaves the tables with the server's own vacuum, which `purge` does not wait for."""
+        return True
+
+    # ── errors ───────────────────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except PostgresError as error:
+            raise self.unusable(error) from error
+
+    def is_passing(self, error: Exception) -> bool:
+        """Return whether another attempt may succeed: another process writes, or the server fails over."""
+        return isinstance(error, PostgresError) and (error.is_busy or error.is_lost)
+
+    def unusable(self, error: Exception) -> StoreError:
+        code = error.code if isinstance(error, PostgresError) else ""
+        if code == "55P03":
+            return StoreError(f"store {self}: another process has held it for {LOCK_S:.0f} s; try again")
+        if code in _FULL_CODES:
+            return StoreFull(f"store {self}: no space is left on the server's disk")
+        if code == "57014":
+            return StoreError(f"store {self}: a query took longer than {self.statement_s:g} s, or was interrupted")
+        return StoreError(f"store {self}: cannot be used: {error}")
+
+
+_SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+def postgres_database(store: Store) -> PostgresDatabase:
+    """Return the database that the settings name. Raise ConfigError."""
+    try:
+        parts = urlsplit(store.url)
+        has_password = bool(parts.password) or any(name == "password" for name, _ in parse_qsl(parts.query))
+    except ValueError:
+        raise ConfigError("store.url: cannot be read; need postgresql://user@host:5432/database") from None
+    if has_password:
+        raise ConfigError("store.url: holds a password; name its place in store.password_env or store.password_file")
+    if not _SCHEMA_NAME.fullmatch(store.schema_name):
+        raise ConfigError(f"store.schema_name: got {store.schema_name!r:.80}; need a lower-case name, as in suffice_1")
+    if store.password_env and store.password_file:
+        raise ConfigError("store.password_file: store.password_env is set, too; name one place of the password")
+    options = dict(parse_qsl(parts.query))
+    options |= {"sslmode": store.sslmode} if store.sslmode else {}
+    options |= {"sslrootcert": store.ca_file} if store.ca_file else {}
+    return PostgresDatabase(
+        url=urlunsplit(parts._replace(query=urlencode(options))),
+        schema=store.schema_name,
+        password_env=store.password_env,
+        password_file=store.password_file,
+        statement_s=store.statement_timeout_s,
+    )
