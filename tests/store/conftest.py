@@ -10,22 +10,48 @@ from typing import Any
 import pytest
 
 from suffice.settings import Store
+from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.views import query_rows
 from suffice.store.database.writer import LogWriter
+from tests.postgres import empty_log
+
+# What holds on both databases. A test that opens the file itself is marked `sqlite_only`.
+BOTH = ("deciding", "decisions", "experiments", "log", "reviews", "rollouts", "views")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store" not in metafunc.fixturenames:
+        return
+    name = metafunc.module.__name__.rpartition(".test_")[2]
+    is_both = name in BOTH and not any(metafunc.definition.iter_markers("sqlite_only"))
+    metafunc.parametrize("store", ["sqlite", "postgresql"] if is_both else ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "suffice.db"
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Settings of a log that does not exist yet."""
+    if request.param == "sqlite":
+        yield Store(url=f"sqlite:///{tmp_path / 'suffice.db'}")
+        return
+    with empty_log() as one:
+        yield one
 
 
 @pytest.fixture
-def open_log(database: Path) -> Iterator[Callable[..., LogWriter]]:
-    """Open a log on the test's file; all are closed at the end."""
+def database(store: Store) -> LogLocation:
+    return log_location(store)
+
+
+@pytest.fixture
+def open_log(store: Store) -> Iterator[Callable[..., LogWriter]]:
+    """Open the test's log; all are closed at the end."""
     with ExitStack() as opened:
 
         def open_one(**settings: Any) -> LogWriter:
             clock = itertools.count(1.0)  # a clock that only the test moves
-            log = LogWriter(Store(url=f"sqlite:///{database}", **settings), now=lambda: next(clock))
+            changed = Store(**{name: getattr(store, name) for name in store.__struct_fields__} | settings)
+            log = LogWriter(changed, now=lambda: next(clock))
             opened.callback(log.close)
             return log
 
@@ -33,23 +59,29 @@ def open_log(database: Path) -> Iterator[Callable[..., LogWriter]]:
 
 
 @pytest.fixture
-def query(database: Path) -> Callable[..., list[tuple[Any, ...]]]:
-    """What somebody sees who opens the file with any SQL tool."""
+def query(database: LogLocation) -> Callable[..., list[tuple[Any, ...]]]:
+    """What somebody sees who opens the log with any SQL tool."""
 
     def ask(sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(database)) as connection:
+        if isinstance(database, PostgresDatabase):
+            return [tuple(row) for row in query_rows(database, sql, values)]
+        with closing(sqlite3.connect(str(database))) as connection:
             return connection.execute(sql, values).fetchall()
 
     return ask
 
 
 @pytest.fixture
-def locked(database: Path) -> Callable[[], Any]:
+def locked(database: LogLocation) -> Callable[[], Any]:
     """Another program holds the database exclusively, as a backup or a stuck process does."""
 
     @contextmanager
     def hold() -> Iterator[None]:
-        with closing(sqlite3.connect(database, isolation_level=None, timeout=5)) as connection:
+        if isinstance(database, PostgresDatabase):
+            with database.transaction():
+                yield
+            return
+        with closing(sqlite3.connect(str(database), isolation_level=None, timeout=5)) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             yield
             connection.execute("ROLLBACK")

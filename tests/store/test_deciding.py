@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import Incident, Override, OverrideEnd
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import (
     decide_incident,
@@ -35,7 +35,7 @@ ROUTE = Route(upstream="up", mode="enforce", max_em_drop=0.02, confidence=0.95)
 
 
 @pytest.fixture
-def writer(database: Path) -> Iterator[Decisions]:
+def writer(database: LogLocation) -> Iterator[Decisions]:
     with Decisions(database, now=lambda: 10.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
@@ -61,7 +61,7 @@ def asked(decision: Any, **changes: Any) -> IncidentForm:
     return IncidentForm(**({"incident": "r:p1", "decision": decision, "reason": "seen", "author": "ann"} | changes))
 
 
-def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: Decisions, database: Path) -> None:
+def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: Decisions, database: LogLocation) -> None:
     writer.write(None, told())
     found = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
     assert isinstance(found, DecisionRows), found
@@ -84,10 +84,13 @@ def test_a_roll_back_that_does_not_fit_changes_nothing(
     assert query("SELECT count(*) FROM events") == before
 
 
-def test_a_roll_back_while_the_file_is_locked_loses_nothing(writer: Decisions, database: Path, query: Query) -> None:
+@pytest.mark.sqlite_only
+def test_a_roll_back_while_the_file_is_locked_loses_nothing(
+    writer: Decisions, database: LogLocation, query: Query
+) -> None:
     writer.write(None, told())
     before = query("SELECT count(*) FROM events")
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+    with closing(sqlite3.connect(str(database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another process has held it"):
             decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
@@ -97,7 +100,7 @@ def test_a_roll_back_while_the_file_is_locked_loses_nothing(writer: Decisions, d
     assert isinstance(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=21.0, publication=2), DecisionRows)
 
 
-def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: Path, writer: Decisions) -> None:
+def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: LogLocation, writer: Decisions) -> None:
     writer.write(None, told())
     found: list[DecisionRows | str] = []
 
@@ -118,7 +121,7 @@ def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: Path,
     assert len(held.overrides) == (done[0].override is not None), "of the others nothing was written, no part of it"
 
 
-def test_two_overrides_at_once_get_two_numbers(database: Path, writer: Decisions) -> None:
+def test_two_overrides_at_once_get_two_numbers(database: LogLocation, writer: Decisions) -> None:
     writer.write(None, told())
 
     def act(level: int) -> None:
@@ -136,7 +139,7 @@ def test_two_overrides_at_once_get_two_numbers(database: Path, writer: Decisions
     assert held.in_effect(30.0).ceiling == 1
 
 
-def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: Path) -> None:
+def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: LogLocation) -> None:
     writer.write(None, told())
     wanted = OverrideForm(kind="cap", reason="x", author="a", days=1.0, level=2)
     assert isinstance(set_override(writer, "r", ROUTE, wanted, now_s=20.0), Override)
@@ -155,7 +158,7 @@ def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: 
     )
 
 
-def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) -> None:
+def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: LogLocation) -> None:
     quiet = open_incident(writer, "r", ROUTE, "units", "ann", now_s=5.0, evidence=("ticket 812",))
     loud = open_incident(writer, "r", ROUTE, "worse", "ann", now_s=6.0, pauses=True)
     assert isinstance(quiet, Incident)
@@ -170,7 +173,7 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) 
     assert read_decided(database).of("r").pause is None
 
 
-def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: Path) -> None:
+def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: LogLocation) -> None:
     writer.write(None, told(publication(number=4, epoch=2, level=0, certified=False)))
     with open_reader(database) as connection:
         now = read_snapshot(connection, "r", ROUTE)
@@ -179,7 +182,7 @@ def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions,
     assert [(made.number, why) for made, why in able] == [(4, "publication 4 certifies no level"), (3, None), (2, None)]
 
 
-def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
+def test_only_what_is_new_is_read(writer: Decisions, database: LogLocation) -> None:
     assert read_holds(database) is NOTHING_HELD
     writer.write(None, told())
     known = read_holds(database)

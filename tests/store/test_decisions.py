@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost, read_artefact
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader
 from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
@@ -44,7 +45,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def writer(database: Path, clock: Clock) -> Iterator[Callable[[], Decisions]]:
+def writer(database: LogLocation, clock: Clock) -> Iterator[Callable[[], Decisions]]:
     with ExitStack() as opened:
         yield lambda: opened.enter_context(Decisions(database, now=lambda: 1.0, monotonic_s=clock))
 
@@ -94,7 +95,7 @@ def test_of_two_workers_one_has_the_job_until_it_lets_go(writer: Callable[[], De
     assert held(second.acquire("certify")).token == 2
 
 
-def test_a_race_of_many_workers_for_one_job_has_one_winner(database: Path) -> None:
+def test_a_race_of_many_workers_for_one_job_has_one_winner(database: LogLocation) -> None:
     workers = [Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) for _ in range(8)]
     won: list[JobLease | None] = []
     threads = [threading.Thread(target=lambda w=w: won.append(w.acquire("certify"))) for w in workers]
@@ -108,6 +109,7 @@ def test_a_race_of_many_workers_for_one_job_has_one_winner(database: Path) -> No
         worker.close()
 
 
+@pytest.mark.sqlite_only
 def test_a_lease_without_renewal_passes_on_and_its_old_owner_can_write_nothing(
     writer: Callable[[], Decisions], clock: Clock, query: Query
 ) -> None:
@@ -130,7 +132,7 @@ def test_a_lease_without_renewal_passes_on_and_its_old_owner_can_write_nothing(
 
 
 @pytest.mark.parametrize("step_s", [86_400.0, -86_400.0])
-def test_a_wall_clock_that_steps_takes_no_job_away(database: Path, step_s: float) -> None:
+def test_a_wall_clock_that_steps_takes_no_job_away(database: LogLocation, step_s: float) -> None:
     wall, steady = Clock(1e9), Clock()
     with (
         Decisions(database, now=wall, monotonic_s=steady) as owner,
@@ -157,8 +159,9 @@ while True:
 """
 
 
+@pytest.mark.sqlite_only
 def test_the_job_of_a_killed_worker_is_free_at_once_and_nothing_of_it_is_half_written(
-    database: Path, query: Query
+    database: LogLocation, query: Query
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(database)], stdout=subprocess.PIPE, env=environment)
@@ -182,7 +185,9 @@ def test_the_job_of_a_killed_worker_is_free_at_once_and_nothing_of_it_is_half_wr
         process.stdout.close()
 
 
-def test_of_two_decisions_for_one_place_the_first_stands(writer: Callable[[], Decisions], database: Path) -> None:
+def test_of_two_decisions_for_one_place_the_first_stands(
+    writer: Callable[[], Decisions], database: LogLocation
+) -> None:
     worker = writer()
     assert worker.write(None, [published(1, level=3), published(1, level=9), published(2)]) == [True, False, True]
     assert worker.write(None, [published(2)]) == [False]
@@ -199,11 +204,12 @@ def test_a_decision_that_cannot_be_written_leaves_nothing(writer: Callable[[], D
     assert query("SELECT count(*) FROM events") == query("SELECT count(*) FROM artefacts") == [(0,)]
 
 
-def test_artefacts_are_kept_once_under_their_address(writer: Callable[[], Decisions], database: Path) -> None:
+@pytest.mark.sqlite_only
+def test_artefacts_are_kept_once_under_their_address(writer: Callable[[], Decisions], database: LogLocation) -> None:
     worker = writer()
     worker.write(None, [], {"f-1": "one"})
     worker.write(None, [], {"f-1": "another", "f-2": "two"})
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(str(database))) as connection:
         assert [read_artefact(connection, address) for address in ("f-1", "f-2", "f-3")] == ["one", "two", None]
 
 
@@ -247,8 +253,9 @@ def test_following_in_pieces_is_the_same_as_reading_all_at_once(events: list[Eve
     assert fold_decisions(events[cut:], fold_decisions(events[:cut], {})) == fold_decisions(events, {})
 
 
+@pytest.mark.sqlite_only
 def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
-    writer: Callable[[], Decisions], database: Path
+    writer: Callable[[], Decisions], database: LogLocation
 ) -> None:
     worker = writer()
     worker.write(None, [began(1)])

@@ -12,6 +12,7 @@ from suffice.errors import ConfigError
 from suffice.rollout.experiment import define, draw_arms, n_slots, units_of
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.experiments import (
     ExperimentRun,
@@ -32,8 +33,8 @@ def table(**changes: Any) -> Experiment:
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Decisions]:
-    with Decisions(tmp_path / "a.db", now=lambda: 7.0, monotonic_s=lambda: 0.0) as opened:
+def writer(database: LogLocation) -> Iterator[Decisions]:
+    with Decisions(database, now=lambda: 7.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
 

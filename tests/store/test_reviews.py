@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from suffice.errors import StoreError
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import Submission
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import (
     NO_REVIEWS,
@@ -33,7 +33,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 
 @pytest.fixture
-def writer(database: Path) -> Iterator[Decisions]:
+def writer(database: LogLocation) -> Iterator[Decisions]:
     with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
@@ -47,11 +47,11 @@ def given(found: Submission | str) -> Submission:
     return found
 
 
-def labels(database: Path) -> list[Any]:
+def labels(database: LogLocation) -> list[Any]:
     return [one.event.feedback for one in read_events(database) if isinstance(one.event, FeedbackEvent)]
 
 
-def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path) -> None:
+def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: LogLocation) -> None:
     assert lease_next(writer, "ann", now_s=1.0) is None
     assert writer.write_new(item())
     assert not writer.write_new(item(why="person")), "a run is asked about once"
@@ -67,7 +67,7 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path)
     assert isinstance(place.verdicts[0], Verdict)
 
 
-def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, query: Query) -> None:
+def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: LogLocation, query: Query) -> None:
     writer.write_new(item())
     for _ in range(3):
         given(submit_verdict(writer, said(), now_s=3.0))
@@ -78,7 +78,7 @@ def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, 
     assert [one.correct for one in labels(database)] == [True, False], "the last one is the one that counts"
 
 
-def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: Path, writer: Decisions) -> None:
+def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: LogLocation, writer: Decisions) -> None:
     writer.write_new(item())
     got: list[ReviewLease | None] = []
     words: list[Submission | str] = []
@@ -100,7 +100,9 @@ def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: P
     assert len(labels(database)) == 1
 
 
-def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, writer: Decisions, query: Query) -> None:
+def test_one_form_sent_by_many_windows_at_once_is_one_verdict(
+    database: LogLocation, writer: Decisions, query: Query
+) -> None:
     writer.write_new(item())
 
     def send() -> None:
@@ -115,11 +117,14 @@ def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, wr
     assert query("SELECT count(*) FROM events WHERE kind IN ('review_verdict', 'feedback')") == [(2,)]
 
 
-def test_a_locked_file_loses_nothing_and_says_what_to_do(writer: Decisions, database: Path, query: Query) -> None:
+@pytest.mark.sqlite_only
+def test_a_locked_file_loses_nothing_and_says_what_to_do(
+    writer: Decisions, database: LogLocation, query: Query
+) -> None:
     writer.write_new(item())
     lease_next(writer, "ann", now_s=1.0)
     before = query("SELECT count(*) FROM events")
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+    with closing(sqlite3.connect(str(database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another process has held it"):
             submit_verdict(writer, said(), now_s=2.0)
@@ -154,7 +159,7 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
     assert "needs the reviewer's name" in str(submit_verdict(writer, said(""), now_s=4.0))
 
 
-def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
+def test_only_what_is_new_is_read(writer: Decisions, database: LogLocation) -> None:
     assert read_reviews(database) is NO_REVIEWS
     writer.write_new(item())
     known = read_reviews(database)
@@ -165,7 +170,7 @@ def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
     assert known.queue.drawings == {}, "a snapshot does not change"
 
 
-def test_a_kept_question_is_shown_for_its_time(writer: Decisions, database: Path) -> None:
+def test_a_kept_question_is_shown_for_its_time(writer: Decisions, database: LogLocation) -> None:
     writer.write(None, [QuestionText(episode_id="ep_1", route="r", text="2 + 2?", expires_at_s=50.0)])
     assert kept_question(database, "ep_1", now_s=49.0) == "2 + 2?"
     assert kept_question(database, "ep_1", now_s=50.0) is None
@@ -181,6 +186,7 @@ def test_all_new_writes_all_or_nothing(writer: Decisions, query: Query) -> None:
     assert query("SELECT key FROM events ORDER BY key") == [("ep_1",), ("ep_2",)]
 
 
+@pytest.mark.sqlite_only
 def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(writer: Decisions, query: Query) -> None:
     asked = list[str]()
     for read, index in ((read_reviews, "reviews"), (read_holds, "holds")):
@@ -192,7 +198,7 @@ def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(write
         assert any(f"USING INDEX {index}" in str(row) for row in plan), plan
 
 
-def test_an_item_is_what_it_was(writer: Decisions, database: Path) -> None:
+def test_an_item_is_what_it_was(writer: Decisions, database: LogLocation) -> None:
     made: ReviewItem = item(deadline_s=9.0, propensity=0.25, drawing=3, question_key="q", query_class="choice")
     writer.write_new(made)
     assert read_reviews(database).queue.places["ep_1"].item == made

@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -21,6 +20,7 @@ from suffice.signals.base import FOLDS
 from suffice.signals.fold import Fields, SignalField
 from suffice.signals.folds.answers import Votes
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.location import LogLocation
 from suffice.store.routes import rollouts
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts, take_back
 
@@ -37,14 +37,14 @@ def version(policy: dict[str, Any]) -> Version:
     return Version(form="policy", body=policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
 
 
-def opened(path: Path) -> Decisions:
+def opened(path: LogLocation) -> Decisions:
     return Decisions(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    with opened(tmp_path / "log.db"):
-        return tmp_path / "log.db"
+def path(database: LogLocation) -> LogLocation:
+    with opened(database):
+        return database
 
 
 def propose(writer: Decisions, policy: dict[str, Any], name: str) -> RolloutRun | str:
@@ -59,7 +59,7 @@ def back(writer: Decisions, route: Route = ROUTE) -> RolloutRun | str:
     return take_back(writer, "r", route, author="ann", reason="enough", secret=SECRET)
 
 
-def at_once(path: Path, act: Callable[[Decisions, int], Any]) -> list[Any]:
+def at_once(path: LogLocation, act: Callable[[Decisions, int], Any]) -> list[Any]:
     """What each of many people got, who have the log open and begin at the same moment."""
     found, gate = list[Any](), threading.Barrier(MANY)
 
@@ -81,7 +81,7 @@ def at_once(path: Path, act: Callable[[Decisions, int], Any]) -> list[Any]:
     return found
 
 
-def test_of_fifty_who_propose_at_once_one_has_begun_and_the_others_are_told(path: Path) -> None:
+def test_of_fifty_who_propose_at_once_one_has_begun_and_the_others_are_told(path: LogLocation) -> None:
     found = at_once(path, lambda writer, number: propose(writer, {**STEADY, "streak": 2 + number}, f"r-{number}"))
     begun = [one for one in found if not isinstance(one, str)]
     assert len(begun) == 1
@@ -91,7 +91,9 @@ def test_of_fifty_who_propose_at_once_one_has_begun_and_the_others_are_told(path
     assert all(one.endswith(("one at a time", "try again")) for one in said), said
 
 
-def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_the_others_are_told(path: Path) -> None:
+def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_the_others_are_told(
+    path: LogLocation,
+) -> None:
     with opened(path) as writer:
         propose(writer, STEADY, "r-1")
 
@@ -109,7 +111,7 @@ def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_th
 
 
 @pytest.fixture
-def serving(path: Path) -> Iterator[Decisions]:
+def serving(path: LogLocation) -> Iterator[Decisions]:
     """A log whose route is served by a steady policy, brought behind one that counts votes."""
     with opened(path) as writer:
         for number, policy in enumerate((VOTING, STEADY)):
@@ -153,6 +155,7 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
     )
 
 
+@pytest.mark.sqlite_only
 def test_a_roll_back_to_one_that_was_changed_beside_the_log_is_refused(serving: Decisions) -> None:
     with closing(sqlite3.connect(str(serving.path))) as connection, connection:
         connection.execute("UPDATE artefacts SET body = replace(body, '0.9', '0.1')")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.settings import Store
+from suffice.store.database.location import LogLocation
 from suffice.store.database.views import (
     EpisodeWithLabels,
     n_requests_of,
@@ -132,7 +133,8 @@ def test_the_same_labels_in_the_same_order_give_the_same_state(slots: list[str],
     assert {name: ids for name, (_, _, ids) in state.items()} == {"a": ["1", "2", "4", "5"], "b": ["3"]}
 
 
-def test_a_route_can_be_read_alone_and_from_a_place_on(open_log: Open, database: Path) -> None:
+@pytest.mark.sqlite_only
+def test_a_route_can_be_read_alone_and_from_a_place_on(open_log: Open, database: LogLocation) -> None:
     log = open_log()
     for i in range(1_100):
         log.append(seen(f"e{i}", route="math" if i % 2 else ""))
@@ -145,11 +147,11 @@ def test_a_route_can_be_read_alone_and_from_a_place_on(open_log: Open, database:
     assert len(list(read_episodes(database, ""))) == 550
     rest = list(read_episodes(str(database), since_seq=everything[599].seq))
     assert rest == everything[600:]
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(str(database))) as connection:
         assert list(read_episodes(connection, "math")) == list(read_episodes(database, "math"))
 
 
-def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, database: Path) -> None:
+def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, database: LogLocation) -> None:
     log = open_log()
     log.append(ended("late"))
     log.append(seen("a"))
@@ -162,7 +164,7 @@ def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, d
     assert [e.episode.request.episode_id for e in later] == ["late"]
 
 
-def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Path) -> None:
+def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: LogLocation) -> None:
     log = open_log()
     for event in (
         seen("a"),
@@ -183,7 +185,7 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Pa
 
 
 def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with_them(
-    open_log: Open, database: Path
+    open_log: Open, database: LogLocation
 ) -> None:
     log = open_log()
     for event in (seen("a"), seen("b"), seen("d", route="")):
@@ -196,7 +198,8 @@ def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with
     assert n_requests_of(database, ("math",), most=1) == {"math": 1}
 
 
-def test_what_cannot_be_read_is_named(open_log: Open, database: Path, tmp_path: Path) -> None:
+@pytest.mark.sqlite_only
+def test_what_cannot_be_read_is_named(open_log: Open, database: LogLocation, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file"):
         list(read_episodes(tmp_path / "nothing.db"))
     (tmp_path / "empty.db").touch()
@@ -209,24 +212,25 @@ def test_what_cannot_be_read_is_named(open_log: Open, database: Path, tmp_path: 
     log.append(seen("a"))
     log.append(ended("a"))
     log.close()
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(sqlite3.connect(str(database))) as connection, connection:
         connection.execute("UPDATE events SET body = '{}' WHERE kind = 'outcome'")
     with pytest.raises(StoreError, match=r"row 2 \(outcome\)"):
         list(read_episodes(database))
 
 
-def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: Path) -> None:
+@pytest.mark.sqlite_only
+def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: LogLocation) -> None:
     log = open_log()
     log.append(seen("a"))
     assert log.drain()
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(sqlite3.connect(str(database))) as connection, connection:
         connection.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('gossip', 'x', 0, 1, '{}')")
     log.append(ended("a"))
     assert log.drain()
     assert [stored.seq for stored in read_events(database)] == [1, 3]
 
 
-def test_the_latest_runs_come_oldest_first(open_log: Open, database: Path) -> None:
+def test_the_latest_runs_come_oldest_first(open_log: Open, database: LogLocation) -> None:
     log = open_log()
     for name in "abcd":
         log.append(seen(name, route=f"route-{name}"))
@@ -384,9 +388,9 @@ def told(record: Feedback | Request | Outcome | StepRecord) -> Row:
     return found
 
 
-def rows_of(database: Path, view: str, record: Row) -> list[Row]:
+def rows_of(database: LogLocation, view: str, record: Row) -> list[Row]:
     """What a view shows, with the JSON read where the record has a list or parts."""
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(str(database))) as connection:
         connection.row_factory = sqlite3.Row
         return [
             {
@@ -431,8 +435,9 @@ def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
     }
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("view", sorted(SHOWN))
-def test_a_view_has_everything_that_its_record_can_say(open_log: Open, database: Path, view: str) -> None:
+def test_a_view_has_everything_that_its_record_can_say(open_log: Open, database: LogLocation, view: str) -> None:
     records = log_whole_and_bare(open_log)[view]
     beside, _ = SHOWN[view]
     for record, row in zip(records, rows_of(database, view, records[0]), strict=True):
@@ -442,13 +447,14 @@ def test_a_view_has_everything_that_its_record_can_say(open_log: Open, database:
     assert all(whole[name] != bare[name] for name in whole if name not in SAID_BY_BOTH), "each field says much"
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(("view", "kind"), [("requests", Request), ("outcomes", Outcome), ("steps", StepRecord)])
 def test_a_row_that_is_older_than_a_field_shows_what_the_record_means_by_its_absence(
-    open_log: Open, database: Path, view: str, kind: type[Request | Outcome | StepRecord]
+    open_log: Open, database: LogLocation, view: str, kind: type[Request | Outcome | StepRecord]
 ) -> None:
     _, bare = log_whole_and_bare(open_log)[view]
     later = {one.name for one in fields(kind) if one.default is not MISSING} - AT_FIRST
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(sqlite3.connect(str(database))) as connection, connection:
         for seq, text in connection.execute("SELECT seq, body FROM events WHERE key = 'b'").fetchall():
             body = json.loads(text)
             part = body.get("request" if kind is Request else "outcome", {})
@@ -460,7 +466,8 @@ def test_a_row_that_is_older_than_a_field_shows_what_the_record_means_by_its_abs
     assert {name: row[name] for name in bare} == bare
 
 
-def test_a_label_shows_the_route_of_its_run(open_log: Open, database: Path) -> None:
+@pytest.mark.sqlite_only
+def test_a_label_shows_the_route_of_its_run(open_log: Open, database: LogLocation) -> None:
     log_whole_and_bare(open_log)
     whole, bare = rows_of(database, "feedback", {})
     assert (whole["route"], whole["joined"], bare["joined"]) == ("math", 1, 0)

@@ -23,7 +23,8 @@ _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
 _OF: Final = "(CAST(:route AS TEXT) IS NULL OR e.route = :route) AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)"
 _ROWS: Final = f"""
-    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF} AND (CAST(:since AS DOUBLE PRECISION) IS NULL OR e.at_s >= :since)
+    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF}
+        AND (CAST(:since AS DOUBLE PRECISION) IS NULL OR e.at_s >= :since)
     ORDER BY c.place LIMIT :limit"""
 _LATEST: Final = f"SELECT c.place {_CHAINED} {_OF} ORDER BY c.place DESC LIMIT 1 OFFSET :n"
 _CHAINED_BEFORE: Final = f"SELECT {_COLUMNS} {_CHAINED} c.place < :before ORDER BY c.place DESC LIMIT :limit"

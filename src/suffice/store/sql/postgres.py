@@ -12,6 +12,8 @@ schema. `translate` does the rest: the marks of parameters, and hints to SQLite'
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import os
 import re
 import threading
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_CLOSE_S: Final = 0.5
 _LOOKS_S: Final = 0.05  # between two looks whether a query is still wanted
 # Shut down, crashed, starting up, only reading (a standby), no connection left.
 _LOST_CODES: Final = frozenset(("57P01", "57P02", "57P03", "25006", "53300"))
@@ -165,8 +168,16 @@ class PostgresConnection:
     def close(self) -> None:
         """End the connection, and a transaction with it. Never raises."""
         if not self._loop.is_closed():
-            self._connection.terminate()
+            with contextlib.suppress(PostgresError):
+                self._run(self._end())
             self._loop.close()
+
+    async def _end(self) -> None:
+        try:
+            await self._connection.close(timeout=_CLOSE_S)
+        finally:
+            self._connection.terminate()
+            await asyncio.sleep(0)  # the loop closes the socket
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         answer = self._translated(work)
@@ -239,6 +250,7 @@ class Idle:
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
         self._idle: dict[object, list[PostgresConnection]] = {}
+        atexit.register(self.close)
 
     def take(self, key: object) -> PostgresConnection | None:
         with self._lock:
@@ -248,6 +260,12 @@ class Idle:
                 if one.pid == os.getpid() and one.is_open:  # a forked process leaves its parent's alone
                     return one
         return None
+
+    def close(self) -> None:
+        with self._lock:
+            for one in (one for idle in self._idle.values() for one in idle if one.pid == os.getpid()):
+                one.close()
+            self._idle.clear()
 
     def give(self, key: object, one: PostgresConnection) -> None:
         one.is_over = None

