@@ -147,7 +147,7 @@ class Limit:
             return None
         value, text = median(found[self.name]), f"{self.name}: {self.scenario}"
         if self.over:
-            value, text = value / median(found[self.over]), f"{text}, over the {self.over}"
+            value, text = value / median(found[self.over]), f"{text}, over {self.over}"
         if self.less:
             value, text = value - median(found[self.less]), f"{text}, more than {self.less}"
         kept = value <= self.at_most
@@ -162,6 +162,13 @@ LIMITS = (
         for name in (OBSERVE, ENFORCE)
         for scenario in ("paced x1, us/chunk", "paced x32, us/chunk")
         for limit in (Limit(scenario, name, 40.0), Limit(scenario, name, 1.3, over=BARE))
+    ],
+    *[
+        Limit(scenario.name, f"Suffice with all on, {mode}", 1.15, over=f"{over}, {mode}")
+        for over in ("Suffice", "Suffice before")
+        for mode in ("observe", "enforce, policy on")
+        for scenario in SCENARIOS
+        if not scenario.waits
     ],
     Limit("unpaced x32, us/chunk", OBSERVE, 12.0),
     Limit("unpaced x32, us/chunk", ENFORCE, 12.0),
@@ -178,6 +185,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is missed")
     parser.add_argument("--rounds", type=int, help="how many rounds; default 5, with --quick 2")
     parser.add_argument("--only", nargs="*", default=[], help="scenarios that contain one of these words")
+    parser.add_argument("--store", default="", help="URL of the log of the gateway with everything on, as PostgreSQL's")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier version, to measure too")
     parser.add_argument("--targets", nargs="*", default=[], help="gateways that contain one of these words")
     options = parser.parse_args()
     scenarios = [s for s in SCENARIOS if not options.only or any(word in s.name for word in options.only)]
@@ -187,7 +196,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         base = stack.enter_context(upstream(folder))
-        targets, absent = start(stack, base, folder, peers=not (options.no_peers or options.quick))
+        peers = not (options.no_peers or options.quick)
+        targets, absent = start(stack, base, folder, peers=peers, store=options.store, before=options.before)
         if options.targets:
             targets = [t for t in targets if any(word in t.name for word in options.targets)]
         n_rounds = options.rounds or (2 if options.quick else 5)

@@ -38,7 +38,7 @@ scorer = "number"
 policy = {{ policy = "stable-answer", streak = 1000, no_hedges = true }}
 
 [store]
-url = "sqlite:///{folder}/cost.db"
+url = "{store}"
 """
 LITELLM = """
 model_list:
@@ -72,24 +72,59 @@ def relay(program: str, name: str, base: str, folder: Path) -> Iterator[list[Tar
         yield [Target(name=name, url=f"http://127.0.0.1:{port}{CHAT}", pid=child.pid)]
 
 
+NAMES = {"off": "ungoverned", "observe": "observe", "enforce": "enforce, policy on"}
+KEY = "unused"  # what the client sends
+EVERYTHING = """
+[keys.bench]
+key_env = "BENCH_KEY"
+routes = ["off", "observe", "enforce"]
+
+[telemetry]
+log_format = "json"
+otlp_endpoint = "{collector}"
+"""
+
+
 @contextlib.contextmanager
-def suffice(base: str, folder: Path) -> Iterator[list[Target]]:
-    """One gateway, three routes."""
-    port, log = free_port(), folder / "suffice.log"
-    (folder / "suffice.toml").write_text(SETTINGS.format(upstream=base, folder=folder), encoding="utf-8")
+def suffice(
+    base: str,
+    folder: Path,
+    title: str = "Suffice",
+    *,
+    more: str = "",
+    store: str = "",
+    source: Path | None = None,
+) -> Iterator[list[Target]]:
+    """One gateway, three routes.
+
+    more    settings besides the usual ones
+    store   URL of its log; "": a SQLite file
+    source  folder of another version's package; None: this one's
+    """
+    port, log, file = free_port(), folder / f"{title}.log", folder / f"{title}.toml"
+    text = SETTINGS.format(upstream=base, store=store or f"sqlite:///{folder / title}.db") + more
+    file.write_text(text, encoding="utf-8")
     command = [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve"]
-    with process([*command, "--config", folder / "suffice.toml", "--port", str(port)], log) as child:
+    env = {"BENCH_KEY": KEY, "OTEL_SEMCONV_STABILITY_OPT_IN": "gen_ai_latest_experimental"}
+    env |= {} if source is None else {"PYTHONPATH": str(source)}
+    with process([*command, "--config", file, "--port", str(port)], log, env=env) as child:
         wait_for_port(port, child, log)
-        names = {"off": "ungoverned", "observe": "observe", "enforce": "enforce, policy on"}
+        url = f"http://127.0.0.1:{port}{CHAT}"
         yield [
-            Target(
-                name=f"Suffice, {name}",
-                url=f"http://127.0.0.1:{port}{CHAT}",
-                pid=child.pid,
-                headers={"x-suffice-route": route},
-            )
-            for route, name in names.items()
+            Target(name=f"{title}, {name}", url=url, pid=child.pid, headers={"x-suffice-route": route})
+            for route, name in NAMES.items()
         ]
+
+
+@contextlib.contextmanager
+def everything(base: str, folder: Path, store: str) -> Iterator[list[Target]]:
+    """Suffice as a platform team runs it: keys, JSON lines, traces of all requests, and the log where `store` says."""
+    port, log = free_port(), folder / "collector.log"
+    with process([sys.executable, HERE / "collector.py", str(port)], log) as child:
+        wait_for_port(port, child, log)
+        more = EVERYTHING.format(collector=f"http://127.0.0.1:{port}")
+        with suffice(base, folder, "Suffice with all on", more=more, store=store) as targets:
+            yield targets
 
 
 @contextlib.contextmanager
@@ -119,13 +154,28 @@ def litellm(base: str, folder: Path) -> Iterator[list[Target]]:
         yield [Target(name="LiteLLM proxy", url=f"http://127.0.0.1:{port}{CHAT}", pid=child.pid)]
 
 
-def start(stack: contextlib.ExitStack, base: str, folder: Path, *, peers: bool) -> tuple[list[Target], Absent]:
-    """Everything that can be started, and in one sentence each why the rest cannot."""
+def start(
+    stack: contextlib.ExitStack,
+    base: str,
+    folder: Path,
+    *,
+    peers: bool,
+    store: str = "",
+    before: Path | None = None,
+) -> tuple[list[Target], Absent]:
+    """Everything that can be started, and in one sentence each why the rest cannot.
+
+    store   where the gateway with everything on has its log; "": in a SQLite file
+    before  checkout of an earlier version, which is measured too
+    """
     found = [Target(name="direct", url=base + CHAT)]
     found += stack.enter_context(relay("socket_relay", "bare socket relay", base, folder))
     found += stack.enter_context(relay("byte_relay", "bare byte relay", base, folder))
     found += stack.enter_context(relay("decoding_relay", "decoding relay", base, folder))
     found += stack.enter_context(suffice(base, folder))
+    found += stack.enter_context(everything(base, folder, store))
+    if before is not None:
+        found += stack.enter_context(suffice(base, folder, "Suffice before", source=before / "src"))
     absent: Absent = {}
     wanted: dict[str, Callable[[str, Path], contextlib.AbstractContextManager[list[Target]]]] = {
         "TensorZero (Rust)": tensorzero,

@@ -309,7 +309,8 @@ class LimitedHttp(HttpToolsProtocol):
 def _log(cycle: RequestResponseCycle) -> None:
     if not ACCESS.isEnabledFor(logging.INFO):
         return
-    scope, written = cycle.scope, _written(cycle)
+    scope = cycle.scope
+    written: HeadWithBody = cycle.transport  # type: ignore[assignment]
     raw: bytes = scope.get("raw_path") or b"-"
     request: RequestContext = scope.get(CONTEXT, NO_REQUEST)  # type: ignore[assignment]
     path, status = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), int(written.head[9:12] or 0) or "-"
@@ -317,10 +318,6 @@ def _log(cycle: RequestResponseCycle) -> None:
     ACCESS.info(
         ACCESS_LINE, scope["method"], path, status, *sizes, request.route, request.episode_id, request.request_id
     )
-
-
-def _written(cycle: RequestResponseCycle) -> HeadWithBody:
-    return cycle.transport  # type: ignore[return-value]
 
 
 async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:

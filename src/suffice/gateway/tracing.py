@@ -108,10 +108,6 @@ class CountedExporter:
     def shutdown(self) -> None:
         self._exporter.shutdown()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        flushed: bool = self._exporter.force_flush(timeout_millis)
-        return flushed
-
 
 class Tracer:
     """Decides at the start of a request whether it has a span, and builds and queues the span at its end."""
@@ -127,8 +123,11 @@ class Tracer:
         monotonic_s: Callable[[], float],
         wall_s: Callable[[], float],
     ) -> None:
+        from opentelemetry import trace
+        from opentelemetry.sdk import trace as sdk
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+        self._api, self._sdk = trace, sdk
         self._rules, self._metrics, self._exporter, self._submit = rules, metrics, exporter, submit
         self._resource, self._scope = resource, InstrumentationScope("suffice", installed_version())
         self._monotonic_s, self._wall_s = monotonic_s, wall_s
@@ -168,32 +167,31 @@ class Tracer:
             self._n_submitted += 1
 
     def _span(self, trace: RunTrace, ledger: Ledger, outcome: Outcome, ended_s: float) -> Any:
-        from opentelemetry.sdk.trace import Event, ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+        api, event = self._api, self._sdk.Event
 
         def at_ns(at_s: float) -> int:
             return trace.began_ns + int((at_s - trace.began_s) * 1e9)
 
-        flags, state = TraceFlags(TraceFlags.SAMPLED), TraceState.from_header([trace.state]) if trace.state else None
-        parent = None
-        if trace.parent_id is not None:
-            parent = SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=flags)
+        def context(span_id: int, *, is_remote: bool) -> Any:
+            return api.SpanContext(trace.trace_id, span_id, is_remote, api.TraceFlags(api.TraceFlags.SAMPLED), state)
+
+        state = api.TraceState.from_header([trace.state]) if trace.state else None
         operation, model = OPERATIONS.get(ledger.request.endpoint), ledger.request.model[:200]
         attributes = span_attributes(trace, ledger, outcome)
         name = f"{trace.attributes['http.request.method']} {ledger.request.endpoint}"
         if self._rules.shows_gen_ai and operation is not None:
             name = f"{operation} {model}".rstrip()
             attributes |= gen_ai_attributes(operation, trace.provider, ledger, outcome)
-        return ReadableSpan(
+        return self._sdk.ReadableSpan(
             name=name,
-            context=SpanContext(trace.trace_id, trace.span_id, is_remote=False, trace_flags=flags, trace_state=state),
-            parent=parent,
+            context=context(trace.span_id, is_remote=False),
+            parent=None if trace.parent_id is None else context(trace.parent_id, is_remote=True),
             resource=self._resource,
             attributes=attributes,
-            events=[Event(name, about, at_ns(at_s)) for at_s, name, about in _visible_events(trace, ledger, ended_s)],
-            kind=SpanKind.SERVER,
+            events=[event(name, about, at_ns(at_s)) for at_s, name, about in _visible_events(trace, ledger, ended_s)],
+            kind=api.SpanKind.SERVER,
             instrumentation_scope=self._scope,
-            status=Status(StatusCode.ERROR if outcome.end_reason in _ERRORS else StatusCode.UNSET),
+            status=api.Status(api.StatusCode.ERROR if outcome.end_reason in _ERRORS else api.StatusCode.UNSET),
             start_time=trace.began_ns,
             end_time=at_ns(ended_s),
         )
@@ -213,7 +211,7 @@ def _visible_events(
 
 
 def span_attributes(trace: RunTrace, ledger: Ledger, outcome: Outcome) -> dict[str, Any]:
-    request, stop = ledger.request, outcome
+    request = ledger.request
     attributes: dict[str, Any] = trace.attributes | {
         "http.route": request.endpoint,
         "suffice.episode_id": request.episode_id,
@@ -232,7 +230,7 @@ def span_attributes(trace: RunTrace, ledger: Ledger, outcome: Outcome) -> dict[s
     if request.ungoverned is not None:
         attributes["suffice.ungoverned"] = request.ungoverned
     if outcome.stopped:
-        about = {"reason": stop.stop_reason, "step": stop.stop_step, "method": stop.finish_method}
+        about = {"reason": outcome.stop_reason, "step": outcome.stop_step, "method": outcome.finish_method}
         attributes |= {f"suffice.stop.{name}": value for name, value in about.items() if value is not None}
         attributes["suffice.saved_tokens"] = outcome.tokens_saved_estimate or 0
     degraded = [site for site in outcome.degraded if site != "probe" or ledger.disclosure.includes_probes]
@@ -288,15 +286,8 @@ def open_tracer(
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "suffice"}))
     try:
-        yield Tracer(
-            rules,
-            metrics,
-            made,
-            submit=processor.on_end,
-            resource=resource,
-            monotonic_s=monotonic_s,
-            wall_s=wall_s,
-        )
+        times = {"monotonic_s": monotonic_s, "wall_s": wall_s}
+        yield Tracer(rules, metrics, made, submit=processor.on_end, resource=resource, **times)
     finally:  # in a thread: a dead collector would hold the shutdown for its whole time limit
         closing = threading.Thread(target=processor.shutdown, name="traces", daemon=True)
         closing.start()
