@@ -23,11 +23,13 @@ from tools.declarations import comments_of, fill_tables
 from suffice.cli.main import main as suffice
 from suffice.cli.shell import CONTRIB
 from suffice.settings import Settings
+from suffice.settings.reloading import can_reload
 from suffice.telemetry import METRICS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTES = "<!-- notes -->"
 SETTING_HEAD = "| key | default | meaning |"
+NEEDS_RESTART = " *Restart.*"
 METRIC_HEAD = "| metric | kind | labels | meaning |"
 # Described once, before the commands.
 COMMON = ("--config", "--data-dir", "--db", "--json", "--reason", "--author", "--wait")
@@ -132,6 +134,11 @@ def replace_table(text: str, head: str, rows: list[str]) -> str:
     return re.sub(rf"^{re.escape(head)}\n(?:\|.*\n)*", lambda _: written, text, flags=re.MULTILINE)
 
 
+def marked(model: type[msgspec.Struct], field: str, meaning: str) -> str:
+    """The meaning of a setting, with a mark where a reload cannot change it."""
+    return meaning.removesuffix(NEEDS_RESTART) + ("" if can_reload(model, field) else NEEDS_RESTART)
+
+
 def settings_page(page: str) -> str:
     """The page on the settings, with every key and default as the code has them."""
     for heading, model in tables(Settings):
@@ -141,7 +148,10 @@ def settings_page(page: str) -> str:
             before, found, section = f"{page.rstrip()}\n", f"\n## {heading}\n", f"\n{SETTING_HEAD}\n"
         meanings = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.+) \|$", section, re.MULTILINE))
         meanings = {**comments_of(model), **meanings}
-        rows = [f"| `{f.name}` | {default_of(f)} | {meanings.get(f.name, '')} |" for f in msgspec.structs.fields(model)]
+        rows = [
+            f"| `{f.name}` | {default_of(f)} | {marked(model, f.name, meanings.get(f.name, ''))} |"
+            for f in msgspec.structs.fields(model)
+        ]
         page = before + found + replace_table(section, SETTING_HEAD, rows) + end + after
     return page
 

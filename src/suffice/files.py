@@ -91,3 +91,12 @@ def json_object(line: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ConfigError(f"{where}: is not an object, got {type(item).__name__}")
     return item
+
+
+def has_terminal() -> bool:
+    """Return whether this process has a controlling terminal that was not closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True

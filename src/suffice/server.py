@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 import uvicorn
 
 from suffice.control.worker_process import run_worker_process
+from suffice.errors import SufficeError
+from suffice.files import has_terminal
 from suffice.gateway.app import App
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.http_protocol import Connections, LimitedHttp
@@ -39,6 +41,7 @@ RESERVED_DESCRIPTORS = 64  # for the log, the worker, output files and listeners
 DESCRIPTORS_PER_CLIENT = 2  # its connection and one to an upstream
 MOST_DESCRIPTORS = 2**17  # stands for "unlimited"
 ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 IGNORED = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
@@ -80,14 +83,20 @@ def _affordable_clients() -> int | None:
 class StopSignal:
     """Counts signals: the first shuts down gracefully, a second SIGINT or SIGTERM at once.
 
-    SIGHUP is never urgent: a closing terminal and systemd's SendSIGHUP send it right after another signal.
+    SIGHUP reloads the settings, unless the process's terminal was closed, which ends it. It is never urgent: a closing
+    terminal and systemd's SendSIGHUP send it right after another signal.
     """
 
     def __init__(self) -> None:
         self.n_signals = self.n_urgent = 0
         self.on_signal: Callable[[], None] = lambda: None  # called at each signal
+        self.on_reload: Callable[[], None] = lambda: None  # called at a SIGHUP that ends nothing
+        self._had_terminal = has_terminal()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if number == HANGUP and not self.n_signals and (has_terminal() or not self._had_terminal):
+            self.on_reload()
+            return
         self.n_signals += 1
         self.n_urgent += number in (signal.SIGINT, signal.SIGTERM)
         self.on_signal()
@@ -238,19 +247,42 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://{base_url(*listener.getsockname()[:2])}"
 
 
+async def _reload(gw: GatewayState) -> None:
+    try:
+        if gw.process.reload is not None and not gw.process.draining:
+            await gw.process.reload("SIGHUP")
+    except SufficeError:  # logged, and nothing has changed
+        pass
+    except Exception as error:  # noqa: BLE001 - requests are served as before
+        LOG.error("reload: failed (%s)", type(error).__name__)
+
+
 async def _serve(
-    settings: Settings, checked: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
+    settings: Settings,
+    checked: Preflight,
+    read: Callable[[], Settings] | None,
+    listeners: list[socket.socket],
+    listening: Listening,
+    stop: StopSignal,
 ) -> None:
     async with (
-        build_gateway(settings, result=checked) as app,
-        run_worker_process(settings, app.gateway.deployment.notify),
+        build_gateway(settings, result=checked, read=read) as app,
+        run_worker_process(settings, app.gateway.deployment.notify) as app.reloaded,
+        asyncio.TaskGroup() as reloads,
     ):
+        loop = asyncio.get_running_loop()
+
+        def reload() -> None:
+            loop.call_soon_threadsafe(lambda: reloads.create_task(_reload(app.gateway)))
+
+        stop.on_reload = reload
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = GatewayServer(_config(app, settings), app.gateway, stop)
         for listener in listeners:
             listener.listen(BACKLOG)  # before `listening` reports it: connections queue from here on
         listening(_url_of(listeners[0]), _url_of(listeners[-1]))
         await server.serve(sockets=listeners)
+        stop.on_reload = lambda: None
 
 
 def run_server(
@@ -260,10 +292,12 @@ def run_server(
     host: str | None = None,
     port: int | None = None,
     insecure_open: bool = False,
+    read: Callable[[], Settings] | None = None,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM ends at once.
+    """Serve until SIGINT or SIGTERM; a second one ends at once. SIGHUP reloads the settings.
 
     insecure_open  allow access from other machines even where no keys are required
+    read           reads the settings again, for a reload; None: they came from no file
 
     Raise OSError for an address in use, and ConfigError or StoreError for what `preflight` rejects.
     """
@@ -277,7 +311,7 @@ def run_server(
         gc.freeze()  # excludes loaded modules from garbage collection; requests leave few cycles
         gc.set_threshold(20_000, 20, 20)
         with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, checked, listeners, listening, stop))
+            runner.run(_serve(settings, checked, read, listeners, listening, stop))
 
 
 def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[socket.socket]:
@@ -303,7 +337,7 @@ async def serve_in_loop(
     listener = _listen("127.0.0.1", port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:
-            await stack.enter_async_context(
+            app.reloaded = await stack.enter_async_context(
                 run_worker_process(settings, app.gateway.deployment.notify, first_s=worker_after_s)
             )
         server = GatewayServer(_config(app, settings), app.gateway, StopSignal())

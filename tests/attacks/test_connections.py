@@ -325,8 +325,8 @@ def test_a_model_that_thinks_for_longer_than_any_limit_of_the_client_is_waited_f
 # --------------------------------------------------------------------------- signals
 
 SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
-    "SIGHUP": (signal.SIGHUP,),
-    "SIGHUP again and again": (signal.SIGHUP,) * 5,
+    "SIGTERM": (signal.SIGTERM,),
+    "SIGHUP again and again, then SIGTERM": (signal.SIGHUP,) * 5 + (signal.SIGTERM,),
     "SIGTERM, then SIGHUP": (signal.SIGTERM, signal.SIGHUP),
 }
 

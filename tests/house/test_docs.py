@@ -35,6 +35,7 @@ from suffice.review.holds import Incident, IncidentDecision, Override, OverrideE
 from suffice.scoring.base import SCORERS
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
+from suffice.settings.reloading import can_reload
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, AccessGrant, QuestionText
 from suffice.telemetry import METRICS
@@ -205,6 +206,8 @@ def test_every_setting_is_documented_with_its_default(section: str) -> None:
     for field in fields:
         assert documented[field.name][1] == shown_default(field), field.name
         assert len(documented[field.name][2]) > 5
+        needs_restart = documented[field.name][2].endswith("*Restart.*")
+        assert needs_restart != can_reload(SECTIONS[section], field.name), field.name
 
 
 def test_every_metric_is_documented() -> None:

@@ -47,6 +47,7 @@ def test_every_setting_that_names_a_file_is_marked_as_one() -> None:
         "store.local_files",
         "store.last_good_file",
         "audit.file",
+        "upstreams.NAME.api_key_file",
         "routes.NAME.judge.questions",
         "routes.NAME.review.questions",
     }, "add the new one to the cases below, and to docs/reference/settings.md"
@@ -58,6 +59,7 @@ VALUES = {
     "store.local_files": '[store]\nlocal_files = "VALUE"\n',
     "store.last_good_file": '[store]\nlast_good_file = "VALUE"\n',
     "audit.file": '[audit]\nfile = "VALUE"\n',
+    "upstreams.NAME.api_key_file": '[upstreams.r]\nurl = "http://127.0.0.1:9"\napi_key_file = "VALUE"\n',
     "routes.NAME.judge.questions": (
         '[routes.r]\nupstream = "u"\n[routes.r.judge]\nurl = "http://127.0.0.1:9"\nmodel = "m"\nquestions = "VALUE"\n'
     ),

@@ -16,6 +16,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "config": ("server.admin", "Check a settings file, or print it with all defaults."),
         "doctor": ("server.doctor", "Examine a model server or a route before you rely on it."),
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
+        "reload": ("server.reload", "Let running gateways apply the changes in their settings file."),
         "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
         "admin": ("server.admin", "Manage who may use the console and the control API."),
         "key": ("server.keys", "Create, list, rotate and revoke keys of clients, without a restart."),

@@ -14,7 +14,7 @@ from suffice.console.context import Action, ActionResult, ConsoleEndpoint, Conso
 from suffice.console.exchange import ConsoleResponse
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import unknown_item
-from suffice.errors import BadRequest, ConfigError
+from suffice.errors import BadRequest, ConfigError, SufficeError
 from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
@@ -260,6 +260,16 @@ def _stop_experiment(form: ActionForm) -> ActionResult:
     return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 
+def _reload(form: ActionForm) -> ActionResult:
+    reload = form.context.services.reload
+    if reload is None:
+        raise BadRequest("this console runs beside no gateway that could reload", status=409, code="conflict")
+    try:
+        return ActionResult(f"Reloaded: {reload(form.author).sentence}.", "/console/settings")
+    except SufficeError as error:
+        raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
+
+
 _REASON: Final = {"reason": "why; it stays in the log"}
 _ON_ROUTE: Final = {"route": "its name", **_REASON}
 _ON_NAME: Final = {"name": "as the settings have it", **_REASON}
@@ -298,6 +308,7 @@ ACTIONS: Final = (
     Action("/overrides/end", "admin", _end_override, "end an override", _OVERRIDE),
     Action("/routes/pause", "admin", _pause, "let every request of a route run in full", _ON_ROUTE),
     Action("/routes/resume", "admin", _resume, "end a pause of a route", _ON_ROUTE),
+    Action("/settings/reload", "admin", _reload, "apply the changes in the settings file", {}),
 )
 
 

@@ -185,10 +185,14 @@ class ConsoleAuth:
         monotonic_s: Callable[[], float],
     ) -> None:
         self.roster = roster
-        self._browsers = browsers
-        self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
+        self._random, self._now, self._monotonic_s = random_bytes, now, monotonic_s
+        self.configure(browsers=browsers, session_s=session_s)
         self._attempts = Attempts()
         self._ended: dict[str, int] = {}  # nonces of sessions that were logged out, with their expiry
+
+    def configure(self, *, browsers: BrowserPolicy, session_s: float) -> None:
+        """Take over other settings; sessions stay."""
+        self._browsers, self._session_s = browsers, session_s
 
     def people(self) -> tuple[Person, ...]:
         roster = self.roster()

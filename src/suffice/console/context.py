@@ -17,6 +17,7 @@ from suffice.review.items import ReviewItem
 from suffice.rollout.results import ExperimentResult
 from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
+from suffice.settings.reloading import Reload
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, open_reader
@@ -54,6 +55,7 @@ class ViewCache:
 class ConsoleServices:
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
+    reload: Callable[[str], Reload] | None  # applies changed settings, by an author; None: they cannot be reloaded
     killed: Callable[[], bool]  # whether the kill switch is on
     warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log
     setup_of: Callable[[str], str]  # a route's present setup, for comparison with its evidence

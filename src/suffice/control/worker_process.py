@@ -30,19 +30,45 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 @asynccontextmanager
 async def run_worker_process(
     settings: Settings, notify: Callable[[], None], *, first_s: float = FIRST_S
-) -> AsyncIterator[None]:
-    """Run a worker beside the block, if needed; `notify` is called in this loop after each of its decisions."""
-    learned = any(route.certifies_itself for route in settings.routes.values())
-    learned = learned and find_spec("sklearn") is not None
-    if not settings.control.enabled or not (learned or settings.has_upkeep):
-        yield
-        return
-    task = asyncio.create_task(_supervise(settings, notify, first_s))
+) -> AsyncIterator[Callable[[Settings], None]]:
+    """Run a worker beside the block, if needed; `notify` is called in this loop after each of its decisions.
+
+    Yields a function that replaces the worker by one with other settings.
+    """
+    wanted, changed = [settings], asyncio.Event()
+
+    def restart(settings: Settings) -> None:
+        wanted[0] = settings
+        changed.set()
+
+    task = asyncio.create_task(_run_wanted(wanted, changed, notify, first_s))
     try:
-        yield
+        yield restart
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _run_wanted(
+    wanted: list[Settings], changed: asyncio.Event, notify: Callable[[], None], first_s: float
+) -> None:
+    """Run a worker with the settings that are wanted, one worker at a time."""
+    while True:
+        changed.clear()
+        worker = asyncio.create_task(_supervise(wanted[0], notify, first_s)) if _needs_worker(wanted[0]) else None
+        try:
+            await changed.wait()
+        finally:
+            if worker is not None:
+                worker.cancel()
+                await asyncio.gather(worker, return_exceptions=True)
+        first_s = 0.0
+
+
+def _needs_worker(settings: Settings) -> bool:
+    learned = any(route.certifies_itself for route in settings.routes.values())
+    learned = learned and find_spec("sklearn") is not None
+    return settings.control.enabled and (learned or settings.has_upkeep)
 
 
 async def _supervise(settings: Settings, notify: Callable[[], None], first_s: float) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
-from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
+from suffice.errors import BadRequest, ConfigError, SufficeError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.admin import pull_switch, release_switch, show_switch
 from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
@@ -23,6 +23,7 @@ from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
 from suffice.gateway.rounds_service import decide_step
+from suffice.settings import KeyScope, Settings
 from suffice.telemetry import CURRENT_REQUEST, RequestContext
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.wire import error_body
@@ -95,6 +96,21 @@ async def metrics(gw: GatewayState, exchange: Exchange) -> None:
     await exchange.body(body, more=False)
 
 
+async def reload_settings(gw: GatewayState, exchange: Exchange) -> None:
+    """`POST /v1/admin/reload`: apply the changes in the settings file, all of them or none."""
+    if gw.process.reload is None:
+        await exchange.fail(409, "this process cannot reload its settings", "conflict", kind="invalid_request_error")
+        return
+    try:
+        result = await gw.process.reload(f"key {exchange.caller.name}")
+    except SufficeError as error:
+        message = f"nothing was reloaded: {error}"
+        await exchange.fail(409, message, "conflict", kind="invalid_request_error")
+        return
+    answer = {"applied": result.applied, "need_restart": result.need_restart, "message": result.sentence}
+    await exchange.json(200, msgspec.json.encode(answer))
+
+
 Handler = Callable[[GatewayState, Any], Awaitable[None]]  # Any: the endpoint's subclass of Exchange
 MountedApp = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application on the same port
 
@@ -112,6 +128,8 @@ class Endpoint:
     takes_tokens: bool = False  # pages of other sites may call it with an answer's token
     spends: bool = False  # may cost tokens of its key's budget
     shows_all: bool = False  # shows data of all keys
+    needs: KeyScope | None = None  # the scope that its key must have; None: as above
+    works_open: bool = False  # without a key, where the gateway requires none
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
@@ -130,6 +148,7 @@ API = (
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
     Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True, takes_feedback=True),
     Endpoint("/decide", "POST", decide_step),
+    Endpoint("/admin/reload", "POST", reload_settings, needs="admin"),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
     _passed("POST", "/responses", RESPONSES),
@@ -144,9 +163,9 @@ OWN = (
     Endpoint("/healthz", "GET", health, public=True),
     Endpoint("/readyz", "GET", ready, public=True),
     Endpoint("/metrics", "GET", metrics, shows_all=True),
-    Endpoint("/v1/admin/kill", "GET", show_switch, shows_all=True),
-    Endpoint("/v1/admin/kill", "POST", pull_switch, shows_all=True),
-    Endpoint("/v1/admin/kill", "DELETE", release_switch, shows_all=True),
+    Endpoint("/v1/admin/kill", "GET", show_switch, needs="read", works_open=True),
+    Endpoint("/v1/admin/kill", "POST", pull_switch, needs="operate", works_open=True),
+    Endpoint("/v1/admin/kill", "DELETE", release_switch, needs="operate", works_open=True),
 )
 ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
@@ -171,6 +190,7 @@ class App:
     def __init__(self, gateway: GatewayState) -> None:
         self.gateway = gateway
         self.beside: dict[str, MountedApp] = {}
+        self.reloaded: Callable[[Settings], None] = lambda _: None  # called after each reload
         server = gateway.settings.server
         self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
         self.console_port: int | None = None
@@ -284,7 +304,11 @@ class App:
             caller = keys.find(headers) or ANYONE
         else:
             caller = keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
-        if endpoint.shows_all:
+        if endpoint.needs is not None:
+            if not (caller.may_act(endpoint.needs) or (endpoint.works_open and not keys.asks_for_keys)):
+                message = f"this needs a key with the scope {endpoint.needs!r} and without a tenant"
+                raise BadRequest(message, status=403, code="scope")
+        elif endpoint.shows_all:
             if not caller.sees_metrics:
                 message = "this shows data of all keys; this key needs all_objects, or the scope 'read', and no tenant"
                 raise BadRequest(message, status=403, code="scope")

@@ -16,11 +16,12 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import BadRequest, OverloadError
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
-from suffice.settings import Key, Route
+from suffice.settings import Key, KeyScope, Route
 from suffice.store.rows.events import KeyIssue, KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
+ACTS: Final[tuple[KeyScope, ...]] = ("read", "operate", "admin")
 TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # only for keys that list them, and for feedback keys
 
 
@@ -50,7 +51,7 @@ class Caller:
     @property
     def sees_metrics(self) -> bool:
         asks = self.may_ask and not self.is_restricted
-        return not self.permits.tenant and (asks or self.permits.all_objects or "read" in self.permits.scopes)
+        return self.may_act("read") or (not self.permits.tenant and (asks or self.permits.all_objects))
 
     @property
     def may_ask(self) -> bool:
@@ -59,6 +60,10 @@ class Caller:
     @property
     def may_rate(self) -> bool:
         return not self.id or self.only_feedback or "feedback" in self.permits.scopes
+
+    def may_act(self, needs: KeyScope) -> bool:
+        """Return whether it may act on the whole gateway; a later scope may do all that an earlier one may."""
+        return not self.permits.tenant and any(scope in self.permits.scopes for scope in ACTS[ACTS.index(needs) :])
 
     def owns(self, sender: str, tenant: str) -> bool:
         """Return whether it may see what a key of a tenant has made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -27,6 +27,7 @@ from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout.assign import AuditAssignment, audit_share, point_of
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
+from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
 from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
@@ -183,7 +184,11 @@ class LogSampler:
     _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: ambiguous
 
     def __post_init__(self) -> None:
-        self._sample_rates = {name: self.settings.sample_rate_of(name) for name in ("", *self.settings.routes)}
+        self.follow(self.settings)
+
+    def follow(self, settings: Settings) -> None:
+        self.settings = settings
+        self._sample_rates = {name: settings.sample_rate_of(name) for name in ("", *settings.routes)}
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
         """Return the request for its row, and whether it has rows. One without gets them later if it ends badly."""
@@ -434,12 +439,16 @@ class Deployment:
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
 
 
+Reloading: TypeAlias = Callable[[str], Awaitable[Reload]]
+
+
 @dataclass(slots=True)
 class ProcessState:
     ready: bool = False
     draining: bool = False  # shutdown has begun: connections close after their response
     n_live: int = 0  # running handlers, of any path
     tracer: Tracer | None = None  # None: traces are off
+    reload: Reloading | None = None  # applies changed settings, by an author; None: they cannot be reloaded
 
 
 @dataclass(slots=True, kw_only=True)
@@ -451,7 +460,7 @@ class GatewayState:
     new_id: Callable[[], str]
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
-    upstreams: Mapping[str, UpstreamClient]
+    upstreams: dict[str, UpstreamClient]
     embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; opened by `wiring` or the library
     clients: Clients
     deployment: Deployment

@@ -309,6 +309,11 @@ class LoadControl:
             self._routes[name] = RouteOperation(name, settings)
         return self._routes[name]
 
+    def follow(self, routes: Mapping[str, Route]) -> None:
+        """Take over changed settings of routes; what was measured stays."""
+        for name, operation in self._routes.items():
+            operation.settings = routes.get(name, operation.settings)
+
     def queue(self, upstream: str) -> float | None:
         queue = self._queues.get(upstream)
         return None if queue is None else queue.value

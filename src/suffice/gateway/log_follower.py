@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -140,8 +140,11 @@ class MonitorFeed:
         self._gw = gw
         self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
-        names = [route.name for route in gw.deployment.routes]
-        self._forecasts: dict[str, tuple[int, RouteForecast | None]] = dict.fromkeys(names, (0, None))
+        self._forecasts: dict[str, tuple[int, RouteForecast | None]] = {}
+
+    def follow(self, names: Iterable[str]) -> None:
+        known = self._forecasts
+        self._forecasts = {name: known.get(name, (0, None)) for name in names}
 
     def read(self, connection: LogReader) -> None:
         with contextlib.suppress(StoreError):
@@ -227,6 +230,7 @@ class Follower:
         self._order: KillSwitchState | None = None if good is None else good.killed
         self._written: LastWrite | None = None  # the log's last write before that; None: unknown
         self._notified = asyncio.Event()
+        self.applying = asyncio.Lock()  # held from a read of the log until what it says is applied
         self._refreshed_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log was last read
         self._rebuild = False  # routes were not built from the log: build all of them again
@@ -239,11 +243,15 @@ class Follower:
 
     def rebase(self, routes: Sequence[BuiltRoute]) -> None:
         """Replace the routes by those of the settings; the next read deploys to all of them."""
+        known, self._routes = self._routes, {}
         for route in routes:
             if route.settings.mode != "off":
-                before = self._routes.get(route.name, _FollowedRoute(route))
+                before = known.get(route.name, _FollowedRoute(route))
                 self._routes[route.name] = replace(before, base=route, held=NOTHING, holding=NO_OVERRIDES)
+        self._monitor.follow(route.name for route in routes)
+        self._running = replace(self._running, newest=-1)  # experiments and rollouts are read again
         self._changed = True  # since the last write of the last-good file
+        self._written = None
 
     @property
     def _due_writer(self) -> LastGoodWriter | None:
@@ -495,8 +503,10 @@ class Follower:
 
     async def follow(self) -> None:
         while True:
+            async with self.applying:
+                with self._failing_open(is_reading=True):
+                    self.apply(await asyncio.to_thread(self.read_changes))
             with self._failing_open(is_reading=True):
-                self.apply(await asyncio.to_thread(self.read_changes))
                 if (writer := self._due_writer) is not None:
                     await asyncio.to_thread(self._keep, writer)
             await self._notified.wait()

@@ -12,7 +12,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings import tables
-from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, Limits, Scope, TextRule
+from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, KeyScope, Limits, TextRule
 from suffice.settings.tables import Settings
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
@@ -130,7 +130,7 @@ def key_problems(key: tables.Key, settings: Settings) -> Problems:
     """Find what is wrong with what a key may do, wherever the key itself is kept."""
     yield from _unknown_routes(key.routes or (), settings)
     if not key.scopes:
-        yield "scopes", f"is empty; some of {', '.join(get_args(Scope))}"
+        yield "scopes", f"is empty; some of {', '.join(get_args(KeyScope))}"
     if key.usd_per_day is None and key.usd_per_month is None:
         return
     routes = [one for name, one in settings.routes.items() if key.routes is None or name in key.routes]
@@ -153,6 +153,12 @@ def _of_console(console: tables.Console, settings: Settings) -> Problems:
         yield "host", f"got {console.host!r} without console.port; name both, or neither"
     if console.port and console.port == settings.server.port:
         yield "port", f"got {console.port}, which is server.port; name another one, or leave it out"
+
+
+@problems_of.register
+def _of_upstream(upstream: tables.Upstream, _: Settings) -> Problems:
+    if upstream.api_key_env and upstream.api_key_file:
+        yield "api_key_file", "excludes api_key_env; name one place for the key"
 
 
 @problems_of.register

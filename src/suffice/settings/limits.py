@@ -24,7 +24,7 @@ LATER_SHARE = 0.05  # of requests to audit once something is certified, unless a
 TextPart = Literal["answers", "comments", "questions", "metadata"]
 ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
 # What a key may do: ask the model, send feedback; in the control API act as a viewer, an operator, an admin.
-Scope = Literal["complete", "feedback", "read", "operate", "admin"]
+KeyScope = Literal["complete", "feedback", "read", "operate", "admin"]
 Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]

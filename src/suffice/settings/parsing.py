@@ -16,6 +16,7 @@ from suffice.settings.tables import Settings
 S = TypeVar("S", bound=msgspec.Struct)
 
 MOST_NAME_CHARS: Final = 100  # of a route, an upstream, an experiment, a metric
+_SECRET_NAME: Final = re.compile(r"(^|_)(key|secret|password|token|credential)s?$")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HTTP_URL: Final = re.compile(r"https?://[!-.0-?A-~]+(/[!-~]*)?")  # before the path: all but "/" and "@"
 
@@ -91,8 +92,7 @@ def _check_table(raw: object, model: type[msgspec.Struct], path: str) -> None:
     for key, value in raw.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
+            hint = _hint(str(key), value, fields)
             raise ConfigError(f"{here if here.isprintable() else ascii(here)}: unknown key{hint}")
         _check_plain(here, key, value)
         nested = _struct_in(fields[key])
@@ -110,6 +110,14 @@ def _check_table(raw: object, model: type[msgspec.Struct], path: str) -> None:
             _check_table(item, nested, f"{here}.{name}")
     if path:
         _convert(raw, model, path=path)
+
+
+def _hint(key: str, value: object, fields: Mapping[str, Any]) -> str:
+    if _SECRET_NAME.search(key) and isinstance(value, str):
+        places = " or ".join(name for name in fields if name.endswith(("_env", "_file")) and "key" in name)
+        return f"; a settings file holds no secrets: name where it is{f', in {places}' if places else ''}"
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
 
 
 def _check_plain(here: str, key: str, value: object) -> None:

@@ -28,6 +28,7 @@ from suffice.settings.limits import (
     HeaderName,
     HostName,
     Interval,
+    KeyScope,
     LatencyMargin,
     LayerName,
     LayerShare,
@@ -54,7 +55,6 @@ from suffice.settings.limits import (
     ReviewsPerDay,
     SampleRate,
     Satisfaction,
-    Scope,
     Seconds,
     SslMode,
     TenantName,
@@ -101,7 +101,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     key_env: str  # environment variable with the key; several are separated by commas
     tenant: TenantName = ""  # whose requests it sends and whose it may see; "": of no tenant
-    scopes: tuple[Scope, ...] = ("complete", "feedback")  # what it may do
+    scopes: tuple[KeyScope, ...] = ("complete", "feedback")  # what it may do
     routes: tuple[str, ...] | None = None  # allowed ones; (): none, it only sends feedback; None: see `auth.Caller`
     sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but reviewers' and judges'
     all_objects: bool = False  # may use, list and rate objects of other keys
@@ -140,6 +140,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     url: str  # base, with or without /v1
     driver: Driver = "openai"  # which extensions of the plain protocol may be used
     api_key_env: str = ""  # environment variable; "": the client's own header is forwarded
+    api_key_file: FileName = ""  # file with the key instead, which is read again when it changes
     slots: int = 1  # concurrent requests; 1: cancel before the stop transition
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: TimeLimit = 600.0  # until the whole response head has arrived; 0: no limit

@@ -159,7 +159,8 @@ class ShortResponse(NamedTuple):
 
 class UpstreamClient:
     def __init__(self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None) -> None:
-        self.name, self.settings, self._api_key = name, settings, api_key
+        self.name, self.settings = name, settings
+        self.api_key = api_key  # sent with each call; may be replaced
         self.findings = findings  # what doctor observed of this server; None: doctor has not run
         self.allowance = Allowance(settings.extra, settings.slots)
         self._login = _login_header(settings.url)
@@ -192,13 +193,13 @@ class UpstreamClient:
             if lower in dropped or lower.startswith("x-suffice-"):
                 continue
             if lower in KEY_HEADERS:
-                if self._api_key is not None:
+                if self.api_key is not None:
                     continue  # the caller's own credentials are not sent beside ours
                 has_login = has_login or lower == "authorization"
             lines.append(f"{name}: {value}")
-        if self._api_key is not None:
+        if self.api_key is not None:
             bearer = "Bearer " if key_header == "authorization" else ""
-            lines.append(f"{key_header}: {bearer}{self._api_key}")
+            lines.append(f"{key_header}: {bearer}{self.api_key}")
         elif self._login is not None and not has_login:
             lines.append(f"authorization: {self._login}")
         if n_bytes is not None:

@@ -39,8 +39,13 @@ def audit_key(settings: Settings) -> bytes | None:
     return signing_key(deployment_salt(settings)) if has_secret(settings) else None
 
 
-def config_change(settings: Settings, path: LogLocation, *, process: str) -> ConfigChange | None:
-    """Compare the settings with those recorded last; None: no difference. Raises StoreError."""
+def config_change(
+    settings: Settings, path: LogLocation, *, process: str, author: str | None = None, reason: str | None = None
+) -> ConfigChange | None:
+    """Compare the settings with those recorded last; None: no difference. Raises StoreError.
+
+    author  who reloaded them; None: the process was started with them
+    """
     current = loggable_settings(settings)
     before = newest_event(path, ConfigChange)
     known = None if before is None else before.settings
@@ -48,10 +53,12 @@ def config_change(settings: Settings, path: LogLocation, *, process: str) -> Con
         return None
     changes = () if known is None else differences(known, current)
     user = user_name()
-    reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
+    if reason is None or known is None:
+        first = "the first settings that were recorded"
+        reason = first if known is None else f"{process} started with other settings"
     return ConfigChange(
         number=1 if before is None else before.number + 1,
-        author=f"{process}, {user}" if user else "file",
+        author=author or (f"{process}, {user}" if user else "file"),
         reason=reason,
         changes=changes,
         settings=current,

@@ -13,11 +13,12 @@ from functools import cache, partial
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
-from suffice.console.context import ConsoleContext, ConsoleServices
+from suffice.console.context import ConsoleContext, ConsoleServices, ViewCache
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
 from suffice.settings import Settings
+from suffice.settings.reloading import Reload
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
@@ -38,7 +39,12 @@ def console(
     *,
     decisions: Callable[[], Decisions],
     notify: Callable[[], None] = lambda: None,
+    reload: Callable[[str], Reload] | None = None,
 ) -> Iterator[ConsoleApp]:
+    """Yield the console on a log.
+
+    reload  applies changed settings by an author; None: they cannot be reloaded here
+    """
     people = People.of(settings)
     with ExitStack() as stack:
         context = ConsoleContext(
@@ -46,18 +52,32 @@ def console(
             path=path,
             auth=ConsoleAuth(
                 roster=people.now,
-                browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
+                browsers=_browsers(settings),
                 random_bytes=secrets.token_bytes,
                 session_s=settings.console.session_s,
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify),
+            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify, reload=reload),
             now=time.time,
             monotonic_s=time.monotonic,
         )
         with contextlib.closing(context):
             yield ConsoleApp(context)
+
+
+def reconfigure(site: ConsoleApp, settings: Settings) -> None:
+    """Let a console go on with other settings; sessions stay."""
+    context, services = site.context, site.context.services
+    context.settings, context.cache = settings, ViewCache()
+    context.services = _services(
+        settings, context.path, writer=services.decisions, notify=services.notify, reload=services.reload
+    )
+    context.auth.configure(browsers=_browsers(settings), session_s=settings.console.session_s)
+
+
+def _browsers(settings: Settings) -> BrowserPolicy:
+    return BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names))
 
 
 def _services(
@@ -66,10 +86,12 @@ def _services(
     *,
     writer: Callable[[], Decisions],
     notify: Callable[[], None],
+    reload: Callable[[str], Reload] | None,
 ) -> ConsoleServices:
     return ConsoleServices(
         decisions=writer,
         notify=notify,
+        reload=reload,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
         warnings=lambda: condition(settings, checks=False),
         setup_of=partial(setup_of, settings),

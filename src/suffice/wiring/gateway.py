@@ -8,14 +8,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.errors import StoreError
+from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
@@ -27,6 +27,7 @@ from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
+from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
 from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.log import EventLog, LateLog
@@ -39,7 +40,8 @@ from suffice.store.rows.events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
-from suffice.wiring.keys import key_ring, kill_file, presence_files
+from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
+from suffice.wiring.reload import Reloader
 from suffice.wiring.replicas import announced_as, watch_replicas
 from suffice.wiring.routes import build_route, check_routes
 from suffice.wiring.startup import (
@@ -55,6 +57,8 @@ from suffice.wiring.startup import (
 from suffice.wiring.worker import open_decisions
 
 MOST_CHECK_S = 600.0  # to read the log through after a start
+SECRETS_S = 1.0  # between two looks at the files with upstreams' keys
+RELOAD_S = 60.0  # for which a page waits for a reload
 HANDLERS_END_S = 5.0  # for a cancelled handler to write its outcome
 
 
@@ -67,7 +71,7 @@ async def _await_handlers(gw: GatewayState) -> None:
 def _build_state(
     settings: Settings,
     begun: StartState,
-    clients: Mapping[str, UpstreamClient],
+    clients: dict[str, UpstreamClient],
     vectors: Mapping[str, Embedder],
     presence: Announcement,
     result: Preflight | None = None,
@@ -190,6 +194,18 @@ def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, know
     gw.deployment.log_problem = None
 
 
+def _reload_in_thread(gw: GatewayState) -> Callable[[str], Reload]:
+    """A reload for the console's threads, which wait for it."""
+    loop = asyncio.get_running_loop()
+
+    async def reload(author: str) -> Reload:
+        if gw.process.reload is None:
+            raise ConfigError("this process cannot reload its settings")
+        return await gw.process.reload(author)
+
+    return lambda author: asyncio.run_coroutine_threadsafe(reload(author), loop).result(RELOAD_S)
+
+
 def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
     if not settings.console.enabled or not isinstance(log, LogWriter):
         return {}
@@ -199,6 +215,7 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
             log.path,
             decisions=lambda: open_decisions(settings, create=False),
             notify=gw.deployment.notify,
+            reload=_reload_in_thread(gw),
         )
     )
     return dict.fromkeys(MOUNTS, site)
@@ -206,9 +223,15 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
 
 @asynccontextmanager
 async def build_gateway(
-    settings: Settings, *, log: EventLog | None = None, result: Preflight | None = None
+    settings: Settings,
+    *,
+    log: EventLog | None = None,
+    result: Preflight | None = None,
+    read: Callable[[], Settings] | None = None,
 ) -> AsyncIterator[App]:
     """Open the log and the upstreams, and yield the ASGI application; close them afterwards.
+
+    read  reads the settings again, for a reload; None: they came from no file
 
     Without a readable log it serves by the last-good file, or in full. A `log` that is passed must be open. Raises
     ConfigError, and StoreError for a `log` that cannot be read, or as `open_library` does.
@@ -242,12 +265,15 @@ async def build_gateway(
         for site, work, every_s in (
             ("load", partial(gw.deployment.update_load, clients), LOOK_S),
             ("kill", gw.deployment.check_kill, kill.LOOK_S),
+            ("secrets", SecretFiles(gw.upstreams).refresh, SECRETS_S),
             ("counts", partial(lifecycle.write_counts, gw), COUNTS_S),
             ("decide", partial(rounds_service.close_old, gw), rounds_service.LOOK_S),
         ):
             stack.enter_context(run_periodically(work, gw.metrics, site=site, every_s=every_s))
         app = App(gw)
-        await _follow_log(settings, gw, begun, app, stack)
+        follower = await _follow_log(settings, gw, begun, app, stack)
+        if follower is not None:
+            gw.process.reload = Reloader(app=app, follower=follower, stack=stack, checked=result, read=read).reload
         app.beside |= _console_apps(settings, begun.log, gw, stack)
         gw.process.ready = True
         try:
@@ -273,9 +299,11 @@ def _look_for_damage(path: LogLocation, gw: GatewayState) -> None:
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
-async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
+async def _follow_log(
+    settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack
+) -> Follower | None:
     if not isinstance(begun.log, LogWriter | LateLog):
-        return
+        return None
     path = log_location(settings.store)
     follower = Follower(gw, path, good_writer=last_good_writer(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
@@ -305,3 +333,4 @@ async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, a
         retry = LogRetry(settings, gw, begun, on_opened, process="serve", lock=threading.Lock())
         stack.push_async_callback(asyncio.to_thread, retry.close)
     gw.deployment.notify = follower.wake
+    return follower

@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from suffice.errors import ConfigError
+from suffice.files import read_start
 from suffice.rollout.assign import sender_key
 from suffice.settings import Key, Settings, Upstream
 from suffice.settings.checks import check_limits, key_problems
@@ -22,6 +23,9 @@ from suffice.telemetry import LOG
 if TYPE_CHECKING:  # commands need secrets and no gateway
     from suffice.gateway.auth import Caller, HashedKey, KeyRing
     from suffice.store.rows.events import KeyIssue
+    from suffice.upstream.client import UpstreamClient
+
+MOST_SECRET_BYTES: Final = 4_096
 
 
 def create_id(prefix: str) -> str:
@@ -30,7 +34,52 @@ def create_id(prefix: str) -> str:
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:
+    if upstream.api_key_file:
+        return read_secret(f"upstreams.{name}.api_key_file", Path(upstream.api_key_file))
     return secret(f"upstreams.{name}.api_key_env", upstream.api_key_env)
+
+
+def read_secret(where: str, file: Path) -> str:
+    """Read a secret from a file of one line. Raises ConfigError, which never quotes it."""
+    try:
+        text = read_start(file, MOST_SECRET_BYTES).decode().strip()
+    except OSError as error:
+        raise ConfigError(f"{where}: {file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {file}: is not UTF-8") from None
+    if not text or len(text) == MOST_SECRET_BYTES or not text.isprintable():
+        raise ConfigError(f"{where}: {file}: needs one line with the key and nothing else")
+    return text
+
+
+class SecretFiles:
+    """Gives upstreams their keys anew when the files with them change, as a mounted secret does."""
+
+    def __init__(self, upstreams: Mapping[str, UpstreamClient]) -> None:
+        self._upstreams = upstreams  # as they are at each look
+        self._marks: dict[str, tuple[object, ...]] = {}
+
+    def refresh(self) -> None:
+        for name, client in list(self._upstreams.items()):
+            named = client.settings.api_key_file
+            if not named:
+                continue
+            mark = (client, *_mark_of(Path(named)))
+            if self._marks.get(name) == mark:
+                continue
+            self._marks[name] = mark
+            try:
+                client.api_key = read_secret(f"upstreams.{name}.api_key_file", Path(named))
+            except ConfigError as error:
+                LOG.error("%s; the key before it stays in use", error)
+
+
+def _mark_of(file: Path) -> tuple[int, ...]:
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def secret(where: str, variable: str) -> str | None:

@@ -317,6 +317,8 @@ class Preflight:
     langfuse_secret: str | None
     embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
     warnings: tuple[str, ...]
+    host: str
+    insecure_open: bool
 
 
 def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
@@ -328,6 +330,8 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
         langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
         embedders=embedders(settings),
         warnings=(*check_routes(settings), *_missing_packages(settings)),
+        host=host,
+        insecure_open=insecure_open,
     )
     sinks_of(settings.alerts)  # fails here, and not later in a worker; likewise below
     secret("audit.webhook_env", settings.audit.webhook_env)

@@ -12,7 +12,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.errors import ConfigError
 from suffice.formatting import format_iso
-from suffice.settings import Scope
+from suffice.settings import KeyScope
 from suffice.settings.limits import NAME
 from suffice.store.database.location import log_location
 from suffice.store.database.views import newest_of
@@ -20,6 +20,7 @@ from suffice.store.people.keys import KEY_KINDS, KeyOffice, NewKey, valid_keys
 from suffice.wiring.files import load_deployment
 from suffice.wiring.keys import permits_of, presence_files
 
+SCOPES: Final = get_args(KeyScope)
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 
@@ -31,7 +32,9 @@ def key() -> None:
 
 @key.command("create")
 @click.argument("name")
-@shell.option("--scope", "scopes", multiple=True, type=click.Choice(get_args(Scope)), help="What it may do; repeat it.")
+@shell.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(get_args(KeyScope)), help="What it may do; repeat it."
+)
 @shell.option("--tenant", help="Whose requests it sends and whose it may see.")
 @shell.option("--route", "routes", multiple=True, help="Only this route; repeat it for several.")
 @shell.option("--source", "sources", multiple=True, help="Source of feedback that it may send; repeat it for several.")

@@ -115,7 +115,14 @@ def serve(
             # At every log level: people open that address, and programs wait for it.
             click.echo(f"suffice is listening on {url}/v1{pages}", err=True)
 
-        run_server(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
+        run_server(
+            settings,
+            listening=listening,
+            host=host,
+            port=port,
+            insecure_open=insecure_open,
+            read=lambda: load_settings(path),
+        )
     except OSError as error:
         fail(error.strerror or error)
 
@@ -153,9 +160,18 @@ def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
     if history:
         _show_history(settings, as_json=as_json)
         return
-    with open_worker(settings, create=False) as here:
-        failed = _once(here, once, as_json=as_json) if once is not None else _on(here, settings, as_json=as_json)
-    raise SystemExit(1 if failed else 0)
+    if once is not None:
+        with open_worker(settings, create=False) as here:
+            failed = _once(here, once, as_json=as_json)
+        raise SystemExit(1 if failed else 0)
+    reloads = threading.Event()
+    event = _handle_signals(reloads)
+    while not event.is_set():
+        with open_worker(settings, create=False) as here:
+            _work(here, settings, event, reloads, as_json=as_json)
+        if reloads.is_set():
+            reloads.clear()
+            settings = _reloaded(path, settings)
 
 
 def _once(here: Worker, job: str, *, as_json: bool) -> bool:
@@ -172,18 +188,47 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
     return any(not report.ok for report in reports)
 
 
-def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
+def _handle_signals(reloads: threading.Event) -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set; SIGHUP sets `reloads`, and from a closed terminal both."""
     import signal
 
-    event = threading.Event()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    from suffice.files import has_terminal
+
+    event, had_terminal = threading.Event(), has_terminal()
+
+    def hang_up(*_: object) -> None:
+        reloads.set()
+        if had_terminal and not has_terminal():
+            event.set()
+
+    for name, handler in (("SIGINT", None), ("SIGTERM", None), ("SIGHUP", hang_up)):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
-            signal.signal(number, lambda *_: event.set())
-    while not event.is_set():
+            signal.signal(number, handler or (lambda *_: event.set()))
+    return event
+
+
+def _work(here: Worker, settings: Settings, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
+    while not event.is_set() and not reloads.is_set():
         _print_reports(here.round(), as_json=as_json)
         event.wait(settings.control.period_s)
-    return False
+
+
+def _reloaded(path: Path, before: Settings) -> Settings:
+    """Read the settings again, with what a reload may change; a broken file changes nothing."""
+    from suffice.errors import SufficeError
+    from suffice.settings.reloading import merge_settings
+    from suffice.wiring.files import load_deployment
+    from suffice.wiring.routes import check_routes
+
+    try:
+        result = merge_settings(before, load_deployment(path))
+        check_routes(result.settings)
+    except SufficeError as error:
+        warn(f"nothing was reloaded: {error}")
+        return before
+    warn(f"reload: {result.sentence}")
+    return result.settings
 
 
 def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:

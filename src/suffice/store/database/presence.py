@@ -42,6 +42,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     kill_reason: str = ""
     decided: int = 0  # place in the log up to which it applied decisions
     damage: str = ""  # what its check of the log's pages found; "": nothing, or not finished
+    n_reloads: int = 0  # of its settings, failed ones included
+    reloaded: str = ""  # what the latest of them changed, as a sentence; "": none
 
     @property
     def name(self) -> str:
