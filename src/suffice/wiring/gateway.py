@@ -246,12 +246,7 @@ async def build_gateway(
         presence = Announcement(presence_files(settings), process="serve", **announced_as(settings, begun.secret))
         stack.callback(presence.release)
         clients = {
-            name: UpstreamClient(
-                name,
-                upstream,
-                result.upstream_keys[name],
-                begun.known.evidence.upstreams.get(name),
-            )
+            name: UpstreamClient(name, upstream, result.upstream_keys[name], begun.known.evidence.upstreams.get(name))
             for name, upstream in settings.upstreams.items()
         }
         gw = _build_state(settings, begun, clients, result.embedders, presence, result)
