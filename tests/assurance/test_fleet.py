@@ -15,7 +15,6 @@ from suffice.assurance.fleet import (
     RouteWealth,
     fleet_sentence,
     require_wealth,
-    warm_burst,
 )
 
 WEALTHS = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
@@ -85,12 +84,6 @@ def test_few_routes_are_wrong_among_those_certified_where_separate_certificates_
         separate.append(int((peak >= 20).sum()) / (int((peak >= 20).sum()) + 30))
     assert np.mean(shares) + 3 * np.std(shares) / 20 < 0.05
     assert np.mean(separate) > 0.2, "without the fleet's promise this must be visible"
-
-
-def test_a_warm_start_runs_fewer_requests_in_full_and_never_more_than_a_cold_one() -> None:
-    assert warm_burst(0.02, confidence=0.95, most=1_200) < 400
-    assert warm_burst(0.02, confidence=0.95, most=100) == 100
-    assert warm_burst(0.02, confidence=0.999, most=10_000) > warm_burst(0.02, confidence=0.95, most=10_000)
 
 
 @pytest.mark.parametrize(("confidence", "ends"), [(0.95, "at most 5 %"), (0.975, "at most 2.5 %")])

@@ -59,8 +59,8 @@ class Fleet:
     def __init__(self, path: Path, assurance: Assurance = FLEET, **routes: Route) -> None:
         self.path, self.settings = path, Settings(routes=routes, control=CONTROL, assurance=assurance)
 
-    def write(self, *events: Event) -> None:
-        with Decisions(self.path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
+    def write(self, *events: Event, days: float = 0.0) -> None:
+        with Decisions(self.path, now=lambda: 1_000.0 + 86_400 * days, monotonic_s=lambda: 0.0) as writer:
             writer.write(None, events)
 
     def look(self, n: int = 1) -> None:
@@ -170,7 +170,9 @@ def test_a_new_route_begins_with_the_version_of_a_similar_one_and_its_own_audits
     assert (start.route, start.source, start.fit) == ("twin", "r", source.fit), "the other takes other samples"
     assert start.burst < BURST
     assert read_decided(fleet.path).of("twin").publication is None, "nothing is certified without its own audits"
-    fleet.write(*on("twin", traffic(start.burst + 20, seed=9)))
+    slow = on("twin", traffic(start.burst + 20, seed=9))
+    fleet.write(*slow[:40])
+    fleet.write(*slow[40:], days=8)
     fleet.look(3)
     made = read_decided(fleet.path).of("twin").publication
     assert made is not None
@@ -179,13 +181,26 @@ def test_a_new_route_begins_with_the_version_of_a_similar_one_and_its_own_audits
     assert made.fit == source.fit
 
 
+def test_a_busy_route_has_all_the_full_runs_of_a_cold_start(fleet: Fleet) -> None:
+    fleet.look()
+    fleet.write(*traffic(BURST + 60))
+    fleet.look(2)
+    (start,) = fleet.rows(WarmStart)
+    fleet.write(*on("twin", traffic(BURST - 1, seed=9)), days=1)
+    fleet.look(3)
+    assert start.burst < BURST
+    assert read_decided(fleet.path).of("twin").publication is None
+
+
 def test_a_misleading_version_acts_only_as_far_as_the_own_audits_of_the_route_certify_it(fleet: Fleet) -> None:
     fleet.look()
     fleet.write(*traffic(BURST + 60))
     fleet.look(2)
     source = read_decided(fleet.path).of("r").publication
     (start,) = fleet.rows(WarmStart)
-    fleet.write(*on("twin", traffic(start.burst + 20, seed=9, sure=False, p_right=0.3)))
+    split = on("twin", traffic(start.burst + 20, seed=9, sure=False, p_right=0.3))
+    fleet.write(*split[:40])
+    fleet.write(*split[40:], days=8)
     fleet.look(3)
     made = read_decided(fleet.path).of("twin").publication
     assert source is not None

@@ -8,6 +8,7 @@ import msgspec
 
 from suffice.settings import (
     Alerts,
+    Assurance,
     AuditLog,
     Console,
     Control,
@@ -63,6 +64,7 @@ RAW: dict[str, Any] = {
     },
     "store": {},
     "control": {},
+    "assurance": {},
     "feedback": {"langfuse": {}},
     "metrics": {"clear": {"type": "rating"}},
     "console": {},
@@ -92,6 +94,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "review"): Review,
     ("store",): Store,
     ("control",): Control,
+    ("assurance",): Assurance,
     ("feedback",): FeedbackRules,
     ("feedback", "langfuse"): Langfuse,
     ("metrics", "clear"): Metric,

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from math import ceil, log
 from typing import Final
 
-from suffice.assurance.certify import audits_to_certify
-
 STEP: Final = 1.25  # ratio of neighbouring requirements: a few routes more or less change nothing
 SLACK: Final = 1.1  # times the wealth that a lower requirement takes, so that it does not alternate
 NO_REQUIREMENT: Final = 1.0  # each route keeps its own confidence alone
-WARM_PART: Final = 0.125  # of the budget: the loss that the full runs of a warm start can certify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,7 @@ class WarmStart:
     epoch: int
     fit: str  # address of the version
     source: str  # the route that serves it
-    burst: int  # requests that run in full from the start of the epoch
+    burst: int  # requests from the start of the epoch that run in full on a route with little traffic
     reason: str
     author: str
 
@@ -70,12 +67,6 @@ def require_wealth(evidence: Sequence[RouteWealth], *, confidence: float, before
         if sum(one.wealth >= max(reached, one.own) for one in evidence) * wealth >= n * least:
             break
     return wealth, sum(one.wealth >= max(wealth, one.own) for one in evidence)
-
-
-def warm_burst(max_em_drop: float, *, confidence: float, most: int) -> int:
-    """Full runs after a warm start: they certify a level that loses an eighth of the budget; at most `most`."""
-    drop = WARM_PART * max_em_drop
-    return min(most, audits_to_certify(drop, max_em_drop=max_em_drop, delta=1 - confidence))
 
 
 def fleet_sentence(requirement: FleetRequirement, *, n_certified: int) -> str:

@@ -365,8 +365,8 @@ class Certifier:
         self._epoch.served, self._epoch.runs, self._epoch.ends = served, runs, served.ends(runs)
         self.version += 1
 
-    def shorten_burst(self, until: float) -> None:
-        self._epoch.burst_until = self._epoch.refit_at = min(self._epoch.burst_until, until)
+    def end_burst(self) -> None:
+        self._epoch.burst_until = self._epoch.refit_at = self.now
 
     def add_durations(self, durations: Iterable[float]) -> None:
         """In the unit of `AuditRuns.at`."""

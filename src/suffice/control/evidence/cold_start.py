@@ -38,6 +38,11 @@ def burst_of(route: Route, control: Control) -> int:
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
 
 
+def warm_burst(route: Route, control: Control, *, delta: float) -> int:
+    """Full runs of a route that begins with the version of a similar one: it has nothing to learn, only to certify."""
+    return min(burst_of(route, control), _needed(route, delta))
+
+
 def burst_requests(control: Control, max_em_drop: float) -> int:
     """Full runs of a burst: as configured, else by `learn.certifier.full_runs`."""
     if control.burst_requests is not None:
@@ -72,7 +77,8 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
 
 def first_certificate(route: Route, control: Control) -> Start:
     """Estimate the audits and requests, in expectation, that certify a level which loses a quarter of the budget."""
-    share, burst, needed = route.audit_share or 0.0, burst_of(route, control), _needed(route)
+    share, burst = route.audit_share or 0.0, burst_of(route, control)
+    needed = _needed(route, 1 - route.confidence)
     if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)
     # Audits of the smaller share after the burst form a window of their own.
@@ -80,11 +86,10 @@ def first_certificate(route: Route, control: Control) -> Start:
     return Start(n_audits=needed, n_requests=burst + needed / share if fits else inf)
 
 
-def _needed(route: Route) -> int:
+def _needed(route: Route, delta: float) -> int:
     """Audits that certify a level which loses a quarter of the budget net of the charge for finishing."""
-    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
+    if not 0 < route.max_em_drop < 1 or not 0 < delta < 1:
         return MOST_AUDITS
-    delta = 1 - route.confidence
     if route.kind != "reasoning":
         left = budget_left(route.max_em_drop, VERBATIM).max_em_drop
         return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta)

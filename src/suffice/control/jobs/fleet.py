@@ -15,9 +15,8 @@ from suffice.assurance.fleet import (
     RouteWealth,
     WarmStart,
     require_wealth,
-    warm_burst,
 )
-from suffice.control.evidence.cold_start import burst_of
+from suffice.control.evidence.cold_start import warm_burst
 from suffice.control.evidence.versions import loader
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
@@ -92,13 +91,12 @@ def warm_starts(loops: Mapping[str, RouteLoop], settings: Settings, log: LogRead
         served = None if best is None else load(best.fit)
         if best is None or served is None or any(model.hopeless is not None for model in served.version.models):
             continue
-        most = burst_of(route, settings.control)
         start = WarmStart(
             route=name,
             epoch=epoch.number,
             fit=best.fit,
             source=best.route,
-            burst=warm_burst(epoch.max_em_drop, confidence=1 - loop.state.delta, most=most),
+            burst=warm_burst(route, settings.control, delta=loop.state.delta),
             reason=f"route {best.route} is similar, and level {best.level} of its version is certified there",
             author=author,
         )

@@ -82,6 +82,7 @@ class EpochState:
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
         self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
+        self.looked_s: tuple[float, float] | None = None  # Unix times of the first and the latest look; None: no look
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.deliveries = RepeatedDeliveries()

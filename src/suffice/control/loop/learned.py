@@ -51,6 +51,7 @@ from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
+PATIENCE_S: Final = 7 * 86_400.0  # after that, a warm start makes do with fewer full runs than a cold one
 _OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals that another order of samples changes as
 # it changes the answers; those of texts are recorded for the order in which the samples came
 
@@ -124,6 +125,7 @@ class LearnedEvidence(EvidenceSource):
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=epoch.max_em_drop, n_levels=self.certifier.n_levels)
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
+        self._warm: WarmStart | None = None  # how the epoch began; None: without a version
         self._n_taken = 0  # audits that the certifier has
         self._forecast = ""  # why a forecast acted since the last look; "": it did not
 
@@ -164,7 +166,7 @@ class LearnedEvidence(EvidenceSource):
         self.chosen = served.features
         self.certifier.learner = LiveLearner(self.chosen, self.certifier.plan.cost_exponent)
         self.certifier.adopt(served, NO_AUDITS)
-        self.certifier.shorten_burst(float(self.state.epoch.at + start.burst))
+        self._warm = start
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify the version that a rollout activated, or the earlier one after an undo."""
@@ -185,7 +187,7 @@ class LearnedEvidence(EvidenceSource):
         certifier.now = float(state.n)
         if any(certifier.add_signals(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
             return EpochEnd("signals", "signals of all traffic drifted", keep=KEPT_BEFORE)
-        if certifier.in_burst:
+        if certifier.in_burst and not self._ends_burst():
             return None
         self.judge.look(state.audits, state.epoch.max_em_drop, state.traffic.callers)
         certifier.plan = replace(
@@ -214,6 +216,16 @@ class LearnedEvidence(EvidenceSource):
             held_back = dict(self._classes())
             self.agent.look(state.n, lambda name: held_back.get(name, self.level))
         return draft
+
+    def _ends_burst(self) -> bool:
+        """Whether a route that began with a version, and has few requests, makes do with the full runs so far."""
+        state, looked_s = self.state, self.state.looked_s
+        if self._warm is None or looked_s is None or state.n < state.epoch.at + self._warm.burst:
+            return False
+        if looked_s[1] - looked_s[0] < PATIENCE_S:
+            return False
+        self.certifier.end_burst()
+        return True
 
     def _serves(self, request: Request) -> bool:
         """Whether the version in use served this request."""

@@ -166,6 +166,8 @@ class RouteLoop:
         return None if self.n // tick == before // tick else self._look(stored)
 
     def _look(self, stored: StoredEvent) -> Resolution | None:
+        looked_s = self.state.looked_s or (stored.at_s, stored.at_s)
+        self.state.looked_s = looked_s[0], stored.at_s
         self.state.delay.note_look(stored.at_s, self.n)
         decision = self.source.look(self.held)
         if isinstance(decision, EpochEnd):
