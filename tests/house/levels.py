@@ -35,6 +35,7 @@ from suffice.settings import (
     Settings,
     Steps,
     Store,
+    Telemetry,
     Template,
     Upstream,
 )
@@ -71,6 +72,7 @@ RAW: dict[str, Any] = {
     "audit": {},
     "alerts": {},
     "retention": {},
+    "telemetry": {},
     "monitoring": {},
     "review": {},
     "rollout": {},
@@ -102,6 +104,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("audit",): AuditLog,
     ("alerts",): Alerts,
     ("retention",): Retention,
+    ("telemetry",): Telemetry,
     ("monitoring",): SamplingSettings,
     ("review",): ReviewCap,
     ("rollout",): Rollout,
