@@ -40,6 +40,14 @@ MOST_DEEP: Final = 24  # nested tables and lists in which models are looked for:
 
 DEFAULT_FILE: Final = Path("suffice.toml")
 DATA_DIR: Final = "SUFFICE_DATA_DIR"
+NO_SETTINGS: Final = """there is no suffice.toml in this folder; name a file with --config, or write one, for example
+
+    [upstreams.local]
+    url = "http://127.0.0.1:8080"  # your model server
+
+    [routes.chat]  # all requests, observed only
+    upstream = "local"
+"""
 
 
 class LoadedSettings(NamedTuple):
@@ -61,6 +69,8 @@ def read_settings(path: str | Path, environ: Mapping[str, str]) -> LoadedSetting
     """
     file, variables = Path(path), dict[str, str]()
     is_alone = file == DEFAULT_FILE and not file.exists() and sets_anything(environ)
+    if file == DEFAULT_FILE and not file.exists() and not is_alone:
+        raise ConfigError(NO_SETTINGS)
     raw: Any = {} if is_alone else _raw_of(file)
     if isinstance(raw, Mapping):
         raw, variables = override_settings(raw, environ)

@@ -1,0 +1,120 @@
+"""What a request costs Suffice itself: CPU time of gateway and worker, and bytes of the log; and what 10⁸ of them cost.
+
+    python bench/capacity.py [--requests 600] [--store postgresql://user@host/db]
+
+A real `suffice serve` before a fake model server; every request is streamed, one chunk a token. Two lengths give the
+cost of a request and that of a chunk. The prices are public list prices with their date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.gateway_process import GatewayProcess
+
+from suffice_testing import FakeUpstream, Reply
+
+LENGTHS = (100, 500)  # chunks of thought
+WARM = 100  # requests before the clock starts
+TICKS = os.sysconf("SC_CLK_TCK")
+ROUTES: dict[str, dict[str, Any]] = {
+    "off": {"mode": "off"},
+    "observe": {},
+    "enforce": {
+        "mode": "enforce",
+        "uncertified": True,
+        "policy": {"policy": "fixed-budget", "max_tokens": 10**6},  # looks at every step, stops none
+    },
+}
+# List prices, US dollars, on demand, region us-east-1, as published in 2025; look today's up.
+PRICES = {"core_hour": 0.0363, "gb_month": 0.08}  # half of a c7g.large; gp3 storage
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    cpu_s: float  # of the gateway and its worker, a request
+    log_bytes: float  # a request
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and its children that live, so far. Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return (int(fields[11]) + int(fields[12])) / TICKS + sum(cpu_s(int(child)) for child in children)
+
+
+def log_bytes(folder: Path) -> int:
+    """Size of the log of a gateway that has ended, which leaves no write-ahead log."""
+    return sum(file.stat().st_size for file in folder.glob("log.db*") if not file.name.endswith(".good"))
+
+
+async def ask(url: str, n: int, n_at_once: int, at: int) -> None:
+    left = iter(range(n))
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for i in left:
+            body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"how much? {at} {i}"}]}
+            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                if not (await response.read()).endswith(b"[DONE]\n\n"):
+                    raise SystemExit("a stream did not end as it should")
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session) for _ in range(n_at_once)))
+
+
+def measure(route: dict[str, Any], n_chunks: int, n: int, store: str) -> Cost:
+    words = ("so ", "it ", "is ", "four\n")
+    reply = Reply(reasoning=tuple(words[i % 4] for i in range(n_chunks)), answer=("fo", "ur"))
+    with tempfile.TemporaryDirectory() as name, FakeUpstream.in_thread(reply) as fake:
+        settings: dict[str, Any] = {
+            "upstreams": {"up": {"url": fake.url, "slots": 8}},
+            "routes": {"r": {"upstream": "up", **route}},
+        }
+        settings |= {"store": {"url": store}} if store else {}
+        with GatewayProcess.serving(name, settings, log_level="error"):
+            pass
+        empty = log_bytes(Path(name))
+        with GatewayProcess.serving(name, settings, log_level="error") as gateway:
+            asyncio.run(ask(gateway.url, WARM, 8, 0))
+            time.sleep(1.0)
+            before_s = cpu_s(gateway.process.pid)
+            asyncio.run(ask(gateway.url, n, 8, 1))
+            time.sleep(3.0)  # the writer and the worker finish what belongs to them
+            spent_s = cpu_s(gateway.process.pid) - before_s
+        return Cost(spent_s / n, (log_bytes(Path(name)) - empty) / (n + WARM))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=600, help="a measurement")
+    parser.add_argument("--store", default="", help="another log than SQLite in a folder of its own")
+    given = parser.parse_args()
+    print(
+        f"{'route':<9} {'ms/request':>10} {'us/chunk':>9} {'log bytes':>10} {'core-h/10^8':>12} {'USD/10^8':>9} {'GB/10^8':>8}"
+    )
+    for name, route in ROUTES.items():
+        short, long = (measure(route, length, given.requests, given.store) for length in LENGTHS)
+        chunk_s = (long.cpu_s - short.cpu_s) / (LENGTHS[1] - LENGTHS[0])
+        fixed_s = short.cpu_s - LENGTHS[0] * chunk_s
+        hours = (fixed_s + 1_000 * chunk_s) * 1e8 / 3_600  # a request of 1,000 tokens
+        gigabytes = long.log_bytes * 1e8 / 1e9
+        print(
+            f"{name:<9} {fixed_s * 1e3:>10.2f} {chunk_s * 1e6:>9.1f} {long.log_bytes:>10.0f} {hours:>12.0f}"
+            f" {hours * PRICES['core_hour']:>9.0f} {gigabytes:>8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
