@@ -101,9 +101,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="a measurement")
     parser.add_argument("--store", default="", help="another log than SQLite in a folder of its own")
     given = parser.parse_args()
-    print(
-        f"{'route':<9} {'ms/request':>10} {'us/chunk':>9} {'log bytes':>10} {'core-h/10^8':>12} {'USD/10^8':>9} {'GB/10^8':>8}"
-    )
+    heads = ("route", "ms/request", "us/chunk", "log bytes", "core-h/10^8", "USD/10^8", "GB/10^8")
+    print(("{:<9} " + "{:>11} " * 6).format(*heads))
     for name, route in ROUTES.items():
         short, long = (measure(route, length, given.requests, given.store) for length in LENGTHS)
         chunk_s = (long.cpu_s - short.cpu_s) / (LENGTHS[1] - LENGTHS[0])
@@ -111,8 +110,8 @@ def main() -> None:
         hours = (fixed_s + 1_000 * chunk_s) * 1e8 / 3_600  # a request of 1,000 tokens
         gigabytes = long.log_bytes * 1e8 / 1e9
         print(
-            f"{name:<9} {fixed_s * 1e3:>10.2f} {chunk_s * 1e6:>9.1f} {long.log_bytes:>10.0f} {hours:>12.0f}"
-            f" {hours * PRICES['core_hour']:>9.0f} {gigabytes:>8.1f}"
+            f"{name:<9} {fixed_s * 1e3:>11.2f} {chunk_s * 1e6:>11.1f} {long.log_bytes:>11.0f} {hours:>11.0f}"
+            f" {hours * PRICES['core_hour']:>11.0f} {gigabytes:>11.1f}"
         )
 
 

@@ -97,7 +97,7 @@ def test_the_settings_of_the_pods_are_accepted() -> None:
     raw = yaml.safe_load(objects["ConfigMap", "x"]["data"]["suffice.yaml"])
     for name in ("gateway", "worker"):
         one = container(objects["Deployment", f"x-{name}"])
-        settings = parse_settings(override_settings(raw, {e["name"]: e["value"] for e in one.get("env", ())})[0])
+        settings = parse_settings(override_settings(raw, {e["name"]: e.get("value", "x-1") for e in one["env"]})[0])
         assert not settings.control.enabled
         assert settings.routes["chat"].upstream == "up"
         assert main.get_command(click.Context(main), one["args"][0]) is not None

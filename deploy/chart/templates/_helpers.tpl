@@ -77,10 +77,14 @@ spec:
       envFrom:
         - secretRef:
             name: {{ .root.Values.secretName }}
-      {{- with .root.Values.extraEnv }}
       env:
+        - name: SUFFICE__SERVER__REPLICA
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.name
+        {{- with .root.Values.extraEnv }}
         {{- toYaml . | nindent 8 }}
-      {{- end }}
+        {{- end }}
       resources:
         {{- toYaml .resources | nindent 8 }}
       volumeMounts:
