@@ -1,4 +1,4 @@
-"""What the deployment pages tell people to type: secrets cover what the files ask for, names and values are accepted."""
+"""What the deployment pages tell people to type: secrets cover what is asked for, names and values are accepted."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def test_options_of_our_commands_exist(page: str) -> None:
     found = 0
     for text in shell_blocks(page):
         for line in text.replace("\\\n", " ").splitlines():
-            words = line.split("suffice ", 1)[1].split() if re.search(r"(^|-- |/)suffice [a-z]", line) else []
+            called = re.search(r"(?:^|exec [\w-]+ |-- |bin/)suffice ([a-z].*)", line)
+            words = called[1].split() if called else []
             if not words:
                 continue
             command: click.Command | None = main.get_command(click.Context(main), words[0])
