@@ -44,15 +44,17 @@ PRICES = {"core_hour": 0.0363, "gb_month": 0.08}  # half of a c7g.large; gp3 sto
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    cpu_s: float  # of the gateway and its worker, a request
-    log_bytes: float  # a request
+    gateway_s: float  # CPU time a request
+    worker_s: float
+    log_bytes: float
+    rss_bytes: int  # of the gateway, at the end
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process and its children that live, so far. Linux only."""
+def cpu_s(pid: int) -> tuple[float, float]:
+    """CPU time of a process, and of its children that live, so far. Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return (int(fields[11]) + int(fields[12])) / TICKS + sum(cpu_s(int(child)) for child in children)
+    return (int(fields[11]) + int(fields[12])) / TICKS, sum(sum(cpu_s(int(child))) for child in children)
 
 
 def log_bytes(folder: Path) -> int:
@@ -81,6 +83,7 @@ def measure(route: dict[str, Any], n_chunks: int, n: int, store: str) -> Cost:
         settings: dict[str, Any] = {
             "upstreams": {"up": {"url": fake.url, "slots": 8}},
             "routes": {"r": {"upstream": "up", **route}},
+            "control": {"burst_requests": 20},  # the steady state, not the cold start
         }
         settings |= {"store": {"url": store}} if store else {}
         with GatewayProcess.serving(name, settings, log_level="error"):
@@ -92,8 +95,9 @@ def measure(route: dict[str, Any], n_chunks: int, n: int, store: str) -> Cost:
             before_s = cpu_s(gateway.process.pid)
             asyncio.run(ask(gateway.url, n, 8, 1))
             time.sleep(3.0)  # the writer and the worker finish what belongs to them
-            spent_s = cpu_s(gateway.process.pid) - before_s
-        return Cost(spent_s / n, (log_bytes(Path(name)) - empty) / (n + WARM))
+            after_s, rss = cpu_s(gateway.process.pid), gateway.rss_bytes()
+        own_s, worker_s = ((after - before) / n for after, before in zip(after_s, before_s, strict=True))
+        return Cost(own_s, worker_s, (log_bytes(Path(name)) - empty) / (n + WARM), rss)
 
 
 def main() -> None:
@@ -101,18 +105,26 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="a measurement")
     parser.add_argument("--store", default="", help="another log than SQLite in a folder of its own")
     given = parser.parse_args()
-    heads = ("route", "ms/request", "us/chunk", "log bytes", "core-h/10^8", "USD/10^8", "GB/10^8")
-    print(("{:<9} " + "{:>11} " * 6).format(*heads))
+    heads = (
+        "route",
+        "ms/request",
+        "us/chunk",
+        "worker ms",
+        "log bytes",
+        "RSS MiB",
+        "core-h/10^8",
+        "USD/10^8",
+        "GB/10^8",
+    )
+    print(("{:<9}" + "{:>12}" * 8).format(*heads))
     for name, route in ROUTES.items():
         short, long = (measure(route, length, given.requests, given.store) for length in LENGTHS)
-        chunk_s = (long.cpu_s - short.cpu_s) / (LENGTHS[1] - LENGTHS[0])
-        fixed_s = short.cpu_s - LENGTHS[0] * chunk_s
-        hours = (fixed_s + 1_000 * chunk_s) * 1e8 / 3_600  # a request of 1,000 tokens
-        gigabytes = long.log_bytes * 1e8 / 1e9
-        print(
-            f"{name:<9} {fixed_s * 1e3:>11.2f} {chunk_s * 1e6:>11.1f} {long.log_bytes:>11.0f} {hours:>11.0f}"
-            f" {hours * PRICES['core_hour']:>11.0f} {gigabytes:>11.1f}"
-        )
+        chunk_s = (long.gateway_s - short.gateway_s) / (LENGTHS[1] - LENGTHS[0])
+        fixed_s = short.gateway_s - LENGTHS[0] * chunk_s
+        hours = (fixed_s + 1_000 * chunk_s + long.worker_s) * 1e8 / 3_600  # a request of 1,000 tokens
+        figures = (fixed_s * 1e3, chunk_s * 1e6, long.worker_s * 1e3, long.log_bytes, long.rss_bytes / 2**20)
+        totals = (hours, hours * PRICES["core_hour"], long.log_bytes * 1e8 / 1e9)
+        print(("{:<9}" + "{:>12.2f}" * 3 + "{:>12.0f}" * 5).format(name, *figures, *totals), flush=True)
 
 
 if __name__ == "__main__":

@@ -90,16 +90,17 @@ def _commit_time() -> str:
 
 
 def _chart(epoch: int) -> bytes:
-    """The chart as helm packages one: a tar file with the folder `suffice`."""
-    packed = io.BytesIO()
+    """The chart as helm packages one: with alert rules and the dashboard in its folder `files`."""
+    folder, packed = ROOT / "deploy" / "chart", io.BytesIO()
+    content = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for path in (ROOT / "deploy" / "prometheus" / "alerts.yml", ROOT / "deploy" / "grafana" / "suffice.json"):
+        content[f"files/{path.name}"] = path
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in sorted((ROOT / "deploy" / "chart").rglob("*")):
-            if path.is_dir():
-                continue
-            entry = tarfile.TarInfo(f"suffice/{path.relative_to(ROOT / 'deploy' / 'chart').as_posix()}")
+        for name, path in sorted(content.items()):
+            entry = tarfile.TarInfo(f"suffice/{name}")
             entry.size, entry.mtime, entry.mode = path.stat().st_size, epoch, 0o644
-            with path.open("rb") as content:
-                archive.addfile(entry, content)
+            with path.open("rb") as source:
+                archive.addfile(entry, source)
     return gzip.compress(packed.getvalue(), mtime=0)
 
 

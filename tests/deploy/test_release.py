@@ -18,6 +18,7 @@ from tools.house import pins
 from tools.sbom import bill_of_materials
 
 from suffice import __version__
+from tests.deploy.test_chart import helm
 from tests.house.tree import ROOT, files
 
 LOCK = ROOT / "requirements" / "image.txt"
@@ -89,7 +90,20 @@ def test_the_packed_chart_is_the_folder(dist: Path) -> None:
         assert content is not None
         assert yaml.safe_load(content)["appVersion"] == __version__
     folder = ROOT / "deploy" / "chart"
-    assert names == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    added = {"files/alerts.yml", "files/suffice.json"}
+    assert names - added == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@helm
+def test_the_packed_chart_brings_alert_rules_and_a_dashboard(dist: Path) -> None:
+    packed = str(dist / f"suffice-chart-{__version__}.tgz")
+    options = ("--set", "serviceMonitor.enabled=true,dashboard.enabled=true")
+    done = subprocess.run(["helm", "template", "x", packed, *options], check=True, capture_output=True, text=True)
+    objects = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    assert objects["PrometheusRule", "x"]["spec"] == rules
+    shown = json.loads(objects["ConfigMap", "x-dashboard"]["data"]["suffice.json"])
+    assert shown == json.loads((ROOT / "deploy" / "grafana" / "suffice.json").read_text(encoding="utf-8"))
 
 
 def test_a_wheel_built_from_the_sdist_is_the_wheel(dist: Path, tmp_path: Path) -> None:
