@@ -27,6 +27,7 @@ from tests.gateway_process import GatewayProcess
 from suffice_testing import FakeUpstream, Reply
 
 LENGTHS = (100, 500)  # chunks of thought
+HEADS = ("route", "ms/request", "us/chunk", "worker ms", "log bytes", "RSS MiB", "core-h/10^8", "USD/10^8", "GB/10^8")
 WARM = 100  # requests before the clock starts
 TICKS = os.sysconf("SC_CLK_TCK")
 ROUTES: dict[str, dict[str, Any]] = {
