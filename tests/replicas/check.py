@@ -90,11 +90,13 @@ def check(cluster: Cluster, history: History, fake: FakeUpstream) -> Report:
 def _check_outcomes(report: Report, rows: LogRows, cluster: Cluster, history: History) -> None:
     odd = [name for name in rows.requests if len(rows.outcomes[name]) != 1]
     orphans = [name for name in rows.outcomes if name not in rows.requests]
-    ends = Counter(one.end_reason for all_of_it in rows.outcomes.values() for one in all_of_it)
+    ended = [one for all_of_it in rows.outcomes.values() for one in all_of_it]
+    ends, n_stopped = Counter(one.end_reason for one in ended), sum(one.stopped for one in ended)
     report.add(
         "every request has exactly one outcome",
         not odd and not orphans,
-        f"{len(rows.requests):,} requests, {len(odd)} without one, {len(orphans)} outcomes alone; {dict(ends)}",
+        f"{len(rows.requests):,} requests, {len(odd)} without one, {len(orphans)} outcomes alone;"
+        f" {dict(ends)}, {n_stopped:,} stopped",
     )
     deaths = {member.name: member.deaths for member in cluster.gateways}
     answered = history.ended("done")

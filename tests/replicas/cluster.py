@@ -175,6 +175,12 @@ class Cluster:
                     raise RuntimeError(f"{gateway.name} is not ready: {gateway.log.read_text()[-3000:]}")
                 time.sleep(0.1)
 
+    def wait_for_half(self) -> None:
+        """Wait until at least half of the gateways are ready."""
+        end_s = time.monotonic() + START_S
+        while 2 * sum(one.is_ready() for one in self.gateways) < len(self.gateways) and time.monotonic() < end_s:
+            time.sleep(0.2)
+
     def _supervise(self) -> None:
         while not self._is_over.wait(0.05):
             for member in self.members:

@@ -107,6 +107,7 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> Result:
             async with load:
                 await asyncio.sleep(3.0)
                 for n in range(plan.n_kills):
+                    await asyncio.to_thread(cluster.wait_for_half)
                     name = await asyncio.to_thread(cluster.kill_one, rng)
                     kills[name] += 1
                     if n % 10 == 9:

@@ -82,7 +82,7 @@ async def _roll(cluster: Cluster, load: Load, plan: RollingPlan, tell: Callable[
                 for gateway in cluster.gateways:
                     await asyncio.to_thread(_restart, cluster, gateway)
                 tell(f"round {n + 1}: {dict(Counter(call.end for call in load.history.calls))}")
-            delays = await asyncio.to_thread(_measure, cluster)
+            delays = await asyncio.to_thread(measure_decisions, cluster)
             await asyncio.sleep(1.0)
     return delays
 
@@ -96,7 +96,7 @@ def _restart(cluster: Cluster, gateway: Member) -> None:
     time.sleep(0.5)  # the balancer finds it ready
 
 
-def _measure(cluster: Cluster) -> dict[str, float]:
+def measure_decisions(cluster: Cluster) -> dict[str, float]:
     """Seconds until the last gateway applies each decision."""
     names, delays = [gateway.url for gateway in cluster.gateways], dict[str, float]()
     for what, method, on in (("kill", "POST", True), ("release of the kill switch", "DELETE", False)):
