@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-START_S = 60.0
+START_S = 120.0
 
 
 def free_port() -> int:
@@ -96,7 +96,4 @@ class PostgresServer:
         while not self.is_ready():
             if time.monotonic() > end_s:
                 raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])
-            if self.is_dead:  # its predecessor's shared memory is still in use
-                time.sleep(0.2)
-                self.start()
             time.sleep(0.1)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.errors import StoreError
 from suffice.store.database import schema
@@ -218,15 +220,26 @@ def last_place(source: LogSource) -> int:
     return query_number(source, "SELECT max(seq) FROM events")
 
 
+class _Draw(msgspec.Struct):
+    mode: str
+    audit: bool
+    propensity: float
+    unit: str = ""
+    delivery: int = 1
+
+
+class _DrawnRequest(msgspec.Struct):
+    request: _Draw
+
+
+_DRAWS: Final = msgspec.json.Decoder(_DrawnRequest)
+
+
 def read_first_deliveries(source: LogSource, *, since_seq: int) -> list[tuple[str, bool, float]]:
     """Return unit, audit and propensity of the requests of enforced routes after a place in the log."""
-    query = """
-        SELECT json_extract(body, '$.request.unit'), json_extract(body, '$.request.audit'),
-            json_extract(body, '$.request.propensity')
-        FROM events WHERE seq > ? AND kind = 'request' AND json_extract(body, '$.request.mode') = 'enforce'
-        AND json_extract(body, '$.request.unit') <> '' AND coalesce(json_extract(body, '$.request.delivery'), 1) = 1"""
-    rows = query_rows(source, query, (since_seq,))
-    return [(str(unit), bool(audit), float(propensity)) for unit, audit, propensity in rows]
+    rows = query_rows(source, "SELECT body FROM events WHERE seq > ? AND kind = 'request'", (since_seq,))
+    draws = (_DRAWS.decode(body).request for (body,) in rows)
+    return [(one.unit, one.audit, one.propensity) for one in draws if one.mode == "enforce" and one.delivery == 1]
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:

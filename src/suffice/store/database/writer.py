@@ -208,6 +208,8 @@ class LogWriter(EventQueue):
             with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
                 self._connection.rollback()
         if self.database.is_passing(error):
+            if not getattr(self._connection, "is_open", True):  # PostgreSQL's, whose server went away
+                self._close_connection()
             return
         self._close_connection()
         kind = type(self.database.unusable(error))
