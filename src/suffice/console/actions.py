@@ -13,12 +13,12 @@ from urllib.parse import urlencode
 from suffice.console.context import Action, ActionResult, ConsoleEndpoint, ConsoleVisit, Handler, ViewContext
 from suffice.console.exchange import ConsoleResponse
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
-from suffice.console.views.review import unknown_item
+from suffice.console.views.review import check_item
 from suffice.errors import BadRequest, ConfigError, SufficeError
 from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
-from suffice.review.items import MOST_TEXT, VerdictForm
+from suffice.review.items import MOST_TEXT, ReviewLease, VerdictForm
 from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
@@ -29,7 +29,6 @@ from suffice.store.people.deciding import (
     give_item_back,
     lease_next,
     open_incident,
-    read_reviews,
     start_pause,
     submit_verdict,
 )
@@ -131,15 +130,19 @@ class ActionForm(ConsoleVisit):
 # ---- reviews ---------------------------------------------------------------------------------------
 
 
+def _lease_next(form: ActionForm) -> ReviewLease | None:
+    route, tenants = form.get("route") or None, form.principal.tenants
+    return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants)
+
+
 def _lease(form: ActionForm) -> ActionResult:
-    lease = lease_next(form.writer, form.author, now_s=form.now_s, route=form.get("route") or None)
+    lease = _lease_next(form)
     return ActionResult("Nothing to review." if lease is None else "", REVIEW)
 
 
 def _submit(form: ActionForm) -> ActionResult:
     name, writer = form.get("item"), form.writer
-    if name not in read_reviews(writer.path).queue.places:
-        raise unknown_item(name)
+    check_item(writer.path, name, form.principal.tenants)
     verdict = VerdictForm(
         item=name,
         reviewer=form.author,
@@ -149,12 +152,13 @@ def _submit(form: ActionForm) -> ActionResult:
     )
     submission = raise_if_refused(submit_verdict(writer, verdict, now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
-        lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
+        _lease_next(form)
     return ActionResult(submission.message, f"{REVIEW}?{urlencode({'changed': name})}")
 
 
 def _give_back(form: ActionForm) -> ActionResult:
     name = form.get("item")
+    check_item(form.writer.path, name, form.principal.tenants)
     if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
         raise BadRequest(f"review: {name[:80]!r} is not leased to you", status=409, code="conflict")
     return ActionResult("The item was returned.", REVIEW)
@@ -296,18 +300,18 @@ _OVERRIDE: Final = _ON_ROUTE | {"number": "of the override"}
 _MOVE_SUMMARY: Final = "move the rollout that runs on a route, or undo the last one"
 _START_SUMMARY: Final = "start an experiment, or give it its new weights"
 ACTIONS: Final = (
-    Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}),
-    Action("/review/say", "reviewer", _submit, "submit a verdict on an item", _VERDICT),
-    Action("/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM),
-    Action("/incidents/open", "admin", _open_incident, "open an incident", _PAUSES),
-    Action("/incidents/decide", "admin", _decide_incident, "decide an incident", _INCIDENT),
-    Action("/rollouts/move", "admin", _move_rollout, _MOVE_SUMMARY, _MOVE),
-    Action("/rollouts/propose", "admin", _propose, "try what a refit has proposed, in steps", _PROPOSE),
-    Action("/experiments/start", "admin", _start_experiment, _START_SUMMARY, _ON_NAME),
-    Action("/experiments/stop", "admin", _stop_experiment, "stop an experiment", _ON_NAME),
-    Action("/overrides/end", "admin", _end_override, "end an override", _OVERRIDE),
-    Action("/routes/pause", "admin", _pause, "let every request of a route run in full", _ON_ROUTE),
-    Action("/routes/resume", "admin", _resume, "end a pause of a route", _ON_ROUTE),
+    Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}, True),
+    Action("/review/say", "reviewer", _submit, "submit a verdict on an item", _VERDICT, True),
+    Action("/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM, True),
+    Action("/incidents/open", "operator", _open_incident, "open an incident", _PAUSES),
+    Action("/incidents/decide", "operator", _decide_incident, "decide an incident", _INCIDENT),
+    Action("/rollouts/move", "operator", _move_rollout, _MOVE_SUMMARY, _MOVE),
+    Action("/rollouts/propose", "operator", _propose, "try what a refit has proposed, in steps", _PROPOSE),
+    Action("/experiments/start", "operator", _start_experiment, _START_SUMMARY, _ON_NAME),
+    Action("/experiments/stop", "operator", _stop_experiment, "stop an experiment", _ON_NAME),
+    Action("/overrides/end", "operator", _end_override, "end an override", _OVERRIDE),
+    Action("/routes/pause", "operator", _pause, "let every request of a route run in full", _ON_ROUTE),
+    Action("/routes/resume", "operator", _resume, "end a pause of a route", _ON_ROUTE),
     Action("/settings/reload", "admin", _reload, "apply the changes in the settings file", {}),
 )
 
@@ -378,6 +382,6 @@ def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext]
 _EPISODES: Final = _export("episodes.csv", _EPISODE_COLUMNS, lambda view: episodes(view).lines)
 _CHANGES: Final = _export("changes.csv", _CHANGE_COLUMNS, lambda view: changes(view).lines)
 EXPORTS: Final = (
-    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _EPISODES, "runs as a table", CSV),
-    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _CHANGES, "changes as a table", CSV),
+    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _EPISODES, "runs as a table", CSV, True),
+    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _CHANGES, "changes as a table", CSV, True),
 )

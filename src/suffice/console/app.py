@@ -52,7 +52,7 @@ from suffice.console.views.policies import (
     view_assessment,
     view_experiment,
 )
-from suffice.console.views.review import ReviewPage, review_page
+from suffice.console.views.review import ReviewPage, check_item, review_page
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest, SufficeError
@@ -93,8 +93,12 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
 
     path = f"/api{view.path if view.api_path is None else view.api_path}"
     return (
-        ConsoleEndpoint("GET", f"{HOME}{view.path}", view.needs, page, view.title, HTML, fields=view.fields),
-        ConsoleEndpoint("GET", path, view.needs, api, view.title, record=view.record, fields=view.fields),
+        ConsoleEndpoint(
+            "GET", f"{HOME}{view.path}", view.needs, page, view.title, HTML, view.by_tenant, fields=view.fields
+        ),
+        ConsoleEndpoint(
+            "GET", path, view.needs, api, view.title, JSON, view.by_tenant, record=view.record, fields=view.fields
+        ),
     )
 
 
@@ -115,10 +119,10 @@ def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoin
         result = await run(visit)
         return json_response({"done": True, "message": result.message})
 
-    needs, summary, fields = action.needs, action.summary, action.fields
+    needs, summary, fields, by_tenant = action.needs, action.summary, action.fields, action.by_tenant
     return (
-        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, page, summary, HTML, fields=fields),
-        ConsoleEndpoint("POST", f"/api{action.path}", needs, api, summary, fields=fields),
+        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, page, summary, HTML, by_tenant, fields=fields),
+        ConsoleEndpoint("POST", f"/api{action.path}", needs, api, summary, JSON, by_tenant, fields=fields),
     )
 
 
@@ -131,7 +135,7 @@ def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tupl
     return tuple(
         {"name": place, "href": f"{HOME}{view.path}", "is_here": place == here}
         for place, view in first.items()
-        if role is not None and may(role, view.needs)
+        if role is not None and may(role, view.needs) and (principal.tenants is None or view.by_tenant)
     )
 
 
@@ -151,6 +155,7 @@ def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any]
         "version": openapi.VERSION,
         "live_s": context.settings.console.live_s,
         "is_admin": principal.role == ROLES[-1],
+        "may_operate": principal.role is not None and may(principal.role, "operator"),
         "here_whole": _address(request),
     }
     return ConsoleResponse(status=status, body=render.page(template, common | values))
@@ -170,6 +175,10 @@ def _back_of(request: ConsoleRequest) -> str:
 
 
 # ---- login and errors ------------------------------------------------------------------------------
+
+
+def redirect_to_runs() -> ConsoleResponse:
+    return redirect(f"{HOME}/episodes")
 
 
 def redirect_to_login(request: ConsoleRequest) -> ConsoleResponse:
@@ -237,6 +246,7 @@ async def _describe(visit: ConsoleVisit) -> ConsoleResponse:
 
 async def _changed(visit: ConsoleVisit) -> ConsoleResponse:
     context, item = visit.context, visit.request.query.get("item", "")
+    await context.read(visit, lambda view: check_item(view.connection, item, view.tenants))
     effect = await context.in_thread(lambda: context.services.effect_of(item))
     return ConsoleResponse(body=html.escape(effect).encode())
 
@@ -277,17 +287,17 @@ VIEWS: Final = (  # in the order of the navigation
     View("", "Overview", overview, Overview, DAYS, template="overview.html", api_path="/overview"),
     View("/routes", ROUTES, routes, Routes, DAYS),
     View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
-    View("/episodes", EPISODES, episodes, Episodes, RUNS),
-    View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
+    View("/episodes", EPISODES, episodes, Episodes, RUNS, by_tenant=True),
+    View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html", by_tenant=True),
     View("/policies", POLICIES, policies, PoliciesView),
     View("/experiments", EXPERIMENTS, experiments, Experiments),
     # Parts that are slow to compute: the pages request them once displayed.
     View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
     View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
-    View("/review", "Review", review_page, ReviewPage),
+    View("/review", "Review", review_page, ReviewPage, needs="reviewer", by_tenant=True),
     View("/alerts", "Alerts", alerts, AlertsPage),
     View("/incidents", "Incidents", incidents, Incidents),
-    View("/changes", "Audit log", changes, Changes, CHANGES),
+    View("/changes", "Audit log", changes, Changes, CHANGES, by_tenant=True),
     View("/settings", "Settings", settings_page, SettingsPage, needs="admin"),
 )
 ITEM: Final = {"item": "its episode"}
@@ -295,12 +305,12 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
     ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
     ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
-    ConsoleEndpoint("POST", "/console/logout", "reviewer", _logout, "log out", HTML),
+    ConsoleEndpoint("POST", "/console/logout", "viewer", _logout, "log out", HTML, by_tenant=True),
     ConsoleEndpoint(
-        "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, fields=ITEM
+        "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, True, fields=ITEM
     ),
-    ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", HTML),
-    ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _describe, "this description"),
+    ConsoleEndpoint("GET", "/console/live", "viewer", _live, "the first page live", HTML),
+    ConsoleEndpoint("GET", "/api/openapi.json", "viewer", _describe, "this description", by_tenant=True),
     *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
     *(one for action in ACTIONS for one in endpoints_of_action(action)),
     *EXPORTS,
@@ -336,10 +346,13 @@ class ConsoleApp:
             by_method, fields = self._find(visit.request.path)
             endpoint = by_method.get("GET" if visit.request.method == "HEAD" else visit.request.method)
             # Unauthenticated clients do not learn which paths exist.
-            needs = "reviewer" if endpoint is None else endpoint.needs
+            needs = "viewer" if endpoint is None else endpoint.needs
             visit = replace(visit, principal=auth.admit(visit.request, needs))
             if endpoint is None:
                 raise _no_such_path(visit.request, by_method)
+            if endpoint.path == HOME and visit.principal.tenants is not None:
+                return redirect_to_runs()
+            _check_tenants(visit.principal, endpoint)
             visit = replace(visit, request=replace(visit.request, fields=fields))
             if endpoint.method == "POST":  # no body is read before authorisation
                 visit = replace(visit, request=await exchange.read_form(visit.request, receive))
@@ -362,6 +375,13 @@ class ConsoleApp:
             if matched := pattern.fullmatch(path):
                 return by_method, matched.groupdict()
         return {}, {}
+
+
+def _check_tenants(principal: Principal, endpoint: ConsoleEndpoint) -> None:
+    """Refuse what shows all tenants to those who see only some. Raises BadRequest."""
+    if principal.tenants is not None and not endpoint.by_tenant and endpoint.needs != "nobody":
+        own = ", ".join(principal.tenants) or "none"
+        raise BadRequest(f"this shows all tenants; {principal.name} sees: {own}", status=403, code="tenant")
 
 
 def _refusal(visit: ConsoleVisit, error: BadRequest) -> ConsoleResponse:

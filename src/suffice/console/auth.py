@@ -20,8 +20,9 @@ from suffice.console.exchange import ConsoleRequest, cookie
 from suffice.errors import BadRequest
 from suffice.telemetry import LOG
 
-Role: TypeAlias = Literal["reviewer", "admin"]
-ROLES: Final[tuple[Role, ...]] = ("reviewer", "admin")  # a later role may do all that an earlier one may
+Role: TypeAlias = Literal["viewer", "reviewer", "operator", "admin"]
+# A later role may do all that an earlier one may.
+ROLES: Final[tuple[Role, ...]] = ("viewer", "reviewer", "operator", "admin")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
@@ -31,10 +32,11 @@ _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
 class Person:
     name: str  # the author of their changes
     role: Role
-    id: str  # public part of the secret; replaced at each reset, which ends old sessions
-    salt: str  # hexadecimal
-    hash: str  # of the secret, hexadecimal
-    since_s: float  # Unix time at which the secret was created; informative
+    id: str = ""  # public part of the secret; replaced at each reset, which ends old sessions. "": no secret of ours
+    salt: str = ""  # hexadecimal
+    hash: str = ""  # of the secret, hexadecimal
+    since_s: float = 0.0  # Unix time at which the secret was created; informative
+    tenants: tuple[str, ...] | None = None  # whose runs they see; None: everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +67,18 @@ def name_problem(name: str) -> str | None:
     return f"got {name[:80]!r}; 1 to 64 letters, digits and . _ @ -, the first a letter or a digit"
 
 
-def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s: float) -> tuple[Person, str]:
+def invite(
+    name: str,
+    role: Role,
+    *,
+    random_bytes: Callable[[int], bytes],
+    now_s: float,
+    tenants: tuple[str, ...] | None = None,
+) -> tuple[Person, str]:
     public, salt = random_bytes(6).hex(), random_bytes(16).hex()
     secret = f"sfc_{public}_{random_bytes(32).hex()}"
-    return Person(name=name, role=role, id=public, salt=salt, hash=_hashed(secret, salt), since_s=now_s), secret
+    hashed = _hashed(secret, salt)
+    return Person(name=name, role=role, id=public, salt=salt, hash=hashed, since_s=now_s, tenants=tenants), secret
 
 
 def authenticate(roster: Roster, secret: str) -> Person | None:
@@ -164,6 +174,11 @@ class Principal:
     def role(self) -> Role | None:
         return self.person.role if self.person is not None else None
 
+    @property
+    def tenants(self) -> tuple[str, ...] | None:
+        """The tenants whose runs they see; None: everything."""
+        return self.person.tenants if self.person is not None else ()
+
 
 NOBODY: Final = Principal(person=None)
 
@@ -172,19 +187,21 @@ class ConsoleAuth:
     """Authenticates and authorises requests; `session_s` is the lifetime of a session.
 
     roster  the people as the file has them now; None: there is no file yet
+    holder  of a client's key that may act here, by that key; None: nobody
     """
 
     def __init__(
         self,
         *,
         roster: Callable[[], Roster | None],
+        holder: Callable[[str], Person | None] = lambda _: None,
         browsers: BrowserPolicy,
         session_s: float,
         random_bytes: Callable[[int], bytes],
         now: Callable[[], float],
         monotonic_s: Callable[[], float],
     ) -> None:
-        self.roster = roster
+        self.roster, self._holder = roster, holder
         self._random, self._now, self._monotonic_s = random_bytes, now, monotonic_s
         self.configure(browsers=browsers, session_s=session_s)
         self._attempts = Attempts()
@@ -237,8 +254,8 @@ class ConsoleAuth:
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
     def _authenticate(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Check a secret. Raises BadRequest if it is wrong and the address has failed too often."""
-        person = authenticate(roster, secret)
+        """Check a secret or a key. Raises BadRequest if it is wrong and the address has failed too often."""
+        person = authenticate(roster, secret) or self._holder(secret)
         if person is not None:
             return person
         now_s = self._monotonic_s()
@@ -267,7 +284,7 @@ class ConsoleAuth:
         roster, secure = self._roster(), request.behind_tls
         self._check_token(request, f"login {request.cookies.get(LOGIN, '')}")
         person = self._authenticate(roster, request.form.get("secret", "").strip(), request.address)
-        if person is None:
+        if person is None or not person.id:  # a client's key is for programs
             return None
         expires_s = int(self._now() + self._session_s)
         session = Session(person_id=person.id, expires_s=expires_s, nonce=self._random(16).hex())

@@ -89,6 +89,11 @@ class ViewContext(LogView):
         return self.visit.request.query
 
     @property
+    def tenants(self) -> tuple[str, ...] | None:
+        """The tenants whose runs may be shown; None: all."""
+        return self.visit.principal.tenants
+
+    @property
     def services(self) -> ConsoleServices:
         return self.visit.context.services
 
@@ -227,6 +232,7 @@ class ConsoleEndpoint:
     run: Handler
     summary: str
     gives: str = JSON
+    by_tenant: bool = False  # shows and changes only what belongs to the visitor's tenants; else only for all of them
     record: type | None = None  # the API's response; None: see `gives`
     fields: Mapping[str, str] = field(default_factory=dict)  # of the query, or of the body, with their meaning
 
@@ -241,7 +247,8 @@ class View:
     place: str = ""  # in the navigation; "": the title
     template: str = ""  # "": named after the path
     api_path: str | None = None  # below /api, if different
-    needs: Role = "reviewer"
+    needs: Role = "viewer"
+    by_tenant: bool = False  # as of `ConsoleEndpoint`
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,3 +266,4 @@ class Action:
     run: Callable[[ActionForm], ActionResult]
     summary: str
     fields: Mapping[str, str]
+    by_tenant: bool = False  # as of `ConsoleEndpoint`

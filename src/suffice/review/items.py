@@ -45,6 +45,7 @@ class ReviewItem:
     drawing: int | None = None  # number of that draw on the route
     question_key: str = ""  # as in the request's row
     query_class: str = ""  # as in the request's row
+    tenant: str = ""  # as in the request's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ is still free; otherwise it is kept without a slot, and the reviewer is notified
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final, Literal, TypeAlias
@@ -168,6 +168,12 @@ class Queue:
             if (state := places[name].outcome) is not None:
                 done[name] = state
         return Queue(places=places, drawings=drawings, done=done)
+
+    def of_tenants(self, tenants: Collection[str] | None) -> Queue:
+        """Return the items about runs of these tenants; None: all of them."""
+        if tenants is None:
+            return self
+        return replace(self, places={name: one for name, one in self.places.items() if one.item.tenant in tenants})
 
     def of(self, route: str | None = None) -> Iterator[ItemState]:
         return (one for one in self.places.values() if route is None or one.item.route == route)

@@ -45,6 +45,7 @@ class ReviewCandidate:
     deadline_s: float | None = None
     question_key: str = ""
     query_class: str = ""
+    tenant: str = ""
 
     @property
     def priority(self) -> float:
@@ -204,6 +205,7 @@ def of_run(
         urgency=urgency,
         question_key=request.question_key,
         query_class=class_of(request.query),
+        tenant=request.tenant,
     )
 
 

@@ -12,7 +12,7 @@ from functools import cache, partial
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
-from suffice.console.auth import ConsoleAuth
+from suffice.console.auth import ConsoleAuth, Person
 from suffice.console.context import ConsoleContext, ConsoleServices, ViewCache
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.errors import ConfigError
@@ -40,10 +40,12 @@ def console(
     decisions: Callable[[], Decisions],
     notify: Callable[[], None] = lambda: None,
     reload: Callable[[str], Reload] | None = None,
+    holder: Callable[[str], Person | None] = lambda _: None,
 ) -> Iterator[ConsoleApp]:
     """Yield the console on a log.
 
     reload  applies changed settings by an author; None: they cannot be reloaded here
+    holder  of a client's key that may act here, by that key
     """
     people = People.of(settings)
     with ExitStack() as stack:
@@ -52,6 +54,7 @@ def console(
             path=path,
             auth=ConsoleAuth(
                 roster=people.now,
+                holder=holder,
                 browsers=_browsers(settings),
                 random_bytes=secrets.token_bytes,
                 session_s=settings.console.session_s,

@@ -41,6 +41,7 @@ from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
+from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
 from suffice.wiring.replicas import announced_as, watch_replicas
 from suffice.wiring.routes import build_route, check_routes
@@ -216,6 +217,7 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
             decisions=lambda: open_decisions(settings, create=False),
             notify=gw.deployment.notify,
             reload=_reload_in_thread(gw),
+            holder=lambda key: person_with(gw.clients.keys.holder(key)),
         )
     )
     return dict.fromkeys(MOUNTS, site)

@@ -6,9 +6,9 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ from suffice.store.database.presence import try_lock
 from suffice.store.rows.events import AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
+
+if TYPE_CHECKING:
+    from suffice.gateway.auth import Caller
 
 ADMIN: Final = "admin"  # the name of the person created at the first start
 LOCK_S: Final = 5.0  # for another writer to finish
@@ -64,7 +67,7 @@ class People:
         with self._held():
             return None if self.file.exists() else self._write(_new_roster(), ADMIN, "admin")
 
-    def add(self, name: str, role: Role) -> str:
+    def add(self, name: str, role: Role, tenants: tuple[str, ...] | None = None) -> str:
         """Add a person; return the secret, to be shown once. Raises ConfigError for a name that is taken or invalid."""
         if (problem := name_problem(name)) is not None:
             raise ConfigError(f"name: {problem}")
@@ -72,7 +75,7 @@ class People:
             roster = self._read() or _new_roster()
             if roster.by_name(name) is not None:
                 raise ConfigError(f"name: {name!r} is taken; give them a new secret with reset-secret, or remove them")
-            return self._write(roster, name, role)
+            return self._write(roster, name, role, tenants)
 
     def reset(self, name: str) -> str:
         """Replace a person's secret and end their sessions; return it, to be shown once. Raises ConfigError."""
@@ -81,7 +84,9 @@ class People:
             person = roster.by_name(name)
             if person is None and (name != ADMIN or any(one.role == ADMIN for one in roster.people)):
                 raise ConfigError(f"name: {self._unknown(roster, name)}")
-            return self._write(roster, name, person.role if person is not None else "admin")
+            if person is None:
+                return self._write(roster, name, "admin")
+            return self._write(roster, name, person.role, person.tenants)
 
     def remove(self, name: str) -> None:
         """Remove a person. Raises ConfigError for an unknown name, and for the last admin."""
@@ -91,7 +96,7 @@ class People:
             if roster is None or person is None:
                 raise ConfigError(f"name: {self._unknown(roster, name)}")
             left = roster.without(name)
-            if person.role == "admin" and not any(one.role == "admin" for one in left.people):
+            if _rules_all(person) and not any(_rules_all(one) for one in left.people):
                 raise ConfigError(f"name: {name!r} is the last admin; add another one first")
             self._replace(left)
 
@@ -118,8 +123,8 @@ class People:
             raise ConfigError(f"{self.file}: its key is too short; delete it and run suffice admin reset-secret")
         return roster
 
-    def _write(self, roster: Roster, name: str, role: Role) -> str:
-        person, secret = invite(name, role, random_bytes=secrets.token_bytes, now_s=time.time())
+    def _write(self, roster: Roster, name: str, role: Role, tenants: tuple[str, ...] | None = None) -> str:
+        person, secret = invite(name, role, random_bytes=secrets.token_bytes, now_s=time.time(), tenants=tenants)
         self._replace(roster.with_person(person))
         return secret
 
@@ -150,12 +155,19 @@ class People:
             os.close(descriptor)
 
 
+def _rules_all(person: Person) -> bool:
+    return person.role == "admin" and person.tenants is None
+
+
 def _new_roster() -> Roster:
     return Roster(key=secrets.token_hex(32))
 
 
 def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessGrant:
-    role = next((one.role for one in people.listed() if one.name == name), "")
+    person = next((one for one in people.listed() if one.name == name), None)
+    role: str = "" if person is None else person.role
+    if person is not None and person.tenants is not None:
+        role = f"{role} of {', '.join(person.tenants)}"
     return AccessGrant(
         access_id=f"ac_{secrets.token_hex(8)}",
         name=name,
@@ -164,3 +176,16 @@ def access_changed(people: People, name: str, what: Literal["added", "reset", "r
         author=user_name() or "unknown",
         reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
     )
+
+
+_ROLES: Final[Mapping[str, Role]] = {"admin": "admin", "operate": "operator", "read": "viewer"}  # the highest first
+
+
+def person_with(caller: Caller | None) -> Person | None:
+    """The holder of a client's key, as far as its scopes let it use the control API; None: not at all."""
+    scopes = () if caller is None else caller.permits.scopes
+    role = next((role for scope, role in _ROLES.items() if scope in scopes), None)
+    if caller is None or role is None:
+        return None
+    tenant = caller.permits.tenant
+    return Person(name=f"key {caller.name}", role=role, tenants=(tenant,) if tenant else None)

@@ -22,6 +22,7 @@ from suffice.cli.shell import (
     stacked,
     warn,
 )
+from suffice.console.auth import ROLES, Role
 from suffice.errors import SufficeError
 from suffice.formatting import format_iso
 from suffice.plugins import load_plugins
@@ -118,11 +119,12 @@ def reset_secret(name: str, path: Path) -> None:
 
 @admin.command("add")
 @click.argument("name")
-@option("--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", help="What they may do.")
+@option("--role", type=click.Choice(ROLES), default="reviewer", help="What they may do.")
+@option("--tenant", "tenants", multiple=True, help="See only runs of this tenant; repeat it for several.")
 @CONFIG
-def add(name: str, role: Literal["reviewer", "admin"], path: Path) -> None:
+def add(name: str, role: Role, tenants: tuple[str, ...], path: Path) -> None:
     """Add NAME and print their secret once."""
-    _print_secret(name, _change(path, name, "added", lambda people: people.add(name, role)))
+    _print_secret(name, _change(path, name, "added", lambda people: people.add(name, role, tenants or None)))
 
 
 @admin.command("remove")
@@ -140,7 +142,8 @@ def people(path: Path) -> None:
     """List who has access. Secrets are stored as hashes and cannot be shown."""
     known = People.of(load_deployment(path)).listed()
     for one in known:
-        print_line(f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}")
+        of = "" if one.tenants is None else f"  of {', '.join(one.tenants)}"
+        print_line(f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}{of}")
     if not known:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 

@@ -148,7 +148,7 @@ def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow
     before, judge = wanted.before or 2**62, Correctness(view)
     labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
     while True:
-        rows = read_runs_before(view.connection, before, wanted.route, CHUNK)
+        rows = read_runs_before(view.connection, before, wanted.route, CHUNK, tenants=view.tenants)
         for seq, at_s, outcome, request, is_labelled in rows:
             if labelled is not None and bool(is_labelled) != labelled:
                 yield seq, None
@@ -232,7 +232,7 @@ class Correctness:
 def episode(view: ViewContext) -> EpisodePage:
     name, log = view.visit.request.fields["id"], view.connection
     located = locate_event(log, Request, name)
-    if located is None:
+    if located is None or not is_visible(located[2], view.tenants):
         raise UnknownNameError(f"episode: no episode {name[:80]!r} in the log")
     _, at_s, request = located
     outcome, route, judge = find_event(log, Outcome, name), view.settings.routes.get(request.route), Correctness(view)
@@ -327,13 +327,25 @@ def _search_changes(
         for row in rows:
             place, its_kind, its_route = row[0], row[4], row[7]
             fits = its_kind == kind if kind else its_kind not in QUIET
-            if not fits or (route and its_route != route):
+            if not fits or (route and its_route != route) or not _is_own(view, row[6]):
                 yield place, None
             else:
                 yield place, _change(entry_of(view.connection, row), chained=chained)
         if len(rows) < AUDIT_CHUNK:
             return
         before = rows[-1][0]
+
+
+def is_visible(request: Request, tenants: tuple[str, ...] | None) -> bool:
+    return tenants is None or request.tenant in tenants
+
+
+def _is_own(view: ViewContext, episode_id: str | None) -> bool:
+    """Whether a row is about a run of the visitor's tenants; rows about no run are the whole deployment's."""
+    if view.tenants is None:
+        return True
+    request = None if episode_id is None else find_event(view.connection, Request, episode_id)
+    return request is not None and is_visible(request, view.tenants)
 
 
 def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:

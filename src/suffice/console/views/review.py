@@ -10,7 +10,7 @@ from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, allowed_verdicts
 from suffice.review.queue import ItemState, State
-from suffice.store.database.views import find_event
+from suffice.store.database.views import LogSource, find_event
 from suffice.store.people.deciding import kept_question, kept_sources, read_reviews
 from suffice.types import Outcome, Request
 
@@ -81,7 +81,7 @@ class ReviewPage(ViewRecord, frozen=True):
 def review_page(view: ViewContext) -> ReviewPage:
     name, now_s = view.visit.principal.name, view.now_s
     view.visit.context.cache.reviews = known = read_reviews(view.connection, view.visit.context.cache.reviews)
-    queue = known.queue
+    queue = known.queue.of_tenants(view.tenants)
     waiting = queue.waiting(now_s=now_s)
     settled = [one for one in queue.of() if one.state(now_s) in ("settled", "undecided")]
     held = ((one, one.held_by(name, now_s)) for one in queue.of())
@@ -154,5 +154,7 @@ def _loop(view: ViewContext, item: ReviewItem) -> LoopView | None:
     return LoopView(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
 
 
-def unknown_item(item: str) -> UnknownNameError:
-    return UnknownNameError(f"review: no item {item[:80]!r} was queued")
+def check_item(source: LogSource, item: str, tenants: tuple[str, ...] | None) -> None:
+    """Raise UnknownNameError unless a run of these tenants (None: of any) was queued."""
+    if item not in read_reviews(source).queue.of_tenants(tenants).places:
+        raise UnknownNameError(f"review: no item {item[:80]!r} was queued")

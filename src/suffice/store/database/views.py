@@ -9,7 +9,7 @@ Every reader here raises StoreError when the log is missing, is not ours, or hol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -87,8 +87,9 @@ _RUNS_BEFORE = """
     SELECT o.seq, o.at_s, o.body, r.body,
         EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
     FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND (CAST(:route AS TEXT) IS NULL OR r.route = :route)
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND (CAST(:route AS TEXT) IS NULL OR r.route = :route){of_tenants}
     ORDER BY o.seq DESC LIMIT :limit"""
+_OF_TENANTS: Final = " AND coalesce(json_extract(r.body, '$.request.tenant'), '') IN ({names})"
 
 # Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
 _EXTRACTED = """
@@ -341,10 +342,18 @@ def find_run(
 
 
 def read_runs_before(
-    reader: LogReader, before: int, route: str | None, n: int
+    reader: LogReader, before: int, route: str | None, n: int, *, tenants: Sequence[str] | None
 ) -> list[tuple[int, float, str, str, bool]]:
-    """Return the runs that ended before a place, latest first: place, time, both bodies, and whether it has a label."""
-    return query_rows(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
+    """Return the runs that ended before a place, latest first: place, time, both bodies, and whether it has a label.
+
+    tenants  only theirs; None: of all
+    """
+    values: dict[str, object] = {f"tenant{at}": name for at, name in enumerate(tenants or ())}
+    if tenants is not None and not values:
+        return []
+    of_tenants = _OF_TENANTS.format(names=", ".join(f":{name}" for name in values)) if values else ""
+    query = _RUNS_BEFORE.format(of_tenants=of_tenants)
+    return query_rows(reader, query, {"before": before, "route": route, "limit": n, **values})
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:

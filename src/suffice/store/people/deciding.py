@@ -6,7 +6,7 @@ is refused instead. Every function raises StoreError on a locked or full log; th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -219,12 +219,22 @@ def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources
 
 
 def lease_next(
-    writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
+    writer: Decisions,
+    reviewer: str,
+    *,
+    now_s: float,
+    route: str | None = None,
+    third: bool = False,
+    tenants: Collection[str] | None = None,
 ) -> ReviewLease | None:
-    """Lease the next item, or return the one already held; `third`: only items with contradicting verdicts."""
+    """Lease the next item, or return the one already held.
+
+    third    only items with contradicting verdicts
+    tenants  only runs of theirs; None: of all
+    """
 
     def step(connection: LogReader) -> tuple[list[Event], ReviewLease | None]:
-        queue = read_reviews(connection).queue
+        queue = read_reviews(connection).queue.of_tenants(tenants)
         lease, is_new = next_for(queue, reviewer, now_s=now_s, route=route, third=third) or (None, False)
         return [lease] if lease is not None and is_new else [], lease
 
