@@ -7,13 +7,16 @@ the number of workers changes a result. Shards of a worker that died are run aga
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from suffice.errors import ConfigError, ExecutorError, SufficeError
@@ -100,6 +103,18 @@ class PoolExecutor(Executor):
         return ProcessPoolExecutor(n_workers, initializer=_take_work, initargs=(work,))
 
 
+def limit_memory(n_bytes: int) -> None:
+    """Let a process of a pool, and no other, use so many more bytes than now; where the system cannot, any number."""
+    if multiprocessing.parent_process() is None or not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    n_used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = n_used + n_bytes if most == resource.RLIM_INFINITY else min(most, n_used + n_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
 _work: Callable[[Any], Any]  # of this worker process
 
 
@@ -126,6 +141,8 @@ def _attempt(work: Callable[[S], R], shard: S) -> R | _Failure:
         return work(shard)
     except SufficeError as error:
         return _Failure(type(error), error.args, error.__dict__)
+    except MemoryError:
+        return _Failure(ExecutorError, (f"{shard!s:.200}: needs more memory than its worker has",), {})
 
 
 def _value_of(result: R | _Failure) -> R:

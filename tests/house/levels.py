@@ -8,6 +8,7 @@ import msgspec
 
 from suffice.settings import (
     Alerts,
+    ArchiveSettings,
     Assurance,
     AuditLog,
     Console,
@@ -71,6 +72,7 @@ RAW: dict[str, Any] = {
     "console": {},
     "audit": {},
     "alerts": {},
+    "archive": {},
     "retention": {},
     "telemetry": {},
     "monitoring": {},
@@ -103,6 +105,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("console",): Console,
     ("audit",): AuditLog,
     ("alerts",): Alerts,
+    ("archive",): ArchiveSettings,
     ("retention",): Retention,
     ("telemetry",): Telemetry,
     ("monitoring",): SamplingSettings,

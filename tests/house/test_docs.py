@@ -45,6 +45,7 @@ from suffice_testing.prompt import cut
 from suffice_testing.reply import Reply
 from tests.house.levels import LEVELS, heading_of
 from tests.house.tree import DOCS, ROOT, Block, blocks, python_files, short
+from tests.replay.archive.made import archive_log, observed, on_route, write
 
 GATEWAY = "http://127.0.0.1:8400"
 MAX_NOT_RUN = 2  # blocks marked <!-- no-run -->, over all documents
@@ -134,6 +135,8 @@ def test_python_in_the_docs_runs(path: Path, tmp_path: Path, monkeypatch: pytest
         url = GATEWAY
         if any(GATEWAY in b.text for b in code):
             url = stack.enter_context(gateway_for(path, tmp_path))
+        if any('"archive' in b.text for b in code):
+            archive_log(write(tmp_path, on_route("math", observed(60))), tmp_path)
         namespace: dict[str, Any] = {"__name__": "docs"}
         for block in code:
             text = "\n" * (block.line - 1) + block.text.replace(GATEWAY, url)

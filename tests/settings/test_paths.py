@@ -48,6 +48,7 @@ def test_every_setting_that_names_a_file_is_marked_as_one() -> None:
         "store.password_file",
         "store.ca_file",
         "store.last_good_file",
+        "archive.address",
         "audit.file",
         "upstreams.NAME.api_key_file",
         "routes.NAME.judge.questions",
@@ -62,6 +63,7 @@ VALUES = {
     "store.password_file": '[store]\npassword_file = "VALUE"\n',
     "store.ca_file": '[store]\nca_file = "VALUE"\n',
     "store.last_good_file": '[store]\nlast_good_file = "VALUE"\n',
+    "archive.address": '[archive]\naddress = "VALUE"\n',
     "audit.file": '[audit]\nfile = "VALUE"\n',
     "upstreams.NAME.api_key_file": '[upstreams.r]\nurl = "http://127.0.0.1:9"\napi_key_file = "VALUE"\n',
     "routes.NAME.judge.questions": (
@@ -99,6 +101,12 @@ def test_a_relative_name_is_relative_to_the_settings_file(
 def test_an_absolute_name_stays_as_it_is(path: str, tmp_path: Path) -> None:
     (tmp_path / "suffice.toml").write_text(UPSTREAM + VALUES[path].replace("VALUE", "/srv/a.db"), encoding="utf-8")
     assert read(load_settings(tmp_path / "suffice.toml"), path) == "/srv/a.db"
+
+
+def test_an_address_of_an_object_store_stays_as_it_is(tmp_path: Path) -> None:
+    text = UPSTREAM + VALUES["archive.address"].replace("VALUE", "s3://bucket/suffice")
+    (tmp_path / "suffice.toml").write_text(text, encoding="utf-8")
+    assert load_settings(tmp_path / "suffice.toml").archive.address == "s3://bucket/suffice"
 
 
 def test_what_lies_beside_the_log_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "See what happens": {
         "status": ("inspect.status", "Show EM, tokens and savings per route."),
         "alerts": ("inspect.audit", "Test alert sinks and list the alerts that were sent."),
+        "archive": ("inspect.archive", "Write closed days of the log as Parquet, for replay, DuckDB and others."),
         "audit": ("inspect.audit", "Verify, show and export the audit log."),
     },
     "Change it": {

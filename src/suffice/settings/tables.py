@@ -446,6 +446,13 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return bool(self.file or self.webhook_env)
 
 
+class ArchiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where `suffice archive` writes closed days."""
+
+    address: DataFile = ""  # a folder, or an object store as s3://bucket/folder; "": given on the command
+    after_days: Days = 1.0  # after its end until a day is written; labels that come later are not in it
+
+
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long the log keeps personal text. None: forever."""
 
@@ -454,6 +461,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     questions_days: Days | None = None  # texts of questions, where a route keeps them for reviewers
     metadata_days: Days | None = None  # what callers declared of a question
     steps_days: Days | None = None  # steps of runs, with their numbers
+    requests_days: Days | None = None  # rows of requests and outcomes, once their day is archived
     redact: tuple[TextPart, ...] = ()  # never written
     every_s: Interval = 86_400.0  # between two searches for expired rows
 
@@ -461,6 +469,10 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def days(self) -> dict[str, float]:
         days = {part: getattr(self, f"{part}_days") for part in (*get_args(TextPart), "steps")}
         return {part: limit for part, limit in days.items() if limit is not None}
+
+    @property
+    def erases(self) -> bool:
+        return bool(self.days) or self.requests_days is not None
 
 
 AlertKind: TypeAlias = Literal[
@@ -526,6 +538,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     console: Console = Console()
     audit: AuditLog = AuditLog()
     alerts: Alerts = Alerts()
+    archive: ArchiveSettings = ArchiveSettings()
     retention: Retention = Retention()
     monitoring: SamplingSettings = SamplingSettings()
     review: ReviewCap = ReviewCap()
@@ -553,4 +566,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             return True
         if self.adapts_rates:
             return True
-        return self.audit.is_exported or self.alerts.has_sink or bool(self.retention.days) or self.console.enabled
+        return self.audit.is_exported or self.alerts.has_sink or self.retention.erases or self.console.enabled

@@ -134,7 +134,7 @@ def _absolute(table: S, folder: Path, data: Path) -> S:
                 key: _absolute(one, folder, data) if isinstance(one, msgspec.Struct) else one
                 for key, one in value.items()
             }
-        elif hint in (FileName, DataFile) and value:
+        elif hint in (FileName, DataFile) and value and "://" not in value:
             changed[name] = str((folder if hint == FileName else data) / value)
         elif hint == FileUrl:
             scheme, separator, file = value.partition(":///")

@@ -10,7 +10,7 @@ import numpy as np
 
 from suffice.files import whole_file
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE, Batch
-from suffice.replay.traces.formats import pyarrow
+from suffice.replay.traces.formats import pyarrow, trace_schema
 from suffice.replay.traces.rows import RUN_COLUMNS, STEP_COLUMNS, Column, RunRow, StepRow, encode_row, open_packed
 
 
@@ -62,25 +62,13 @@ def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
     """Write batches atomically as one Parquet file (zstd), a row group each; return the number of runs."""
     pq = pyarrow("pyarrow.parquet", Path(path))
     arrow = pyarrow("pyarrow", Path(path))
-    schema = _schema(arrow)
+    schema = trace_schema(arrow)
     n_runs = 0
     with whole_file(Path(path)) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(_record_batch(batch, arrow, schema))
             n_runs += len(batch)
     return n_runs
-
-
-def _schema(arrow: Any) -> Any:
-    kinds = {
-        "text": arrow.string(),
-        "integer": arrow.int64(),
-        "number": arrow.float64(),
-        "flag": arrow.bool_(),
-        "numbers": arrow.list_(arrow.float64()),
-    }
-    steps = arrow.list_(arrow.struct([(name, kinds[column.type]) for name, column in STEP_COLUMNS.items()]))
-    return arrow.schema([*((name, kinds[column.type]) for name, column in RUN_COLUMNS.items()), ("steps", steps)])
 
 
 def _record_batch(batch: Batch, arrow: Any, schema: Any) -> Any:

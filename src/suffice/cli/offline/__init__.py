@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.shell import FILE, option, stacked
+from suffice.cli.shell import option, stacked
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 TRACES = stacked(
-    click.argument("files", nargs=-1, required=True, type=FILE),
+    click.argument("files", nargs=-1, required=True, type=str),
     option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'."),
     option(
         "--min-run-em",
@@ -45,6 +47,13 @@ WORKERS = stacked(
         help="Run on this Ray cluster, --workers tasks at a time; local: on a Ray of this machine. Same results.",
     ),
 )
+
+
+def trace_files(sources: Sequence[str]) -> list[Path]:
+    """The files among the sources, and those of the archives among them, at a folder or an address."""
+    from suffice.replay.archive.reading import expand_archives
+
+    return expand_archives(sources, cache=Path.home() / ".cache" / "suffice" / "archive")
 
 
 def split_names(names: str | None) -> tuple[str, ...]:

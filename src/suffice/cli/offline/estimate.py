@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from suffice.cli.offline import trace_files
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, option, wrapped
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
@@ -40,7 +41,6 @@ HOUR_S, DAY_S = 3_600.0, 86_400.0
 @option(
     "--like",
     multiple=True,
-    type=FILE,
     metavar="FILE",
     help="Recorded traces of similar traffic to judge stops by; repeatable.",
 )
@@ -52,7 +52,7 @@ HOUR_S, DAY_S = 3_600.0, 86_400.0
 @JSON_OBJECT
 def estimate(
     logs: tuple[Path, ...],
-    like: tuple[Path, ...],
+    like: tuple[str, ...],
     scorer: str,
     audits: int,
     as_format: str | None,
@@ -73,7 +73,7 @@ def estimate(
     reader = build_scorer(scorer)
     log = read_logs(logs, as_format=as_format)
     own = runs_of_calls(log.calls, reader)
-    judged = runs_of_traces(read_traces(like)) if like else own
+    judged = runs_of_traces(read_traces(trace_files(like))) if like else own
     if not judged.runs:
         raise ConfigError(
             f"{', '.join(map(str, logs))}: shows no thought, and no prompt was answered three times: nothing says when"
@@ -97,7 +97,7 @@ def estimate(
         _print(result, log, like)
 
 
-def _assumed(like: Sequence[Path], own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
+def _assumed(like: Sequence[str], own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
     sentences = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
     if like:
         sentences.append(f"stops do on this traffic what they do on {', '.join(map(str, like))}")
@@ -122,7 +122,7 @@ def _assumed(like: Sequence[Path], own: LogRuns, judged: LogRuns, span_s: float 
     return sentences
 
 
-def _print(result: LogEstimate, log: Log, like: Sequence[Path]) -> None:
+def _print(result: LogEstimate, log: Log, like: Sequence[str]) -> None:
     traffic = result.traffic
     a_day = "" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day"
     click.echo(

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from suffice.cli.offline import TRACES, WORKERS, command_line, split_names, trace_progress
+from suffice.cli.offline import TRACES, WORKERS, command_line, split_names, trace_files, trace_progress
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError
@@ -167,7 +167,7 @@ def _flags(options: Callable[[Any], Any]) -> dict[str, str]:
 def replay(
     context: click.Context,
     /,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     where: str | None,
     min_run_em: float | None,
     out: Path | None,
@@ -201,7 +201,7 @@ def replay(
     executor = build_executor(workers, ray)
     select = partial(survey, where=where, min_run_em=min_run_em, proposer=proposer, executor=executor)
     run = _replay_online if online else _replay
-    run(select, files, folder, as_json=as_json, executor=executor, **own)
+    run(select, trace_files(files), folder, as_json=as_json, executor=executor, **own)
 
 
 def _console(width: int) -> Console:

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from suffice.cli.offline import TRACES, command_line, split_names, trace_progress
+from suffice.cli.offline import TRACES, command_line, split_names, trace_files, trace_progress
 from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
@@ -61,7 +61,7 @@ from suffice.sanitize import printable
 )
 @option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 def tune(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     where: str | None,
     min_run_em: float | None,
     policies: str | None,
@@ -79,7 +79,7 @@ def tune(
     """
     load_plugins()
     options = TuneOptions(policies=split_names(policies), classes=classes or 0, **given)
-    sets = survey(files, where=where, min_run_em=min_run_em)
+    sets = survey(trace_files(files), where=where, min_run_em=min_run_em)
     if len(sets) != 1:
         names = ", ".join(data.set for data in sets)
         raise ConfigError(f"the files hold {len(sets)} sets ({names}); a policy is tuned for one at a time")

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
-from suffice.control.jobs.base import JobReport, JobWriter, LogJob, why_of
+from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob, why_of
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError
 from suffice.formatting import format_iso
@@ -23,10 +23,20 @@ from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads, signing_key
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database import erasing
+from suffice.store.database.archiving import archived_days, ends_at_s, remove_runs
 from suffice.store.database.decisions import Decisions, LeaseLost
-from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, last_place, open_reader
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    StoredLabel,
+    last_place,
+    open_reader,
+    place_before,
+)
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import read_decided
+from suffice.store.routes.experiments import read_experiments
+from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Outcome
@@ -100,10 +110,12 @@ class Retain(LogJob):
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
         retention = self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
-        if not due or not self.is_due() or not self.path.exists():
+        if not retention.erases or not self.is_due() or not self.path.exists():
             return ()
         self.rest(retention.every_s)
         reports = [self._retain(part, days, writer) for part, days in due]
+        if retention.requests_days is not None:
+            reports.append(self._remove_archived(retention.requests_days, writer))
         if self._unpurged:
             writer.renew()
             self._unpurged = not erasing.purge(self.path)
@@ -142,6 +154,23 @@ class Retain(LogJob):
             if not rows:
                 return
             yield after, rows
+
+    def _remove_archived(self, days: float, writer: JobWriter) -> JobReport:
+        """Remove requests and outcomes of archived days, as far as no route, rollout or experiment still reads them."""
+        with open_reader(self.path) as log:
+            needed, summed = self._needed_from(log), rollups.read_to(log).seq
+            kept = [place_before(log, name, LOOK_BACK) + 1 for name in self.settings.routes]
+            running = [one.seq for one in read_running_rollouts(read_rollouts(log)).values()]
+            running += [one.seq for one in read_experiments(log) if one.runs]
+            old = [one.until_seq for one in archived_days(log) if ends_at_s(one.day) + days * DAY_S < self.now()]
+        until = min([max(old, default=0), summed, *(seq - 1 for seq in (needed, *kept, *running))])
+        n_runs = 0
+        for n_removed in remove_runs(self.writer, until):
+            writer.renew()
+            n_runs += n_removed
+            self._unpurged = True
+        sentence = f"{n_runs:,} requests of archived days removed from the log" if n_runs else ""
+        return JobReport(summary=sentence, read_to_seq=until)
 
     def _needed_from(self, log: LogReader) -> int:
         decided, first = read_decided(log), last_place(log) + 1

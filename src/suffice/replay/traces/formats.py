@@ -21,6 +21,8 @@ from suffice.replay.traces.columns import TextColumn, TraceColumns
 from suffice.replay.traces.rows import MOST, RUN_COLUMNS, STEP_COLUMNS, Column, RunRow, decode_row
 from suffice.sanitize import text_in
 
+MOST_EXPANDED_BYTES: Final = 4 * 2**30  # of one row group, as its file states
+
 
 @dataclass(frozen=True, slots=True)
 class FileShard:
@@ -41,8 +43,12 @@ def split_file(path: Path) -> list[FileShard]:
     shards, first = list[FileShard](), 1
     with open_parquet(path) as file:
         for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if not 0 <= group.total_byte_size <= MOST_EXPANDED_BYTES:
+                problem = f"would take {group.total_byte_size:,} bytes in memory; at most {MOST_EXPANDED_BYTES:,}"
+                raise TraceError(f"{problem} in one row group", file=str(path), row=first)
             shards.append(FileShard(path, number, first))
-            first += file.metadata.row_group(number).num_rows
+            first += group.num_rows
     return shards
 
 
@@ -108,6 +114,20 @@ def _array(values: Sequence[Any], column: Column) -> NDArray[np.generic]:
 
 # ---- Parquet
 
+
+def trace_schema(arrow: Any) -> Any:
+    """The columns of a file with runs, those of `rows.RUN_COLUMNS` and then their steps."""
+    kinds = {
+        "text": arrow.string(),
+        "integer": arrow.int64(),
+        "number": arrow.float64(),
+        "flag": arrow.bool_(),
+        "numbers": arrow.list_(arrow.float64()),
+    }
+    steps = arrow.list_(arrow.struct([(name, kinds[column.type]) for name, column in STEP_COLUMNS.items()]))
+    return arrow.schema([*((name, kinds[column.type]) for name, column in RUN_COLUMNS.items()), ("steps", steps)])
+
+
 MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer rows
 
 # pyarrow has no types, so its results are Any until they are numpy arrays.
@@ -115,13 +135,40 @@ MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer ro
 
 def read_parquet(shard: FileShard, *, batch_rows: int) -> Iterator[TraceColumns]:
     path, first = str(shard.path), shard.first_row
-    with open_parquet(shard.path, pre_buffer=False, buffer_size=1 << 20) as file:
+    texts = _text_paths(shard.path)
+    with open_parquet(shard.path, read_dictionary=texts, pre_buffer=False, buffer_size=1 << 20) as file:
         names = _check_schema(file.schema_arrow, path)
         groups = range(file.num_row_groups) if shard.row_group is None else [shard.row_group]
         n_rows = _rows(file, batch_rows, groups)
-        for batch in file.iter_batches(batch_size=n_rows, columns=names, row_groups=groups):
-            yield _arrow_columns(batch, path, first)
+        archived = REPLAYABLE in file.schema_arrow.names
+        columns = [*names, REPLAYABLE] if archived else names
+        for batch in file.iter_batches(batch_size=n_rows, columns=columns, row_groups=groups):
+            rows = np.arange(first, first + batch.num_rows, dtype=np.int64)
             first += batch.num_rows
+            chosen, rows = _select_replayable(batch, rows) if archived else (batch, rows)
+            yield _arrow_columns(chosen, rows, path)
+
+
+def _text_paths(path: Path) -> list[str]:
+    """Columns of text, which stay dictionaries: a long text that every row repeats takes its length once."""
+    with open_parquet(path) as file:
+        columns = (file.schema.column(at) for at in range(len(file.schema)))
+        return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+REPLAYABLE: Final = "replayable"  # flag of an archive's rows: the run was full by design
+
+
+def _select_replayable(batch: Any, rows: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
+    """The replayable rows. A full answer without a label counts as right, so that every stop that differs loses."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kept = pc.fill_null(batch.column(REPLAYABLE), False)
+    batch, rows = batch.filter(kept), rows[kept.to_numpy(zero_copy_only=False)]
+    columns = {name: batch.column(name) for name in batch.schema.names if name != REPLAYABLE}
+    columns["full_em"] = pc.coalesce(columns["full_em"], pc.is_valid(columns["full_answer"]))
+    return pa.RecordBatch.from_pydict(columns), rows
 
 
 @contextmanager
@@ -170,7 +217,7 @@ def _check_schema(schema: Any, file: str) -> list[str]:
                 raise TraceError(f"has the type {kind}; needs {column.type}", file=file, column=prefix + name)
 
     fields = {field.name: field.type for field in schema}
-    check(fields, RUN_COLUMNS, "")
+    check(fields, RUN_COLUMNS | {REPLAYABLE: Column("flag")}, "")
     steps = fields.get("steps")
     if steps is None:
         raise TraceError("is missing", file=file, column="steps")
@@ -197,7 +244,7 @@ def _fits(kind: Any, column: Column, kinds: Any) -> bool:
     return bool(kinds.is_integer(kind) or (column.type == "number" and kinds.is_floating(kind)))
 
 
-def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
+def _arrow_columns(batch: Any, rows: NDArray[np.int64], file: str) -> TraceColumns:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -226,7 +273,7 @@ def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
                 where = f" in step {bad - int(offset[run]) + 1}" if prefix else ""
                 got = "null" if null[bad] else f"{numbers[name][bad]}"
                 problem = f"is {got}{where}; needs {_describe_allowed(column)}"
-                raise TraceError(problem, file=file, row=first_row + run, column=prefix + name)
+                raise TraceError(problem, file=file, row=int(rows[run]), column=prefix + name)
         return texts, numbers
 
     outer = {name: batch.column(name) for name in batch.schema.names if name != "steps"}
@@ -234,7 +281,7 @@ def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     step_texts, step_numbers = read(inner, STEP_COLUMNS, "steps.")
     return TraceColumns(
         file=file,
-        row=np.arange(first_row, first_row + batch.num_rows, dtype=np.int64),
+        row=rows,
         offset=offset,
         texts=texts,
         numbers=numbers,

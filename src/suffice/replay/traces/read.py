@@ -11,13 +11,14 @@ from importlib.resources import as_file, files
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
 
 import numpy as np
 
 from suffice.arrays import Bools
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError, TraceError
-from suffice.executor import Executor, SerialExecutor
+from suffice.executor import Executor, SerialExecutor, limit_memory
 from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
 from suffice.replay.traces.formats import FileShard, read_shard, split_file
@@ -25,6 +26,7 @@ from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.types import Kind
 
 BATCH_ROWS: Final = 20_000
+MOST_READ_BYTES: Final = 8 * 2**30  # that a worker may use to read a shard for the first time
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 
 
@@ -56,8 +58,10 @@ SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
 
 def set_name(path: str | Path) -> str:
-    """Name of the set in a file: its stem without `.dev` and `.heldout`."""
-    name = Path(path).name
+    """Name of the set in a file: its stem without `.dev` and `.heldout`, or the route of an archive's file."""
+    name, route = Path(path).name, Path(path).parent.parent.name
+    if route.startswith("route="):
+        return unquote(route.removeprefix("route="))
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         name = name.removesuffix(suffix)
     return name.removesuffix(".dev").removesuffix(".heldout")
@@ -239,6 +243,7 @@ class ShardCounts:
 def _survey_shard(where: str | None, shard: FileShard) -> ShardCounts:
     if not shard.path.name.endswith(SUFFIXES):
         raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(shard.path))
+    limit_memory(MOST_READ_BYTES)
     selection, counts = None if where is None else parse_where(where), ShardCounts()
     for columns in read_shard(shard, batch_rows=BATCH_ROWS):
         check_columns(columns)

@@ -137,6 +137,19 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DayArchive:
+    """The requests of one day stand in an archive, from where retention may remove them."""
+
+    day: str  # UTC, as 2026-01-31
+    archive: str  # its address
+    since_seq: int  # the day's requests come after this place in the log …
+    until_seq: int  # … up to this one
+    n_requests: int
+    digest: str  # SHA-256 of the day's manifest
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
     erasure_id: str  # of the whole erasure, which may be written in several rows
     number: int  # of this row within it, from 1
@@ -351,7 +364,7 @@ _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd
-_OfOwner: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
+_OfOwner: TypeAlias = ConfigChange | Export | DayArchive | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts
 Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
 E = TypeVar("E", bound=Event)
@@ -446,6 +459,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("incident_decided", IncidentDecision, "decision", "{0.incident}"),
     Kind("config_changed", ConfigChange, "change", "{0.number:08}"),
     Kind("exported", Export, "export", "{0.export_id}"),
+    Kind("day_archived", DayArchive, "archived", "{0.day}:{0.digest}:{0.archive}"),
     Kind("erased", Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
     Kind("access_changed", AccessGrant, "access", "{0.access_id}"),
     Kind("rollout_begun", RolloutStart, "beginning", "{0.state.route}:{0.number}", lambda e: e.state.route),

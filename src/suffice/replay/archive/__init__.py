@@ -1,0 +1,1 @@
+"""Closed days of the log as Parquet files in a folder or an object store."""

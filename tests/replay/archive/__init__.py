@@ -1,0 +1,1 @@
+"""Archives: what is written, what reads it, and what is refused."""
