@@ -12,8 +12,9 @@ from suffice.replay.archive.layout import Archive, Manifest
 from suffice.replay.archive.writing import DayWriter, closed_days
 from suffice.settings import Route, Store
 from suffice.store.database.archiving import DAY_S
-from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import EpisodeWithLabels, open_reader
+from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import DayArchive, Event, FeedbackEvent
 from tests.learn.made import World, episodes, match
 
@@ -29,8 +30,17 @@ def matching(_: Route) -> Iterator[Match]:
 
 def write(folder: Path, items: Sequence[EpisodeWithLabels], *, first_day: int = 0, n_days: int = 3) -> Path:
     """Append runs to the log in a folder, evenly over some days; return its file."""
+    write_to(store_in(folder), items, first_day=first_day, n_days=n_days)
+    return folder / "log.db"
+
+
+def store_in(folder: Path) -> Store:
+    return Store(url=f"sqlite:///{folder / 'log.db'}")
+
+
+def write_to(store: Store, items: Sequence[EpisodeWithLabels], *, first_day: int = 0, n_days: int = 3) -> LogLocation:
     at = [DAY_1_S]
-    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at[0])
+    log = LogWriter(store, now=lambda: at[0])
     for number, item in enumerate(items):
         at[0] = DAY_1_S + (first_day + number * n_days / len(items)) * DAY_S
         request = replace(item.episode.request, received_at_s=at[0])
@@ -41,11 +51,15 @@ def write(folder: Path, items: Sequence[EpisodeWithLabels], *, first_day: int = 
         assert all(map(log.append, events))
     assert log.drain(20)
     log.close()
-    return folder / "log.db"
+    return log_location(store)
 
 
 def append(path: Path, *events: Event) -> None:
-    log = SqliteLog(Store(url=f"sqlite:///{path}"), now=lambda: DAY_1_S)
+    append_to(store_in(path.parent), *events)
+
+
+def append_to(store: Store, *events: Event) -> None:
+    log = LogWriter(store, now=lambda: DAY_1_S)
     assert all(map(log.append, events))
     assert log.drain(20)
     log.close()
@@ -53,9 +67,13 @@ def append(path: Path, *events: Event) -> None:
 
 def archive_log(path: Path, folder: Path, *, day: int = 9, again: bool = False) -> tuple[list[Manifest], list[str]]:
     """Archive what is closed on a day; return the manifests, and what is waited for."""
+    return archive_store(store_in(path.parent), folder, day=day, again=again)
+
+
+def archive_store(store: Store, folder: Path, *, day: int = 9, again: bool = False) -> tuple[list[Manifest], list[str]]:
     archive, manifests, waits = open_archive(folder, create=True), list[Manifest](), list[str]()
     writer = DayWriter(archive=archive, routes=dict.fromkeys(("r", "math"), Route(upstream="u")), matches=matching)
-    with open_reader(path) as log:
+    with open_reader(log_location(store)) as log:
         days = closed_days(log, archive.address, now_s=DAY_1_S + day * DAY_S, after_s=0.0, again=again)
         for pending in days:
             if isinstance(pending, str):
@@ -63,7 +81,7 @@ def archive_log(path: Path, folder: Path, *, day: int = 9, again: bool = False) 
             else:
                 manifests.append(writer.write(log, pending, again=again))
     for one in manifests:
-        append(path, event_of(one, archive))
+        append_to(store, event_of(one, archive))
     return manifests, waits
 
 

@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 import polars
 import pytest
+from polars.testing import assert_frame_equal
 
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.dataset import build_dataset
@@ -19,19 +20,24 @@ from suffice.replay.archive.writing import DayWriter, PendingDay
 from suffice.replay.study.sets import replay_set
 from suffice.replay.study.study import ReplayOptions
 from suffice.replay.traces.read import read_traces, survey
-from suffice.store.database.archiving import DAY_S, range_of_day
+from suffice.store.audit.verify import verify_chain
+from suffice.store.database.archiving import DAY_S, range_of_day, remove_runs
+from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from tests.learn.made import GOLD, episodes, match
+from tests.postgres import empty_log
 from tests.replay.archive.made import (
     CANARY,
     DAY_1_S,
     archive_log,
+    archive_store,
     matching,
     observed,
     open_archive,
     write,
+    write_to,
 )
 from tests.replay.archive.made import append as append_to
 
@@ -251,3 +257,20 @@ def test_an_object_store_is_read_through_a_checked_cache(folder: Path, tmp_path:
     first.write_bytes(b"x" * part.n_bytes)
     with pytest.raises(TraceError, match="is not the file of which its manifest has the hash"):
         remote.fetch(part)
+
+
+@pytest.mark.slow(keep=1)
+def test_a_log_in_postgresql_gives_the_rows_of_one_in_sqlite_and_forgets_them_as_well(
+    folder: Path, tmp_path: Path
+) -> None:
+    with empty_log() as store:
+        location = write_to(store, observed(240))
+        archive_store(store, tmp_path)
+        (first, *_), (other, *_) = open_archive(tmp_path).manifests(), open_archive(folder).manifests()
+        columns = polars.read_parquet(tmp_path / "archive" / first.parts[0].name).drop("seq", "outcome_seq", "labels")
+        assert_frame_equal(columns, polars.read_parquet(folder / "archive" / other.parts[0].name)[columns.columns])
+        with Decisions(location, now=lambda: DAY_1_S, monotonic_s=lambda: 0.0) as writer:
+            assert sum(remove_runs(writer, first.until_seq)) == 80
+            assert next(one.episode.request.episode_id for one in read_episodes(location)) == "e81"
+        with open_reader(location) as log:
+            assert verify_chain(log).ok

@@ -6,6 +6,7 @@ exactly one day, whatever the clocks of several gateways say.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,7 @@ def chain_position(log: views.LogReader, seq: int) -> ChainPosition | None:
 
 def archived_days(log: views.LogReader) -> list[DayArchive]:
     """Return the days that were archived, oldest first; of a day that was written again, the last one."""
-    days = {day.day: day for day in views.select(log, DayArchive, "1 ORDER BY seq")}
+    days = {day.day: day for day in views.select(log, DayArchive, "true ORDER BY seq")}
     return [days[day] for day in sorted(days)]
 
 
@@ -107,7 +108,8 @@ def remove_runs(writer: Decisions, until_seq: int) -> Iterator[int]:
     """Remove requests up to a place with their outcomes, batch by batch; yield how many."""
     while True:
         with writer.transaction() as log:
-            log.execute("PRAGMA secure_delete = ON")
+            if isinstance(log, sqlite3.Connection):
+                log.execute("PRAGMA secure_delete = ON")
             runs = views.query_rows(log, _REMOVABLE, (until_seq, BATCH_ROWS))
             log.executemany("DELETE FROM events WHERE kind = 'outcome' AND key = ?", [(key,) for _, key in runs])
             log.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq, _ in runs])
