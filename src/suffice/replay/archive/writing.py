@@ -92,7 +92,7 @@ def archive_row(run: StoredRun, match: Match | None) -> dict[str, Any]:
     match  None: the route is in no settings, so references tell nothing
     """
     request = decoded(run.seq, Request, without("request", run.request, TEXTS))
-    told = decoded(run.outcome_seq, Outcome, run.outcome)
+    original = decoded(run.outcome_seq, Outcome, run.outcome)
     body = without("outcome", run.outcome, TEXTS)
     outcome = decoded(run.outcome_seq, Outcome, body)
     label = current_label(run.labels)
@@ -100,9 +100,11 @@ def archive_row(run: StoredRun, match: Match | None) -> dict[str, Any]:
         label = replace(label, gold=None)
 
     def right(answer: str | None) -> bool | None:
-        return is_right(answer, told.answer, label, match or _is_same)
+        return is_right(answer, original.answer, label, match or _is_same)
 
-    steps, meta = _trace_steps(request, outcome, [right(step.answer) for step in told.steps], right(told.answer))
+    steps, meta = _trace_steps(
+        request, outcome, [right(step.answer) for step in original.steps], right(original.answer)
+    )
     usage = outcome.usage
     return {
         "dataset": request.route,
@@ -113,7 +115,7 @@ def archive_row(run: StoredRun, match: Match | None) -> dict[str, Any]:
         "question_id": request.question_key or f"episode {request.episode_id}",
         "aggregation": MAJORITY_VOTE if request.kind == "samples" else LAST,
         "full_answer": outcome.answer,
-        "full_em": right(told.answer),
+        "full_em": right(original.answer),
         "full_tokens": sum(step["tokens"] + step["ctx_tokens"] for step in steps),
         "n_steps": len(steps),
         "meta": meta,
@@ -136,7 +138,7 @@ def archive_row(run: StoredRun, match: Match | None) -> dict[str, Any]:
         "request": to_row(request).body,
         "outcome": body,
         "outcome_seq": run.outcome_seq,
-        "labels": _labels(run, right(told.answer)),
+        "labels": _labels(run, right(original.answer)),
     }
 
 
