@@ -24,7 +24,8 @@ def run_block(text: str, folder: Path, **variables: str) -> subprocess.Completed
     suffice.write_text(f'#!/bin/sh\nPYTHONPATH="{paths}" exec {sys.executable} -c "{entry}" "$@"\n', encoding="utf-8")
     suffice.chmod(0o755)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environ |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", **variables}
+    environ |= variables
+    environ["PATH"] = f"{tools}{os.pathsep}{environ['PATH']}"
     done = subprocess.run(
         ["/bin/sh", "-euc", text], cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=300
     )

@@ -32,7 +32,7 @@ def with_defaults(value: str) -> str:
 
 
 def settings_of(service: str) -> Settings:
-    raw = tomllib.loads((FOLDER / "suffice.toml").read_text(encoding="utf-8"))
+    raw = tomllib.loads((FOLDER / "settings" / "suffice.toml").read_text(encoding="utf-8"))
     environ = {name: with_defaults(str(value)) for name, value in SERVICES[service]["environment"].items()}
     return parse_settings(override_settings(raw, environ)[0])
 
