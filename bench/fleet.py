@@ -33,9 +33,10 @@ SIZE: Final = 10  # routes of a family
 MISLED: Final = 0.15  # of routes
 N_TEST: Final = 4_000  # runs on which a level's truth is measured
 BASES: Final = (worlds.USUAL, worlds.HARSH, worlds.BENIGN, worlds.STEALTH, worlds.SWAPPED, worlds.HARDER)
+N_LEVELS: Final = 21
 N_FIT: Final = 480  # audits from which a version is fitted
 LEAST_OWN: Final = 200  # audits before a route's own version counts
-N_STEPS: Final = 60  # looks at the fleet, in each of two phases
+N_STEPS: Final = 40  # looks at the fleet, in each of two phases
 DELTA: Final = 0.05  # of each route
 FLEET: Final = 0.95  # confidence
 
@@ -85,6 +86,12 @@ def runs_of(world: worlds.ClassWorld, n: int, seed: int) -> AuditRuns:
     return online(scenarios.in_world(world, n, seed=seed), np.zeros(n), seed=seed).runs
 
 
+def fit_version(world: worlds.ClassWorld, n: int, seed: int) -> FoldedModels:
+    version = fit_served(runs_of(world, n, seed), Logistic(), now=np.inf, n_levels=N_LEVELS)
+    assert version is not None
+    return version
+
+
 def truth_of(version: FoldedModels, runs: AuditRuns) -> Truth:
     rows = version.rows(runs)
     z = runs.losses(rows)
@@ -99,14 +106,15 @@ def build_routes(n: int, n_fit: int, seed: int = 0) -> list[SimulatedRoute]:
     for number in range(n):
         if number % SIZE == 0:
             family = jitter(BASES[number // SIZE % len(BASES)], rng, 0.4)
-            donor = fit_served(runs_of(jitter(family, rng, 0.2), n_fit, 7 * number + 1), Logistic(), now=np.inf)
+            donor = fit_served(
+                runs_of(jitter(family, rng, 0.2), n_fit, 7 * number + 1), Logistic(), now=np.inf, n_levels=N_LEVELS
+            )
         assert family is not None
         assert donor is not None
         is_misled = rng.random() < MISLED
         base = jitter(BASES[rng.integers(len(BASES))], rng, 0.8) if is_misled else family
         world = jitter(base, rng, 0.2)
-        own = fit_served(runs_of(world, n_fit, 7 * number + 2), Logistic(), now=np.inf)
-        assert own is not None
+        own = fit_version(world, n_fit, 7 * number + 2)
         test = runs_of(world, N_TEST, 7 * number + 3)
         made = truth_of(own, test), truth_of(donor, test)
         routes.append(SimulatedRoute(family=number // SIZE, own=made[0], warm=made[1], is_misled=is_misled))
@@ -119,18 +127,25 @@ def build_routes(n: int, n_fit: int, seed: int = 0) -> list[SimulatedRoute]:
 def draw_log_wealth(truths: Sequence[Truth], n: int, eps: float, rng: np.random.Generator) -> Floats:
     """The log wealth of each level at each look over n audits, shape (looks, routes, M).
 
-    The levels of one audit share a random number, as those of a run do.
+    The levels of one audit share a random number, as those of a run do. Losses and gains are drawn independently.
     """
-    u = rng.random((len(truths), n // LOOK, LOOK))
-    wealth = np.empty((n // LOOK, len(truths), len(truths[0].lost)))
-    n_audits = LOOK * np.arange(1, n // LOOK + 1)
-    for level in range(wealth.shape[2]):
-        lost, gained = (np.array([getattr(one, name)[level] for one in truths]) for name in ("lost", "gained"))
-        n_lost = (u < lost[:, None, None]).sum(axis=2).cumsum(axis=1)
-        n_gained = (u > 1 - gained[:, None, None]).sum(axis=2).cumsum(axis=1)
-        counts = Counts(*(part.ravel() for part in (n_gained, n_audits - n_lost - n_gained, n_lost)))
-        wealth[:, :, level] = log_wealth(counts, max_em_drop=eps).reshape(n_lost.shape).T
-    return wealth
+    n_lost, n_gained = (
+        _draw_below(np.stack([getattr(one, name) for one in truths]), n, rng) for name in ("lost", "gained")
+    )
+    n_audits = np.broadcast_to(LOOK * np.arange(1, n // LOOK + 1)[:, None, None], n_lost.shape)
+    counts = Counts(*(part.ravel() for part in (n_gained, n_audits - n_lost - n_gained, n_lost)))
+    return log_wealth(counts, max_em_drop=eps).reshape(n_lost.shape)
+
+
+def _draw_below(rates: Floats, n: int, rng: np.random.Generator) -> Ints:
+    """How many of the first audits at each look have a uniform number below each rate, shape (looks, routes, M)."""
+    order = np.argsort(rates, axis=1)
+    edges = np.take_along_axis(rates, order, axis=1)
+    cells = np.diff(edges, axis=1, prepend=0.0, append=1.0)
+    drawn = rng.multinomial(LOOK, cells, size=(n // LOOK, len(rates)))[:, :, :-1].cumsum(axis=2).cumsum(axis=0)
+    below = np.empty_like(drawn)
+    np.put_along_axis(below, np.broadcast_to(order, drawn.shape), drawn, axis=2)
+    return below
 
 
 @dataclass(slots=True, eq=False)
@@ -275,17 +290,22 @@ def designs(eps: float) -> dict[str, Design]:
     }
 
 
-def measure(built: Sequence[SimulatedRoute], n_seeds: int, eps: float, spoilt: float) -> list[str]:
-    """Return a table of all designs on the same evidence."""
-    results: dict[str, list[Result]] = {name: [] for name in designs(eps)}
+def serve_all(built: Sequence[SimulatedRoute], seed: int, eps: float, spoilt: float) -> dict[str, Result]:
+    """Serve under every design, on the same evidence."""
     n = max(N_REQUESTS, -(-max(one.cold for one in designs(eps).values()) // LOOK) * LOOK)
+    routes, rng = spoil(built, spoilt, eps, seed), np.random.default_rng([seed, 3])
+    own = draw_log_wealth([one.own for one in routes], n, eps, rng)
+    wealth = own, draw_log_wealth([one.warm for one in routes], n, eps, rng)
+    speed = np.exp(rng.normal(0, 1.2, len(routes)))
+    return {name: serve(routes, wealth, eps, speed, design) for name, design in designs(eps).items()}
+
+
+def measure(built: Sequence[SimulatedRoute], n_seeds: int, eps: float, spoilt: float) -> list[str]:
+    """Return a table of all designs."""
+    results: dict[str, list[Result]] = {name: [] for name in designs(eps)}
     for seed in range(n_seeds):
-        routes, rng = spoil(built, spoilt, eps, seed), np.random.default_rng([seed, 3])
-        own = draw_log_wealth([one.own for one in routes], n, eps, rng)
-        wealth = own, draw_log_wealth([one.warm for one in routes], n, eps, rng)
-        speed = np.exp(rng.normal(0, 1.2, len(routes)))
-        for name, design in designs(eps).items():
-            results[name].append(serve(routes, wealth, eps, speed, design))
+        for name, one in serve_all(built, seed, eps, spoilt).items():
+            results[name].append(one)
     lines, baseline = list[str](), None
     for name, made in results.items():
         text, saved = row(name, made, baseline)
@@ -299,7 +319,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--routes", type=int, default=300)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.02, 0.05])
-    parser.add_argument("--spoilt", type=float, nargs="+", default=[0.1, 0.9])
+    parser.add_argument("--spoilt", type=float, nargs="+", default=[0.1, 0.95])
     options = parser.parse_args()
     built = build_routes(options.routes, N_FIT)
     for eps in options.budgets:

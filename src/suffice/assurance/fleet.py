@@ -7,6 +7,7 @@ holds and its proof: docs/reference/assurance.md.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log
@@ -61,12 +62,16 @@ def require_wealth(evidence: Sequence[RouteWealth], *, confidence: float, before
     geometric grid from 1/alpha. To lower it from `before`, routes must have a tenth more.
     """
     least, n = 1 / (1 - confidence), len(evidence)
+    wealths = sorted(one.wealth for one in evidence if one.wealth >= one.own)
+
+    def count(wealth: float) -> int:
+        return len(wealths) - bisect_left(wealths, wealth)
+
     top = ceil(log(max(1, n)) / log(STEP))
     for wealth in (least * STEP**place for place in range(top + 1)):
-        reached = SLACK * wealth if STEP * wealth < SLACK * before else wealth
-        if sum(one.wealth >= max(reached, one.own) for one in evidence) * wealth >= n * least:
+        if count(SLACK * wealth if STEP * wealth < SLACK * before else wealth) * wealth >= n * least:
             break
-    return wealth, sum(one.wealth >= max(wealth, one.own) for one in evidence)
+    return wealth, count(wealth)
 
 
 def fleet_sentence(requirement: FleetRequirement, *, n_certified: int) -> str:

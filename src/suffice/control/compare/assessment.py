@@ -22,6 +22,7 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
+from suffice.assurance.fleet import FleetRequirement
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay
@@ -39,7 +40,7 @@ from suffice.rollout.experiment import Arm
 from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route, Settings
-from suffice.store.database.views import LogReader, label_requests, read_events
+from suffice.store.database.views import LogReader, label_requests, newest_event, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import (
     RolloutRun,
@@ -274,7 +275,9 @@ class RolloutAssessor:
             self.of_route = replace(self.of_route, published=published_on(log, name), load=loader(log, self._known))
         evidence = self.gathering.evidence(self._replay, self.of_route.judged, self._watch)
         holds = read_holds(log).of(name)
-        certificate = self._certify(decided, holds.in_effect(now_s).budget(route.max_em_drop))
+        fleet = newest_event(log, FleetRequirement)
+        delta = 1.0 if fleet is None else 1 / fleet.wealth
+        certificate = self._certify(decided, holds.in_effect(now_s).budget(route.max_em_drop), delta)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(log, held, route, decided)
         assessment = assess_evidence(
@@ -301,8 +304,11 @@ class RolloutAssessor:
     def _watch(self, audits: Sequence[Audit]) -> set[str]:
         return set() if self._evidence is None else self._evidence.add(audits)
 
-    def _certify(self, decided: RouteDeployment, budget: float) -> CandidateCertificate | None:
-        """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now."""
+    def _certify(self, decided: RouteDeployment, budget: float, delta: float) -> CandidateCertificate | None:
+        """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now.
+
+        delta  the most that the fleet's promise leaves
+        """
         made, epoch, evidence, gathering = decided.publication, decided.epoch, self._evidence, self.gathering
         if evidence is None or made is None or epoch is None:
             return None
@@ -316,7 +322,7 @@ class RolloutAssessor:
             pending=gathering.pending,
             windows=gathering.windows,
             max_em_drop=min(budget, made.evidence.max_em_drop),
-            confidence=max(epoch.confidence, self.of_route.route.confidence),
+            confidence=max(epoch.confidence, self.of_route.route.confidence, 1 - delta),
             harm_confidence=self.held.rules.harm_confidence,
         )
 
