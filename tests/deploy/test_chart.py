@@ -95,10 +95,11 @@ def test_helm_finds_no_fault() -> None:
 def test_the_settings_of_the_pods_are_accepted() -> None:
     objects = rendered(*EVERYTHING)
     raw = yaml.safe_load(objects["ConfigMap", "x"]["data"]["suffice.yaml"])
-    for name in ("gateway", "worker"):
+    for name in ("gateway", "worker", "console"):
         one = container(objects["Deployment", f"x-{name}"])
         settings = parse_settings(override_settings(raw, {e["name"]: e.get("value", "x-1") for e in one["env"]})[0])
         assert not settings.control.enabled
+        assert settings.console.enabled == (name == "console")
         assert settings.routes["chat"].upstream == "up"
         assert main.get_command(click.Context(main), one["args"][0]) is not None
         mounts = {mount["name"]: mount["mountPath"] for mount in one["volumeMounts"]}
@@ -156,6 +157,18 @@ def test_only_the_gateways_are_scaled_disrupted_and_served() -> None:
     for kind, name in (("PodDisruptionBudget", "x-gateway"), ("ServiceMonitor", "x")):
         assert not objects[kind, name]["spec"]["selector"]["matchLabels"].items() <= worker.items()
     assert not objects["Service", "x"]["spec"]["selector"].items() <= worker.items()
+
+
+@helm
+def test_the_file_of_people_has_one_place_that_survives_a_restart() -> None:
+    objects = rendered(*EVERYTHING)
+    deployment = objects["Deployment", "x-console"]["spec"]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    volumes = {volume["name"]: volume for volume in deployment["template"]["spec"]["volumes"]}
+    assert ("PersistentVolumeClaim", volumes["data"]["persistentVolumeClaim"]["claimName"]) in objects
+    clients = objects["Service", "x"]["spec"]["selector"]
+    assert not clients.items() <= deployment["template"]["metadata"]["labels"].items()
+    assert ("Deployment", "x-console") not in rendered(*DEPLOYED, "--set", "console.enabled=false")
 
 
 @helm

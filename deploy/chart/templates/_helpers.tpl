@@ -31,7 +31,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- toYaml (mergeOverwrite (deepCopy .Values.config) $own) -}}
 {{- end -}}
 
-{{/* The pod of a gateway or a worker: .root, .component, .args, .resources and .extra (lines of the container). */}}
+{{/* The pod of a gateway or a worker: .root, .component, .args, .resources, .extra (lines of the container), .claim. */}}
 {{- define "suffice.pod" -}}
 metadata:
   labels:
@@ -82,6 +82,8 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: metadata.name
+        - name: SUFFICE__CONSOLE__ENABLED
+          value: {{ eq .component "console" | quote }}
         {{- with .root.Values.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -113,8 +115,13 @@ spec:
           - key: {{ .root.Values.database.passwordSecret.key }}
             path: password
     - name: data # the last-good file and the kill file of this pod; everything else is in the database
+      {{- if .claim }}
+      persistentVolumeClaim:
+        claimName: {{ .claim }}
+      {{- else }}
       emptyDir:
         sizeLimit: 256Mi
+      {{- end }}
     - name: tmp
       emptyDir:
         sizeLimit: 256Mi
