@@ -21,7 +21,7 @@ BOTH = ("deciding", "decisions", "experiments", "log", "reviews", "rollouts", "v
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "store" not in metafunc.fixturenames:
+    if "store" not in metafunc.fixturenames or metafunc.module.__name__.endswith("test_postgres"):
         return
     name = metafunc.module.__name__.rpartition(".test_")[2]
     is_both = name in BOTH and not any(metafunc.definition.iter_markers("sqlite_only"))

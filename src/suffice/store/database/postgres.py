@@ -25,6 +25,7 @@ from suffice.extras import how_to_install
 from suffice.settings import Store
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import schema
+from suffice.store.rows.events import Row
 from suffice.store.sql.connection import LogReader
 from suffice.store.sql.postgres import Idle, PostgresConnection, PostgresError
 
@@ -232,6 +233,10 @@ class PostgresDatabase:
     def purge(self) -> bool:
         """Return True: erased text leaves the tables with the server's own vacuum, which `purge` does not wait for."""
         return True
+
+    def refuses(self, row: Row) -> bool:
+        """Return whether the database cannot hold such a row: PostgreSQL's text has no null character."""
+        return any("\0" in (text or "") for text in (row.key, row.episode_id, row.route, row.body))
 
     # ── errors ───────────────────────────────────────────────────────────────────────────────────
 

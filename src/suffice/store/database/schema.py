@@ -228,6 +228,13 @@ _FUNCTIONS: Final = r"""
         at_s    DOUBLE PRECISION NOT NULL
     );
 """
+# Faster than the default, where the server was built with it.
+_COMPRESSION: Final = """
+    DO $$ BEGIN
+        ALTER TABLE events ALTER body SET COMPRESSION lz4;
+    EXCEPTION WHEN feature_not_supported THEN NULL;
+    END $$;
+"""
 # Types of PostgreSQL; text sorts by its bytes, as SQLite's.
 _TYPES: Final = (
     (r"INTEGER PRIMARY KEY AUTOINCREMENT,  -- the only order", "BIGINT PRIMARY KEY,  -- the only order"),
@@ -246,7 +253,7 @@ def _postgres_script() -> str:
     script = _SCRIPT
     for pattern, replacement in _TYPES:
         script = re.sub(pattern, replacement, script)
-    return _FUNCTIONS + script
+    return _FUNCTIONS + script + _COMPRESSION
 
 
 def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_s: float) -> int:

@@ -19,6 +19,7 @@ from suffice.errors import StoreError, StoreFull
 from suffice.files import create_private, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
+from suffice.store.rows.events import Row
 from suffice.store.sql.connection import LogReader
 
 log = logging.getLogger("suffice.store")
@@ -195,6 +196,10 @@ class SqliteDatabase:
                 return not busy
         except sqlite3.Error as error:
             raise self.unusable(error) from error
+
+    def refuses(self, row: Row) -> bool:  # noqa: ARG002 - as PostgreSQL's
+        """Return whether the database cannot hold such a row."""
+        return False
 
     # ── errors ───────────────────────────────────────────────────────────────────────────────────
 

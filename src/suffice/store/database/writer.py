@@ -27,6 +27,7 @@ from suffice.store.database.postgres import PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.store.sql.connection import DATABASE_ERRORS, LogReader
+from suffice.store.sql.postgres import PostgresError
 from suffice.types import Outcome, Request
 
 log = logging.getLogger("suffice.store")
@@ -143,7 +144,7 @@ class LogWriter(EventQueue):
                 self._fill_row(item)
             try:
                 n_written, receipts = self._commit(batch)
-            except DATABASE_ERRORS as error:
+            except (*DATABASE_ERRORS, StoreError) as error:
                 self._postpone(batch, error)
                 if self._closing and time.monotonic() >= self._deadline_s:
                     break
@@ -165,7 +166,10 @@ class LogWriter(EventQueue):
             self.give_up(item, StoreError(f"store {self.database}: the request of this outcome was not written"))
             return
         try:
-            item.row = to_row(item.event)
+            row = to_row(item.event)
+            if self.database.refuses(row):
+                raise ValueError("it holds a null character")
+            item.row = row
         except ValueError as error:
             log.warning("an event of type %s cannot be stored: %s", type(item.event).__name__, error)
             self.give_up(item, StoreError(f"store {self.database}: the event cannot be stored: {error}"))
@@ -207,11 +211,11 @@ class LogWriter(EventQueue):
         if self._connection is not None:
             with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
                 self._connection.rollback()
-        if self.database.is_passing(error):
-            if not getattr(self._connection, "is_open", True):  # PostgreSQL's, whose server went away
-                self._close_connection()
+        is_passing = self.database.is_passing(error)
+        if not is_passing or (isinstance(error, PostgresError) and error.is_lost):
+            self._close_connection()
+        if is_passing:
             return
-        self._close_connection()
         kind = type(self.database.unusable(error))
         for item in batch:
             if item.done is not None:

@@ -117,7 +117,8 @@ class PostgresConnection:
         if kind is None:
             self.commit()
         elif self.is_open:
-            self.rollback()
+            with contextlib.suppress(PostgresError):
+                self.rollback()
 
     # ── statements ───────────────────────────────────────────────────────────────────────────────
 
@@ -194,10 +195,12 @@ class PostgresConnection:
             return await (work if self.is_over is None else self._interruptible(work))
         except asyncpg.PostgresError as error:
             raise PostgresError(str(error).partition("\n")[0], error.sqlstate or "") from error
-        except (TimeoutError, OSError, asyncpg.InterfaceError) as error:
-            if isinstance(error, asyncpg.InterfaceError) and self._connection is not None and self.is_open:
+        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            if isinstance(error, ValueError):
                 raise PostgresError(str(error).partition("\n")[0], "22000") from error  # a value of another type
-            raise PostgresError(f"{error or 'no answer in time'}") from error
+            if self._connection is not None:
+                self._connection.terminate()  # nobody knows what it still waits for
+            raise PostgresError(str(error) or "no answer in time") from error
 
     async def _interruptible(self, work: Coroutine[Any, Any, T]) -> T:
         assert self.is_over is not None
