@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -65,13 +64,11 @@ class JudgeModel:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._grades.values():
             task.cancel()
         await asyncio.gather(*self._grades.values(), return_exceptions=True)
-        await self._client.__aexit__(kind, error, trace)
+        await self._client.__aexit__()
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Return a grade without a value if the server fails. `answer` None is wrong, without a call."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Required, Self, TypedDict, TypeVar, Unpack
 
 from suffice.episode.rounds import StepReport
@@ -229,19 +228,15 @@ class RunContext:
     def __enter__(self) -> Episode:
         return self._begin(Episode)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._episode is not None:
             self._episode.end(aborted=kind is not None)
 
     async def __aenter__(self) -> AsyncEpisode:
         return await self._state.in_thread(lambda: self._begin(AsyncEpisode))
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._state.in_thread(lambda: self.__exit__(kind, error, trace))
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self._state.in_thread(lambda: self.__exit__(kind))
 
     def _begin(self, kind: type[AnyEpisode]) -> AnyEpisode:
         self._state.check()
@@ -396,15 +391,11 @@ class Governor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from yarl import URL
@@ -175,9 +174,7 @@ class UpstreamClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._pool.close()
 
     def _head(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -111,16 +110,14 @@ class FakeUpstream:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._behaviour.port)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         server, self._server = self._server, None
         if server is not None:
             server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._failures and error is None:
+        if self._failures and kind is None:
             raise self._failures[0]
 
     @classmethod
