@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from suffice.assurance.fleet import FleetRequirement, RouteWealth
 from suffice.console import actions, render
 from suffice.console.app import ConsoleApp, endpoints_of_view
 from suffice.console.context import View
@@ -18,6 +19,7 @@ from suffice.console.render import HERE
 from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
+from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import Announcement
 from suffice.wiring.keys import kill_file
 from tests.console.conftest import Site
@@ -311,3 +313,27 @@ def test_static_files_are_kept_for_ever_under_an_address_of_their_content(here: 
     assert total < 300_000, "the first page with everything on it"
     for wrong in ("/console/static/0/nothing.js", "/console/static/0/..", "/console/static/0/people.py"):
         assert here.visitor().get(wrong).status == 404
+
+
+def test_what_is_promised_of_all_routes_together_is_one_line_of_the_first_page(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time(), texts=())
+    with Decisions(tmp_path / "log.db", now=time.time, monotonic_s=time.monotonic) as writer:
+        promised = FleetRequirement(
+            number=1,
+            wealth=25.0,
+            confidence=0.95,
+            n_routes=1,
+            n_certified=0,
+            evidence=(RouteWealth(route="nowhere", epoch=1, wealth=0.0, own=20.0),),
+            reason="",
+            author="w",
+        )
+        writer.write(None, [promised])
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        line = "fleet: 0 of 1 routes certified; expected wrong among them at most 5 %"
+        assert line in visitor.get("/console").text
+        assert visitor.get("/api/overview").json["fleet"] == line

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from suffice.assurance.fleet import FleetRequirement, WarmStart
 from suffice.assurance.runs import Match
+from suffice.cli.inspect.status import status
 from suffice.control.jobs.certify import Certify
 from suffice.settings import Assurance, Route, Settings
 from suffice.store.database.decisions import Decisions
@@ -154,6 +156,9 @@ def test_routes_that_reach_it_are_certified_together_and_the_log_says_by_what_ev
     assert last.wealth == pytest.approx(10)
     assert all(one.wealth >= last.wealth for one in last.evidence)
     assert read_fleet(both.path) == "fleet: 2 of 2 routes certified; expected wrong among them at most 10 %"
+    said = CliRunner().invoke(status, ["--db", str(both.path)])
+    assert said.exit_code == 0, said.output
+    assert said.output.endswith("fleet: 2 of 2 routes certified; expected wrong among them at most 10 %\n")
     n = len(both.rows(Publication, FleetRequirement, Epoch))
     both.look(2)
     assert len(both.rows(Publication, FleetRequirement, Epoch)) == n, "it has settled"
