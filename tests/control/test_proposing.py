@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,12 @@ from suffice.cli.inspect.route_report import proposal_lines
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport, Worker
+from suffice.errors import ConfigError
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import last_place, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
-from suffice.store.rows.events import ProposedVersion
-from suffice.types import Alarm, Epoch
+from suffice.store.rows.events import Event, FeedbackEvent, ProposedVersion
+from suffice.types import Alarm, Epoch, Outcome, Request
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.control.test_worker import fill, settings_for
@@ -141,3 +144,55 @@ def test_a_proposal_is_a_small_row(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         (size,) = connection.execute("SELECT max(length(body)) FROM events WHERE kind = 'version_proposed'").fetchone()
     assert size < 30_000
+
+
+def on_routes(events: list[Event], names: Sequence[str]) -> list[Event]:
+    """The same traffic once on each route."""
+
+    def moved(event: Event, name: str) -> Event:
+        if isinstance(event, FeedbackEvent):
+            given = replace(event.feedback, episode_id=f"{name}{event.feedback.episode_id}")
+            return FeedbackEvent(replace(given, feedback_id=f"{name}{given.feedback_id}"))
+        assert isinstance(event, Request | Outcome)
+        event = replace(event, episode_id=f"{name}{event.episode_id}")
+        return replace(event, route=name) if isinstance(event, Request) else replace(event, response_id=None)
+
+    return [moved(event, name) for event in events for name in names]
+
+
+def test_fits_in_two_processes_propose_what_one_proposes_and_a_failing_route_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, proposals = ("r", "s", "t"), list[list[ProposedVersion]]()
+    template = tmp_path / "template"
+    template.mkdir()
+    began = [Epoch(route=name, number=1, at=0, since_seq=0, reason="cold start", author="w") for name in names]
+    fill(template, [*began, *on_routes(traffic(300), names)])
+    for n_processes in (1, 2):
+        folder = tmp_path / str(n_processes)
+        shutil.copytree(template, folder)
+        plain = settings_for(folder)
+        control = msgspec.structs.replace(plain.control, refit_processes=n_processes)
+        settings = msgspec.structs.replace(plain, control=control, routes=dict.fromkeys(names, plain.routes["r"]))
+        with open_worker(settings) as here:
+            reports = here.once("retrain")
+            assert reports is not None
+            assert [one.route for one in reports] == list(names)
+            assert all(one.summary.startswith("v-") for one in reports), reports
+        with open_reader(folder / "log.db") as log:
+            found = [newest_event(log, ProposedVersion, route=name) for name in names]
+        proposals.append([replace(one, author="", read_to_seq=0) for one in found if one is not None])
+    assert proposals[0] == proposals[1]
+    assert len(proposals[0]) == len(names)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConfigError("scikit-learn is missing")
+
+    monkeypatch.setattr("suffice.control.jobs.proposals.retrain", fail)
+    shutil.copytree(template, tmp_path / "failing")
+    plain = settings_for(tmp_path / "failing")
+    settings = msgspec.structs.replace(plain, routes=dict.fromkeys(names, plain.routes["r"]))
+    with open_worker(settings) as here:
+        reports = here.once("retrain")
+    assert reports is not None
+    assert [(one.ok, one.summary) for one in reports] == [(False, "nothing proposed: scikit-learn is missing")] * 3

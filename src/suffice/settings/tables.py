@@ -416,6 +416,8 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tick_requests: PositiveInt = 100  # of a route, between two evaluations of its evidence
     burst_requests: PositiveInt | None = None  # run in full at a cold start and after an alarm; None: 24 / max_em_drop
     refit_requests: PositiveInt = 1_000  # between two fits
+    refit_processes: PositiveInt = 1  # fits of routes at a time; 1: in the worker's own process
+    ray: str = ""  # address of a Ray cluster that runs them; "": this machine
     window_audits: PositiveInt | None = None  # that a certificate covers; None: 16 / max_em_drop
 
 

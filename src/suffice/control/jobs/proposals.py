@@ -6,9 +6,11 @@ rates change. A run is read one look after it ended, when its label is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Match, measure_run
@@ -20,9 +22,20 @@ from suffice.control.compare.experiments import read_experiment
 from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.judging import human_label
 from suffice.control.evidence.versions import active_version, written
-from suffice.control.jobs.base import JobPass, JobReport, JobWriter, LogJob, ProposalJob, rows_since, since
+from suffice.control.jobs.base import (
+    JobPass,
+    JobReport,
+    JobWriter,
+    LogJob,
+    ProposalJob,
+    RouteJob,
+    rows_since,
+    since,
+    why_of,
+)
 from suffice.errors import ConfigError
-from suffice.learn.dataset import build_dataset
+from suffice.executor import Executor, SerialExecutor, build_executor
+from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
 from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import rules_of
@@ -105,10 +118,31 @@ class Advance(ProposalJob):
         return f"rollout {trial.state.rollout}: {'; '.join(sentences)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Refit:
+    data: Dataset
+    parent: FoldedVersion | None
+    max_em_drop: float
+    reason: Reason
+
+
+def _fit(refit: Refit) -> tuple[VersionProposal | str, float]:
+    """Return the proposal, or why there is none, and the seconds that it took."""
+    began_s = time.monotonic()
+    try:
+        result: VersionProposal | str = retrain(
+            refit.data, refit.parent, max_em_drop=refit.max_em_drop, reason=refit.reason
+        )
+    except Exception as error:  # noqa: BLE001 - a failing route must not stop the others
+        result = why_of(error)
+    return result, time.monotonic() - began_s
+
+
 @dataclass(kw_only=True)
-class Retrain(ProposalJob):
+class Retrain(RouteJob):
     name = "retrain"
-    rests_s = 30.0  # between two checks whether a fit is due
+    failing = "nothing proposed"
+    rests_s: ClassVar[float] = 30.0  # between two checks whether a fit is due
     _tried: dict[str, int] = field(init=False, default_factory=dict)  # position up to which a fit failed, by route
 
     def forget(self) -> None:
@@ -118,10 +152,44 @@ class Retrain(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return route.is_learned
 
-    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str:
+    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        """Fit the routes that are due, in `refit_processes` at a time; the log is read and written here, in order."""
+        decided, reports, sent = read_decided(here.log), list[JobReport](), deque[tuple[str, int]]()
+
+        def due() -> Iterator[Refit]:
+            for name in names:
+                self.rest(self.rests_s, name)
+                here.until = last_place(here.log)
+                refit = self.attempt(name, here, self._prepare, name, decided.of(name), here)
+                if refit is None:
+                    reports.append(self.report(name, read_to_seq=here.until))
+                else:
+                    sent.append((name, here.until))
+                    yield refit
+
+        for result, spent_s in self._executor().map(_fit, due()):
+            name, here.until = sent.popleft()
+            here.writer.spent_s[name] += spent_s
+            here.writer.renew()
+            if isinstance(result, str):
+                self.leave(name, f"{self.failing}: {result}")
+                reports.append(self.report(name, read_to_seq=here.until))
+            else:
+                sentence = self.attempt(name, here, self._propose, name, result, here)
+                reports.append(self.report(name, sentence or "", read_to_seq=here.until))
+        return reports
+
+    def _executor(self) -> Executor:
+        control = self.settings.control
+        if control.ray or control.refit_processes > 1:
+            return build_executor(control.refit_processes, control.ray or None)
+        return SerialExecutor()
+
+    def _prepare(self, name: str, held: RouteDeployment, here: JobPass) -> Refit | None:
+        """Read what a fit needs; None: none is due."""
         route, reason = self.settings.routes[name], self._due(name, held, here.log)
         if reason is None:
-            return ""
+            return None
         self._tried[name] = here.until
         served = active_version(here.log, held)
         parent = None if served is None else served.version
@@ -134,8 +202,10 @@ class Retrain(ProposalJob):
                 also=() if parent is None else parent.models[0].features,
                 label_of=human_label,  # no charge for a judge model's errors is made here
             )
-        result = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
-        here.writer.renew()
+        return Refit(data, parent, route.max_em_drop, reason)
+
+    def _propose(self, name: str, result: VersionProposal, here: JobPass) -> str:
+        route = self.settings.routes[name]
         if result.version is None:
             return f"nothing to propose: {result.why}"
         proposed, body = self._record(name, result, result.version, here.until), written(result.version)

@@ -150,10 +150,13 @@ def read_parquet(shard: FileShard, *, batch_rows: int) -> Iterator[TraceColumns]
 
 
 def _text_paths(path: Path) -> list[str]:
-    """Columns of text, which stay dictionaries: a long text that every row repeats takes its length once."""
+    """Columns of text of a run, which stay dictionaries: a long text that every row repeats takes its length once.
+
+    Not those of steps: pyarrow cannot read a nested column whose dictionary changes within a row group.
+    """
     with open_parquet(path) as file:
         columns = (file.schema.column(at) for at in range(len(file.schema)))
-        return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        return [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and "." not in one.path]
 
 
 REPLAYABLE: Final = "replayable"  # flag of an archive's rows: the run was full by design
