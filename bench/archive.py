@@ -1,18 +1,20 @@
-"""What an archive takes to write and to replay, and whether a pool and Ray give the same bytes.
+"""What an archive takes to write and to replay, and whether a pool and Ray give the same bytes as one process.
 
-    python bench/archive.py [--requests 100000] [--workers 2] [--folder FOLDER] [--no-ray] [--policies NAMES]
+    python bench/archive.py [--requests 100000] [--workers 2] [--most-steps 500000] [--folder FOLDER] [--policies NAMES]
 
 Requests are simulated chains with known truth, all of them full runs, written by the code of `suffice archive` from
-rows as the log has them. `suffice replay` then reads them in processes of its own; CPU time is that of all of these.
+rows as the log has them. CPU time is that of one process, without the simulation.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a core, not a core a product
+
 import argparse
 import hashlib
-import os
-import resource
-import subprocess
+import itertools
 import sys
 import tempfile
 import time
@@ -25,8 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.learn.made import World, episodes, match
 
+from suffice.executor import Executor, PoolExecutor, RayExecutor, SerialExecutor
 from suffice.replay.archive.layout import MANIFESTS, Archive, Manifest, Part
+from suffice.replay.archive.reading import expand_archives
 from suffice.replay.archive.writing import RouteFiles, archive_row
+from suffice.replay.report.text import dump_lines
+from suffice.replay.study.sets import replay_set
+from suffice.replay.study.study import ReplayOptions
+from suffice.replay.traces.read import MOST_STEPS, survey
 from suffice.store.database.archiving import StoredRun
 from suffice.store.rows.events import to_row
 
@@ -74,50 +82,57 @@ def write(folder: Path, n: int) -> tuple[float, int]:
     return time.process_time() - begin_s - made_s, n_bytes
 
 
-def replay(folder: Path, arguments: list[str]) -> tuple[bytes, float, float, int]:
-    """Replay the archive; return what was printed, CPU seconds of all processes, wall seconds, and peak memory."""
-    before, begin_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    source = "from suffice.cli.main import main; main()"
-    command = [sys.executable, "-c", source, "replay", str(folder / "archive"), "--json", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.stdout, cpu_s, time.monotonic() - begin_s, after.ru_maxrss
+def report_of(folder: Path, executor: Executor, options: ReplayOptions, most_steps: int) -> tuple[bytes, list[float]]:
+    """Replay the archive; return the report's lines, and this process's CPU seconds for survey, fits and judging."""
+    at = [time.process_time()]
+    files = expand_archives([folder / "archive"], cache=folder / "cache")
+    (data,) = survey(files, most_steps=most_steps, executor=executor)
+    at.append(time.process_time())
+    fitted = list[float]()
+
+    def tick(what: str) -> None:
+        if what == "picking":
+            fitted.append(time.process_time())
+
+    report = replay_set(data, options, executor=executor, tick=tick)
+    at += [fitted[0], time.process_time()]
+    return dump_lines([report]).encode(), [later - before for before, later in itertools.pairwise(at)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--most-steps", type=int, default=MOST_STEPS, help="that models are fitted on")
     parser.add_argument("--folder", type=Path, help="where the archive is made, or was made before")
-    parser.add_argument("--no-ray", action="store_true")
-    parser.add_argument("--policies", help="only these, as of `suffice replay`")
+    parser.add_argument("--policies", default="", help="only these, as of `suffice replay`")
     given = parser.parse_args()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process a core, not a core a product
+    families = tuple(given.policies.split(",")) if given.policies else ()
+    options, n = ReplayOptions(families=families), given.requests
     with ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        millions = given.requests / 1e6
         if not (folder / "archive").exists():
-            cpu_s, n_bytes = write(folder, given.requests)
-            per = n_bytes / given.requests
-            print(
-                f"written: {given.requests:,} requests, {cpu_s / millions:,.0f} core-seconds a million, {per:.0f} bytes each"
-            )
-        wanted = ["--policies", given.policies] if given.policies else []
+            cpu_s, n_bytes = write(folder, n)
+            print(f"written: {1e6 * cpu_s / n:,.0f} core-seconds a million, {n_bytes / n:.0f} bytes each", flush=True)
         printed = dict[str, bytes]()
-        for name, how in (("pool", []), ("Ray", ["--ray", "local"])):
-            if name == "Ray" and given.no_ray:
-                continue
-            printed[name], cpu_s, wall_s, peak = replay(folder, ["--workers", str(given.workers), *how, *wanted])
-            hours = cpu_s / given.requests * 1e7 / 3600
-            print(
-                f"{name}, {given.workers} workers: {cpu_s:,.0f} core-seconds ({cpu_s / millions:,.0f} a million, "
-                f"{hours:.2f} core-hours for ten millions in proportion), {wall_s:,.0f} s, peak {peak / 1e6:.1f} GB; "
-                f"sha256 {hashlib.sha256(printed[name]).hexdigest()[:16]}",
-                flush=True,
-            )
+        printed["this process"], (surveyed_s, fitted_s, judged_s) = report_of(
+            folder, SerialExecutor(), options, given.most_steps
+        )
+        each_s = (surveyed_s + judged_s) / n
+        print(
+            f"replayed: survey {1e6 * surveyed_s / n:,.0f} and judging {1e6 * judged_s / n:,.0f} core-s a million,"
+            f" fits {fitted_s:,.0f} core-seconds whatever the number; ten millions in proportion:"
+            f" {(1e7 * each_s + fitted_s) / 3600:.2f} core-hours",
+            flush=True,
+        )
+        for name, executor in (("pool", PoolExecutor(given.workers)), ("Ray", RayExecutor(given.workers))):
+            begin_s = time.monotonic()
+            printed[name], _ = report_of(folder, executor, options, given.most_steps)
+            print(f"{name}, {given.workers} workers: {time.monotonic() - begin_s:,.0f} s", flush=True)
+        for name, lines in printed.items():
+            print(f"{name}: sha256 {hashlib.sha256(lines).hexdigest()}")
         if len(set(printed.values())) > 1:
-            sys.exit("the two gave different bytes")
+            sys.exit("not the same bytes")
 
 
 if __name__ == "__main__":
