@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -29,7 +30,8 @@ from suffice.console.context import (
     View,
     ViewContext,
 )
-from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
+from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, cookie, json_response, redirect
+from suffice.console.oidc import ATTEMPT_S, Attempt, OidcLogin, person_from, read_attempt, require_package
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
 from suffice.console.views.episodes import (
     ENDS,
@@ -65,6 +67,7 @@ from suffice.upstream.wire import error_body
 # ---- The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, login
 
 HOME: Final = "/console"
+OIDC: Final = "suffice_oidc"  # cookie of a login that has begun
 FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
 _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
@@ -208,9 +211,57 @@ def _login_form(visit: ConsoleVisit, *, back: str, problem: str, status: int) ->
         return _without_package(501)
     if auth.roster() is None:
         return _page(visit, "login.html", "Log in", {"back": "", "problem": "", "is_open": False})
-    token, cookie = auth.login_page(visit.request)
-    values = {"back": back, "problem": problem, "is_open": True, "csrf": token}
-    return _page(visit, "login.html", "Log in", values, status).with_headers(cookie)
+    token, login_cookie = auth.login_page(visit.request)
+    has_oidc = visit.context.oidc is not None
+    values = {"back": back, "problem": problem, "is_open": True, "csrf": token, "has_oidc": has_oidc}
+    return _page(visit, "login.html", "Log in", values, status).with_headers(login_cookie)
+
+
+async def _begin_oidc(visit: ConsoleVisit) -> ConsoleResponse:
+    oidc, key, request = _oidc_of(visit), visit.context.auth.signing_key(), visit.request
+    back = request.query.get("back", HOME)
+    attempt = Attempt(
+        state=token_hex(16),
+        expires_s=int(visit.context.now() + ATTEMPT_S),
+        back=back if _BACK.fullmatch(back) and "//" not in back else HOME,
+    )
+    place = await oidc.address(attempt, key, redirect_uri=_callback_of(request))
+    # Lax, because the provider sends the browser back: a Strict cookie would stay behind.
+    begun = cookie(OIDC, attempt.cookie(key), age_s=ATTEMPT_S, secure=request.behind_tls, same_site="Lax")
+    return ConsoleResponse(status=303, headers=(("location", place), begun))
+
+
+async def _finish_oidc(visit: ConsoleVisit) -> ConsoleResponse:
+    oidc, auth, request = _oidc_of(visit), visit.context.auth, visit.request
+    key, over = auth.signing_key(), cookie(OIDC, "", age_s=0, secure=request.behind_tls, same_site="Lax")
+    attempt = read_attempt(request.cookies.get(OIDC, ""), key, now_s=visit.context.now())
+    try:
+        identity = await oidc.finish(attempt, request.query, key, redirect_uri=_callback_of(request))
+        if person_from(identity, oidc.settings.roles) is None:
+            message = f"{identity.name} has none of the roles that [console.oidc.roles] names; ask an admin for one"
+            raise BadRequest(message, status=403, code="role")
+    except BadRequest as error:
+        return error_page(replace(visit, principal=NOBODY), error.status, str(error)).with_headers(over)
+    LOG.info("console: %s logged in at the identity provider", identity.name)
+    session, back = auth.begin_session(f"~{identity.encode()}", request), HOME if attempt is None else attempt.back
+    # Not a redirect: browsers send no Strict cookie with one that another site has begun.
+    page = _page(replace(visit, principal=NOBODY), "signed_in.html", "Logged in", {"back": back})
+    return page.with_headers(session, over)
+
+
+def _oidc_of(visit: ConsoleVisit) -> OidcLogin:
+    if visit.context.oidc is None:
+        raise BadRequest("the settings name no identity provider, [console.oidc]", status=404, code="not_found")
+    if not render.can_render():
+        raise BadRequest("a login needs the console's pages", status=501, code="oidc")
+    require_package()
+    return visit.context.oidc
+
+
+def _callback_of(request: ConsoleRequest) -> str:
+    """The address to which the provider sends the browser back; the host's name was checked before."""
+    scheme = "https" if request.behind_tls else "http"
+    return f"{scheme}://{request.headers.get('host', '')}/console/oidc/callback"
 
 
 async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
@@ -305,6 +356,8 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
     ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
     ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
+    ConsoleEndpoint("GET", "/console/oidc/login", "nobody", _begin_oidc, "log in at the identity provider", HTML),
+    ConsoleEndpoint("GET", "/console/oidc/callback", "nobody", _finish_oidc, "come back from it", HTML),
     ConsoleEndpoint("POST", "/console/logout", "viewer", _logout, "log out", HTML, by_tenant=True),
     ConsoleEndpoint(
         "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, True, fields=ITEM

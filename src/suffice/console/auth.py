@@ -13,16 +13,16 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.exchange import ConsoleRequest, cookie
 from suffice.errors import BadRequest
+from suffice.settings import ConsoleRole
 from suffice.telemetry import LOG
 
-Role: TypeAlias = Literal["viewer", "reviewer", "operator", "admin"]
-# A later role may do all that an earlier one may.
-ROLES: Final[tuple[Role, ...]] = ("viewer", "reviewer", "operator", "admin")
+Role: TypeAlias = ConsoleRole
+ROLES: Final[tuple[Role, ...]] = get_args(ConsoleRole)  # a later role may do all that an earlier one may
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
@@ -94,12 +94,13 @@ def _hashed(secret: str, salt: str) -> str:
     return hashlib.sha256(bytes.fromhex(salt) + secret.encode("utf-8", "surrogatepass")[:1024]).hexdigest()
 
 
-_SESSION = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+# The id of a person's secret, or what an identity provider says of a person.
+_SESSION = re.compile(r"([0-9a-f]{12}|~[A-Za-z0-9_-]{1,2000})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    person_id: str  # public part of the secret used
+    person_id: str  # public part of the secret used; or "~" and an `oidc.Identity`
     expires_s: int  # Unix time
     nonce: str  # distinguishes two logins of one person
 
@@ -188,6 +189,7 @@ class ConsoleAuth:
 
     roster  the people as the file has them now; None: there is no file yet
     holder  of a client's key that may act here, by that key; None: nobody
+    known   a person from an identity provider, by what a session keeps of them; None: they have no role now
     """
 
     def __init__(
@@ -195,13 +197,14 @@ class ConsoleAuth:
         *,
         roster: Callable[[], Roster | None],
         holder: Callable[[str], Person | None] = lambda _: None,
+        known: Callable[[str], Person | None] = lambda _: None,
         browsers: BrowserPolicy,
         session_s: float,
         random_bytes: Callable[[int], bytes],
         now: Callable[[], float],
         monotonic_s: Callable[[], float],
     ) -> None:
-        self.roster, self._holder = roster, holder
+        self.roster, self._holder, self._known = roster, holder, known
         self._random, self._now, self._monotonic_s = random_bytes, now, monotonic_s
         self.configure(browsers=browsers, session_s=session_s)
         self._attempts = Attempts()
@@ -248,10 +251,17 @@ class ConsoleAuth:
                 return NOBODY
             return Principal(person=self._authenticate(roster, secret.strip(), request.address))
         session = read_session(request.cookies.get(SESSION, ""), roster.key, now_s=self._now())
-        person = roster.by_id(session.person_id) if session is not None else None
+        person = self._person_of(session.person_id, roster) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
+
+    def _person_of(self, person_id: str, roster: Roster) -> Person | None:
+        if not person_id.startswith("~"):
+            return roster.by_id(person_id)
+        person = self._known(person_id[1:])
+        # Their names are the provider's: none may pass for a person of ours in the audit log.
+        return person if person is None else replace(person, name=f"{person.name} (oidc)")
 
     def _authenticate(self, roster: Roster, secret: str, address: str) -> Person | None:
         """Check a secret or a key. Raises BadRequest if it is wrong and the address has failed too often."""
@@ -286,13 +296,19 @@ class ConsoleAuth:
         person = self._authenticate(roster, request.form.get("secret", "").strip(), request.address)
         if person is None or not person.id:  # a client's key is for programs
             return None
-        expires_s = int(self._now() + self._session_s)
-        session = Session(person_id=person.id, expires_s=expires_s, nonce=self._random(16).hex())
         LOG.info("console: %s logged in", person.name)
-        return (
-            cookie(SESSION, session.cookie(roster.key), age_s=int(self._session_s), secure=secure),
-            cookie(LOGIN, "", age_s=0, secure=secure),
-        )
+        return self.begin_session(person.id, request), cookie(LOGIN, "", age_s=0, secure=secure)
+
+    def begin_session(self, person_id: str, request: ConsoleRequest) -> Header:
+        """The cookie of a new session, whose nonce nobody knows before."""
+        expires_s = int(self._now() + self._session_s)
+        session = Session(person_id=person_id, expires_s=expires_s, nonce=self._random(16).hex())
+        content = session.cookie(self.signing_key())
+        return cookie(SESSION, content, age_s=int(self._session_s), secure=request.behind_tls)
+
+    def signing_key(self) -> str:
+        """Raises BadRequest without a roster."""
+        return self._roster().key
 
     def logout(self, principal: Principal, request: ConsoleRequest) -> Header:
         now_s = self._now()

@@ -29,6 +29,7 @@ from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 
 if TYPE_CHECKING:
     from suffice.console.actions import ActionForm
+    from suffice.console.oidc import OidcLogin
 
 T = TypeVar("T")
 
@@ -157,6 +158,7 @@ class ConsoleContext:
     path: LogLocation
     auth: ConsoleAuth
     services: ConsoleServices
+    oidc: OidcLogin | None  # None: people log in with secrets only
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     cache: ViewCache = field(default_factory=ViewCache)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote
 
 import msgspec
@@ -89,9 +89,11 @@ def redirect(place: str) -> ConsoleResponse:
     return ConsoleResponse(status=303, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
-def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
-    """A cookie header, hidden from scripts and other sites. Age 0 deletes the cookie."""
-    header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
+def cookie(
+    name: str, value: str, *, age_s: int, secure: bool, same_site: Literal["Strict", "Lax"] = "Strict"
+) -> tuple[str, str]:
+    """A cookie header, hidden from scripts and other sites; "Lax": sent with a link to us. Age 0 deletes the cookie."""
+    header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite={same_site}"
     return "set-cookie", f"{header}; Secure" if secure else header
 
 

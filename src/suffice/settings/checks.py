@@ -21,6 +21,7 @@ MOST_VALUES: Final = 50
 MOST_NUMBER: Final = 10**12  # of any number: bytes, tokens, seconds
 RATING: Final = (1.0, 5.0)  # of a rating without a range of its own
 SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # what a score may map to
+_ISSUER: Final = re.compile(r"(https://[^/@\s?#]+|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?)(/[^@\s?#]*)?")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
 # What the owner may call a table.
 _NAMES: Final[Mapping[type[msgspec.Struct], TextRule]] = {
@@ -153,6 +154,18 @@ def _of_console(console: tables.Console, settings: Settings) -> Problems:
         yield "host", f"got {console.host!r} without console.port; name both, or neither"
     if console.port and console.port == settings.server.port:
         yield "port", f"got {console.port}, which is server.port; name another one, or leave it out"
+
+
+@problems_of.register
+def _of_oidc(oidc: tables.Oidc, _: Settings) -> Problems:
+    if not _ISSUER.fullmatch(oidc.issuer):
+        yield "issuer", "needs https://host[/path], without a query or a fragment; http:// only on this computer"
+    if not oidc.client_id:
+        yield "client_id", "is empty; the provider gives each client a name"
+    if not oidc.roles:
+        yield "roles", "is empty, so nobody could log in; map at least one value of roles_claim to a role"
+    if "openid" not in oidc.scopes:
+        yield "scopes", "need 'openid', without which the provider sends no ID token"
 
 
 @problems_of.register

@@ -23,6 +23,7 @@ AgentMode = Literal["auto", "off"]
 LATER_SHARE = 0.05  # of requests to audit once something is certified, unless a route sets its own
 TextPart = Literal["answers", "comments", "questions", "metadata"]
 ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
+ConsoleRole = Literal["viewer", "reviewer", "operator", "admin"]  # a later one may do all that an earlier one may
 # What a key may do: ask the model, send feedback; in the control API act as a viewer, an operator, an admin.
 KeyScope = Literal["complete", "feedback", "read", "operate", "admin"]
 Direction = Literal["higher", "lower"]

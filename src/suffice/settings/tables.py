@@ -13,6 +13,7 @@ from suffice.settings.limits import (
     CandidateShare,
     Capacity,
     Confidence,
+    ConsoleRole,
     DataFile,
     Days,
     Direction,
@@ -427,11 +428,30 @@ class Assurance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fleet_confidence: Confidence | None = None  # 1 - the share of wrong ones expected among certified routes; None: off
 
 
+class OidcRole(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    role: ConsoleRole
+    tenants: tuple[TenantName, ...] | None = None  # whose runs they see; None: everything
+
+
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Log in to the console at an OpenID provider, by the authorization code flow with PKCE."""
+
+    issuer: str  # as the provider's configuration names it, without /.well-known/…
+    client_id: str
+    client_secret_env: str = ""  # environment variable; "": a public client
+    scopes: tuple[str, ...] = ("openid", "profile", "email")  # asked for at the provider
+    name_claim: str = "email"  # claim of the ID token that names a person in the audit log
+    roles_claim: str = "groups"  # claim with a text or a list of texts
+    roles: dict[str, OidcRole] = {}  # by value of that claim; people without any of them are refused
+    timeout_s: PositiveSeconds = 5.0  # for one answer of the provider
+
+
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     enabled: bool = True  # False: `/console` and `/api` do not exist
     host: str = ""  # address of a separate listener; "": `server.host`
     port: Port | None = None  # port of a separate listener; None: the gateway's own
     session_s: float = 43_200.0  # how long a login lasts
+    oidc: Oidc | None = None  # None: people log in with secrets only
     live_s: float = 5.0  # between two reads of the log while somebody watches the first page
 
 

@@ -14,6 +14,7 @@ from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth, Person
 from suffice.console.context import ConsoleContext, ConsoleServices, ViewCache
+from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
@@ -27,7 +28,7 @@ from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
 from suffice.wiring.evidence import read_assessment, read_verdict_effect
 from suffice.wiring.files import condition, question_texts, questions_file
-from suffice.wiring.keys import deployment_salt, kill_file
+from suffice.wiring.keys import deployment_salt, kill_file, secret
 from suffice.wiring.people import People
 from suffice.wiring.routes import check_experiment, setup_of
 
@@ -55,6 +56,7 @@ def console(
             auth=ConsoleAuth(
                 roster=people.now,
                 holder=holder,
+                known=lambda text: _person_of(context, text),
                 browsers=_browsers(settings),
                 random_bytes=secrets.token_bytes,
                 session_s=settings.console.session_s,
@@ -62,6 +64,7 @@ def console(
                 monotonic_s=time.monotonic,
             ),
             services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify, reload=reload),
+            oidc=_oidc(settings),
             now=time.time,
             monotonic_s=time.monotonic,
         )
@@ -76,7 +79,22 @@ def reconfigure(site: ConsoleApp, settings: Settings) -> None:
     context.services = _services(
         settings, context.path, writer=services.decisions, notify=services.notify, reload=services.reload
     )
+    context.oidc = _oidc(settings)
     context.auth.configure(browsers=_browsers(settings), session_s=settings.console.session_s)
+
+
+def _oidc(settings: Settings) -> OidcLogin | None:
+    named = settings.console.oidc
+    if named is None:
+        return None
+    client_secret = secret("console.oidc.client_secret_env", named.client_secret_env)
+    return OidcLogin(named, client_secret, now=time.time, monotonic_s=time.monotonic)
+
+
+def _person_of(context: ConsoleContext, text: str) -> Person | None:
+    """The person of a session that an identity provider began, by the roles that the settings give now."""
+    identity, oidc = Identity.decode(text), context.oidc
+    return None if identity is None or oidc is None else person_from(identity, oidc.settings.roles)
 
 
 def _browsers(settings: Settings) -> BrowserPolicy:

@@ -335,6 +335,8 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
     )
     sinks_of(settings.alerts)  # fails here, and not later in a worker; likewise below
     secret("audit.webhook_env", settings.audit.webhook_env)
+    if settings.console.oidc is not None:
+        secret("console.oidc.client_secret_env", settings.console.oidc.client_secret_env)
     if has_secret(settings):
         deployment_salt(settings)
     _check_folder(settings)
