@@ -111,6 +111,11 @@ def test_what_cannot_be_meant_is_refused(variable: str, text: str, says: str) ->
     assert says in str(refused.value)
 
 
+def test_a_fault_of_the_file_is_not_covered_up() -> None:
+    with pytest.raises(ConfigError, match="SUFFICE__ROUTES__A__MODE: routes is no table in the file"):
+        override_settings({"routes": "a"}, {"SUFFICE__ROUTES__A__MODE": "off"})
+
+
 def test_a_key_wins_over_its_table_and_other_keys_of_the_file_stay() -> None:
     raw = {"upstreams": {"box": {"url": "http://file", "slots": 2}}}
     merged, _ = override_settings(raw, {"SUFFICE__UPSTREAMS__BOX__URL": "http://key"})

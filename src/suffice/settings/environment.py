@@ -31,8 +31,11 @@ def override_settings(raw: Mapping[str, Any], environ: Mapping[str, str]) -> tup
         value = _value(environ[variable], hint, f"{variable}: {'.'.join(path)}")
         table = merged
         for part in path[:-1]:
-            inner = table.get(part)
-            table[part] = table = inner if isinstance(inner, dict) else {}
+            if table.get(part) is None:  # missing, or an empty table of YAML
+                table[part] = {}
+            table = table[part]
+            if not isinstance(table, dict):
+                raise ConfigError(f"{variable}: {part} is no table in the file, so nothing can be set inside it")
         table[path[-1]] = value
         variables[".".join(path)] = variable
     return merged, variables
