@@ -146,8 +146,9 @@ class Limit:
         if any(name and not found.get(name) for name in (self.name, self.over, self.less)):
             return None
         value, text = median(found[self.name]), f"{self.name}: {self.scenario}"
-        if self.over:
-            value, text = value / median(found[self.over]), f"{text}, over {self.over}"
+        if self.over:  # round by round: what else the machine does changes between rounds
+            pairs = zip(found[self.name], found[self.over], strict=False)
+            value, text = median(one / other for one, other in pairs), f"{text}, over {self.over}"
         if self.less:
             value, text = value - median(found[self.less]), f"{text}, more than {self.less}"
         kept = value <= self.at_most

@@ -119,8 +119,4 @@ _RELAYED_PATH: Final = TextRule(
     r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)",
     "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS",
 )
-_OTLP_ENDPOINT: Final = TextRule(
-    r"(https?://[^/\s?#@]+(/[^\s?#@]*)?)?", "an http or https URL, without a user; a password goes into a variable"
-)
-OtlpEndpoint: TypeAlias = Annotated[str, _OTLP_ENDPOINT]
 RelayedPath: TypeAlias = Annotated[str, _RELAYED_PATH]

@@ -130,7 +130,8 @@ def _check_plain(here: str, key: str, value: object) -> None:
         raise ConfigError(f"{here}: holds a null character")
     if key.endswith("_env") and value and not _VARIABLE.fullmatch(value):
         raise ConfigError(f"{here}: needs the name of an environment variable, never what it holds")
-    if key == "url" and here != "store.url" and not _HTTP_URL.fullmatch(value):
+    is_address = (key == "url" and here != "store.url") or (key == "otlp_endpoint" and value)
+    if is_address and not _HTTP_URL.fullmatch(value):
         raise ConfigError(f"{here}: need http://host[:port][/path] in ASCII, without a user, a password or spaces")
 
 

@@ -43,7 +43,6 @@ from suffice.settings.limits import (
     NonNegativeInt,
     OnFallback,
     Origin,
-    OtlpEndpoint,
     Port,
     Positive,
     PositiveInt,
@@ -545,7 +544,7 @@ class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Log lines, and traces over OTLP/HTTP. The standard OTEL_* variables apply, where the settings say nothing."""
 
     log_format: Literal["text", "json"] = "text"  # "json": one object per line
-    otlp_endpoint: OtlpEndpoint = ""  # base URL of a collector, such as "http://collector:4318"; "": see above
+    otlp_endpoint: str = ""  # base URL of a collector, such as "http://collector:4318"; "": see above
     trace_share: Fraction | None = None  # of requests whose caller has not decided; None: OTEL_TRACES_SAMPLER, or all
 
 
