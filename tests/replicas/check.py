@@ -112,7 +112,7 @@ def _check_outcomes(report: Report, rows: LogRows, cluster: Cluster, history: Hi
 
 def is_recorded(call: Call, rows: LogRows) -> bool:
     ended = rows.outcomes.get(call.episode or "", [])
-    return len(ended) == 1 and ended[0].end_reason == "done"
+    return len(ended) == 1 and ended[0].end_reason in ("done", "stopped")
 
 
 def _died_with_it(call: Call, deaths: list[float], cluster: Cluster) -> bool:

@@ -14,29 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
+from suffice_testing import Answerer, FakeUpstream, Reply, ScriptedThought
 from tests.replicas.check import Report, check, unfinished
 from tests.replicas.cluster import SECRET, Cluster
 from tests.replicas.load import History, Load
 from tests.replicas.postgres import PostgresServer
 
-STEPS = [
-    ("two and two\n", "3"),
-    ("make four\n", "4"),
-    ("so four\n", "4"),
-    ("yes four\n", "4"),
-    ("is that so\n", "4"),
-    ("wait I think five\n", "5"),
-]
+SHORT = [("two and two\n", "3"), ("so four\n", "4"), ("yes four\n", "4"), ("is that so\n", "4"), ("or five\n", "5")]
+LONG = [("two and two\n", "3"), *[("so it is four\n", "4")] * 24, ("or five\n", "5")]  # to be stopped on the way
 STREAK = {"policy": "stable-answer", "streak": 3}
 SETTLE_S = 120.0  # for the requests of dead gateways to be recorded as lost
+
+
+def model(delay_s: float) -> Answerer:
+    """Thinks long on the route whose runs are stopped."""
+    short, long = (ScriptedThought(steps, "5 dear", reply=Reply(delay_s=delay_s)) for steps in (SHORT, LONG))
+    return lambda seen: (long if seen.model == "stopped" else short)(seen)
 
 
 def settings(fake: FakeUpstream) -> dict[str, Any]:
     match = {name: {"header": name} for name in ("votes", "stopped", "full")}
     enforced = {"mode": "enforce", "scorer": "number", "policy": STREAK, "upstream": "up"}
     return {
-        "upstreams": {"up": {"url": fake.url, "finish": ["raw"], "slots": 1_000}},
+        "upstreams": {"up": {"url": fake.url, "driver": "llama.cpp", "finish": ["raw"], "slots": 1_000}},
         "control": {"tick_requests": 20},
         "routes": {
             # Certified, withdrawn and certified again by its audits, while workers die.
@@ -87,10 +87,9 @@ class Result:
 def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> Result:
     os.environ["SUFFICE_SALT"] = SECRET
     began_s, rng, kills = time.monotonic(), random.Random(plan.seed), Counter[str]()
-    model = ScriptedThought(STEPS, "5 dear", reply=Reply(delay_s=plan.delay_s))
     with (
         tempfile.TemporaryDirectory(prefix="suffice-replicas-") as folder,
-        FakeUpstream.in_thread(model, ServerBehaviour()) as fake,
+        FakeUpstream.in_thread(model(plan.delay_s)) as fake,
         PostgresServer() if plan.postgres else nullcontext() as server,
         Cluster(
             Path(folder),

@@ -85,7 +85,11 @@ class Load:
                 await asyncio.sleep(0.1)
 
     async def _ask(self, call: Call, url: str) -> None:
-        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"how much is {call.nonce}?"}]}
+        body = {
+            "model": call.route,
+            "stream": True,
+            "messages": [{"role": "user", "content": f"how much is {call.nonce}?"}],
+        }
         last = b""
         try:
             async with self._session.post(

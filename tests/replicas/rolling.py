@@ -18,11 +18,11 @@ from suffice.settings import Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import database_at, log_location
 from suffice.types import Pause
-from suffice_testing import FakeUpstream, Reply, ScriptedThought
+from suffice_testing import FakeUpstream
 from tests.replicas.balancer import Balancer
 from tests.replicas.check import Report, check
 from tests.replicas.cluster import SECRET, Cluster, Member
-from tests.replicas.kills import STEPS, settings
+from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer
 
@@ -40,10 +40,9 @@ class RollingPlan:
 
 def run_rolling(plan: RollingPlan, tell: Callable[[str], None] = lambda _: None) -> Report:
     os.environ["SUFFICE_SALT"] = SECRET
-    model = ScriptedThought(STEPS, "5 dear", reply=Reply(delay_s=plan.delay_s))
     with (
         tempfile.TemporaryDirectory(prefix="suffice-rolling-") as folder,
-        FakeUpstream.in_thread(model) as fake,
+        FakeUpstream.in_thread(model(plan.delay_s)) as fake,
         PostgresServer() if plan.postgres else nullcontext() as server,
         Cluster(
             Path(folder),

@@ -409,8 +409,7 @@ class Follower:
         self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
-            versions = {route.name: route.policy_version for route in deployment.routes}
-            deployment.kill.presence.update(decided=self._seq, versions=versions)
+            deployment.kill.presence.update(decided=self._seq)
 
     def _set_variants(self, running: _RunningVariants) -> None:
         variants = self._gw.deployment.variants

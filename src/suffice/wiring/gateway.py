@@ -43,7 +43,7 @@ from suffice.wiring.console import console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
-from suffice.wiring.replicas import announced_as, watch_replicas
+from suffice.wiring.replicas import replica_name, watch_replicas
 from suffice.wiring.routes import build_route, check_routes
 from suffice.wiring.startup import (
     LogKnowledge,
@@ -160,7 +160,7 @@ def open_library(
     with ExitStack() as stack:
         begun = open_known_log(settings, process="library")
         stack.callback(begun.log.close)
-        presence = Announcement(presence_files(settings), process="library", **announced_as(settings, begun.secret))
+        presence = Announcement(presence_files(settings), process="library", replica=replica_name(settings))
         stack.callback(presence.release)
         gw = _build_state(settings, begun, {}, vectors, presence)
         follower = Follower(gw, log_location(settings.store), good=begun.good)
@@ -245,7 +245,7 @@ async def build_gateway(
         begun = open_known_log(settings, log)
         if log is None:
             stack.callback(begun.log.close)
-        presence = Announcement(presence_files(settings), process="serve", **announced_as(settings, begun.secret))
+        presence = Announcement(presence_files(settings), process="serve", replica=replica_name(settings))
         stack.callback(presence.release)
         clients = {
             name: UpstreamClient(name, upstream, result.upstream_keys[name], begun.known.evidence.upstreams.get(name))
@@ -316,11 +316,11 @@ async def _follow_log(
         follower.wake()
         _look_for_damage(path, gw)
         app.beside |= _console_apps(settings, log, gw, stack)
-        await stack.enter_async_context(watch_replicas(gw, log, presence_files(settings)))
+        await stack.enter_async_context(watch_replicas(gw, log))
 
     await stack.enter_async_context(follow_log(follower, gw.metrics))
     if isinstance(begun.log, LogWriter):
-        await stack.enter_async_context(watch_replicas(gw, begun.log, presence_files(settings)))
+        await stack.enter_async_context(watch_replicas(gw, begun.log))
     if begun.problem is not None:
         loop = asyncio.get_running_loop()
 

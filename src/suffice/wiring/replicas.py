@@ -1,22 +1,24 @@
-"""Keeps the replicas of one log in view: takes over the requests of dead ones, and shows which versions they serve."""
+"""Watches the replicas of one log: records the versions that they serve, and the requests of dead ones as lost."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from suffice.errors import StoreError
 from suffice.gateway.context import GatewayState
 from suffice.rollout.assign import keyed
 from suffice.settings import Settings
-from suffice.store.database.presence import read_presences, version_skew
 from suffice.store.database.writer import LogWriter
+from suffice.store.routes.replicas import read_replicas, version_skew
+from suffice.store.rows.events import ReplicaState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 5.0  # between two looks at the other replicas
@@ -26,35 +28,47 @@ def replica_name(settings: Settings) -> str:
     return settings.server.replica or f"{socket.gethostname()}:{os.getpid()}"
 
 
-def announced_as(settings: Settings, secret: str) -> dict[str, Any]:
-    """Return the fields of this process's `Presence` that do not change."""
-    return {
-        "replica": replica_name(settings),
-        "software": version("suffice"),
-        "secret": keyed("", salt=secret, purpose=b"fingerprint", n_bytes=4).hex(),
-    }
+class ReplicaWatch:
+    def __init__(self, gw: GatewayState, log: LogWriter) -> None:
+        self._gw, self._log = gw, log
+        self._state = ReplicaState(
+            gateway=secrets.token_hex(6),
+            number=0,
+            name=replica_name(gw.settings),
+            software=version("suffice"),
+            secret=keyed("", salt=gw.salt, purpose=b"fingerprint", n_bytes=4).hex(),
+        )
+
+    def look(self) -> None:
+        """Record what this gateway serves if that has changed, and compare it with the others. May run in a thread."""
+        gw = self._gw
+        versions = {route.name: route.policy_version for route in gw.deployment.routes}
+        if versions != self._state.versions or not self._state.number:
+            self._state = replace(self._state, number=self._state.number + 1, versions=versions)
+            self._log.append(self._state)
+        try:
+            if n_lost := self._log.recover():
+                LOG.warning("store: %d requests of gateways that have died are recorded as lost", n_lost)
+            replicas = read_replicas(self._log.path)
+        except StoreError as error:
+            LOG.warning("%s", error)
+            return
+        skew = version_skew(replicas)
+        gw.metrics.set("suffice_replicas", len(replicas))
+        for name in versions:
+            gw.metrics.set("suffice_version_skew", max(0, len(skew.get(name, ())) - 1), name)
 
 
 @asynccontextmanager
-async def watch_replicas(gw: GatewayState, log: LogWriter, switches: tuple[Path, ...]) -> AsyncIterator[None]:
-    async def watch() -> None:
+async def watch_replicas(gw: GatewayState, log: LogWriter) -> AsyncIterator[None]:
+    watch = ReplicaWatch(gw, log)
+
+    async def work() -> None:
         while True:
+            await asyncio.to_thread(watch.look)
             await asyncio.sleep(LOOK_S)
-            await asyncio.to_thread(look)
 
-    def look() -> None:
-        try:
-            if n_lost := log.recover():
-                LOG.warning("store: %d requests of gateways that have died are recorded as lost", n_lost)
-        except StoreError as error:
-            LOG.warning("%s", error)
-        processes = read_presences(switches)
-        skew = version_skew(processes)
-        gw.metrics.set("suffice_replicas", sum(one.process == "serve" for one in processes))
-        for route in gw.deployment.routes:
-            gw.metrics.set("suffice_version_skew", len(skew.get(route.name, "x")) - 1, route.name)
-
-    task = asyncio.create_task(watch())
+    task = asyncio.create_task(work())
     try:
         yield
     finally:

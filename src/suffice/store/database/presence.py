@@ -25,7 +25,7 @@ from suffice.sanitize import printable
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
-SIZE_BYTES: Final = 32_768  # fixed size of the file, so that a reader never sees the tail of a longer, older text
+SIZE_BYTES: Final = 4_096  # fixed size of the file, so that a reader never sees the tail of a longer, older text
 MOST_REASON_BYTES: Final = 2_000  # read of the switch's file at most
 NO_REASON: Final = "no reason is given"
 
@@ -34,9 +34,6 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     replica: str = ""  # name of the gateway, as `server.replica`
     process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
-    software: str = ""  # version of Suffice
-    secret: str = ""  # fingerprint of the deployment's secret
-    versions: dict[str, str] = {}  # policy version that it serves, by route
     killed: bool = False  # it holds every route back because of the kill switch
     kill_stamp: int | None = None  # modification time of the switch's file that it applied, ns; None: none
     kill_reason: str = ""
@@ -122,10 +119,7 @@ class Announcement:
         return replace(draft, path=path)
 
     def _content(self) -> bytes:
-        content = msgspec.json.encode(self._presence)
-        if len(content) > SIZE_BYTES:  # of very many routes
-            content = msgspec.json.encode(msgspec.structs.replace(self._presence, versions={}))
-        return content.ljust(SIZE_BYTES)
+        return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
 
 
 def switch_reason(switch: Path) -> str | None:
@@ -146,15 +140,6 @@ def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
             if is_locked(descriptor):  # otherwise it has ended meanwhile
                 by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
     return tuple(sorted(by_path.values(), key=lambda one: one.pid))
-
-
-def version_skew(processes: Iterable[Presence]) -> dict[str, dict[str, list[str]]]:
-    """Return, for each route that gateways serve in different versions, the names of the gateways by version."""
-    served = dict[str, dict[str, list[str]]]()
-    for one in processes:
-        for route, version in one.versions.items() if one.process == "serve" else ():
-            served.setdefault(route, {}).setdefault(version, []).append(one.replica or one.name)
-    return {route: by_version for route, by_version in served.items() if len(by_version) > 1}
 
 
 def _files(switches: Iterable[Path]) -> Iterator[Path]:

@@ -17,9 +17,10 @@ from suffice.review.route_guarantee import request_window
 from suffice.store.database import schema, views
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.presence import Presence, read_presences, switch_reason, version_skew
+from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.routes.replicas import describe_differences, read_replicas
 from suffice.store.rows.events import Event, KillSwitchState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
@@ -305,7 +306,8 @@ def describe_condition(
     """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
     sentences = [*_killed(switch_reason(switch), processes), *_paused(path, routes)]
-    sentences += _differing(processes)
+    with contextlib.suppress(StoreError):
+        sentences += describe_differences(read_replicas(path))
     if not processes:
         sentences.append("NO GATEWAY: no process serves this log now")
     damage = next((one.damage for one in processes if one.damage), "")
@@ -325,18 +327,6 @@ def _killed(reason: str | None, processes: Sequence[Presence]) -> Iterator[str]:
     elif killed:
         names = ", ".join(one.name for one in killed)
         yield f"KILLED: {names} stops nothing on any route: {killed[0].kill_reason}"
-
-
-def _differing(processes: Sequence[Presence]) -> Iterator[str]:
-    for route, by_version in version_skew(processes).items():
-        served = "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(by_version.items()))
-        yield f"VERSION SKEW: route {route} is served in {len(by_version)} versions: {served}"
-    gateways = [one for one in processes if one.process == "serve"]
-    if len({one.secret for one in gateways}) > 1:
-        names = ", ".join(f"{one.replica} {one.secret}" for one in gateways)
-        yield f"SECRETS DIFFER: replicas of one log need one SUFFICE_SALT; fingerprints: {names}"
-    if len({one.software for one in gateways}) > 1:
-        yield f"SOFTWARE SKEW: {', '.join(f'{one.replica} runs {one.software}' for one in gateways)}"
 
 
 def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:

@@ -236,6 +236,18 @@ class KeyEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """What one gateway process serves, from this row on; it lives as long as the row's owner."""
+
+    gateway: str  # of the process, random
+    number: int  # of its rows, from 1
+    name: str  # `server.replica`
+    software: str  # version of Suffice
+    secret: str  # fingerprint of the deployment's secret
+    versions: dict[str, str] = field(default_factory=dict)  # policy version, by route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KillSwitchState:
     on: bool
     reason: str  # of its file, with who set it
@@ -363,7 +375,7 @@ _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | Ex
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
-_OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd
+_OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd | ReplicaState
 _OfOwner: TypeAlias = ConfigChange | Export | DayArchive | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts
 Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
@@ -441,6 +453,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("fail_open_high", FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
     Kind("version_refused", VersionRefusal, "refusal", _refusal_key),
     Kind("log_missed", LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
+    Kind("replica_seen", ReplicaState, "replica", "{0.gateway}:{0.number:06}", chained=False),
     Kind("kill_switched", KillSwitchState, "switching", _switch_key),
     Kind("experiment_started", ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
     Kind("experiment_changed", ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"),
