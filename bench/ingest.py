@@ -30,6 +30,7 @@ import psutil
 
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.location import database_at, log_location
+from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader, query_number
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
@@ -127,10 +128,16 @@ async def acknowledge(log: LogWriter, n: int) -> list[float]:
     return sorted(took)
 
 
-def server_cpu_s() -> float:
-    """CPU time of the PostgreSQL processes of this machine that run, and of those that ended."""
-    times = (one.cpu_times() for one in psutil.process_iter() if one.name().startswith("postgres"))
-    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+def server_cpu_s(store: Store) -> float:
+    """CPU time of the processes of a PostgreSQL server on this machine, those that ended included; else 0."""
+    database = database_at(log_location(store))
+    if isinstance(database, SqliteDatabase):
+        return 0.0
+    with database.reader() as log:
+        server = psutil.Process(log.execute("SELECT pg_backend_pid()").fetchone()[0]).parent()
+        assert server is not None
+        times = [one.cpu_times() for one in (server, *server.children())]
+    return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
 
 
 def ingest(store: Store, n_writers: int, n_outcomes: int) -> None:
@@ -138,13 +145,13 @@ def ingest(store: Store, n_writers: int, n_outcomes: int) -> None:
     done: multiprocessing.Queue[tuple[float, float, float]] = multiprocessing.Queue()
     each = n_outcomes // n_writers
     writers = [multiprocessing.Process(target=write, args=(store, i, each, done)) for i in range(n_writers)]
-    before_s = server_cpu_s()
+    before_s = server_cpu_s(store)
     for one in writers:
         one.start()
     times = [done.get(timeout=3_600.0) for _ in writers]
     for one in writers:
         one.join()
-    served_s, n = server_cpu_s() - before_s, each * n_writers
+    served_s, n = server_cpu_s(store) - before_s, each * n_writers
     wall_s = max(end for _, end, _ in times) - min(begin for begin, _, _ in times)
     cpu_s = sum(cpu for *_, cpu in times)
     print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import shutil
 import socket
 import subprocess
@@ -17,15 +18,20 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from click.testing import CliRunner
 
+from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
+from suffice.store.audit.chain import head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
+from suffice.store.database.copying import copy_log
 from suffice.store.database.decisions import Decisions, LeaseLost
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
 from suffice.store.database.schema import Migration
-from suffice.store.database.views import open_reader, query_number, read_events
+from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.database.views import last_place, open_reader, query_number, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.sql.postgres import PostgresConnection, PostgresError, translate
 from tests.postgres import connect, empty_log
@@ -321,3 +327,70 @@ def test_marks_become_numbers_and_texts_stay() -> None:
         ("b", "c"),
     )
     assert translate("INSERT INTO t VALUES (?, ?)") == ("INSERT INTO t VALUES ($1, $2)", ())
+
+
+# ---- moving a log ------------------------------------------------------------------------------------
+
+
+def filled_file(path: Path) -> SqliteDatabase:
+    log = LogWriter(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
+    for event in story(60):
+        log.append(event)
+    log.append(asked("open"))
+    log.close()
+    return SqliteDatabase(path)
+
+
+def test_a_copied_log_is_the_same_to_the_last_link_and_goes_on(
+    store: Store, database: PostgresDatabase, tmp_path: Path
+) -> None:
+    source = filled_file(tmp_path / "a.db")
+    copied = copy_log(source, database, now_s=2.0)
+    assert [*read_events(source)] == [*read_events(database)]
+    with open_reader(source) as log:
+        assert head(log) == copied.head
+    log_there = opened(store)
+    log_there.append(published(99))
+    assert log_there.drain()
+    assert log_there.recover() == 61, "the requests that were open in the file"
+    log_there.close()
+    with open_reader(database) as reader:
+        assert verify_chain(reader, [copied.head]).ok
+
+
+def test_a_log_is_copied_into_an_empty_schema_and_not_while_it_is_open(
+    database: PostgresDatabase, tmp_path: Path
+) -> None:
+    source = filled_file(tmp_path / "a.db")
+    using = LogWriter(Store(url=f"sqlite:///{source.path}"), now=lambda: 1.0)
+    with pytest.raises(StoreError, match="processes have it open"):
+        copy_log(source, database, now_s=2.0)
+    using.close()
+    copy_log(source, database, now_s=2.0)
+    with pytest.raises(StoreError, match="into an empty schema"):
+        copy_log(source, database, now_s=2.0)
+
+
+def test_a_log_that_was_tampered_with_is_said_to_be(database: PostgresDatabase, tmp_path: Path) -> None:
+    source = filled_file(tmp_path / "a.db")
+    with source.transaction() as connection:
+        connection.execute("UPDATE events SET body = replace(body, 'comment 1', 'comment 2') WHERE kind = 'feedback'")
+    with pytest.raises(StoreError, match="edited"):
+        copy_log(source, database, now_s=2.0)
+
+
+def test_the_commands_move_a_log_and_say_what_it_is(store: Store, tmp_path: Path) -> None:
+    filled_file(tmp_path / "a.db")
+    config = tmp_path / "suffice.toml"
+    config.write_text(f'[store]\nurl = "{store.url}"\nschema_name = "{store.schema_name}"\n', "utf-8")
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["store", *arguments, "--config", str(config)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "1 migrations ran" in run("migrate")
+    assert "of this version already" in run("migrate")
+    assert "the chain is intact" in run("copy", str(tmp_path / "a.db"))
+    assert json.loads(run("check", "--json"))["last_row"] == last_place(postgres_database(store))
+    assert "PostgreSQL" in run("check")

@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
         "reload": ("server.reload", "Let running gateways apply the changes in their settings file."),
         "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
+        "store": ("operate.store", "Check, upgrade and move the database of the log."),
         "admin": ("server.admin", "Manage who may use the console and the control API."),
         "key": ("server.keys", "Create, list, rotate and revoke keys of clients, without a restart."),
     },

@@ -1,0 +1,75 @@
+"""Copies the log of a SQLite file into an empty schema of PostgreSQL, row by row with its places and its chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from suffice.errors import StoreError
+from suffice.store.audit.appender import COLUMNS
+from suffice.store.audit.chain import Head, Link
+from suffice.store.audit.verify import verify_chain
+from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.database.views import query_number
+from suffice.store.sql.connection import LogReader, in_snapshot
+from suffice.store.sql.postgres import PostgresConnection
+
+BATCH_ROWS: Final = 2_000
+# Leases and caches are not copied: the next worker makes them anew.
+_TABLES: Final = {
+    "events": ("seq", *COLUMNS),
+    "chain": Link._fields,
+    "artefacts": ("address", "body", "at_s"),
+    "owners": ("id", "lock", "pid", "started_s", "settled"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedLog:
+    n_events: int
+    n_artefacts: int
+    head: Head  # the end of the chain, the same in both
+
+
+def copy_log(source: SqliteDatabase, target: PostgresDatabase, *, now_s: float) -> CopiedLog:
+    """Copy a log that no process has open, verify its chain on both sides, and return what was copied.
+
+    All of it is copied or nothing. Raise StoreError.
+    """
+    target.migrate(now_s=now_s)
+    with source.reader() as log, in_snapshot(log):
+        _refuse_open_log(source, log)
+        with target.transaction() as written:
+            if query_number(written, "SELECT count(*) FROM (SELECT 1 FROM events LIMIT 1) one"):
+                raise StoreError(f"store {target}: holds rows; a log is copied into an empty schema")
+            written.execute("DELETE FROM chain")  # its beginning, which every new log has
+            written.execute("DELETE FROM owners")
+            n_rows = {table: _copy_table(log, written, table, columns) for table, columns in _TABLES.items()}
+            written.execute("SELECT setval(pg_get_serial_sequence('owners', 'id'), (SELECT max(id) + 1 FROM owners))")
+    with source.reader() as log, target.reader() as copy:
+        before, after = verify_chain(log), verify_chain(copy)
+    for database, check in ((source, before), (target, after)):
+        if check.bad is not None:
+            raise StoreError(f"store {database}: row {check.bad.seq} is {check.bad.what}; do not use the copy")
+    if before.head is None or before.head != after.head:
+        raise StoreError(f"store {source}: was written meanwhile; empty the schema {target.schema} and copy again")
+    return CopiedLog(n_events=n_rows["events"], n_artefacts=n_rows["artefacts"], head=before.head)
+
+
+def _refuse_open_log(source: SqliteDatabase, log: LogReader) -> None:
+    owners = log.execute("SELECT id, pid FROM owners").fetchall()
+    if alive := [str(pid) for owner, pid in owners if source.is_alive(log, owner)]:
+        raise StoreError(f"store {source}: processes have it open (PID {', '.join(alive)}); stop them and copy again")
+
+
+def _copy_table(log: LogReader, target: PostgresConnection, table: str, columns: tuple[str, ...]) -> int:
+    # Requests of dead processes are lost: in the copy they are owned by processes without a beat.
+    more: tuple[Any, ...] = (0.0,) if table == "owners" else ()
+    names, n = ("beat_s",) * len(more), 0
+    rows = iter(log.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1"))  # noqa: S608 - names
+    while batch := [*islice(rows, BATCH_ROWS)]:
+        target.copy(table, (*columns, *names), [(*row, *more) for row in batch])
+        n += len(batch)
+    return n
