@@ -30,10 +30,10 @@ def store() -> None:
     """The database of the log: one SQLite file, or a schema of a PostgreSQL server."""
 
 
-@store.command()
+@store.command("check")
 @shell.CONFIG
 @shell.JSON_OBJECT
-def check(path: Path, *, as_json: bool) -> None:
+def check_store(path: Path, *, as_json: bool) -> None:
     """Connect to the log's database as a gateway does, and say what it is and how quickly it answers.
 
     Exits with 2 when the log cannot be opened, with the reason.

@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from suffice.store.audit import chain
 from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
 from suffice.store.audit.personal import Part, redact_row, split
@@ -19,6 +21,7 @@ from suffice.store.sql.connection import LogReader
 from suffice.store.sql.postgres import PostgresConnection
 
 COLUMNS: Final = ("kind", "key", "episode_id", "route", "at_s", "owner", "body")
+POSTGRES_COLUMNS: Final = ("seq", *COLUMNS, "response_id")
 _INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
 _LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
 _PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
@@ -30,6 +33,27 @@ _EXISTING: Final = """
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
 
 GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
+
+
+class _Named(msgspec.Struct, frozen=True):
+    response_id: str | None = None
+
+
+class _Body(msgspec.Struct):
+    outcome: _Named = _Named()
+    feedback: _Named = _Named()
+
+
+_DECODE: Final = msgspec.json.Decoder(_Body).decode
+
+
+def response_id_of(kind: str, body: str) -> str | None:
+    """Return what PostgreSQL indexes in a column: reading JSON for an index there costs as much as writing the row."""
+    if kind not in ("outcome", "feedback"):
+        return None
+    read = _DECODE(body)
+    response_id = read.outcome.response_id or read.feedback.response_id
+    return None if response_id is None else response_id.replace("\0", "\ufffd")
 
 
 class AddedRow(NamedTuple):
@@ -80,12 +104,13 @@ class Appender:
             if place is None:
                 place = AddedRow(last + 1 + len(events), is_new=True)
                 known[row.kind, row.key] = AddedRow(place.seq, is_new=False)
-                events.append((place.seq, row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body))
+                columns = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
+                events.append((place.seq, *columns, response_id_of(row.kind, row.body)))
                 if row.kind not in UNCHAINED:
                     links.append(self._chained(place.seq, row, at_s))
             added.append(place)
         if events:
-            connection.copy("events", ("seq", *COLUMNS), events)
+            connection.copy("events", POSTGRES_COLUMNS, events)
         if links:
             connection.copy("chain", Link._fields, links)
         return added
