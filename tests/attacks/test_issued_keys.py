@@ -206,3 +206,57 @@ def test_without_the_setting_no_key_of_the_log_opens_or_closes_a_gateway(office:
     ring = key_ring(parse_settings({}), "s", valid_keys(office.target.process.database))
     assert ring.callers == ()
     assert not ring.asks_for_keys
+
+
+def test_a_key_acts_in_the_control_api_by_its_scopes(office: Office) -> None:
+    keys = {
+        scope: office.create(f"for-{scope}", "--scope", scope) for scope in ("complete", "read", "operate", "admin")
+    }
+    keys["tenant"] = office.create("reader-of-acme", "--scope", "read", "--tenant", "acme")
+    office.until(200, keys["complete"])
+
+    def ask(method: str, path: str, **body: str) -> dict[str, int]:
+        return {
+            name: office.target.ask(method, path, key, body if method == "POST" else None).status
+            for name, key in keys.items()
+        }
+
+    assert ask("GET", "/api/overview") == {"complete": 401, "read": 200, "operate": 200, "admin": 200, "tenant": 403}
+    assert ask("GET", "/api/episodes") == {"complete": 401, "read": 200, "operate": 200, "admin": 200, "tenant": 200}
+    assert ask("GET", "/api/settings") == {"complete": 401, "read": 403, "operate": 403, "admin": 200, "tenant": 403}
+    paused = ask("POST", "/api/routes/pause", route="r", reason="why")
+    assert paused == {"complete": 401, "read": 403, "operate": 200, "admin": 409, "tenant": 403}
+    assert ask("GET", "/v1/admin/kill") == {"complete": 403, "read": 200, "operate": 200, "admin": 200, "tenant": 403}
+
+
+def test_a_key_opens_no_page_of_a_browser(office: Office) -> None:
+    admin = office.create("page-admin", "--scope", "admin")
+    assert office.target.ask("GET", "/console/settings", admin).status == 303, "to the login"
+
+
+def test_a_gateway_that_starts_without_its_log_still_knows_its_keys(
+    tmp_path_factory: pytest.TempPathFactory, office: Office
+) -> None:
+    folder = tmp_path_factory.mktemp("lost")
+    settings = {
+        "server": {"require_keys": True},
+        "upstreams": {"up": {"url": office.target.fake.url}},
+        "routes": {"r": {"upstream": "up"}},
+        "control": {"enabled": False},
+    }
+    with GatewayProcess.serving(folder, settings) as process:
+        there = Office(Target(process, office.target.fake))
+        key, ended = there.create("kept"), there.create("ended")
+        assert there.until(200, ended) < FOLLOWS_S
+        there.run("revoke", "ended")
+        assert there.until(401, ended) < FOLLOWS_S
+        assert there.chat(key).status == 200
+        time.sleep(1.5)  # the last-good file is written after the change
+    (folder / "log.db").write_bytes(b"not a database")
+    (folder / "log.db-wal").unlink(missing_ok=True)
+    with GatewayProcess.serving(folder, settings) as process:
+        there = Office(Target(process, office.target.fake))
+        assert b"the last-good file is served" in process.stderr()
+        assert there.chat(key).status == 200
+        assert there.chat(ended).status == 401
+        assert there.chat("").status == 401

@@ -27,6 +27,7 @@ from suffice.store.database.views import (
     read_episodes,
     read_events,
     read_recent,
+    read_runs_before,
 )
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.rollups import RouteScorer, tallies_now
@@ -149,6 +150,26 @@ def test_a_route_can_be_read_alone_and_from_a_place_on(open_log: Open, database:
     assert rest == everything[600:]
     with closing(sqlite3.connect(str(database))) as connection:
         assert list(read_episodes(connection, "math")) == list(read_episodes(database, "math"))
+
+
+def test_runs_of_a_tenant_are_read_alone(open_log: Open, database: LogLocation) -> None:
+    log = open_log()
+    for i, tenant in enumerate(("acme", "other", "", "acme", "o'ther")):
+        log.append(replace(seen(f"e{i}"), tenant=tenant))
+        log.append(ended(f"e{i}"))
+    assert log.drain()
+
+    def read(*tenants: str, route: str | None = None) -> list[str]:
+        with open_reader(database) as reader:
+            rows = read_runs_before(reader, 2**62, route, 10, tenants=tenants)
+            return [json.loads(row[3])["request"]["tenant"] for row in rows]
+
+    assert read("acme") == ["acme", "acme"]
+    assert read("other", "") == ["", "other"]
+    assert read("o'ther") == ["o'ther"]
+    assert read("acme", route="elsewhere") == read("nobody") == read() == []
+    with open_reader(database) as reader:
+        assert len(read_runs_before(reader, 2**62, None, 10, tenants=None)) == 5
 
 
 def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, database: LogLocation) -> None:

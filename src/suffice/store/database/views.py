@@ -348,7 +348,8 @@ def read_runs_before(
 
     tenants  only theirs; None: of all
     """
-    values: dict[str, object] = {f"tenant{at}": name for at, name in enumerate(tenants or ())}
+    # Parameters of both databases are named by letters.
+    values: dict[str, object] = {f"tenant_{'i' * at}": name for at, name in enumerate(tenants or (), 1)}
     if tenants is not None and not values:
         return []
     of_tenants = _OF_TENANTS.format(names=", ".join(f":{name}" for name in values)) if values else ""
