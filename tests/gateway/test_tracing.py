@@ -320,6 +320,15 @@ def test_a_missing_extra_is_one_sentence_where_the_settings_ask_for_traces(monke
     assert trace_rules(Telemetry(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}) is None, "a variable stops no start"
 
 
+async def test_variables_that_opentelemetry_refuses_are_a_sentence_at_the_start(
+    serve: Serve, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")  # below the size of a batch
+    with pytest.raises(ConfigError, match="OTEL_ variables: OpenTelemetry refuses them"):
+        async with serve(Reply()):
+            pass
+
+
 def test_without_traces_nothing_of_opentelemetry_is_imported() -> None:
     code = "import sys, suffice.wiring.gateway; print([m for m in sys.modules if 'opentelemetry' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())

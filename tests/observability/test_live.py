@@ -128,6 +128,7 @@ def made_metrics() -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+        thread.join()
 
 
 def settings_for(upstream: str, collector: str) -> dict[str, Any]:

@@ -280,8 +280,11 @@ def open_tracer(
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # its lines quote addresses; ours counts instead
     base = settings.otlp_endpoint.rstrip("/")
-    made: Any = CountedExporter(OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None), metrics)
-    processor = BatchSpanProcessor(made)
+    try:
+        made: Any = CountedExporter(OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None), metrics)
+        processor = BatchSpanProcessor(made)
+    except ValueError as error:  # such as a queue shorter than a batch
+        raise ConfigError(f"OTEL_ variables: OpenTelemetry refuses them: {error}") from None
     resource = Resource.create({"service.version": installed_version()})
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "suffice"}))
