@@ -83,7 +83,7 @@ class Draws:
             idempotency_key=one.key,
         )
         lot = self.memory.assign(
-            key, episode_id=episode_id, share=share, salt=SALT, window_s=RETRY_WINDOW_S, now_s=now_s
+            key, episode_id=episode_id, share=share, salt=SALT, window_s=RETRY_WINDOW_S, now_s=now_s, wall_s=now_s
         )
         told = {name: getattr(lot, name) for name in ("audit", "propensity", "unit", "delivery")}
         return told | {"conversation": f"{one.caller} {one.conversation}" if one.conversation else ""}
