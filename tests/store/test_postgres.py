@@ -195,7 +195,9 @@ def pooled(store: Store) -> Iterator[Store]:
     if pooler is None:
         pytest.skip("needs pgbouncer")
     parts = urlsplit(store.url)
-    host = parse_qs(parts.query).get("host", [parts.hostname or "127.0.0.1"])[0]
+    options = parse_qs(parts.query)
+    host = options.get("host", [parts.hostname or "127.0.0.1"])[0]
+    server_port = options.get("port", [str(parts.port or 5432)])[0]
     owner = Path(host).owner() if host.startswith("/") else "nobody"  # a server refuses to run as root
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -204,7 +206,7 @@ def pooled(store: Store) -> Iterator[Store]:
     (folder / "users.txt").write_text('"postgres" ""\n')
     (folder / "pooler.ini").write_text(f"""
 [databases]
-* = host={host} port={parts.port or 5432} user=postgres
+* = host={host} port={server_port} user=postgres
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
