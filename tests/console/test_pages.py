@@ -14,6 +14,7 @@ import pytest
 from suffice.assurance.fleet import FleetRequirement, RouteWealth
 from suffice.console import actions, render
 from suffice.console.app import ConsoleApp, endpoints_of_view
+from suffice.console.auth import ROLES
 from suffice.console.context import View
 from suffice.console.render import HERE
 from suffice.console.views.routes import Routes, routes
@@ -298,7 +299,7 @@ def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(her
     names = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', text))
     assert names <= set(told["components"]["schemas"])
     assert {"Overview", "RoutePage", "EpisodePage", "Changes"} <= set(told["components"]["schemas"])
-    assert all(one["x-role"] in ("reviewer", "admin") for path in told["paths"].values() for one in path.values())
+    assert all(one["x-role"] in ROLES for path in told["paths"].values() for one in path.values())
 
 
 def test_static_files_are_kept_for_ever_under_an_address_of_their_content(here: Site) -> None:

@@ -13,7 +13,7 @@ import click
 
 from suffice.cli.shell import CONFIG, UNCONFIRMED, WAIT, Command, fail, print_line, warn
 from suffice.store.database.presence import Presence, read_presences
-from suffice.wiring.files import load_settings
+from suffice.wiring.files import load_deployment
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import check_routes
 
@@ -28,7 +28,7 @@ def reload(path: Path, wait_s: float) -> None:
 
     Each applies all that can change while it runs, or nothing, and says which settings need a restart.
     """
-    settings = load_settings(path)
+    settings = load_deployment(path)
     check_routes(settings)
     switches, hangup = presence_files(settings), getattr(signal, "SIGHUP", None)
     if hangup is None:
