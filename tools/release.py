@@ -30,6 +30,7 @@ PLACES = {
     "deploy/chart/Chart.yaml": r"(^(?:version|appVersion): )(\S+)",
     "deploy/compose/compose.yaml": r"(image: suffice:)(\S+)",
     "deploy/Dockerfile": r"(-t suffice:)(\S+)",
+    "docs/how-to/deploy-kubernetes.md": r"(registry\.example\.com/suffice:)(\d[^\s`]*)",
     **{
         f"contrib/suffice-{name}/pyproject.toml": r'(^version = ")([^"]+)'
         for name in ("demo", "finetune", "label-studio", "testing")
