@@ -62,7 +62,7 @@ def test_an_expression_uses_metrics_and_labels_that_exist(title: str, expression
 def test_the_dashboard_shows_every_metric() -> None:
     asked = {name for _, expression in QUERIES for name in used(expression)}
     missing = {spec.name for spec in METRICS if not any(name in asked for name in (spec.name, f"{spec.name}_bucket"))}
-    assert not missing
+    assert not missing, "give each a panel in deploy/grafana/suffice.json"
 
 
 def test_panels_have_a_place_of_their_own_and_say_what_they_show() -> None:
