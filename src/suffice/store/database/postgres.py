@@ -153,11 +153,11 @@ class PostgresDatabase:
     def connect_writer(self) -> PostgresConnection:
         return self._connect()
 
-    def begin(self, connection: LogReader, *, synced: bool) -> None:
+    def begin(self, connection: LogReader, *, synced: bool) -> None:  # noqa: ARG002 - as SQLite's
+        """Begin a transaction that is on disk once it commits: otherwise a crash of the server alone loses rows."""
         assert isinstance(connection, PostgresConnection)
-        lag = "" if synced else "SET LOCAL synchronous_commit = off; "
         lock = int.from_bytes(sha256(f"suffice log {self.schema}".encode()).digest()[:8], signed=True)
-        connection.begin("ISOLATION LEVEL READ COMMITTED READ WRITE", f"{lag}SELECT pg_advisory_xact_lock({lock})")
+        connection.begin("ISOLATION LEVEL READ COMMITTED READ WRITE", f"SELECT pg_advisory_xact_lock({lock})")
 
     def _take(self) -> PostgresConnection:
         """Return an idle connection that answers, or a new one."""
