@@ -3,8 +3,8 @@
     python bench/ingest.py [--outcomes 100000] [--writers 1] [--database sqlite|postgresql|URL]... [--read]
 
 Each outcome comes with its request, as a gateway writes them: two rows, the second with eight steps. Writers are
-processes. `--read` then sums the log up as a worker does, and times `suffice status`, the overview's first byte and the
-start of a worker. Prints wall time and CPU, the server's apart; the machine's other load is in the wall time alone.
+processes. `--read` then sums the log up as a worker does, and times `suffice status` and the start of a worker; pages
+are timed by `bench/console.py`. Prints wall time and CPU, the server's apart; the machine's other load is in the wall time alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import multiprocessing
 import random
 import resource
@@ -182,19 +181,6 @@ def sum_up(settings: Settings) -> tuple[float, float]:
     return time.perf_counter() - began_s, time.process_time() - cpu_s
 
 
-def first_bytes(port: int, n: int) -> list[float]:
-    took = list[float]()
-    for _ in range(n):
-        began_s = time.perf_counter()
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-            connection.request("GET", "/console")
-            response = connection.getresponse()
-            response.read(1)
-            took.append(time.perf_counter() - began_s)
-            assert response.status == 200, response.status
-    return sorted(took)
-
-
 def read(config: Path, settings: Settings) -> None:
     wall_s, cpu_s = sum_up(settings)
     size = database_at(log_location(settings.store)).size_bytes() / 1e6
@@ -203,18 +189,9 @@ def read(config: Path, settings: Settings) -> None:
     print(f"status: {wall_s:.2f} s ({cpu_s:.2f} s CPU)", flush=True)
     began_s = time.perf_counter()
     with open_worker(settings) as here:
-        here.once()
+        for job in here.jobs:
+            here.once(job.name)
     print(f"a worker is open, and its jobs have run once, in {time.perf_counter() - began_s:.1f} s", flush=True)
-    with subprocess.Popen([*COMMAND, "serve", "--config", str(config)], stderr=subprocess.DEVNULL) as served:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", settings.server.port)):
-                    break
-                time.sleep(0.1)
-            took = first_bytes(settings.server.port, 20)
-        finally:
-            served.terminate()
-    print(f"overview: first byte in {took[10] * 1e3:.0f} ms (median), {took[-1] * 1e3:.0f} ms (slowest)", flush=True)
 
 
 def main() -> None:
