@@ -4,7 +4,7 @@
 
 Each outcome comes with its request, as a gateway writes them: two rows, the second with eight steps. Writers are
 processes. `--read` then sums the log up as a worker does, and times `suffice status` and the start of a worker; pages
-are timed by `bench/console.py`. Prints wall time and CPU, the server's apart; the machine's other load is in the wall time alone.
+are timed by `bench/console.py`. Prints wall time and CPU, the server's apart; other load is in the wall time alone.
 """
 
 from __future__ import annotations
