@@ -313,6 +313,7 @@ WHOLE_REQUEST = Request(
     arms=(ArmDraw(experiment="x", run=2, arm="b", propensity=0.5, others=(("a", 0.5),), unit="w"),),
     delivery=2,
     conversation="c",
+    tenant="t",
     seeded=True,
 )
 WHOLE_STEP = StepRecord(
