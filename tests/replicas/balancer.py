@@ -18,7 +18,7 @@ class Balancer:
     def __init__(self, gateways: list[Member]) -> None:
         self._gateways, self._ready = gateways, set[str]()
         self._turn = cycle(gateways)
-        self._tasks = set[asyncio.Task[None]]()
+        self._relays = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
         self._checks = asyncio.create_task(self._check())
@@ -31,7 +31,7 @@ class Balancer:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self._checks.cancel()
-        await asyncio.gather(self._checks, return_exceptions=True)
+        await asyncio.gather(self._checks, *self._relays, return_exceptions=True)
 
     async def _check(self) -> None:
         while True:
@@ -40,6 +40,9 @@ class Balancer:
             await asyncio.sleep(CHECK_S)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (task := asyncio.current_task()) is not None:
+            self._relays.add(task)
+            task.add_done_callback(self._relays.discard)
         for _ in self._gateways:
             gateway = next(self._turn)
             if gateway.name not in self._ready:
@@ -50,8 +53,15 @@ class Balancer:
             except OSError:  # it has closed its door since the last check: the next one
                 continue
             await asyncio.gather(_copy(reader, up_writer), _copy(up_reader, writer), return_exceptions=True)
+            await _close(up_writer)
             break
-        writer.close()
+        await _close(writer)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader
-from suffice.wiring.files import load_settings
+from suffice.wiring.files import load_deployment, load_settings
 
 N_ROUND_TRIPS = 10
 ENGINES = {  # its name, and what says its version
@@ -38,7 +38,7 @@ def check_store(path: Path, *, as_json: bool) -> None:
 
     Exits with 2 when the log cannot be opened, with the reason.
     """
-    settings = load_settings(path)
+    settings = load_deployment(path)
     database = database_at(log_location(settings.store))
     with open_reader(database) as log:
         took, last = list[float](), last_place(log)
