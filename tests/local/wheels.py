@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from suffice_demo.local.weights import Weights
+from tests.threaded_server import serving
 
 
 def wheel(folder: Path, name: str, members: Mapping[str, bytes], version: str = "1.0") -> Path:
@@ -97,12 +97,5 @@ def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             """Silent."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Page) as url:
+        yield f"{url}/", asked

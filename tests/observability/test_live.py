@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from tests.gateway_process import GatewayProcess
 from tests.observability.prometheus import Prometheus, scraping
 from tests.observability.test_files import ALERTS, QUERIES, RULES
 from tests.otlp_collector import collecting
+from tests.threaded_server import serving
 
 KEY, SCRAPER_KEY = "sk-client", "sk-scraper"
 REAL, MADE = "suffice", "made"
@@ -120,15 +120,8 @@ def made_metrics() -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url.removeprefix("http://")
 
 
 def settings_for(upstream: str, collector: str) -> dict[str, Any]:
