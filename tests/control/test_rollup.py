@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from contextlib import closing
-from dataclasses import astuple, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from msgspec.structs import astuple, fields
 
 from suffice.control.jobs import upkeep
 from suffice.control.jobs.upkeep import MOST_CLASSES, OTHER, added_by
@@ -118,6 +119,27 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
                 key: pytest.approx(astuple(one)) for key, one in hours.items()
             }
     assert found.n_requests == sum(isinstance(event, Outcome) for event in events)
+
+
+@pytest.mark.parametrize("by_response", [False, True])
+def test_a_stretch_takes_as_many_queries_however_many_runs_and_labels_it_has(tmp_path: Path, by_response: bool) -> None:
+    counts = list[int]()
+    for n in (4, 40):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for begin in (0, n):  # labels to runs of this stretch, and of the one before
+            new = range(begin, begin + n)
+            write(folder, [event for number in new for event in pair(number)])
+            write(folder, [said(number, f"l{begin}", by_response=by_response, gold="3") for number in range(begin + n)])
+        with open_reader(folder / "log.db") as connection:
+            queries = list[str]()
+            assert isinstance(connection, sqlite3.Connection)
+            connection.set_trace_callback(queries.append)
+            stretch = rollups.read_stretch(connection, 3 * n, 1_000)
+        relabelled = [one for one in stretch.changes if isinstance(one, rollups.RunChange) and one.before is not None]
+        assert len(relabelled) == n
+        counts.append(len(queries))
+    assert counts[0] == counts[1]
 
 
 def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:

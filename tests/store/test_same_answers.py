@@ -32,6 +32,11 @@ def folded(log: Log) -> Any:
     return stretch.n_rows, stretch.last, len(stretch.changes), [type(one).__name__ for one in stretch.changes]
 
 
+def runs_at(log: Log) -> Any:
+    names = [f"e{n}" for n in range(35)]
+    return [views.find_runs(log, names, until_seq=seq) for seq in (40, 90, 1_000)]
+
+
 READERS: Mapping[str, Callable[[Log], Any]] = {
     "episodes": lambda log: [*views.read_episodes(log)],
     "episodes of a route": lambda log: [*views.read_episodes(log, "math", 10, ended_after=5)],
@@ -57,6 +62,7 @@ READERS: Mapping[str, Callable[[Log], Any]] = {
     "last time": deployments.last_at_s,
     "experiments": experiments.read_experiments,
     "rollouts": rollouts.read_rollouts,
+    "runs": runs_at,
     "rows to fold": folded,
     "read to": rollups.read_to,
     "tallies": lambda log: rollups.read_tallies(log, ["math"]),
@@ -110,6 +116,17 @@ def test_a_reader_answers_alike(both: tuple[SqliteDatabase, PostgresDatabase], n
         with views.open_reader(database) as log:
             answers.append(READERS[name](log))
     assert answers[0] == answers[1]
+
+
+def test_runs_read_together_are_those_read_one_by_one(both: tuple[SqliteDatabase, PostgresDatabase]) -> None:
+    names = [f"e{n}" for n in range(35)]
+    for database in both:
+        with views.open_reader(database) as log:
+            for seq in (0, 40, 90, 130, 1_000):
+                one_by_one = {name: views.find_run(log, name, until_seq=seq) for name in names}
+                together = views.find_runs(log, names, until_seq=seq)
+                assert together == {name: run for name, run in one_by_one.items() if run is not None}
+            assert sum(len(run.labels) for _, run in together.values()) >= 60
 
 
 def test_sums_add_up_and_read_alike(both: tuple[SqliteDatabase, PostgresDatabase]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
@@ -190,7 +190,7 @@ MOST_CLASSES: Final = 100  # of a route; further classes count as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds, each of which syncs to disk
 
-Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
+Booking: TypeAlias = tuple[RollupKey, RollupSums, Literal[-1, 1]]  # the last is the sign
 
 
 @dataclass(kw_only=True)

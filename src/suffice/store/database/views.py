@@ -9,8 +9,9 @@ Every reader here raises StoreError when the log is missing, is not ours, or hol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -72,6 +73,25 @@ _LABELS = """
         AND (:shared OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
              AND json_extract(o.body, '$.outcome.response_id') = :response) = 1)
     ORDER BY seq"""
+
+# The same for many runs at once, without response ids that two answers have.
+_OF_EPISODES: Final = """
+    SELECT episode_id, seq, at_s, body FROM events
+    WHERE kind = 'feedback' AND episode_id IN (SELECT value FROM json_each(:names, '$.of')) AND seq <= :until"""
+_OF_RESPONSES: Final = """
+    SELECT json_extract(body, '$.feedback.response_id'), seq, at_s, body FROM events
+    WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
+        AND json_extract(body, '$.feedback.response_id') IN (SELECT value FROM json_each(:names, '$.of'))"""
+_ANSWERED: Final = """
+    SELECT named.value,
+        (SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = named.value
+         LIMIT 1) AS first_key,
+        (SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = named.value
+         LIMIT 1 OFFSET 1) AS second_key
+    FROM json_each(:names, '$.of') named"""
+_BY_KEYS: Final = """
+    SELECT key, seq, at_s, body FROM events
+    WHERE kind = :kind AND key IN (SELECT value FROM json_each(:names, '$.of'))"""
 
 # Bounded, so that start-up does not slow down as the log grows.
 _AT_LEAST = """
@@ -339,6 +359,48 @@ def find_run(
     seq, at_s, outcome = ended
     labels = read_labels(reader, episode_id, outcome.response_id, until_seq=until_seq, shared=shared)
     return at_s, EpisodeWithLabels(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels)
+
+
+def find_runs(reader: LogReader, names: Iterable[str], *, until_seq: int) -> dict[str, tuple[float, EpisodeWithLabels]]:
+    """Find many runs with a few queries; otherwise as `find_run`. Runs that lack a row are left out."""
+    of = _named(names)
+    requests, ended = (
+        {key: (seq, at_s, body) for key, seq, at_s, body in query_rows(reader, _BY_KEYS, {"kind": kind, "names": of})}
+        for kind in ("request", "outcome")
+    )
+    runs = dict[str, tuple[float, EpisodeWithLabels]]()
+    for name in requests.keys() & ended.keys():
+        (request_seq, _, request), (outcome_seq, at_s, outcome) = requests[name], ended[name]
+        runs[name] = at_s, _labelled((outcome_seq, request_seq, outcome, request), ())
+    responses = {name: run.episode.outcome.response_id for name, (_, run) in runs.items()}
+    labels = _labels_of_many(reader, responses, until_seq)
+    return runs | {name: (runs[name][0], replace(runs[name][1], labels=tuple(of))) for name, of in labels.items()}
+
+
+def _labels_of_many(
+    reader: LogReader, responses: Mapping[str, str | None], until_seq: int
+) -> dict[str, list[StoredLabel]]:
+    """Return the labels of runs, given as episode and response id, oldest first."""
+    wanted = {"names": _named(responses), "until": until_seq}
+    rows = query_rows(reader, _OF_EPISODES, wanted)
+    by_response = query_rows(reader, _OF_RESPONSES, {**wanted, "names": _named(filter(None, responses.values()))})
+    named = find_answers(reader, {response for response, *_ in by_response})
+    rows += [(named[response], *row) for response, *row in by_response if named.get(response) in responses]
+    labels = dict[str, list[StoredLabel]]()
+    for name, seq, at_s, body in sorted(rows, key=itemgetter(1)):
+        given = decoded(seq, FeedbackEvent, body)
+        labels.setdefault(name, []).append(StoredLabel(seq, given.feedback, at_s, given.about))
+    return labels
+
+
+def find_answers(reader: LogReader, responses: Collection[str]) -> dict[str, str]:
+    """Return the episode of each response id that exactly one answer has."""
+    rows = query_rows(reader, _ANSWERED, {"names": _named(responses)}) if responses else ()
+    return {response: first for response, first, second in rows if first is not None and second is None}
+
+
+def _named(names: Iterable[str]) -> str:
+    return msgspec.json.encode({"of": [*names]}).decode()
 
 
 def read_runs_before(

@@ -7,15 +7,16 @@ and every reader fold the same changes, so a figure does not depend on who compu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import astuple, fields
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
 from suffice.store.database import views
 from suffice.store.rows.events import FeedbackEvent, RequestCount
-from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums, values_of
+from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Query, RecalledRun, Request
 
@@ -80,7 +81,7 @@ def add_rollups(
         return False
     if not rows:
         clear(connection)
-    connection.executemany(_ADD, [(grain, *place, *values_of(one)) for (grain, place), one in _grained(sums).items()])
+    connection.executemany(_ADD, [(grain, *place, *astuple(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
         "INSERT INTO tallies (route, seq, body) VALUES (?, ?, ?)"
         " ON CONFLICT (route) DO UPDATE SET seq = excluded.seq, body = excluded.body",
@@ -121,7 +122,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
             (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
         ):
             grouped_sums[grain, where] = grouped_sums.get((grain, where), NO_SUMS).plus(one)
-    return {key: one for key, one in grouped_sums.items() if any(values_of(one))}
+    return {key: one for key, one in grouped_sums.items() if any(astuple(one))}
 
 
 def read_rollups(
@@ -210,33 +211,37 @@ class Stretch:
 def read_stretch(connection: views.LogReader, since: int, limit: int) -> Stretch:
     rows = views.query_rows(connection, _ROWS, (since, limit))
     last, changes = rows[-1][0] if rows else since, list[Change | None]()
-    for seq, at_s, kind, key, episode_id, route, body in rows:
+    labels = {row[0]: views.decoded(row[0], FeedbackEvent, row[-1]) for row in rows if row[2] == "feedback"}
+    named = _named_by(connection, {row[0]: row[4] for row in rows if row[2] == "feedback"}, labels)
+    ended = (row[3] for row in rows if row[2] == "outcome")
+    runs = views.find_runs(connection, {*ended, *named.values()}, until_seq=last) if rows else {}
+    for seq, at_s, kind, key, _, route, body in rows:
         if kind == "request":
             changes.append(RequestStart(route or ""))
         elif kind == "outcome":
-            run = views.find_run(connection, key, until_seq=last)
-            changes.append(None if run is None else RunChange(at_s, None, run[1]))
+            changes.append(RunChange(at_s, None, runs[key][1]) if key in runs else None)
         elif kind == "requests_counted":
             changes.append(UnwrittenRequests(at_s, views.decoded(seq, RequestCount, body)))
-        else:
-            given = views.decoded(seq, FeedbackEvent, body)
-            changes.append(_relabelled(connection, seq, episode_id, given, since_seq=since))
+        elif (run := runs.get(named.get(seq, ""))) is None:
+            changes.append(_recalled(connection, seq, labels[seq]))
+        elif run[1].seq <= since:  # one that ended in this stretch is counted with all of its labels
+            changes.append(_relabelled(*run, seq))
     return Stretch(tuple(one for one in changes if one is not None), len(rows), last)
 
 
-def _relabelled(
-    connection: views.LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
-) -> RunChange | None:
-    """Return None if the run is missing, or ended in this stretch and is counted with all of its labels."""
-    name = episode_id or _by_response(connection, given.feedback.response_id)
-    run = None if name is None else views.find_run(connection, name, until_seq=seq)
-    if run is None:
-        return _recalled(connection, seq, given)
-    end_at_s, after = run
-    if after.seq > since_seq:
-        return None
-    before = replace(after, labels=tuple(label for label in after.labels if label.seq < seq))
-    return RunChange(end_at_s, before, after)
+def _named_by(
+    connection: views.LogReader, episodes: Mapping[int, str | None], labels: Mapping[int, FeedbackEvent]
+) -> dict[int, str]:
+    """Return the episode that each label is about, by its place."""
+    responses = {seq: labels[seq].feedback.response_id for seq, episode in episodes.items() if not episode}
+    answers = views.find_answers(connection, {one for one in responses.values() if one})
+    named = {seq: episode or answers.get(responses.get(seq) or "") for seq, episode in episodes.items()}
+    return {seq: name for seq, name in named.items() if name}
+
+
+def _relabelled(end_at_s: float, run: views.EpisodeWithLabels, seq: int) -> RunChange:
+    after = replace(run, labels=tuple(label for label in run.labels if label.seq <= seq))
+    return RunChange(end_at_s, replace(after, labels=tuple(label for label in after.labels if label.seq < seq)), after)
 
 
 def _recalled(connection: views.LogReader, seq: int, given: FeedbackEvent) -> RunChange | None:
@@ -283,11 +288,6 @@ def _episode(about: RecalledRun) -> Episode:
         stopped=about.stopped,
     )
     return Episode(request=request, outcome=outcome)
-
-
-def _by_response(connection: views.LogReader, response_id: str | None) -> str | None:
-    episodes = [] if response_id is None else views.episodes_of_response(connection, response_id, most=2)
-    return episodes[0] if len(episodes) == 1 else None
 
 
 def measure_governed_run(item: views.EpisodeWithLabels, match: Match) -> RunNumbers:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Final, NamedTuple
+from operator import add, sub
+from typing import Final, Literal, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import astuple, fields
 
 
 class RollupKey(NamedTuple):
@@ -14,8 +16,7 @@ class RollupKey(NamedTuple):
     hour: int  # since 1970, UTC
 
 
-@dataclass(frozen=True, slots=True)
-class RollupSums:
+class RollupSums(Struct, frozen=True):  # quicker to make than a dataclass: there are several for each run
     # The default of a field gives the type of its column: 0 INTEGER, 0.0 REAL.
     n_requests: int = 0
     n_governed: int = 0
@@ -57,10 +58,10 @@ class RollupSums:
     stopped_marked_excess: float = 0.0  # squared weights of runs in `n_stopped_marked`, less their weights
     live_marked_excess: float = 0.0
 
-    def plus(self, other: RollupSums, *, sign: int = 1) -> RollupSums:
-        return RollupSums(
-            *[mine + sign * theirs for mine, theirs in zip(values_of(self), values_of(other), strict=True)]
-        )
+    def plus(self, other: RollupSums, *, sign: Literal[-1, 1] = 1) -> RollupSums:
+        if other is NO_SUMS:
+            return self
+        return RollupSums(*map(add if sign == 1 else sub, astuple(self), astuple(other)))
 
     @property
     def stopped_marks(self) -> tuple[int, int]:
@@ -74,4 +75,3 @@ class RollupSums:
 
 NO_SUMS: Final = RollupSums()
 COLUMNS: Final = tuple(field.name for field in fields(RollupSums))
-values_of: Final = attrgetter(*COLUMNS)  # `dataclasses.astuple` copies deeply and took most of the time
