@@ -1,24 +1,30 @@
-"""What do several gateways on one PostgreSQL cost, and does their memory stay flat?
+"""What do several gateways on one PostgreSQL cost, and does anything of them grow?
 
-Starts gateways and workers on one log before a fake model server, keeps streams open, and prints CPU per request of
-each kind of process, memory over time, and how soon every gateway applies a decision. Exits with 1 when memory grows by
-more than noise after the first third, with 2 where PostgreSQL is not installed.
+Starts gateways and workers on one log before a fake model server, keeps streams open, and prints CPU and bytes of the
+log per request, how soon every gateway applies a decision, and how memory, descriptors and asyncio tasks of every
+process grow after the first third. Exits with 1 when one of them grows by more than its limit an hour and by more than
+twice the standard error of that, with 2 where PostgreSQL is not installed. Every sample also goes to a file of JSON
+lines (`--samples`).
 
     python bench/replicas.py                 5 minutes with 60 streams
-    python bench/replicas.py --hour          an hour with 200 streams
+    python bench/replicas.py --hour          an hour with 200 streams, in half a core
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from statistics import linear_regression, mean
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,11 +34,16 @@ from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer, binaries
 from tests.replicas.rolling import measure_decisions
 
+from suffice.settings import Store
+from suffice.store.database.location import database_at, log_location
+from suffice.store.database.views import query_rows
 from suffice_testing import FakeUpstream
 
 SAMPLE_S = 5.0
-ALLOWED_MIB_PER_HOUR = 8.0  # growth below this is the allocator's
+TELL_S = 300.0  # between two lines of a long run
+N_BLOCKS = 12  # of a series after its warm-up: samples side by side are not independent, their means nearly are
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+GROWTH = {"MB": 3.0, "descriptors": 5.0, "tasks": 5.0}  # per hour and process: the most that is allowed
 
 
 def cpu_s(pid: int) -> float:
@@ -58,21 +69,113 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def rss_mib(pid: int) -> float:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+def sample(member: Member) -> dict[str, float] | None:
+    """Memory, descriptors and tasks of a process now. None while it is being started again."""
+    assert member.process is not None
+    proc = Path(f"/proc/{member.process.pid}")
+    try:
+        rss_mb = int((proc / "status").read_text().partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+        n_descriptors = len(list((proc / "fd").iterdir()))
+        n_tasks = float(member.tasks_file.read_text() or "nan")
+    except (OSError, IndexError):
+        return None
+    return {"MB": rss_mb, "descriptors": n_descriptors, "tasks": n_tasks}
 
 
 def slope(times_s: list[float], sizes: list[float]) -> tuple[float, float]:
-    """Growth per hour, and the standard error of that."""
-    per_s, at_zero = linear_regression(times_s, sizes)
-    rest = sum((y - at_zero - per_s * x) ** 2 for x, y in zip(times_s, sizes, strict=True)) / max(1, len(sizes) - 2)
-    spread = sum((x - mean(times_s)) ** 2 for x in times_s)
+    """Growth per hour, and its standard error, by least squares over the means of blocks."""
+    n = max(1, len(times_s) // N_BLOCKS)
+    x = [mean(times_s[i : i + n]) for i in range(0, len(times_s) - n + 1, n)]
+    y = [mean(sizes[i : i + n]) for i in range(0, len(sizes) - n + 1, n)]
+    if len(x) < 3:
+        return float("nan"), float("nan")
+    per_s, at_zero = linear_regression(x, y)
+    rest = sum((b - at_zero - per_s * a) ** 2 for a, b in zip(x, y, strict=True)) / (len(x) - 2)
+    spread = sum((a - mean(x)) ** 2 for a in x)
     return per_s * 3_600, float((rest / spread) ** 0.5 * 3_600)
 
 
 def pids(members: list[Member]) -> list[int]:
     return [one.process.pid for one in members if one.process is not None]
+
+
+def log_bytes(cluster: Cluster) -> dict[str, int]:
+    """Size of the whole log, and on PostgreSQL that of each of its tables with their indexes."""
+    if cluster.server is None:
+        return {"": sum(one.stat().st_size for one in cluster.folder.glob("log.db*"))}
+    database = database_at(log_location(Store(url=cluster.store_url)))
+    tables = query_rows(database, "SELECT relname, pg_total_relation_size(relid) FROM pg_stat_user_tables")
+    whole = query_rows(database, "SELECT pg_database_size(current_database())")
+    return {str(name): int(n) for name, n in tables} | {"": int(whole[0][0])}
+
+
+@dataclass
+class Samples:
+    """Series of every process, and what the log weighed after which request."""
+
+    file: TextIO
+    times_s: list[float] = field(default_factory=list)
+    series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    logs: list[tuple[int, dict[str, int]]] = field(default_factory=list)  # requests, bytes
+
+    def take(self, cluster: Cluster, at_s: float, n_requests: int) -> None:
+        """Processes that are being started again count with their last sample."""
+        self.times_s.append(at_s)
+        self.logs.append((n_requests, log_bytes(cluster)))
+        for one in cluster.members:
+            mine = self.series.setdefault(one.name, {what: [] for what in GROWTH})
+            seen = sample(one) or {what: values[-1] if values else nan for what, values in mine.items()}
+            for what, values in mine.items():
+                values.append(seen[what])
+        latest = {name: {what: values[-1] for what, values in mine.items()} for name, mine in self.series.items()}
+        row = {"at_s": round(at_s, 1), "requests": n_requests, "log_bytes": self.logs[-1][1][""], **latest}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def report(self) -> bool:
+        """Print growth after the first third; whether anything grows."""
+        warm, grows = len(self.times_s) // 3, False
+        for name, mine in self.series.items():
+            words = []
+            for what, values in mine.items():
+                known = [(t, v) for t, v in zip(self.times_s[warm:], values[warm:], strict=True) if not isnan(v)]
+                if len(known) < 3:
+                    words.append(f"no {what} yet")
+                    continue
+                per_hour, error = slope([t for t, _ in known], [v for _, v in known])
+                worse = per_hour > max(GROWTH[what], 2 * error)
+                grows |= worse
+                words.append(f"{known[-1][1]:6.1f} {what} {per_hour:+7.2f}/h +- {error:.2f}{' GROWS' if worse else ''}")
+            print(f"{name:<9} {'  '.join(words)}")
+        (n_before, before), (n, after) = self.logs[warm], self.logs[-1]
+        per_request = {name: (size - before.get(name, 0)) / max(1, n - n_before) for name, size in after.items()}
+        whole = per_request.pop("")
+        largest = sorted(per_request.items(), key=lambda one: -one[1])[:4]
+        print(f"the log grows by {whole:,.0f} bytes a request", ", ".join(f"{name} {n:,.0f}" for name, n in largest))
+        return grows
+
+
+def forget(fake: FakeUpstream, n_forgotten: int) -> int:
+    """Free what the fake remembers of old calls; their number stays, as ids of answers follow from it."""
+    n = max(n_forgotten, len(fake.calls) - 5_000)
+    fake.calls[n_forgotten:n] = fake.calls[:1] * (n - n_forgotten)
+    return n
+
+
+async def watch(cluster: Cluster, load: Load, fake: FakeUpstream, samples: Samples, seconds: float) -> float:
+    """Keep the streams open for so long; how long it was."""
+    async with load:
+        began_s, told_s, n_forgotten = time.monotonic(), 0.0, 0
+        while (now_s := time.monotonic() - began_s) < seconds:
+            await asyncio.sleep(SAMPLE_S)
+            n_forgotten = forget(fake, n_forgotten)
+            n = len(load.history.ended("done"))
+            await asyncio.to_thread(samples.take, cluster, now_s, n)
+            if now_s - told_s >= TELL_S:
+                told_s = now_s
+                print(f"--- {now_s:.0f} s, {n:,} requests", flush=True)
+                samples.report()
+        return time.monotonic() - began_s
 
 
 def main() -> int:
@@ -81,8 +184,10 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=60)
     parser.add_argument("--gateways", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--delay", type=float, help="seconds between two tokens [of 200 streams 0.8, else fewer]")
     parser.add_argument("--hour", action="store_true", help="an hour with 200 streams")
     parser.add_argument("--sqlite", action="store_true", help="on a SQLite file instead")
+    parser.add_argument("--samples", type=Path, default=Path(tempfile.gettempdir()) / "suffice-replicas.jsonl")
     options, _ = parser.parse_known_args()
     seconds, n_streams = (3_600.0, 200) if options.hour else (options.seconds, options.streams)
     if not options.sqlite and binaries() is None:
@@ -90,44 +195,35 @@ def main() -> int:
         return 2
     os.environ["SUFFICE_SALT"] = SECRET
     with (
+        options.samples.open("w", encoding="utf-8") as file,
         tempfile.TemporaryDirectory(prefix="suffice-bench-") as folder,
-        FakeUpstream.in_thread(model(max(0.05, n_streams * 0.0025))) as fake,
+        FakeUpstream.in_thread(model(options.delay or max(0.05, n_streams * 0.004))) as fake,
         nullcontext() if options.sqlite else PostgresServer() as server,
         Cluster(
-            Path(folder), settings(fake), n_gateways=options.gateways, n_workers=options.workers, server=server
+            Path(folder),
+            settings(fake),
+            n_gateways=options.gateways,
+            n_workers=options.workers,
+            server=server,
+            count_tasks_s=4 * SAMPLE_S,
         ) as cluster,
     ):
-        load, times_s, sizes = Load(cluster.gateways, n_streams), list[float](), dict[str, list[float]]()
-
-        async def work() -> float:
-            async with load:
-                began_s = time.monotonic()
-                while time.monotonic() - began_s < seconds:
-                    await asyncio.sleep(SAMPLE_S)
-                    times_s.append(time.monotonic() - began_s)
-                    for one in cluster.members:
-                        assert one.process is not None
-                        sizes.setdefault(one.name, []).append(rss_mib(one.process.pid))
-                return time.monotonic() - began_s
-
+        load, samples = Load(cluster.gateways, n_streams), Samples(file)
         before = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
-        took_s = asyncio.run(work())
+        took_s = asyncio.run(watch(cluster, load, fake, samples, seconds))
         after = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
         delays = measure_decisions(cluster)
-    n = len(load.history.ended("done"))
+        n_starts = sum(one.n_starts for one in cluster.members)
+    n, n_members = len(load.history.ended("done")), options.gateways + options.workers
     where = "a SQLite file" if server is None else "PostgreSQL"
     print(f"{options.gateways} gateways, {options.workers} workers, {where}, {n_streams} streams, {took_s:.0f} s")
-    print(f"{n:,} requests, {n / took_s:.0f}/s, {len(load.history.calls) - n} not whole")
+    print(f"{n:,} requests, {n / took_s:.1f}/s, {len(load.history.calls) - n} not whole, {n_starts - n_members} deaths")
     for name, total_s in after.items():
         print(f"{name:<12} {1e3 * (total_s - before[name]) / max(1, n):6.2f} ms CPU per request")
     for what, delay_s in delays.items():
         print(f"{what:<28} at every gateway after {delay_s:.2f} s")
-    warm, grows = len(times_s) // 3, False
-    for name, found in sizes.items():
-        per_hour, error = slope(times_s[warm:], found[warm:])
-        grows |= name.startswith("g") and per_hour > ALLOWED_MIB_PER_HOUR and per_hour > 3 * error
-        print(f"{name:<12} {found[-1]:6.1f} MiB, {per_hour:+.1f} MiB an hour, +- {error:.1f}")
-    print("it grows" if grows else "flat")
+    grows = samples.report() or n_starts > n_members
+    print(f"{'it grows' if grows else 'flat'}; samples in {options.samples}")
     return int(grows)
 
 

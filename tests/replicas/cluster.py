@@ -24,10 +24,23 @@ from tests.gateway_process import nested_toml
 from tests.replicas.postgres import PostgresServer, free_port
 
 ENTRY = """
-import time
-shift_s, real = {shift_s}, time.time
+import asyncio, pathlib, threading, time
+shift_s, count_s, real = {shift_s}, {count_tasks_s}, time.time
 if shift_s:
     time.time = lambda: real() + shift_s
+loops = []
+class Runner(asyncio.Runner):
+    def run(self, *args, **settings):
+        loops.append(self.get_loop())
+        return super().run(*args, **settings)
+def count():
+    while True:
+        time.sleep(count_s)
+        n = sum(len(asyncio.all_tasks(loop)) for loop in loops)
+        pathlib.Path({tasks_file!r}).write_text(str(n))
+if count_s:
+    asyncio.Runner = asyncio.runners.Runner = Runner
+    threading.Thread(target=count, daemon=True).start()
 from suffice.cli.main import main
 main()
 """
@@ -47,13 +60,18 @@ class Process(Protocol):
 
 @dataclass
 class Member:
-    """One `suffice` process. `deaths` are times, monotonic, of this member's ends by SIGKILL."""
+    """One `suffice` process. `deaths` are times, monotonic, of this member's ends by SIGKILL.
+
+    count_tasks_s  how often it writes its number of asyncio tasks to `tasks_file`; 0: never
+    """
 
     name: str
     arguments: tuple[str, ...]
     folder: Path
     url: str = ""  # of a gateway
     shift_s: float = 0.0  # its clock, ahead of ours
+    count_tasks_s: float = 0.0
+    n_starts: int = 0
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
 
@@ -62,12 +80,18 @@ class Member:
         return self.folder / f"{self.name}.txt"
 
     @property
+    def tasks_file(self) -> Path:
+        return self.folder / f"{self.name}.tasks"
+
+    @property
     def is_dead(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     def start(self) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
-        command = [sys.executable, "-c", ENTRY.format(shift_s=self.shift_s), *self.arguments]
+        entry = ENTRY.format(shift_s=self.shift_s, count_tasks_s=self.count_tasks_s, tasks_file=str(self.tasks_file))
+        command = [sys.executable, "-c", entry, *self.arguments]
+        self.n_starts += 1
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, "SUFFICE_SALT": SECRET}
@@ -109,6 +133,7 @@ class Cluster:
         n_workers: int,
         server: PostgresServer | None = None,
         shift_s: float = 0.0,
+        count_tasks_s: float = 0.0,
     ) -> None:
         self.folder, self.server = folder, server
         self.store_url = f"sqlite:///{folder / 'log.db'}" if server is None else server.url
@@ -117,6 +142,8 @@ class Cluster:
         self.workers = [
             Member(f"worker{n}", ("worker", "--config", str(folder / "g0.toml")), folder) for n in range(n_workers)
         ]
+        for member in self.members:
+            member.count_tasks_s = count_tasks_s
         self.database_deaths: list[tuple[float, float]] = []  # from, to: when it could be reached again
         self._stays_down = set[str]()
         self._is_over = threading.Event()

@@ -61,7 +61,7 @@ class Load:
         self._over = asyncio.Event()
         self._rng = random.Random(self.seed)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(120)
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(600, sock_read=120)
         )
         self._tasks = [asyncio.create_task(self._client(n)) for n in range(self.n_streams)]
         return self
