@@ -135,23 +135,27 @@ class Samples:
     def report(self) -> bool:
         """Print growth after the first third; whether anything grows."""
         warm, grows = len(self.times_s) // 3, False
-        for name, mine in self.series.items():
+        gateways = {name: mine for name, mine in self.series.items() if name.startswith("g")}
+        shown = {name: {"MB": mine["MB"]} if name in gateways else mine for name, mine in self.series.items()}
+        # Streams move between gateways, so what each of them costs is counted over all of them.
+        shown["gateways"] = {
+            what: [sum(now) for now in zip(*(mine[what] for mine in gateways.values()), strict=True)]
+            for what in ("descriptors", "tasks")
+        }
+        for name, mine in shown.items():
             words = []
             for what, values in mine.items():
                 known = [(t, v) for t, v in zip(self.times_s[warm:], values[warm:], strict=True) if not isnan(v)]
-                if len(known) < 3:
-                    words.append(f"no {what} yet")
-                    continue
                 per_hour, error = slope([t for t, _ in known], [v for _, v in known])
                 worse = per_hour > max(GROWTH[what], 2 * error)
                 grows |= worse
-                words.append(f"{known[-1][1]:6.1f} {what} {per_hour:+7.2f}/h +- {error:.2f}{' GROWS' if worse else ''}")
+                words.append(f"{values[-1]:6.1f} {what} {per_hour:+7.2f}/h +- {error:.2f}{' GROWS' if worse else ''}")
             print(f"{name:<9} {'  '.join(words)}")
         (n_before, before), (n, after) = self.logs[warm], self.logs[-1]
         per_request = {name: (size - before.get(name, 0)) / max(1, n - n_before) for name, size in after.items()}
         whole = per_request.pop("")
         largest = sorted(per_request.items(), key=lambda one: -one[1])[:4]
-        print(f"the log grows by {whole:,.0f} bytes a request", ", ".join(f"{name} {n:,.0f}" for name, n in largest))
+        print(f"the log grows by {whole:,.0f} bytes a request:", ", ".join(f"{name} {n:,.0f}" for name, n in largest))
         return grows
 
 
