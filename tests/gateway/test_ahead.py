@@ -10,7 +10,7 @@ from suffice.errors import ConfigError
 from suffice_testing import ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
-from tests.gateway.test_stop import chain, enforcing, reconciled
+from tests.gateway.test_stop import chain, enforcing, held, reconciled
 
 VLLM = {"upstream": {"driver": "vllm"}, "fake": {"dialect": "vllm"}}
 SGLANG = {"upstream": {"driver": "sglang"}, "fake": {"dialect": "sglang"}}
@@ -70,6 +70,43 @@ async def test_a_server_that_refuses_the_field_is_asked_without_it_and_not_told_
             assert outcome.usage is not None
             assert outcome.usage.prompt_tokens == g.fake.completions[1].prompt_tokens
             assert outcome.overhead.extra_prompt_tokens == 0
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_a_level_that_the_model_does_not_take_is_reported_and_not_replaced(serve: Serve, stream: bool) -> None:
+    models = {"*": {"efforts": ["low", "high"]}}
+    async with serve(chain(), route=enforcing(**NEVER, effort="max"), upstream={"models": models}) as g:
+        answer = await g.ask(chat(stream=stream, suffice={}))
+        (call,) = g.fake.completions
+        assert "reasoning_effort" not in str(call.body)
+        assert answer.told is not None
+        assert answer.told["degraded"] == ["effort"]
+        (warning,) = answer.told["warnings"]
+        assert "does not take 'max'; it takes low, high" in warning
+        assert (await reconciled(g)).degraded == ("effort",)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_a_model_that_thinks_at_effort_none_is_reported(serve: Serve, stream: bool) -> None:
+    models = {"*": {"efforts": ["none"], "off": {"chat_template_kwargs": {"thoughtful": False}}}}
+    async with serve(chain(), route=enforcing(**NEVER, effort="none"), upstream={"models": models}) as g:
+        answer = await g.ask(chat(stream=stream, suffice={}))
+        assert g.fake.completions[0].body["chat_template_kwargs"] == {"thoughtful": False}
+        assert answer.text == "5 dear"
+        assert answer.told is not None
+        assert answer.told["degraded"] == ["effort"]
+        assert "'none' was ignored" in answer.told["warnings"][0]
+        assert (await reconciled(g)).finish_method == "effort"
+
+
+@pytest.mark.parametrize(("saves", "stopped"), [("no", False), ("unknown", True)])
+async def test_no_call_is_cancelled_where_the_rest_is_billed_all_the_same(
+    serve: Serve, saves: str, stopped: bool
+) -> None:
+    async with serve(held(), route=enforcing(), upstream={"finish": ["raw"], "cancel_saves": saves}) as g:
+        answer = await g.ask(chat(stream=True))
+        outcome = await reconciled(g)
+        assert (outcome.stopped, answer.text) == (stopped, "4" if stopped else "5 dear")
 
 
 async def test_a_request_that_is_wrong_itself_gets_the_upstreams_verdict(serve: Serve) -> None:

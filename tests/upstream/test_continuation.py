@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_said() -> None:
 
 
 def test_every_driver_has_its_ways() -> None:
-    assert len(DRIVERS) == 8
+    assert len(DRIVERS) == 9
     assert all(set(facts.methods) <= set(FinishMethod.__args__) for facts in DRIVERS.values())  # type: ignore[attr-defined]
     assert all(facts.methods[-1] == "re-ask" for facts in DRIVERS.values())
 

@@ -26,6 +26,7 @@ BUDGETS: dict[Driver, dict[str, Any] | None] = {
     "sglang": {"custom_params": {"thinking_budget": 2000}},
     "openrouter": {"reasoning": {"max_tokens": 2000}},
     "anthropic": {"thinking": {"type": "enabled", "budget_tokens": 2000}},
+    "gemini": {"extra_body": {"google": {"thinking_config": {"thinking_budget": 2000}}}},
     "openai": None,
     "deepseek": None,
     "mistral": None,
@@ -37,8 +38,8 @@ LOW: dict[Driver, dict[str, Any] | None] = {
     "openai": {"reasoning_effort": "low"},
     "mistral": {"reasoning_effort": "low"},
     "openrouter": {"reasoning": {"effort": "low"}},
+    "gemini": {"reasoning_effort": "low"},
     "deepseek": None,
-    "anthropic": None,
 }
 
 

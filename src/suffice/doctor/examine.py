@@ -270,12 +270,16 @@ def _added(findings: Findings) -> str:
 _CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdicts, and their consequence
     "cancel": (
         ("no", "ignored"),
-        "Caution: it keeps generating after a client disconnects, so a stop saves no work there.",
+        (
+            "Caution: it keeps generating after a client disconnects, so a stop saves no work there, and none is made"
+            " that cancels a call, unless `cancel_saves` says otherwise."
+        ),
     ),
     "stream_usage": (
         ("no", "ignored"),
         "Caution: streams report no usage, so tokens are counted from pieces and marked as such.",
     ),
+    "effort": (("ignored",), "Caution: it accepts a reasoning effort and ignores it."),
     "native_budget": (("ignored",), "Caution: it accepts a reasoning budget and ignores it."),
     "reasoning": (
         ("no",),

@@ -9,15 +9,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from statistics import median
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 from msgspec.structs import replace
 
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.extra_calls import PrefillStripper
-from suffice.settings import Probe
+from suffice.settings import Effort, Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
-from suffice.upstream.drivers import DRIVERS
+from suffice.upstream.drivers import DRIVERS, effort_fields
+from suffice.upstream.efforts import model_facts
 from suffice.upstream.wire import REASONING_FIELDS, parse_token_count, within
 
 Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
@@ -308,6 +309,40 @@ def _length(base: StreamTranscript | None) -> str:
     return "none was observed" if base is None else f"it had {base.n_thought_pieces} pieces"
 
 
+async def _effort(session: ServerSession) -> Result:
+    """Send every level that the model should take, then compare the thoughts at the lowest and the highest."""
+    settings = session.settings
+    known = model_facts(settings, session.model)
+    taken, refused = dict[str, dict[str, Any]](), list[str]()
+    for level in get_args(Effort) if known is None else known.efforts:
+        fields = effort_fields(DRIVERS[settings.driver], known, level)
+        if fields is None:
+            continue
+        answer = await session.whole(session.body(HELLO, 1, **fields))
+        if answer.status == 200:
+            taken[level] = fields
+        else:
+            refused.append(f"{level} ({answer.refused})")
+    names = f"takes {', '.join(taken) or 'no level'}" + (f"; refuses {', '.join(refused)}" if refused else "")
+    if len(taken) < 2:
+        return Result("no" if not taken else "unclear", names)
+    lowest, *_, highest = taken
+    low, high = [await _thought_tokens(session, taken[level]) for level in (lowest, highest)]
+    compared = f"{names}; {low} tokens of thought at {lowest}, {high} at {highest}"
+    if lowest == "none" and low:
+        return Result("ignored", compared)
+    if not high:
+        return Result("unclear", f"{compared}: no thought was observed")
+    return Result("yes" if low < high else "unclear" if low >= THINK_CAP else "ignored", compared)
+
+
+async def _thought_tokens(session: ServerSession, fields: Mapping[str, Any]) -> int:
+    """Return the length of a thought, hidden ones by the usage; at most the cap."""
+    seen = await session.stream(session.body(THINK, THINK_CAP, stream_options={"include_usage": True}, **fields))
+    hidden = None if seen.usage is None else seen.usage.reasoning_tokens
+    return max(seen.n_thought_pieces, hidden or 0)
+
+
 # --------------------------------------------------------------------------- the engine
 
 N_WORDS = 1_200  # of a long prompt: hosted services cache from 1,024 tokens on
@@ -474,6 +509,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "raw": ("`/v1/completions` continues the text of the chat template", _raw),
     "native_end": ("ends a running thought on request", _native_end),
     "native_budget": ("ends a thought after a number of tokens", _native_budget),
+    "effort": ("takes reasoning efforts, and a higher one makes the thought longer", _effort),
     "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
     "cache_prompt": ("`cache_prompt = false` turns the prefix cache off, so the field is honoured", _cache_prompt),
     "id_slot": ("`id_slot` chooses the slot", _id_slot),

@@ -315,6 +315,7 @@ class ChainReader:
         self._tail = ""  # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
         self._answer_chars = self._thought_chars = 0
+        self.is_thought_off = False  # the effort "none" was requested
         self._cuts: dict[int, tuple[int, int]] = {}  # step → characters and tokens of the thought up to its end
 
     @property
@@ -393,6 +394,10 @@ class ChainReader:
         reply.unclosed = state.phase == "thinking"
         # Text in an open thought is not an answer, and a missing answer counts as wrong.
         reply.answer = None if reply.unclosed else self.extract(self.answer_text)
+
+    def note_ignored_effort(self) -> None:
+        if self.is_thought_off and self.account.reasoning_tokens:
+            self.ledger.report_effort("effort: the model thought all the same, so 'none' was ignored")
 
     def note_engine_budget(self) -> None:
         """Record, at the finish reason, whether the engine closed the thought because of its budget."""

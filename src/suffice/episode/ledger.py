@@ -230,6 +230,12 @@ class Ledger:
         if site not in self.degraded:
             self.degraded.append(site)
 
+    def report_effort(self, problem: str) -> None:
+        """Note that an effort was not sent, refused or ignored, for the client and for the log."""
+        self.fail_open("effort")
+        if problem not in self.disclosure.warnings:
+            self.disclosure.warnings.append(problem)
+
     def extract(self, scorer: Scorer, text: str) -> str | None:
         """Return the normalised answer in `text`; None, with a note, if the scorer fails."""
         try:

@@ -10,7 +10,7 @@ from typing import Protocol
 from suffice.assurance import money
 from suffice.assurance.money import Finish, RunLengths, TransitionCosts
 from suffice.episode.ledger import Ledger
-from suffice.settings import FinishMethod
+from suffice.settings import CancelSaves, FinishMethod
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Signals, Step
 
@@ -51,10 +51,13 @@ class StopCost:
     method: FinishMethod | None  # the first to try; None: there is none
     full_runs: RunLengths  # of the route
     hand_overs: TransitionCosts
+    cancel_saves: CancelSaves = "unknown"  # whether a call that is cancelled is generated and billed no further
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
         """Return why a stop would cost more than going on, or None. The first None records the stop's expected cost."""
+        if self.cancel_saves == "no" and self.method not in ("native", None):
+            return "not worth it: the upstream generates and bills the rest of a call that is cancelled"
         prices, remaining = self.ledger.costs.prices, self.full_runs.remaining(s.tokens_used)
         if prices is None or remaining is None or self.method is None:
             return None

@@ -301,7 +301,10 @@ class StreamRelay:
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
         """Return the chunk with the finish reason, delayed until the upstream's usage and so the cost are known."""
-        return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
+        if last is None:
+            return []
+        self.reader.note_ignored_effort()
+        return [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
 
     def _read_frame(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
         reader = self.reader

@@ -33,6 +33,7 @@ from suffice.upstream.drivers import (
     CHAT_PATH,
     NO_FIELDS,
     ReasoningFields,
+    cancel_saves,
     choose_reasoning_fields,
     find_verdict,
     honoured,
@@ -220,6 +221,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         # In audits too: their clients get the same as those of any run that goes to its end.
         relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
         stop = await run_episode(run.steps(), policy.observe, policy, record)
+        reader.note_ignored_effort()
         if stop is not None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
@@ -255,6 +257,7 @@ def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
     return StopCost(
         ledger=job.ledger,
         method=next(iter(continuer.methods), None),
+        cancel_saves=cancel_saves(job.client.settings, job.client.findings),
         full_runs=statistics.full_runs,
         hand_overs=statistics.hand_overs,
         skipped=count_skipped,
@@ -334,7 +337,7 @@ async def _open_relay(
         delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.has_effort:
-            ledger.stop.finish_method = "effort"
+            ledger.stop.finish_method, reader.is_thought_off = "effort", sent.effort == "none"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begin only now: until something is sent, a failure can be retried.
             if parsed.stream and not exchange.status:
@@ -356,6 +359,8 @@ async def _accepted(
         async with client.open(CHAT_PATH, content, headers, extra=refused or purpose == "rerun") as call:
             if sent.fields and call.status in REFUSALS:
                 account.discarded = refused = True
+                if sent.has_effort:
+                    job.ledger.report_effort(f"effort: the upstream refused {sent.effort!r} ({call.status})")
                 continue
             if fields.fields and not sent.fields and call.status == 200:
                 job.ledger.fail_open(fields.site)
@@ -391,6 +396,8 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
         estimate_saved(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
+    if fields.refusal is not None:
+        job.ledger.report_effort(fields.refusal)
     return fields
 
 

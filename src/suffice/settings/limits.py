@@ -16,7 +16,8 @@ FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"
 
 Driver: TypeAlias = str  # a key of `upstream.drivers.DRIVERS`, which plugins may extend
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
-Effort = Literal["none", "minimal", "low", "medium", "high"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+CancelSaves = Literal["yes", "no", "unknown"]
 VerifiedBy = Literal["doctor", "owner"]
 OnFallback = Literal["quality_first", "availability_first"]
 AgentMode = Literal["auto", "off"]

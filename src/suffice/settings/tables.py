@@ -10,6 +10,7 @@ from suffice.settings.limits import (
     LATER_SHARE,
     AddressLimit,
     AgentMode,
+    CancelSaves,
     CandidateShare,
     Capacity,
     Confidence,
@@ -136,6 +137,16 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     begin: str = ""  # before the first message
 
 
+class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the models of one pattern accept. In `fields` and `off` "{effort}", in `budget` "{tokens}" is the value."""
+
+    efforts: tuple[Effort, ...]  # accepted levels; any other is reported, and not sent
+    fields: dict[str, Any] = {}  # request fields for a level; empty: the driver's own
+    off: dict[str, Any] = {}  # request fields for the level "none"; empty: as another level's
+    budget: dict[str, Any] = {}  # request fields for a token budget; empty: the driver's own
+    takes_budget: bool = True  # false: it refuses a token budget, and none is sent
+
+
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     url: str  # base, with or without /v1
     driver: Driver = "openai"  # which extensions of the plain protocol may be used
@@ -156,6 +167,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     extra: Extra = Extra()  # limits on probes
     affinity_header: HeaderName = ""  # header with which a router in front of replicas keeps related calls together
     prices: Prices | None = None  # None: unknown, so no costs are reported
+    models: dict[str, ModelFacts] = {}  # by shell pattern of the name; before what is known of the service's models
+    cancel_saves: CancelSaves | None = None  # whether a cancelled call is billed no further; None: `doctor`, the driver
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

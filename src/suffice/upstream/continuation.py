@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.settings import FinishMethod, Probe, Template, Upstream
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, Fields, merge_fields, thinking_is_off
+from suffice.upstream.drivers import (
+    CHAT_PATH,
+    DRIVERS,
+    Fields,
+    least_effort_fields,
+    merge_fields,
+    thinking_is_off,
+)
 
 # Sampling fields, which the continuation repeats.
 SAMPLING = (
@@ -121,11 +128,10 @@ def _reask(
     body: Fields, messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe, *, trial: bool
 ) -> Continuation:
     """The reader applies the stop words: a reply that thinks first would end inside its own thought."""
-    facts = DRIVERS[upstream.driver]
     reasoning = probe.reask_thought.replace("{thought}", thought)
     turns = [{"role": "assistant", "content": reasoning}, {"role": "user", "content": probe.reask_ask}]
     body["messages"] = [*messages, *turns]
-    body = merge_fields(body, facts.effort(upstream.lowest_effort or facts.lowest) or {})
+    body = merge_fields(body, least_effort_fields(upstream, str(body.get("model") or "")))
     return Continuation(
         path=CHAT_PATH,
         body=body,

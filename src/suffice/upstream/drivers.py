@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from suffice.errors import ConfigError, name_hint
-from suffice.settings import Driver, Effort, FinishMethod, Probe, Route, Upstream
+from suffice.settings import CancelSaves, Driver, Effort, FinishMethod, ModelFacts, Probe, Route, Upstream
 from suffice.types import Findings, Verdict
+from suffice.upstream.efforts import effort_refusal, filled, model_facts, packaged_models
 
 Fields = dict[str, Any]
 Prefill = Literal[
@@ -27,12 +28,13 @@ CHAT_PATH = "/v1/chat/completions"
 _BUDGET_FIELDS = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 THINKING_FIELDS = (
     *("reasoning_effort", "reasoning", "thinking", "reasoning_budget", "thinking_budget", "enable_thinking"),
-    *("prompt_mode", *_BUDGET_FIELDS),
+    *("prompt_mode", "output_config", *_BUDGET_FIELDS),
 )
 NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
     "chat_template_kwargs": ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort"),
     "custom_params": ("thinking_budget",),
     "nvext": ("max_thinking_tokens",),
+    "extra_body": ("google",),
 }
 
 
@@ -48,6 +50,7 @@ class DriverFacts:
     has_control: bool = False  # llama.cpp's POST …/chat/completions/control
     counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
     caches_by_slot: bool = False  # a run's cached prefix stays in its slot after the run has left it
+    cancel_saves: CancelSaves = "unknown"  # whether a call that is cancelled is generated and billed no further
 
 
 def _plain_effort(level: Effort) -> Fields:
@@ -84,6 +87,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         writes_prompt="apply-template",
         has_control=True,
         caches_by_slot=True,
+        cancel_saves="yes",
     ),
     # docs.vllm.ai: "OpenAI-compatible server" (chat's extra parameters, tokenizer API) and "Reasoning outputs"
     # (thinking_token_budget; the server must be started with --reasoning-config, or refuses the field).
@@ -93,6 +97,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         budget=lambda n, _: {"thinking_token_budget": n},
         effort=_template_effort,
         writes_prompt="tokenize",
+        cancel_saves="yes",
     ),
     # docs.sglang.io: "Thinking budget" (custom_params, with --enable-strict-thinking or a logit processor, else
     # ignored); its chat protocol: continue_final_message, separate_reasoning; /tokenize takes a prompt only.
@@ -102,13 +107,27 @@ DRIVERS: dict[Driver, DriverFacts] = {
         budget=lambda n, _: {"custom_params": {"thinking_budget": n}},
         effort=_template_effort,
         counts_prompts=True,
+        cancel_saves="yes",
     ),
+    # Whether hosted services bill what follows a cancelled stream: openrouter.ai/docs, "Stream cancellation".
     # api-docs.deepseek.com: "Chat prefix completion (beta)", and `thinking` of the chat API.
     "deepseek": DriverFacts(
-        methods=("prefill", "re-ask"), prefill="prefix-reasoning", prefill_path="/beta/chat/completions", effort=_switch
+        methods=("prefill", "re-ask"),
+        prefill="prefix-reasoning",
+        prefill_path="/beta/chat/completions",
+        effort=_switch,
+        cancel_saves="yes",
     ),
     # docs.mistral.ai: "Prefix" and `reasoning_effort`. The reply repeats the prefix.
-    "mistral": DriverFacts(methods=("prefill", "re-ask"), prefill="prefix", effort=_plain_effort),
+    "mistral": DriverFacts(methods=("prefill", "re-ask"), prefill="prefix", effort=_plain_effort, cancel_saves="no"),
+    # ai.google.dev: "OpenAI compatibility". Gemini 3 takes a level in place of the budget, see data/models.toml.
+    "gemini": DriverFacts(
+        methods=("re-ask",),
+        budget=lambda n, _: {"extra_body": {"google": {"thinking_config": {"thinking_budget": n}}}},
+        effort=_plain_effort,
+        lowest="low",
+        cancel_saves="no",
+    ),
     # openrouter.ai/docs: `reasoning: {effort | max_tokens}`. Whether a message is continued depends on the model
     # behind it, so `prefill` is tried only where the settings name it.
     "openrouter": DriverFacts(
@@ -123,6 +142,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         methods=("re-ask",),
         budget=lambda n, _: {"thinking": {"type": "enabled", "budget_tokens": max(1024, n)}},
         effort=_switch,
+        cancel_saves="yes",
     ),
 }
 
@@ -168,12 +188,19 @@ def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
 class ReasoningFields:
     fields: Mapping[str, Any]
     budget_tokens: int | None = None  # of thought, which the engine was instructed to keep
-    has_effort: bool = False  # an effort level is among the fields
+    effort: Effort | None = None  # the level that is among the fields
+    model: str = ""  # that is called
+    refusal: str | None = None  # why a level is not among them
+
+    @property
+    def has_effort(self) -> bool:
+        return self.effort is not None
 
     @property
     def name(self) -> str:
-        """The names of the fields, to remember whether an upstream accepts them; "": none."""
-        return ",".join(sorted(self.fields))
+        """What is requested of which model, to remember whether an upstream accepts it; "": nothing."""
+        names = ",".join(sorted(self.fields))
+        return f"{names}={self.effort} {self.model}" if self.has_effort else names
 
     def arm(self, route: Route) -> str:
         """Return the effort or budget as outcomes name it; "" if neither is requested."""
@@ -210,6 +237,8 @@ def choose_reasoning_fields(
     policy_budget_tokens  the budget of a policy that is only a budget, left to an engine that can keep one
     """
     facts, closing = DRIVERS[upstream.driver], (route.probe or Probe()).closing
+    model = str(route.model or body.get("model") or "")
+    known = model_facts(upstream, model)
     fields: dict[str, Any] = {}
     native = methods[:1] == ("native",)
     if native and facts.has_control:
@@ -217,21 +246,67 @@ def choose_reasoning_fields(
     if chosen_by_client(body):
         return ReasoningFields(fields=fields)
     budgets = [n for n in (route.budget_tokens, policy_budget_tokens if native else None) if n is not None]
-    budget = min(budgets, default=None) if facts.budget is not None else None
-    if budget is not None and facts.budget is not None:
-        fields |= facts.budget(budget, closing)
-    effort = facts.effort(route.effort) if route.effort is not None and budget is None else None
-    return ReasoningFields(fields=fields | (effort or {}), budget_tokens=budget, has_effort=effort is not None)
+    budget = min(budgets, default=None)
+    limit = None if budget is None else budget_fields(facts, known, budget, closing)
+    if limit is not None:
+        return ReasoningFields(fields=fields | limit, budget_tokens=budget, model=model)
+    level = route.effort
+    if level is None:
+        return ReasoningFields(fields=fields)
+    refusal = effort_refusal(known, model, level)
+    effort = effort_fields(facts, known, level) if refusal is None else None
+    if effort is None:
+        return ReasoningFields(fields=fields, refusal=refusal or _no_field(upstream, level))
+    return ReasoningFields(fields=fields | effort, effort=level, model=model)
+
+
+def effort_fields(facts: DriverFacts, known: ModelFacts | None, level: Effort) -> Fields | None:
+    """Return the request fields for a level that the model takes; None: the driver has none."""
+    template: Fields = {} if known is None else known.off if level == "none" and known.off else known.fields
+    return filled(template, effort=level) or facts.effort(level)
+
+
+def least_effort_fields(upstream: Upstream, model: str) -> Fields:
+    """Return the request fields for the lowest level that the model takes; {}: it takes none."""
+    facts, known = DRIVERS[upstream.driver], model_facts(upstream, model)
+    if known is None or upstream.lowest_effort is not None:
+        return facts.effort(upstream.lowest_effort or facts.lowest) or {}
+    return (effort_fields(facts, known, known.efforts[0]) or {}) if known.efforts else {}
+
+
+def budget_fields(facts: DriverFacts, known: ModelFacts | None, n_tokens: int, closing: str) -> Fields | None:
+    if known is not None and (known.budget or not known.takes_budget):
+        return filled(known.budget, tokens=n_tokens) or None
+    return None if facts.budget is None else facts.budget(n_tokens, closing)
+
+
+def cancel_saves(upstream: Upstream, findings: Findings | None) -> CancelSaves:
+    """Whether a cancelled call is generated and billed no further: the owner's word, `doctor`'s, then the driver's."""
+    if upstream.cancel_saves is not None:
+        return upstream.cancel_saves
+    found = find_verdict(findings, "cancel")
+    stated = DRIVERS[upstream.driver].cancel_saves
+    return "no" if found in ("no", "ignored") else "yes" if found == "yes" and stated == "unknown" else stated
 
 
 def effort_problem(route: Route, upstream: Upstream) -> str | None:
     """Return why the upstream cannot accept the route's effort or budget; None if it can."""
-    facts = DRIVERS[upstream.driver]
-    if route.budget_tokens is not None and facts.budget is None:
-        return f"budget_tokens: driver {upstream.driver!r} has no field for a reasoning budget"
-    if route.effort is not None and facts.effort(route.effort) is None:
-        return f"effort: driver {upstream.driver!r} has no field for {route.effort!r}; allowed: none"
-    return None
+    facts, model = DRIVERS[upstream.driver], route.model or ""
+    known = model_facts(upstream, model)
+    if route.budget_tokens is not None and budget_fields(facts, known, route.budget_tokens, "\n") is None:
+        whose = f"driver {upstream.driver!r} has no field for" if known is None else f"{model} does not take"
+        return f"budget_tokens: {whose} a reasoning budget"
+    if route.effort is None:
+        return None
+    if known is not None:
+        return effort_refusal(known, model, route.effort)
+    tables = [*upstream.models.values(), *packaged_models().get(upstream.driver, {}).values()]
+    of_some_model = not model and any(route.effort in one.efforts for one in tables)
+    return None if of_some_model or facts.effort(route.effort) is not None else _no_field(upstream, route.effort)
+
+
+def _no_field(upstream: Upstream, level: Effort) -> str:
+    return f"effort: driver {upstream.driver!r} has no field for {level!r}; allowed: none"
 
 
 CONTINUES = ("prefill", "raw")
