@@ -7,8 +7,8 @@ import tempfile
 
 from suffice import Governor
 from suffice.settings import parse_settings
-from tests.loop.players.common import SCRIPTS, played, read_scripts
 from tests.loop.players.plain import play
+from tests.loop.players.playing import SCRIPTS, played, read_scripts
 from tests.loop.scripted_model import scripted_model
 
 

@@ -20,8 +20,8 @@ from suffice import Governor
 from suffice.settings import parse_settings
 from tests.gateway_process import GatewayProcess
 from tests.house.tree import ROOT
-from tests.loop.players.common import played, read_scripts
 from tests.loop.players.plain import play
+from tests.loop.players.playing import played, read_scripts
 from tests.loop.scripted_model import scripted_model
 
 SCRIPTS = read_scripts()

@@ -138,12 +138,10 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the models of one pattern accept. In `fields` and `off` "{effort}", in `budget` "{tokens}" is the value."""
-
     efforts: tuple[Effort, ...]  # accepted levels; any other is reported, and not sent
-    fields: dict[str, Any] = {}  # request fields for a level; empty: the driver's own
+    fields: dict[str, Any] = {}  # request fields for a level, which replaces "{effort}"; empty: the driver's own
     off: dict[str, Any] = {}  # request fields for the level "none"; empty: as another level's
-    budget: dict[str, Any] = {}  # request fields for a token budget; empty: the driver's own
+    budget: dict[str, Any] = {}  # request fields for a budget, which replaces "{tokens}"; empty: the driver's own
     takes_budget: bool = True  # false: it refuses a token budget, and none is sent
 
 

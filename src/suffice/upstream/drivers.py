@@ -284,9 +284,8 @@ def cancel_saves(upstream: Upstream, findings: Findings | None) -> CancelSaves:
     """Whether a cancelled call is generated and billed no further: the owner's word, `doctor`'s, then the driver's."""
     if upstream.cancel_saves is not None:
         return upstream.cancel_saves
-    found = find_verdict(findings, "cancel")
-    stated = DRIVERS[upstream.driver].cancel_saves
-    return "no" if found in ("no", "ignored") else "yes" if found == "yes" and stated == "unknown" else stated
+    verdict, stated = find_verdict(findings, "cancel"), DRIVERS[upstream.driver].cancel_saves
+    return "no" if verdict in ("no", "ignored") else "yes" if verdict == "yes" and stated == "unknown" else stated
 
 
 def effort_problem(route: Route, upstream: Upstream) -> str | None:

@@ -38,9 +38,9 @@ def model_facts(upstream: Upstream, model: str) -> ModelFacts | None:
     routed = _VENDORS.get(vendor)
     if routed is None:
         return _first_match(packaged_models().get(upstream.driver, {}), name)
-    found = _first_match(packaged_models()[routed], name)
+    own = _first_match(packaged_models()[routed], name)
     # A router has fields of its own, and translates them.
-    return None if found is None else ModelFacts(efforts=found.efforts, takes_budget=found.takes_budget)
+    return None if own is None else ModelFacts(efforts=own.efforts, takes_budget=own.takes_budget)
 
 
 def _first_match(tables: Mapping[str, ModelFacts], model: str) -> ModelFacts | None:

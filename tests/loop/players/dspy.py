@@ -7,7 +7,7 @@ import dspy
 from suffice import Governor
 from suffice_loop import AgentRun
 from suffice_loop.dspy import governed
-from tests.loop.players.common import play_all, search
+from tests.loop.players.playing import play_all, search
 
 
 def play(governor: Governor, question: str, url: str, _: str) -> AgentRun:

@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI
 from suffice import Governor
 from suffice_loop import AgentRun
 from suffice_loop.langchain import SufficeMiddleware
-from tests.loop.players.common import play_all, search
+from tests.loop.players.playing import play_all, search
 
 
 class Kept(SufficeMiddleware):

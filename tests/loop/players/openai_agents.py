@@ -10,7 +10,7 @@ from openai import AsyncOpenAI
 from suffice import Governor
 from suffice_loop import AgentRun
 from suffice_loop.openai_agents import SufficeHooks, governed
-from tests.loop.players.common import play_all, search
+from tests.loop.players.playing import play_all, search
 
 
 def play(governor: Governor, question: str, url: str, _: str) -> AgentRun:

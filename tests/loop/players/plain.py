@@ -8,7 +8,7 @@ from typing import Any
 
 from suffice import Governor
 from suffice_loop import AgentRun
-from tests.loop.players.common import PASSAGE, play_all
+from tests.loop.players.playing import PASSAGE, play_all
 
 
 def ask(url: str, messages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from suffice import Governor
 from suffice_loop import AgentRun
 from suffice_loop.pydantic_ai import Suffice
-from tests.loop.players.common import play_all, search
+from tests.loop.players.playing import play_all, search
 
 
 def play(governor: Governor, question: str, url: str, _: str) -> AgentRun:
