@@ -141,7 +141,6 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     efforts: tuple[Effort, ...]  # accepted levels; any other is reported, and not sent
     fields: dict[str, Any] = {}  # request fields for a level, which replaces "{effort}"; empty: the driver's own
     off: dict[str, Any] = {}  # request fields for the level "none"; empty: as another level's
-    budget: dict[str, Any] = {}  # request fields for a budget, which replaces "{tokens}"; empty: the driver's own
     takes_budget: bool = True  # false: it refuses a token budget, and none is sent
 
 

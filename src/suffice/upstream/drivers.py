@@ -263,7 +263,7 @@ def choose_reasoning_fields(
 def effort_fields(facts: DriverFacts, known: ModelFacts | None, level: Effort) -> Fields | None:
     """Return the request fields for a level that the model takes; None: the driver has none."""
     template: Fields = {} if known is None else known.off if level == "none" and known.off else known.fields
-    return filled(template, effort=level) or facts.effort(level)
+    return filled(template, level) or facts.effort(level)
 
 
 def least_effort_fields(upstream: Upstream, model: str) -> Fields:
@@ -275,9 +275,9 @@ def least_effort_fields(upstream: Upstream, model: str) -> Fields:
 
 
 def budget_fields(facts: DriverFacts, known: ModelFacts | None, n_tokens: int, closing: str) -> Fields | None:
-    if known is not None and (known.budget or not known.takes_budget):
-        return filled(known.budget, tokens=n_tokens) or None
-    return None if facts.budget is None else facts.budget(n_tokens, closing)
+    if facts.budget is None or (known is not None and not known.takes_budget):
+        return None
+    return facts.budget(n_tokens, closing)
 
 
 def cancel_saves(upstream: Upstream, findings: Findings | None) -> CancelSaves:

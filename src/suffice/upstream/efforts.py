@@ -54,13 +54,9 @@ def effort_refusal(facts: ModelFacts | None, model: str, level: Effort) -> str |
     return f"effort: {model} does not take {level!r}; it takes {', '.join(facts.efforts) or 'none at all'}"
 
 
-def filled(template: Mapping[str, Any], **values: object) -> dict[str, Any]:
-    """Return a copy of a template of fields in which "{name}" is replaced by the value, of whatever type."""
-    return {key: _filled(value, values) for key, value in template.items()}
-
-
-def _filled(value: Any, values: Mapping[str, object]) -> Any:
-    if isinstance(value, Mapping):
-        return filled(value, **values)
-    is_name = isinstance(value, str) and value[:1] == "{" and value[-1:] == "}"
-    return values.get(value[1:-1], value) if is_name else value
+def filled(template: Mapping[str, Any], level: Effort) -> dict[str, Any]:
+    """Return a copy of a template of fields in which "{effort}" is replaced by the level."""
+    return {
+        key: filled(value, level) if isinstance(value, Mapping) else level if value == "{effort}" else value
+        for key, value in template.items()
+    }
