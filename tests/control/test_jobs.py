@@ -106,7 +106,7 @@ def test_each_route_has_its_own_time_in_the_history_and_all_of_them_the_whole_pa
     class Uneven(Counting):
         def run(self, writer: JobWriter) -> Sequence[JobReport]:
             for route, seconds in (("quick", 1.0), ("slow", 40.0), ("quick", 0.5)):
-                with writer.timed(route):
+                with writer.working_on(route):
                     clock.now_s += seconds
             clock.now_s += 3.0  # for all of them
             return self.reports

@@ -1,7 +1,8 @@
 """Jobs that one worker at a time repeats under a lease, each continuing where the last one stopped.
 
 A job keeps its state in memory while it holds its lease, and reads it from the log again after losing it. It writes
-through its `JobWriter` alone: after the lease is lost, no part of a decision is written.
+through its `JobWriter` alone: after the lease is lost, no part of a decision is written. On a server the workers share
+the jobs that work route by route, under a lease of each route.
 """
 
 from __future__ import annotations
@@ -60,21 +61,53 @@ class Job(Protocol):
 
 
 class JobWriter:
-    """Writes a job's decisions under its lease. Every method but `timed` raises LeaseLost and StoreError."""
+    """Writes a job's decisions under its lease. Its methods raise LeaseLost and StoreError.
 
-    def __init__(self, decisions: Decisions, job: str, monotonic_s: Callable[[], float]) -> None:
-        self._decisions, self._job, self._monotonic_s = decisions, job, monotonic_s
+    is_shared  workers share the job: then its lease is the worker's place among them, and each route has one, too
+    """
+
+    def __init__(
+        self, decisions: Decisions, job: str, monotonic_s: Callable[[], float], *, is_shared: bool = False
+    ) -> None:
+        self._decisions, self._job, self._monotonic_s, self.is_shared = decisions, job, monotonic_s, is_shared
         self.lease: JobLease | None = None
+        self._parts = dict[str, JobLease]()
+        self._keys: Mapping[str, str] = {}  # of the parts, as they were shared last
+        self._part = ""  # that is being worked on
         self._renewed_s = 0.0
         self.spent_s = defaultdict[str, float](float)  # by route, of this run
 
-    def acquire(self) -> bool:
-        self.lease, self._renewed_s = self._decisions.acquire(self._job), self._monotonic_s()
+    def acquire(self, *, alone: bool = False) -> bool:
+        """Acquire the lease; of a shared job, with `alone`, only if no other worker shares it."""
+        join = self.is_shared
+        self.lease = self._decisions.join(self._job, alone=alone) if join else self._decisions.acquire(self._job)
+        self._renewed_s, self._keys = self._monotonic_s(), {}
         return self.lease is not None
 
+    def share(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Return the parts of the job that are this worker's now, each with its lease's token.
+
+        keys  by part; parts of one key go to one worker
+        """
+        if not self.is_shared:
+            return dict.fromkeys(keys, 0)
+        now_s = self._monotonic_s()
+        if keys != self._keys or now_s - self._renewed_s >= RENEW_S:
+            self._parts, self._keys, self._renewed_s = self._decisions.share(self._job, keys), dict(keys), now_s
+        return {part: lease.token for part, lease in self._parts.items()}
+
+    def lose(self, part: str) -> bool:
+        """Forget the lease of a part that another worker has; False: the job has no such part here."""
+        return self._parts.pop(part, None) is not None
+
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
-        """Write everything or nothing, in one transaction."""
-        self._decisions.write(self.lease, events, artefacts)
+        """Write everything or nothing, in one transaction, under the lease of the route that is being worked on."""
+        lease = self.lease
+        if self.is_shared and self._part:
+            lease = self._parts.get(self._part)
+            if lease is None:
+                raise LeaseLost(f"job {self._job}, route {self._part}: another worker has it")
+        self._decisions.write(lease, events, artefacts)
 
     def keep(self, work: Callable[[LogReader], None]) -> None:
         """Write a cache beside the log, in one transaction."""
@@ -89,13 +122,15 @@ class JobWriter:
             self._renewed_s = now_s
 
     @contextmanager
-    def timed(self, route: str) -> Iterator[None]:
-        """Count the time of the block as the route's."""
-        began_s = self._monotonic_s()
+    def working_on(self, part: str) -> Iterator[None]:
+        """Renew the lease if it is time, count the time of the block as the route's, and write under its lease."""
+        self.renew()
+        began_s, self._part = self._monotonic_s(), part
         try:
             yield
         finally:
-            self.spent_s[route] += self._monotonic_s() - began_s
+            self._part = ""
+            self.spent_s[part] += self._monotonic_s() - began_s
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,10 +143,13 @@ class Worker:
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
-    _writers: dict[str, tuple[Job, JobWriter]] = field(init=False)
+    _writers: dict[str, tuple[Job, JobWriter]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._writers = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
+        for job in self.jobs:
+            is_shared = self.decisions.database.is_server and isinstance(job, RouteJob) and job.is_shared
+            writer = JobWriter(self.decisions, job.name, self.monotonic_s, is_shared=is_shared)
+            self._writers[job.name] = job, writer
 
     def round(self) -> list[JobReport]:
         reports = list[JobReport]()
@@ -129,7 +167,7 @@ class Worker:
 
     def _run(self, job: Job, writer: JobWriter, *, by_hand: bool) -> list[JobReport] | None:
         if writer.lease is None:
-            if not writer.acquire():
+            if not writer.acquire(alone=by_hand):
                 return None
             job.forget()
         began_s, began_at_s = self.monotonic_s(), self.now()
@@ -206,11 +244,14 @@ class JobPass:
 class RouteJob(LogJob, ABC):
     """A job that works route by route. A route that fails rests for a while, and the others continue."""
 
+    is_shared: ClassVar[bool] = True  # workers may share it: what it decides for a route needs no other route
+
     failing: ClassVar[str]  # effect of a failure on the route, for the error message
     first_rest_s: ClassVar[float] = LONGEST_REST_S  # of a failed route, doubled each time up to the longest
     raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # errors that end the whole pass
     _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes that have failed
     _failed: dict[str, str] = field(init=False, default_factory=dict)  # reason by route, in this pass
+    _tokens: dict[str, int] = field(init=False, default_factory=dict)  # of this worker's parts, usually routes
 
     @abstractmethod
     def concerns(self, route: Route) -> bool:
@@ -220,20 +261,44 @@ class RouteJob(LogJob, ABC):
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
         """Do the work of these routes."""
 
+    def forget(self) -> None:
+        super().forget()
+        self._tokens = {}
+
+    def parts(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return what workers share, by part: these routes. Parts of one key go to one worker."""
+        return {name: name for name in names}
+
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
         self._failed.clear()
-        routes = self.settings.routes.items()
-        names = [name for name, route in routes if self.concerns(route) and self.is_due(name)]
+        names = [name for name, route in self.settings.routes.items() if self.concerns(route)]
         if not names or not self.path.exists():
             return ()
+        before, self._tokens = self._tokens, writer.share(self.parts(names))
+        for name, token in before.items():
+            if self._tokens.get(name) != token:
+                self.drop(name)
+        due = [name for name in names if name in self._tokens and self.is_due(name)]
+        if not due:
+            return ()
         with open_reader(self.path) as log:
-            return self.work(names, JobPass(log, writer))
+            return self.work(due, JobPass(log, writer))
+
+    def drop(self, name: str) -> None:
+        """Drop what is in memory of a route: another worker may have worked on it since."""
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         """Do a route's work; None if it fails."""
         try:
-            with here.writer.timed(name):
+            with here.writer.working_on(name):
                 return work(*arguments)
+        except LeaseLost as error:
+            if not here.writer.lose(name):
+                raise
+            LOG.warning("%s", error)
+            self._tokens.pop(name, None)
+            self.drop(name)
+            return None
         except self.raises:
             raise
         except Exception as error:  # noqa: BLE001 - a failing route must not stop the others
@@ -323,8 +388,11 @@ class FoldJob(RouteJob, Generic[F]):
         super().forget()
         self._folds.clear()
 
-    def leave(self, name: str, why: str) -> None:
+    def drop(self, name: str) -> None:
         self._folds.pop(name, None)
+
+    def leave(self, name: str, why: str) -> None:
+        self.drop(name)
         super().leave(name, why)
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:

@@ -6,7 +6,7 @@ loop from the log. If replay does not reproduce the log's decisions, the route s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from suffice.assurance.fleet import NO_REQUIREMENT, FleetRequirement
@@ -17,7 +17,7 @@ from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobReport, JobWriter, T
-from suffice.control.jobs.fleet import change_requirement, warm_starts
+from suffice.control.jobs.fleet import FLEET, change_requirement, warm_starts
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
@@ -45,6 +45,11 @@ class Certify(FoldJob[RouteLoop]):
     def concerns(self, route: Route) -> bool:
         return route.certifies_itself
 
+    def parts(self, names: Sequence[str]) -> Mapping[str, str]:
+        """As they are; a promise of all routes together needs all of their loops in one place."""
+        alone = self.settings.assurance.fleet_confidence is not None
+        return {FLEET: FLEET if alone else names[0], **{name: FLEET if alone else name for name in names}}
+
     def begin(self, log: views.LogReader) -> None:
         self._holds, self._at_s = read_holds(log, self._holds), last_at_s(log)
         if self._required is None:
@@ -55,7 +60,15 @@ class Certify(FoldJob[RouteLoop]):
         self._required = None
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        if here.writer.is_shared:  # another worker may have changed it
+            self._required = views.newest_event(here.log, FleetRequirement)
         reports = super().work(names, here)
+        if FLEET in self._tokens:
+            with here.writer.working_on(FLEET):
+                self._decide_fleet(here)
+        return reports
+
+    def _decide_fleet(self, here: JobPass) -> None:
         routes = {name: route for name, route in self.settings.routes.items() if self.concerns(route)}
         made = change_requirement(self._folds, self.settings, routes, before=self._required, author=self.author)
         if made is not None:
@@ -65,16 +78,18 @@ class Certify(FoldJob[RouteLoop]):
             starts = warm_starts(self._folds, self.settings, here.log, author=self.author)
             if starts:
                 here.writer.write(starts)
-        return reports
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         try:
             return super().attempt(name, here, work, *arguments)
         except ReplayMismatch as error:  # the next round rebuilds the loop
-            loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
-            at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
-            self._begin_epoch(name, held, here.writer, views.last_place(here.log), str(error), at=at)
+            super().attempt(name, here, self._give_up, name, str(error), here)
             return None
+
+    def _give_up(self, name: str, reason: str, here: JobPass) -> None:
+        loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
+        at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
+        self._begin_epoch(name, held, here.writer, views.last_place(here.log), reason, at=at)
 
     def build(self, name: str, here: JobPass) -> RouteLoop:
         held = read_decided(here.log).of(name)

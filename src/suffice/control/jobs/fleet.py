@@ -24,6 +24,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.views import LogReader
 from suffice.store.routes.deployments import read_decided
 
+FLEET: Final = "*"  # the part of the job with these decisions, where workers share the job
 LEAST_DELTA: Final = 1e-12  # of a route with a confidence of 1, which is never certified
 
 

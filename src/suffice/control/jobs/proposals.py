@@ -80,6 +80,9 @@ class Advance(ProposalJob):
         super().forget()
         self._assessors.clear()
 
+    def drop(self, name: str) -> None:
+        self._assessors.pop(name, None)
+
     def concerns(self, route: Route) -> bool:
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
@@ -148,6 +151,9 @@ class Retrain(RouteJob):
     def forget(self) -> None:
         super().forget()
         self._tried.clear()
+
+    def drop(self, name: str) -> None:
+        self._tried.pop(name, None)
 
     def concerns(self, route: Route) -> bool:
         return route.is_learned
@@ -363,6 +369,7 @@ class LiveSums:
 @dataclass(kw_only=True)
 class SamplingJob(ProposalJob):
     name = "sampling"
+    is_shared = False  # it is cheap, and a look needs the sums of the looks before
     failing = "rates left as they are"
     rests_s = 30.0
     _looks: dict[str, LiveSums] = field(init=False, default_factory=dict)

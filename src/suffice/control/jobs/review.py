@@ -117,6 +117,7 @@ class ReviewJob(FoldJob[Candidates]):
     """Queues runs of every governed route for review. Days, deadlines and caps follow the clock, not the log."""
 
     name = "review"
+    is_shared = False  # routes share the cap of a day
     failing = "nothing is queued for review"
     _reviews: Reviews = field(init=False, default=NO_REVIEWS)
     _now_s: float = field(init=False, default=0.0)  # of the pass

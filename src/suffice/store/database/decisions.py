@@ -1,8 +1,12 @@
-"""Writes decisions of the control loop and of people: one worker per job, all of a decision or nothing.
+"""Writes decisions of the control loop and of people: one worker per job or route, all of a decision or nothing.
 
 A lease passes on when its owner releases it, when the owner's process is dead, or when a waiting worker has seen no
 renewal for `LEASE_S` on its own clock; clocks of two machines are never compared. A slow worker that lost its token
 writes nothing. Every method raises StoreError if the log cannot be used; then nothing was written.
+
+On a server, workers share a job by its parts: each part has a lease of its own, and belongs to the worker with the
+highest hash of worker and part, so that few parts move when a worker comes or goes (rendezvous hashing: Thaler and
+Ravishankar, 1998).
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
-from typing import Final, Self, TypeVar
+from hashlib import sha256
+from typing import Final, Self, TypeAlias, TypeVar
 
 from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.appender import Appender
@@ -30,6 +35,10 @@ _TRIES: Final = 20  # attempts of `decide` when others keep writing first
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
            ON CONFLICT (job) DO UPDATE
            SET owner = :owner, token = leases.token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
+_TAKE_PART = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (?, ?, ?, 0, 1, ?)
+                ON CONFLICT (job) DO UPDATE
+                SET owner = excluded.owner, token = excluded.token, beat = 0, held = 1, until_s = excluded.until_s"""
+_PARTS = "SELECT job, owner, token, held, until_s FROM leases WHERE job >= ? AND job < ?"
 _HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
 
 
@@ -41,6 +50,9 @@ class LeaseLost(SufficeError):
 class JobLease:
     job: str
     token: int
+
+
+_PartRow: TypeAlias = tuple[int, int, int, float]  # owner, token, held, until_s of a part's lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +109,61 @@ class Decisions:
             row = connection.execute(query, (job,)).fetchone()
             if row is not None and not self._has_ended(connection, job, *row):
                 return None
-            wanted = {"job": job, "owner": self.owner, "until_s": self._until_s(connection)}
-            token = int(connection.execute(_TAKE, wanted).fetchone()[0])
-            self.database.beat(connection, self.owner)
+            lease = self._take(connection, job)
         self._seen.pop(job, None)
+        return lease
+
+    def _take(self, connection: LogReader, job: str) -> JobLease:
+        wanted = {"job": job, "owner": self.owner, "until_s": self._until_s(connection)}
+        token = int(connection.execute(_TAKE, wanted).fetchone()[0])
+        self.database.beat(connection, self.owner)
         return JobLease(job, token)
 
     def renew(self, lease: JobLease) -> None:
+        """Show that this process lives: all of its leases go on. Raise LeaseLost if this one is gone."""
         with self.leased(lease) as connection:
-            query = "UPDATE leases SET beat = beat + 1, until_s = ? WHERE job = ?"
-            connection.execute(query, (self._until_s(connection), lease.job))
-            self.database.beat(connection, self.owner)
+            self._renew_all(connection)
+
+    def _renew_all(self, connection: LogReader) -> None:
+        query = "UPDATE leases SET beat = beat + 1, until_s = ? WHERE owner = ? AND held = 1"
+        connection.execute(query, (self._until_s(connection), self.owner))
+        self.database.beat(connection, self.owner)
+
+    def join(self, job: str, *, alone: bool = False) -> JobLease | None:
+        """Become one of the workers that share a job; None: there are others, and this one should be `alone`."""
+        with self.transaction() as connection:
+            if alone and self._sharers(_read_parts(connection, job), job, connection) != [self.owner]:
+                return None
+            return self._take(connection, f"{job}@@{self.owner}")
+
+    def share(self, job: str, keys: Mapping[str, str]) -> dict[str, JobLease]:
+        """Renew this worker's parts of a job, lease those that have come to it, and release those that have left.
+
+        keys  by part; parts of one key go to one worker
+        """
+        with self.transaction() as connection:
+            rows, now_s = _read_parts(connection, job), self._now_s(connection)
+            workers = self._sharers(rows, job, connection)
+            leases, new = dict[str, JobLease](), list[tuple[str, int, int, float]]()
+            for part in (one for one, key in keys.items() if _chosen(workers, key) == self.owner):
+                name = f"{job}@{part}"
+                owner, token, held, until_s = rows.get(name, (self.owner, 0, 0, 0.0))
+                if held and owner == self.owner:
+                    leases[part] = JobLease(name, token)
+                elif not held or until_s <= now_s:  # otherwise its worker will release it
+                    leases[part] = JobLease(name, token + 1)
+                    new.append((name, self.owner, token + 1, now_s + self.lease_s))
+            connection.executemany(_TAKE_PART, new)
+            kept = {lease.job for lease in leases.values()} | {f"{job}@@{self.owner}"}
+            gone = [(name,) for name, (owner, *_) in rows.items() if owner == self.owner and name not in kept]
+            connection.executemany("UPDATE leases SET held = 0 WHERE job = ?", gone)
+            self._renew_all(connection)
+        return leases
+
+    def _sharers(self, rows: Mapping[str, _PartRow], job: str, connection: LogReader) -> list[int]:
+        now_s = self._now_s(connection)
+        seats = [row for name, row in rows.items() if name.startswith(f"{job}@@")]
+        return sorted({self.owner, *(owner for owner, _, held, until_s in seats if held and until_s > now_s)})
 
     @contextlib.contextmanager
     def leased(self, lease: JobLease) -> Iterator[LogReader]:
@@ -117,9 +173,12 @@ class Decisions:
                 raise LeaseLost(f"job {lease.job}: another worker has it")
             yield connection
 
-    def _until_s(self, connection: LogReader) -> float:
+    def _now_s(self, connection: LogReader) -> float:
         clock_s = self.database.clock_s(connection)
-        return (self.now() if clock_s is None else clock_s) + self.lease_s
+        return self.now() if clock_s is None else clock_s
+
+    def _until_s(self, connection: LogReader) -> float:
+        return self._now_s(connection) + self.lease_s
 
     def _has_ended(self, connection: LogReader, job: str, owner: int, token: int, beat: int, until_s: float) -> bool:
         if owner == self.owner:
@@ -183,6 +242,15 @@ class Decisions:
     def transaction(self) -> Iterator[LogReader]:
         with self.database.transaction() as connection:
             yield connection
+
+
+def _read_parts(connection: LogReader, job: str) -> dict[str, _PartRow]:
+    rows = connection.execute(_PARTS, (f"{job}@", f"{job}A")).fetchall()  # A follows @
+    return {name: (owner, token, held, until_s) for name, owner, token, held, until_s in rows}
+
+
+def _chosen(workers: Sequence[int], key: str) -> int:
+    return max(workers, key=lambda worker: sha256(f"{worker} {key}".encode()).digest())
 
 
 def read_artefact(connection: LogReader, address: str) -> str | None:

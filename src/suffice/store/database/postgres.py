@@ -40,12 +40,12 @@ LOCK_S: Final = 5.0  # how long a transaction waits for another writer's
 CONNECT_S: Final = 5.0
 _IDLE: Final = Idle(4)
 _FULL_CODES: Final = ("53100",)
-_NOW_S: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
-_ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?, ?, {_NOW_S}) RETURNING id"  # noqa: S608 - a constant
+NOW_S: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+_ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?, ?, {NOW_S}) RETURNING id"  # noqa: S608 - a constant
 _BEAT: Final = f"""
-    INSERT INTO owners (id, lock, pid, started_s, beat_s) VALUES (?, ?, ?, {_NOW_S}, {_NOW_S})
+    INSERT INTO owners (id, lock, pid, started_s, beat_s) VALUES (?, ?, ?, {NOW_S}, {NOW_S})
     ON CONFLICT (id) DO UPDATE SET beat_s = excluded.beat_s"""  # noqa: S608 - a constant
-_IS_ALIVE: Final = f"SELECT {_NOW_S} - beat_s < {DEAD_S} FROM owners WHERE id = ?"  # noqa: S608 - constants
+_IS_ALIVE: Final = f"SELECT {NOW_S} - beat_s < {DEAD_S} FROM owners WHERE id = ?"  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,10 @@ class PostgresDatabase:
         connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
 
     @property
+    def is_server(self) -> bool:
+        return True
+
+    @property
     def beat_s(self) -> float | None:
         return BEAT_S
 
@@ -122,7 +126,7 @@ class PostgresDatabase:
 
     def clock_s(self, connection: LogReader) -> float | None:
         """Return the server's Unix time, by which leases end on every machine."""
-        return float(connection.execute(f"SELECT {_NOW_S}").fetchone()[0])
+        return float(connection.execute(f"SELECT {NOW_S}").fetchone()[0])
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
 

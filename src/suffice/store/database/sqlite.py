@@ -97,6 +97,10 @@ class SqliteDatabase:
             presence.forget(self.path, name)
 
     @property
+    def is_server(self) -> bool:
+        return False
+
+    @property
     def beat_s(self) -> float | None:
         """How often a process shows that it lives; None: never."""
         return None
