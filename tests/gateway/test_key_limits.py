@@ -8,14 +8,12 @@ from suffice.errors import ConfigError
 from suffice.gateway.auth import (
     MOST_ENTRIES,
     Caller,
-    KeyLimitError,
-    KeyLimits,
     KeyRing,
     Objects,
     object_in,
     references,
-    utc_day,
 )
+from suffice.gateway.key_limits import KeyLimitError, KeyLimits, utc_day
 from suffice.settings import Key, Route, parse_settings
 from suffice.store.rows.events import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring

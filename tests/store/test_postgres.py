@@ -251,27 +251,32 @@ def test_behind_a_pooler_in_transaction_mode_nothing_depends_on_a_session(pooled
 
 # ---- versions ----------------------------------------------------------------------------------------
 
-ADDITION = Migration(17, 16, "ALTER TABLE events ADD COLUMN note TEXT")
-CHANGE = Migration(18, 17, "ALTER TABLE events DROP COLUMN note")
+REAL = schema.MIGRATIONS
+NEWEST = REAL[-1].version
+ADDITION = Migration(NEWEST + 1, NEWEST, "ALTER TABLE events ADD COLUMN note TEXT")
+CHANGE = Migration(NEWEST + 2, NEWEST + 1, "ALTER TABLE events DROP COLUMN note")
 
 
 def test_a_gateway_survives_one_version_of_the_schema_and_not_two(
     store: Store, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, fresh = opened(store), Store(url=store.url, schema_name=store.schema_name, statement_timeout_s=29.0)
-    monkeypatch.setattr(schema, "MIGRATIONS", (ADDITION,))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, ADDITION))
     with pytest.raises(StoreError, match="suffice store migrate"), open_reader(postgres_database(fresh)):
         pass
     assert database.migrate(now_s=2.0) == 1
     assert database.migrate(now_s=2.0) == 0, "again does nothing"
-    monkeypatch.setattr(schema, "MIGRATIONS", ())
+    monkeypatch.setattr(schema, "MIGRATIONS", REAL)
     old.append(asked("e1"))
     assert old.drain()
     opened(store).close()
-    monkeypatch.setattr(schema, "MIGRATIONS", (ADDITION, CHANGE))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, ADDITION, CHANGE))
     assert database.migrate(now_s=3.0) == 1
-    monkeypatch.setattr(schema, "MIGRATIONS", ())
-    with pytest.raises(StoreError, match="needs a gateway of schema 17"), open_reader(postgres_database(fresh)):
+    monkeypatch.setattr(schema, "MIGRATIONS", REAL)
+    with (
+        pytest.raises(StoreError, match=f"needs a gateway of schema {NEWEST + 1}"),
+        open_reader(postgres_database(fresh)),
+    ):
         pass
     old.close()
 
@@ -280,13 +285,13 @@ def test_a_migration_that_fails_changes_nothing(
     store: Store, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(store).close()
-    broken = Migration(17, 16, "ALTER TABLE events ADD COLUMN note TEXT; SELECT 1 / 0")
-    monkeypatch.setattr(schema, "MIGRATIONS", (broken,))
+    broken = Migration(NEWEST + 1, NEWEST, "ALTER TABLE events ADD COLUMN note TEXT; SELECT 1 / 0")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, broken))
     with pytest.raises(StoreError, match="division by zero"):
         database.migrate(now_s=2.0)
-    monkeypatch.setattr(schema, "MIGRATIONS", ())
+    monkeypatch.setattr(schema, "MIGRATIONS", REAL)
     with open_reader(database) as reader:
-        assert query_number(reader, "SELECT max(version) FROM schema_versions") == 16
+        assert query_number(reader, "SELECT max(version) FROM schema_versions") == NEWEST
         columns = "SELECT count(*) FROM information_schema.columns WHERE table_schema = ? AND column_name = 'note'"
         assert query_number(reader, columns + " AND table_name = 'events'", (store.schema_name,)) == 0
 
@@ -397,7 +402,7 @@ def test_the_commands_move_a_log_and_say_what_it_is(store: Store, tmp_path: Path
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "1 migrations ran" in run("migrate")
+    assert f"{1 + len(REAL)} migrations ran" in run("migrate")
     assert "of this version already" in run("migrate")
     assert "the chain is intact" in run("copy", str(tmp_path / "a.db"))
     assert json.loads(run("check", "--json"))["last_row"] == last_place(postgres_database(store))

@@ -15,10 +15,11 @@ from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
 from suffice.errors import BadRequest, ConfigError, SufficeError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.admin import pull_switch, release_switch, show_switch
-from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
+from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
+from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, TypeAlias
 
-from suffice.errors import BadRequest, OverloadError
+from suffice.errors import BadRequest
+from suffice.gateway.key_limits import KeyLimits
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
 from suffice.settings import Key, KeyScope, Route
-from suffice.store.rows.events import KeyIssue, KeyUsage, StoredObject
+from suffice.store.rows.events import KeyIssue, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
@@ -163,134 +162,6 @@ def _bearer(value: str) -> str:
 def _digest(key: str) -> bytes:
     """A plain hash, because keys are random: nobody can try them out."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-# --------------------------------------------------------------------------- limits of keys
-
-MINUTE_S: Final = 60.0
-DAY_S: Final = 86_400
-MONTH_CHARS: Final = len("2026-01")  # of a day
-
-Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day", "usd_per_day", "usd_per_month"]
-
-
-class KeyLimitError(OverloadError):
-    def __init__(self, message: str, *, limit: Limit, retry_after_s: float) -> None:
-        code = "rate_limit_exceeded" if limit in ("requests_per_minute", "concurrency") else "insufficient_quota"
-        super().__init__(message, retry_after_s=max(1, math.ceil(retry_after_s)), code=code)
-        self.limit = limit
-
-
-@dataclass(slots=True)
-class _Use:
-    began_s: deque[float] = field(default_factory=deque)  # monotonic times of the requests of the last minute
-    n_live: int = 0
-    day: str = ""  # UTC day of `n_tokens` and `day_usd`
-    n_tokens: int = 0
-    day_usd: float = 0.0
-    month_usd: float = 0.0  # of the month of `day`
-
-    def start_day(self, day: str) -> None:
-        if day != self.day:
-            self.month_usd *= day[:MONTH_CHARS] == self.day[:MONTH_CHARS]
-            self.day, self.n_tokens, self.day_usd = day, 0, 0.0
-
-    def add(self, n_tokens: int, usd: float) -> None:
-        self.n_tokens, self.day_usd, self.month_usd = self.n_tokens + n_tokens, self.day_usd + usd, self.month_usd + usd
-
-    def refuse_spent(self, permits: Key, wall_s: float) -> None:
-        """Raise KeyLimitError if a budget is used up."""
-        self.start_day(utc_day(wall_s))
-        day_left_s = DAY_S - wall_s % DAY_S
-        if permits.tokens_per_day is not None and self.n_tokens >= permits.tokens_per_day:
-            message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
-            raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=day_left_s)
-        if permits.usd_per_day is not None and self.day_usd >= permits.usd_per_day:
-            message = f"this key has used its {permits.usd_per_day:g} US dollars of today (UTC)"
-            raise KeyLimitError(message, limit="usd_per_day", retry_after_s=day_left_s)
-        if permits.usd_per_month is not None and self.month_usd >= permits.usd_per_month:
-            message = f"this key has used its {permits.usd_per_month:g} US dollars of this month (UTC)"
-            raise KeyLimitError(message, limit="usd_per_month", retry_after_s=_month_left_s(wall_s))
-
-
-class KeyLimits:
-    """Enforces the limits of keys in this process. What they spend is logged, so a restart does not reset it."""
-
-    def __init__(self, callers: Iterable[Caller] = ()) -> None:
-        self._uses: dict[str, _Use] = {}
-        self._unwritten: dict[tuple[str, str], tuple[int, float]] = {}  # tokens and dollars by sender and day
-        self.add(callers)
-
-    def add(self, callers: Iterable[Caller]) -> None:
-        """Count for these keys from now on, too."""
-        for one in callers:
-            if any(getattr(one.permits, limit) is not None for limit in get_args(Limit)):
-                self._uses.setdefault(one.id, _Use())
-
-    def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
-        """Count the start of a request, which `spends` if it may cost tokens. Raise KeyLimitError and count nothing."""
-        use, permits = self._uses.get(caller.id), caller.permits
-        if use is None:
-            return
-        if spends:
-            use.refuse_spent(permits, wall_s)
-        if permits.concurrency is not None and use.n_live >= permits.concurrency:
-            message = f"this key may have {permits.concurrency} requests at once"
-            raise KeyLimitError(message, limit="concurrency", retry_after_s=1)
-        if permits.requests_per_minute is not None:
-            while use.began_s and now_s - use.began_s[0] >= MINUTE_S:
-                use.began_s.popleft()
-            if len(use.began_s) >= permits.requests_per_minute:
-                message = f"this key may send {permits.requests_per_minute} requests in a minute"
-                wait_s = MINUTE_S - (now_s - use.began_s[0])
-                raise KeyLimitError(message, limit="requests_per_minute", retry_after_s=wait_s)
-            use.began_s.append(now_s)
-        use.n_live += 1
-
-    def leave(self, caller: Caller) -> None:
-        if (use := self._uses.get(caller.id)) is not None:
-            use.n_live = max(0, use.n_live - 1)  # its request may have begun before the key had limits
-
-    def spend(self, sender: str, n_tokens: int, *, usd: float = 0.0, wall_s: float) -> None:
-        if (use := self._uses.get(sender)) is not None:
-            use.start_day(utc_day(wall_s))
-            use.add(n_tokens, usd)
-            before_tokens, before_usd = self._unwritten.get((sender, use.day), (0, 0.0))
-            self._unwritten[sender, use.day] = before_tokens + n_tokens, before_usd + usd
-
-    def restore(self, usages: Iterable[KeyUsage]) -> None:
-        """Count what was logged, of one month, in any order."""
-        for one in sorted(usages, key=lambda usage: usage.day):
-            use = self._uses.get(one.sender)
-            if use is None or one.day < use.day[:MONTH_CHARS]:
-                continue
-            if one.day >= use.day:
-                use.start_day(one.day)
-                use.add(one.n_tokens, one.usd)
-            else:
-                use.month_usd += one.usd
-
-    def take_unwritten(self) -> list[KeyUsage]:
-        """Return what was not logged yet, also of a day that has ended since."""
-        unwritten, self._unwritten = self._unwritten, {}
-        usages = ((sender, day, n, usd) for (sender, day), (n, usd) in unwritten.items() if n or usd)
-        return [KeyUsage(usage_id="", sender=sender, day=day, n_tokens=n, usd=usd) for sender, day, n, usd in usages]
-
-
-def utc_day(wall_s: float) -> str:
-    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d")
-
-
-def days_of_month(wall_s: float) -> list[str]:
-    """Return the UTC days of the present month so far."""
-    day = utc_day(wall_s)
-    return [f"{day[:MONTH_CHARS]}-{one:02}" for one in range(1, int(day[-2:]) + 1)]
-
-
-def _month_left_s(wall_s: float) -> float:
-    now = datetime.fromtimestamp(wall_s, UTC)
-    month = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
-    return month.timestamp() - wall_s
 
 
 # --------------------------------------------------------------------------- tokens that rate one answer

@@ -43,7 +43,7 @@ from suffice.wiring.console import console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
-from suffice.wiring.replicas import replica_name, watch_replicas
+from suffice.wiring.replicas import replica_name, share_limits, watch_replicas
 from suffice.wiring.routes import build_route, check_routes
 from suffice.wiring.startup import (
     LogKnowledge,
@@ -316,11 +316,11 @@ async def _follow_log(
         follower.wake()
         _look_for_damage(path, gw)
         app.beside |= _console_apps(settings, log, gw, stack)
-        await stack.enter_async_context(watch_replicas(gw, log))
+        await _join_replicas(gw, log, known, stack)
 
     await stack.enter_async_context(follow_log(follower, gw.metrics))
     if isinstance(begun.log, LogWriter):
-        await stack.enter_async_context(watch_replicas(gw, begun.log))
+        await _join_replicas(gw, begun.log, begun.known, stack)
     if begun.problem is not None:
         loop = asyncio.get_running_loop()
 
@@ -331,3 +331,8 @@ async def _follow_log(
         stack.push_async_callback(asyncio.to_thread, retry.close)
     gw.deployment.notify = follower.wake
     return follower
+
+
+async def _join_replicas(gw: GatewayState, log: LogWriter, known: LogKnowledge, stack: AsyncExitStack) -> None:
+    await stack.enter_async_context(watch_replicas(gw, log))
+    await stack.enter_async_context(share_limits(gw, log, known.used_to))

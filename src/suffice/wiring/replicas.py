@@ -1,4 +1,4 @@
-"""Watches the replicas of one log: records the versions that they serve, and the requests of dead ones as lost."""
+"""Watches the replicas of one log: the versions that they serve, the requests of dead ones, what their keys use."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Final
 
+import msgspec
+
 from suffice.errors import StoreError
 from suffice.gateway.context import GatewayState
+from suffice.gateway.key_limits import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.rollout.assign import keyed
-from suffice.settings import Settings
+from suffice.settings import Key, Settings
+from suffice.store.database.notes import exchange_notes
+from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.views import usage_of_others
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.replicas import read_replicas, version_skew
-from suffice.store.rows.events import ReplicaState
+from suffice.store.rows.events import KeyUsage, ReplicaState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 5.0  # between two looks at the other replicas
+SHARE_S: Final = 1.0  # between two exchanges of what keys use
+TRAFFIC: Final = "traffic/"  # prefix of the notes with it
 
 
 def replica_name(settings: Settings) -> str:
@@ -59,6 +67,63 @@ class ReplicaWatch:
             gw.metrics.set("suffice_version_skew", max(0, len(skew.get(name, ())) - 1), name)
 
 
+class LimitExchange:
+    """Lets the limits of keys count over all gateways of a log. `exchange` runs in a thread, the rest in the loop.
+
+    spent_to  place in the log up to which what keys have spent is counted
+    """
+
+    def __init__(self, limits: KeyLimits, log: LogWriter, spent_to: int, monotonic_s: Callable[[], float]) -> None:
+        self._limits, self._log, self._spent_to, self._monotonic_s = limits, log, spent_to, monotonic_s
+        self._id = secrets.token_hex(6)
+
+    async def share(self) -> None:
+        """Count what keys spent at other gateways, and reserve a part of their limits. Raise StoreError."""
+        limits, now_s = self._limits, self._monotonic_s()
+        own, permits = limits.traffic(now_s=now_s), dict(limits.permits)
+        spent, reserved, n_gateways = await asyncio.to_thread(self.exchange, own, permits)
+        limits.restore(spent)
+        limits.hold(reserved, n_gateways=n_gateways, now_s=now_s)
+
+    def exchange(
+        self, own: Mapping[str, KeyTraffic], permits: Mapping[str, Key]
+    ) -> tuple[list[KeyUsage], Mapping[str, KeyTraffic], int]:
+        spent, self._spent_to = usage_of_others(self._log.path, self._spent_to, owner=self._log.owner)
+        database, reserved, n_gateways = self._log.database, own, 1
+
+        def answer(notes: list[str]) -> str:
+            nonlocal reserved, n_gateways
+            others = [msgspec.json.decode(note, type=dict[str, KeyTraffic]) for note in notes]
+            reserved, n_gateways = reserve(own, others, permits), 1 + len(others)
+            return msgspec.json.encode(reserved).decode()
+
+        if isinstance(database, PostgresDatabase):
+            exchange_notes(database, TRAFFIC, self._id, answer, lasts_s=RESERVED_S)
+        return spent, reserved, n_gateways
+
+
+@asynccontextmanager
+async def share_limits(gw: GatewayState, log: LogWriter, spent_to: int) -> AsyncIterator[None]:
+    exchange = LimitExchange(gw.clients.limits, log, spent_to, gw.monotonic_s)
+
+    async def share() -> None:
+        try:
+            if not gw.clients.limits.is_empty:
+                await exchange.share()
+        except (StoreError, msgspec.DecodeError) as error:
+            gw.metrics.inc("suffice_failopen_total", "limits")
+            LOG.warning("limits of keys are not shared with the other gateways: %s", error)
+
+    async def work() -> None:
+        while True:
+            await asyncio.sleep(SHARE_S)
+            await share()
+
+    await share()
+    async with _beside(work()):
+        yield
+
+
 @asynccontextmanager
 async def watch_replicas(gw: GatewayState, log: LogWriter) -> AsyncIterator[None]:
     watch = ReplicaWatch(gw, log)
@@ -68,7 +133,13 @@ async def watch_replicas(gw: GatewayState, log: LogWriter) -> AsyncIterator[None
             await asyncio.to_thread(watch.look)
             await asyncio.sleep(LOOK_S)
 
-    task = asyncio.create_task(work())
+    async with _beside(work()):
+        yield
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

@@ -23,14 +23,14 @@ from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.files import tighten
-from suffice.gateway.auth import days_of_month
 from suffice.gateway.context import GatewayState
+from suffice.gateway.key_limits import days_of_month
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Alerts, Settings
 from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog, LateLog
-from suffice.store.database.views import n_requests_of, newest_events, read_recent
+from suffice.store.database.views import last_place, n_requests_of, newest_events, read_recent
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import valid_keys
@@ -56,7 +56,8 @@ class LogKnowledge:
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, up to FIRST_REQUESTS
     recent: tuple[Episode, ...] = ()  # the latest runs
     keys: tuple[KeyIssue, ...] = ()  # of clients, that were issued
-    used: tuple[KeyUsage, ...] = ()  # this month, by keys with a budget
+    used: tuple[KeyUsage, ...] = ()  # this month, by keys with a budget …
+    used_to: int = 0  # … up to this place at least
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,7 +122,9 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
         LOG.warning(warning)
     has_budgets = settings.server.require_keys or any(key.has_budget for key in settings.keys.values())
     spent_on = days_of_month(time.time()) if has_budgets else ()
+    used_to = last_place(path)
     return LogKnowledge(
+        used_to=used_to,
         evidence=evidence,
         n_requests=n_requests_of(path, settings.routes, most=FIRST_REQUESTS),
         recent=tuple(read_recent(path, LEARNT_RUNS)),

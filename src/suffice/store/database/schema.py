@@ -212,7 +212,15 @@ class Migration(NamedTuple):
     script: str
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = ()  # after the first version on PostgreSQL, in order; never changed
+_NOTES: Final = """
+    CREATE TABLE notes (                     -- of processes, about now (notes.py)
+        name TEXT COLLATE "C" PRIMARY KEY,
+        body TEXT NOT NULL,
+        at_s DOUBLE PRECISION NOT NULL       -- by the server's clock
+    )"""
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    Migration(17, 16, _NOTES),
+)  # after the first version on PostgreSQL, in order; never changed
 _FIRST_VERSION: Final = 16  # of the schema on PostgreSQL
 
 _FUNCTIONS: Final = r"""
@@ -288,7 +296,7 @@ def check_postgres(connection: PostgresConnection, where: str, *, is_new: bool =
         raise StoreError(f"store {where}: holds no event log; `suffice serve` or `suffice store migrate` makes one")
     query = "SELECT version, oldest FROM schema_versions ORDER BY version DESC LIMIT 1"
     version, oldest = connection.execute(query).fetchone()
-    newest = MIGRATIONS[-1].version if MIGRATIONS else _FIRST_VERSION
+    newest = MIGRATIONS[-1].version
     if oldest > newest:
         raise StoreError(
             f"store {where}: has schema {version}, which needs a gateway of schema {oldest} or later; this one is of"

@@ -21,7 +21,7 @@ from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import EVENTS, E, FeedbackEvent, RequestCount, decode_as, kind_named
+from suffice.store.rows.events import EVENTS, E, FeedbackEvent, KeyUsage, RequestCount, decode_as, kind_named
 from suffice.store.sql.connection import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
 from suffice.store.sql.connection import Values, in_snapshot
 from suffice.types import (
@@ -203,6 +203,13 @@ def select_placed(
         by, within = f"INDEXED BY {index}", f"{schema.kinds_in(schema.INDEXED_KINDS[index])} AND"
     query = f"SELECT seq, body FROM events {by} WHERE {within} kind = '{kind}' AND {condition}"  # noqa: S608 - constants
     return [(seq, decoded(seq, payload, body)) for seq, body in query_rows(source, query, values)]
+
+
+def usage_of_others(source: LogSource, since_seq: int, *, owner: int) -> tuple[list[KeyUsage], int]:
+    """Return what keys have spent at other processes since a place in the log, and the place up to which that is."""
+    last = last_place(source)
+    condition = "seq > ? AND seq <= ? AND owner <> ? ORDER BY seq"
+    return select(source, KeyUsage, condition, (since_seq, last, owner)), last
 
 
 def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:

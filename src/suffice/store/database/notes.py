@@ -1,0 +1,47 @@
+"""Notes of processes that share a PostgreSQL server: state of now, by name, which is no history and enters no decision.
+
+Each note is replaced whole, and as old as the server's clock says. One file of SQLite needs none: what processes of one
+machine share stands in files beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from suffice.store.database.postgres import NOW_S, PostgresDatabase
+from suffice.store.sql.connection import LogReader
+
+
+class Note(NamedTuple):
+    body: str
+    age_s: float
+
+
+def write_note(connection: LogReader, name: str, body: str) -> None:
+    """Write a note, in a transaction of `PostgresDatabase.transaction`."""
+    connection.execute(
+        f"INSERT INTO notes (name, body, at_s) VALUES (?, ?, {NOW_S})"  # noqa: S608 - a constant
+        " ON CONFLICT (name) DO UPDATE SET body = excluded.body, at_s = excluded.at_s",
+        (name, body),
+    )
+
+
+def read_notes(connection: LogReader, prefix: str) -> dict[str, Note]:
+    query = f"SELECT name, body, {NOW_S} - at_s FROM notes WHERE starts_with(name, ?)"  # noqa: S608 - a constant
+    return {name: Note(body, float(age_s)) for name, body, age_s in connection.execute(query, (prefix,)).fetchall()}
+
+
+def exchange_notes(
+    database: PostgresDatabase, prefix: str, own: str, answer: Callable[[list[str]], str], *, lasts_s: float
+) -> None:
+    """Write this process's note `prefix + own` in answer to the others', in one transaction. Raise StoreError.
+
+    lasts_s  older notes count no more, and are dropped
+    """
+    with database.transaction() as connection:
+        notes = read_notes(connection, prefix)
+        others = [note.body for name, note in notes.items() if note.age_s <= lasts_s and name != prefix + own]
+        write_note(connection, prefix + own, answer(others))
+        old = [(name,) for name, note in notes.items() if note.age_s > lasts_s and name != prefix + own]
+        connection.executemany("DELETE FROM notes WHERE name = ?", old)
