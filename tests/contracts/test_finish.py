@@ -49,12 +49,14 @@ WAYS: dict[str, Way] = {
     "llama.cpp prefill": Way(driver="llama.cpp", method="prefill", counted=True),
     "llama.cpp prefill, repeated": Way(driver="llama.cpp", method="prefill", counted=True, fake={"prefill_echo": True}),
     "llama.cpp re-ask": Way(driver="llama.cpp", method="re-ask", counted=True),
+    "vllm native": Way(driver="vllm", method="native", counted=True, fake={"has_control": True}),
     "vllm prefill": Way(driver="vllm", method="prefill", counted=True),
     "vllm raw": Way(driver="vllm", method="raw", counted=True),
     "vllm re-ask": Way(driver="vllm", method="re-ask", counted=True),
-    "sglang prefill": Way(driver="sglang", method="prefill"),
-    "sglang raw": Way(driver="sglang", method="raw", counted=True, upstream={"template": CHATML}),
-    "sglang re-ask": Way(driver="sglang", method="re-ask"),
+    "sglang prefill": Way(driver="sglang", method="prefill", counted=True),
+    "sglang raw": Way(driver="sglang", method="raw", counted=True),
+    "sglang raw, own template": Way(driver="sglang", method="raw", counted=True, upstream={"template": CHATML}),
+    "sglang re-ask": Way(driver="sglang", method="re-ask", counted=True),
     "deepseek prefill": Way(driver="deepseek", method="prefill"),
     "deepseek re-ask": Way(driver="deepseek", method="re-ask"),
     "mistral prefill": Way(driver="mistral", method="prefill", upstream={"cancel_saves": "yes"}),
@@ -260,3 +262,25 @@ def test_any_thought_in_any_pieces_is_closed_without_a_seam(
                 await assert_accounted(g, answer, way, in_flight=n_thought)
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("name", ["vllm prefill", "vllm raw", "sglang raw"])
+async def test_an_earlier_thought_is_in_the_prompt_and_in_its_count(serve: Serve, name: str, stream: bool) -> None:
+    """vLLM's tokenizer leaves out `reasoning_content`: the chat had 254 tokens, the prompt rendered by it 93."""
+    way = WAYS[name]
+    turns = [
+        {"role": "user", "content": "How much is one and one?"},
+        {"role": "assistant", "reasoning_content": "one more than one is what I seek\n", "content": "2"},
+        {"role": "user", "content": "And two and two?"},
+    ]
+    async with serve(model("field", way), **setup(way, "field")) as g:
+        answer = await g.ask(asking(stream=stream) | {"messages": turns})
+        assert_one_end(answer)
+        assert answer.text == "4"
+        # Counts in every chunk were requested for the gateway, not for the client.
+        counted = [chunk for chunk in answer.chunks if chunk.get("usage")] if stream else [answer.json]
+        assert [chunk["choices"] for chunk in counted] == ([[]] if stream else [answer.json["choices"]])
+        if way.method == "raw":
+            assert "one more than one" in g.fake.completions[-1].request.text
+        await assert_accounted(g, answer, way)

@@ -11,7 +11,7 @@ from typing import Any
 from suffice.doctor.examine import examine
 from suffice.doctor.experiments import BEGUN, COUNT, LIST, THINK
 from suffice.doctor.session import ServerSession
-from suffice.settings import Upstream
+from suffice.settings import Driver, Upstream
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice_testing import FakeUpstream, Reply
@@ -55,15 +55,17 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
 
 
 @asynccontextmanager
-async def open_session(fake: FakeUpstream, *, timeout_s: float = 30.0) -> AsyncIterator[ServerSession]:
+async def open_session(
+    fake: FakeUpstream, *, timeout_s: float = 30.0, driver: Driver = "openai"
+) -> AsyncIterator[ServerSession]:
     """A session with a running fake."""
-    async with UpstreamClient("up", Upstream(url=fake.url), None) as client:
+    async with UpstreamClient("up", Upstream(url=fake.url, driver=driver), None) as client:
         yield ServerSession(client, model="fake", timeout_s=timeout_s)
 
 
-async def examine_fake(fake: FakeUpstream, *, timeout_s: float = 30.0) -> Findings:
+async def examine_fake(fake: FakeUpstream, *, timeout_s: float = 30.0, driver: Driver = "openai") -> Findings:
     """Examine a running fake."""
-    async with open_session(fake, timeout_s=timeout_s) as session:
+    async with open_session(fake, timeout_s=timeout_s, driver=driver) as session:
         return await examine(session, upstream="up", examination_id="ex_1", at_s=0.0)
 
 

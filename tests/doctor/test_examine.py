@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tomllib
 from typing import Any
 
@@ -13,9 +14,9 @@ from suffice.doctor.experiments import EXPERIMENTS, cancel
 from suffice.settings import parse_settings
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, allows_probes, honoured, url_key
-from suffice_testing import FakeUpstream, Reply, ServerBehaviour
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour, cut
 from suffice_testing.chain import SumsModel
-from suffice_testing.reply import Fault
+from suffice_testing.reply import AnswerTokens, Fault
 from tests.doctor.server import evidence, examine_fake, model, open_session, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}
@@ -153,3 +154,39 @@ def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for
     assert DRIVERS[settings.driver].prefill is not None
     assert settings.finish == ("prefill",)
     assert "finish" not in recommend(seen, name="up", url="http://h", driver="openai").settings
+
+
+@pytest.mark.parametrize("driver", ["vllm", "sglang"])
+async def test_an_engine_is_examined_by_the_requests_of_its_driver(driver: Any) -> None:
+    """Neither has llama.cpp's pages: a template is rendered by two others, and the slots stand elsewhere."""
+    behaviour = ServerBehaviour(
+        dialect=driver, prefix_cache=True, slots=6, has_control=driver == "vllm", opens_thought=False
+    )
+    async with FakeUpstream(model(delay_s=0.01), behaviour) as fake:
+        findings = await examine_fake(fake, driver=driver)
+        url = fake.url
+    native = ("native",) if driver == "vllm" else ()
+    assert findings.finish == (*native, "raw", "prefill"), verdicts(findings)
+    assert findings.n_slots == 6, evidence(findings, "slots")
+    assert verdicts(findings)["cancel"] == "yes"
+    recommendation = recommend(findings, name="up", url=url, driver=driver)
+    settings = parse_settings(tomllib.loads(recommendation.settings)).upstreams["up"]
+    assert (settings.driver, settings.slots, settings.finish) == (driver, 6, findings.finish)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [("then step 9, </think>180", "ignored"), ("step 8, step 9, step 10, 180", "ignored"), ("180", "yes")],
+)
+async def test_a_budget_is_not_honoured_if_the_answer_is_the_rest_of_the_thought(answer: str, verdict: str) -> None:
+    replies = model()
+
+    def cut_short(seen: Any) -> Reply:
+        reply = replies(seen)
+        if "thinking_token_budget" not in seen.body:
+            return reply
+        return dataclasses.replace(reply, answer_after=lambda _: AnswerTokens(cut(answer)))
+
+    async with FakeUpstream(cut_short, ServerBehaviour(dialect="vllm")) as fake:
+        findings = await examine_fake(fake, driver="vllm")
+    assert verdicts(findings)["native_budget"] == verdict, evidence(findings, "native_budget")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from suffice.episode.extra_calls import PrefillStripper
 from suffice.settings import Driver, Effort, FinishMethod, Probe, Template, Upstream
-from suffice.upstream.continuation import SAMPLING, Prompt, build_continuation, close_thought, cut_at, write_prompt
+from suffice.upstream.continuation import SAMPLING, Prompt, build_continuation, close_thought, cut_at
 from suffice.upstream.drivers import DRIVERS
+from suffice.upstream.prompts import write_prompt
 
 PROMPT = Prompt(text="<|user|>2+2?<|assistant|><think>", n_tokens=5)
 CLIENT: dict[str, Any] = {

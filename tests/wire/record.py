@@ -1,9 +1,11 @@
-"""Records the streams of llama.cpp's server anew, from the small local model (its weights are fetched if need be).
+"""Records the streams of model servers anew. What is written to tests/wire/streams/ is what came over the socket,
+without HTTP's own framing.
 
-    python -m tests.wire.record          (with the extra `local` installed)
+    python -m tests.wire.record                                       llama.cpp, with the extra `local` installed
+    python -m tests.wire.record vllm http://127.0.0.1:8700            a running engine, see tests/engines
+    python -m tests.wire.record sglang http://127.0.0.1:8701
 
-One server, one run at a time, temperature 0. What is written to tests/wire/streams/ is what came over the
-socket, without HTTP's own framing.
+One run at a time, temperature 0. llama.cpp runs the small local model, whose weights are fetched if need be.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def expected(path: str, body: bytes) -> dict[str, Any]:
         for choice in value.get("choices") or []:
             said = choice.get("delta") or choice.get("message") or {}
             text += said.get("content") or choice.get("text") or ""
-            thought += said.get("reasoning_content") or ""
+            thought += said.get("reasoning_content") or said.get("reasoning") or ""
             found["finish"] = choice.get("finish_reason") or found.get("finish")
         if value.get("usage") and path != "/v1/messages":
             found["usage"] = value["usage"]
@@ -140,8 +142,76 @@ def expected(path: str, body: bytes) -> dict[str, Any]:
     return {"text": text, "thought": thought, **found}
 
 
+PREFILLED = [*QUESTION, {"role": "assistant", "content": THOUGHT}]
+RAW = "<|im_start|>user\nWhat is 30 + 4?<|im_end|>\n<|im_start|>assistant\n" + THOUGHT
+COUNTED = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+# The streams that vLLM and SGLang have in common.
+ENGINE_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat_reasoning": (CHAT, chat(**USAGE)),
+    "chat_continuous_usage": (CHAT, chat(**USAGE | COUNTED)),
+    "chat_no_usage": (CHAT, chat(stream=True)),
+    "chat_body": (CHAT, chat()),
+    "chat_logprobs": (CHAT, chat(logprobs=True, top_logprobs=2, **(USAGE | {"max_tokens": 6}))),
+    "chat_cut": (CHAT, chat(**(USAGE | {"max_tokens": 6}))),
+    "chat_cancelled": (CHAT, chat(**(USAGE | {"max_tokens": 400, "ignore_eos": True}))),
+    "completions_raw": ("/v1/completions", {**BASE, **USAGE, "prompt": RAW, "max_tokens": 12}),
+    "completions_body": ("/v1/completions", {**BASE, "prompt": "One, two, three,", "max_tokens": 8}),
+    "responses": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "stream": True, "max_output_tokens": 40}),
+    "responses_body": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "max_output_tokens": 40}),
+    "messages": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40, "stream": True}),
+    "messages_body": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40}),
+}
+# … and those that each has for itself.
+ENGINES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "vllm": {
+        "chat_prefill": (
+            CHAT,
+            chat(**(USAGE | {"messages": PREFILLED}), continue_final_message=True, add_generation_prompt=False),
+        ),
+        "chat_budget": (CHAT, chat(thinking_token_budget=4, **USAGE)),
+        "chat_schema": (CHAT, chat(structured_outputs={"json": SCHEMA}, **(USAGE | {"max_tokens": 60}))),
+    },
+    "sglang": {
+        "chat_prefill": (
+            CHAT,
+            chat(**(USAGE | {"messages": [*QUESTION, {"role": "assistant", "content": THOUGHT[7:]}]}))
+            | {"continue_final_message": True, "separate_reasoning": False},
+        ),
+    },
+}
+NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
+
+
+def record_engine(name: str, url: str) -> None:
+    """Record a running engine. What it refuses is printed and left out."""
+    port = int(url.rstrip("/").rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/version" if name == "vllm" else "/get_server_info")
+    version = json.loads(connection.getresponse().read())["version"]
+    for shape, (path, body) in (ENGINE_ASKED | ENGINES[name]).items():
+        watch: Watch = (lambda got: got.count(b"data: ") < 12) if shape == "chat_cancelled" else to_the_end
+        try:
+            got = ask(port, path, body, watch)
+        except SystemExit as refusal:
+            print("left out:", shape, refusal)
+            continue
+        head = {
+            "engine": f"{NAMES[name]} {version}, on CPU",
+            "evidence": "recorded",
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "source": f"python -m tests.wire.record {name}, Qwen2.5-Coder-0.5B-Instruct with think tags of tests.engines",
+            "request": f"POST {path} {json.dumps(body)}",
+            "expect": json.dumps(expected(path, got), ensure_ascii=False),
+        }
+        print(write(f"{name}_{shape}", head, got).name, len(got), head["expect"][:200])
+
+
 def main() -> int:
-    """Record everything."""
+    """Record everything of one engine."""
+    if len(sys.argv) > 1:
+        record_engine(*sys.argv[1:])
+        return 0
     model = weights.fetch("smol")
     spec = ServerSpec(model_path=model, template="think", alias="local", n_parallel=2)
     engine = f"llama.cpp, by xllamacpp {importlib.metadata.version('xllamacpp')}"

@@ -290,15 +290,21 @@ _CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdi
 
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
     sentences = [text for name, (verdicts, text) in _CAUTIONS.items() if find_verdict(findings, name) in verdicts]
-    if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
-        sentences.append(f"Driver {driver!r} has no template and no control endpoint: native and raw need llama.cpp's.")
+    if unusable := [method for method in findings.finish if method not in _usable(findings, driver)]:
+        sentences.append(f"Driver {driver!r} cannot use {' and '.join(unusable)}, which the server supports.")
     return sentences
+
+
+def _usable(findings: Findings, driver: Driver) -> list[str]:
+    """Return the ways to close a thought that were observed and that the driver can request."""
+    facts = DRIVERS[driver]
+    has = {"native": facts.control, "raw": facts.writes_prompt, "prefill": facts.prefill}
+    return [method for method in findings.finish if has.get(method) is not None]
 
 
 def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
     lines = [f"[upstreams.{name}]", f"url = {json.dumps(url)}", f'driver = "{driver}"']
-    continues = DRIVERS[driver].prefill is not None
-    usable = [m for m in findings.finish if driver == "llama.cpp" or (m == "prefill" and continues)]
+    usable = _usable(findings, driver)
     if findings.n_slots is not None:
         lines.append(f"slots = {findings.n_slots}")
     if usable:

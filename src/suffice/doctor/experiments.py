@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from statistics import median
 from typing import Any, Final, TypeAlias, get_args
@@ -15,10 +16,12 @@ from msgspec.structs import replace
 
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.extra_calls import PrefillStripper
+from suffice.errors import UpstreamProtocol
 from suffice.settings import Effort, Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
-from suffice.upstream.drivers import DRIVERS, effort_fields
+from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, effort_fields
 from suffice.upstream.efforts import model_facts
+from suffice.upstream.prompts import render_prompt
 from suffice.upstream.wire import REASONING_FIELDS, parse_token_count, within
 
 Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
@@ -174,8 +177,42 @@ async def _slots(session: ServerSession) -> Result:
         session.n_slots = session.n_slots or len(listed)
         session.context_tokens = session.context_tokens or _positive(within(listed[0], "n_ctx"))
     if session.n_slots is None:
-        return Result("no", "neither /props nor /slots reports it; set upstreams.NAME.slots yourself")
-    return Result("yes", f"{session.n_slots} at once")
+        session.n_slots = await _sglang_slots(session)
+    if session.n_slots is not None:
+        return Result("yes", f"{session.n_slots} at once")
+    return await _observed_slots(session)
+
+
+async def _sglang_slots(session: ServerSession) -> int | None:
+    """Return what SGLang reports as its effective limit, of all its replicas."""
+    for path in ("/get_server_info", "/server_info"):
+        status, info = await session.get(path)
+        n_slots = _positive(within(info, "effective_max_running_requests_per_dp")) if status == 200 else None
+        if n_slots is not None:
+            return n_slots * (_positive(within(info, "dp_size")) or 1)
+    return None
+
+
+async def _observed_slots(session: ServerSession) -> Result:
+    """Open one long answer after another until the server's metrics report that one waits."""
+    if await _gauge(session, _RUNNING) is None or await _gauge(session, _WAITING) is None:
+        return Result("no", "no endpoint and no metric reports it; set upstreams.NAME.slots yourself")
+    n_waiting = n_running = 0
+    async with AsyncExitStack() as stack:
+        for n_open in range(1, MOST_SLOTS + 1):
+            call = session.open(CHAT, session.body(COUNT, LONG_CAP, stream=True))
+            task = asyncio.create_task(stack.enter_async_context(call))
+            stack.callback(task.cancel)
+            await asyncio.wait({task}, timeout=SETTLE_S)
+            if n_open % SLOTS_AT_ONCE == 0:
+                n_running, n_waiting = await _gauge(session, _RUNNING) or 0, await _gauge(session, _WAITING) or 0
+                if n_waiting:
+                    break
+    if n_waiting and n_running:
+        session.n_slots = n_running
+        return Result("yes", f"{n_running} at once: further requests waited, by its metrics")
+    session.n_slots = max(n_running, 1)
+    return Result("yes", f"at least {session.n_slots} at once: none of so many requests waited, by its metrics")
 
 
 async def _context(session: ServerSession) -> Result:
@@ -204,6 +241,7 @@ NEXT = "6"
 BUDGET_TOKENS = 8
 MIN_THOUGHT = 3 * BUDGET_TOKENS  # pieces: a shorter thought cannot show a budget
 CONTROL_AFTER = 6  # pieces of thought before the request to end it
+REST_CHARS = 24  # of an answer that begins like the rest of a thought which was cut
 SLACK = 12  # pieces that may still be in flight, a closing message included
 
 
@@ -236,13 +274,17 @@ async def _prefill(session: ServerSession) -> Result:
 
 
 async def _raw(session: ServerSession) -> Result:
-    answer = await session.whole({"messages": [{"role": "user", "content": LIST}]}, "/apply-template")
-    template = within(answer.body, "prompt") if answer.status == 200 else None
-    if not isinstance(template, str) or not template:
+    prompt, settings = None, session.settings
+    # A server whose driver cannot render a template is tested with llama.cpp's endpoint for it.
+    driver = settings.driver if DRIVERS[settings.driver].writes_prompt is not None else "llama.cpp"
+    body = {"model": session.model, "messages": [{"role": "user", "content": LIST}]}
+    with suppress(UpstreamProtocol):
+        prompt = await render_prompt(session.client, body, (), driver=driver, text=True)
+    if prompt is None or not prompt.text:
         answer = await session.whole({"model": session.model, "prompt": BEGUN, session.cap_field: 6}, "/v1/completions")
         plain = "200" if answer.status == 200 else answer.refused
-        return Result("no", f"no /apply-template to write the prompt with; /v1/completions answered {plain}")
-    made = await _continuation(session, "raw", prompt=Prompt(text=template, n_tokens=None))
+        return Result("no", f"nothing renders the chat template; /v1/completions answered {plain}")
+    made = await _continuation(session, "raw", prompt=prompt)
     seen = await session.stream(made.body, made.path, refusal="answered")
     if seen.content.lstrip().startswith(NEXT):
         return Result("yes", f"after {BEGUN!r} came {_quoted(seen.content, 16)}")
@@ -267,12 +309,16 @@ async def _native_end(session: ServerSession) -> Result:
         return Result("unclear", f"no thought to end: {_length(base)}")
     seen = StreamTranscript()
     status, ended_at, success = 0, 0, False
-    body = session.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
+    facts, name, tag = DRIVERS[session.settings.driver], f"doctor-{secrets.token_hex(8)}", session.settings.think_close
+    control = facts.control or DRIVERS["llama.cpp"].control
+    assert control is not None
+    body = session.body(THINK, THINK_CAP, stream=True, **control(name, "\n", tag))
     async with session.open(CHAT, body) as call:
         async for _ in session.pieces(call, seen):
             if seen.n_thought_pieces >= CONTROL_AFTER and not ended_at:
                 ended_at = seen.n_thought_pieces
-                answer = await session.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
+                name = name if facts.controls_by_run else seen.completion_id
+                answer = await session.whole({"id": name, "action": "reasoning_end"}, CONTROL_PATH)
                 status, success = answer.status, within(answer.body, "success") is True
                 if not success:
                     break
@@ -281,7 +327,7 @@ async def _native_end(session: ServerSession) -> Result:
     if not ended_at:
         return Result("unclear", f"the thought ended after {seen.n_thought_pieces} pieces, before the control request")
     if not success:
-        return Result("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
+        return Result("no", f"{CONTROL_PATH} answered {status}" + (" and no success" if status == 200 else ""))
     more, otherwise = seen.n_thought_pieces - ended_at, base.n_thought_pieces - ended_at
     compared = f"{more} more pieces of thought, against {otherwise} without the request"
     if more < otherwise and seen.content.strip():
@@ -299,10 +345,16 @@ async def _native_budget(session: ServerSession) -> Result:
     assert budget is not None
     fields = budget(BUDGET_TOKENS, "\n")
     body = session.body(THINK, THINK_CAP, **fields)
-    seen = await session.stream(body, enough=lambda s: bool(s.content.strip()), refusal=f"{', '.join(fields)} answered")
+    seen = await session.stream(body, refusal=f"{', '.join(fields)} answered")
     n, n_before = seen.n_thought_pieces, base.n_thought_pieces
     compared = f"{n} pieces of thought with a budget of {BUDGET_TOKENS}, {n_before} without"
-    return Result("yes" if n <= BUDGET_TOKENS + SLACK and n < n_before else "ignored", compared)
+    if not (n <= BUDGET_TOKENS + SLACK and n < n_before):
+        return Result("ignored", compared)
+    rest = base.thought[len(seen.thought) :].strip() if base.thought.startswith(seen.thought.strip()) else ""
+    content = seen.content.strip()
+    if session.settings.think_close in content or (rest and rest[:REST_CHARS] == content[:REST_CHARS]):
+        return Result("ignored", f"{compared}; but the answer is the rest of the thought: {_quoted(content)}")
+    return Result("yes" if content else "unclear", f"{compared}, then {'the' if content else 'no'} answer")
 
 
 def _length(base: StreamTranscript | None) -> str:
@@ -354,7 +406,16 @@ CLEAR_S = 0.05  # time differences below are noise
 CANCEL_WITHIN_S = 3.0  # a cancelled slot must be free by then
 LONG_CAP = 1_024  # tokens of a run that is cancelled
 _WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "music", "bridge", "morning", "table")
-_RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_running)\S* ([\d.]+)", re.MULTILINE)
+_RUNNING = re.compile(
+    r"^(?:llamacpp:requests_processing|vllm:num_requests_running|sglang:num_running_reqs)(?:{\S*})? ([\d.]+)",
+    re.MULTILINE,
+)
+_WAITING = re.compile(
+    r"^(?:llamacpp:requests_deferred|vllm:num_requests_waiting|sglang:num_queue_reqs)(?:{\S*})? ([\d.]+)", re.MULTILINE
+)
+MOST_SLOTS = 32  # requests opened at once to see how many the server runs; more change nothing that Suffice decides
+SLOTS_AT_ONCE = 4
+SETTLE_S = 0.5  # for a request to appear in the metrics; SGLang updates its own with a delay
 
 
 async def _prefix_cache(session: ServerSession) -> Result:
@@ -471,9 +532,14 @@ async def _running(session: ServerSession) -> int | None:
     busy = await _busy(session)
     if busy is not None:
         return len(busy)
+    return await _gauge(session, _RUNNING)
+
+
+async def _gauge(session: ServerSession, pattern: re.Pattern[str]) -> int | None:
+    """Return a gauge of the server's metrics, all engines together; None if it has none."""
     status, text = await session.get("/metrics")
-    match = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
-    return None if match is None else int(float(match.group(1)))
+    values = pattern.findall(text) if status == 200 and isinstance(text, str) else []
+    return int(sum(map(float, values))) if values else None
 
 
 async def _quiet(session: ServerSession) -> bool:

@@ -137,10 +137,11 @@ class ServerSession:
         except (UpstreamError, ValueError):
             return status, data.decode("utf-8", "replace")
 
-    async def models(self) -> list[str]:
+    async def models(self, key: str = "id") -> list[str]:
+        """Return the names of the models, or what else is listed of each, such as `owned_by`. Raise UpstreamError."""
         status, body = await self.get("/v1/models")
         listed = wire.within(body, "data") if status == 200 else None
-        names = [wire.within(one, "id") for one in listed] if isinstance(listed, list) else []
+        names = [wire.within(one, key) for one in listed] if isinstance(listed, list) else []
         return [name for name in names if isinstance(name, str)]
 
     @asynccontextmanager

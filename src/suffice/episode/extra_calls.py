@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Any
-
-import msgspec
 
 from suffice.episode.chain_reader import ChannelText, Checkpoint, ThinkTag, first_choice, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
@@ -24,13 +22,13 @@ from suffice.signals.folds.wording import Embedder
 from suffice.types import Purpose, Step
 from suffice.upstream import wire
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
-from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at, write_prompt
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
+from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at
+from suffice.upstream.drivers import CHAT_PATH, CONTROL_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
+from suffice.upstream.prompts import ask_field, render_prompt
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
 CONTROL_TIMEOUT_S = 2.0
-TEMPLATE_TIMEOUT_S = 5.0
 FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record only
 PAIR_TIMEOUT_S = 600.0  # of a whole second run
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
@@ -93,69 +91,21 @@ class Continuer:
         return self.ledger.n_extra_calls + keep < self.max_extra_calls
 
     async def end_reasoning(self, completion_id: str) -> bool:
-        """End the running thought in place by llama.cpp's control endpoint; return True if it confirms."""
-        fields = {"id": completion_id, "action": "reasoning_end"}
+        """End the running thought in place by the engine's control endpoint; return True if it confirms."""
+        name = self.ledger.request.episode_id if self.facts.controls_by_run else completion_id
+        fields = {"id": name, "action": "reasoning_end"}
         try:
-            return bool(await self._ask("/v1/chat/completions/control", fields, "success", CONTROL_TIMEOUT_S))
+            success = await ask_field(self.client, CONTROL_PATH, fields, "success", self.headers, CONTROL_TIMEOUT_S)
+            return bool(success)
         except UpstreamProtocol:
             return False
 
     async def prompt(self, *, text: bool) -> Prompt | None:
         """Return the rendered prompt and its token count; without `text`, maybe only the count. Raise UpstreamError."""
         if self._prompt is None or (text and self._prompt.text is None):
-            self._prompt = await self._render_prompt(text=text)
+            driver = self.settings.driver
+            self._prompt = await render_prompt(self.client, self.body, self.headers, driver=driver, text=text)
         return self._prompt
-
-    async def _render_prompt(self, *, text: bool) -> Prompt | None:
-        if self.settings.template is not None:
-            return await self._own_prompt()
-        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
-        fields = {k: self.body[k] for k in wanted if k in self.body}
-        if self.facts.writes_prompt == "apply-template":
-            prompt = await self._ask("/apply-template", fields, "prompt")
-            if not isinstance(prompt, str):
-                raise UpstreamProtocol("/apply-template: the upstream returned no prompt")
-            whole = {"content": prompt, "add_special": True, "parse_special": True}
-            tokens = await self._ask("/tokenize", whole, "tokens")
-            return Prompt(text=prompt, n_tokens=len(tokens) if isinstance(tokens, list) else None)
-        if self.facts.writes_prompt == "tokenize":
-            fields.pop("reasoning_effort", None)
-            return await self._vllm_prompt(fields, text=text)
-        return None
-
-    async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
-        """Use `/detokenize`: `return_token_strs` would write spaces and bytes in the tokenizer's own symbols."""
-        model = {"model": self.body.get("model")}
-        tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
-        if not isinstance(tokens, list):
-            raise UpstreamProtocol("/tokenize: the upstream returned no tokens")
-        written = await self._ask("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
-        if text and not isinstance(written, str):
-            raise UpstreamProtocol("/detokenize: the upstream returned no prompt")
-        return Prompt(text=written, n_tokens=len(tokens))
-
-    async def _own_prompt(self) -> Prompt:
-        assert self.settings.template is not None
-        try:
-            text = write_prompt(self.settings.template, self.body["messages"])
-        except ValueError as error:
-            raise UpstreamProtocol(str(error)) from None
-        count = None
-        if self.facts.counts_prompts:
-            fields = {"model": self.body.get("model"), "prompt": text, "add_special_tokens": False}
-            with suppress(UpstreamError):
-                count = await self._ask("/tokenize", fields, "count")
-        return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
-
-    async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
-        body = encode_json(fields)
-        status, answer, _ = await self.client.fetch(path, body, self.headers, timeout_s=timeout_s)
-        if status != 200:
-            raise UpstreamProtocol(f"{path}: the upstream answered {status}")
-        try:
-            return msgspec.json.decode(answer).get(key)
-        except (msgspec.DecodeError, AttributeError):
-            raise UpstreamProtocol(f"{path}: the upstream's answer is not a JSON object") from None
 
     async def prepare(
         self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None

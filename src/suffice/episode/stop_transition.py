@@ -61,7 +61,7 @@ class StopTransition:
             if not self.relay.reader.is_in_thought:
                 break  # the answer began during preparation: too late to stop
             if method == "native":
-                if self.continuer.facts.has_control and await self._stop_natively():
+                if self.continuer.facts.control is not None and await self._stop_natively():
                     return
             elif await self._continue_with(method, thought, thought_tokens):
                 return

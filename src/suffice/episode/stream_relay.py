@@ -68,6 +68,7 @@ class Delivery:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientView:
     usage: bool  # a usage chunk, or usage in the body
+    chunk_usage: bool = True  # usage in the other chunks; False: it was requested for us, not for the client
     object: bool  # the `suffice` object even when nothing was stopped
     logprobs: bool = True  # those of the stream; False: they were requested for us, not for the client
     joined: bool = False  # chunks that differ only in their text may reach it as one frame
@@ -355,6 +356,7 @@ class StreamRelay:
         adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
         # An engine that sends usage because we requested it may write an empty one into every chunk.
         has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
+        has_trace = has_trace or (not view.chunk_usage and chunk.usage is not None and choice is not None)
         hides_logprobs = not view.logprobs and choice is not None and is_given(choice.logprobs)
         if not (adds_object or has_trace or hides_logprobs or view.alias is not None):
             return frame

@@ -31,6 +31,7 @@ from suffice.types import Decision, Purpose, Request, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
 from suffice.upstream.drivers import (
     CHAT_PATH,
+    DRIVERS,
     NO_FIELDS,
     ReasoningFields,
     cancel_saves,
@@ -161,7 +162,15 @@ class GovernedRequest:
             return body
         options = body.get("stream_options")
         options = options if isinstance(options, dict) else {}
-        return body | {"stream_options": options | {"include_usage": True}}
+        # A run that is cut off reports no usage at its end.
+        in_chunks = {"continuous_usage_stats": True} if self.counts_chunks else {}
+        return body | {"stream_options": options | {"include_usage": True} | in_chunks}
+
+    @property
+    def counts_chunks(self) -> bool:
+        """Whether the engine is asked for its own counts in every chunk: exact ones of a run that may be stopped."""
+        is_cut = self.may_act and self.ledger.request.kind == "reasoning"
+        return is_cut and DRIVERS[self.client.settings.driver].counts_chunks
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         if not self.parsed.stream:
@@ -329,6 +338,7 @@ async def _open_relay(
         view = ClientView(
             logprobs="logprobs" not in sent.fields,
             usage=parsed.wants_usage or not parsed.stream,
+            chunk_usage=not job.counts_chunks or parsed.wants_chunk_usage,
             object=parsed.has_options,
             joined=True,
             alias=rerun_of,
@@ -390,7 +400,12 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
         return NO_FIELDS
     budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
     fields = choose_reasoning_fields(
-        route, job.client.settings, job.parsed.body, methods=continuer.methods, policy_budget_tokens=budget
+        route,
+        job.client.settings,
+        job.parsed.body,
+        methods=continuer.methods,
+        policy_budget_tokens=budget,
+        run=job.ledger.request.episode_id,
     )
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified

@@ -43,6 +43,7 @@ class ParsedRequest:
     model: str
     stream: bool
     wants_usage: bool = False  # a usage chunk in the stream
+    wants_chunk_usage: bool = False  # usage in every chunk
     identity: bytes = b""  # equal for equal bodies: `raw`, or its digest if long
     prompt: str | None = None  # digest of long messages; None: they are short
 
@@ -222,6 +223,7 @@ def read_chat(raw: bytes, limits: Server) -> ParsedRequest:
         model=model[:MOST_NAME_CHARS],
         stream=bool(stream),
         wants_usage=isinstance(wanted, dict) and wanted.get("include_usage") is True,
+        wants_chunk_usage=isinstance(wanted, dict) and wanted.get("continuous_usage_stats") is True,
         **_digests(raw, body),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from suffice.settings import FinishMethod, Probe, Template, Upstream
+from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.upstream.drivers import (
     CHAT_PATH,
     DRIVERS,
@@ -139,24 +139,6 @@ def _reask(
         added_chars=len(reasoning) - len(thought) + len(probe.reask_ask),
         opened=upstream.think_opened and not thinking_is_off(body),
     )
-
-
-def write_prompt(template: Template, messages: Sequence[Any]) -> str:
-    """Render messages by the configured template. Raise ValueError for a message that is more than text."""
-    text = template.begin
-    for message in messages:
-        turn = template.turn.replace("{role}", str(message.get("role", "user")))
-        text += turn.replace("{content}", _text_of(message.get("content")))
-    return text + template.generate
-
-
-def _text_of(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    if not parts or not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in parts):
-        raise ValueError("template: a message contains more than text")
-    return "".join(p["text"] for p in parts)
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """What each kind of model server can do about a thought, and the request fields for it.
 
-llama.cpp's facts were tested against its server; all others come from the projects' documentation or sources. A
-capability that `suffice doctor` has not confirmed for a server is not used.
+The facts of llama.cpp, vLLM 0.32 and SGLang 0.5 were tested against their servers; all others come from the projects'
+documentation or sources. A capability that `suffice doctor` has not confirmed for a server is not used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Prefill = Literal[
     "prefix-reasoning",  # the same, with the thought in `reasoning_content`
 ]
 CHAT_PATH = "/v1/chat/completions"
+CONTROL_PATH = f"{CHAT_PATH}/control"
 # Fields by which a client itself limits thinking. If one is present, ours are not added.
 _BUDGET_FIELDS = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 THINKING_FIELDS = (
@@ -47,8 +48,13 @@ class DriverFacts:
     effort: Callable[[Effort], Fields | None]
     lowest: Effort = "none"  # the lowest level that all its models accept
     writes_prompt: Literal["apply-template", "tokenize"] | None = None  # endpoint that renders the chat template
-    has_control: bool = False  # llama.cpp's POST …/chat/completions/control
+    # Fields of a run whose thought may be ended by POST CONTROL_PATH, from the run's name, the text to write before the
+    # closing tag, and the tag. None: there is no such endpoint.
+    control: Callable[[str, str, str], Fields] | None = None
+    controls_by_run: bool = False  # the endpoint takes that name; else the completion's id
     counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
+    detokenized: str = "prompt"  # field of the text in the answer of /detokenize
+    counts_chunks: bool = False  # `stream_options.continuous_usage_stats`: exact counts in every chunk
     caches_by_slot: bool = False  # a run's cached prefix stays in its slot after the run has left it
     cancel_saves: CancelSaves = "unknown"  # whether a call that is cancelled is generated and billed no further
 
@@ -85,7 +91,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         budget=lambda n, message: {"reasoning_budget_tokens": n, "reasoning_budget_message": message},
         effort=_llama_effort,
         writes_prompt="apply-template",
-        has_control=True,
+        control=lambda _, closing, __: {"reasoning_control": True, "reasoning_budget_message": closing},
         caches_by_slot=True,
         cancel_saves="yes",
     ),
@@ -98,16 +104,23 @@ DRIVERS: dict[Driver, DriverFacts] = {
         effort=_template_effort,
         writes_prompt="tokenize",
         cancel_saves="yes",
+        # Read by contrib/suffice-vllm in the engine; without it the fields mean nothing to vLLM.
+        control=lambda run, closing, tag: {"vllm_xargs": {"suffice_run": run, "suffice_text": closing + tag}},
+        controls_by_run=True,
+        counts_chunks=True,
     ),
     # docs.sglang.io: "Thinking budget" (custom_params, with --enable-strict-thinking or a logit processor, else
-    # ignored); its chat protocol: continue_final_message, separate_reasoning; /tokenize takes a prompt only.
+    # ignored); its chat protocol: continue_final_message, separate_reasoning.
     "sglang": DriverFacts(
         methods=("prefill", "raw", "re-ask"),
         prefill="continue-behind",
         budget=lambda n, _: {"custom_params": {"thinking_budget": n}},
         effort=_template_effort,
+        writes_prompt="tokenize",
         counts_prompts=True,
         cancel_saves="yes",
+        detokenized="text",
+        counts_chunks=True,
     ),
     # Whether hosted services bill what follows a cancelled stream: openrouter.ai/docs, "Stream cancellation".
     # api-docs.deepseek.com: "Chat prefix completion (beta)", and `thinking` of the chat API.
@@ -231,9 +244,11 @@ def choose_reasoning_fields(
     *,
     methods: tuple[FinishMethod, ...],
     policy_budget_tokens: int | None,
+    run: str = "",
 ) -> ReasoningFields:
     """Return the fields that set how long the model may think; `native` first also enables the control endpoint.
 
+    run     name of the run, for the control endpoint
     policy_budget_tokens  the budget of a policy that is only a budget, left to an engine that can keep one
     """
     facts, closing = DRIVERS[upstream.driver], (route.probe or Probe()).closing
@@ -241,8 +256,8 @@ def choose_reasoning_fields(
     known = model_facts(upstream, model)
     fields: dict[str, Any] = {}
     native = methods[:1] == ("native",)
-    if native and facts.has_control:
-        fields |= {"reasoning_control": True, "reasoning_budget_message": closing}
+    if native and facts.control is not None:
+        fields |= facts.control(run, closing, upstream.think_close)
     if chosen_by_client(body):
         return ReasoningFields(fields=fields)
     budgets = [n for n in (route.budget_tokens, policy_budget_tokens if native else None) if n is not None]

@@ -15,7 +15,7 @@ _BUDGETS = {"reasoning_control", "reasoning_budget_tokens", "thinking_budget_tok
 _TAKES: Mapping[Dialect, set[str]] = {
     "openai": {"reasoning_effort"},
     "llama.cpp": {*_CONTINUED, *_BUDGETS, "add_generation_prompt"},
-    "vllm": {*_CONTINUED, "add_generation_prompt", "thinking_token_budget", "add_special_tokens"},
+    "vllm": {*_CONTINUED, "add_generation_prompt", "thinking_token_budget", "add_special_tokens", "vllm_xargs"},
     "sglang": {*_CONTINUED, "separate_reasoning", "custom_params"},
     "deepseek": {"thinking"},
     "mistral": {"reasoning_effort"},
@@ -30,6 +30,7 @@ class ServerBehaviour:
 
     dialect: Dialect = "llama.cpp"
     keeps_budgets: bool = True  # vLLM and SGLang are configured to keep thought budgets
+    has_control: bool = False  # vLLM runs with suffice-vllm, whose endpoint ends a thought
     scripts: Mapping[str, Script] = field(default_factory=dict)  # by model name: streams that are played instead
     paths: Mapping[str, Script] = field(default_factory=dict)  # by "METHOD /path" without /v1: endpoints of other APIs
     slots: int | None = None  # completions generated at once, others wait; None: no limit

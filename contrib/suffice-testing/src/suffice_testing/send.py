@@ -131,6 +131,8 @@ class ReplyShape:
         self._n_top = _n_top_logprobs(seen.request)
         options = seen.request.body.get("stream_options")
         requested = isinstance(options, Mapping) and options.get("include_usage") is True
+        counts = server.dialect in ("vllm", "sglang") and isinstance(options, Mapping)
+        self._counts_chunks = counts and options.get("continuous_usage_stats") is True  # type: ignore[union-attr]
         self._usage_at_end = reply.usage in ("always", "zero_first") or (requested and reply.usage == "last")
 
     # ---- streams
@@ -168,7 +170,7 @@ class ReplyShape:
         if not self._request.is_raw:
             choice["delta"] = delta
         chunk = {**self._top(chunk=True), "choices": [choice]}
-        if self._reply.usage == "every":
+        if self._reply.usage == "every" or self._counts_chunks:
             chunk["usage"] = self.usage()
         elif not self._llama and self._usage_at_end:
             chunk["usage"] = None

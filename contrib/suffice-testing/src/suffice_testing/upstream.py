@@ -328,33 +328,46 @@ class FakeUpstream:
             ("POST", "/detokenize"): self._detokenize,
             ("GET", "/models"): lambda _: {"object": "list", "data": self._models()},
             ("GET", "/health"): lambda _: {"status": "ok"},
+            ("GET", "/get_server_info"): lambda _: self._server_info(),
             ("GET", "/slots"): lambda _: [{"id": n, "is_processing": n < n_busy} for n in range(max(n_slots, n_busy))],
         }
         route = routes.get((request.method, request.path))
         if route is None:
             raise FakeRefusal(f"no route {request.path!r}", status=404, code="not_found")
-        if request.path in _LLAMA_ONLY and self._behaviour.dialect != "llama.cpp":
+        server = self._behaviour
+        has_control = server.has_control and request.path == _LLAMA_ONLY[0]
+        if request.path in _LLAMA_ONLY and server.dialect != "llama.cpp" and not has_control:
             raise FakeRefusal(f"no {request.path!r} in this dialect", status=404, code="not_found")
         return route(request)
 
     def _control(self, request: FakeRequest) -> dict[str, Any]:
         if request.body.get("action") != "reasoning_end":
             raise FakeRefusal("action must be reasoning_end", code="bad_action")
-        seen, runs = self._live.get(str(request.body.get("id")), (None, ()))
+        wanted = str(request.body.get("id"))
+        if self._behaviour.has_control:  # which knows a run by the name that its request gave it
+            live = self._live.values()
+            by_name = {(one.body.get("vllm_xargs") or {}).get("suffice_run"): (one, runs) for one, runs in live}
+            seen, runs = by_name.get(wanted, (None, ()))
+        else:
+            seen, runs = self._live.get(wanted, (None, ()))
         if seen is None:
             return {"success": False, "message": "no such completion is running"}
-        if seen.body.get("reasoning_control") is not True:
+        if seen.body.get("reasoning_control") is not True and not self._behaviour.has_control:
             return {"success": False, "message": "the completion was started without reasoning_control"}
         for run in runs:
             run.end_reasoning()
         return {"success": True}
 
     def _tokenize(self, request: FakeRequest) -> dict[str, Any]:
-        """llama.cpp's field is `content`, SGLang's `prompt`, vLLM's `prompt` or the chat itself."""
+        """llama.cpp's field is `content`, vLLM's and SGLang's `prompt` or the chat itself."""
         body, dialect = request.body, self._behaviour.dialect
         key = "prompt" if dialect in ("sglang", "vllm") else "content"
-        if dialect == "vllm" and isinstance(body.get("messages"), list):
-            text = self._template(request)
+        if key == "prompt" and isinstance(body.get("messages"), list):
+            # Recorded of vLLM 0.32: of an earlier thought it reads `reasoning` alone, unlike its chat endpoint.
+            names = ("reasoning_content", "thinking") if dialect == "vllm" else ()
+            messages = [{k: v for k, v in m.items() if k not in names} for m in request.messages]
+            opens = self._behaviour.opens_thought
+            text = prompt.apply_template(messages, continue_last=False, opens_thought=opens)
         elif isinstance(body.get(key), str):
             text = body[key]
         else:
@@ -368,17 +381,31 @@ class FakeUpstream:
         text = self._texts.get(tuple(ids)) if isinstance(ids, list) else None
         if text is None:
             raise FakeRefusal("these tokens have no known text")
-        return {"content" if self._behaviour.dialect == "llama.cpp" else "prompt": text}
+        return {{"llama.cpp": "content", "sglang": "text"}.get(self._behaviour.dialect, "prompt"): text}
+
+    def _server_info(self) -> dict[str, Any]:
+        if self._behaviour.dialect != "sglang":
+            raise FakeRefusal("no server info in this dialect", status=404, code="not_found")
+        return {"effective_max_running_requests_per_dp": self._behaviour.slots, "dp_size": 1}
 
     def _models(self) -> list[dict[str, Any]]:
         return [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._behaviour.models]
 
     def _metrics(self) -> bytes:
+        n_running = min(len(self._live), self._behaviour.slots or len(self._live))
         counts = {
             "llamacpp:prompt_tokens_total": self.total_prompt_tokens,
             "llamacpp:tokens_predicted_total": self.total_completion_tokens,
-            "llamacpp:requests_processing": len(self._live),
+            "llamacpp:requests_processing": n_running,
         }
+        if self._behaviour.dialect == "vllm":
+            n_waiting = self.in_flight - n_running
+            counts = {
+                'vllm:num_requests_running{engine="0"}': n_running,
+                'vllm:num_requests_waiting{engine="0"}': n_waiting,
+            }
+        elif self._behaviour.dialect == "sglang":
+            counts = {'sglang:num_running_reqs{tp_rank="0"}': n_running}
         return "".join(f"{name} {value}\n" for name, value in counts.items()).encode()
 
 

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from suffice.doctor.examine import (
 )
 from suffice.doctor.experiments import EXPERIMENTS
 from suffice.doctor.session import ServerSession
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, UpstreamError
 from suffice.plugins import load_plugins
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Driver, Route, Settings, Upstream
@@ -122,6 +122,14 @@ async def _open_session(client: UpstreamClient, options: DoctorOptions, model: s
     return session
 
 
+async def _owner(session: ServerSession) -> Driver | None:
+    """Return the driver of the engine as which the server lists its models; None: it says nothing known."""
+    owners: dict[str, Driver] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
+    with suppress(UpstreamError):
+        return next((owners[name] for name in await session.models("owned_by") if name in owners), None)
+    return None
+
+
 async def _append(settings: Settings, event: Event) -> None:
     with closing(open_log(settings)) as log:
         await log.append_durable(event)
@@ -138,6 +146,8 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
         upstream = msgspec.structs.replace(upstream, driver=options.driver)
     async with _client(name, upstream) as client:
         session = await _open_session(client, options, options.model)
+        driver = options.driver or (upstream.driver if name else await _owner(session))
+        client.settings = msgspec.structs.replace(upstream, driver=driver or upstream.driver)
         screen = Console(stderr=True, quiet=options.as_json or not sys.stderr.isatty())
         with screen.status("starting") as line:
             result = await examine(
@@ -154,7 +164,7 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
     else:
         await _append(settings, result)
         kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
-    recommendation = recommend(result, name=name or "local", url=upstream.url, driver=options.driver)
+    recommendation = recommend(result, name=name or "local", url=upstream.url, driver=driver)
     if options.as_json:
         _print_json(result, recommendation, url=upstream.url, kept=kept)
     else:
