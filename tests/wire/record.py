@@ -200,7 +200,7 @@ def record_engine(name: str, url: str) -> None:
             "engine": f"{NAMES[name]} {version}, on CPU",
             "evidence": "recorded",
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-            "source": f"python -m tests.wire.record {name}, Qwen2.5-Coder-0.5B-Instruct with think tags of tests.engines",
+            "source": f"python -m tests.wire.record {name}, Qwen2.5-Coder-0.5B-Instruct with think tags added",
             "request": f"POST {path} {json.dumps(body)}",
             "expect": json.dumps(expected(path, got), ensure_ascii=False),
         }

@@ -132,7 +132,7 @@ class StopTransition:
 
     def _may_begin(self) -> bool:
         client = self.continuer.client
-        self._overlaps = client.n_open < client.settings.slots
+        self._overlaps = client.n_open < client.slots
         # If the original has to go first, a full run must remain possible after it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False

@@ -335,7 +335,7 @@ class LoadControl:
         self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
     ) -> None:
         for name, client in upstreams.items():
-            self._queues.setdefault(name, Smooth(QUEUE_S)).add(client.n_open / client.settings.slots, now_s)
+            self._queues.setdefault(name, Smooth(QUEUE_S)).add(client.n_open / client.slots, now_s)
         for route in routes:
             operation = self.of(route.name, route.settings)
             operation.move(self.queue(operation.settings.upstream), metrics, now_s)

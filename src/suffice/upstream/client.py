@@ -161,7 +161,7 @@ class UpstreamClient:
         self.name, self.settings = name, settings
         self.api_key = api_key  # sent with each call; may be replaced
         self.findings = findings  # what doctor observed of this server; None: doctor has not run
-        self.allowance = Allowance(settings.extra, settings.slots)
+        self.allowance = Allowance(settings.extra, self.slots)
         self._login = _login_header(settings.url)
         self._pool = ConnectionPool(settings)
         self._address = self._pool.address
@@ -170,6 +170,12 @@ class UpstreamClient:
         self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
         self._crowded_until_s = float("-inf")
         self.reachability = Reachability(name, self._address.name)
+
+    @property
+    def slots(self) -> int:
+        """The requests that the server runs at once; where the settings name none, as many as doctor found."""
+        found = None if self.findings is None else self.findings.n_slots
+        return found if found is not None and self.settings.slots == 1 else self.settings.slots
 
     async def __aenter__(self) -> Self:
         return self
@@ -341,7 +347,7 @@ class UpstreamClient:
 
         `slots = 1` may be an unset default, so then only a recently lost slot counts.
         """
-        slots = self.settings.slots
+        slots = self.slots
         waits = slots > 1 and self.n_open >= 2 * slots
         return self.n_open > slots and (waits or time.monotonic() < self._crowded_until_s)
 

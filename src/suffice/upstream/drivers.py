@@ -105,7 +105,9 @@ DRIVERS: dict[Driver, DriverFacts] = {
         writes_prompt="tokenize",
         cancel_saves="yes",
         # Read by contrib/suffice-vllm in the engine; without it the fields mean nothing to vLLM.
-        control=lambda run, closing, tag: {"vllm_xargs": {"suffice_run": run, "suffice_text": closing + tag}},
+        control=lambda run, closing, tag: {
+            "vllm_xargs": {"suffice_run": run, "suffice_text": closing + tag, "suffice_tag": tag}
+        },
         controls_by_run=True,
         counts_chunks=True,
     ),

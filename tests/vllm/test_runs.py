@@ -1,0 +1,104 @@
+"""The forced text is written whole and once, whatever the scheduler does between two of its tokens."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice_vllm.runs import MOST_RUNS, RunTable, check_arguments, refusal
+from tests.vllm.conftest import TAG, encode
+
+TEXT = "\n" + TAG
+CLOSING = encode(TEXT)
+
+
+def table_with(name: str = "r") -> RunTable:
+    table = RunTable(encode)
+    table.enter({"suffice_run": name, "suffice_text": TEXT, "suffice_tag": TAG})
+    return table
+
+
+@given(
+    thought=st.lists(st.integers(4, 31), max_size=20),
+    repeats=st.lists(st.integers(1, 3), min_size=len(CLOSING), max_size=len(CLOSING)),
+    lost=st.lists(st.integers(0, 3), min_size=len(CLOSING), max_size=len(CLOSING)),
+)
+def test_steps_may_be_repeated_or_lost_and_the_text_is_whole(
+    thought: list[int], repeats: list[int], lost: list[int]
+) -> None:
+    """A step whose token is thrown away forces the same one again; lost tokens are forced anew."""
+    table, output = table_with(), list(thought)
+    run = table.enter({"suffice_run": "r"})
+    assert run is not None
+    assert run.next_forced(len(output), lambda: output) is None
+    assert table.end("r")
+    for again, gone in zip(repeats, lost, strict=True):
+        said = {run.next_forced(len(output), lambda: output) for _ in range(again)}
+        assert len(said) == 1
+        (token,) = said
+        if token is None:
+            break
+        output.append(token)
+        if gone:  # a preemption takes tokens back, but none of those before the stop
+            del output[max(len(thought), len(output) - gone) :]
+    while (token := run.next_forced(len(output), lambda: output)) is not None:
+        output.append(token)
+    assert output == thought + CLOSING
+    assert not table.end("r")
+
+
+def test_a_thought_that_ended_by_itself_is_left_alone() -> None:
+    table = table_with()
+    run = table.enter({"suffice_run": "r"})
+    assert run is not None
+    assert table.end("r")
+    output = [9, 9, *encode(TAG), 12]
+    assert run.next_forced(len(output), lambda: output) is None
+    assert run.is_over
+    assert not table.end("r")
+
+
+def test_a_tag_that_has_begun_is_completed_and_not_written_twice() -> None:
+    table = table_with()
+    run = table.enter({"suffice_run": "r"})
+    assert run is not None
+    assert table.end("r")
+    output = [9, encode(TAG)[0]]
+    while (token := run.next_forced(len(output), lambda: output)) is not None:
+        output.append(token)
+    assert output == [9, *encode(TAG)]
+
+
+def test_old_runs_are_forgotten_and_unknown_ones_are_not_confirmed() -> None:
+    table = table_with("first")
+    for n in range(MOST_RUNS):
+        table.enter({"suffice_run": f"r{n}"})
+    assert not table.end("first")
+    assert table.end("r1")
+    assert table.enter(None) is None
+    assert table.enter({"other": 1}) is None
+    assert table.readings("nobody", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n", "message"),
+    [
+        ({"suffice_run": ""}, 1, "1 to 256 characters"),
+        ({"suffice_run": 7}, 1, "1 to 256 characters"),
+        ({"suffice_run": "r", "suffice_text": "x" * 257}, 1, "suffice_text"),
+        ({"suffice_run": "r", "suffice_tag": 3}, 1, "suffice_tag"),
+        ({"suffice_run": "r"}, 2, "n must be 1, not 2"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], n: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_arguments(arguments, n)
+
+
+def test_set_ups_that_could_tear_a_text_are_refused_in_one_sentence() -> None:
+    plain = {"tensor_parallel": 1, "pipeline_parallel": 1, "speculates": False}
+    assert refusal(**plain) is None  # type: ignore[arg-type]
+    check_arguments({"x": 1}, 4)
+    for changed in ({"tensor_parallel": 2}, {"pipeline_parallel": 2}, {"speculates": True}):
+        assert (refusal(**plain | changed) or "").startswith("suffice-vllm: ")  # type: ignore[arg-type]
