@@ -174,8 +174,8 @@ class UpstreamClient:
     @property
     def slots(self) -> int:
         """The requests that the server runs at once; where the settings name none, as many as doctor found."""
-        found = None if self.findings is None else self.findings.n_slots
-        return found if found is not None and self.settings.slots == 1 else self.settings.slots
+        n_slots = None if self.findings is None else self.findings.n_slots
+        return n_slots if n_slots is not None and self.settings.slots == 1 else self.settings.slots
 
     async def __aenter__(self) -> Self:
         return self
