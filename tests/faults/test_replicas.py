@@ -41,7 +41,7 @@ async def test_a_gateway_that_does_not_see_a_decision_says_what_it_serves_and_se
     blocked, look, store = set[int](), Follower.read_changes, {"last_good_s": 4.0}
     old, new = f"{VERSION.address}@2", f"{VERSION.address}@1"
 
-    def seen(follower: Follower) -> Mapping[str, BuiltRoute]:
+    def seen(follower: Follower) -> Mapping[str, BuiltRoute] | None:
         if id(follower._gw) in blocked:
             raise StoreError("the log: what lies between it and this machine is gone")
         return look(follower)

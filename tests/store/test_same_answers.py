@@ -49,7 +49,7 @@ READERS: Mapping[str, Callable[[Log], Any]] = {
     "counted": lambda log: [*views.counted_cells(log, "math")],
     "counts": lambda log: views.counts_since(log, "math", 3),
     "place before": lambda log: [views.place_before(log, "math", n) for n in (3, 10_000)],
-    "newest place": lambda log: views.newest_place(log, "math"),
+    "news": lambda log: [views.read_news(log, seq, most=60, owner=2) for seq in (0, 40)],
     "drawn": lambda log: [*views.drawn_runs(log, "math", 0, 10_000)],
     "publications": lambda log: views.read_publications(log, "math"),
     "jobs": views.job_history,

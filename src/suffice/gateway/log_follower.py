@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
 import msgspec
@@ -31,16 +32,10 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.location import LogLocation, database_at
+from suffice.store.database.log import EventQueue
+from suffice.store.database.schema import INDEXED_KINDS
 from suffice.store.database.sqlite import LastWrite
-from suffice.store.database.views import (
-    LogReader,
-    last_place,
-    newest_event,
-    newest_of,
-    newest_place,
-    read_first_deliveries,
-    snapshot,
-)
+from suffice.store.database.views import LogReader, newest_event, read_news, snapshot
 from suffice.store.people.keys import KEY_KINDS, valid_keys
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (
@@ -140,28 +135,26 @@ class MonitorFeed:
         self._gw = gw
         self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
-        self._forecasts: dict[str, tuple[int, RouteForecast | None]] = {}
+        self._forecasts: dict[str, RouteForecast | None] = {}
 
     def follow(self, names: Iterable[str]) -> None:
-        known = self._forecasts
-        self._forecasts = {name: known.get(name, (0, None)) for name in names}
+        self._forecasts = {name: self._forecasts.get(name) for name in names}
 
-    def read(self, connection: LogReader) -> None:
+    def read(self, connection: LogReader, is_new: Callable[..., bool]) -> None:
         with contextlib.suppress(StoreError):
-            if self._gw.settings.adapts_rates:
+            if self._gw.settings.adapts_rates and is_new("rates_set"):
                 rates = {name: newest_event(connection, RowRates, route=name) for name in self._forecasts}
                 self._gw.sampling.rates = {name: one for name, one in rates.items() if one is not None}
             to = read_to(connection)
             if to.seq != self._summed:
                 self._tallies |= read_tallies(connection, since=self._summed if to.seq > self._summed else 0)
                 self._summed = to.seq
-            for name, (seq, _) in self._forecasts.items():
-                newest = newest_place(connection, name)
-                if newest != seq:
-                    self._forecasts[name] = newest, newest_event(connection, RouteForecast, route=name)
+            for name in self._forecasts:
+                if is_new("route_monitored", route=name):
+                    self._forecasts[name] = newest_event(connection, RouteForecast, route=name)
 
     def export(self) -> None:
-        for name, (_, forecast) in self._forecasts.items():
+        for name, forecast in self._forecasts.items():
             if forecast is not None:
                 export_gauges(forecast, name, self._gw.metrics)
                 self._gw.deployment.classes[name] = audits_by_class(forecast)
@@ -206,7 +199,6 @@ class _RunningVariants:
     experiments: tuple[RunningExperiment, ...] = ()
     trials: Mapping[str, RolloutTrial] = field(default_factory=dict)
     standing: Mapping[str, PolicyTable] = field(default_factory=dict)
-    newest: int = 0  # place in the log of the newest row on experiments and rollouts
 
 
 class Follower:
@@ -223,12 +215,12 @@ class Follower:
         self._gw, self._database, self._good_writer = gw, database_at(log), good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
-        self._seq = 0  # place in the log up to which it was read
-        self._keys_seq = -1  # place of the newest row on clients' keys
+        self._seq = 0  # place in the log up to which it was read …
+        self._is_current = False  # … and everything known; False: a read failed, or the settings have changed
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
         self._deliveries: list[AuditAssignment] = []  # first ones of requests, read and not applied
         self._order: KillSwitchState | None = None if good is None else good.killed
-        self._written: LastWrite | None = None  # the log's last write before that; None: unknown
+        self._written: LastWrite | None = None  # the last write before that; None: unknown
         self._notified = asyncio.Event()
         self.applying = asyncio.Lock()  # held from a read of the log until what it says is applied
         self._refreshed_s: float | None = None
@@ -249,9 +241,8 @@ class Follower:
                 before = known.get(route.name, _FollowedRoute(route))
                 self._routes[route.name] = replace(before, base=route, held=NOTHING, holding=NO_OVERRIDES)
         self._monitor.follow(route.name for route in routes)
-        self._running = replace(self._running, newest=-1)  # experiments and rollouts are read again
         self._changed = True  # since the last write of the last-good file
-        self._written = None
+        self._is_current = False
 
     @property
     def _due_writer(self) -> LastGoodWriter | None:
@@ -262,55 +253,56 @@ class Follower:
     def wake(self) -> None:
         self._notified.set()
 
-    def poll(self) -> None:
-        """Read the log if it was written since, or if something active ends by the clock."""
-        is_timed = any(one.holding.until_s is not None for one in self._routes.values())
-        if (
-            is_timed
-            or self._due_writer is not None
-            or self._written is None
-            or self._database.find_last_write(now_s=self._gw.wall_s()) != self._written
-        ):
-            self.wake()
-        else:
-            self._read_s = self._gw.monotonic_s()
-
-    def read_changes(self) -> Mapping[str, BuiltRoute]:
-        """Read new rows and return the routes that they change. Raise StoreError."""
-        self._written, written = None, self._database.find_last_write(now_s=self._gw.wall_s())
+    def read_changes(self) -> Mapping[str, BuiltRoute] | None:
+        """Read new rows and return the routes that they change; None: the log is as it was. Raise StoreError."""
         if self._gw.deployment.log_problem is not None:
+            self._is_current = False
             raise StoreError(self._gw.deployment.log_problem)
+        now_s, current, self._is_current = self._gw.wall_s(), self._is_current, False
+        ends_s = (one.holding.until_s for one in self._routes.values() if one.holding.until_s is not None)
+        if current and now_s < min(ends_s, default=inf) and self._database.is_unchanged(self._written, now_s=now_s):
+            self._is_current = True
+            return None
         with snapshot(self._database) as connection:
-            since, self._seq = self._seq or last_place(connection) - FIRST_ROWS, last_place(connection)
-            self._order = read_kill_order(connection)
+            self._written = self._database.find_last_write(connection, now_s=now_s)
+            owner = self._gw.log.owner if isinstance(self._gw.log, EventQueue) else 0
+            news = read_news(connection, self._seq, most=FIRST_ROWS, owner=owner)
+
+            def is_new(*kinds: str, route: str | None = None) -> bool:
+                return not current or any(
+                    kind in kinds and (route is None or route == where) for kind, where in news.kinds
+                )
+
             self._deliveries += [
                 AuditAssignment(audit=audit, propensity=propensity, point=0.0, unit=unit)
-                for unit, audit, propensity in read_first_deliveries(connection, since_seq=since)
+                for unit, audit, propensity in news.deliveries
             ]
-            self._monitor.read(connection)
-            self._decided = read_decided(connection, self._decided)
-            self._holds = read_holds(connection, self._holds)
-            self._read_keys(connection)
-            with self._failing_open():  # an unreadable variant must not delay a fallback
-                self._read_variants(connection)
-            now_s, changed = self._gw.wall_s(), {}
+            self._monitor.read(connection, is_new)
+            self._read_state(connection, is_new)
+            changed = dict[str, BuiltRoute]()
             for name, one in self._routes.items():
                 held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
                 if self._rebuild or held is not one.held or holding != one.holding:
                     changed[name] = self._serving(one, held, holding, connection)
                     one.held, one.holding = held, holding
-        self._written = written  # a read that fails is repeated, whether or not anything is written
+            self._seq = news.last
+        self._is_current = True
         return changed
 
-    def _read_keys(self, connection: LogReader) -> None:
-        newest = newest_of(connection, KEY_KINDS)
-        if newest != self._keys_seq:
-            self._keys_seq, self._keys = newest, valid_keys(connection)
+    def _read_state(self, connection: LogReader, is_new: Callable[..., bool]) -> None:
+        if is_new("kill_switched"):
+            self._order = read_kill_order(connection)
+        if is_new(*INDEXED_KINDS["decisions"]):
+            self._decided = read_decided(connection, self._decided)
+        if is_new(*INDEXED_KINDS["holds"]):
+            self._holds = read_holds(connection, self._holds)
+        if is_new(*KEY_KINDS):
+            self._keys = valid_keys(connection)
+        if is_new(*_VARYING):
+            with self._failing_open():  # an unreadable variant must not delay a fallback
+                self._read_variants(connection)
 
     def _read_variants(self, connection: LogReader) -> None:
-        newest = newest_of(connection, _VARYING)
-        if newest == self._running.newest:
-            return
         experiments, rollouts = read_running_experiments(read_experiments(connection)), read_rollouts(connection)
         running = running_rollouts(rollouts)
         trials, serving = dict[str, RolloutTrial](), dict[str, PolicyTable]()
@@ -332,7 +324,7 @@ class Follower:
             policy = self._versions.policy(connection, rollout.state.candidate)
             if isinstance(policy, Mapping):
                 trials[name] = RolloutTrial(state=rollout.state, policy=policy)
-        self._running = _RunningVariants(experiments, trials, serving, newest)
+        self._running = _RunningVariants(experiments, trials, serving)
 
     def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
         own, *later = line
@@ -384,7 +376,10 @@ class Follower:
         if refusal.number or refusal.fit:
             self._gw.log.append(refusal)
 
-    def apply(self, changed: Mapping[str, BuiltRoute]) -> None:
+    def apply(self, changed: Mapping[str, BuiltRoute] | None) -> None:
+        if changed is None:
+            self._read_s = self._gw.monotonic_s()
+            return
         self._monitor.export()
         if self._keys != self._gw.clients.issued:
             with self._failing_open():  # the keys that are known go on working
@@ -450,6 +445,7 @@ class Follower:
 
     def _check_age(self) -> None:
         self._export_unread()
+        self._is_current = False
         most_s, deployment = self._gw.settings.store.last_good_s, self._gw.deployment
         if deployment.serves != "full" and self._gw.monotonic_s() - self._read_s >= most_s:
             why = f"the log has not been read for {most_s:,.0f} s (store.last_good_s)"
@@ -550,7 +546,7 @@ async def follow_log(follower: Follower, metrics: Metrics) -> AsyncIterator[None
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:
-        with run_periodically(follower.poll, metrics, site="follow", every_s=LOOK_S):
+        with run_periodically(follower.wake, metrics, site="follow", every_s=LOOK_S):
             yield
     finally:
         task.cancel()

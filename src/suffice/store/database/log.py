@@ -83,6 +83,7 @@ class EventQueue:
         self.n_dropped = 0  # events refused because the queue was full or closed
         self.n_failed = 0  # events accepted and then given up: not encodable, durable but too late, left at close
         self._closing = False
+        self.owner = 0  # number of this process among those that write to the log; 0: it has none yet
 
     @property
     def n_waiting(self) -> int:
@@ -177,6 +178,7 @@ class LateLog(EventQueue):
 
     def attach(self, log: EventLog) -> int:
         n, self._log = self.n_waiting, log
+        self.owner = log.owner if isinstance(log, EventQueue) else 0
         for item in self.gather(n, 0.0) if n else ():
             log.append(item.event)
         self.settle(n)

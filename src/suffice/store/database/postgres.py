@@ -45,6 +45,10 @@ _ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?
 _BEAT: Final = f"""
     INSERT INTO owners (id, lock, pid, started_s, beat_s) VALUES (?, ?, ?, {NOW_S}, {NOW_S})
     ON CONFLICT (id) DO UPDATE SET beat_s = excluded.beat_s"""  # noqa: S608 - a constant
+_LAST_WRITE: Final = "SELECT coalesce((SELECT max(seq) FROM events), 0), coalesce((SELECT max(seq) FROM rolled), 0)"
+_IS_NEW: Final = """
+    (SELECT 1 FROM "{schema}".events WHERE seq > {last} LIMIT 1) UNION ALL
+    SELECT 1 WHERE {summed} <> coalesce((SELECT max(seq) FROM "{schema}".rolled), 0)"""
 _IS_ALIVE: Final = f"SELECT {NOW_S} - beat_s < {DEAD_S} FROM owners WHERE id = ?"  # noqa: S608 - constants
 
 
@@ -230,9 +234,24 @@ class PostgresDatabase:
         with self.reader() as connection:
             return int(connection.execute(query, (self.schema,)).fetchone()[0])
 
-    def find_last_write(self, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
-        """None: every look reads the new rows."""
-        return None
+    def is_unchanged(self, since: LastWrite | None, *, now_s: float) -> bool:  # noqa: ARG002 - as SQLite's
+        """Return whether nothing was appended or summed up since; a single round trip. Raise StoreError."""
+        if since is None:
+            return False
+        query = _IS_NEW.format(schema=self.schema, last=since[0], summed=since[1])
+        with self._translated():
+            while (connection := _IDLE.take(self)) is not None:
+                with contextlib.suppress(PostgresError):
+                    is_new = connection.has_rows(query)
+                    _IDLE.give(self, connection)
+                    return not is_new
+                connection.close()  # the server has ended it
+        return False
+
+    def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
+        """Identify the last write that a snapshot sees."""
+        last, summed = connection.execute(_LAST_WRITE).fetchone()
+        return int(last), int(summed)
 
     def purge(self) -> bool:
         """Return True: erased text leaves the tables with the server's own vacuum, which `purge` does not wait for."""

@@ -31,7 +31,8 @@ PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other proces
 CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
 _WAITING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
-LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...]  # of both files: inode, bytes, time in nanoseconds
+# SQLite's of both files: inode, bytes, time in nanoseconds. PostgreSQL's: places of the last row, and of the sums.
+LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,15 @@ class SqliteDatabase:
     def size_bytes(self) -> int:
         return self.path.stat().st_size
 
-    def find_last_write(self, *, now_s: float) -> LastWrite | None:
-        """Identify the last write to the log by its files; None: it is too recent to tell it from the next one."""
+    def is_unchanged(self, since: LastWrite | None, *, now_s: float) -> bool:
+        return since is not None and self._find_last_write(now_s) == since
+
+    def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - PostgreSQL's
+        """Identify the last write that a snapshot sees, if nothing has been read in it; None: unknown."""
+        return self._find_last_write(now_s)
+
+    def _find_last_write(self, now_s: float) -> LastWrite | None:
+        """By its files; None: it is too recent to tell it from the next one."""
         writes = list[tuple[int, int, int] | None]()
         for file in self.files[:2]:
             try:

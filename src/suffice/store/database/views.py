@@ -135,11 +135,6 @@ _DRAWN: Final = """
 _COUNTED: Final = """
     SELECT sum(CAST(json_extract(body, '$.counted.n_governed') AS BIGINT)) FROM events
     WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
-# Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
-_FORECAST: Final = """
-    SELECT max(seq) FROM (SELECT seq FROM events
-    WHERE kind = 'route_monitored' AND key > :route || ':' AND key < :route || ';' AND route = :route
-    ORDER BY key DESC LIMIT 1) newest"""
 _GOVERNED: Final = """
     SELECT count(*), count(*) FILTER (WHERE
         CAST(json_extract(body, '$.request.audit') AS BOOLEAN) OR json_extract(body, '$.request.mode') = 'observe'
@@ -260,14 +255,26 @@ class _DrawnRequest(msgspec.Struct):
     request: _Draw
 
 
+_NEWS: Final = """
+    SELECT kind, route, CASE WHEN kind = 'request' THEN body END FROM events
+    WHERE seq > ? AND kind NOT IN ('outcome', 'feedback') AND NOT (kind = 'request' AND owner = ?)"""
 _DRAWS: Final = msgspec.json.Decoder(_DrawnRequest)
 
 
-def read_first_deliveries(source: LogSource, *, since_seq: int) -> list[tuple[str, bool, float]]:
-    """Return unit, audit and propensity of the requests of enforced routes after a place in the log."""
-    rows = query_rows(source, "SELECT body FROM events WHERE seq > ? AND kind = 'request'", (since_seq,))
-    draws = (_DRAWS.decode(body).request for (body,) in rows)
-    return [(one.unit, one.audit, one.propensity) for one in draws if one.mode == "enforce" and one.delivery == 1]
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    last: int  # place of the log's last row
+    kinds: frozenset[tuple[str, str | None]]  # of the rows that say more than that a run began or ended, and routes
+    deliveries: list[tuple[str, bool, float]]  # unit, audit and propensity of first ones on enforced routes
+
+
+def read_news(reader: LogReader, since_seq: int, *, most: int, owner: int) -> NewRows:
+    """Read what came after a place, the last `most` rows if that is 0, without the requests that `owner` wrote."""
+    last = last_place(reader)
+    rows = query_rows(reader, _NEWS, (since_seq or last - most, owner))
+    draws = (_DRAWS.decode(body).request for _, _, body in rows if body is not None)
+    first = [(one.unit, one.audit, one.propensity) for one in draws if one.mode == "enforce" and one.delivery == 1]
+    return NewRows(last, frozenset((kind, route) for kind, route, body in rows if body is None), first)
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
@@ -504,10 +511,6 @@ def place_before(connection: LogReader, route: str, n_requests: int) -> int:
 
 
 # ---- reports of jobs -----------------------------------------------------------------------------
-
-
-def newest_place(connection: LogReader, route: str) -> int:
-    return query_number(connection, _FORECAST, {"route": route})
 
 
 def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:

@@ -82,7 +82,7 @@ class LogWriter(EventQueue):
         self.database = database_at(log_location(settings))
         self.path = self.database.location
         self._claim: ProcessLock | PostgresClaim
-        self._claim, self._owner = self.database.enter(now_s=now(), create=create)
+        self._claim, self.owner = self.database.enter(now_s=now(), create=create)
         self._settings, self._now, self._redact = settings, now, redact
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
         self._deadline_s = 0.0  # monotonic; set by `close`
@@ -117,12 +117,12 @@ class LogWriter(EventQueue):
         """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently."""
         n_lost, at_s, database = 0, self._now(), self.database
         with database.reader() as reader:
-            owners = reader.execute("SELECT id FROM owners WHERE id <> ?", (self._owner,)).fetchall()
+            owners = reader.execute("SELECT id FROM owners WHERE id <> ?", (self.owner,)).fetchall()
             if all(database.is_alive(reader, owner) for (owner,) in owners):
                 return 0
         with database.transaction() as connection:
-            appender = Appender(connection, owner=self._owner, redact=self._redact)
-            others = connection.execute("SELECT id, settled FROM owners WHERE id <> ?", (self._owner,)).fetchall()
+            appender = Appender(connection, owner=self.owner, redact=self._redact)
+            others = connection.execute("SELECT id, settled FROM owners WHERE id <> ?", (self.owner,)).fetchall()
             for owner, settled in others:
                 if not database.is_alive(connection, owner):
                     lost = connection.execute(_UNFINISHED, (owner, settled)).fetchall()
@@ -188,13 +188,13 @@ class LogWriter(EventQueue):
         saves = settled - self._unfinished.saved >= _SETTLED_ROWS
         self.database.begin(connection, synced=synced)
         if saves:
-            connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self._owner))
+            connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self.owner))
         if (beat_s := self.database.beat_s) is not None and now_s - self._beaten_s >= beat_s:
-            self.database.beat(connection, self._owner)
+            self.database.beat(connection, self.owner)
             self._beaten_s = now_s
         # Checked here, since another process may have held the lock until now.
         wanted = [(item, item.row) for item in items if item.row is not None and not item.given_up]
-        appender = Appender(connection, owner=self._owner, redact=self._redact, is_retry=self._is_retry)
+        appender = Appender(connection, owner=self.owner, redact=self._redact, is_retry=self._is_retry)
         added = [*zip(wanted, appender.add_all([(row, item.at_s) for item, row in wanted]), strict=True)]
         # Only now: the episode may come later in this batch than its feedback.
         receipts = [

@@ -158,6 +158,10 @@ class PostgresConnection:
     async def _open_cursor(self, query: str, arguments: Sequence[object]) -> Any:
         return await self._connection.cursor(query, *arguments)
 
+    def has_rows(self, query: str) -> bool:
+        """Return whether a query has rows, in one round trip and outside of a transaction."""
+        return not self._run(self._connection.execute(query)).endswith(" 0")
+
     def ping(self) -> None:
         self._run(self._connection.execute("SELECT 1"))
 
