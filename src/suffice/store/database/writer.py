@@ -91,11 +91,6 @@ class LogWriter(EventQueue):
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
 
-    @property
-    def owner(self) -> int:
-        """The number that its rows have as theirs."""
-        return self._owner
-
     def append(self, event: Event) -> bool:
         return self.accept(QueueItem(event, self._now()))
 
