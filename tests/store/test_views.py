@@ -401,6 +401,8 @@ def told(record: Feedback | Request | Outcome | StepRecord) -> Row:
     row = msgspec.to_builtins(record)
     if isinstance(record, StepRecord):
         row["step"] = row.pop("index")
+    if isinstance(record, Request) and record.query is not None:
+        row["query"] = {name: value for name, value in row["query"].items() if value is not None}
     if isinstance(record, Outcome):
         del row["steps"]
         usage = row.pop("usage")

@@ -24,6 +24,7 @@ from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLeas
 from suffice.rollout.evidence import Rules
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State, Transition
+from suffice.store.rows.compact import struct_like
 from suffice.types import (
     AgentPlan,
     Alarm,
@@ -491,8 +492,12 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
 _BY_PAYLOAD: Final = {kind.payload: kind for kind in _KINDS}
+# Nearly all rows; they are not chained, so that no digest depends on how they are written.
+_COMPACT: Final[Mapping[type[Any], type[Any]]] = {record: struct_like(record) for record in (Request, Outcome)}
 _BODIES: Final[Mapping[type[Any], type[Any]]] = {
-    kind.payload: msgspec.defstruct("Body", [(kind.field, kind.payload)]) if kind.field else kind.payload
+    kind.payload: msgspec.defstruct("Body", [(kind.field, _COMPACT.get(kind.payload, kind.payload))])
+    if kind.field
+    else kind.payload
     for kind in _KINDS
 }
 _DECODERS: Final = {payload: msgspec.json.Decoder(body) for payload, body in _BODIES.items()}
@@ -528,13 +533,16 @@ def route_of(event: Event) -> str | None:
 
 
 def encode(event: Event) -> bytes:
-    """Return the event's JSON. Numbers that are not finite become null: unknown."""
-    field = kind_of(event).field
-    return _ENCODER.encode({field: event} if field else event)
+    """Return the event's JSON. Numbers that are not finite become null: unknown. Raise ValueError for a wrong type."""
+    field, compact = kind_of(event).field, _COMPACT.get(type(event))
+    plain = event if compact is None else msgspec.convert(event, compact, from_attributes=True)
+    return _ENCODER.encode({field: plain} if field else plain)
 
 
 def decode_as(payload: type[E], body: bytes | str) -> E:
     field, plain = _BY_PAYLOAD[payload].field, _DECODERS[payload].decode(body)
+    if payload in _COMPACT:
+        return msgspec.convert(getattr(plain, field), payload, from_attributes=True)
     event: E = getattr(plain, field) if field else plain
     return event
 
@@ -548,11 +556,11 @@ def to_row(event: Event) -> Row:
     kind = kind_of(event)
     try:
         body = encode(event)
-        decode_as(kind.payload, body)
+        _DECODERS[kind.payload].decode(body)
     except (ValueError, TypeError):
         event = _mended(kind, event)
         body = encode(event)
-        decode_as(kind.payload, body)
+        _DECODERS[kind.payload].decode(body)
     if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"event {kind.name}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
     return Row(kind.name, kind.key_of(event), kind.episode(event), kind.route(event), body.decode())
