@@ -1,10 +1,11 @@
-"""How many outcomes a second the log takes, and what reading a large one costs.
+"""How many outcomes a second the log takes, how it grows, what happens when more come, and what reading it costs.
 
     python bench/ingest.py [--outcomes 100000] [--writers 1] [--database sqlite|postgresql|URL]... [--read]
 
 Each outcome comes with its request, as a gateway writes them: two rows, the second with eight steps. Writers are
-processes. `--read` then sums the log up as a worker does, and times `suffice status` and the start of a worker; pages
-are timed by `bench/console.py`. Prints wall time and CPU, the server's apart; other load is in the wall time alone.
+processes. Then one process offers outcomes as fast as it can, without waiting for the queue. `--read` sums the log up
+as a worker does, and times `suffice status` and the start of a worker; pages are timed by `bench/console.py`, and waits
+of clients by `bench/log_wait.py`. Prints wall time and CPU, the server's apart; other load is in the wall time alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 
@@ -51,6 +53,7 @@ enabled = false
 """
 ROUTE = '[routes.r{number}]\nupstream = "up"\nmode = "observe"\nmatch = {{ model = "m{number}" }}\nscorer = "number"\n'
 N_ROUTES = 3
+Table: TypeAlias = dict[str, str]  # figures by what they are
 
 
 def pairs(writer: int, n: int) -> Iterator[tuple[Request, Outcome]]:
@@ -101,10 +104,11 @@ def pairs(writer: int, n: int) -> Iterator[tuple[Request, Outcome]]:
         yield request, outcome
 
 
-def write(store: Store, writer: int, n: int, done: multiprocessing.Queue[tuple[float, float, float]]) -> None:
-    """Write so many outcomes; put the times of the beginning and the end, and the CPU time."""
+def write(store: Store, writer: int, n: int, done: multiprocessing.Queue[tuple[float, float, float, int]]) -> None:
+    """Write so many outcomes; put the times of the beginning and the end, the CPU time, and the bytes to files."""
     events, log = [*pairs(writer, n)], LogWriter(store, now=time.time)
-    began_s, cpu_s = time.time(), time.process_time()
+    process = psutil.Process()
+    began_s, cpu_s, before = time.time(), time.process_time(), process.io_counters().write_chars
     for request, outcome in events:
         while not log.append(request):  # a gateway would drop it; here all are counted
             time.sleep(0.01)
@@ -112,7 +116,8 @@ def write(store: Store, writer: int, n: int, done: multiprocessing.Queue[tuple[f
             time.sleep(0.01)
     assert log.drain(600.0)
     assert log.n_failed == 0
-    done.put((began_s, time.time(), time.process_time() - cpu_s))
+    written = process.io_counters().write_chars - before
+    done.put((began_s, time.time(), time.process_time() - cpu_s, written))
     log.close()
 
 
@@ -139,28 +144,80 @@ def server_cpu_s(store: Store) -> float:
     return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
 
 
-def ingest(store: Store, n_writers: int, n_outcomes: int) -> None:
+def wal_bytes(store: Store) -> int:
+    """Bytes that a PostgreSQL server has written to its write-ahead log so far; 0 for SQLite."""
+    database = database_at(log_location(store))
+    if isinstance(database, SqliteDatabase):
+        return 0
+    with database.reader() as log:
+        return int(log.execute("SELECT CAST(pg_current_wal_lsn() - '0/0' AS BIGINT)").fetchone()[0])
+
+
+def stored_bytes(store: Store) -> tuple[int, int]:
+    """Bytes of the events' table and of its indexes."""
+    database = database_at(log_location(store))
+    query = "SELECT pg_table_size('events'), pg_indexes_size('events')"
+    if isinstance(database, SqliteDatabase):
+        query = """SELECT sum(pgsize) FILTER (WHERE s.name = 'events'), sum(pgsize) FILTER (WHERE s.name <> 'events')
+                   FROM dbstat d JOIN sqlite_schema s ON s.name = d.name WHERE s.tbl_name = 'events'"""
+    with database.reader() as log:
+        table, indexes = log.execute(query).fetchone()
+    return int(table), int(indexes)
+
+
+def ingest(store: Store, n_writers: int, n_outcomes: int) -> Table:
     LogWriter(store, now=time.time).close()
-    done: multiprocessing.Queue[tuple[float, float, float]] = multiprocessing.Queue()
+    done: multiprocessing.Queue[tuple[float, float, float, int]] = multiprocessing.Queue()
     each = n_outcomes // n_writers
     writers = [multiprocessing.Process(target=write, args=(store, i, each, done)) for i in range(n_writers)]
-    before_s = server_cpu_s(store)
+    before_s, before_wal = server_cpu_s(store), wal_bytes(store)
     for one in writers:
         one.start()
     times = [done.get(timeout=3_600.0) for _ in writers]
     for one in writers:
         one.join()
     served_s, n = server_cpu_s(store) - before_s, each * n_writers
-    wall_s = max(end for _, end, _ in times) - min(begin for begin, _, _ in times)
-    cpu_s = sum(cpu for *_, cpu in times)
-    print(
-        f"{n:,} outcomes with their requests, {n_writers} writers: {n / wall_s:,.0f} outcomes/s ({2 * n / wall_s:,.0f}"
-        f" rows/s); CPU {cpu_s / n * 1e6:.0f} us of the writers and {served_s / n * 1e6:.0f} us of the server each",
-        flush=True,
-    )
+    wall_s = max(end for _, end, _, _ in times) - min(begin for begin, _, _, _ in times)
+    cpu_s = sum(cpu for _, _, cpu, _ in times)
+    written = wal_bytes(store) - before_wal or sum(n_bytes for *_, n_bytes in times)
+    table, indexes = stored_bytes(store)
     with contextlib.closing(LogWriter(store, now=time.time)) as log:
         took = asyncio.run(acknowledge(log, 100))
-    print(f"a label is acknowledged in {took[50] * 1e3:.1f} ms (median), {took[98] * 1e3:.1f} ms (99 %)", flush=True)
+    return {
+        "outcomes/s": f"{n / wall_s:,.0f}",
+        "of them on an idle core, by CPU time": f"{n / max(cpu_s / n_writers, served_s):,.0f}",
+        "CPU of the writers, us each": f"{cpu_s / n * 1e6:.0f}",
+        "CPU of the server, us each": f"{served_s / n * 1e6:.0f}",
+        "in the table, bytes each": f"{table / n:,.0f}",
+        "in indexes, bytes each": f"{indexes / n:,.0f}",
+        "written to disk meanwhile, bytes each": f"{written / n:,.0f}",
+        "a label is acknowledged in, ms (median)": f"{took[50] * 1e3:.1f}",
+        "a label is acknowledged in, ms (99 %)": f"{took[98] * 1e3:.1f}",
+    }
+
+
+def flood(store: Store, n: int) -> Table:
+    """Offer outcomes faster than any log takes them, as a gateway does: what the queue has no room for is dropped."""
+    log, took, most = LogWriter(store, now=time.time), list[float](), 0
+    process = psutil.Process()
+    before, began_s = process.memory_info().rss, time.perf_counter()
+    for event in (one for pair in pairs(10_000, n) for one in pair):
+        now_s = time.perf_counter()
+        log.append(event)
+        took.append(time.perf_counter() - now_s)
+        most = max(most, log.n_waiting)
+    offered_s, held = time.perf_counter() - began_s, process.memory_info().rss - before
+    assert log.drain(600.0)
+    assert log.n_written + log.n_dropped == len(took), "each row is written or counted"
+    log.close()
+    took.sort()
+    return {
+        "flooded with outcomes/s": f"{n / offered_s:,.0f}",
+        "then rows in the queue, at most": f"{most:,}",
+        "then more memory, MB": f"{held / 1e6:,.0f}",
+        "then rows dropped, and counted": f"{log.n_dropped:,} of {len(took):,}",
+        "then an append takes, us (99.9 %)": f"{took[int(len(took) * 0.999)] * 1e6:.0f}",
+    }
 
 
 def timed_command(arguments: list[str]) -> tuple[float, float]:
@@ -181,17 +238,20 @@ def sum_up(settings: Settings) -> tuple[float, float]:
     return time.perf_counter() - began_s, time.process_time() - cpu_s
 
 
-def read(config: Path, settings: Settings) -> None:
+def read(config: Path, settings: Settings) -> Table:
     wall_s, cpu_s = sum_up(settings)
     size = database_at(log_location(settings.store)).size_bytes() / 1e6
-    print(f"{size:,.0f} MB; summed up once in {wall_s:.0f} s ({cpu_s:.0f} s CPU)", flush=True)
-    cpu_s, wall_s = min(timed_command(["status", "--config", str(config)]) for _ in range(3))
-    print(f"status: {wall_s:.2f} s ({cpu_s:.2f} s CPU)", flush=True)
+    status_cpu_s, status_s = min(timed_command(["status", "--config", str(config)]) for _ in range(3))
     began_s = time.perf_counter()
     with open_worker(settings) as here:
         for job in here.jobs:
             here.once(job.name)
-    print(f"a worker is open, and its jobs have run once, in {time.perf_counter() - began_s:.1f} s", flush=True)
+    return {
+        "MB": f"{size:,.0f}",
+        "summed up once in, s (CPU)": f"{wall_s:.0f} ({cpu_s:.0f})",
+        "`suffice status` takes, s (CPU)": f"{status_s:.2f} ({status_cpu_s:.2f})",
+        "a worker is open, and its jobs have run once, in s": f"{time.perf_counter() - began_s:.1f}",
+    }
 
 
 def main() -> None:
@@ -201,13 +261,19 @@ def main() -> None:
     parser.add_argument("--database", action="append", help="repeatable; both, if none is named")
     parser.add_argument("--read", action="store_true")
     given = parser.parse_args()
+    print(f"{given.outcomes:,} outcomes with their requests, {given.writers} writers\n")
+    found = dict[str, Table]()
     for database in given.database or ("sqlite", "postgresql"):
-        print(f"{database.partition(':')[0]}:", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), database, given.writers, given.outcomes, reads=given.read)
+            found[database] = measure(Path(folder), database, given.writers, given.outcomes, reads=given.read)
+    names = [name.partition(":")[0] for name in found]
+    print(f"| {'':<51} | {' | '.join(f'{name:>20}' for name in names)} |")
+    print(f"|{'-' * 53}|{'|'.join(['-' * 21 + ':'] * len(names))}|")
+    for figure in next(iter(found.values())):
+        print(f"| {figure:<51} | {' | '.join(f'{table[figure]:>20}' for table in found.values())} |")
 
 
-def measure(folder: Path, database: str, n_writers: int, n_outcomes: int, *, reads: bool) -> None:
+def measure(folder: Path, database: str, n_writers: int, n_outcomes: int, *, reads: bool) -> Table:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -222,9 +288,10 @@ def measure(folder: Path, database: str, n_writers: int, n_outcomes: int, *, rea
     text = SETTINGS.format(port=port, url=url, schema=schema, folder=folder)
     config.write_text(text + "".join(ROUTE.format(number=i) for i in range(N_ROUTES)), "utf-8")
     settings = parse_settings(tomllib.loads(config.read_text("utf-8")))
-    ingest(settings.store, n_writers, n_outcomes)
+    table = ingest(settings.store, n_writers, n_outcomes)
     if reads:
-        read(config, settings)
+        table |= read(config, settings)
+    return table | flood(settings.store, n_outcomes)
 
 
 if __name__ == "__main__":

@@ -94,17 +94,19 @@ def suffice(
     more: str = "",
     store: str = "",
     source: Path | None = None,
+    first: str = "",
 ) -> Iterator[list[Target]]:
     """One gateway, three routes.
 
     more    settings besides the usual ones
     store   URL of its log; "": a SQLite file
     source  folder of another version's package; None: this one's
+    first   Python that its process runs before it starts
     """
     port, log, file = free_port(), folder / f"{title}.log", folder / f"{title}.toml"
     text = SETTINGS.format(upstream=base, store=store or f"sqlite:///{folder / title}.db") + more
     file.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve"]
+    command = [sys.executable, "-c", f"{first}\nfrom suffice.cli.main import main; main()", "serve"]
     env = {"BENCH_KEY": KEY, "OTEL_SEMCONV_STABILITY_OPT_IN": "gen_ai_latest_experimental"}
     env |= {} if source is None else {"PYTHONPATH": str(source)}
     with process([*command, "--config", file, "--port", str(port)], log, env=env) as child:

@@ -34,7 +34,9 @@ from tests.gateway.test_log_follower import VERSION
 NOW_S = 1_700_000_000.0
 _KINDS: tuple[OverrideKind, ...] = ("observe", "cap", "budget")
 _MODES: tuple[Mode, ...] = ("enforce", "observe")
-ROW = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, 1, ?)"
+ROW = (
+    "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body, response_id) VALUES (?, ?, ?, ?, ?, 1, ?, ?)"
+)
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ def make(folder: Path, template: bytes, seed: int) -> Made:
             event = next(decided[event.route], None)
         if event is not None:
             row = to_row(event)
-            rows.append((row.kind, row.key, row.episode_id, row.route, NOW_S, row.body))
+            rows.append((row.kind, row.key, row.episode_id, row.route, NOW_S, row.body, row.response_id))
     connection = sqlite3.connect(made.path, isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")

@@ -11,8 +11,6 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import msgspec
-
 from suffice.store.audit import chain
 from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
 from suffice.store.audit.personal import Part, redact_row, split
@@ -20,40 +18,19 @@ from suffice.store.rows.events import UNCHAINED, Row
 from suffice.store.sql.connection import LogReader
 from suffice.store.sql.postgres import PostgresConnection
 
-COLUMNS: Final = ("kind", "key", "episode_id", "route", "at_s", "owner", "body")
-POSTGRES_COLUMNS: Final = ("seq", *COLUMNS, "response_id")
-_INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
+COLUMNS: Final = ("seq", "kind", "key", "episode_id", "route", "at_s", "owner", "body", "response_id")
+_INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS[1:])}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
 _LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
 _PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
-_LAST: Final = "SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)"
+# Of the rows that exist, number, place and owner; and as number 0, the last place of all.
 _EXISTING: Final = """
-    SELECT given.i, e.seq, e.owner
+    SELECT 0, greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0), 0
+    UNION ALL SELECT given.i, e.seq, e.owner
     FROM unnest(CAST(? AS text[]), CAST(? AS text[])) WITH ORDINALITY given (kind, key, i)
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
 
 GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
-
-
-class _Named(msgspec.Struct, frozen=True):
-    response_id: str | None = None
-
-
-class _Body(msgspec.Struct):
-    outcome: _Named = _Named()
-    feedback: _Named = _Named()
-
-
-_DECODE: Final = msgspec.json.Decoder(_Body).decode
-
-
-def response_id_of(kind: str, body: str) -> str | None:
-    """Return what PostgreSQL indexes in a column: reading JSON for an index there costs as much as writing the row."""
-    if kind not in ("outcome", "feedback"):
-        return None
-    read = _DECODE(body)
-    response_id = read.outcome.response_id or read.feedback.response_id
-    return None if response_id is None else response_id.replace("\0", "\ufffd")
 
 
 class AddedRow(NamedTuple):
@@ -81,8 +58,7 @@ class Appender:
         return [self._insert(self._connection, row, at_s) for row, at_s in rows]
 
     def _insert(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
-        values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
-        cursor = connection.execute(_INSERT, values)
+        cursor = connection.execute(_INSERT, self._values(row, at_s))
         if cursor.rowcount != 1:
             (seq,) = connection.execute(_PLACE, (row.kind, row.key)).fetchone()
             return AddedRow(seq, is_new=False)
@@ -93,27 +69,31 @@ class Appender:
 
     def _copy(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
         keys = [row.kind for row, _ in rows], [row.key for row, _ in rows]
-        known = dict[tuple[str, str], AddedRow]()
+        known, last = dict[tuple[str, str], AddedRow](), 0
         for number, seq, owner in connection.execute(_EXISTING, keys):
+            if number == 0:
+                last = seq
+                continue
             row, _ = rows[number - 1]
             known[row.kind, row.key] = AddedRow(seq, is_new=self._is_retry and owner == self._owner)
-        last = connection.execute(_LAST).fetchone()[0]
         added, events, links = list[AddedRow](), list[tuple[Any, ...]](), list[Link]()
         for row, at_s in rows:
             place = known.get((row.kind, row.key))
             if place is None:
                 place = AddedRow(last + 1 + len(events), is_new=True)
                 known[row.kind, row.key] = AddedRow(place.seq, is_new=False)
-                columns = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
-                events.append((place.seq, *columns, response_id_of(row.kind, row.body)))
+                events.append((place.seq, *self._values(row, at_s)))
                 if row.kind not in UNCHAINED:
                     links.append(self._chained(place.seq, row, at_s))
             added.append(place)
         if events:
-            connection.copy("events", POSTGRES_COLUMNS, events)
+            connection.copy("events", COLUMNS, events)
         if links:
             connection.copy("chain", Link._fields, links)
         return added
+
+    def _values(self, row: Row, at_s: float) -> tuple[Any, ...]:
+        return row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body, row.response_id
 
     def _chained(self, seq: int, row: Row, at_s: float) -> Link:
         taken = split(row.kind, row.body)

@@ -10,7 +10,7 @@ steps      no personal text, but most of the log's bytes
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -104,7 +104,7 @@ def without(kind: str, body: str, parts: Iterable[Part]) -> str:
 
 def redact_row(row: Row, parts: Iterable[Part]) -> Row:
     body = without(row.kind, row.body, parts)
-    return row if body is row.body else Row(row.kind, row.key, row.episode_id, row.route, body)
+    return row if body is row.body else replace(row, body=body)
 
 
 def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:

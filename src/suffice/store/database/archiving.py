@@ -30,7 +30,7 @@ _OPEN: Final = """
     SELECT count(*) FROM events r WHERE r.seq > ? AND r.seq <= ? AND +r.kind = 'request'
         AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
 _RUNS: Final = """
-    SELECT r.seq, r.at_s, r.body, r.key, o.seq, o.body, json_extract(o.body, '$.outcome.response_id')
+    SELECT r.seq, r.at_s, r.body, r.key, o.seq, o.body, o.response_id
     FROM events r JOIN events o ON o.kind = 'outcome' AND o.key = r.key
     WHERE r.seq > :after AND r.seq <= :until AND +r.kind = 'request' ORDER BY r.seq LIMIT :limit"""
 _CHAINED: Final = "SELECT place, link FROM chain WHERE coalesce(seq, 0) <= ? ORDER BY place DESC LIMIT 1"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from suffice.errors import StoreError
-from suffice.store.audit.appender import POSTGRES_COLUMNS, response_id_of
+from suffice.store.audit.appender import COLUMNS
 from suffice.store.audit.chain import Head, Link
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.postgres import PostgresDatabase
@@ -20,7 +19,7 @@ from suffice.store.sql.postgres import PostgresConnection
 BATCH_ROWS: Final = 2_000
 # Leases and caches are not copied: the next worker makes them anew.
 _TABLES: Final = {
-    "events": POSTGRES_COLUMNS[:-1],
+    "events": COLUMNS,
     "chain": Link._fields,
     "artefacts": ("address", "body", "at_s"),
     "owners": ("id", "lock", "pid", "started_s", "settled"),
@@ -66,16 +65,10 @@ def _refuse_open_log(source: SqliteDatabase, log: LogReader) -> None:
 
 
 def _copy_table(log: LogReader, target: PostgresConnection, table: str, columns: tuple[str, ...]) -> int:
-    more, n = {"events": ("response_id",), "owners": ("beat_s",)}.get(table, ()), 0
-    rows = iter(log.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1"))  # noqa: S608 - names
+    # Owners without a beat are dead, so what they left open is lost.
+    more, values = (("beat_s",), (0.0,)) if table == "owners" else ((), ())
+    n, rows = 0, iter(log.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1"))  # noqa: S608 - names
     while batch := [*islice(rows, BATCH_ROWS)]:
-        target.copy(table, (*columns, *more), [(*row, *_beside(table, row)) for row in batch])
+        target.copy(table, (*columns, *more), [(*row, *values) for row in batch])
         n += len(batch)
     return n
-
-
-def _beside(table: str, row: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the columns that only PostgreSQL has; owners without a beat are dead, so what they left open is lost."""
-    if table == "events":
-        return (response_id_of(row[1], row[-1]),)
-    return (0.0,) if table == "owners" else ()

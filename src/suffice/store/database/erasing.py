@@ -35,8 +35,7 @@ _LABELS: Final = """
     SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = :episode
     UNION
     SELECT seq FROM events WHERE kind = 'feedback' AND episode_id IS NULL
-        AND json_extract(body, '$.feedback.response_id') = (
-            SELECT json_extract(body, '$.outcome.response_id') FROM events WHERE kind = 'outcome' AND key = :episode)
+        AND response_id = (SELECT response_id FROM events WHERE kind = 'outcome' AND key = :episode)
     ORDER BY seq"""
 _OF_UNIT: Final = """
     SELECT key FROM events WHERE kind = 'request'

@@ -122,10 +122,13 @@ class EventQueue:
                 item.done.set_exception(error)
 
     def gather(self, most: int, flush_s: float, idle_s: float | None = None) -> list[QueueItem]:
-        """Return the next rows; [] when the queue is closed, or empty for `idle_s`."""
+        """Return the next rows, once `flush_s` has passed, `most` wait or a sender does.
+
+        [] when the queue is closed, or empty for `idle_s`.
+        """
         with self._wake:
             self._wake.wait_for(lambda: self._queue or self._closing, idle_s)
-            if self._queue and not self._closing and not self._n_durable:
+            if 0 < len(self._queue) < most and not self._closing and not self._n_durable:
                 self._wake.wait_for(lambda: self._closing or self._n_durable, flush_s)
             return list(islice(self._queue, most))
 

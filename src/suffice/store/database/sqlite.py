@@ -28,6 +28,7 @@ BUSY_S: Final = 5.0  # how long a transaction waits for another process's
 WRITER_BUSY_S: Final = 0.2  # … of the writer's batches, which are tried again
 OPEN_BUSY_S: Final = 3.0  # … at start-up
 PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other processes
+CHECKPOINT_PAGES: Final = 2_000  # of 8 KiB, in the write-ahead log: pages of indexes are written often until then
 CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
 _WAITING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
@@ -154,7 +155,9 @@ class SqliteDatabase:
             raise self.unusable(error) from error
 
     def connect_writer(self) -> sqlite3.Connection:
-        return self.connect(WRITER_BUSY_S, create=True)
+        connection = self.connect(WRITER_BUSY_S, create=True)
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        return connection
 
     def begin(self, connection: LogReader, *, synced: bool) -> None:
         connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")

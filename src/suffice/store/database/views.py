@@ -21,7 +21,16 @@ from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import EVENTS, E, FeedbackEvent, KeyUsage, RequestCount, decode_as, kind_named
+from suffice.store.rows.events import (
+    EVENTS,
+    E,
+    FeedbackEvent,
+    KeyUsage,
+    RequestCount,
+    decode_as,
+    indexed_id,
+    kind_named,
+)
 from suffice.store.sql.connection import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
 from suffice.store.sql.connection import Values, in_snapshot
 from suffice.types import (
@@ -50,7 +59,7 @@ _BY_PREFIX = """
     ORDER BY key DESC LIMIT :n"""
 
 _EPISODES = """
-    SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
+    SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
     FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE o.kind = 'outcome' AND o.seq > :after AND (o.seq > :since OR r.seq > :since)
         AND (CAST(:route AS TEXT) IS NULL OR r.route = :route)
@@ -69,9 +78,8 @@ _LABELS = """
     UNION ALL
     SELECT seq, at_s, body FROM events
     WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
-        AND json_extract(body, '$.feedback.response_id') = :response
-        AND (:shared OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
-             AND json_extract(o.body, '$.outcome.response_id') = :response) = 1)
+        AND response_id = :response
+        AND (:shared OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome' AND o.response_id = :response) = 1)
     ORDER BY seq"""
 
 # The same for many runs at once, without response ids that two answers have.
@@ -79,15 +87,13 @@ _OF_EPISODES: Final = """
     SELECT episode_id, seq, at_s, body FROM events
     WHERE kind = 'feedback' AND episode_id IN (SELECT value FROM json_each(:names, '$.of')) AND seq <= :until"""
 _OF_RESPONSES: Final = """
-    SELECT json_extract(body, '$.feedback.response_id'), seq, at_s, body FROM events
+    SELECT response_id, seq, at_s, body FROM events
     WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
-        AND json_extract(body, '$.feedback.response_id') IN (SELECT value FROM json_each(:names, '$.of'))"""
+        AND response_id IN (SELECT value FROM json_each(:names, '$.of'))"""
 _ANSWERED: Final = """
     SELECT named.value,
-        (SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = named.value
-         LIMIT 1) AS first_key,
-        (SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = named.value
-         LIMIT 1 OFFSET 1) AS second_key
+        (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1) AS first_key,
+        (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1 OFFSET 1) AS second_key
     FROM json_each(:names, '$.of') named"""
 _BY_KEYS: Final = """
     SELECT key, seq, at_s, body FROM events
@@ -128,7 +134,7 @@ _EXTRACTED = """
 
 # A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
 _DRAWN: Final = """
-    SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
+    SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
     FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
         AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
@@ -291,8 +297,8 @@ def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, fl
 
 def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
     """Return the episodes with this response id, at most `most`; more than one makes the id ambiguous."""
-    query = "SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"
-    return [key for (key,) in query_rows(reader, query, (response_id, most))]
+    query = "SELECT key FROM events WHERE kind = 'outcome' AND response_id = ? LIMIT ?"
+    return [key for (key,) in query_rows(reader, query, (indexed_id(response_id), most))]
 
 
 def read_events(source: LogSource, *, since_seq: int = 0) -> Iterator[StoredEvent]:
@@ -355,7 +361,7 @@ def read_labels(
 
     shared  include labels by a response id that no answer has, or more than one
     """
-    wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
+    wanted = {"episode": episode_id, "response": indexed_id(response_id), "until": until_seq, "shared": shared}
     rows = ((seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in query_rows(reader, _LABELS, wanted))
     return tuple(StoredLabel(seq, given.feedback, at_s, given.about) for seq, at_s, given in rows)
 
@@ -414,7 +420,7 @@ def find_answers(reader: LogReader, responses: Collection[str]) -> dict[str, str
 
 
 def _named(names: Iterable[str]) -> str:
-    return msgspec.json.encode({"of": [*names]}).decode()
+    return msgspec.json.encode({"of": [*map(indexed_id, names)]}).decode()
 
 
 def read_runs_before(

@@ -511,6 +511,7 @@ class Row:
     episode_id: str | None  # None: not named by the sender
     route: str | None  # None: known only through the episode
     body: str  # JSON of the whole event
+    response_id: str | None = None  # that it names
 
 
 def kind_of(event: Event) -> Kind[Any]:
@@ -563,7 +564,14 @@ def to_row(event: Event) -> Row:
         _DECODERS[kind.payload].decode(body)
     if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"event {kind.name}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
-    return Row(kind.name, kind.key_of(event), kind.episode(event), kind.route(event), body.decode())
+    named = event.feedback if isinstance(event, FeedbackEvent) else event if isinstance(event, Outcome) else None
+    response_id = None if named is None else indexed_id(named.response_id)
+    return Row(kind.name, kind.key_of(event), kind.episode(event), kind.route(event), body.decode(), response_id)
+
+
+def indexed_id(response_id: str | None) -> str | None:
+    """Return a response id as it is found by: without null characters, which PostgreSQL refuses in any text."""
+    return None if response_id is None else response_id.replace("\0", "\ufffd")
 
 
 def _mended(kind: Kind[Any], event: Event) -> Event:

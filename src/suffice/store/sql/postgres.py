@@ -6,8 +6,7 @@ thread that asks; a thread that runs a loop already asks another one.
 
 The log's queries are written for SQLite, in what both databases understand: `CAST` where a value of JSON is no text,
 `FILTER`, `ON CONFLICT`, named subqueries. Functions that only SQLite has (`json_extract`, `json_each`) exist in our
-schema. `translate` does the rest: the marks of parameters, the response id, which is a column there, and hints to
-SQLite's planner, which are left out.
+schema. `translate` does the rest: the marks of parameters, and hints to SQLite's planner, which are left out.
 """
 
 from __future__ import annotations
@@ -221,7 +220,6 @@ class PostgresConnection:
 _TOKENS = re.compile(
     r"""(?P<kept>'(?:[^']|'')*'|::)
     |(?P<dropped>\bINDEXED\ BY\ \w+|\bNOT\ INDEXED\b|\+(?=(?:\w+\.)?kind\b))
-    |json_extract\((?P<row>(?:\w+\.)?)body,\ '\$\.(?:outcome|feedback)\.response_id'\)
     |(?P<cross>\bCROSS\ JOIN\b)
     |(?P<mark>\?)
     |:(?P<name>[a-z_]+)""",
@@ -243,8 +241,6 @@ def translate(query: str) -> tuple[str, tuple[str, ...]]:
             if name not in names:
                 names.append(name)
             return f"${names.index(name) + 1}"
-        if (row := token["row"]) is not None:
-            return f"{row}response_id"  # a column, which the appender fills
         return "JOIN" if token["cross"] else token["kept"] or ""
 
     return _TOKENS.sub(replaced, query), tuple(names)
