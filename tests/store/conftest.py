@@ -17,7 +17,7 @@ from suffice.store.database.writer import LogWriter
 from tests.postgres import empty_log
 
 # What holds on both databases. A test that opens the file itself is marked `sqlite_only`.
-BOTH = ("deciding", "decisions", "experiments", "log", "reviews", "rollouts", "views")
+BOTH = ("deciding", "decisions", "experiments", "faults", "log", "reviews", "rollouts", "views")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -26,14 +26,18 @@ def keys(database: Path) -> list[tuple[str, str]]:
 def test_rows_wait_in_order_and_what_finds_no_place_is_counted_with_its_outcome(open_log: Open, database: Path) -> None:
     late = LateLog("it is held", most_rows=3)
     taken = [late.append(event) for event in (seen("a"), ended("a"), seen("b"), seen("c"), ended("c"), ended("b"))]
-    assert taken == [True, True, True, False, False, False]
-    assert (late.n_waiting, late.n_dropped, late.n_written) == (3, 3, 0)
+    assert taken == [True, True, True, False, False, True], "a request that found a place has one for its outcome"
+    assert (late.n_waiting, late.n_dropped, late.n_written) == (4, 2, 0)
     log = open_log()
-    assert late.attach(log) == 3
+    assert late.attach(log) == 4
     assert late.append(seen("d"))
     assert log.drain()
-    assert keys(database) == [("request", "a"), ("outcome", "a"), ("request", "b"), ("request", "d")]
-    assert (late.n_waiting, late.n_dropped, log.n_written) == (0, 3, 4)
+    assert keys(database) == [
+        *(("request", "a"), ("outcome", "a")),
+        *(("request", "b"), ("outcome", "b")),
+        ("request", "d"),
+    ]
+    assert (late.n_waiting, late.n_dropped, log.n_written) == (0, 2, 5)
 
 
 def test_an_outcome_that_comes_after_the_log_did_is_dropped_where_its_request_was(

@@ -25,7 +25,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
 from suffice.store.audit.chain import head
 from suffice.store.audit.verify import verify_chain
-from suffice.store.database import schema
+from suffice.store.database import postgres, schema
 from suffice.store.database.copying import copy_log
 from suffice.store.database.decisions import Decisions, LeaseLost
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
@@ -175,6 +175,14 @@ def test_a_process_without_a_beat_is_dead_and_comes_back_with_one(
     assert one.drain()
     with database.transaction() as connection:
         connection.execute("UPDATE owners SET beat_s = beat_s - 61")
+    started = "now() - CAST('{} s' AS INTERVAL)"
+    in_query = postgres._IS_ALIVE.replace("pg_postmaster_start_time()", started)
+    monkeypatch.setattr(postgres, "_IS_ALIVE", in_query.format(50))
+    assert other.recover() == 0, "the server has not been there for long enough to hear anybody"
+    monkeypatch.setattr(postgres, "_IS_ALIVE", in_query.format(70))
+    other._failed_s = time.monotonic() - 50
+    assert other.recover() == 0, "this process could not write, and so perhaps the others"
+    other._failed_s = time.monotonic() - 70
     assert other.recover() == 1
     with database.transaction() as connection:
         database.beat(connection, 1)

@@ -95,7 +95,10 @@ class EventQueue:
     def accept(self, item: QueueItem) -> bool:
         event = item.event
         with self._wake:
-            if self._closing or self.is_orphan(event) or len(self._queue) >= self._most_rows:
+            # The outcome of a request that was accepted has room, or the request would stay open. There are at most as
+            # many of them as runs under way.
+            is_full = len(self._queue) >= self._most_rows and not isinstance(event, Outcome)
+            if self._closing or self.is_orphan(event) or is_full:
                 self.n_dropped += 1
                 if isinstance(event, Request):
                     self._unlogged.add(event.episode_id)

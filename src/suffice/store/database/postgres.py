@@ -49,7 +49,11 @@ _LAST_WRITE: Final = "SELECT coalesce((SELECT max(seq) FROM events), 0), coalesc
 _IS_NEW: Final = """
     (SELECT 1 FROM "{schema}".events WHERE seq > {last} LIMIT 1) UNION ALL
     SELECT 1 WHERE {summed} <> coalesce((SELECT max(seq) FROM "{schema}".rolled), 0)"""
-_IS_ALIVE: Final = f"SELECT {NOW_S} - beat_s < {DEAD_S} FROM owners WHERE id = ?"  # noqa: S608 - constants
+# While the server is down nobody can beat, so silence counts from its start.
+_IS_ALIVE: Final = f"""
+    SELECT {NOW_S} - CASE beat_s WHEN 0 THEN 0 ELSE greatest(beat_s,
+        CAST(extract(epoch FROM pg_postmaster_start_time()) AS DOUBLE PRECISION)) END < {DEAD_S}
+    FROM owners WHERE id = ?"""  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from suffice.store.audit.chain import is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.log import EventQueue, QueueItem, Receipt
-from suffice.store.database.postgres import PostgresClaim
+from suffice.store.database.postgres import DEAD_S, PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.store.sql.connection import DATABASE_ERRORS, LogReader
@@ -86,6 +86,7 @@ class LogWriter(EventQueue):
         self._settings, self._now, self._redact = settings, now, redact
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
         self._deadline_s = 0.0  # monotonic; set by `close`
+        self._failed_s = float("-inf")  # monotonic; of the latest failed transaction
         self._connection: LogReader | None = None
         self._unfinished, self._is_retry, self._beaten_s = OpenRequests(), False, time.monotonic()
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
@@ -109,8 +110,13 @@ class LogWriter(EventQueue):
             ) from None
 
     def recover(self) -> int:
-        """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently."""
+        """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently.
+
+        Where this process could not write, others could not show that they live: they have time to do so afterwards.
+        """
         n_lost, at_s, database = 0, self._now(), self.database
+        if database.is_server and time.monotonic() - self._failed_s < DEAD_S:
+            return 0
         with database.reader() as reader:
             owners = reader.execute("SELECT id FROM owners WHERE id <> ?", (self.owner,)).fetchall()
             if all(database.is_alive(reader, owner) for (owner,) in owners):
@@ -206,7 +212,7 @@ class LogWriter(EventQueue):
 
     def _postpone(self, batch: list[QueueItem], error: Exception) -> None:
         self.n_retries += 1
-        self._is_retry = True
+        self._is_retry, self._failed_s = True, time.monotonic()
         log.warning("store %s: writing failed and will be tried again: %s", self.database, error)
         if self._connection is not None:
             with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
