@@ -66,6 +66,7 @@ class Continuer:
     # Whether the running thought is in the content. A server that separates it does so in a second
     # call too, and no content begins inside a thought, whatever the template opens.
     thinks_inline: Callable[[], bool] = lambda: True
+    excluded: tuple[FinishMethod, ...] = ()  # ways to finish that the client's API does not allow
     _prompt: Prompt | None = None
 
     @property
@@ -79,7 +80,8 @@ class Continuer:
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
         """Ways to finish, best first; empty if this upstream offers none, so that nothing can be stopped."""
-        return self.settings.finish or self.facts.methods
+        methods = self.settings.finish or self.facts.methods
+        return tuple(m for m in methods if m not in self.excluded) if self.excluded else methods
 
     @property
     def second_call(self) -> FinishMethod | None:

@@ -18,12 +18,12 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from suffice.episode.chain_reader import StreamState
 from suffice.episode.extra_calls import Continuer, Piece
-from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
-from suffice.episode.stream_relay import DONE_FRAME, StreamRelay, data_frame
+from suffice.episode.ledger import CallAccount, Ledger, suffice_object
+from suffice.episode.stream_relay import StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod, Route
 from suffice.upstream.continuation import Continuation
@@ -233,7 +233,7 @@ class StopTransition:
             finish = piece.finish_reason or finish
             text += piece.text
             if piece.text:
-                await relay.delivery.frames([_frame_of(state, {"content": opening + piece.text})])
+                await relay.delivery.frames(relay.events.text(state, opening + piece.text))
                 opening = ""
         state.phase = "answering"
         self.ledger.reply.answer = relay.reader.extract(text)
@@ -250,12 +250,10 @@ class StopTransition:
                 account.prompt_tokens = None if prompt is None else prompt.n_tokens
 
     def _closing_frames(self, finish: str) -> list[Frame]:
-        state, view, usage = self.relay.reader.state, self.relay.view, self.ledger.usage()
-        has_object = self.ledger.stop.acted or view.object
-        frames = [_frame_of(state, {}, finish, **({"suffice": suffice_object(self.ledger)} if has_object else {}))]
-        if view.usage and usage is not None:
-            frames.append(_chunk(state, choices=[], usage=usage_json(usage)))
-        return [*frames, DONE_FRAME]
+        relay, view = self.relay, self.relay.view
+        report = suffice_object(self.ledger) if self.ledger.stop.acted or view.object else None
+        usage = self.ledger.usage() if view.usage else None
+        return relay.events.closing(relay.reader.state, finish, usage=usage, report=report)
 
     async def _deliver_rerun(self, error: UpstreamError) -> None:
         if not self.continuer.may_call(keep=0):
@@ -263,16 +261,6 @@ class StopTransition:
         self.relay.reader.account.discarded = True
         async with self.rerun(self.relay.reader.state) as again:
             await again.rest()
-
-
-def _frame_of(state: StreamState, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return _chunk(state, choices=[choice], **extra)
-
-
-def _chunk(state: StreamState, **fields: Any) -> Frame:
-    head = {"id": state.id, "object": "chat.completion.chunk", "created": state.created, "model": state.model}
-    return data_frame(head | fields)
 
 
 async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncIterator[Piece]:

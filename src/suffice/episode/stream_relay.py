@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
 from suffice.episode.extra_calls import Prober, Vectors
 from suffice.episode.ledger import suffice_object
@@ -16,20 +17,15 @@ from suffice.types import Step
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.wire import (
-    DONE,
-    DONE_DATA,
     REASONING_FIELDS,
     Choice,
     Chunk,
     Frame,
     SseSplitter,
-    decode_chunk,
     decode_json,
-    encode_frame,
     is_given,
 )
 
-DONE_FRAME = Frame(raw=DONE, data=DONE_DATA)
 _NOTHING = Frame(raw=b"", data=None)
 
 
@@ -74,11 +70,7 @@ class ClientView:
     joined: bool = False  # chunks that differ only in their text may reach it as one frame
     alias: StreamState | None = None  # of a rerun: the run before it, whose id and time the client knows
     hides_thought: bool = False  # the client has already seen a thought
-
-
-def data_frame(obj: Any) -> Frame:
-    raw = encode_frame(obj)
-    return Frame(raw=raw, data=raw[6:-2])
+    events: ChatEvents = field(default_factory=ChatEvents)  # of the API that it reads
 
 
 class WithheldEnd:
@@ -116,6 +108,7 @@ class WithheldEnd:
 class StreamRelay:
     def __init__(self, call: Call, reader: ChainReader, delivery: Delivery, view: ClientView) -> None:
         self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
+        self.events = view.events
         self._texts_now = delivery.texts_now
         self.own_end = WithheldEnd()
         self.failure: UpstreamError | None = None  # why the original can deliver nothing more
@@ -132,6 +125,7 @@ class StreamRelay:
 
     def hold(self) -> None:
         self._held = []
+        self.events.hold()
 
     async def release(self) -> None:
         held, self._held, self.held_bytes = self._held or [], None, 0
@@ -142,7 +136,9 @@ class StreamRelay:
 
     def abandon(self) -> None:
         """Close the original call and drop the held frames: another call continues its thought."""
-        self._held = None
+        if self._held is not None:
+            self._held = None
+            self.events.rewind()
         self.reader.state.ended = True
         if self._reading is not None:
             self._reading.cancel()
@@ -207,6 +203,7 @@ class StreamRelay:
                 return False
         elif not self.delivery.frame_now(sent):
             return False
+        self.events.note_repeated(texts, sent)
         self.reader.fold_repeated(pattern.field, texts, self._points)
         if not self._points:
             return True
@@ -221,6 +218,7 @@ class StreamRelay:
         texts, sent, end = pattern.run_in(data, at)
         if not texts or not self._folds_by_pattern:
             return _NOTHING, at
+        self.events.note_repeated(texts, sent)
         self.reader.fold_repeated(pattern.field, texts, points)
         return RepeatedFrame(sent, None, pattern.template, pattern.field, texts), end
 
@@ -277,7 +275,7 @@ class StreamRelay:
             self.failure = UpstreamError("the upstream reported an error inside its stream")
             self.reader.ledger.end_reason = "upstream_error"
         elif not state.done:
-            await self._pass_end([DONE_FRAME])
+            await self._pass_end(self.events.end_mark())
         if self._held is None and self.own_end.kept is None:
             await self.delivery.end()
         if not state.failed:
@@ -313,15 +311,16 @@ class StreamRelay:
         if state.done or state.failed:
             return None
         if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
+            self.events.note_repeated((text,), frame.raw)
             reader.fold_repeated(self._pattern.field, (text,), points)
             return self._pattern.edit(frame)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
             return frame if frame.raw.startswith(b":") else None
-        if frame.data == DONE_DATA:
+        chunk = self.events.read(frame)
+        if chunk is None:
             state.done = True
-            return frame if state.finish_reason is not None else None
-        chunk = decode_chunk(frame.data)
+            return frame if state.finish_reason is not None and not self.events.rewrites else None
         if is_given(chunk.error):
             state.failed = True
             return frame
@@ -336,6 +335,7 @@ class StreamRelay:
             state.finish_reason = choice.finish_reason
             reader.note_engine_budget()
             self.own_end.begin(has_answer=state.phase != "thinking")
+            state.done = self.events.is_over
         edited = self._edited(frame, chunk, choice, answer)
         if self.view.alias is None and self._pattern.learns:
             self._pattern.learn(frame, chunk, without_usage=edited is not frame)
@@ -354,6 +354,12 @@ class StreamRelay:
         view, data = self.view, frame.data or b""
         is_last = choice is not None and choice.finish_reason is not None
         adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
+        if isinstance(self.events, NativeEvents):
+            ledger = self.reader.ledger
+            report = suffice_object(ledger) if adds_object else None
+            if view.alias is None:
+                return self.events.edited(frame, report)
+            return self.events.rewritten(view.alias, choice, self._after_alias(answer), ledger.usage(), report)
         # An engine that sends usage because we requested it may write an empty one into every chunk.
         has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
         has_trace = has_trace or (not view.chunk_usage and chunk.usage is not None and choice is not None)
@@ -383,12 +389,18 @@ class StreamRelay:
         hidden = {"role", "content", *REASONING_FIELDS}
         delta = {k: v for k, v in (first.get("delta") or {}).items() if k not in hidden and v is not None}
         if answer:
-            # The thought that the client saw was left open; its tag comes before the first word.
-            closing = self.reader.close_tag if alias.inline and alias.phase != "answering" else ""
-            alias.phase = "answering"
-            delta["content"] = closing + answer
+            delta["content"] = self._after_alias(answer)
         first["delta"] = delta
         return bool(delta) or choice.finish_reason is not None
+
+    def _after_alias(self, answer: str | None) -> str | None:
+        """Return answer text of a rerun as it follows the thought that the client saw, which was left open."""
+        alias = self.view.alias
+        if not answer or alias is None:
+            return answer
+        closing = self.reader.close_tag if alias.inline and alias.phase != "answering" else ""
+        alias.phase = "answering"
+        return closing + answer
 
 
 class ReasoningRun:

@@ -12,6 +12,8 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
+from suffice.episode.apis import messages, responses
+from suffice.episode.apis.events import ApiFormat
 from suffice.errors import BadRequest, ConfigError, SufficeError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.admin import pull_switch, release_switch, show_switch
@@ -19,6 +21,7 @@ from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
+from suffice.gateway.governed_apis import GovernedApi
 from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
@@ -140,6 +143,11 @@ def _passed(method: str, path: str, api: Api) -> Endpoint:
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
 
 
+def _governed(path: str, api: Api, written: ApiFormat) -> Endpoint:
+    made = GovernedApi(api, "POST", f"/v1{path}", written)
+    return Endpoint(path, "POST", made, exchange=api.exchange, x_api_key=api.x_api_key, spends=True)
+
+
 # With and without /v1.
 API = (
     Endpoint("/chat/completions", "POST", chat, spends=True),
@@ -152,12 +160,12 @@ API = (
     Endpoint("/admin/reload", "POST", reload_settings, needs="admin"),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
-    _passed("POST", "/responses", RESPONSES),
+    _governed("/responses", RESPONSES, responses.RESPONSES),
     _passed("GET", "/responses/{id}", RESPONSES),
     _passed("DELETE", "/responses/{id}", RESPONSES),
     _passed("POST", "/responses/{id}/cancel", RESPONSES),
     _passed("GET", "/responses/{id}/input_items", RESPONSES),
-    _passed("POST", "/messages", MESSAGES),
+    _governed("/messages", MESSAGES, messages.MESSAGES),
     _passed("POST", "/messages/count_tokens", MESSAGES),
 )
 OWN = (

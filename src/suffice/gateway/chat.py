@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from suffice.assurance.money import full_vote_tokens
+from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
@@ -15,7 +16,7 @@ from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate, Proposer
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay, data_frame
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
@@ -41,7 +42,7 @@ from suffice.upstream.drivers import (
     merge_fields,
     thinking_is_off,
 )
-from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
+from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_frame, encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
 
@@ -59,8 +60,19 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
     await serve_request(gw, exchange, admitted, _answer, endpoint=CHAT_PATH)
 
 
-def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: ParsedRequest) -> AdmittedRequest:
-    """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use."""
+def admit_chat(
+    gw: GatewayState,
+    exchange: Exchange,
+    episode_id: str,
+    parsed: ParsedRequest,
+    *,
+    endpoint: str = CHAT_PATH,
+    refusal: Callable[[BuiltRoute], str | None] = lambda _: None,
+) -> AdmittedRequest:
+    """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use.
+
+    refusal  why the route cannot govern this request for reasons of its API
+    """
     named, options, samples, reason = dict(exchange.headers), parsed.options, 1, None
     route = find_route(gw, parsed.model, named, exchange.caller)
     version = named.get("x-suffice-policy-version") or options.get("policy_version")
@@ -71,18 +83,20 @@ def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: Pa
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
     if route is not None:
         parsed = parsed.for_model(route.settings.model)
-        samples, reason = n_samples(route, options), ungoverned(route, parsed.body, options)
-    user = parsed.body.get("user") or parsed.body.get("safety_identifier")
+        samples, reason = n_samples(route, options), ungoverned(route, parsed.chat, options)
+        if reason != "off":
+            reason = refusal(route) or reason
+    user = parsed.chat.get("user") or parsed.chat.get("safety_identifier")
     arrival = Arrival(
         episode_id=episode_id,
-        endpoint=CHAT_PATH,
+        endpoint=endpoint,
         caller=exchange.caller,
         model=parsed.model,
         stream=parsed.stream,
         n_samples=samples,
-        seeded=parsed.body.get("seed") is not None,
-        question=lambda: parsed.prompt or encode_json(parsed.body.get("messages")).decode(),
-        query=lambda: None if route is None else query_of(parsed.body, route.settings.kind, samples),
+        seeded=parsed.chat.get("seed") is not None,
+        question=lambda: parsed.prompt or encode_json(parsed.chat.get("messages")).decode(),
+        query=lambda: None if route is None else query_of(parsed.chat, route.settings.kind, samples),
         body=parsed.identity,
         conversation=options.get("conversation_id") or named.get("x-conversation-id"),
         idempotency_key=named.get("idempotency-key"),
@@ -100,24 +114,44 @@ def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: Pa
 
 
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-    request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.parsed
-    headers = gw.clients.keys.without_keys(exchange.headers)
+    request, client = admitted.request, gw.upstreams[admitted.upstream]
+
+    async def relay(purpose: Purpose) -> None:
+        if purpose == "main":
+            gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
+        headers = gw.clients.keys.without_keys(exchange.headers)
+        await pass_through(exchange, client, CHAT_PATH, admitted.parsed.forwarded, headers, ledger, purpose=purpose)
+
+    await answer(gw, admitted, ledger, exchange, CHAT, relay)
+
+
+async def answer(
+    gw: GatewayState,
+    admitted: AdmittedRequest,
+    ledger: Ledger,
+    exchange: Exchange,
+    api: ApiFormat,
+    relay: Callable[[Purpose], Awaitable[None]],
+) -> None:
+    """Answer a request of any API, governed where it may be. `relay` passes it through."""
+    request, client = admitted.request, gw.upstreams[admitted.upstream]
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route must run every request in full for now, and its model server is at capacity; retry later"
         raise OverloadError(message, retry_after_s=admitted.retry_after_s)
     if request.ungoverned is not None or admitted.route is None:
-        gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
-        await pass_through(exchange, client, CHAT_PATH, body.forwarded, headers, ledger)
+        await relay("main")
         return
+    headers = gw.clients.keys.without_keys(exchange.headers)
     job = GovernedRequest(
         gw=gw,
         route=admitted.route,
         client=client,
-        parsed=body,
+        parsed=admitted.parsed,
         headers=_governed_headers(admitted.route, request, client, headers),
         ledger=ledger,
         exchange=exchange,
+        api=api,
     )
     try:
         await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
@@ -129,7 +163,7 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         # A broken optimiser costs tokens, never an answer: call again without governing.
         LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
         ledger.forget_run("govern")
-        await pass_through(exchange, client, CHAT_PATH, body.forwarded, headers, ledger, purpose="rerun")
+        await relay("rerun")
 
 
 # --------------------------------------------------------------------------- governed
@@ -144,6 +178,7 @@ class GovernedRequest:
     headers: list[tuple[str, str]]
     ledger: Ledger
     exchange: Exchange
+    api: ApiFormat
 
     @property
     def may_act(self) -> bool:
@@ -151,14 +186,14 @@ class GovernedRequest:
 
     @property
     def max_tokens(self) -> int | None:
-        cap = self.parsed.body.get("max_completion_tokens") or self.parsed.body.get("max_tokens")
+        cap = self.parsed.chat.get("max_completion_tokens") or self.parsed.chat.get("max_tokens")
         return cap if isinstance(cap, int) and cap > 0 else None
 
     @property
     def upstream_body(self) -> dict[str, Any]:
         """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
         body = self.parsed.body | {"stream": True}
-        if find_verdict(self.client.findings, "stream_usage") == "no":
+        if self.api is not CHAT or find_verdict(self.client.findings, "stream_usage") == "no":
             return body
         options = body.get("stream_options")
         options = options if isinstance(options, dict) else {}
@@ -170,7 +205,11 @@ class GovernedRequest:
     def counts_chunks(self) -> bool:
         """Whether the engine is asked for its own counts in every chunk: exact ones of a run that may be stopped."""
         is_cut = self.may_act and self.ledger.request.kind == "reasoning"
-        return is_cut and DRIVERS[self.client.settings.driver].counts_chunks
+        return is_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
+
+    def new_events(self) -> ChatEvents:
+        created_s = int(self.ledger.request.received_at_s)
+        return self.api.new_events(model=self.parsed.model, created_s=created_s, is_body=not self.parsed.stream)
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         if not self.parsed.stream:
@@ -196,17 +235,18 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     continuer = Continuer(
         client=job.client,
         probe=route.probe or Probe(),
-        body=job.parsed.body,
+        body=job.parsed.chat,
         headers=job.headers,
         ledger=ledger,
         max_extra_calls=route.max_extra_calls,
+        excluded=job.api.excluded_methods(job.client.settings.driver),
     )
-    fields = _reasoning_fields(job, continuer)
-    if job.route.reads("end-of-thought") and honoured(job.client.findings, "logprobs_stream"):
+    fields, events = _reasoning_fields(job, continuer), job.new_events()
+    if job.api is CHAT and job.route.reads("end-of-thought") and honoured(job.client.findings, "logprobs_stream"):
         fields = fields.with_logprobs(LISTED_TOKENS)
     cost = _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
-    async with job.keep_alive(), _open_relay(job, fields, continuer, rerun_of=None) as relay:
+    async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
         reader = relay.reader
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
@@ -218,7 +258,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         transition = StopTransition(
             relay=relay,
             continuer=continuer,
-            rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
+            rerun=lambda before: _open_relay(job, fields, continuer, events.rerun(), rerun_of=before),
             max_tokens=job.max_tokens,
             route=route,
             monotonic_s=gw.monotonic_s,
@@ -298,7 +338,8 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     ledger, route = job.ledger, job.route.settings
     if route.probe is None:
         return
-    fields = choose_reasoning_fields(route, job.client.settings, job.parsed.body, methods=(), policy_budget_tokens=None)
+    fields = choose_reasoning_fields(route, job.client.settings, job.parsed.chat, methods=(), policy_budget_tokens=None)
+    fields = job.api.fields(fields, route)
     if not fields.fields or not continuer.may_call(keep=0):
         return
     point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
@@ -312,7 +353,12 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
 
 @asynccontextmanager
 async def _open_relay(
-    job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
+    job: GovernedRequest,
+    fields: ReasoningFields,
+    continuer: Continuer,
+    events: ChatEvents,
+    *,
+    rerun_of: StreamState | None,
 ) -> AsyncIterator[StreamRelay]:
     settings, ledger, exchange, parsed = job.client.settings, job.ledger, job.exchange, job.parsed
     async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
@@ -331,20 +377,21 @@ async def _open_relay(
             segmenter=_segmenter(job),
             scorer=job.route.scorer,
             tags=(settings.think_open, settings.think_close),
-            opened=settings.think_opened and not thinking_is_off(merge_fields(parsed.body, sent.fields)),
+            opened=settings.think_opened and not thinking_is_off(merge_fields(parsed.chat, sent.fields)),
             budget=budget,
             gate=_gate(job, settings.think_close),
         )
         view = ClientView(
             logprobs="logprobs" not in sent.fields,
-            usage=parsed.wants_usage or not parsed.stream,
+            usage=parsed.wants_usage or not parsed.stream or events.is_native,
             chunk_usage=not job.counts_chunks or parsed.wants_chunk_usage,
             object=parsed.has_options,
             joined=True,
-            alias=rerun_of,
+            alias=rerun_of if parsed.stream or not events.is_native else None,
             hides_thought=rerun_of is not None and parsed.stream,
+            events=events,
         )
-        delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers)
+        delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers, events)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.has_effort:
             ledger.stop.finish_method, reader.is_thought_off = "effort", sent.effort == "none"
@@ -366,7 +413,8 @@ async def _accepted(
     for sent in (fields, NO_FIELDS) if is_offered else (NO_FIELDS,):
         account, content = job.ledger.open_call(purpose), encode_json(merge_fields(body, sent.fields))
         # The call after a refusal is an extra call, which is not retried.
-        async with client.open(CHAT_PATH, content, headers, extra=refused or purpose == "rerun") as call:
+        extra, key_header = refused or purpose == "rerun", job.api.key_header(client.settings.driver)
+        async with client.open(job.api.path, content, headers, extra=extra, key_header=key_header) as call:
             if sent.fields and call.status in REFUSALS:
                 account.discarded = refused = True
                 if sent.has_effort:
@@ -402,11 +450,12 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     fields = choose_reasoning_fields(
         route,
         job.client.settings,
-        job.parsed.body,
+        job.parsed.chat,
         methods=continuer.methods,
         policy_budget_tokens=budget,
         run=job.ledger.request.episode_id,
     )
+    fields = job.api.fields(fields, route)
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
@@ -509,4 +558,4 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     frames.append(last)
     if wants_usage:
         frames.append(head | {"choices": [], "usage": body.get("usage")})
-    return [data_frame(f).raw for f in frames]
+    return [encode_frame(f) for f in frames]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from suffice.asgi import Receive, Scope, Send, read_body
+from suffice.episode.apis.events import ChatEvents
 from suffice.episode.stream_relay import Delivery, RepeatedFrame
 from suffice.errors import BadRequest, OverloadError, UpstreamProtocol
 from suffice.gateway.auth import ANYONE
@@ -248,8 +249,10 @@ class StreamDelivery(Delivery):
 class BodyDelivery(Delivery):
     """Delivers one body, equal to the upstream's direct response."""
 
-    def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
-        self._exchange, self._status = exchange, status
+    def __init__(
+        self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]], events: ChatEvents | None = None
+    ) -> None:
+        self._exchange, self._status, self._events = exchange, status, events or ChatEvents()
         dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
         self._assembler = Assembler(BODY_LIMIT_BYTES)
@@ -258,12 +261,12 @@ class BodyDelivery(Delivery):
     def _add_texts(self, template: bytes, field: str, texts: list[str]) -> bool:
         """Add repeated chunks by their texts, much faster than by parsing each."""
         try:
-            return self._assembler.add_repeated(template, field, texts)
+            return self._events.is_native or self._assembler.add_repeated(template, field, texts)
         except UpstreamProtocol:
             return False  # over the limit; `frames` raises it again
 
     async def frames(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
+        for frame in () if self._events.is_native else frames:  # other APIs' events keep their response themselves
             if isinstance(frame, RepeatedFrame):
                 if not self._assembler.add_repeated(frame.template, frame.field, frame.texts):
                     await self.frames(SseSplitter(limit_bytes=len(frame.raw)).feed(frame.raw))
@@ -275,5 +278,5 @@ class BodyDelivery(Delivery):
 
     async def end(self) -> None:
         if not self._exchange.complete:
-            body = encode_json(self._assembler.result())
+            body = encode_json(self._events.body() if self._events.is_native else self._assembler.result())
             await self._exchange.json(self._status, body, self._headers)

@@ -90,7 +90,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         admitted = await admit(episode_id)
         for field in admitted.parsed.stripped:
             gw.metrics.inc("suffice_stripped_fields_total", field)
-        upstream, messages = gw.upstreams[admitted.upstream].settings, admitted.parsed.body.get("messages")
+        upstream, messages = gw.upstreams[admitted.upstream].settings, admitted.parsed.chat.get("messages")
         ledger = Ledger(admitted.request, started_s, costs=CostBasis(prices=upstream.prices), trace=trace)
         exchange.request.route = admitted.request.route or "-"
         if trace is not None:

@@ -231,12 +231,8 @@ class Passthrough:
 
     async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
         caller, named = exchange.caller, dict(exchange.headers)
-        if not _QUERY.fullmatch(_query_of(exchange)):
-            raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
-        parsed = await self._read(gw, exchange)
+        parsed = await self._read_allowed(gw, exchange)
         stored = await self._stored(gw, exchange)
-        if _is_shared(gw, exchange):
-            await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
         try:
             route = find_route(gw, parsed.model, named, caller)
         except BadRequest:  # the creator of an object may reach it without a route of its own
@@ -253,6 +249,15 @@ class Passthrough:
         if self.api.is_json and route is not None:
             parsed = parsed.for_model(route.settings.model)
         return AdmittedRequest(parsed=parsed, route=served, upstream=upstream, request=request)
+
+    async def _read_allowed(self, gw: GatewayState, exchange: PassingExchange) -> ParsedRequest:
+        """Read the body. Raise BadRequest also for one that names what another key has made."""
+        if not _QUERY.fullmatch(_query_of(exchange)):
+            raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
+        parsed = await self._read(gw, exchange)
+        if _is_shared(gw, exchange):
+            await gw.clients.objects.check_body(exchange.caller, parsed.raw, parsed.body)
+        return parsed
 
     async def _stored(self, gw: GatewayState, exchange: PassingExchange) -> StoredObject | None:
         objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
@@ -286,9 +291,6 @@ class Passthrough:
     async def _answer(
         self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
     ) -> None:
-        request, client = admitted.request, gw.upstreams[admitted.upstream]
-        gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
-
         def note_created(object_id: str | None) -> bool:
             if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
                 return False
@@ -302,24 +304,43 @@ class Passthrough:
 
         if self.creates:
             exchange.on_head = lambda head: note_created(read_answer(head, b"", events=True).response_id)
-        path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)
-        # vLLM checks the key in `authorization` only, for every API.
-        wants_own = self.api.x_api_key and client.settings.driver != "vllm"
         try:
-            await pass_through(
-                exchange,
-                client,
-                f"{path}?{query.decode('ascii')}" if query else path,
-                admitted.parsed.forwarded or (None if self.method in ("GET", "DELETE") else b""),
-                gw.clients.keys.without_keys(exchange.headers),
-                ledger,
-                method=self.method,
-                key_header="x-api-key" if wants_own else "authorization",
-                mark=self.api.mark,
-            )
+            await self._respond(gw, exchange, admitted, ledger)
         finally:
             if self.creates:
                 note_created(ledger.reply.response_id)
+
+    async def _respond(
+        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
+    ) -> None:
+        await self.relay(gw, exchange, admitted, ledger)
+
+    async def relay(
+        self,
+        gw: GatewayState,
+        exchange: PassingExchange,
+        admitted: AdmittedRequest,
+        ledger: Ledger,
+        purpose: Purpose = "main",
+    ) -> None:
+        request, client = admitted.request, gw.upstreams[admitted.upstream]
+        if purpose == "main":
+            gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
+        path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)
+        # vLLM checks the key in `authorization` only, for every API.
+        wants_own = self.api.x_api_key and client.settings.driver != "vllm"
+        await pass_through(
+            exchange,
+            client,
+            f"{path}?{query.decode('ascii')}" if query else path,
+            admitted.parsed.forwarded or (None if self.method in ("GET", "DELETE") else b""),
+            gw.clients.keys.without_keys(exchange.headers),
+            ledger,
+            purpose=purpose,
+            method=self.method,
+            key_header="x-api-key" if wants_own else "authorization",
+            mark=self.api.mark,
+        )
 
 
 def _query_of(exchange: Exchange) -> bytes:

@@ -46,6 +46,11 @@ class ParsedRequest:
     wants_chunk_usage: bool = False  # usage in every chunk
     identity: bytes = b""  # equal for equal bodies: `raw`, or its digest if long
     prompt: str | None = None  # digest of long messages; None: they are short
+    as_chat: dict[str, Any] | None = None  # a request of another API in chat's form
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        return self.body if self.as_chat is None else self.as_chat
 
     @property
     def forwarded(self) -> bytes:
@@ -54,7 +59,7 @@ class ParsedRequest:
     def for_model(self, model: str | None) -> ParsedRequest:
         if model is None or model == self.model:
             return self
-        self.body["model"] = model
+        self.body["model"] = self.chat["model"] = model
         return replace(self, changed=True)
 
 

@@ -53,7 +53,7 @@ class Completion:
         self._request = request
         self._budget = budget_tokens
         self._max_tokens = _cap(request)
-        stop = request.body.get("stop")
+        stop = request.body.get("stop", request.body.get("stop_sequences"))
         words = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
         self._stops = [word for word in words if isinstance(word, str) and word]
         self._text = ""  # searched for stop words
@@ -172,7 +172,7 @@ def _at(logprobs: tuple[float, ...], position: int) -> float:
 
 
 def _cap(request: FakeRequest) -> int | None:
-    values = (count_in(request, name) for name in ("max_completion_tokens", "max_tokens"))
+    values = (count_in(request, name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
     return next((value for value in values if value is not None and value > 0), None)
 
 

@@ -132,3 +132,33 @@ def _drop_visible(token: str, n_chars: int) -> str:
             return token[position:]
         n_chars -= not char.isspace()
     return ""
+
+
+def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a request of Anthropic's Messages or OpenAI's Responses as a chat's messages.
+
+    >>> messages_of({"instructions": "Be brief.", "input": "Hi"})
+    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
+    """
+    system, turns = body.get("system", body.get("instructions")), body.get("messages", body.get("input"))
+    messages = [{"role": "system", "content": prompt_text(system)}] if system else []
+    for turn in [{"role": "user", "content": turns}] if isinstance(turns, str) else turns or ():
+        if not isinstance(turn, Mapping):
+            continue
+        if turn.get("type") == "function_call_output":
+            messages.append({"role": "tool", "content": prompt_text(turn.get("output"))})
+        elif "role" in turn:
+            messages += _turns_of(turn)
+    return messages
+
+
+def _turns_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content, role = turn.get("content"), str(turn["role"])
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    results = [part for part in parts if part.get("type") == "tool_result"]
+    messages = [{"role": "tool", "content": prompt_text(part.get("content"))} for part in results]
+    thought = "".join(str(part.get("thinking", "")) for part in parts)
+    text = prompt_text(content)
+    if text or thought:
+        messages.append({"role": role, "content": text} | ({"reasoning_content": thought} if thought else {}))
+    return messages

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from suffice_testing.prompt import Prefix, prompt_text
+from suffice_testing.prompt import Prefix, messages_of, prompt_text
 
 ReasoningField: TypeAlias = Literal[
     "reasoning",
@@ -126,7 +126,15 @@ class FakeRequest:
         return str(self.body.get("model", ""))
 
     @property
+    def is_native(self) -> bool:
+        """Whether it speaks another API than OpenAI's completions."""
+        return self.path in ("/messages", "/responses")
+
+    @property
     def messages(self) -> list[Any]:
+        """The conversation as a chat's messages."""
+        if self.is_native:
+            return messages_of(self.body)
         held = self.body.get("messages")
         return held if isinstance(held, list) else []
 
@@ -172,7 +180,7 @@ class FakeCall:
 
     @property
     def is_completion(self) -> bool:
-        return self.path in ("/chat/completions", "/completions")
+        return self.path in ("/chat/completions", "/completions", "/messages", "/responses")
 
     @property
     def usage(self) -> dict[str, int] | None:

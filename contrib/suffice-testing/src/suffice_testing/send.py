@@ -63,24 +63,23 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
     await out.start(200, {**_SSE, **dict(shape.headers)})
     for run in runs:
         for chunk in shape.opening(run):
-            await out.send(encode_frame(chunk))
+            await out.send(shape.encode(chunk))
     n_tokens = 0
     try:
         async for run, token in tokens:
             if n_tokens == fault.bad_frame_after:
                 await out.send(_BAD_FRAME)
             n_tokens += 1
-            made = shape.token(run, token)
-            if made is not None:
-                await out.send(encode_frame(made))
+            for made in shape.token(run, token):
+                await out.send(shape.encode(made))
     except SimulatedFailure as death:
         if death.how == "error_frame":
-            await out.finish(error_frame("fake upstream: it broke off as configured"))
+            await out.finish(shape.error_frame("fake upstream: it broke off as configured"))
         raise
     if n_tokens == fault.bad_frame_after:
         await out.send(_BAD_FRAME)
-    frames = [encode_frame(chunk) for chunk in shape.closing(runs, finish=fault.finish)]
-    frames += [DONE] if fault.done else []
+    frames = [shape.encode(chunk) for chunk in shape.closing(runs, finish=fault.finish)]
+    frames += [shape.end_mark] if fault.done and shape.end_mark else []
     for frame in frames[:-1]:
         await out.send(frame)
     await out.finish(frames[-1] if frames else b"")
@@ -121,6 +120,10 @@ CREATED = 1_700_000_000
 
 
 class ReplyShape:
+    end_mark = DONE
+    encode = staticmethod(encode_frame)
+    error_frame = staticmethod(error_frame)
+
     def __init__(self, seen: FakeCall, reply: Reply, server: ServerBehaviour, completion_id: str) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
         self.headers = reply.headers
@@ -148,10 +151,10 @@ class ReplyShape:
             chunks[0]["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         return [*chunks, self._chunk(run, {"content": self._echo})] if self._echo else chunks
 
-    def token(self, run: Completion, token: Token) -> dict[str, Any] | None:
+    def token(self, run: Completion, token: Token) -> list[dict[str, Any]]:
         if not token.text and token.channel != "tool":
-            return None
-        return self._chunk(run, self._delta(token), token=token)
+            return []
+        return [self._chunk(run, self._delta(token), token=token)]
 
     def closing(self, runs: Sequence[Completion], *, finish: bool) -> list[dict[str, Any]]:
         chunks = [self._chunk(run, {}, finish_reason=run.finish_reason) for run in runs] if finish else []

@@ -18,11 +18,12 @@ from suffice_testing.chain import Answerer
 from suffice_testing.dialects import ServerBehaviour
 from suffice_testing.generate import Completion, count_in
 from suffice_testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
+from suffice_testing.native import SHAPES
 from suffice_testing.reply import FakeCall, FakeRefusal, FakeRequest, Reply, Script, merged
 from suffice_testing.send import CREATED, ReplyShape, SimulatedFailure, generate, play, send_json, stream
 
 _JSON = {"content-type": "application/json"}
-_COMPLETIONS = ("/chat/completions", "/completions")
+_COMPLETIONS = ("/chat/completions", "/completions", "/messages", "/responses")
 _PAGE = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
 _LLAMA_ONLY = ("/chat/completions/control", "/apply-template")
 
@@ -194,7 +195,7 @@ class FakeUpstream:
         body = {k: v for k, v in body.items() if k not in self._behaviour.ignores} if isinstance(body, dict) else {}
         nth_same = 0
         if path in _COMPLETIONS:
-            key = path + repr(body.get("messages", body.get("prompt")))
+            key = path + repr(body.get("messages", body.get("prompt", body.get("input"))))
             nth_same = self._prompts.get(key, 0)
             self._prompts[key] = nth_same + 1
         request = FakeRequest(
@@ -289,7 +290,7 @@ class FakeUpstream:
         dialects.check_dialect(self._behaviour, request)
         runs = self._begin(seen, reply)
         completion_id = f"{'cmpl' if request.is_raw else 'chatcmpl'}-fake-{request.nth}"
-        shape = ReplyShape(seen, reply, self._behaviour, completion_id)
+        shape = SHAPES.get(request.path, ReplyShape)(seen, reply, self._behaviour, completion_id)
         self._live[completion_id] = (seen, runs)
         try:
             streams = fault.force == "sse" or (request.stream and fault.force is None)
