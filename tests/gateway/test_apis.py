@@ -246,3 +246,32 @@ async def test_any_cut_of_the_bytes_reads_the_same(serve: Serve, path: str, stre
         cut = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
     assert cut.text == whole.text == "4"
     assert cut.finish == whole.finish
+
+
+EFFORTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    MESSAGES: ("anthropic", {"budget_tokens": 2000}, {"thinking": {"type": "enabled", "budget_tokens": 2000}}),
+    RESPONSES: ("openai", {"effort": "low"}, {"reasoning": {"effort": "low"}}),
+}
+
+
+@BOTH
+@EITHER_FORM
+@pytest.mark.parametrize("audit_share", [0.0, 1.0], ids=["run", "audit"])
+async def test_a_hosted_api_gets_an_effort_in_its_own_fields_and_audits_call_twice(
+    serve: Serve, path: str, stream: bool, audit_share: float
+) -> None:
+    driver, arm, fields = EFFORTS[path]
+    route = {"mode": "enforce", "uncertified": True, "probe": {}, "scorer": "number", "audit_share": audit_share}
+    ignores = ("thinking", "reasoning")  # the fake's own reading of these fields
+    setup = {"upstream": {"driver": driver}, "fake": {"dialect": "openai", "ignores": ignores}}
+    async with serve(chain(), route=route | arm, **setup) as g:
+        said = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        assert (said.text, said.thought) == ("5 dear", THOUGHT)  # its thought is never cut
+        outcome = await g.outcome()
+        sent = [json.loads(call.raw_body) for call in g.fake.calls]
+        assert [call.path for call in g.fake.calls] == [path.removeprefix("/v1")] * (1 + bool(audit_share))
+        if audit_share:
+            assert not set(fields) & set(sent[0])
+            assert (outcome.pair_answer, outcome.answer) == ("5", "5")
+        else:
+            assert {name: sent[0][name] for name in fields} == fields

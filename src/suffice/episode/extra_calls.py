@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Any
 
+from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChannelText, Checkpoint, ThinkTag, first_choice, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol, UpstreamTimeout
@@ -23,7 +24,7 @@ from suffice.types import Purpose, Step
 from suffice.upstream import wire
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at
-from suffice.upstream.drivers import CHAT_PATH, CONTROL_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
+from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
 from suffice.upstream.prompts import ask_field, render_prompt
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
 
@@ -135,7 +136,7 @@ class Continuer:
 
     @asynccontextmanager
     async def open(
-        self, request: Continuation, *, thought_tokens: int, purpose: Purpose
+        self, request: Continuation, *, thought_tokens: int, purpose: Purpose, api: ApiFormat = CHAT
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
         """Send a request; yield its pieces and account. Raise UpstreamError; UpstreamBusy for a probe without room."""
         account = CallAccount(purpose)
@@ -149,7 +150,8 @@ class Continuer:
             stack.callback(setattr, account, "is_open", False)
             self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))
-            opened = self.client.open(path, encode_json(request.body), headers, extra=True)
+            key_header = api.key_header(self.settings.driver)
+            opened = self.client.open(path, encode_json(request.body), headers, extra=True, key_header=key_header)
             call = await stack.enter_async_context(opened)
             self.ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
@@ -157,7 +159,8 @@ class Continuer:
                 raise UpstreamProtocol(f"{request.path}: the upstream answered {answer} to a continuation")
             account.began = True
             tags = (self.settings.think_open, self.settings.think_close)
-            reply = pieces(call, account, tags=tags, prefill=request.prefill, opened=request.opened)
+            events = api.new_events()
+            reply = pieces(call, account, events, tags=tags, prefill=request.prefill, opened=request.opened)
             async with aclosing(reply):
                 yield reply, account
 
@@ -243,7 +246,14 @@ class Prober:
 
 
 async def ask_paired_call(
-    continuer: Continuer, ledger: Ledger, scorer: Scorer, body: Mapping[str, Any], *, arm: str, propensity: float
+    continuer: Continuer,
+    ledger: Ledger,
+    scorer: Scorer,
+    body: Mapping[str, Any],
+    *,
+    api: ApiFormat,
+    arm: str,
+    propensity: float,
 ) -> None:
     """In an audit, send the client's question once more with an arm's fields, for the record only.
 
@@ -255,9 +265,9 @@ async def ask_paired_call(
     """
     audit, n_before = ledger.audit, len(ledger.calls)
     opened = continuer.settings.think_opened and not thinking_is_off(body)
-    request = Continuation(path=CHAT_PATH, body=dict(body), opened=opened)
+    request = Continuation(path=api.path, body=dict(body), opened=opened)
     try:
-        call = continuer.open(request, thought_tokens=0, purpose="probe")
+        call = continuer.open(request, thought_tokens=0, purpose="probe", api=api)
         async with asyncio.timeout(PAIR_TIMEOUT_S), call as (reply, _):
             text = "".join([piece.text async for piece in reply])
         audit.pair_answer = scorer.extract(text)
@@ -335,8 +345,10 @@ def margin_of(token: TokenLogprob) -> float | None:
     return min(1.0, exp(token.logprob)) - exp(max(rivals))
 
 
-async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
-    """Yield each chunk and its bytes up to [DONE]. Raise UpstreamError, naming what is `inside`, if it breaks off."""
+async def chunks(
+    call: Call, account: CallAccount, events: ChatEvents, *, inside: str
+) -> AsyncGenerator[tuple[Chunk, bytes], None]:
+    """Yield each chunk and its bytes up to the end. Raise UpstreamError, naming what is `inside`, if it breaks off."""
     splitter, n_events = wire.SseSplitter(), 0
     while data := await call.read():
         frames = splitter.feed(data)
@@ -344,26 +356,34 @@ async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGener
         if n_events > MOST_EVENTS:
             raise UpstreamProtocol(f"the upstream sent more than {MOST_EVENTS} events inside a {inside}")
         for frame in frames:
-            if frame.data == wire.DONE_DATA:
-                return
             if frame.data is None:
                 continue
-            chunk = wire.decode_chunk(frame.data)
+            chunk = events.read(frame)
+            if chunk is None:
+                return
             if wire.is_given(chunk.error):
                 raise UpstreamProtocol(f"the upstream reported an error inside a {inside}")
             account.note_usage(chunk.usage)
             yield chunk, frame.data
+            if events.is_over:
+                return
 
 
 async def pieces(
-    call: Call, account: CallAccount, *, tags: tuple[str, str], prefill: str = "", opened: bool = False
+    call: Call,
+    account: CallAccount,
+    events: ChatEvents,
+    *,
+    tags: tuple[str, str],
+    prefill: str = "",
+    opened: bool = False,
 ) -> AsyncGenerator[Piece, None]:
     """Yield a reply's pieces without its thought, in which it begins if `opened`, and without a repeated `prefill`.
 
     Raise UpstreamError if the stream breaks off.
     """
     answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
-    async with aclosing(chunks(call, account, inside="continuation")) as stream:
+    async with aclosing(chunks(call, account, events, inside="continuation")) as stream:
         async for chunk, _ in stream:
             choice = first_choice(chunk)
             if choice is None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from suffice.episode import vote
+from suffice.episode.apis.events import ChatEvents
 from suffice.episode.chain_reader import first_choice, n_tokens
 from suffice.episode.extra_calls import chunks
 from suffice.episode.ledger import CallAccount, Ledger
@@ -151,7 +152,7 @@ class SampleRun:
 
 async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[str, Any]:
     assembler = Assembler(max_bytes)
-    async with aclosing(chunks(call, account, inside="sample")) as read:
+    async with aclosing(chunks(call, account, ChatEvents(), inside="sample")) as read:
         async for chunk, data in read:
             choice = first_choice(chunk)
             if choice is not None and choice.delta is not None:

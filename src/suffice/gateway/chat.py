@@ -339,16 +339,17 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     if route.probe is None:
         return
     fields = choose_reasoning_fields(route, job.client.settings, job.parsed.chat, methods=(), policy_budget_tokens=None)
-    fields = job.api.fields(fields, route)
+    fields = job.api.fields(fields, job.client.settings.driver)
     if not fields.fields or not continuer.may_call(keep=0):
         return
     point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
     body, scorer = job.upstream_body, job.route.scorer
     if point < REPEAT_SHARE:
-        await ask_paired_call(continuer, ledger, scorer, body, arm="full", propensity=REPEAT_SHARE)
+        await ask_paired_call(continuer, ledger, scorer, body, api=job.api, arm="full", propensity=REPEAT_SHARE)
     else:
         body = merge_fields(body, fields.fields)
-        await ask_paired_call(continuer, ledger, scorer, body, arm=fields.arm(route), propensity=1 - REPEAT_SHARE)
+        arm, propensity = fields.arm(route), 1 - REPEAT_SHARE
+        await ask_paired_call(continuer, ledger, scorer, body, api=job.api, arm=arm, propensity=propensity)
 
 
 @asynccontextmanager
@@ -455,7 +456,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
         policy_budget_tokens=budget,
         run=job.ledger.request.episode_id,
     )
-    fields = job.api.fields(fields, route)
+    fields = job.api.fields(fields, job.client.settings.driver)
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:

@@ -15,7 +15,7 @@ import msgspec
 from suffice.episode.chain_reader import StreamState
 from suffice.episode.ledger import usage_json
 from suffice.errors import UpstreamProtocol
-from suffice.settings import Driver, FinishMethod, Route
+from suffice.settings import Driver, FinishMethod
 from suffice.types import Usage
 from suffice.upstream.assemble import AnswerFacts
 from suffice.upstream.drivers import CHAT_PATH, NO_FIELDS, ReasoningFields
@@ -277,11 +277,12 @@ class ApiFormat:
     path: str = CHAT_PATH
     events: type[NativeEvents] | None = None  # None: chat itself
     as_chat: AsChat = lambda body: (dict(body), None)
+    own_driver: Driver | None = None  # whose fields for effort and budget are this API's, in chats too
     has_own_key: bool = False  # its hosted server takes the key in `x-api-key`
     effort: Callable[[str], dict[str, Any]] = lambda _: {}
     budget: Callable[[int], dict[str, Any]] | None = None
 
-    def new_events(self, *, model: str, created_s: int, is_body: bool) -> ChatEvents:
+    def new_events(self, *, model: str = "", created_s: int = 0, is_body: bool = False) -> ChatEvents:
         if self.events is None:
             return ChatEvents()
         return self.events(model=model, created_s=created_s, is_body=is_body)
@@ -296,12 +297,12 @@ class ApiFormat:
         # vLLM checks the key in `authorization` only, for every API.
         return "x-api-key" if self.has_own_key and driver != "vllm" else "authorization"
 
-    def fields(self, fields: ReasoningFields, route: Route) -> ReasoningFields:
+    def fields(self, fields: ReasoningFields, driver: Driver) -> ReasoningFields:
         """Return an effort or a budget of thought in this API's own fields."""
-        if self.events is None or not fields.fields:
+        if self.events is None or not fields.fields or driver == self.own_driver:
             return fields
-        if fields.has_effort and route.effort is not None:
-            return replace(fields, fields=self.effort(route.effort))
+        if fields.effort is not None:
+            return replace(fields, fields=self.effort(fields.effort))
         if fields.budget_tokens is None or self.budget is None:
             return NO_FIELDS
         return replace(fields, fields=self.budget(fields.budget_tokens))

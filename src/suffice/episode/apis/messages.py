@@ -315,6 +315,7 @@ MESSAGES = ApiFormat(
     path="/v1/messages",
     events=MessagesEvents,
     as_chat=messages_as_chat,
+    own_driver="anthropic",
     has_own_key=True,
     effort=_effort,
     budget=lambda n: {"thinking": {"type": "enabled", "budget_tokens": max(1024, n)}},
