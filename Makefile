@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -134,9 +134,14 @@ clients: $(VENV)/.ready-dev $(VENV)/.ready-lock ## compare 12 client libraries, 
 examples: $(VENV)/.ready-dev $(VENV)/.ready-lock ## run the loops in examples/ against the local model (fetches it, and three client libraries)
 	$(PY) -m examples $(ARGS)
 
+loop: $(VENV)/.ready-dev $(VENV)/.ready-lock ## play the decision scripts with every adapter of contrib/suffice-loop (installs the frameworks, 600 MB)
+	sh contrib/suffice-loop/install.sh $(BIN)/uv $(PY)
+	$(PY) -m pytest -q tests/loop $(ARGS)
+
 lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
 	sh tests/clients/peers/lock.sh $(BIN)/uv $(ARGS)
 	sh examples/requirements/lock.sh $(BIN)/uv $(ARGS)
+	sh contrib/suffice-loop/lock.sh $(BIN)/uv $(ARGS)
 
 peer-suite: $(VENV)/.ready-demo ## llama.cpp's own server tests, direct and through the gateway (about 30 minutes)
 	$(PY) -m tests.peers.llama_cpp $(ARGS)

@@ -1,7 +1,6 @@
-"""A callback for LiteLLM's proxy: it ends a streamed answer once it suffices, and closes the upstream.
+"""A callback for LiteLLM's proxy: it ends a streamed answer once it suffices, see `suffice_loop.stream`.
 
-A step is a paragraph of the answer. For models that go on checking an answer that they have given; a thought in a field
-of its own is better stopped by the gateway, which also makes the model answer.
+The proxy does not close what a callback leaves unread before the answer is garbage; so this one closes it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from suffice import Governor
 from suffice_loop.run import AgentRun
-
-PARAGRAPH = "\n\n"
+from suffice_loop.stream import StreamedAnswer, question_of
 
 
 class SufficeCallback(CustomLogger):
@@ -25,36 +23,25 @@ class SufficeCallback(CustomLogger):
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Pass chunks on up to a stop. The proxy does not close what a callback leaves unread, so this does."""
-        question = next((m["content"] for m in reversed(request_data.get("messages", ())) if m["role"] == "user"), "")
-        paragraph, n_chunks = "", 0
-        with AgentRun(self._governor, str(question), read_answer=self._read_answer) as run:
-            try:
+        try:
+            with AgentRun(self._governor, question_of(request_data), read_answer=self._read_answer) as run:
+                answer = StreamedAnswer(run)
                 async for chunk in response:
                     choice = chunk.choices[0] if chunk.choices else None
-                    text = (choice.delta.content if choice is not None else None) or ""
-                    paragraph, n_chunks = paragraph + text, n_chunks + bool(text)
-                    stops = False
-                    if PARAGRAPH in paragraph:
-                        before, _, paragraph = paragraph.rpartition(PARAGRAPH)
-                        stops = (await run.take_async(before, tokens=n_chunks, calls_tool=True)).stop
-                        n_chunks = 0
-                    if stops and choice is not None:
+                    if choice is not None and await answer.feed(choice.delta.content or ""):
                         choice.finish_reason = "stop"
-                    yield chunk
-                    if stops:
+                        yield chunk
                         return
-                if paragraph.strip():
-                    await run.take_async(paragraph, tokens=n_chunks)
-            finally:
-                await _close(response)
+                    yield chunk
+                await answer.finish()
+        finally:
+            await _close(response)
 
 
 async def _close(response: Any) -> None:
-    """Close a stream of whatever type; LiteLLM wraps several, and some have no `aclose`."""
+    """Close a stream of whatever type: LiteLLM wraps several, and some have no `aclose`."""
     for stream in (response, getattr(response, "completion_stream", None), getattr(response, "response", None)):
         close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
-        if close is not None:
-            closing = close()
-            if hasattr(closing, "__await__"):
-                await closing
+        closing: Any = close() if close is not None else None
+        if hasattr(closing, "__await__"):
+            await closing

@@ -25,7 +25,8 @@ class AgentRun:
         **start: Any,
     ) -> None:
         """`start` holds the further arguments of `Governor.episode`, such as `key` and `planned_steps`."""
-        self.episode = governor.episode(question, **start).__enter__()
+        # `str`: LangChain's texts are of a subclass, which cannot be written as JSON.
+        self.episode = governor.episode(str(question), **start).__enter__()
         self._read_answer = read_answer
         self._is_over = False
 
@@ -47,7 +48,7 @@ class AgentRun:
         calls_tool  False: the framework ends the loop by itself here
         """
         self._is_over = not calls_tool
-        text = str(text)  # LangChain's is of a subclass, which cannot be written as JSON
+        text = str(text)
         return self.episode.step(
             text=text,
             answer=self._answer_in(text),
