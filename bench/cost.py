@@ -171,6 +171,13 @@ LIMITS = (
         for scenario in SCENARIOS
         if not scenario.waits
     ],
+    *[
+        Limit(scenario.name, f"{name}, {api}", 1.1, over=name)
+        for name in (OBSERVE, ENFORCE)
+        for api in ("messages", "responses")
+        for scenario in SCENARIOS
+        if not scenario.waits and not scenario.usage
+    ],
     Limit("unpaced x32, us/chunk", OBSERVE, 12.0),
     Limit("unpaced x32, us/chunk", ENFORCE, 12.0),
     Limit("unpaced x32, us/chunk", ENFORCE, 1.0, over="TensorZero (Rust)"),

@@ -27,7 +27,8 @@ class Target:
 
     def request(self, *, stream: bool) -> bytes:
         parts = urlsplit(self.url)
-        fields = {"model": self.model, "messages": [{"role": "user", "content": "How much is 17 * 24? " * 6}]}
+        messages = [{"role": "user", "content": "How much is 17 * 24? " * 6}]
+        fields = {"model": self.model, "input" if parts.path.endswith("/responses") else "messages": messages}
         if stream:
             fields["stream"] = True
         body = json.dumps(fields, separators=(",", ":")).encode()

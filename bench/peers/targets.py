@@ -95,6 +95,7 @@ def suffice(
     store: str = "",
     source: Path | None = None,
     first: str = "",
+    apis: tuple[str, ...] = (),
 ) -> Iterator[list[Target]]:
     """One gateway, three routes.
 
@@ -102,6 +103,7 @@ def suffice(
     store   URL of its log; "": a SQLite file
     source  folder of another version's package; None: this one's
     first   Python that its process runs before it starts
+    apis    measured beside chat, where requests are governed
     """
     port, log, file = free_port(), folder / f"{title}.log", folder / f"{title}.toml"
     text = SETTINGS.format(upstream=base, store=store or f"sqlite:///{folder / title}.db") + more
@@ -115,6 +117,15 @@ def suffice(
         yield [
             Target(name=f"{title}, {name}", url=url, pid=child.pid, headers={"x-suffice-route": route})
             for route, name in NAMES.items()
+        ] + [
+            Target(
+                name=f"{title}, {NAMES[route]}, {api}",
+                url=f"http://127.0.0.1:{port}/v1/{api}",
+                pid=child.pid,
+                headers={"x-suffice-route": route},
+            )
+            for route in ("observe", "enforce")
+            for api in apis
         ]
 
 
@@ -174,7 +185,7 @@ def start(
     found += stack.enter_context(relay("socket_relay", "bare socket relay", base, folder))
     found += stack.enter_context(relay("byte_relay", "bare byte relay", base, folder))
     found += stack.enter_context(relay("decoding_relay", "decoding relay", base, folder))
-    found += stack.enter_context(suffice(base, folder))
+    found += stack.enter_context(suffice(base, folder, apis=("messages", "responses")))
     found += stack.enter_context(everything(base, folder, store))
     if before is not None:
         found += stack.enter_context(suffice(base, folder, "Suffice before", source=before / "src"))

@@ -19,6 +19,7 @@ import json
 import random
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl
 
 CHUNK_BYTES = 300
@@ -36,6 +37,11 @@ class Plan:
     usage: int = 0
     channel: str = "reasoning_content"
     frames: list[bytes] = field(default_factory=list)
+    messages: list[bytes] = field(default_factory=list)  # the same stream in Anthropic's Messages, as vLLM writes it
+    responses: list[bytes] = field(default_factory=list)  # … and in OpenAI's Responses
+
+    def of(self, target: bytes) -> list[bytes]:
+        return {b"messages": self.messages, b"responses": self.responses}.get(target.rpartition(b"/")[2], self.frames)
 
     def prepare(self) -> None:
         """Write the stream out once: a role, mostly thought, a short answer, the end, the usage."""
@@ -53,6 +59,11 @@ class Plan:
         usage = {"prompt_tokens": 30, "completion_tokens": n_text, "total_tokens": 30 + n_text}
         self.frames.append(_chunked(self._frame([], usage)))
         self.frames.append(_chunked(b"data: [DONE]\n\n"))
+        texts = [str(next(iter(delta.values()))) for delta in deltas[1:]]
+        self.messages = [_event(event) for event in _messages(texts, n_thought)]
+        self.responses = [
+            _event(event | {"sequence_number": n}) for n, event in enumerate(_responses(texts, n_thought))
+        ]
 
     def _frame(self, choices: list[object], usage: dict[str, int] | None = None) -> bytes:
         """One event; the model's long name, the same in each, brings a chunk of the thought to about CHUNK_BYTES."""
@@ -66,6 +77,44 @@ class Plan:
         if usage is not None or self.usage:
             body["usage"] = usage
         return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _messages(texts: list[str], n_thought: int) -> list[dict[str, Any]]:
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "model": "m"}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": message | {"usage": {"input_tokens": 30, "output_tokens": 0}}}
+    ]
+    for index, (name, part) in enumerate((("thinking", texts[:n_thought]), ("text", texts[n_thought:]))):
+        events.append({"type": "content_block_start", "content_block": {"type": name, name: ""}, "index": index})
+        deltas = ({"type": f"{name}_delta", name: text} for text in part)
+        events += [{"type": "content_block_delta", "delta": delta, "index": index} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    usage = {"input_tokens": 30, "output_tokens": len(texts)}
+    events.append({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage})
+    return [*events, {"type": "message_stop"}]
+
+
+def _responses(texts: list[str], n_thought: int) -> list[dict[str, Any]]:
+    response: dict[str, Any] = {"id": "resp_1", "object": "response", "status": "in_progress", "model": "m"}
+    events: list[dict[str, Any]] = [{"response": response | {"output": []}, "type": "response.created"}]
+    items: list[dict[str, Any]] = []
+    for index, (kind, part) in enumerate((("reasoning", texts[:n_thought]), ("output", texts[n_thought:]))):
+        item = {"id": f"item_{index}", "type": "reasoning" if kind == "reasoning" else "message", "content": []}
+        place = {"content_index": 0, "item_id": item["id"], "output_index": index}
+        events.append({"item": item, "output_index": index, "type": "response.output_item.added"})
+        deltas = [{"delta": text} | place | {"type": f"response.{kind}_text.delta"} for text in part]
+        events += deltas
+        done = item | {"content": [{"text": "".join(part), "type": f"{kind}_text"}]}
+        events.append({"item": done, "output_index": index, "type": "response.output_item.done"})
+        items.append(done)
+    usage = {"input_tokens": 30, "output_tokens": len(texts), "total_tokens": 30 + len(texts)}
+    whole = response | {"output": items, "usage": usage, "status": "completed", "incomplete_details": None}
+    return [*events, {"response": whole, "type": "response.completed"}]
+
+
+def _event(event: dict[str, Any]) -> bytes:
+    data = json.dumps(event, separators=(",", ":")).encode()
+    return _chunked(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
 
 
 def _chunked(data: bytes) -> bytes:
@@ -133,10 +182,10 @@ class Connection(asyncio.Protocol):
         elif b'"stream":true' not in body.replace(b" ", b""):
             self.transport.write(_plain(BODY))
         elif PLAN.gap_ms:
-            self.writing = asyncio.create_task(self.paced(PLAN.frames, PLAN.gap_ms / 1e3))
+            self.writing = asyncio.create_task(self.paced(PLAN.of(target), PLAN.gap_ms / 1e3))
         else:
             self.transport.write(STREAM_HEAD)
-            for frame in PLAN.frames:
+            for frame in PLAN.of(target):
                 self.transport.write(frame)
             self.transport.write(END)
 

@@ -236,16 +236,17 @@ def test_both_requests_are_one_chat() -> None:
 
 @BOTH
 @EITHER_FORM
+@pytest.mark.parametrize("driver", ["llama.cpp", "vllm"])
 @pytest.mark.parametrize("size", [1, 7, 64])
-async def test_any_cut_of_the_bytes_reads_the_same(serve: Serve, path: str, stream: bool, size: int) -> None:
-    async with serve(held(), upstream={"finish": ["raw"], "slots": 3}, route=enforcing()) as g:
-        whole = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+async def test_any_cut_of_the_bytes_is_stopped_alike(
+    serve: Serve, path: str, stream: bool, size: int, driver: str
+) -> None:
     reply = Reply(faults=(Fault(stall_after=N_THOUGHT, stall_s=3.0, piece_bytes=size),))
-    says = ScriptedThought(STEPS, "5 dear", reply=reply)
-    async with serve(says, upstream={"finish": ["raw"], "slots": 3}, route=enforcing()) as g:
-        cut = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
-    assert cut.text == whole.text == "4"
-    assert cut.finish == whole.finish
+    says, options = ScriptedThought(STEPS, "5 dear", reply=reply), engine(driver)
+    options["upstream"] |= {"slots": 3}
+    async with serve(says, route=enforcing(), **options) as g:
+        said = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        assert (said.text, said.finish, (await g.outcome()).stop_step) == ("4", finished(path), 4)
 
 
 EFFORTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

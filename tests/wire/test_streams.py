@@ -19,6 +19,7 @@ STREAMS = {stream.name: stream for stream in all_streams()}
 CHATS = [name for name, s in STREAMS.items() if s.is_chat and s.expect.get("finish")]
 GOVERNED = [name for name in CHATS if not {"tools", "logprobs", "structured_outputs"} & set(STREAMS[name].asked)]
 GOVERNED = [n for n in GOVERNED if STREAMS[n].asked["messages"][-1]["role"] != "assistant" and STREAMS[n].is_events]
+OTHER_APIS = [n for n, s in STREAMS.items() if s.path in ("/v1/messages", "/v1/responses") and s.is_events]
 STOPPABLE = [name for name in GOVERNED if STREAMS[name].expect["thought"]]
 
 
@@ -65,6 +66,19 @@ def test_the_table_lists_every_file_that_was_not_recorded_from_a_live_server() -
     assert n_shapes == {engine: len(shapes.split("; ")) for engine, shapes in unverified.items()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [engine for engine in unverified if engine not in readme]
+
+
+@pytest.mark.parametrize("name", OTHER_APIS)
+@pytest.mark.parametrize("piece", [0, 5])
+async def test_streams_of_other_apis_are_governed_byte_for_byte(serve: Serve, name: str, piece: int) -> None:
+    stream = STREAMS[name]
+    async with serve(fake=played(stream, piece)) as g:
+        assert (await send(g, stream)).raw == stream.body
+        episode = await g.episode()
+        assert (episode.request.ungoverned, episode.outcome.degraded) == (None, ())
+        usage = episode.outcome.usage
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == counts(stream.expect["usage"])
 
 
 @pytest.mark.slow(keep=14)

@@ -203,7 +203,7 @@ class StreamRelay:
                 return False
         elif not self.delivery.frame_now(sent):
             return False
-        self.events.note_repeated(texts, sent)
+        self.events.note_repeated(texts)
         self.reader.fold_repeated(pattern.field, texts, self._points)
         if not self._points:
             return True
@@ -218,7 +218,7 @@ class StreamRelay:
         texts, sent, end = pattern.run_in(data, at)
         if not texts or not self._folds_by_pattern:
             return _NOTHING, at
-        self.events.note_repeated(texts, sent)
+        self.events.note_repeated(texts)
         self.reader.fold_repeated(pattern.field, texts, points)
         return RepeatedFrame(sent, None, pattern.template, pattern.field, texts), end
 
@@ -311,7 +311,7 @@ class StreamRelay:
         if state.done or state.failed:
             return None
         if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
-            self.events.note_repeated((text,), frame.raw)
+            self.events.note_repeated((text,))
             reader.fold_repeated(self._pattern.field, (text,), points)
             return self._pattern.edit(frame)
         if frame.data is None:
@@ -338,7 +338,7 @@ class StreamRelay:
             state.done = self.events.is_over
         edited = self._edited(frame, chunk, choice, answer)
         if self.view.alias is None and self._pattern.learns:
-            self._pattern.learn(frame, chunk, without_usage=edited is not frame)
+            self.events.teach(self._pattern, frame, chunk, is_edited=edited is not frame)
         return edited
 
     def _identify(self, chunk: Chunk, data: bytes) -> None:

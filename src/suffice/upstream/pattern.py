@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from itertools import takewhile
+from types import MappingProxyType
 
 import msgspec
 from msgspec.structs import replace
@@ -14,6 +16,7 @@ from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, 
 _NEVER = b"\x00"  # no event begins with it
 _MAX_TRIES = 4  # patterns in a row without a match: this upstream's chunks do not repeat
 _NO_USAGE = b'"usage":null'
+_NUMBER = re.compile(rb'(?<="sequence_number":)\d+')  # of an event, in OpenAI's Responses
 WINDOW_BYTES = 16 * 1024  # of a read with many chunks, how much is processed at once
 
 _string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
@@ -27,6 +30,7 @@ class TextPattern:
         self._before = self._after = self._between = _NEVER
         self._n_before = self._n_after = self._n_around = 1
         self._edited: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
+        self._until_number = b""  # what follows the text up to the event's number; b"": it has none
         self._matched = False
         self._tries = 0
         self.field, self.template = "", b""
@@ -37,6 +41,9 @@ class TextPattern:
 
     def text_of(self, raw: bytes) -> str:
         """Return the text of a frame that matches; "" if it must be parsed as any other."""
+        if self._until_number:
+            texts, _, end = self._numbered_run_in(raw, 0)
+            return texts[0] if end == len(raw) and len(texts) == 1 else ""
         if not raw.startswith(self._before) or not raw.endswith(self._after):
             return ""
         text = _string_in(raw[self._n_before : -self._n_after])
@@ -45,6 +52,8 @@ class TextPattern:
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
         """Return texts, bytes and end of the matching chunks from `at` on, within WINDOW_BYTES to bound the cost."""
+        if self._until_number:
+            return self._numbered_run_in(data, at)
         if not data.startswith(self._before, at):
             return [], b"", at
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
@@ -70,27 +79,70 @@ class TextPattern:
         before, after = self._edited
         return texts, before + (after + before).join(parts) + after, end
 
+    def _numbered_run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
+        mark, after, n_before = self._until_number, self._after, self._n_before
+        if not at and len(data) < 2 * (self._n_around + len(mark)) and data.endswith(after):
+            # One event, as in nearly every read of a paced stream.
+            cut = data.rfind(mark)
+            is_numbered = data[cut + len(mark) : -self._n_after].isdigit()
+            if is_numbered and data.startswith(self._before) and (text := _string_in(data[n_before:cut])):
+                self._matched = True
+                return [text], data, len(data)
+        middles, ends, end = list[bytes](), [at], at
+        while data.startswith(self._before, end) and end - at < WINDOW_BYTES:
+            cut = data.find(mark, end + n_before)
+            number = cut + len(mark)
+            stop = data.find(after, number)
+            if cut < 0 or stop < 0 or not data[number:stop].isdigit():
+                break
+            middles.append(data[end + n_before : cut])
+            ends.append(end := stop + self._n_after)
+        texts = _strings_in(middles) if middles else []
+        self._matched = self._matched or bool(texts)
+        end = ends[len(texts)]
+        return texts, data[at:end], end
+
     def edit(self, frame: Frame) -> Frame:
         if self._edited is None:
             return frame
         raw = frame.raw[self._n_before : -self._n_after].join(self._edited)
         return Frame(raw, raw[6:-2])
 
-    def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
-        """Learn the bytes around the text of `frame`, whose only choice is text."""
+    def learn(
+        self,
+        frame: Frame,
+        chunk: Chunk,
+        *,
+        without_usage: bool = False,
+        decode: Callable[[bytes], Chunk] = decode_chunk,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Learn the bytes around the text of `frame`, whose only choice is text.
+
+        decode, names  of an API that is not chat: its data as a chunk, and how it names the fields of texts
+        """
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
         field_and_text = _only_text(chunk)
-        if field_and_text is None or frame.data is None or frame.raw != b"data: " + frame.data + b"\n\n":
+        if field_and_text is None or frame.data is None or not frame.raw.endswith(b"data: " + frame.data + b"\n\n"):
             return
-        cut = _around(frame.raw, *field_and_text)
-        if cut is None or not _is_text_hole(cut, chunk, *field_and_text):
+        field, text = field_and_text
+        head = frame.raw[: -len(frame.data) - 2]
+        cut = _around(frame.raw, names.get(field, field), text)
+        if cut is None or head.count(b"\n") > 1 or not cut[0].startswith(head):
+            return
+        inner = cut[0][len(head) :], cut[1][:-2]  # of the data alone
+        if not _is_text_hole(inner, chunk, field, text, decode):
             return
         edited = _without_usage(cut) if without_usage else None
         if without_usage and edited is None:
             return
+        mark, *rest = _NUMBER.split(cut[1])
+        if len(rest) > 1 or _NUMBER.search(cut[0]):
+            return
+        self._until_number, cut = (mark, (cut[0], rest[0])) if rest else (b"", cut)
         self.field, (self._before, self._after), self._edited = field_and_text[0], cut, edited
-        self.template = _data(cut)
+        self.template = b"?".join(inner)
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
 
@@ -130,7 +182,9 @@ def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
     return (raw[:at], raw[at + len(value) - 2 :]) if at else None
 
 
-def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
+def _is_text_hole(
+    inner: tuple[bytes, bytes], chunk: Chunk, field: str, text: str, decode: Callable[[bytes], Chunk]
+) -> bool:
     """Check that the hole is the text: with another text in it, the chunk must decode to that text."""
     other = "!" if text == "?" else "?"
     expected = [
@@ -138,7 +192,7 @@ def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str)
         for choice in chunk.choices or ()
         if choice.delta is not None
     ]
-    return decode_chunk(_data(cut, other.encode())) == replace(chunk, choices=expected)
+    return decode(other.encode().join(inner)) == replace(chunk, choices=expected)
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:

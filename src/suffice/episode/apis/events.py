@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from suffice.settings import Driver, FinishMethod
 from suffice.types import Usage
 from suffice.upstream.assemble import AnswerFacts
 from suffice.upstream.drivers import CHAT_PATH, NO_FIELDS, ReasoningFields
+from suffice.upstream.pattern import TextPattern
 from suffice.upstream.wire import (
     DONE,
     DONE_DATA,
@@ -54,7 +55,10 @@ class ChatEvents:
         """Return an event as a chunk; None: it is the stream's end mark. Raise UpstreamProtocol if it is not JSON."""
         return None if frame.data == DONE_DATA else decode_chunk(frame.data or b"")
 
-    def note_repeated(self, texts: Sequence[str], raw: bytes) -> None:
+    def teach(self, pattern: TextPattern, frame: Frame, chunk: Chunk, *, is_edited: bool) -> None:
+        pattern.learn(frame, chunk, without_usage=is_edited)
+
+    def note_repeated(self, texts: Sequence[str]) -> None:
         """Follow events that differ from earlier ones only in their text."""
 
     def rerun(self) -> ChatEvents:
@@ -131,6 +135,7 @@ class NativeEvents(ChatEvents):
     """
 
     is_native = True
+    _names: ClassVar[Mapping[str, str]] = {}  # of the texts in its deltas, by their names in chat
 
     def __init__(
         self, *, model: str = "", created_s: int = 0, is_body: bool = False, client: NativeEvents | None = None
@@ -185,8 +190,19 @@ class NativeEvents(ChatEvents):
             completion_tokens_details=TokenDetails(reasoning_tokens=facts.reasoning_tokens),
         )
 
-    def note_repeated(self, texts: Sequence[str], raw: bytes) -> None:  # noqa: ARG002
-        self._add("".join(texts))
+    def teach(self, pattern: TextPattern, frame: Frame, chunk: Chunk, *, is_edited: bool) -> None:  # noqa: ARG002
+        def decode(data: bytes) -> Chunk:
+            return type(self)().read(Frame(raw=b"", data=data)) or Chunk()
+
+        pattern.learn(frame, chunk, decode=decode, names=self._names)
+
+    def note_repeated(self, texts: Sequence[str]) -> None:
+        text = "".join(texts)
+        self._kept_bytes += len(text)
+        if self._kept_bytes < KEPT_BYTES and self._blocks:
+            self._blocks[-1].texts.append(text)
+        else:
+            self._keep(text)  # raises if the client needs it
 
     # ---- what the client has seen
 

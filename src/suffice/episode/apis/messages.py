@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -35,10 +35,10 @@ _STOP_OF_FINISH = {
     "content_filter": "refusal",
 }
 _KINDS = {"thinking": "thought", "text": "text", "tool_use": "call"}
-_TEXT_FIELDS = {"thinking": "thinking", "text": "text", "tool_use": "partial_json"}
 
 
 class MessagesEvents(NativeEvents):
+    _names: ClassVar[Mapping[str, str]] = {"content": "text"}
     _message: Mapping[str, Any] = {}  # the engine's own first event
     _end: Mapping[str, Any] = {}  # its stop reason and sequence
     _counts: Mapping[str, Any] = {}  # usage, as the engine names it

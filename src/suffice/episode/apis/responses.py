@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -33,6 +33,7 @@ _DELTAS = {
 
 
 class ResponsesEvents(NativeEvents):
+    _names: ClassVar[Mapping[str, str]] = {"content": "delta", "reasoning": "delta"}
     _response: Mapping[str, Any] = {}  # as the engine described it last
     _sequence: int | None = None  # number of the last event; None: this engine numbers none
     _has_part = False  # the open item has an open part
@@ -61,12 +62,10 @@ class ResponsesEvents(NativeEvents):
                 return Chunk(error=msgspec.Raw(encode_json(within(event, "response", "error") or "error")))
         return Chunk()
 
-    def note_repeated(self, texts: Sequence[str], raw: bytes) -> None:
-        super().note_repeated(texts, raw)
-        _, mark, number = raw[-512:].rpartition(b'"sequence_number":')
-        digits = number[: len(number) - len(number.lstrip(b"0123456789"))]
-        if mark and digits:
-            self._sequence = int(digits)
+    def note_repeated(self, texts: Sequence[str]) -> None:
+        super().note_repeated(texts)
+        if self._sequence is not None:
+            self._sequence += len(texts)
 
     def _fold_response(self, event: dict[str, Any]) -> Chunk:
         response = event.get("response")
