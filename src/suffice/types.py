@@ -47,6 +47,11 @@ AlarmCause: TypeAlias = Literal[
     "sample_ratio",  # the share of audits does not match their propensity
     "person",  # requested by a person
 ]
+ReplyForm: TypeAlias = Literal[
+    "text",
+    "json",  # constrained by a schema or a grammar
+    "tools",  # a call of a tool, or a text
+]
 Promise: TypeAlias = Literal[
     "certified",  # for the active level, at a confidence
     "budgeted",  # on average over audits, without a confidence
@@ -101,6 +106,7 @@ class Request:
     delivery: int = 1  # of the same request, from 1; from the second on it runs in full
     conversation: str = ""  # keyed hash of sender and conversation id; "": none given
     seeded: bool = False  # the client fixed a seed, so the order of its samples is not random
+    form: ReplyForm = "text"  # of the reply that it asks for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

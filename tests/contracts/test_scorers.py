@@ -114,6 +114,10 @@ FRAGMENTS = st.sampled_from(
         "2024-02-30",
         "2024年3月",
         "long text " + "0" * 32,
+        "tool_calls: ",
+        'tool_calls: [{"name":"f","arguments":{"b":1.0,"a":"x"}}]',
+        "json: ",
+        'json: {"b":[1e2],"a":null}',
     ]
 )
 ANY_TEXT = st.one_of(
@@ -132,6 +136,7 @@ SPECS: dict[str, Spec] = {
     "number, percent dropped": {"scorer": "number", "percent": "drop"},
     "regex": {"scorer": "regex", "pattern": r"answers?(?: is|:)\s*(.+?)\.?$", "ignore_case": True},
     "regex, a number": {"scorer": "regex", "pattern": r"####\s*(?P<answer>\S+)", "compare": "number"},
+    "tool-call, in any order": {"scorer": "tool-call", "ordered": False, "compare": "number"},
     "whole, as squad": {"scorer": "whole", "compare": "squad"},
 }
 EVERY_SCORER = pytest.mark.parametrize("name", sorted(SPECS))

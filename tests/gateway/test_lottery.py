@@ -170,6 +170,6 @@ async def test_a_route_that_is_off_draws_nothing(serve: Serve) -> None:
 
 async def test_what_is_not_governed_draws_nothing(serve: Serve) -> None:
     async with serve(route={"audit_share": 1.0}) as g:
-        await g.ask(chat(tools=[{"type": "function", "function": {"name": "f"}}]))
+        await g.ask(chat(n=2))
         request = (await g.episode()).request
-        assert (request.audit, request.propensity, request.ungoverned) == (False, 1.0, "tools")
+        assert (request.audit, request.propensity, request.ungoverned) == (False, 1.0, "n")

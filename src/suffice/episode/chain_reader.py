@@ -6,15 +6,16 @@ Steps grow by a constant factor, so that probing a long thought costs a bounded 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
 from suffice.types import Step
+from suffice.upstream.assemble import CallParts
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
@@ -314,6 +315,7 @@ class ChainReader:
         self._unplaced_tokens = 0  # of an inline thought, whose text is held back for now
         self._tail = ""  # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
+        self._calls: CallParts | None = None  # None: no tool was called
         self._answer_chars = self._thought_chars = 0
         self.is_thought_off = False  # the effort "none" was requested
         self._cuts: dict[int, tuple[int, int]] = {}  # step → characters and tokens of the thought up to its end
@@ -354,8 +356,12 @@ class ChainReader:
         n_chars, n_thought_tokens = self._cuts[step]
         return self.thought[:n_chars], n_thought_tokens
 
-    def extract(self, text: str) -> str | None:
-        return self.ledger.extract(self._scorer, text)
+    def extract(self, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str | None:
+        return self.ledger.extract(self._scorer, text, calls)
+
+    def extract_from_thought(self, text: str) -> str | None:
+        """Return the answer in a part of the thought, which announces no call and is under no schema."""
+        return None if self.ledger.request.form != "text" else self.extract(text)
 
     # ---- folding
 
@@ -393,7 +399,8 @@ class ChainReader:
         reply.finish_reason = state.finish_reason
         reply.unclosed = state.phase == "thinking"
         # Text in an open thought is not an answer, and a missing answer counts as wrong.
-        reply.answer = None if reply.unclosed else self.extract(self.answer_text)
+        calls = [] if self._calls is None else self._calls.calls
+        reply.answer = None if reply.unclosed else self.extract(self.answer_text, calls)
 
     def note_ignored_effort(self) -> None:
         if self.is_thought_off and self.account.reasoning_tokens:
@@ -432,6 +439,9 @@ class ChainReader:
             self._take_thought((thought,), tokens, points)
         if delta.calls_tool or delta.refusal:
             state.phase = "answering"
+        if delta.calls_tool:
+            self._calls = self._calls or CallParts(ANSWER_LIMIT_CHARS)
+            self._calls.add(delta)
         if not delta.content:
             return ""
         if state.inline or (state.phase == "start" and not self._think.decided):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import exp, log
 from typing import Any
 
@@ -22,8 +22,16 @@ from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.signals.folds.wording import Embedder
 from suffice.types import Purpose, Step
 from suffice.upstream import wire
+from suffice.upstream.assemble import CallParts
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
-from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at
+from suffice.upstream.continuation import (
+    Continuation,
+    Prompt,
+    build_continuation,
+    continuing_methods,
+    cut_at,
+    finish_methods,
+)
 from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
 from suffice.upstream.prompts import ask_field, render_prompt
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
@@ -50,6 +58,14 @@ class TrialReply:
     def text(self) -> str:
         text = "".join(piece.text for piece in self.pieces)
         return self.request.answer_prefix + cut_at(text, self.request.stop)
+
+    @property
+    def is_cut(self) -> bool:
+        return any(piece.finish_reason == "length" for piece in self.pieces)
+
+    @property
+    def calls(self) -> list[Any]:
+        return next((piece.calls for piece in reversed(self.pieces) if piece.calls), [])
 
     @property
     def tokens(self) -> list[TokenLogprob]:
@@ -81,13 +97,13 @@ class Continuer:
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
         """Ways to finish, best first; empty if this upstream offers none, so that nothing can be stopped."""
-        methods = self.settings.finish or self.facts.methods
+        methods = finish_methods(self.settings, self.body)
         return tuple(m for m in methods if m not in self.excluded) if self.excluded else methods
 
     @property
     def second_call(self) -> FinishMethod | None:
         """The method that sends the thought so far in a second request; probes need one."""
-        return next((m for m in self.methods if m != "native"), None)
+        return next((m for m in continuing_methods(self.settings, self.body) if m != "native"), None)
 
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
@@ -205,7 +221,7 @@ class Prober:
         return Step(
             index=point.index,
             tokens=point.tokens,
-            answer=self._scorer.extract(reply.text),
+            answer=self._read(reply),
             answer_source="probe",
             logprobs=tuple(token.logprob for token in reply.tokens),
             entropy=entropy,
@@ -220,7 +236,13 @@ class Prober:
     async def answer_to(self, thought: str, tokens: int) -> str | None:
         """Return the normalised answer after a finished thought of `tokens` tokens; None if there is none."""
         reply = await self._fetch_reply(thought, tokens)
-        return None if reply is None else self._ledger.extract(self._scorer, reply.text)
+        return None if reply is None else self._read(reply)
+
+    def _read(self, reply: TrialReply) -> str | None:
+        """Return the answer of a reply; one that was cut is no call and no JSON."""
+        if reply.is_cut and self._ledger.request.form != "text":
+            return None
+        return self._ledger.extract(self._scorer, reply.text, reply.calls)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
         """Request a whole finish after a step, for the record: what a stop there would have delivered."""
@@ -229,7 +251,7 @@ class Prober:
         reply = await self._fetch_reply(thought, tokens, whole=True, max_tokens=max_tokens)
         if reply is not None:
             self._ledger.audit.finish_step = step
-            self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
+            self._ledger.audit.finish_answer = self._read(reply)
 
     async def _fetch_reply(
         self, thought: str, tokens: int, *, whole: bool = False, max_tokens: int | None = None
@@ -269,8 +291,8 @@ async def ask_paired_call(
     try:
         call = continuer.open(request, thought_tokens=0, purpose="probe", api=api)
         async with asyncio.timeout(PAIR_TIMEOUT_S), call as (reply, _):
-            text = "".join([piece.text async for piece in reply])
-        audit.pair_answer = scorer.extract(text)
+            whole = TrialReply(request, [piece async for piece in reply], 0)
+        audit.pair_answer = ledger.extract(scorer, whole.text, whole.calls)
     except UpstreamBusy as busy:
         ledger.extra.skipped[busy.reason] += 1
     except (UpstreamError, TimeoutError):
@@ -325,6 +347,8 @@ class Piece:
     text: str
     tokens: tuple[TokenLogprob, ...] = ()  # those in `text`; (): unknown
     finish_reason: str | None = None
+    calls_delta: list[Any] = field(default_factory=list)  # parts of tool calls that came with it
+    calls: list[Any] = field(default_factory=list)  # of the last piece: all calls, put together
 
 
 def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
@@ -390,10 +414,10 @@ async def pieces(
                 continue
             piece = answer.read(choice, account)
             finished = finished or choice.finish_reason is not None
-            n_chars += len(piece.text) + len(piece.tokens)
+            n_chars += len(piece.text) + len(piece.tokens)  # calls have a limit of their own
             if n_chars > MOST_ANSWER_CHARS:
                 raise UpstreamProtocol(f"the upstream continued with more than {MOST_ANSWER_CHARS} characters")
-            if piece.text or piece.finish_reason:
+            if piece.text or piece.calls_delta or piece.finish_reason:
                 yield piece
     if not finished:
         raise UpstreamProtocol("the upstream ended a continuation without a finish reason")
@@ -407,6 +431,7 @@ class AnswerOnly:
     def __init__(self, prefill: str, tags: tuple[str, str], *, opened: bool) -> None:
         self._prefill, self._closing = PrefillStripper(prefill), PrefillStripper(tags[1])
         self._think = ThinkTag(*tags, opened=opened)
+        self._calls: CallParts | None = None
 
     def read(self, choice: Choice, account: CallAccount) -> Piece:
         text = choice.text or (choice.delta.content if choice.delta else None) or ""
@@ -415,13 +440,27 @@ class AnswerOnly:
         fresh, was_inside = self._prefill.feed(text), self._think.inside
         answer = self._answer_in(self._think.feed(fresh)) if fresh else ""
         hidden = bool(thought) or (bool(fresh) and (was_inside or self._think.inside))
-        if fresh or thought:  # what repeats the prefill was read, not generated
+        calls_delta = self._read_calls(choice)
+        if fresh or thought or calls_delta:  # what repeats the prefill was read, not generated
             account.received_tokens += len(tokens) or 1
         if hidden:
             account.reasoning_tokens += len(tokens) or 1
         if choice.finish_reason is not None:
             answer += self._close()
-        return Piece(text=answer, tokens=() if hidden else tokens, finish_reason=choice.finish_reason)
+        is_last = choice.finish_reason is not None and self._calls is not None
+        return Piece(
+            text=answer,
+            tokens=() if hidden else tokens,
+            finish_reason=choice.finish_reason,
+            calls_delta=calls_delta,
+            calls=self._calls.calls if is_last and self._calls is not None else [],
+        )
+
+    def _read_calls(self, choice: Choice) -> list[Any]:
+        if choice.delta is None or not choice.delta.calls_tool:
+            return []
+        self._calls = self._calls or CallParts(MOST_ANSWER_CHARS)
+        return self._calls.add(choice.delta)
 
     def _answer_in(self, parts: list[ChannelText]) -> str:
         return self._closing.feed("".join(text for channel, text in parts if channel == "answer"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
 from suffice.scoring.base import Scorer
+from suffice.scoring.reply import written_reply
 from suffice.settings import Prices
 from suffice.signals.folds.answers import confidence_of
 from suffice.types import (
@@ -236,10 +237,11 @@ class Ledger:
         if problem not in self.disclosure.warnings:
             self.disclosure.warnings.append(problem)
 
-    def extract(self, scorer: Scorer, text: str) -> str | None:
-        """Return the normalised answer in `text`; None, with a note, if the scorer fails."""
+    def extract(self, scorer: Scorer, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str | None:
+        """Return the normalised answer in a reply; None, with a note, if the scorer fails."""
         try:
-            return scorer.extract(text)
+            written = written_reply(text, calls, self.request.form)
+            return None if written is None else scorer.extract(written)
         except Exception:  # noqa: BLE001 - a broken scorer costs a measurement, never an answer
             self.fail_open("scorer")
             return None

@@ -18,7 +18,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
-from suffice.upstream.assemble import LIMIT_BYTES, Assembler
+from suffice.upstream.assemble import LIMIT_BYTES, Assembler, calls_of
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.drivers import CHAT_PATH
 from suffice.upstream.wire import Choice, encode_json, logprobs_of, reasoning_of
@@ -114,7 +114,7 @@ class SampleRun:
             # Its traceback would hold on to everything that was read.
             return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
-        answer = self.ledger.extract(self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:])
+        answer = self.ledger.extract(self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:], completion_calls(body))
         return Sample(index, body, answer, account.completion_tokens)
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
@@ -157,7 +157,7 @@ async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[st
             choice = first_choice(chunk)
             if choice is not None and choice.delta is not None:
                 thought, _ = reasoning_of(choice.delta)
-                if thought or choice.delta.content:
+                if thought or choice.delta.content or choice.delta.calls_tool:
                     account.received_tokens += n_tokens(choice)
                     account.reasoning_tokens += n_tokens(choice) if thought else 0
             assembler.add(data)
@@ -172,6 +172,12 @@ async def sample_refusal(call: Call) -> UpstreamError:
     if call.status != 200:
         return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
     return UpstreamProtocol(f"the upstream answered {call.content_type!r} instead of the requested stream")
+
+
+def completion_calls(body: Mapping[str, Any]) -> list[Any]:
+    choices = body.get("choices")
+    message = choices[0].get("message") if choices else None
+    return calls_of(message) if isinstance(message, Mapping) else []
 
 
 def mean_logprob(body: Mapping[str, Any]) -> float | None:

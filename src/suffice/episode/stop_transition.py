@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from suffice.episode.chain_reader import StreamState
 from suffice.episode.extra_calls import Continuer, Piece
@@ -154,7 +154,8 @@ class StopTransition:
     async def finish_unclosed(self, max_tokens: int | None) -> None:
         """Answer a run that ended inside its thought; deliver its own end if that fails."""
         relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
-        method, before = self.continuer.second_call, (stop.finish_method, stop.handover_ms)
+        method = next((way for way in self.continuer.methods if way != "native"), None)
+        before = stop.finish_method, stop.handover_ms
         request = None if method is None else await self._prepare(method, relay.reader.thought, max_tokens)
         if request is None:
             await relay.own_end.deliver(relay.delivery)
@@ -197,7 +198,7 @@ class StopTransition:
                 )
                 async for piece in reply:
                     before += piece.text
-                    if piece.text.strip():
+                    if piece.text.strip() or piece.calls_delta:
                         return _chain(replace(piece, text=before), reply), account
             raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
@@ -227,16 +228,18 @@ class StopTransition:
             last.discarded = True
 
     async def _deliver(self, reply: AsyncIterator[Piece]) -> None:
-        relay, state, text, finish = self.relay, self.relay.reader.state, "", "stop"
+        relay, state, text, finish, calls = self.relay, self.relay.reader.state, "", "stop", list[Any]()
         opening = self.continuer.settings.think_close if state.inline else ""
         async for piece in reply:
             finish = piece.finish_reason or finish
-            text += piece.text
-            if piece.text:
+            text, calls = text + piece.text, piece.calls or calls
+            if piece.text or (opening and piece.calls_delta):
                 await relay.delivery.frames(relay.events.text(state, opening + piece.text))
                 opening = ""
+            if piece.calls_delta:
+                await relay.delivery.frames(relay.events.calls(state, piece.calls_delta))
         state.phase = "answering"
-        self.ledger.reply.answer = relay.reader.extract(text)
+        self.ledger.reply.answer = relay.reader.extract(text, calls)
         self.ledger.reply.finish_reason = finish
         await self._count_original()
         await relay.delivery.frames(self._closing_frames(finish))

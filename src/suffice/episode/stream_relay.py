@@ -471,7 +471,7 @@ class ReasoningRun:
     def _build_unprobed_step(self, point: Checkpoint) -> Step:
         if self._prober is not None:
             return missing_step(point)
-        step = visible_step(point, self.reader.extract(point.text), self._visible)
+        step = visible_step(point, self.reader.extract_from_thought(point.text), self._visible)
         self._visible = step.answer
         return step
 

@@ -30,6 +30,7 @@ from suffice.settings import Probe
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Request, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
+from suffice.upstream.continuation import probe_of_form
 from suffice.upstream.drivers import (
     CHAT_PATH,
     DRIVERS,
@@ -42,6 +43,7 @@ from suffice.upstream.drivers import (
     merge_fields,
     thinking_is_off,
 )
+from suffice.upstream.reply_form import has_field, reply_form
 from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_frame, encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
@@ -83,7 +85,9 @@ def admit_chat(
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
     if route is not None:
         parsed = parsed.for_model(route.settings.model)
-        samples, reason = n_samples(route, options), ungoverned(route, parsed.chat, options)
+        client = gw.upstreams.get(route.settings.upstream)
+        samples = n_samples(route, options)
+        reason = ungoverned(route, parsed.chat, options, None if client is None else client.settings)
         if reason != "off":
             reason = refusal(route) or reason
     user = parsed.chat.get("user") or parsed.chat.get("safety_identifier")
@@ -95,6 +99,7 @@ def admit_chat(
         stream=parsed.stream,
         n_samples=samples,
         seeded=parsed.chat.get("seed") is not None,
+        form=reply_form(parsed.chat),
         question=lambda: parsed.prompt or encode_json(parsed.chat.get("messages")).decode(),
         query=lambda: None if route is None else query_of(parsed.chat, route.settings.kind, samples),
         body=parsed.identity,
@@ -185,6 +190,12 @@ class GovernedRequest:
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
     @property
+    def reads_end_of_thought(self) -> bool:
+        """Whether to request log-probabilities for its signal; a client that wants some gets its own."""
+        asks = self.api is CHAT and self.route.reads("end-of-thought") and not has_field(self.parsed.body, "logprobs")
+        return asks and honoured(self.client.findings, "logprobs_stream")
+
+    @property
     def max_tokens(self) -> int | None:
         cap = self.parsed.chat.get("max_completion_tokens") or self.parsed.chat.get("max_tokens")
         return cap if isinstance(cap, int) and cap > 0 else None
@@ -234,7 +245,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     ledger.disclosure.includes_probes = job.route.acts or route.probe is None
     continuer = Continuer(
         client=job.client,
-        probe=route.probe or Probe(),
+        probe=probe_of_form(route.probe or Probe(), ledger.request.form),
         body=job.parsed.chat,
         headers=job.headers,
         ledger=ledger,
@@ -242,7 +253,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         excluded=job.api.excluded_methods(job.client.settings.driver),
     )
     fields, events = _reasoning_fields(job, continuer), job.new_events()
-    if job.api is CHAT and job.route.reads("end-of-thought") and honoured(job.client.findings, "logprobs_stream"):
+    if job.reads_end_of_thought:
         fields = fields.with_logprobs(LISTED_TOKENS)
     cost = _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
@@ -528,7 +539,8 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     ledger, exchange = job.ledger, job.exchange
     usage = ledger.usage()
     body.pop("timings", None)  # of one sample
-    body["choices"][0].pop("logprobs", None)  # requested for us: a client that asks for them is not governed
+    if not has_field(job.parsed.body, "logprobs"):
+        body["choices"][0].pop("logprobs", None)  # requested for us
     if usage is not None:
         body["usage"] = usage_json(usage)
     if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:
@@ -543,6 +555,11 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     await exchange.body(DONE, more=False)
 
 
+def _streamed(name: str, value: Any) -> Any:
+    """Return a message's field as a delta has it: calls are numbered."""
+    return [{"index": n, **call} for n, call in enumerate(value)] if name == "tool_calls" else value
+
+
 def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
     head["object"] = "chat.completion.chunk"
@@ -551,8 +568,11 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     # The thought precedes the answer: clients may show parts in the order of arrival.
     parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
     deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
-    deltas += [{k: v} for k, v in parts if k != "role" and v not in (None, "")]
-    frames = [head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    deltas += [{k: _streamed(k, v)} for k, v in parts if k != "role" and v not in (None, "")]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    if "logprobs" in choice:
+        choices[-1]["logprobs"] = choice["logprobs"]
+    frames = [head | {"choices": [one]} for one in choices]
     last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
     if "suffice" in body:
         last["suffice"] = body["suffice"]

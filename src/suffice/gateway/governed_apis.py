@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from suffice.episode.apis.events import ENGINES, ApiFormat
 from suffice.episode.ledger import Ledger
@@ -12,6 +14,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.lifecycle import AdmittedRequest
 from suffice.gateway.passthrough import PassingExchange, Passthrough
 from suffice.gateway.route import BuiltRoute
+from suffice.upstream.reply_form import has_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class GovernedApi(Passthrough):
 
         def refusal(route: BuiltRoute) -> str | None:
             if reason is not None or route.settings.kind == "reasoning":
-                return reason or _signed(gw, route)
+                return reason or _unwritten(chat) or _signed(gw, route)
             return "endpoint"  # a vote is one chat completion
 
         return admit_chat(gw, exchange, episode_id, parsed, endpoint=self.path, refusal=refusal)
@@ -35,6 +38,13 @@ class GovernedApi(Passthrough):
     ) -> None:
         relay = partial(self.relay, gw, exchange, admitted, ledger)
         await answer(gw, admitted, ledger, exchange, self.format, relay)
+
+
+def _unwritten(chat: Mapping[str, Any]) -> str | None:
+    """Return what a stopped reply of another API could not say: which stop word ended it, its probabilities."""
+    if has_field(chat, "stop"):
+        return "stop"
+    return "logprobs" if has_field(chat, "top_logprobs") else None
 
 
 def _signed(gw: GatewayState, route: BuiltRoute) -> str | None:

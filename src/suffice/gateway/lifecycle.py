@@ -33,7 +33,7 @@ from suffice.rollout.experiment import Units, units_of
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG
-from suffice.types import ArmDraw, EndReason, Outcome, Query, Request
+from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class Arrival:
     stream: bool = False
     n_samples: int = 1  # of a full run
     seeded: bool = False  # the body has a seed
+    form: ReplyForm = "text"
     is_callers_loop: bool = False  # the caller calls the model itself, so there is nothing to shed
     question: Callable[[], str] = str  # hashed to group repeats
     query: Callable[[], Query | None] = lambda: None
@@ -236,6 +237,7 @@ def admit(
         delivery=assigned.delivery,
         conversation=arrival.conversation_key(gw.salt),
         seeded=arrival.seeded,
+        form=arrival.form if reason is None else "text",
     )
     return route, request, place.retry_after_s if place is not None and place.level is None else None
 

@@ -19,6 +19,7 @@ from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query
+from suffice.upstream.reply_form import reply_form
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
 
 T = TypeVar("T")
@@ -283,8 +284,13 @@ def _kind(value: object) -> str:
 
 
 def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
-    """Return the query features of a governed request, without the body's `metadata`, which may name a person."""
-    return query_signals(last_question(body), metadata={}, planned_steps=n_samples if kind == "samples" else None)
+    """Return the query features of a governed request, without the body's `metadata`, which may name a person.
+
+    Requests with tools, and those under a schema, are classes of their own.
+    """
+    form, planned = reply_form(body), n_samples if kind == "samples" else None
+    query_class = "" if form == "text" else form
+    return query_signals(last_question(body), metadata={}, query_class=query_class, planned_steps=planned)
 
 
 def last_question(body: Mapping[str, Any]) -> str | None:

@@ -27,28 +27,29 @@ from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, draw_by_odds, with_arm
 from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
-from suffice.settings import Route
+from suffice.settings import Route, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
-from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication
-from suffice.upstream.drivers import allows_probes
+from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication, ReplyForm
+from suffice.upstream.continuation import STOPS, continuing_methods, finish_methods
+from suffice.upstream.drivers import FORM_EXPERIMENTS, allows_probes, find_verdict
+from suffice.upstream.reply_form import are_clients, has_field, reply_form, stop_words
 
 # Fields with which a stop could change the requested result, by the counted reason: OpenAI's, then
-# their equivalents in llama.cpp, vLLM, SGLang and OpenRouter. A vote on samples could support some of
-# them, but no scorer reads tool calls or JSON, so such requests pass through there too.
+# their equivalents in llama.cpp, vLLM, SGLang and OpenRouter.
 _BLOCKING_BY_REASON: Mapping[str, str] = {
-    "tools": "tools functions web_search_options plugins",
-    "response_format": "response_format grammar json_schema structured_outputs guided_json guided_regex guided_choice"
-    " guided_grammar regex ebnf",
-    "logprobs": "logprobs top_logprobs n_probs prompt_logprobs",
-    "stop": "stop stop_token_ids stop_regex ignore_eos",
+    "tools": "functions web_search_options plugins",
+    "response_format": "grammar",  # llama.cpp constrains the thought by it, too
+    "logprobs": "n_probs prompt_logprobs",
+    "stop": "ignore_eos",
     "modalities": "modalities audio",
     "prediction": "prediction",
     "n": "best_of use_beam_search",
 }
 BLOCKING = {name: reason for reason, names in _BLOCKING_BY_REASON.items() for name in names.split()}
+_REASON_OF_FORM: Mapping[ReplyForm, str] = {"text": "tools", "json": "response_format", "tools": "tools"}
 _EVIDENCE = ("kind", "model", "samples", "wave", "effort", "budget_tokens", "finish_unclosed", "embeddings")
 TEXT_PARTS = ("text", "refusal")  # parts of a message that chat templates write as text
 MOST_VARIANTS = 256  # built variants in memory; beyond that the cache is cleared
@@ -182,6 +183,8 @@ class BuiltRoute:
 def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
     """Return a digest of the settings that a route's evidence depends on; evidence holds only for the same digest."""
     kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
+    if settings.kind != "rounds" and set(settings.reply_forms) != {"text"}:
+        kept["reply_forms"] = sorted(set(settings.reply_forms))
     written = msgspec.json.encode([kept, url_key, probes], order="deterministic")
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
 
@@ -199,7 +202,9 @@ def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
     return samples
 
 
-def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+def ungoverned(
+    route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any], upstream: Upstream | None
+) -> str | None:
     """Return why this request must pass through unchanged, or None if it is governed."""
     kind, messages = route.settings.kind, body.get("messages")
     if route.settings.mode == "off":
@@ -210,16 +215,41 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str,
         return "messages"
     if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
         return "n"
-    for name, reason in BLOCKING.items():
-        if body.get(name) not in (None, False, [], {}, ""):
-            return reason
+    blocking = next((reason for name, reason in BLOCKING.items() if has_field(body, name)), None)
+    if blocking is not None:
+        return blocking
+    form = reply_form(body)
+    if form not in route.settings.reply_forms or not are_clients(body.get("tools")):
+        return _REASON_OF_FORM[form]
     if kind == "samples":
         return "samples=1" if n_samples(route, options) == 1 else None
+    return _hindrance(route, body, messages, upstream)
+
+
+def _hindrance(
+    route: BuiltRoute, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], upstream: Upstream | None
+) -> str | None:
+    """Return why the thought of this request cannot be cut, or could not without changing its reply; None: it can."""
     if any(_shows_more_than_text(m.get("content")) for m in messages):
         return "images"  # continuing a thought needs a prompt of text only
     if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
         return "prefill"  # the answer begins with the client's text, which may hold a thought
-    return None
+    return None if upstream is None else _unkept(route, body, upstream)
+
+
+def _unkept(route: BuiltRoute, body: Mapping[str, Any], upstream: Upstream) -> str | None:
+    """Return what a stopped reply could not keep of the request; None: it keeps everything."""
+    tags, form = (upstream.think_open, upstream.think_close), reply_form(body)
+    if any(word in tag or tag in word for word in stop_words(body) for tag in tags):
+        return "stop"  # it asks for the thought alone
+    if form != "text" and find_verdict(route.findings, FORM_EXPERIMENTS[form]) == "no":
+        return _REASON_OF_FORM[form]
+    if route.settings.arms or finish_methods(upstream, body) or not finish_methods(upstream, {}):
+        return None
+    if continuing_methods(upstream, body):
+        return "logprobs"
+    stopless = {name: value for name, value in body.items() if name != "stop" and name not in STOPS}
+    return "stop" if continuing_methods(upstream, stopless) else _REASON_OF_FORM[form]
 
 
 def _shows_more_than_text(content: Any) -> bool:

@@ -13,6 +13,7 @@ from suffice.scoring.composite import JsonScorer, ListScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer, QuantityScorer
+from suffice.scoring.reply import ToolCallScorer, with_calls
 from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer, shorten
 
 
@@ -43,14 +44,17 @@ Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table from the setting
 
 _OURS: tuple[Any, ...] = (
     *(ChoiceScorer, DateScorer, JsonScorer, ListScorer, MathScorer, NumberScorer),
-    *(QuantityScorer, RegexScorer, SquadScorer, TextScorer, WholeScorer, YesNoScorer),
+    *(QuantityScorer, RegexScorer, SquadScorer, TextScorer, ToolCallScorer, WholeScorer, YesNoScorer),
 )
 SCORERS: dict[str, Callable[..., Scorer]] = {scorer.name: scorer for scorer in _OURS}  # plugins add theirs
 
 
 def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
-    """Build a scorer from a name or a table, with `math_judge` for a `math` scorer in it. Raise only ConfigError."""
-    return _build("scorer", spec, math_judge, depth=0)
+    """Build a scorer from a name or a table, with `math_judge` for a `math` scorer in it. Raise only ConfigError.
+
+    It reads whole replies, with tool calls and JSON.
+    """
+    return with_calls(_build("scorer", spec, math_judge, depth=0))
 
 
 def asks_judge(spec: Spec) -> bool:

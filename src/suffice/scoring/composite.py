@@ -24,8 +24,8 @@ from suffice.scoring.text import (
     last_announced,
     last_boxed,
     last_part,
+    replace_halves,
     says_something,
-    strip_control_characters,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _PATH_STEP = re.compile(r"""\.([A-Za-z_][\w-]{0,100})|\[(-?\d{1,6})\]|\["([^"\\]
 _BULLET = re.compile(r"[ \t]{0,8}(?:[-*•‣▪]|\(?\d{1,3}[.)])[ \t]{1,8}(?=\S)")
 _SEPARATOR = re.compile(r"(?<=\d),(?!\d{3}(?!\d))|(?<!\d),|[，、;；\n]")
 _AND = re.compile(r"\s{1,4}(?:and|&)\s{1,4}", re.IGNORECASE)
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), 0x2028, 0x2029)}  # JSON's own escapes hold the rest
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -53,6 +54,7 @@ class JsonScorer(ByComparer):
     """
 
     name: ClassVar[str] = "json"
+    reads_json: ClassVar[bool] = True
 
     path: str = "$"
     compare: Scorer | None = None
@@ -69,7 +71,7 @@ class JsonScorer(ByComparer):
         """
         for candidate in _candidates(last_part(text)):
             try:
-                answer = self._normal(_value_at(_parse(candidate), self._steps))
+                answer = self._normal(_value_at(parse_json(candidate), self._steps))
             except ValueError:
                 continue
             if answer is not None:
@@ -83,7 +85,7 @@ class JsonScorer(ByComparer):
         if is_digest(answer):
             return answer
         try:
-            return self._normal(_parse(answer))
+            return self._normal(parse_json(answer))
         except ValueError:
             return self._normal(answer.strip())
 
@@ -91,8 +93,8 @@ class JsonScorer(ByComparer):
         if value is None or (type(value) is str and not says_something(value)):
             return None
         if self.compare is not None:
-            return self.compare.normalise(value if type(value) is str else _canonical(value))
-        return cap_answer(_canonical(value))
+            return self.compare.normalise(value if type(value) is str else canonical_json(value))
+        return cap_answer(canonical_json(value))
 
 
 class _Numeral(str):
@@ -135,7 +137,7 @@ def _candidates(text: str) -> Iterator[str]:
     yield text.rstrip().rpartition("\n")[2]
 
 
-def _parse(text: str) -> Value:
+def parse_json(text: str) -> Value:
     """Parse a JSON text. Raise ValueError if it is not JSON, or if two parsers could read different values."""
     try:
         value = json.loads(
@@ -155,7 +157,7 @@ def _parse(text: str) -> Value:
 
 
 def _object(pairs: Sequence[tuple[str, Value]]) -> dict[str, Value]:
-    table = {_composed(strip_control_characters(key)): value for key, value in pairs}
+    table = {_composed(replace_halves(key)): value for key, value in pairs}
     if len(table) != len(pairs):
         raise ValueError("a key occurs twice")
     return table
@@ -175,18 +177,19 @@ def _value_at(value: Value, steps: Sequence[str | int]) -> Value:
     return value
 
 
-def _canonical(value: Value) -> str:
+def canonical_json(value: Value) -> str:
     if isinstance(value, _Numeral):
         return exact_number(value) or str(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_quoted(key)}:{_canonical(value[key])}" for key in sorted(value)) + "}"
+        return "{" + ",".join(f"{_quoted(key)}:{canonical_json(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_canonical, value)) + "]"
+        return "[" + ",".join(map(canonical_json, value)) + "]"
     return _quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(_composed(strip_control_characters(text)), ensure_ascii=False)
+    written = json.dumps(_composed(replace_halves(text)), ensure_ascii=False)
+    return written if written.isascii() and written.isprintable() else written.translate(_ESCAPES)
 
 
 def _composed(text: str) -> str:

@@ -327,6 +327,7 @@ class WholeScorer(ByComparer):
     """
 
     name: ClassVar[str] = "whole"
+    reads_json: ClassVar[bool] = True
 
     compare: Scorer | None = None
 
@@ -350,6 +351,7 @@ class RegexScorer(ByComparer):
     """Extracts the answer by a pattern (see `Pattern.last`) and compares it by another scorer."""
 
     name: ClassVar[str] = "regex"
+    reads_json: ClassVar[bool] = True
 
     pattern: str
     ignore_case: bool = False

@@ -63,10 +63,10 @@ from suffice.settings.limits import (
     TimeLimit,
     TokenBudget,
     UsdPerMtok,
-    VerifiedBy,
     WarmupUnits,
 )
-from suffice.types import Kind, Mode, Promise
+from suffice.settings.probing import Probe, Steps
+from suffice.types import Kind, Mode, Promise, ReplyForm
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -166,28 +166,6 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prices: Prices | None = None  # None: unknown, so no costs are reported
     models: dict[str, ModelFacts] = {}  # by shell pattern of the name; before what is known of the service's models
     cancel_saves: CancelSaves | None = None  # whether a cancelled call is billed no further; None: `doctor`, the driver
-
-
-class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    max_tokens: int = 16  # of the trial answer
-    closing: str = "\n"  # written before the closing tag; must not end in a space
-    answer_prefix: str = ""  # written after the closing tag
-    stop: tuple[str, ...] = ("\n",)  # where a trial answer ends
-    timeout_s: PositiveSeconds = 30.0  # a trial answer that takes longer counts as missing
-    reask_thought: str = "My reasoning so far:\n\n{thought}"  # `re-ask`: the assistant's message
-    reask_ask: str = (  # `re-ask`: the user's message after it
-        "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
-    )
-    propose: dict[str, Any] = {}  # a policy over the stream: probes are sent only where it would stop; empty: all
-    propose_every: NonNegativeInt = 0  # probe also each checkpoint that comes this many after the last; 0: none
-    verified_by: VerifiedBy = "doctor"  # who verified that the upstream continues a text and caches prefixes
-
-
-class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    boundary: str = "line"  # where a step may end: a name of `episode.chain_reader.SEGMENTERS`
-    min_tokens: int = 24  # a step is at least this long
-    growth: float = 1.15  # each step is this much longer than the last: geometric probing
-    max_tokens: int = 512  # a step without a boundary ends here, between words
 
 
 class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -305,6 +283,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     most_audit_share: EmFraction = 0.5  # fraction: the audit share rises up to this while audits look worse than before
     sample_rate: SampleRate | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None  # model name to send upstream; None: the client's
+    reply_forms: tuple[ReplyForm, ...] = ("text", "json", "tools")  # that it governs; others pass through
     samples: PositiveInt = 1  # kind "samples": answers in a full run; 1 = pass-through
     wave: PositiveInt = 4  # kind "samples": answers requested at once
     max_extra_calls: NonNegativeInt = 32  # per request: probes, further samples, continuation, reruns together

@@ -15,10 +15,12 @@ from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.upstream.wire import (
     DONE_DATA,
     MOST_CHOICES,
+    Delta,
     Frame,
     SseSplitter,
     decode_json,
     encode_json,
+    is_given,
     last_events,
     parse_token_count,
     within,
@@ -334,6 +336,29 @@ class _Message:
             has_text = "content" in self._texts and not message.get("refusal")
             message["content"] = empty_content if beside and not has_text else ""
         return message
+
+
+class CallParts:
+    """Puts the tool calls of one streamed message together."""
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._message = _Message(_Room(limit_bytes))
+
+    def add(self, delta: Delta) -> list[Any]:
+        """Add a delta; return its parts of calls. Raise UpstreamProtocol if they take too much room."""
+        parts = decode_json(delta.tool_calls) if is_given(delta.tool_calls) else []
+        self._message.add({"tool_calls": parts})
+        return parts if isinstance(parts, list) else []
+
+    @property
+    def calls(self) -> list[Any]:
+        return calls_of(self._message.result(None))
+
+
+def calls_of(message: Mapping[str, Any]) -> list[Any]:
+    """Return the calls in a message, as in its `tool_calls`."""
+    calls = message.get("tool_calls")
+    return [call for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
 
 
 def _error_words(error: Any) -> str:

@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from suffice.settings import FinishMethod, Probe, Upstream
+from suffice.types import ReplyForm
 from suffice.upstream.drivers import (
     CHAT_PATH,
     DRIVERS,
@@ -23,6 +26,7 @@ from suffice.upstream.drivers import (
     merge_fields,
     thinking_is_off,
 )
+from suffice.upstream.reply_form import CARRIED, has_field, reply_form, stop_words
 
 # Sampling fields, which the continuation repeats.
 SAMPLING = (
@@ -31,6 +35,7 @@ SAMPLING = (
 )
 # Fields that choose the chat template's variant and the provider behind a broker, likewise.
 CHAT_ONLY = ("chat_template_kwargs", "provider")
+STOPS = ("stop_token_ids", "stop_regex", "include_stop_str_in_output", "no_stop_trim")  # beside `stop`
 N_RIVALS = 5  # alternatives listed for each token of a trial answer: the most that plain completions give
 
 
@@ -51,6 +56,30 @@ class Continuation:
     opened: bool = False  # the reply begins inside a thought of its own
 
 
+def continuing_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+    """Return the ways to answer this request after a thought, best first, that keep the form that it asks for."""
+    ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
+    if reply_form(body) != "text":
+        left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
+    if any(has_field(body, name) for name in ("stop", *STOPS)):
+        left_out.add("re-ask")  # the words would end a thought of its own
+    return tuple(way for way in ways if way not in left_out) if left_out else ways
+
+
+def finish_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+    """Return the ways to deliver such an answer; log-probabilities stay exact only inside one stream."""
+    ways = continuing_methods(upstream, body)
+    return tuple(way for way in ways if way == "native") if has_field(body, "logprobs") else ways
+
+
+def probe_of_form(probe: Probe, form: ReplyForm) -> Probe:
+    """Return the probe of a request: nothing is written before a call or JSON, and neither ends at a stop word."""
+    if form == "text":
+        return probe
+    ask = probe.reask_tools_ask if form == "tools" else probe.reask_ask
+    return msgspec.structs.replace(probe, max_tokens=probe.formed_tokens, answer_prefix="", stop=(), reask_ask=ask)
+
+
 def build_continuation(
     method: FinishMethod,
     client_body: Mapping[str, Any],
@@ -66,7 +95,7 @@ def build_continuation(
 
     trial  end the answer at the probe's stop words, and list the probabilities of its tokens
     """
-    body: Fields = {k: client_body[k] for k in ("model", *SAMPLING) if k in client_body}
+    body: Fields = {k: client_body[k] for k in ("model", *SAMPLING, *STOPS) if k in client_body}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if max_tokens is not None:
         # Some chat APIs refuse the older name of the cap: use the one that the client used.
@@ -74,11 +103,13 @@ def build_continuation(
         body["max_completion_tokens" if names_completion else "max_tokens"] = max_tokens
     if trial:
         body |= {"logprobs": N_RIVALS} if method == "raw" else {"logprobs": True, "top_logprobs": N_RIVALS}
-        if probe.stop and method != "re-ask":
-            body["stop"] = list(probe.stop)
+    stops = (*stop_words(client_body), *(probe.stop if trial and method != "re-ask" else ()))
+    if stops:
+        body["stop"] = list(stops)
     if method == "raw":
         return _raw(body, thought, upstream, probe, prompt)
-    body |= {k: client_body[k] for k in CHAT_ONLY if k in client_body}
+    kept = CHAT_ONLY if reply_form(client_body) == "text" else (*CHAT_ONLY, *CARRIED)
+    body |= {k: client_body[k] for k in kept if k in client_body}
     if method == "prefill":
         return _prefill(body, client_body["messages"], thought, upstream, probe)
     if method == "re-ask":
@@ -103,17 +134,22 @@ def _raw(body: Fields, thought: str, upstream: Upstream, probe: Probe, prompt: P
 
 def _prefill(body: Fields, messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe) -> Continuation:
     facts, closed = DRIVERS[upstream.driver], close_thought(thought, upstream, probe)
-    if facts.prefill is None:
+    how = facts.prefill if reply_form(body) == "text" else facts.formed_prefill or facts.prefill
+    if how is None:
         raise ValueError(f"continuation: driver {upstream.driver!r} cannot continue a message")
     last = upstream.think_open + closed
     message: dict[str, Any] = {"role": "assistant", "content": last}
-    if facts.prefill == "continue":
+    if how == "continue":
         body |= {"continue_final_message": True, "add_generation_prompt": False}
-    elif facts.prefill == "continue-behind":
+    elif how == "continue-reasoning":
+        last, reasoning = "", f"{thought.rstrip()}{probe.closing}"
+        message |= {"content": last, "reasoning_content": reasoning}
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    elif how == "continue-behind":
         # The text follows the generation prompt; the reasoning parser would take the answer for a thought.
         last = message["content"] = closed if upstream.think_opened else last
         body |= {"continue_final_message": True, "separate_reasoning": False}
-    elif facts.prefill == "prefix":
+    elif how == "prefix":
         message["prefix"] = True
     else:
         # An empty content would leave the thought open; a line end is how the model begins its answer.

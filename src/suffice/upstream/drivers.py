@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from suffice.errors import ConfigError, name_hint
 from suffice.settings import CancelSaves, Driver, Effort, FinishMethod, ModelFacts, Probe, Route, Upstream
-from suffice.types import Findings, Verdict
+from suffice.types import Findings, ReplyForm, Verdict
 from suffice.upstream.efforts import effort_refusal, filled, model_facts, packaged_models
 
 Fields = dict[str, Any]
 Prefill = Literal[
     "continue",  # continue_final_message and add_generation_prompt
+    "continue-reasoning",  # the same, with the thought in `reasoning_content` and no content
     "continue-behind",  # continue_final_message; the text follows the generation prompt
     "prefix",  # `prefix: true` on the last message
     "prefix-reasoning",  # the same, with the thought in `reasoning_content`
@@ -43,6 +44,7 @@ NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
 class DriverFacts:
     methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, if the settings name none
     prefill: Prefill | None = None  # how it continues an assistant's message; None: it cannot
+    formed_prefill: Prefill | None = None  # for a reply with tools or a schema; None: as `prefill`
     prefill_path: str = CHAT_PATH
     budget: Callable[[int, str], Fields] | None = None
     effort: Callable[[Effort], Fields | None]
@@ -88,6 +90,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
     "llama.cpp": DriverFacts(
         methods=("native", "raw", "prefill", "re-ask"),
         prefill="continue",
+        formed_prefill="continue-reasoning",  # it refuses a schema behind tags in the content
         budget=lambda n, message: {"reasoning_budget_tokens": n, "reasoning_budget_message": message},
         effort=_llama_effort,
         writes_prompt="apply-template",
@@ -326,6 +329,8 @@ def _no_field(upstream: Upstream, level: Effort) -> str:
 
 
 CONTINUES = ("prefill", "raw")
+# What doctor tries of a reply in each form after a closed thought.
+FORM_EXPERIMENTS: Mapping[ReplyForm, str] = {"json": "schema_after_thought", "tools": "tools_after_thought"}
 
 
 def url_key(url: str) -> str:

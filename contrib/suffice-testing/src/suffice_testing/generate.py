@@ -45,6 +45,7 @@ class Completion:
     def __init__(self, reply: Reply, request: FakeRequest, *, index: int, budget_tokens: int | None) -> None:
         self.index = index
         self.reply = reply
+        self.calls = () if request.is_raw else reply.tool_calls
         self.shown: list[Token] = []  # tokens with text, as the client gets them
         self.n_tokens = 0
         self.n_reasoning_tokens = 0
@@ -102,7 +103,9 @@ class Completion:
         tokens = deque(
             Token(channel="answer", text=text, logprob=_at(spoken.logprobs, n)) for n, text in enumerate(spoken.tokens)
         )
-        for n, call in enumerate(() if self._request.is_raw else self.reply.tool_calls):
+        if self.reply.calls_after is not None and not self._request.is_raw:
+            self.calls = self.reply.calls_after(self._thought_text)
+        for n, call in enumerate(self.calls):
             for position, text in enumerate(call.arguments or ("",)):
                 opens = position == 0
                 tokens.append(Token(channel="tool", text=text, logprob=-0.1, call=n, opens_call=opens))
@@ -135,10 +138,12 @@ class Completion:
         if self._thought is not None and self.n_reasoning_tokens == self._budget:
             self.end_reasoning("budget")
         if self._thought is not None and not self._thought:
+            if self.reply.calls_after is not None:
+                self._answer = self._closed_answer("")
             self._close_thought()
         source = self._answer if self._thought is None else self._thought
         if not source:
-            calls = self.reply.tool_calls and not self._request.is_raw and self.reply.finish_reason == "stop"
+            calls = self.calls and self.reply.finish_reason == "stop"
             self.finish_reason = "tool_calls" if calls else self.reply.finish_reason
             return None
         return self._say(source.popleft())

@@ -70,14 +70,17 @@ class Prefix:
     text: str  # all of it, as in the request
 
 
-def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
-    """Return what an assistant's last message carries; None if the last message is not an assistant's."""
+def prefix_of_message(messages: Sequence[Any], *, closes: bool = False) -> Prefix | None:
+    """Return what an assistant's last message carries; None if the last message is not an assistant's.
+
+    closes  a thought in a field of its own is closed even if no content follows it
+    """
     last = messages[-1] if messages else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         return None
     content, thought = prompt_text(last.get("content")), _thought_in(last)
     if thought:
-        return Prefix(thought, bool(content), content, content)
+        return Prefix(thought, bool(content) or closes, content, content)
     if THINK_OPEN not in content and THINK_CLOSE not in content:
         return Prefix("", True, content, content)
     return _split(content)

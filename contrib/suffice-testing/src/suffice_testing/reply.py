@@ -88,6 +88,7 @@ class Reply:
     answer_logprobs: tuple[float, ...] = ()  # natural log; sent if requested
     reasoning_logprobs: tuple[float, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    calls_after: Callable[[str], tuple[ToolCall, ...]] | None = None  # tool calls if the thought is closed here
     finish_reason: str = "stop"
     delay_s: float = 0.0  # before each token
     first_delay_s: float = 0.0  # before the first one, in addition

@@ -145,7 +145,7 @@ class ReplyShape:
             return []
         role: dict[str, Any] = {"role": "assistant", "content": None}
         if not self._llama:
-            role |= {"content": None if self._reply.tool_calls else "", "refusal": None}
+            role |= {"content": None if run.calls else "", "refusal": None}
         chunks = [self._chunk(run, role)]
         if self._reply.usage == "zero_first":
             chunks[0]["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -154,7 +154,7 @@ class ReplyShape:
     def token(self, run: Completion, token: Token) -> list[dict[str, Any]]:
         if not token.text and token.channel != "tool":
             return []
-        return [self._chunk(run, self._delta(token), token=token)]
+        return [self._chunk(run, self._delta(run, token), token=token)]
 
     def closing(self, runs: Sequence[Completion], *, finish: bool) -> list[dict[str, Any]]:
         chunks = [self._chunk(run, {}, finish_reason=run.finish_reason) for run in runs] if finish else []
@@ -189,12 +189,12 @@ class ReplyShape:
             choice["text"] = "".join(token.text for token in tokens)
         return choice
 
-    def _delta(self, token: Token) -> dict[str, Any]:
+    def _delta(self, run: Completion, token: Token) -> dict[str, Any]:
         if token.channel == "reasoning" and not self._reply.reasoning_field.startswith("inline"):
             return {self._reply.reasoning_field: token.text}
         if token.channel != "tool":
             return {"content": token.text}
-        call = self._reply.tool_calls[token.call]
+        call = run.calls[token.call]
         if not token.opens_call:
             return {"tool_calls": [{"index": token.call, "function": {"arguments": token.text}}]}
         function = {"name": call.name, "arguments": token.text}
@@ -233,7 +233,7 @@ class ReplyShape:
 
     def _call(self, run: Completion, n: int) -> dict[str, Any]:
         arguments = "".join(t.text for t in run.shown if t.call == n)
-        call = self._reply.tool_calls[n]
+        call = run.calls[n]
         return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
     # ---- what both have

@@ -217,7 +217,9 @@ class FakeUpstream:
         if request.is_raw:
             return prompt.prefix_of_prompt(request.text)
         if request.path == "/chat/completions" and dialects.continues(self._behaviour, request):
-            return prompt.prefix_of_message(request.messages)
+            # llama.cpp's and vLLM's templates write the closing tag, DeepSeek's does not.
+            closes = self._behaviour.dialect in ("llama.cpp", "vllm")
+            return prompt.prefix_of_message(request.messages, closes=closes)
         return None
 
     async def _work(self, seen: FakeCall, out: Response, connection: ClientConnection) -> bool:
