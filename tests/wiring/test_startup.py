@@ -136,3 +136,28 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
         ]
         assert lost == [f"e{n - 900:06}", f"e{n - 1:06}"]
     assert took[1] < 1.2 * took[0]
+
+
+def test_a_log_whose_secret_is_gone_says_so_and_a_new_log_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("SUFFICE_SALT", raising=False)
+    told = settings_for("http://127.0.0.1:1", tmp_path, routes={"r": ROUTE})
+
+    def opened() -> str:
+        caplog.clear()
+        begun = startup.open_known_log(told)
+        begun.log.append(traffic(1, seed=9)[0])
+        begun.log.close()
+        return caplog.text
+
+    assert "secret is missing" not in opened()
+    assert "secret is missing" not in opened()
+    (tmp_path / "log.salt").unlink()
+    text = opened()
+    assert "secret is missing on this machine" in text
+    assert "log.salt" in text
+    assert "secret is missing" not in opened(), "there is a new one"
+    monkeypatch.setenv("SUFFICE_SALT", "given")
+    (tmp_path / "log.salt").unlink()
+    assert "secret is missing" not in opened()

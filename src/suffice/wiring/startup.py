@@ -40,7 +40,7 @@ from suffice.types import Episode
 from suffice.upstream.drivers import url_key
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, salt_file, secret
-from suffice.wiring.people import People
+from suffice.wiring.people import people_file
 from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
@@ -103,6 +103,20 @@ def refuse_lost_log(settings: Settings) -> None:
             )
 
 
+def warn_of_lost_secret(settings: Settings) -> None:
+    """Warn if there is a log, and its secret is gone: a new one is about to be made."""
+    path = log_location(settings.store)
+    with contextlib.suppress(StoreError):
+        if not has_secret(settings) and last_place(path):
+            LOG.warning(
+                "store %s: its secret is missing on this machine (%s, or SUFFICE_SALT), and a new one is made. What the"
+                " old one signed is refused: feedback tokens, the last-good file, versions on trial; a retry may be"
+                " drawn anew. Restore the file or set the variable, and restart",
+                path,
+                salt_file(settings),
+            )
+
+
 def open_log(settings: Settings, *, create: bool = True) -> LogWriter:
     """Open the settings' log for events; the caller closes it. Raises ConfigError and StoreError."""
     refuse_lost_log(settings)
@@ -138,9 +152,10 @@ def open_known_log(settings: Settings, given: EventLog | None = None, *, process
 
     Raises ConfigError, and StoreError if the folder does not exist and there is no last-good file.
     """
-    for file in (good_file(settings), salt_file(settings), People.of(settings).file):
+    for file in (good_file(settings), salt_file(settings), people_file(settings)):
         if (problem := tighten(file)) is not None:
             LOG.warning(problem)
+    warn_of_lost_secret(settings)
     if given is not None:
         return StartState(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
     try:

@@ -19,8 +19,9 @@ from suffice.control.jobs.upkeep import ExportHeads, Retain, Rollup
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import log_location
+from suffice.wiring.archiving import ArchiveJob
 from suffice.wiring.keys import create_id, deployment_salt, secret
-from suffice.wiring.startup import refuse_lost_log, sinks_of
+from suffice.wiring.startup import refuse_lost_log, sinks_of, warn_of_lost_secret
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
 OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ProposeBudget, ExperimentWatch)
@@ -40,6 +41,7 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
 
 @contextmanager
 def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
+    warn_of_lost_secret(settings)
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author = f"worker {secrets.token_hex(3)}"
         common: dict[str, Any] = {
@@ -53,6 +55,7 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
             *(kind(**common) for kind in (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)),
             ExportHeads(webhook=webhook, **common),
             Retain(writer=writer, new_id=partial(create_id, "er"), **common),
+            ArchiveJob(writer=writer, **common),
             Notify(sinks=sinks_of(settings.alerts), **common),
         )
         for job in jobs:

@@ -9,15 +9,11 @@ from pathlib import Path
 import click
 
 from suffice.cli.shell import CONFIG, JSON_LINES, Command, option
-from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.replay.archive.layout import Archive, Manifest
 from suffice.replay.archive.reading import verify_day
-from suffice.replay.archive.writing import DayWriter, closed_days
 from suffice.settings import Settings
-from suffice.store.database.archiving import DAY_S
-from suffice.store.database.views import open_reader
-from suffice.store.rows.events import DayArchive
+from suffice.wiring.archiving import cache_folder, write_closed_days
 from suffice.wiring.audit import user_name
 from suffice.wiring.files import load_deployment
 from suffice.wiring.worker import open_decisions
@@ -48,32 +44,16 @@ def archive(path: Path, address: str | None, *, again: bool, verify: bool, as_js
     _write(settings, opened, again=again, as_json=as_json)
 
 
-def cache_folder() -> Path:
-    return Path.home() / ".cache" / "suffice" / "archive"
-
-
 def _write(settings: Settings, opened: Archive, *, again: bool, as_json: bool) -> None:
-    writer = DayWriter(archive=opened, routes=settings.routes, matches=open_match)
-    after_s, n_days = settings.archive.after_days * DAY_S, 0
-    with open_decisions(settings, create=False) as decisions, open_reader(decisions.path) as log:
-        for day in closed_days(log, opened.address, now_s=time.time(), after_s=after_s, again=again):
-            if isinstance(day, str):
-                if not as_json:
-                    click.echo(day)
+    author, n_days = user_name() or "unknown", 0
+    with open_decisions(settings, create=False) as decisions:
+        for day in write_closed_days(settings, opened, decisions, author=author, now_s=time.time(), again=again):
+            if isinstance(day, Manifest):
+                _show(day, as_json=as_json)
+                n_days += 1
+            elif not as_json:
+                click.echo(day)
                 return
-            manifest = writer.write(log, day, again=again)
-            event = DayArchive(
-                day=day.day,
-                archive=opened.address,
-                since_seq=manifest.since_seq,
-                until_seq=manifest.until_seq,
-                n_requests=manifest.n_requests,
-                digest=manifest.digest,
-                author=user_name() or "unknown",
-            )
-            decisions.write(None, [event])
-            _show(manifest, as_json=as_json)
-            n_days += 1
     if not n_days and not as_json:
         click.echo("the log has no requests that are not archived")
 

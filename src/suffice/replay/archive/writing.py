@@ -264,6 +264,7 @@ class DayWriter:
     archive: Archive
     routes: Mapping[str, Route]  # of the settings
     matches: Matches
+    renew: Callable[[], None] = lambda: None  # called for each request
 
     def write(self, log: LogReader, pending: PendingDay, *, again: bool = False) -> Manifest:
         """Return the manifest of a day after writing it, unless the archive has the day already.
@@ -299,6 +300,7 @@ class DayWriter:
         with tempfile.TemporaryDirectory(prefix="suffice-archive-") as folder, ExitStack() as stack:
             files, matches = dict[str, RouteFiles](), dict[str, Match | None]()
             for run in read_range(log, pending.rows):
+                self.renew()
                 name = decoded(run.seq, Request, run.request).route
                 if name not in files:
                     files[name] = RouteFiles(Path(folder), name, pending.day)

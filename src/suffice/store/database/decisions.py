@@ -166,6 +166,18 @@ class Decisions:
         return sorted({self.owner, *(owner for owner, _, held, until_s in seats if held and until_s > now_s)})
 
     @contextlib.contextmanager
+    def holding(self, job: str) -> Iterator[JobLease | None]:
+        """Hold a lease during the block; None: another process has it."""
+        lease = self.acquire(job)
+        try:
+            yield lease
+        finally:
+            with contextlib.suppress(LeaseLost, StoreError):
+                if lease is not None:
+                    with self.leased(lease) as connection:
+                        connection.execute("UPDATE leases SET held = 0 WHERE job = ?", (job,))
+
+    @contextlib.contextmanager
     def leased(self, lease: JobLease) -> Iterator[LogReader]:
         """Yield a transaction under a lease. Raise LeaseLost if somebody else holds it."""
         with self.transaction() as connection:
