@@ -5,6 +5,7 @@ Every failure is a response (OpenAI's error shape, or a page) and never affects 
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from collections.abc import Iterable, Mapping
@@ -265,7 +266,8 @@ def _callback_of(request: ConsoleRequest) -> str:
 
 
 async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
-    return redirect("/console/login").with_headers(visit.context.auth.logout(visit.principal, visit.request))
+    header = await asyncio.to_thread(visit.context.auth.logout, visit.principal, visit.request)
+    return redirect("/console/login").with_headers(header)
 
 
 def error_page(visit: ConsoleVisit, status: int, message: str) -> ConsoleResponse:

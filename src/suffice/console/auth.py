@@ -12,8 +12,8 @@ import hmac
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.exchange import ConsoleRequest, cookie
@@ -43,6 +43,7 @@ class Person:
 class Roster:
     key: str  # hexadecimal; its holder can sign a session for anybody
     people: tuple[Person, ...] = ()
+    ended: dict[str, int] = field(default_factory=dict)  # nonces of sessions that were logged out, with their expiry
 
     def by_id(self, given: str) -> Person | None:
         return next((one for one in self.people if one.id == given), None)
@@ -55,6 +56,9 @@ class Roster:
 
     def without(self, name: str) -> Roster:
         return replace(self, people=tuple(one for one in self.people if one.name != name))
+
+    def without_session(self, nonce: str, expires_s: int, *, now_s: float) -> Roster:
+        return replace(self, ended={nonce: expires_s, **{one: s for one, s in self.ended.items() if now_s < s}})
 
 
 def may(role: Role, needs: Role) -> bool:
@@ -184,10 +188,19 @@ class Principal:
 NOBODY: Final = Principal(person=None)
 
 
+class PeopleSource(Protocol):
+    def now(self) -> Roster | None:
+        """Return the people as they are now, without waiting; None: there are none yet."""
+        ...
+
+    def end_session(self, nonce: str, expires_s: int) -> None:
+        """End a session in every process. Raises SufficeError."""
+        ...
+
+
 class ConsoleAuth:
     """Authenticates and authorises requests; `session_s` is the lifetime of a session.
 
-    roster  the people as the file has them now; None: there is no file yet
     holder  of a client's key that may act here, by that key; None: nobody
     known   a person from an identity provider, by what a session keeps of them; None: they have no role now
     """
@@ -195,7 +208,7 @@ class ConsoleAuth:
     def __init__(
         self,
         *,
-        roster: Callable[[], Roster | None],
+        people: PeopleSource,
         holder: Callable[[str], Person | None] = lambda _: None,
         known: Callable[[str], Person | None] = lambda _: None,
         browsers: BrowserPolicy,
@@ -204,15 +217,17 @@ class ConsoleAuth:
         now: Callable[[], float],
         monotonic_s: Callable[[], float],
     ) -> None:
-        self.roster, self._holder, self._known = roster, holder, known
+        self._people, self._holder, self._known = people, holder, known
         self._random, self._now, self._monotonic_s = random_bytes, now, monotonic_s
         self.configure(browsers=browsers, session_s=session_s)
         self._attempts = Attempts()
-        self._ended: dict[str, int] = {}  # nonces of sessions that were logged out, with their expiry
 
     def configure(self, *, browsers: BrowserPolicy, session_s: float) -> None:
         """Take over other settings; sessions stay."""
         self._browsers, self._session_s = browsers, session_s
+
+    def roster(self) -> Roster | None:
+        return self._people.now()
 
     def people(self) -> tuple[Person, ...]:
         roster = self.roster()
@@ -252,7 +267,7 @@ class ConsoleAuth:
             return Principal(person=self._authenticate(roster, secret.strip(), request.address))
         session = read_session(request.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = self._person_of(session.person_id, roster) if session is not None else None
-        if session is None or person is None or session.nonce in self._ended:
+        if session is None or person is None or session.nonce in roster.ended:
             return NOBODY
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
@@ -311,10 +326,9 @@ class ConsoleAuth:
         return self._roster().key
 
     def logout(self, principal: Principal, request: ConsoleRequest) -> Header:
-        now_s = self._now()
-        self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
+        """End the session everywhere; may wait for a file or a database. Raises SufficeError."""
         if principal.session is not None:
-            self._ended[principal.session.nonce] = principal.session.expires_s
+            self._people.end_session(principal.session.nonce, principal.session.expires_s)
         return cookie(SESSION, "", age_s=0, secure=request.behind_tls)
 
     def _roster(self) -> Roster:

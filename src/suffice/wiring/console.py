@@ -50,11 +50,12 @@ def console(
     """
     people = People.of(settings)
     with ExitStack() as stack:
+        stack.enter_context(people.follow())
         context = ConsoleContext(
             settings=settings,
             path=path,
             auth=ConsoleAuth(
-                roster=people.now,
+                people=people,
                 holder=holder,
                 known=lambda text: _person_of(context, text),
                 browsers=_browsers(settings),

@@ -1,32 +1,47 @@
-"""The file of people with access to the console, read and replaced whole, by one writer at a time."""
+"""The people with access to the console, read and replaced whole, by one writer at a time.
+
+They stand in a file beside the log, or, where the log is on a server, in a note there, so that all replicas have the
+same people and sessions. Whoever can write to the database can only restore an earlier note: it is signed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from suffice.console.auth import Person, Role, Roster, invite, name_problem
-from suffice.errors import ConfigError
+from suffice.console.auth import Person, Role, Roster, invite, name_problem, signed
+from suffice.errors import ConfigError, SufficeError
 from suffice.files import whole_file
+from suffice.rollout.assign import keyed
 from suffice.settings import Settings
-from suffice.store.database.location import local_path
+from suffice.store.database.location import local_path, log_location
+from suffice.store.database.notes import read_notes, write_note
+from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.presence import try_lock
 from suffice.store.rows.events import AccessGrant
+from suffice.store.sql.connection import LogReader
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
+from suffice.wiring.keys import deployment_salt, has_secret
 
 if TYPE_CHECKING:
     from suffice.gateway.auth import Caller
 
 ADMIN: Final = "admin"  # the name of the person created at the first start
 LOCK_S: Final = 5.0  # for another writer to finish
+FOLLOW_S: Final = 1.0  # between two looks at the people of a server
+NOTE: Final = "people"  # its name
 
 
 class People:
@@ -35,10 +50,22 @@ class People:
         self._seen: tuple[int, int, int] | None = None
         self._roster: Roster | None = None
 
-    @classmethod
-    def of(cls, settings: Settings) -> People:
-        """The people beside the settings' database. Raises ConfigError for a store without a file."""
-        return cls(local_path(settings.store).with_suffix(".people"))
+    @staticmethod
+    def of(settings: Settings) -> People:
+        """The people of the settings' log. Raises ConfigError for a log on a server without its secret."""
+        database = log_location(settings.store)
+        if isinstance(database, Path):
+            return People(people_file(settings))
+        if not has_secret(settings):
+            raise ConfigError("people: are signed with the deployment's secret: set SUFFICE_SALT as gateways have it")
+        return SharedPeople(people_file(settings), database, salt=deployment_salt(settings))
+
+    def exists(self) -> bool:
+        return self.file.exists()
+
+    def follow(self) -> AbstractContextManager[None]:
+        """Keep `now` up to date while the block runs."""
+        return nullcontext()
 
     def now(self) -> Roster | None:
         try:
@@ -61,11 +88,11 @@ class People:
         return () if roster is None else tuple(sorted(roster.people, key=lambda one: one.name))
 
     def first(self) -> str | None:
-        """Make the first admin and return the secret; None: the file exists."""
-        if self.file.exists():
+        """Make the first admin and return the secret; None: there are people."""
+        if self.exists():
             return None
         with self._held():
-            return None if self.file.exists() else self._write(_new_roster(), ADMIN, "admin")
+            return None if self.exists() else self._write(_new_roster(), ADMIN, "admin")
 
     def add(self, name: str, role: Role, tenants: tuple[str, ...] | None = None) -> str:
         """Add a person; return the secret, to be shown once. Raises ConfigError for a name that is taken or invalid."""
@@ -99,6 +126,11 @@ class People:
             if _rules_all(person) and not any(_rules_all(one) for one in left.people):
                 raise ConfigError(f"name: {name!r} is the last admin; add another one first")
             self._replace(left)
+
+    def end_session(self, nonce: str, expires_s: int) -> None:
+        with self._held():
+            if (roster := self._read()) is not None:
+                self._replace(roster.without_session(nonce, expires_s, now_s=time.time()))
 
     @staticmethod
     def _unknown(roster: Roster | None, name: str) -> str:
@@ -153,6 +185,83 @@ class People:
             yield
         finally:
             os.close(descriptor)
+
+
+class SharedPeople(People):
+    """The people of a log on a server. The key that signs sessions follows from the deployment's secret."""
+
+    def __init__(self, file: Path, database: PostgresDatabase, *, salt: str) -> None:
+        super().__init__(file)
+        self._database, self._key = database, keyed("", salt=salt, purpose=b"console", n_bytes=32).hex()
+        self._lock, self._problem = threading.RLock(), ""
+        self._connection: LogReader | None = None  # of the change that is being made
+
+    def now(self) -> Roster | None:
+        return self._roster
+
+    def exists(self) -> bool:
+        return self._read() is not None
+
+    def first(self) -> str | None:
+        """As of a file; people whom this machine's file has from before are taken over."""
+        with self._held():
+            if self._read() is None and (before := super()._read()) is not None:
+                self._replace(before)
+        return super().first()
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[None]:
+        ends = threading.Event()
+
+        def work() -> None:
+            while not ends.wait(FOLLOW_S):
+                self._look()
+
+        self._look()
+        thread = threading.Thread(target=work, name="suffice-people", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join(LOCK_S)
+
+    def _look(self) -> None:
+        try:
+            self._roster, self._problem = self._read(), ""
+        except SufficeError as error:  # who was in stays in: the kill switch may be needed now
+            if str(error) != self._problem:
+                LOG.error("console: its people cannot be read: %s", error)
+            self._problem = str(error)
+
+    def _read(self) -> Roster | None:
+        with self._lock, self._database.reader() if self._connection is None else nullcontext(self._connection) as log:
+            note = read_notes(log, NOTE).get(NOTE)
+        if note is None:
+            return None
+        mac, _, body = note.body.partition(" ")
+        if not hmac.compare_digest(mac, signed(body, self._key, purpose="people")):
+            raise ConfigError("people: are signed with another secret: all replicas of a log need one SUFFICE_SALT")
+        return replace(msgspec.json.decode(body, type=Roster), key=self._key)
+
+    def _replace(self, roster: Roster) -> None:
+        assert self._connection is not None
+        body = msgspec.json.encode(replace(roster, key="")).decode()
+        write_note(self._connection, NOTE, f"{signed(body, self._key, purpose='people')} {body}")
+        self._roster = replace(roster, key=self._key)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        with self._lock, self._database.transaction() as connection:
+            self._connection = connection
+            try:
+                yield
+            finally:
+                self._connection = None
+
+
+def people_file(settings: Settings) -> Path:
+    return local_path(settings.store).with_suffix(".people")
 
 
 def _rules_all(person: Person) -> bool:

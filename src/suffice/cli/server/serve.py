@@ -97,7 +97,7 @@ def serve(
     from suffice.server import run_server
     from suffice.telemetry import ACCESS, configure_logging, skip_unused_facts
     from suffice.wiring.files import load_settings
-    from suffice.wiring.people import People
+    from suffice.wiring.people import people_file
 
     if no_access_log:
         ACCESS.setLevel("WARNING")
@@ -106,7 +106,7 @@ def serve(
         configure_logging(log_level, settings.telemetry.log_format, BackgroundHandler())
         skip_unused_facts()
         # Do not create a replacement for people whose folder is missing for now.
-        makes_admin = settings.console.enabled and People.of(settings).file.parent.is_dir()
+        makes_admin = settings.console.enabled and people_file(settings).parent.is_dir()
 
         def listening(url: str, console_url: str) -> None:
             if makes_admin:
