@@ -457,8 +457,6 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ArchiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where closed days are written to, by the worker or by `suffice archive`."""
-
     address: DataFile = ""  # a folder, or an object store as s3://bucket/folder; "": given on the command
     after_days: Days = 1.0  # after its end until a day is written; labels that come later are not in it
     daily: bool = True  # the worker writes each day once it is closed; False: only `suffice archive` does
