@@ -347,7 +347,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
         assert {one.serves for one in rows} == {"publication 1 stays active"}
         assert rows[1].reason.startswith(f"version {crashes}: cannot be read as JSON: maximum recursion depth exceeded")
         port = int(g.fake.url.rpartition(":")[2])
-        await unchanged(g.database.with_name(f"{g.database.name}.good"))
+        await unchanged(g.good_file)
     async with serve(FOUR, routes=routes, fake={"port": port}) as g:
         assert await drawn(g) == 5, "the last-good file knows it after a restart, too"
         await decide(g, published(told, 0, number=4, name="m"))

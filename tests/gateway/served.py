@@ -20,7 +20,8 @@ from uvicorn.server import ServerState
 from suffice import server as product
 from suffice.gateway.app import App
 from suffice.gateway.context import GatewayState
-from suffice.settings import Settings, parse_settings
+from suffice.settings import Settings, Store, parse_settings
+from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.types import Episode, Outcome
@@ -107,7 +108,7 @@ class Served:
     url: str
     fake: FakeUpstream
     gateway: GatewayState
-    database: Path
+    database: Any  # a path; on a server what `log_location` says
     session: aiohttp.ClientSession
     n_base_tasks: int = 0
     direct_headers: Mapping[str, str] = field(default_factory=dict)
@@ -159,9 +160,15 @@ class Served:
             while self.gateway.metrics.value("suffice_live_requests") > 0:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.005)
 
+    @property
+    def good_file(self) -> Path:
+        """Its last-good file."""
+        path = local_path(self.gateway.settings.store)
+        return path.with_name(f"{path.name}.good")
+
     async def kept(self, *words: str) -> Path:
         """The last-good file, once it is there and has these words. It is written after a change is in force."""
-        file = self.database.with_name(f"{self.database.name}.good")
+        file = self.good_file
         async with asyncio.timeout(30):
             while not file.exists() or not all(one in file.read_text("utf-8") for one in words):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -212,6 +219,7 @@ async def served(
     change: Callable[[GatewayState], None] | None = None,
     log: EventLog | None = None,
     fake: Mapping[str, Any] | None = None,
+    on: Store | None = None,
     **changes: Any,
 ) -> AsyncIterator[Served]:
     """Serve a gateway in this loop.
@@ -219,10 +227,14 @@ async def served(
     says     what the fake upstream says, or a fake that is made already
     change   may replace parts of the gateway before it serves: how faults are put into it
     fake     options of the fake upstream
+    on       where the log is; None: a file in the folder
     changes  `server`, `upstream`, `route` or `routes`: tables merged into the settings
     """
     upstream = says if isinstance(says, FakeUpstream) else FakeUpstream(says, ServerBehaviour(**(fake or {})))
     async with upstream:
+        if on is not None:
+            place = {"url": on.url, "schema_name": on.schema_name, "local_files": str(tmp_path / "log")}
+            changes["store"] = place | changes.get("store", {})
         settings = settings_for(upstream.url, tmp_path, **changes)
         async with build_gateway(settings, log=log) as app:
             if change is not None:
@@ -235,7 +247,7 @@ async def served(
                     connector=aiohttp.TCPConnector(limit=0),
                 ) as session,
             ):
-                yield Served(url, upstream, app.gateway, tmp_path / "log.db", session)
+                yield Served(url, upstream, app.gateway, log_location(settings.store), session)
 
 
 @contextlib.asynccontextmanager
