@@ -86,7 +86,7 @@ attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind do
 faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names and print its table with their results
 	$(PY) -m tests.faults.table
 
-test-replicas: $(VENV)/.ready-dev ## four gateways, two workers and PostgreSQL, killed at random (under 15 minutes); ARGS=--full kills 200 times
+test-replicas: $(VENV)/.ready-dev ## processes on one PostgreSQL, killed at random, and the contract and faults of its log (under 15 minutes); ARGS=--full kills 200 times
 	$(PY) -m tests.replicas $(ARGS)
 
 mission: $(VENV)/.ready-dev ## nine capabilities over HTTP against a server with known truth, as a table (10 minutes)

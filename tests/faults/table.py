@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,21 +46,34 @@ class Results:
             self.ends[report.nodeid.partition("[")[0]].append(report.outcome)
 
     def of(self, test: str) -> str:
-        """The result of one test, in words."""
-        ends = self.ends.get(test, [])
+        """The result of one test, or of a folder's, in words."""
+        ends = [
+            end for name, found in self.ends.items() if name == test or name.startswith(f"{test}/") for end in found
+        ]
         if not ends:
             return "not run"
-        n_good = ends.count("passed")
-        return f"passed ({n_good})" if n_good == len(ends) else f"FAILED ({len(ends) - n_good} of {len(ends)})"
+        n_good, n_skipped = ends.count("passed"), ends.count("skipped")
+        if n_good + n_skipped < len(ends):
+            return f"FAILED ({len(ends) - n_good - n_skipped} of {len(ends)})"
+        return f"passed ({n_good}{f', {n_skipped} skipped' if n_skipped else ''})" if n_good else "skipped"
+
+
+def run(table: Sequence[Row], *options: str, is_part: bool = False) -> bool:
+    """Run the tests of the rows, and print both; whether every row holds.
+
+    is_part  the options of pytest leave tests out, and with them rows
+    """
+    results = Results()
+    pytest.main(["-q", "--no-header", *options, *dict.fromkeys(row.test for row in table)], plugins=[results])
+    ran = [row for row in table if not is_part or results.of(row.test) != "not run"]
+    for row in ran:
+        sys.stdout.write(f"{results.of(row.test):<18} {row.fault} -> {row.expected}\n{'':<18} {row.test}\n")
+    return all(results.of(row.test).startswith("passed") for row in ran)
 
 
 def main() -> int:
-    """Run and print; the exit status is 1 when a row does not hold."""
-    table, results = rows(PAGE.read_text(encoding="utf-8")), Results()
-    pytest.main(["-q", "--no-header", *dict.fromkeys(row.test for row in table)], plugins=[results])
-    for row in table:
-        sys.stdout.write(f"{results.of(row.test):<18} {row.fault} -> {row.expected}\n{'':<18} {row.test}\n")
-    return int(any(not results.of(row.test).startswith("passed") for row in table))
+    """The exit status is 1 when a row does not hold."""
+    return int(not run(rows(PAGE.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ def binaries() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
 
 
+def version() -> str:
+    """Of the server that tests use, as it names itself."""
+    program = [f"{binaries()}/postgres", "--version"]
+    text = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    return " ".join(text.replace("(PostgreSQL)", "").split()).replace("postgres", "PostgreSQL", 1)
+
+
 class PostgresServer:
     """`with PostgresServer() as server:` initialises a cluster in a folder of its own and starts it."""
 
