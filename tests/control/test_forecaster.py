@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from suffice.assurance.forecast import CrossingForecast, Forecast, ForecastAction, RouteForecast, Stance
 from suffice.assurance.forecast_grades import ExpectedOutcomes, TrackRecord
-from suffice.control.evidence.forecaster import RouteForecaster
-from suffice.types import Alarm, AlarmCause
-from tests.control.made import ROUTE
+from suffice.assurance.runs import measure_run
+from suffice.control.evidence import forecaster as of_forecasts
+from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.forecaster import ForecastWindows, RouteForecaster, WatchedRun
+from suffice.store.database.views import EpisodeWithLabels
+from suffice.types import Alarm, AlarmCause, Episode, Outcome, Request
+from tests.control.made import ROUTE, traffic
 
 RECORD = TrackRecord(of="em_drop", n_graded=40, n_inside=36, width=1.1, alerted_at=6_800)
 
@@ -80,3 +86,25 @@ def test_an_alarm_of_the_audits_proves_an_open_alert_right_and_a_new_epoch_begin
     assert (record.n_right, record.n_wrong, record.leads, record.alerted_at) == (right, 0, leads, None)
     assert (record.n_graded, record.width) == (40, 1.1), "what it has learned of itself stays"
     assert (one.stance, one.alerts, list(one._pending["em_drop"])) == (Stance(), (), [])
+
+
+def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of_forecasts, "MOST_AUDITS", 250)
+    windows = ForecastWindows(ROUTE, lambda answer, gold: answer == gold, since=0)
+    events = traffic(250, seed=1)
+    for n in range(100 * of_forecasts.MEMORY + 1_000):
+        seen, ended = events[2 * (n % 250) : 2 * (n % 250) + 2]
+        assert isinstance(seen, Request)
+        assert isinstance(ended, Outcome)
+        episode = Episode(request=replace(seen, episode_id=f"e{n}"), outcome=replace(ended, episode_id=f"e{n}"))
+        numbers = measure_run(EpisodeWithLabels(seq=n, episode=episode, labels=()), windows.replayed.match)
+        run = WatchedRun(numbers, replace(episode, outcome=replace(episode.outcome, steps=())))
+        windows.add(run, Audit(seq=n, at=n, ended_at_s=0.0, episode=episode))
+        windows.close_full([episode], 0.0, n)
+    audits = [audit for window in windows.windows for audit in window.audits.values()]
+    with_steps = [audit for audit in audits if audit.outcome.steps]
+    assert len(audits) == len(windows._window_of) == 100 * of_forecasts.MEMORY
+    assert with_steps == audits[-len(with_steps) :]
+    assert 250 <= len(with_steps) < 250 + 100, "all that are replayed, and the rest of the oldest one's window"

@@ -40,7 +40,7 @@ from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
-from suffice.control.evidence.run_join import LabelDelay, remember
+from suffice.control.evidence.run_join import LabelDelay
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself
 from suffice.learn.version import MOST_AUDITS
 from suffice.settings import Route
@@ -48,7 +48,6 @@ from suffice.store.database import views
 from suffice.types import Alarm, Episode
 
 OUTCOMES: Final[tuple[Of, ...]] = ("em_drop", "em")
-MOST_REMEMBERED: Final = 40_000  # audits whose window a late label finds
 
 
 @dataclass(slots=True)
@@ -70,6 +69,12 @@ class _Window:
     signals: tuple[float, ...] = ()
     runs: list[WatchedRun] = field(default_factory=list)
     audits: dict[str, Audit] = field(default_factory=dict)  # by episode
+    has_steps: bool = True  # whether its audits still have theirs
+
+
+def _without_steps(audit: Audit) -> Audit:
+    episode = audit.episode
+    return replace(audit, episode=replace(episode, outcome=replace(episode.outcome, steps=())))
 
 
 class ForecastWindows:
@@ -87,16 +92,33 @@ class ForecastWindows:
     def add(self, run: WatchedRun, audit: Audit | None) -> None:
         self._open.runs.append(run)
         if audit is not None:
-            self._open.audits[audit.id] = audit
-            remember(self._window_of, audit.id, self._open, MOST_REMEMBERED)
+            # Only models replay the steps of an audit.
+            self._open.audits[audit.id] = audit if self.route.is_learned else replace(audit, episode=run.episode)
+            self._window_of[audit.id] = self._open
 
     def close_full(self, ended: Iterable[Episode], at_s: float, n: int) -> None:
         for signals in self._drift.batches(ended):
             self._delay.note_look(at_s, n)
             means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read only the first step
             self._open.until, self._open.signals = n, tuple(means.tolist())
+            if len(self.windows) == MEMORY:
+                for name in self.windows[0].audits:
+                    self._window_of.pop(name, None)
             self.windows.append(self._open)
             self._open = _Window()
+            self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        """Free the steps of audits that are older than those that are replayed; they are most of an audit's memory."""
+        n_later = 0
+        for window in reversed(self.windows):
+            if n_later >= MOST_AUDITS:
+                if window.has_steps:
+                    window.audits = {name: _without_steps(audit) for name, audit in window.audits.items()}
+                    window.has_steps = False
+                else:
+                    return
+            n_later += len(window.audits)
 
     def note_label(self, name: str, label: views.StoredLabel, n: int) -> None:
         window = self._window_of.get(name)
