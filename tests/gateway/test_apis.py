@@ -9,6 +9,8 @@ import pytest
 
 from suffice.episode.apis.messages import messages_as_chat
 from suffice.episode.apis.responses import responses_as_chat
+from suffice.gateway.auth import Caller
+from suffice.gateway.kept_responses import KEPT_S, KeptResponses
 from suffice_testing import FakeUpstream, Fault, Reply, ScriptedThought, ServerBehaviour, ToolCall
 from tests.gateway.api_streams import BODIES, read_said
 from tests.gateway.conftest import Serve
@@ -276,3 +278,64 @@ async def test_a_hosted_api_gets_an_effort_in_its_own_fields_and_audits_call_twi
             assert (outcome.pair_answer, outcome.answer) == ("5", "5")
         else:
             assert {name: sent[0][name] for name in fields} == fields
+
+
+def conversing(seen: Any) -> Any:
+    """A model that has its answer late, and says how many turns it was told."""
+    if seen.path == "/responses" or seen.messages:
+        n_turns = sum(1 for m in seen.messages if m.get("role") in ("user", "assistant"))
+        says = held()(seen)
+        return says if n_turns == 1 else Reply(reasoning=says.reasoning, answer=(f"turn {n_turns}",))
+    return chain()(seen)
+
+
+@EITHER_FORM
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+async def test_a_response_is_referred_to_by_its_id(serve: Serve, stream: bool, mode: str) -> None:
+    options = engine("llama.cpp")
+    options["upstream"] |= {"slots": 3}
+    async with serve(conversing, route=enforcing(mode=mode), **options) as g:
+        first = read_said(RESPONSES, (await ask(g, RESPONSES, stream=stream)).raw, stream=stream)
+        (name,) = first.ids
+        assert first.text == ("4" if mode == "enforce" else "5 dear")
+        await g.quiet()
+        await ask(g, RESPONSES, stream=stream, previous_response_id=name, input="And 3 + 3?")
+        sent = next(c.body for c in reversed(g.fake.calls) if c.path == "/responses")
+        episodes = await g.episodes(2)
+        assert [e.episode.request.ungoverned for e in episodes] == [None, None]
+        if mode == "observe":  # the engine has the first response itself
+            assert (sent["previous_response_id"], sent["input"]) == (name, "And 3 + 3?")
+            return
+        assert "previous_response_id" not in sent
+        roles = [(item.get("role"), item["content"]) for item in sent["input"]]
+        assert roles[0] == ("user", BODIES[RESPONSES]["input"])
+        assert roles[1][1][0]["text"] == "4"
+        assert roles[2] == ("user", "And 3 + 3?")
+        async with g.session.get(f"{g.url}/v1/responses/{name}") as answer:
+            body = await answer.json()
+        assert (body["id"], body["output"][1]["content"][0]["text"]) == (name, "4")
+        async with g.session.delete(f"{g.url}/v1/responses/{name}") as answer:
+            assert (await answer.json())["deleted"] is True
+        n_calls = len(g.fake.calls)
+        async with g.session.get(f"{g.url}/v1/responses/{name}") as answer:
+            assert answer.status == 404  # the fake's own: it keeps none
+        assert len(g.fake.calls) == n_calls + 1
+
+
+async def test_what_must_not_be_stored_is_not_kept(serve: Serve) -> None:
+    async with serve(held(), route=enforcing(), **engine("llama.cpp")) as g:
+        said = read_said(RESPONSES, (await ask(g, RESPONSES, store=False)).raw, stream=False)
+        assert (said.text, g.gateway.responses.get(*said.ids, Caller(), now_s=0.0)) == ("4", None)
+
+
+def test_kept_responses_are_bounded_and_shown_to_their_maker() -> None:
+    kept, (ours, theirs) = KeptResponses(), (Caller(id="a"), Caller(id="b"))
+    for n in range(40):
+        body = {"id": f"r{n}", "output": [{"type": "message", "content": "x" * 2**20}]}
+        kept.keep(ours, ["q"], body, was_stopped=True, now_s=float(n))
+    assert kept.get("r0", ours, now_s=40.0) is None
+    made = kept.get("r39", ours, now_s=40.0)
+    assert made is not None
+    assert json.loads(made.items)[0] == "q"
+    assert kept.get("r39", theirs, now_s=40.0) is None
+    assert kept.get("r39", ours, now_s=KEPT_S + 40.0) is None

@@ -21,7 +21,7 @@ from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
-from suffice.gateway.governed_apis import GovernedApi
+from suffice.gateway.governed_apis import GovernedApi, StoredResponse
 from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
@@ -136,9 +136,9 @@ class Endpoint:
     works_open: bool = False  # without a key, where the gateway requires none
 
 
-def _passed(method: str, path: str, api: Api) -> Endpoint:
+def _passed(method: str, path: str, api: Api, kind: type[Passthrough] = Passthrough) -> Endpoint:
     """Return an endpoint that is never governed. `path` lacks the upstream's prefix /v1."""
-    made = Passthrough(api, method, f"/v1{path}" if api.is_json else path)
+    made = kind(api, method, f"/v1{path}" if api.is_json else path)
     spends = method == "POST" and "{id}" not in path
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
 
@@ -161,8 +161,8 @@ API = (
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
     _governed("/responses", RESPONSES, responses.RESPONSES),
-    _passed("GET", "/responses/{id}", RESPONSES),
-    _passed("DELETE", "/responses/{id}", RESPONSES),
+    _passed("GET", "/responses/{id}", RESPONSES, StoredResponse),
+    _passed("DELETE", "/responses/{id}", RESPONSES, StoredResponse),
     _passed("POST", "/responses/{id}/cancel", RESPONSES),
     _passed("GET", "/responses/{id}/input_items", RESPONSES),
     _governed("/messages", MESSAGES, messages.MESSAGES),

@@ -137,8 +137,14 @@ async def answer(
     exchange: Exchange,
     api: ApiFormat,
     relay: Callable[[Purpose], Awaitable[None]],
+    *,
+    began: Callable[[ChatEvents], None] = lambda _: None,
 ) -> None:
-    """Answer a request of any API, governed where it may be. `relay` passes it through."""
+    """Answer a request of any API, governed where it may be.
+
+    relay  passes it through
+    began  is called with what follows the client's stream
+    """
     request, client = admitted.request, gw.upstreams[admitted.upstream]
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
@@ -148,15 +154,18 @@ async def answer(
         await relay("main")
         return
     headers = gw.clients.keys.without_keys(exchange.headers)
+    parsed, created_s = admitted.parsed, int(request.received_at_s)
+    began(events := api.new_events(model=parsed.model, created_s=created_s, is_body=not parsed.stream))
     job = GovernedRequest(
         gw=gw,
         route=admitted.route,
         client=client,
-        parsed=admitted.parsed,
+        parsed=parsed,
         headers=_governed_headers(admitted.route, request, client, headers),
         ledger=ledger,
         exchange=exchange,
         api=api,
+        events=events,
     )
     try:
         await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
@@ -184,6 +193,7 @@ class GovernedRequest:
     ledger: Ledger
     exchange: Exchange
     api: ApiFormat
+    events: ChatEvents
 
     @property
     def may_act(self) -> bool:
@@ -218,10 +228,6 @@ class GovernedRequest:
         is_cut = self.may_act and self.ledger.request.kind == "reasoning"
         return is_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
 
-    def new_events(self) -> ChatEvents:
-        created_s = int(self.ledger.request.received_at_s)
-        return self.api.new_events(model=self.parsed.model, created_s=created_s, is_body=not self.parsed.stream)
-
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         if not self.parsed.stream:
             return nullcontext()
@@ -252,7 +258,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         max_extra_calls=route.max_extra_calls,
         excluded=job.api.excluded_methods(job.client.settings.driver),
     )
-    fields, events = _reasoning_fields(job, continuer), job.new_events()
+    fields, events = _reasoning_fields(job, continuer), job.events
     if job.reads_end_of_thought:
         fields = fields.with_logprobs(LISTED_TOKENS)
     cost = _stop_cost(job, continuer)

@@ -18,6 +18,7 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Clients, RequestKey, forget_oldest, sign_token
+from suffice.gateway.kept_responses import KeptResponses
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
@@ -467,6 +468,7 @@ class GatewayState:
     sampling: LogSampler  # which requests have rows in the log
     statistics: defaultdict[str, RouteStatistics] = field(default_factory=lambda: defaultdict(RouteStatistics))
     runs: OpenRuns = field(default_factory=OpenRuns)
+    responses: KeptResponses = field(default_factory=KeptResponses)
     process: ProcessState = field(default_factory=ProcessState)
 
     def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:

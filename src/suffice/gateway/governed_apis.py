@@ -1,4 +1,4 @@
-"""`POST /v1/responses` and `POST /v1/messages`: governed like chat where their thought can be cut, else relayed."""
+"""Responses and Messages: governed like chat where their thought can be cut, else relayed."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from suffice.episode.apis.events import ENGINES, ApiFormat
+from suffice.episode.apis.events import ENGINES, ApiFormat, ChatEvents
 from suffice.episode.ledger import Ledger
 from suffice.gateway.chat import admit_chat, answer
 from suffice.gateway.context import GatewayState
+from suffice.gateway.kept_responses import items_of, with_conversation
 from suffice.gateway.lifecycle import AdmittedRequest
-from suffice.gateway.passthrough import PassingExchange, Passthrough
+from suffice.gateway.passthrough import PassingExchange, Passthrough, ResponsesExchange
 from suffice.gateway.route import BuiltRoute
 from suffice.upstream.reply_form import has_field
+from suffice.upstream.wire import encode_json
 
 
 @dataclass(frozen=True, slots=True)
 class GovernedApi(Passthrough):
+    """`POST /v1/responses` and `POST /v1/messages`."""
+
     format: ApiFormat
 
     async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
         parsed = await self._read_allowed(gw, exchange)
-        chat, reason = self.format.as_chat(parsed.body)
+        previous, whole = parsed.body.get("previous_response_id"), parsed.body
+        if previous is not None:
+            kept = gw.responses.get(previous, exchange.caller, now_s=gw.monotonic_s())
+            if kept is not None:
+                whole = with_conversation(kept, parsed.body)
+                if kept.was_stopped:
+                    parsed = replace(parsed, body=whole, changed=True)
+        chat, reason = self.format.as_chat(whole)
         parsed = replace(parsed, as_chat=chat)
+        if isinstance(exchange, ResponsesExchange) and parsed.body.get("store") is not False:
+            exchange.items = items_of(whole)
 
         def refusal(route: BuiltRoute) -> str | None:
             if reason is not None or route.settings.kind == "reasoning":
@@ -36,8 +49,38 @@ class GovernedApi(Passthrough):
     async def _respond(
         self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
     ) -> None:
+        def began(events: ChatEvents) -> None:
+            if not isinstance(exchange, ResponsesExchange) or exchange.items is None:
+                return
+            given, caller = exchange.items, exchange.caller
+
+            def keep() -> None:
+                if events.is_over:
+                    exchange.on_data, stopped = None, ledger.stop.acted
+                    now_s = gw.monotonic_s()
+                    gw.responses.keep(caller, given, events.body(), was_stopped=stopped, now_s=now_s)
+
+            exchange.on_data = keep
+
         relay = partial(self.relay, gw, exchange, admitted, ledger)
-        await answer(gw, admitted, ledger, exchange, self.format, relay)
+        await answer(gw, admitted, ledger, exchange, self.format, relay, began=began)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse(Passthrough):
+    """`GET` and `DELETE /v1/responses/{id}`: a stopped response is not what the engine has kept."""
+
+    async def _respond(
+        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
+    ) -> None:
+        kept = gw.responses.get(exchange.stored_id, exchange.caller, now_s=gw.monotonic_s())
+        if self.method == "DELETE":
+            gw.responses.drop(exchange.stored_id)
+        if kept is None or not kept.was_stopped:
+            await self.relay(gw, exchange, admitted, ledger)
+            return
+        gone = {"id": exchange.stored_id, "object": "response", "deleted": True}
+        await exchange.json(200, encode_json(gone) if self.method == "DELETE" else kept.body)
 
 
 def _unwritten(chat: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
@@ -181,6 +182,14 @@ class PassingExchange(Exchange):
 
 
 class ResponsesExchange(PassingExchange):
+    items: list[Any] | None = None  # the conversation, if the response may be kept
+    on_data: Callable[[], None] | None = None  # called before each part is sent
+
+    def _keep(self, data: bytes) -> None:
+        super()._keep(data)
+        if self.on_data is not None:
+            self.on_data()
+
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
         """Flat, as in the API reference, and nested, as OpenAI's clients expect."""
         seen = _SEQUENCE.findall(self.last)

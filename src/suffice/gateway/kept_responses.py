@@ -1,0 +1,85 @@
+"""Delivered responses, for requests that refer to one by its id: a stopped one is not what the engine has kept."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from suffice.gateway.auth import Caller
+from suffice.upstream.wire import encode_json
+
+MOST_BYTES = 64 * 2**20  # of all kept responses, with their conversations
+KEPT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResponse:
+    caller: Caller
+    items: bytes  # the conversation up to and with this response, as a JSON list
+    body: bytes  # as the client got it
+    was_stopped: bool  # the engine has another one, or none
+    kept_s: float
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.items) + len(self.body)
+
+
+@dataclass(slots=True)
+class KeptResponses:
+    """Bounded in bytes and in time, the oldest ones are forgotten first. Of this process alone."""
+
+    _kept: dict[str, KeptResponse] = field(default_factory=dict)  # by id, the oldest first
+    _n_bytes: int = 0
+
+    def keep(
+        self, caller: Caller, given: Iterable[Any], response: Mapping[str, Any], *, was_stopped: bool, now_s: float
+    ) -> None:
+        name = response.get("id")
+        if not isinstance(name, str):
+            return
+        items = encode_json([*given, *_as_input(response.get("output"))])
+        self.drop(name)
+        made = KeptResponse(
+            caller=caller, items=items, body=encode_json(response), was_stopped=was_stopped, kept_s=now_s
+        )
+        self._kept[name] = made
+        self._n_bytes += made.n_bytes
+        while self._n_bytes > MOST_BYTES or now_s - next(iter(self._kept.values())).kept_s > KEPT_S:
+            self.drop(next(iter(self._kept)))
+
+    def get(self, name: Any, caller: Caller, *, now_s: float) -> KeptResponse | None:
+        """Return a response that this caller may see; None: it is not kept."""
+        kept = self._kept.get(name) if isinstance(name, str) else None
+        if kept is None or now_s - kept.kept_s > KEPT_S:
+            return None
+        return kept if caller.owns(kept.caller.id, kept.caller.permits.tenant) else None
+
+    def drop(self, name: str | None) -> None:
+        kept = self._kept.pop(name or "", None)
+        self._n_bytes -= 0 if kept is None else kept.n_bytes
+
+
+def items_of(body: Mapping[str, Any]) -> list[Any]:
+    """Return a request's input as a list of items."""
+    items = body.get("input")
+    return [{"role": "user", "content": items}] if isinstance(items, str) else items if isinstance(items, list) else []
+
+
+def _as_input(output: Any) -> Iterable[Any]:
+    """Return items of an output as a later request carries them: a thought only where a call followed it."""
+    waiting = deque(item for item in (output if isinstance(output, list) else ()) if isinstance(item, dict))
+    while waiting:
+        item = waiting.popleft()
+        if item.get("type") != "reasoning" or (waiting and waiting[0].get("type") == "function_call"):
+            yield item
+
+
+def with_conversation(kept: KeptResponse, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request that refers to a kept response as one that carries its whole conversation."""
+    whole = {name: value for name, value in body.items() if name != "previous_response_id"}
+    return whole | {"input": [*msgspec.json.decode(kept.items), *items_of(body)]}
