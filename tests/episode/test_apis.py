@@ -62,7 +62,11 @@ def stream_of(api: ApiFormat, thought: list[str], answer: list[str], *, numbered
     events.append({"response": response, "type": "response.created"})
     items = []
     for index, (_, kind, texts) in enumerate(parts):
-        item = {"id": f"i{index}", "type": "reasoning" if kind == "reasoning" else "message", "content": []}
+        item: dict[str, Any] = {
+            "id": f"i{index}",
+            "type": "reasoning" if kind == "reasoning" else "message",
+            "content": [],
+        }
         events.append({"item": item, "output_index": index, "type": "response.output_item.added"})
         for text in texts:
             place = {"delta": text, "item_id": f"i{index}", "output_index": index}

@@ -15,7 +15,7 @@ from suffice_testing import FakeUpstream, Fault, Reply, ScriptedThought, ServerB
 from tests.gateway.api_streams import BODIES, read_said
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
-from tests.gateway.test_stop import N_THOUGHT, STEPS, chain, enforcing, held, reconciled
+from tests.gateway.test_stop import N_THOUGHT, STEPS, STOP, chain, enforcing, held, reconciled
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 ENGINES = ("llama.cpp", "vllm", "sglang")
@@ -332,10 +332,30 @@ def test_kept_responses_are_bounded_and_shown_to_their_maker() -> None:
     kept, (ours, theirs) = KeptResponses(), (Caller(id="a"), Caller(id="b"))
     for n in range(40):
         body = {"id": f"r{n}", "output": [{"type": "message", "content": "x" * 2**20}]}
-        kept.keep(ours, ["q"], body, was_stopped=True, now_s=float(n))
+        kept.keep(ours, ["q"], body, is_ours=True, now_s=float(n))
     assert kept.get("r0", ours, now_s=40.0) is None
     made = kept.get("r39", ours, now_s=40.0)
     assert made is not None
     assert json.loads(made.items)[0] == "q"
     assert kept.get("r39", theirs, now_s=40.0) is None
     assert kept.get("r39", ours, now_s=KEPT_S + 40.0) is None
+
+
+@BOTH
+@EITHER_FORM
+async def test_a_stop_before_a_call_delivers_the_call_in_the_apis_own_events(
+    serve: Serve, path: str, stream: bool
+) -> None:
+    def says(seen: Any) -> Reply:
+        return ScriptedThought(STEPS, "5", reply=Reply(tool_calls=(CALL,), faults=held().reply.faults))(seen)
+
+    async with serve(says, route=enforcing(policy=STOP | {"streak": 3}), **engine("vllm")) as g:
+        said = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
+        episode = await g.episode()
+        assert episode.request.ungoverned is None
+        assert episode.outcome.stopped
+        assert said.calls == [("weather", {"city": "Rome"})]
+        assert said.finish == ("tool_use" if path == MESSAGES else "completed")
+        tools = [call.body.get("tools") for call in g.fake.calls]
+        assert tools[0] == TOOLS[path]
+        assert all(tool[0]["function"]["name"] == "weather" for tool in tools[1:])

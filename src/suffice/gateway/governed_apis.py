@@ -32,7 +32,7 @@ class GovernedApi(Passthrough):
             kept = gw.responses.get(previous, exchange.caller, now_s=gw.monotonic_s())
             if kept is not None:
                 whole = with_conversation(kept, parsed.body)
-                if kept.was_stopped:
+                if kept.is_ours:
                     parsed = replace(parsed, body=whole, changed=True)
         chat, reason = self.format.as_chat(whole)
         parsed = replace(parsed, as_chat=chat)
@@ -56,9 +56,8 @@ class GovernedApi(Passthrough):
 
             def keep() -> None:
                 if events.is_over:
-                    exchange.on_data, stopped = None, ledger.stop.acted
-                    now_s = gw.monotonic_s()
-                    gw.responses.keep(caller, given, events.body(), was_stopped=stopped, now_s=now_s)
+                    exchange.on_data, now_s = None, gw.monotonic_s()
+                    gw.responses.keep(caller, given, events.body(), is_ours=events.is_ours, now_s=now_s)
 
             exchange.on_data = keep
 
@@ -76,7 +75,7 @@ class StoredResponse(Passthrough):
         kept = gw.responses.get(exchange.stored_id, exchange.caller, now_s=gw.monotonic_s())
         if self.method == "DELETE":
             gw.responses.drop(exchange.stored_id)
-        if kept is None or not kept.was_stopped:
+        if kept is None or not kept.is_ours:
             await self.relay(gw, exchange, admitted, ledger)
             return
         gone = {"id": exchange.stored_id, "object": "response", "deleted": True}

@@ -21,7 +21,7 @@ class KeptResponse:
     caller: Caller
     items: bytes  # the conversation up to and with this response, as a JSON list
     body: bytes  # as the client got it
-    was_stopped: bool  # the engine has another one, or none
+    is_ours: bool  # the engine has another one, or none
     kept_s: float
 
     @property
@@ -37,16 +37,14 @@ class KeptResponses:
     _n_bytes: int = 0
 
     def keep(
-        self, caller: Caller, given: Iterable[Any], response: Mapping[str, Any], *, was_stopped: bool, now_s: float
+        self, caller: Caller, given: Iterable[Any], response: Mapping[str, Any], *, is_ours: bool, now_s: float
     ) -> None:
         name = response.get("id")
         if not isinstance(name, str):
             return
         items = encode_json([*given, *_as_input(response.get("output"))])
         self.drop(name)
-        made = KeptResponse(
-            caller=caller, items=items, body=encode_json(response), was_stopped=was_stopped, kept_s=now_s
-        )
+        made = KeptResponse(caller=caller, items=items, body=encode_json(response), is_ours=is_ours, kept_s=now_s)
         self._kept[name] = made
         self._n_bytes += made.n_bytes
         while self._n_bytes > MOST_BYTES or now_s - next(iter(self._kept.values())).kept_s > KEPT_S:

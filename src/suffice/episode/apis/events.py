@@ -49,6 +49,7 @@ class ChatEvents:
 
     is_native = False  # whether the client reads another API's events
     is_over = False  # the last event read is the last one of the stream, without an end mark of its own
+    is_ours = False  # the end that the client gets was written here
     rewrites = False  # a rerun: the client has seen another stream's beginning
 
     def read(self, frame: Frame) -> Chunk | None:

@@ -153,7 +153,7 @@ class ResponsesEvents(NativeEvents):
         if report is not None:
             self._response["suffice"] = report
         kind = "response.completed" if reason is None else "response.incomplete"
-        self.is_over = True
+        self.is_over = self.is_ours = True
         return [*frames, self._numbered({"type": kind, "response": self._response})]
 
     def _opened(self, state: StreamState, prefix: str, item: dict[str, Any]) -> list[Frame]:
