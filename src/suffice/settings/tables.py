@@ -387,7 +387,7 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: FileUrl = "sqlite:///suffice.db"  # or postgresql://user@host:5432/database
     local_files: DataFile = "suffice"  # their names without endings, on each machine, where the log is on a server
     queue_rows: int = 50_000  # waiting for the writer; further requests and feedback are dropped and counted
-    flush_ms: int = 20  # the writer collects this long before it commits
+    flush_ms: int = 50  # the writer collects this long before it commits; a sender that waits ends it
     last_good_file: DataFile = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
     last_good_s: Seconds = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
     # The rest is for PostgreSQL.

@@ -23,11 +23,18 @@ _INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS[1:])}) VALUES (?, ?, ?
 _LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
 _PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
-# Of the rows that exist, number, place and owner; and as number 0, the last place of all.
+# Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
+_INSERT_ALL: Final = f"""
+    INSERT INTO events ({", ".join(COLUMNS)})
+    SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0) + row_number() OVER (ORDER BY i),
+        {", ".join(COLUMNS[1:])}
+    FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]),
+            CAST(? AS double precision[]), CAST(? AS bigint[]), CAST(? AS text[]), CAST(? AS text[]))
+        WITH ORDINALITY given ({", ".join(COLUMNS[1:])}, i)
+    WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
+    RETURNING kind, key, seq"""  # noqa: S608 - names
 _EXISTING: Final = """
-    SELECT 0, greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0), 0
-    UNION ALL SELECT given.i, e.seq, e.owner
-    FROM unnest(CAST(? AS text[]), CAST(? AS text[])) WITH ORDINALITY given (kind, key, i)
+    SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(? AS text[]), CAST(? AS text[])) given (kind, key)
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
 
 GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
@@ -54,7 +61,7 @@ class Appender:
         if self._redact:
             rows = [(redact_row(row, self._redact), at_s) for row, at_s in rows]
         if isinstance(self._connection, PostgresConnection):
-            return self._copy(self._connection, rows)
+            return self._insert_all(self._connection, rows)
         return [self._insert(self._connection, row, at_s) for row, at_s in rows]
 
     def _insert(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
@@ -67,29 +74,27 @@ class Appender:
             connection.execute(_LINK, self._chained(cursor.lastrowid, row, at_s))
         return AddedRow(cursor.lastrowid, is_new=True)
 
-    def _copy(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
-        keys = [row.kind for row, _ in rows], [row.key for row, _ in rows]
-        known, last = dict[tuple[str, str], AddedRow](), 0
-        for number, seq, owner in connection.execute(_EXISTING, keys):
-            if number == 0:
-                last = seq
-                continue
-            row, _ = rows[number - 1]
-            known[row.kind, row.key] = AddedRow(seq, is_new=self._is_retry and owner == self._owner)
-        added, events, links = list[AddedRow](), list[tuple[Any, ...]](), list[Link]()
+    def _insert_all(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
+        given = dict[tuple[str, str], GivenRow]()
         for row, at_s in rows:
-            place = known.get((row.kind, row.key))
-            if place is None:
-                place = AddedRow(last + 1 + len(events), is_new=True)
-                known[row.kind, row.key] = AddedRow(place.seq, is_new=False)
-                events.append((place.seq, *self._values(row, at_s)))
-                if row.kind not in UNCHAINED:
-                    links.append(self._chained(place.seq, row, at_s))
-            added.append(place)
-        if events:
-            connection.copy("events", COLUMNS, events)
+            given.setdefault((row.kind, row.key), (row, at_s))
+        columns = zip(*(self._values(row, at_s) for row, at_s in given.values()), strict=True)
+        new = connection.execute(_INSERT_ALL, [[*column] for column in columns]) if given else ()
+        places = {(kind, key): AddedRow(seq, is_new=True) for kind, key, seq in new}
+        links = [
+            self._chained(places[name].seq, row, at_s)
+            for name, (row, at_s) in given.items()
+            if name in places and row.kind not in UNCHAINED
+        ]
         if links:
             connection.copy("chain", Link._fields, links)
+        if missing := given.keys() - places.keys():
+            for kind, key, seq, owner in connection.execute(_EXISTING, [*zip(*missing, strict=True)]):
+                places[kind, key] = AddedRow(seq, is_new=self._is_retry and owner == self._owner)
+        added = list[AddedRow]()
+        for row, _ in rows:
+            added.append(place := places[row.kind, row.key])
+            places[row.kind, row.key] = AddedRow(place.seq, is_new=False)
         return added
 
     def _values(self, row: Row, at_s: float) -> tuple[Any, ...]:
