@@ -1,0 +1,275 @@
+"""Judges the gateway in front of a running engine, and prints a table.
+
+    python -m tests.engines.suite vllm http://127.0.0.1:8700 --questions 40 --out FOLDER [--cells prefill-stream,…]
+
+Each cell asks questions through `suffice serve` on a route of its own. Per cell: how many runs were stopped, whether
+every reply is whole (one finish reason, [DONE], no closing tag in the answer), whether the usage is the engine's own
+(the prompt as long as the engine counts it when asked directly, every call counted by the engine, and usage and
+overhead together what all calls spent), how often a stop delivered its trial answer, and how long the client waited at
+the stop. Bodies and one JSON line a run are kept in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from suffice.store.database.views import read_episodes
+from suffice.types import Outcome
+from suffice_demo.local.tasks import questions
+
+CHAT = "/v1/chat/completions"
+PORT = 8411
+TAG = "</think>"
+METHODS = {"vllm": ("native", "prefill", "raw", "re-ask"), "sglang": ("prefill", "raw", "re-ask")}
+ROUTE = """
+[routes.{name}]
+upstream = "{upstream}"
+kind = "{kind}"
+mode = "{mode}"
+scorer = "number"
+match = {{ header = "{name}" }}
+{policy}
+"""
+REASONING = """max_extra_calls = 48
+handover_ms = 60000
+policy = { policy = "stable-answer", streak = 2 }
+"""
+ENFORCED = "uncertified = true\naudit_share = 0.0\n"
+STEPS = """[routes.{name}.steps]
+min_tokens = 8
+growth = 1.0
+[routes.{name}.probe]
+max_tokens = 6
+verified_by = "owner"
+timeout_s = 120.0
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    route: str
+    stream: bool
+    kind: str = "reasoning"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    cell: str
+    question: int
+    status: int
+    took_s: float
+    text: str = ""
+    thought: str = ""
+    finish: list[str] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    torn: str = ""  # what is wrong with the reply; "": nothing
+    outcome: Outcome | None = None
+    prompt_tokens: int | None = None  # as the engine counts it when asked directly
+
+
+def settings_of(engine: str, url: str, folder: Path, slots: int) -> str:
+    text = f'[server]\nport = {PORT}\n[store]\nurl = "sqlite:///{folder}/log.db"\n'
+    for method in METHODS[engine]:
+        finish = json.dumps([method])
+        text += f'[upstreams.{method}]\nurl = "{url}"\ndriver = "{engine}"\nslots = {slots}\nfinish = {finish}\n'
+        policy = REASONING + ENFORCED + STEPS.replace("{name}", method)
+        if method == "native":  # a probe is a second request, and native sends none
+            text = text.replace('finish = ["native"]', 'finish = ["native", "prefill"]')
+        text += ROUTE.format(name=method, upstream=method, kind="reasoning", mode="enforce", policy=policy)
+    policy = REASONING + "audit_share = 1.0\n" + STEPS.replace("{name}", "observe")
+    text += ROUTE.format(name="observe", upstream="prefill", kind="reasoning", mode="observe", policy=policy)
+    policy = 'samples = 6\nwave = 3\npolicy = { policy = "beta", threshold = 0.9 }\n' + ENFORCED
+    text += ROUTE.format(name="samples", upstream="prefill", kind="samples", mode="enforce", policy=policy)
+    text += ROUTE.format(name="off", upstream="prefill", kind="reasoning", mode="off", policy="")
+    return text
+
+
+def cells_of(engine: str) -> Iterator[Cell]:
+    for route in (*METHODS[engine], "observe", "samples"):
+        kind = "samples" if route == "samples" else "reasoning"
+        for stream in (True, False):
+            yield Cell(f"{route}-{'stream' if stream else 'body'}", route, stream, kind)
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    yield Cell("tools-stream", "off", True, fields={"tools": [tool], "tool_choice": "auto"})
+    yield Cell("schema-body", "off", False, fields={"response_format": schema})
+
+
+def body_of(cell: Cell, question: Any) -> dict[str, Any]:
+    body = {"model": "local", "messages": [dict(m) for m in question.messages], "max_tokens": 180, "suffice": {}}
+    if cell.kind == "samples":
+        body |= {"temperature": 0.8, "max_tokens": 12, "chat_template_kwargs": {"enable_thinking": False}}
+    else:
+        body["temperature"] = 0
+    if cell.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body | dict(cell.fields)
+
+
+def post(port: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json", **headers})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
+    values = [json.loads(data)]
+    if stream:
+        values = [json.loads(line[6:]) for line in data.decode().splitlines() if line.startswith("data: {")]
+    for value in values:
+        run.report, run.usage = value.get("suffice") or run.report, value.get("usage") or run.usage
+        for choice in value.get("choices") or []:
+            said = choice.get("delta") or choice.get("message") or {}
+            run.text += said.get("content") or ""
+            run.thought += said.get("reasoning") or said.get("reasoning_content") or ""
+            run.finish += [choice["finish_reason"]] if choice.get("finish_reason") else []
+    wrong = {
+        "finish": len(run.finish) != 1,
+        "done": stream and not data.endswith(b"data: [DONE]\n\n"),
+        "tag": TAG in run.text,
+        "usage": not run.usage,
+        "ids": len({value.get("id") for value in values}) != 1,
+    }
+    run.torn = ",".join(name for name, is_wrong in wrong.items() if is_wrong)
+
+
+def ask(cell: Cell, folder: Path, number: int, question: Any) -> Run:
+    began_s = time.monotonic()
+    status, data = post(PORT, body_of(cell, question), {"x-suffice-route": cell.route})
+    run = Run(cell.name, number, status, time.monotonic() - began_s)
+    (folder / f"{cell.name}-{number:02d}.body").write_bytes(data)
+    if status == 200:
+        read_reply(run, data, stream=cell.stream)
+    else:
+        run.torn = f"status {status}"
+    return run
+
+
+def reconciles(run: Run) -> bool:
+    """Whether usage and overhead are what the engine counted, to the token."""
+    outcome = run.outcome
+    if outcome is None or outcome.usage is None:
+        return False
+    usage, more = outcome.usage, outcome.overhead
+    spent = sum(call.completion_tokens for call in outcome.calls)
+    read = sum(call.prompt_tokens or 0 for call in outcome.calls)
+    told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
+    whole = [call for call in outcome.calls if not (call.purpose == "probe" and call.cancelled)]
+    return (
+        spent == told
+        and read == usage.prompt_tokens + more.extra_prompt_tokens
+        and run.prompt_tokens in (None, usage.prompt_tokens)
+        and run.usage.get("prompt_tokens") == usage.prompt_tokens
+        and run.usage.get("completion_tokens") == usage.completion_tokens
+        and all(call.source == "provider" for call in whole)
+    )
+
+
+def judge(cell: Cell, runs: list[Run]) -> dict[str, Any]:
+    stopped = [run for run in runs if run.outcome is not None and run.outcome.stopped]
+    pauses = sorted(run.outcome.handover_ms or 0.0 for run in stopped if run.outcome is not None)
+    same = [run for run in stopped if run.outcome is not None and run.outcome.answer == run.outcome.would_answer]
+    degraded = [site for run in runs for site in run.report.get("degraded") or []]
+    return {
+        "cell": cell.name,
+        "asked": len(runs),
+        "stopped": len(stopped),
+        "torn": sum(bool(run.torn) for run in runs),
+        "reconciled": sum(map(reconciles, runs)),
+        "same_as_trial": len(same),
+        "degraded": degraded,
+        "pause_ms": round(statistics.median(pauses)) if pauses else None,
+        "pause_p90_ms": round(pauses[int(0.9 * (len(pauses) - 1))]) if pauses else None,
+    }
+
+
+def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, int]) -> None:
+    """Let the engine count each prompt itself: one token of answer."""
+    for question in asked:
+        key = json.dumps(question.messages) + str(cell.kind)
+        if key not in known:
+            body = body_of(Cell("count", "off", stream=False, kind=cell.kind), question) | {"max_tokens": 1}
+            body.pop("suffice")
+            status, data = post(port, body)
+            known[key] = json.loads(data)["usage"]["prompt_tokens"] if status == 200 else -1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.engines.suite")
+    parser.add_argument("engine", choices=METHODS)
+    parser.add_argument("url")
+    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--cells", default="")
+    parser.add_argument("--out", type=Path, default=Path("engines-out"))
+    options = parser.parse_args()
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "suffice.toml").write_text(settings_of(options.engine, options.url, folder, options.slots), "utf-8")
+    wanted = options.cells.split(",") if options.cells else None
+    cells = [cell for cell in cells_of(options.engine) if wanted is None or cell.name in wanted]
+    asked, known = questions("reasoning", options.questions), dict[str, int]()
+    port = int(options.url.rstrip("/").rpartition(":")[2])
+    serve = [str(Path(sys.executable).with_name("suffice")), "serve", "--config", str(folder / "suffice.toml")]
+    with (folder / "serve.log").open("wb") as log:
+        gateway = subprocess.Popen(serve, stdout=log, stderr=log)
+    try:
+        wait_until_up(gateway)
+        results = []
+        for cell in cells:
+            count_prompts(port, cell, asked, known)
+            with ThreadPoolExecutor(options.clients) as pool:
+                runs = list(pool.map(partial(ask, cell, folder), range(len(asked)), asked))
+            time.sleep(2.0)
+            ended = {
+                seen.episode.request.episode_id: seen.episode.outcome
+                for seen in read_episodes(folder / "log.db", cell.route)
+            }
+            for run, question in zip(runs, asked, strict=True):
+                run.outcome = ended.get(run.report.get("episode_id", ""))
+                run.prompt_tokens = known.get(json.dumps(question.messages) + str(cell.kind))
+            with (folder / f"{cell.name}.jsonl").open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(asdict(run), default=str) + "\n" for run in runs)
+            results.append(judge(cell, runs))
+            print(json.dumps(results[-1]), flush=True)
+        (folder / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    finally:
+        gateway.send_signal(signal.SIGTERM)
+        gateway.wait(30)
+    return 0
+
+
+def wait_until_up(gateway: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if gateway.poll() is not None:
+            raise SystemExit("suite: the gateway ended at once; see serve.log")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=2)
+            connection.request("GET", "/healthz")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("suite: the gateway did not start")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
