@@ -6,6 +6,7 @@ A way that is added to the drivers' table and not to WAYS fails the first test h
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from suffice.settings import FinishMethod
 from suffice.upstream.drivers import DRIVERS
 from suffice_testing import Fault, Reply, ScriptedThought, cut
+from suffice_testing.reply import AnswerTokens, FakeRequest
 from tests.drawn import examples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, served
@@ -284,3 +286,43 @@ async def test_an_earlier_thought_is_in_the_prompt_and_in_its_count(serve: Serve
         if way.method == "raw":
             assert "one more than one" in g.fake.completions[-1].request.text
         await assert_accounted(g, answer, way)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("where", ["field", "inline"])
+async def test_an_answer_that_holds_the_rest_of_the_thought_is_repaired_or_told(
+    serve: Serve, where: Where, stream: bool
+) -> None:
+    """As recorded of vLLM: the model writes on behind the closing tag, and closes its thought again later."""
+    way = WAYS["vllm prefill"]
+    torn = AnswerTokens(cut("so 2 and 2 make 4\n</think>4"))
+    chain = model(where, way)
+
+    def say(seen: FakeRequest) -> Reply:
+        return dataclasses.replace(chain(seen), answer_after=lambda _: torn)
+
+    async with serve(say, **setup(way, where)) as g:
+        answer = await g.ask(asking(stream=stream))
+        outcome = await g.outcome()
+        assert outcome.stopped
+        assert outcome.answer == "4"
+        assert outcome.degraded == (("torn",) if stream else ())
+        assert answer.told["degraded"] == list(outcome.degraded)
+        if not stream:
+            thought, text = parts(answer, where)
+            assert text == "4"
+            assert thought.endswith("so 2 and 2 make 4\n") is (where == "inline")
+
+
+async def test_a_run_whose_every_probe_lacked_a_slot_says_so(serve: Serve) -> None:
+    way = WAYS["vllm prefill"]
+    options = setup(way, "field", slots=2)
+    async with serve(model("field", way), **options) as g:
+        client = g.gateway.upstreams["up"]
+        client.n_open += 2  # two requests of others
+        answer = await g.ask(asking(stream=True) | {"suffice": {}})
+        client.n_open -= 2
+        assert answer.told["stopped"] is False
+        assert answer.told["degraded"] == ["slots"]
+        assert answer.told["skipped_calls"]["slots"] > 0
+        assert (await g.outcome()).degraded == ("slots",)

@@ -130,9 +130,8 @@ def post(port: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) ->
 
 
 def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
-    values = [json.loads(data)]
-    if stream:
-        values = [json.loads(line[6:]) for line in data.decode().splitlines() if line.startswith("data: {")]
+    lines = [line[6:] for line in data.decode().splitlines() if line.startswith("data: {")]
+    values = [json.loads(text) for text in (lines if stream else [data.decode()])]
     for value in values:
         run.report, run.usage = value.get("suffice") or run.report, value.get("usage") or run.usage
         for choice in value.get("choices") or []:

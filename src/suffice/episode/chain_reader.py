@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.torn_answer import split_at_close
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
@@ -401,6 +402,9 @@ class ChainReader:
         # Text in an open thought is not an answer, and a missing answer counts as wrong.
         calls = [] if self._calls is None else self._calls.calls
         reply.answer = None if reply.unclosed else self.extract(self.answer_text, calls)
+        # The engine ended the thought, and the model wrote on with it.
+        if self.ledger.stop.acted and split_at_close("".join(self._answer), self.close_tag) is not None:
+            self.ledger.fail_open("torn")
 
     def note_ignored_effort(self) -> None:
         if self.is_thought_off and self.account.reasoning_tokens:

@@ -237,6 +237,13 @@ class Ledger:
         if problem not in self.disclosure.warnings:
             self.disclosure.warnings.append(problem)
 
+    @property
+    def failed_open(self) -> tuple[str, ...]:
+        """The places where Suffice failed open; "slots" also if every probe lacked one, so that nothing could stop."""
+        skipped = self.extra.skipped
+        starved = skipped["slots"] + skipped["concurrency"] and not any(c.purpose == "probe" for c in self.calls)
+        return (*self.degraded, "slots") if starved and "slots" not in self.degraded else tuple(self.degraded)
+
     def extract(self, scorer: Scorer, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str | None:
         """Return the normalised answer in a reply; None, with a note, if the scorer fails."""
         try:
@@ -396,7 +403,7 @@ class Ledger:
             overhead_usd=self.overhead_usd(),
             would_cost_usd=self.would_cost_usd(),
             saved_usd_estimate=self.saved_usd(),
-            degraded=tuple(self.degraded),
+            degraded=self.failed_open,
             vote=reply.vote,
             steps=tuple(self.steps),
             unclosed=reply.unclosed,
@@ -432,7 +439,8 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
     includes_probes = disclosure.includes_probes
     calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
-    degraded = [site for site in ledger.degraded if includes_probes or site != "probe"]
+    degraded = [site for site in ledger.failed_open if includes_probes or site not in ("probe", "slots")]
+    skipped = {reason: n for reason, n in ledger.extra.skipped.items() if reason != "not_proposed"}
     ledger = replace(ledger, calls=calls, degraded=degraded)
     overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
     fields = {
@@ -456,4 +464,6 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "degraded": degraded,
         "vote": dict(ledger.reply.vote) if ledger.reply.vote else None,
     }
+    if skipped and includes_probes:
+        fields["skipped_calls"] = skipped
     return fields | {"warnings": list(disclosure.warnings)} if disclosure.warnings else fields

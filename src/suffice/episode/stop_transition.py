@@ -24,6 +24,7 @@ from suffice.episode.chain_reader import StreamState
 from suffice.episode.extra_calls import Continuer, Piece
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object
 from suffice.episode.stream_relay import StreamRelay
+from suffice.episode.torn_answer import goes_on, split_at_close
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod, Route
 from suffice.upstream.continuation import Continuation
@@ -44,6 +45,7 @@ class StopTransition:
     route: Route  # its settings
     monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
+    _n_thought_chars: int = 0  # of the thought that the continuation sees
     _overlaps: bool = False  # the original runs on beside the continuation that is being opened
 
     @property
@@ -57,6 +59,7 @@ class StopTransition:
 
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all methods fail."""
+        self._n_thought_chars = len(thought)
         for method in self.continuer.methods:
             if not self.relay.reader.is_in_thought:
                 break  # the answer began during preparation: too late to stop
@@ -140,6 +143,7 @@ class StopTransition:
         why = "paused" if client.is_paused else "crowded" if not self._overlaps and client.is_crowded else None
         if why is not None:
             self.ledger.extra.skipped[why] += 1
+            self.ledger.fail_open("slots")
         return why is None
 
     async def _prepare(self, method: FinishMethod, thought: str, max_tokens: int | None) -> Continuation | None:
@@ -154,6 +158,7 @@ class StopTransition:
     async def finish_unclosed(self, max_tokens: int | None) -> None:
         """Answer a run that ended inside its thought; deliver its own end if that fails."""
         relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
+        self._n_thought_chars = len(relay.reader.thought)
         method = next((way for way in self.continuer.methods if way != "native"), None)
         before = stop.finish_method, stop.handover_ms
         request = None if method is None else await self._prepare(method, relay.reader.thought, max_tokens)
@@ -229,21 +234,40 @@ class StopTransition:
 
     async def _deliver(self, reply: AsyncIterator[Piece]) -> None:
         relay, state, text, finish, calls = self.relay, self.relay.reader.state, "", "stop", list[Any]()
+        # A body is sent only when it is whole, so a torn answer can still be repaired.
+        is_body, held = relay.delivery.can_rerun(), list[Frame]()
         opening = self.continuer.settings.think_close if state.inline else ""
         async for piece in reply:
             finish = piece.finish_reason or finish
             text, calls = text + piece.text, piece.calls or calls
-            if piece.text or (opening and piece.calls_delta):
+            frames = relay.events.calls(state, piece.calls_delta) if piece.calls_delta else []
+            if is_body:
+                held += frames
+                continue
+            if piece.text or (opening and frames):
                 await relay.delivery.frames(relay.events.text(state, opening + piece.text))
                 opening = ""
-            if piece.calls_delta:
-                await relay.delivery.frames(relay.events.calls(state, piece.calls_delta))
+            if frames:
+                await relay.delivery.frames(frames)
+        rest, answer = self._check_answer(text, is_body=is_body)
+        if is_body and (text or held):
+            shown = rest if state.inline else ""  # elsewhere the rest of the thought is left out
+            await relay.delivery.frames([*relay.events.text(state, shown + opening + answer), *held])
         state.phase = "answering"
-        self.ledger.reply.answer = relay.reader.extract(text, calls)
+        self.ledger.reply.answer = relay.reader.extract(answer, calls)
         self.ledger.reply.finish_reason = finish
         await self._count_original()
         await relay.delivery.frames(self._closing_frames(finish))
         await relay.delivery.end()
+
+    def _check_answer(self, text: str, *, is_body: bool) -> tuple[str, str]:
+        """Return the rest of the thought in an answer, if any, and the answer; a torn one that was sent is noted."""
+        torn = split_at_close(text, self.continuer.settings.think_close)
+        rest, answer = torn or ("", text)
+        continued = self.relay.reader.thought[self._n_thought_chars :]
+        if (torn is not None and not is_body) or goes_on(answer, continued):
+            self.ledger.fail_open("torn")
+        return rest, answer
 
     async def _count_original(self) -> None:
         account = self.relay.reader.account

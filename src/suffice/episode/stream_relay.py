@@ -324,13 +324,13 @@ class StreamRelay:
         if is_given(chunk.error):
             state.failed = True
             return frame
-        reader.account.note_usage(chunk.usage)
         if state.id is None and chunk.id:
             self._identify(chunk, frame.data)
         choice = first_choice(chunk)
+        answer = None if choice is None else reader.fold(choice, points)
+        reader.account.note_usage(chunk.usage)  # takes precedence over what was counted of this chunk
         if choice is None:
             return self._edited(frame, chunk, None) if self.view.usage or chunk.usage is None else None
-        answer = reader.fold(choice, points)
         if choice.finish_reason is not None:
             state.finish_reason = choice.finish_reason
             reader.note_engine_budget()
