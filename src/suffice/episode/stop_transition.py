@@ -251,8 +251,8 @@ class StopTransition:
                 await relay.delivery.frames(frames)
         rest, answer = self._check_answer(text, is_body=is_body)
         if is_body and (text or held):
-            shown = rest if state.inline else ""  # elsewhere the rest of the thought is left out
-            await relay.delivery.frames([*relay.events.text(state, shown + opening + answer), *held])
+            unclosed = rest if state.inline else ""  # elsewhere the rest of the thought is left out
+            await relay.delivery.frames([*relay.events.text(state, unclosed + opening + answer), *held])
         state.phase = "answering"
         self.ledger.reply.answer = relay.reader.extract(answer, calls)
         self.ledger.reply.finish_reason = finish
