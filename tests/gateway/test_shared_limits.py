@@ -7,9 +7,11 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
+from pathlib import Path
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +19,12 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.gateway.auth import Caller
 from suffice.gateway.key_limits import RESERVED_S, KeyLimitError, KeyLimits, reserve
-from suffice.settings import Key, Store
+from suffice.server import serve_in_loop
+from suffice.settings import Key, Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.wiring import replicas
 from suffice.wiring.replicas import LimitExchange
+from suffice_testing import FakeUpstream, Reply
 from tests.postgres import empty_log
 
 NOON_S = 1_764_331_200.0
@@ -173,3 +177,44 @@ def test_without_the_database_each_gateway_goes_on_with_its_part(
     later_s = 2 * RESERVED_S
     random.Random(1).shuffle(three)
     assert sum(is_admitted(one.limits, later_s) for one in three for _ in range(100)) == 60
+
+
+@pytest.mark.slow
+async def test_three_gateways_admit_what_one_may_and_know_each_others_spending(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUFFICE_SALT", "one secret for all replicas")
+    monkeypatch.setenv("FEW_KEY", "few")
+    monkeypatch.setenv("POOR_KEY", "poor")
+    keys = {
+        "few": {"key_env": "FEW_KEY", "requests_per_minute": 12},
+        "poor": {"key_env": "POOR_KEY", "tokens_per_day": 10},
+    }
+    async with AsyncExitStack() as stack:
+        fake = stack.enter_context(FakeUpstream.in_thread(Reply(answer=("fine",))))
+        urls = list[str]()
+        for number in range(3):
+            tables = {"url": store.url, "schema_name": store.schema_name, "local_files": str(tmp_path / f"g{number}")}
+            raw = {"upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "store": tables}
+            urls.append(await stack.enter_async_context(serve_in_loop(parse_settings(raw | {"keys": keys}))))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def ask(url: str, key: str) -> int:
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{key} {random.random()}"}]}
+            headers = {"authorization": f"Bearer {key}"}
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as got:
+                return got.status
+
+        await asyncio.sleep(2.5)  # the first one was alone when it reserved
+        began_s, told = time.monotonic(), list[int]()
+        while time.monotonic() - began_s < 10:
+            told += await asyncio.gather(*(ask(url, "few") for url in urls for _ in range(5)))
+            await asyncio.sleep(0.5)
+        assert set(told) == {200, 429}
+        assert 9 <= told.count(200) <= 12 + 3, "what is admitted while an exchange runs may come on top"
+        assert await ask(urls[0], "poor") == 200
+        for _ in range(40):
+            await asyncio.sleep(0.5)
+            if await ask(urls[1], "poor") == 429:
+                break
+        assert await ask(urls[1], "poor") == 429, "the other gateway's call spent it"

@@ -124,9 +124,10 @@ class JobWriter:
     @contextmanager
     def working_on(self, part: str) -> Iterator[None]:
         """Renew the lease if it is time, count the time of the block as the route's, and write under its lease."""
-        self.renew()
         began_s, self._part = self._monotonic_s(), part
         try:
+            if began_s - self._renewed_s >= RENEW_S:
+                self.renew()
             yield
         finally:
             self._part = ""
