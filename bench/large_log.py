@@ -266,9 +266,10 @@ def main() -> None:
     }
     (folder / "suffice.toml").write_text(nested_toml(tables), "utf-8")
     settings = parse_settings(tables)
+    database = log_location(settings.store)
+    assert isinstance(database, PostgresDatabase)
+    database.migrate(now_s=time.time())  # a log that an earlier version has filled
     if given.only in (None, "fill"):
-        database = log_location(settings.store)
-        assert isinstance(database, PostgresDatabase)
         fill(database, given.rows)
     if given.only in (None, "sum"):
         sum_up(settings)
