@@ -22,7 +22,7 @@ import pytest
 
 from suffice.cli.main import main
 from suffice.control import worker_process
-from suffice.control.jobs.base import JobReport, Worker
+from suffice.control.jobs.base import QUIET_S, JobReport, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.views import job_history
@@ -126,6 +126,33 @@ def test_a_second_worker_and_a_later_one_add_nothing(folder: Path, expected: lis
     with open_worker(settings_for(folder)) as later:
         assert [report.summary for report in later.once("certify") or ()] == [""]
     assert decided(folder) == expected
+
+
+def test_a_worker_does_a_round_for_new_rows_for_the_clock_and_for_leases_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, clock_s = list[float](), [0.0]
+    with open_worker(settings_for(folder)) as here, open_worker(settings_for(folder)) as second:
+        here.round()
+
+        def one_round(_: Worker) -> list[JobReport]:
+            rounds.append(clock_s[0])
+            return []
+
+        monkeypatch.setattr(Worker, "round", one_round)
+        here.monotonic_s = second.monotonic_s = lambda: clock_s[0]
+
+        def n_rounds(worker: Worker) -> int:
+            before = len(rounds)
+            assert worker.round_if_due() == []
+            return len(rounds) - before
+
+        assert [n_rounds(here) for _ in range(4)] == [1, 0, 0, 0]
+        fill(folder, traffic(1, first=9_000))
+        assert [n_rounds(here) for _ in range(3)] == [1, 0, 0]
+        clock_s[0] += QUIET_S
+        assert [n_rounds(here) for _ in range(3)] == [1, 0, 0]
+        assert [n_rounds(second) for _ in range(3)] == [1, 1, 1], "it waits for the first one's leases"
 
 
 KILLED = """

@@ -210,7 +210,7 @@ def _handle_signals(reloads: threading.Event) -> threading.Event:
 
 def _work(here: Worker, settings: Settings, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
     while not event.is_set() and not reloads.is_set():
-        _print_reports(here.round(), as_json=as_json)
+        _print_reports(here.round_if_due(), as_json=as_json)
         event.wait(settings.control.period_s)
 
 

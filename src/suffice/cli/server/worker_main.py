@@ -36,7 +36,7 @@ def main() -> None:
     try:
         with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
             while not _ended(sigterm, settings.control.period_s):
-                if here.round():
+                if here.round_if_due():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
     except StoreError as error:  # the log cannot be opened; the parent process restarts this one

@@ -16,8 +16,10 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, head
 from suffice.store.database.views import (
+    LOOKED,
     decoded,
     find_event,
+    last_place,
     locate_event,
     read_labels,
     read_runs_before,
@@ -145,10 +147,11 @@ def parse_whole_number(query: Mapping[str, str], name: str, usual: int, *, most:
 
 
 def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow | None]]:
-    before, judge = wanted.before or 2**62, Correctness(view)
+    before, judge = min(wanted.before or 2**62, last_place(view.connection) + 1), Correctness(view)
     labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
     while True:
-        rows = read_runs_before(view.connection, before, wanted.route, CHUNK, tenants=view.tenants)
+        since = max(0, before - LOOKED * CHUNK)
+        rows = read_runs_before(view.connection, before, wanted.route, CHUNK, tenants=view.tenants, since_seq=since)
         for seq, at_s, outcome, request, is_labelled in rows:
             if labelled is not None and bool(is_labelled) != labelled:
                 yield seq, None
@@ -159,9 +162,10 @@ def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow
                 continue
             line = _line(episode, at_s, judge(episode) if is_labelled else None)
             yield seq, None if wanted.label == "wrong" and line.correct is not False else line
-        if len(rows) < CHUNK:
+        before = rows[-1][0] if len(rows) == CHUNK else since
+        if not before:
             return
-        before = rows[-1][0]
+        yield before, None
 
 
 def _fits(wanted: Filter, episode: Episode) -> bool:

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
@@ -25,11 +25,13 @@ from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader, place_before, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided
+from suffice.store.routes.rollups import ReadTo, read_to
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun
 
 RENEW_S: Final = 10.0  # between two renewals of a lease
+QUIET_S: Final = RENEW_S + 0.5  # between two rounds while the log stays as it is
 RENEW_ROWS: Final = 1_000  # … or rows read
 LOOK_BACK: Final = 20_000  # requests of a route that a cold start reads
 FIRST_REST_S: Final = 5.0
@@ -145,12 +147,25 @@ class Worker:
     monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
     _writers: dict[str, tuple[Job, JobWriter]] = field(init=False, default_factory=dict)
+    _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
+    _began_s: float = field(init=False, default=0.0)  # … and when that was
 
     def __post_init__(self) -> None:
         for job in self.jobs:
             is_shared = self.decisions.database.is_server and isinstance(job, RouteJob) and job.is_shared
             writer = JobWriter(self.decisions, job.name, self.monotonic_s, is_shared=is_shared)
             self._writers[job.name] = job, writer
+
+    def round_if_due(self) -> list[JobReport]:
+        """Do a round if the log has changed, after `QUIET_S`, or while another worker has a lease."""
+        seen, now_s = None, self.monotonic_s()
+        with suppress(StoreError), open_reader(self.decisions.path) as log:  # else the round says what is wrong
+            seen = read_to(log)
+        holds_all = all(writer.lease is not None for _, writer in self._writers.values())
+        if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < QUIET_S:
+            return []
+        self._seen, self._began_s = seen, now_s
+        return self.round()
 
     def round(self) -> list[JobReport]:
         reports = list[JobReport]()

@@ -108,12 +108,14 @@ _AT_LEAST_UNKEPT = """
         SELECT CAST(json_extract(body, '$.counted.n_requests') AS BIGINT) AS n FROM events INDEXED BY counted
         WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?) latest"""
 
-# Written so that SQLite goes backwards through the log instead of sorting all of it.
+# Written so that SQLite goes backwards through the log instead of sorting all of it, and that PostgreSQL looks for the
+# labels of these runs: for EXISTS, it may read all labels first.
 _RUNS_BEFORE = """
     SELECT o.seq, o.at_s, o.body, r.body,
-        EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
+        (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key LIMIT 1) IS NOT NULL
     FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND (CAST(:route AS TEXT) IS NULL OR r.route = :route){of_tenants}
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND o.seq >= :since
+        AND (CAST(:route AS TEXT) IS NULL OR r.route = :route){of_tenants}
     ORDER BY o.seq DESC LIMIT :limit"""
 _OF_TENANTS: Final = " AND coalesce(json_extract(r.body, '$.request.tenant'), '') IN ({names})"
 
@@ -144,14 +146,22 @@ _COUNTED: Final = """
 _GOVERNED: Final = """
     SELECT count(*), count(*) FILTER (WHERE
         CAST(json_extract(body, '$.request.audit') AS BOOLEAN) OR json_extract(body, '$.request.mode') = 'observe'
-    ) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+    ) FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND seq > ? AND route = ?
         AND json_extract(body, '$.request.ungoverned') IS NULL"""
 _OPEN: Final = """
-    route = :route AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key)
-        AND NOT EXISTS (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = events.key)
+    route = :route
+        AND (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key LIMIT 1) IS NULL
+        AND (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = events.key LIMIT 1) IS NULL
     ORDER BY seq DESC LIMIT :most"""
-_NTH_LATEST: Final = "SELECT seq FROM events WHERE kind = 'request' AND route = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
-_FIRST: Final = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = ?"
+# With statistics of a log of few routes, SQLite would rather go through all of it.
+_NEWEST: Final = """
+    SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
+    ORDER BY seq DESC LIMIT 1"""
+_NTH_LATEST: Final = """
+    SELECT seq FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
+    ORDER BY seq DESC LIMIT 1 OFFSET ?"""
+_FIRST: Final = """
+    SELECT min(seq) - 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,11 +434,12 @@ def _named(names: Iterable[str]) -> str:
 
 
 def read_runs_before(
-    reader: LogReader, before: int, route: str | None, n: int, *, tenants: Sequence[str] | None
+    reader: LogReader, before: int, route: str | None, n: int, *, tenants: Sequence[str] | None, since_seq: int = 0
 ) -> list[tuple[int, float, str, str, bool]]:
     """Return the runs that ended before a place, latest first: place, time, both bodies, and whether it has a label.
 
-    tenants  only theirs; None: of all
+    tenants    only theirs; None: of all
+    since_seq  only runs that ended from this place on: a route may have few
     """
     # Parameters of both databases are named by letters.
     values: dict[str, object] = {f"tenant_{'i' * at}": name for at, name in enumerate(tenants or (), 1)}
@@ -436,11 +447,11 @@ def read_runs_before(
         return []
     of_tenants = _OF_TENANTS.format(names=", ".join(f":{name}" for name in values)) if values else ""
     query = _RUNS_BEFORE.format(of_tenants=of_tenants)
-    return query_rows(reader, query, {"before": before, "route": route, "limit": n, **values})
+    return query_rows(reader, query, {"before": before, "since": since_seq, "route": route, "limit": n, **values})
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:
-    return next(iter(select(source, Request, "route = ? ORDER BY seq DESC LIMIT 1", (route,))), None)
+    return next((decoded(seq, Request, body) for seq, body in query_rows(source, _NEWEST, (route,))), None)
 
 
 def has_requests(reader: LogReader) -> bool:

@@ -156,9 +156,9 @@ def last_at_s(connection: views.LogReader) -> float:
 
 # Labels that were requested and have not arrived, of all routes.
 _WANTED: Final = """
-    SELECT w.route, count(*) FROM events w WHERE w.kind = 'label_wanted' AND NOT EXISTS (
-        SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key
-    ) GROUP BY w.route"""
+    SELECT w.route, count(*) FROM events w WHERE w.kind = 'label_wanted' AND (
+        SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key LIMIT 1
+    ) IS NULL GROUP BY w.route"""
 _SINCE: Final = """
     SELECT count(*) FROM (
         SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? AND seq > ?
