@@ -100,6 +100,17 @@ def test_parts_of_one_key_go_to_one_worker(join: Callable[[], Decisions]) -> Non
     assert sorted(len(one.share("c", keys)) for one in workers) == [0, 0, 20]
 
 
+def test_a_worker_that_shares_nothing_and_those_that_do_never_work_at_once(join: Callable[[], Decisions]) -> None:
+    """During an upgrade, the workers of the version before know leases of whole jobs alone."""
+    old, new, late = join(), join(), join()
+    assert old.acquire("d") is not None
+    new.join("d")
+    assert new.share("d", {"r": "r"}) == {}
+    old.close()
+    assert set(new.share("d", {"r": "r"})) == {"r"}
+    assert late.acquire("d") is None
+
+
 @given(st.sets(st.integers(1, 10_000), min_size=2, max_size=8), st.text(max_size=8))
 def test_a_worker_that_leaves_moves_its_own_parts_only(workers: set[int], key: str) -> None:
     chosen = _chosen(sorted(workers), key)

@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import OverloadError
 from suffice.settings import Key
 from suffice.store.rows.events import KeyUsage
+
+if TYPE_CHECKING:
+    from suffice.gateway.auth import Caller
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400
@@ -26,16 +29,6 @@ MONTH_CHARS: Final = len("2026-01")  # of a day
 
 KeyTraffic: TypeAlias = tuple[int, int]  # requests of the last minute, and open ones
 Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day", "usd_per_day", "usd_per_month"]
-
-
-class KeyHolder(Protocol):
-    """A `Caller`, as far as its limits are concerned."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def permits(self) -> Key: ...
 
 
 class KeyLimitError(OverloadError):
@@ -86,7 +79,7 @@ class _Use:
 class KeyLimits:
     """Enforces the limits of keys. What they spend is logged, so a restart does not reset it."""
 
-    def __init__(self, callers: Iterable[KeyHolder] = ()) -> None:
+    def __init__(self, callers: Iterable[Caller] = ()) -> None:
         self._uses: dict[str, _Use] = {}
         self._unwritten: dict[tuple[str, str], tuple[int, float]] = {}  # tokens and dollars by sender and day
         self._n_gateways, self._reserved_s = 1, -math.inf
@@ -113,14 +106,14 @@ class KeyLimits:
             return limit
         return reserved if now_s - self._reserved_s <= RESERVED_S else math.ceil(limit / self._n_gateways)
 
-    def add(self, callers: Iterable[KeyHolder]) -> None:
+    def add(self, callers: Iterable[Caller]) -> None:
         """Count for these keys from now on, too."""
         for one in callers:
             if any(getattr(one.permits, limit) is not None for limit in get_args(Limit)):
                 self._uses.setdefault(one.id, _Use())
                 self.permits[one.id] = one.permits
 
-    def enter(self, caller: KeyHolder, *, spends: bool, now_s: float, wall_s: float) -> None:
+    def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
         """Count the start of a request, which `spends` if it may cost tokens. Raise KeyLimitError and count nothing."""
         use, permits = self._uses.get(caller.id), caller.permits
         if use is None:
@@ -141,7 +134,7 @@ class KeyLimits:
             use.began_s.append(now_s)
         use.n_live += 1
 
-    def leave(self, caller: KeyHolder) -> None:
+    def leave(self, caller: Caller) -> None:
         if (use := self._uses.get(caller.id)) is not None:
             use.n_live = max(0, use.n_live - 1)  # its request may have begun before the key had limits
 

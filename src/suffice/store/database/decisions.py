@@ -145,6 +145,11 @@ class Decisions:
             rows, now_s = _read_parts(connection, job), self._now_s(connection)
             workers = self._sharers(rows, job, connection)
             leases, new = dict[str, JobLease](), list[tuple[str, int, int, float]]()
+            owner, token, held, until_s = rows.get(job, (self.owner, 0, 0, 0.0))
+            if not held or until_s <= now_s:
+                new.append((job, self.owner, token + 1, now_s + self.lease_s))
+            elif owner not in workers:  # it shares nothing, as workers of an earlier version: the whole job is its
+                keys = {}
             for part in (one for one, key in keys.items() if _chosen(workers, key) == self.owner):
                 name = f"{job}@{part}"
                 owner, token, held, until_s = rows.get(name, (self.owner, 0, 0, 0.0))
@@ -154,7 +159,7 @@ class Decisions:
                     leases[part] = JobLease(name, token + 1)
                     new.append((name, self.owner, token + 1, now_s + self.lease_s))
             connection.executemany(_TAKE_PART, new)
-            kept = {lease.job for lease in leases.values()} | {f"{job}@@{self.owner}"}
+            kept = {lease.job for lease in leases.values()} | {job, f"{job}@@{self.owner}"}
             gone = [(name,) for name, (owner, *_) in rows.items() if owner == self.owner and name not in kept]
             connection.executemany("UPDATE leases SET held = 0 WHERE job = ?", gone)
             self._renew_all(connection)
@@ -257,7 +262,7 @@ class Decisions:
 
 
 def _read_parts(connection: LogReader, job: str) -> dict[str, _PartRow]:
-    rows = connection.execute(_PARTS, (f"{job}@", f"{job}A")).fetchall()  # A follows @
+    rows = connection.execute(_PARTS, (job, f"{job}A")).fetchall()  # A follows @
     return {name: (owner, token, held, until_s) for name, owner, token, held, until_s in rows}
 
 
