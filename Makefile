@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help docs engine engine-suite demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -145,6 +145,19 @@ lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgr
 
 peer-suite: $(VENV)/.ready-demo ## llama.cpp's own server tests, direct and through the gateway (about 30 minutes)
 	$(PY) -m tests.peers.llama_cpp $(ARGS)
+
+ENGINE ?= vllm
+ENGINE_URL ?= http://127.0.0.1:$(if $(filter sglang,$(ENGINE)),8701,8700)
+
+engine: $(VENV)/.ready-demo $(VENV)/.ready-lock ## install and serve a real engine, never in CI: ENGINE=vllm or sglang (3 GB, minutes to start)
+	UV=$(abspath $(BIN)/uv) PY=$(abspath $(PY)) sh tests/engines/engine.sh $(ENGINE) $(ARGS)
+
+engine-suite: $(VENV)/.ready-dev ## doctor, recordings and the gateway in front of a running ENGINE at ENGINE_URL (an hour on a CPU)
+	-$(BIN)/suffice doctor --upstream $(ENGINE_URL) --timeout 120
+	$(PY) -m tests.wire.record $(ENGINE) $(ENGINE_URL)
+	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 1 --questions 4 --cells hang-up --out engines-out/hang-up
+	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 4 --out engines-out/four $(ARGS)
+	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 16 --slots 16 --questions 16 --out engines-out/sixteen
 
 wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

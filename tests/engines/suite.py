@@ -65,6 +65,7 @@ class Cell:
     stream: bool
     kind: str = "reasoning"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    hangs_up: bool = False  # the client leaves after the first bytes; the engine must be idle soon after
 
 
 @dataclass
@@ -105,6 +106,7 @@ def cells_of(engine: str) -> Iterator[Cell]:
         kind = "samples" if route == "samples" else "reasoning"
         for stream in (True, False):
             yield Cell(f"{route}-{'stream' if stream else 'body'}", route, stream, kind)
+    yield Cell("hang-up", METHODS[engine][0], stream=True, hangs_up=True)
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     yield Cell("tools-stream", "off", True, fields={"tools": [tool], "tool_choice": "auto"})
@@ -129,6 +131,22 @@ def post(port: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) ->
     return response.status, response.read()
 
 
+def leave(body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
+    connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json", **headers})
+    connection.getresponse().read1(2048)
+    connection.close()
+
+
+def n_running(port: int) -> float:
+    """Requests that the engine runs, by its own metrics."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    names = ("vllm:num_requests_running", "sglang:num_running_reqs")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
+
+
 def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
     lines = [line[6:] for line in data.decode().splitlines() if line.startswith("data: {")]
     values = [json.loads(text) for text in (lines if stream else [data.decode()])]
@@ -151,6 +169,9 @@ def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
 
 def ask(cell: Cell, folder: Path, number: int, question: Any) -> Run:
     began_s = time.monotonic()
+    if cell.hangs_up:
+        leave(body_of(cell, question), {"x-suffice-route": cell.route})
+        return Run(cell.name, number, 200, time.monotonic() - began_s)
     status, data = post(PORT, body_of(cell, question), {"x-suffice-route": cell.route})
     run = Run(cell.name, number, status, time.monotonic() - began_s)
     (folder / f"{cell.name}-{number:02d}.body").write_bytes(data)
@@ -247,7 +268,7 @@ def main() -> int:
                 run.prompt_tokens = known.get(json.dumps(question.messages) + str(cell.kind))
             with (folder / f"{cell.name}.jsonl").open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(asdict(run), default=str) + "\n" for run in runs)
-            results.append(judge(cell, runs))
+            results.append(judge(cell, runs) | ({"still_running": n_running(port)} if cell.hangs_up else {}))
             print(json.dumps(results[-1]), flush=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     finally:

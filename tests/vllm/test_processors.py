@@ -12,7 +12,7 @@ import pytest
 
 from tests.vllm.conftest import N_WORDS, TAG, Move, config, encode, parameters
 
-CLOSING = encode("\n" + TAG)
+CLOSING = encode(TAG)  # the line has just ended: the stand-in's favourite token is a line end
 NAMED: dict[str, Any] = {"suffice_text": "\n" + TAG, "suffice_tag": TAG}
 
 
@@ -20,7 +20,7 @@ def update(removed: Any = (), added: Any = (), moved: Any = ()) -> Any:
     return Plain(removed=removed, added=added, moved=moved)
 
 
-def logits(n_rows: int, favourite: int = 5) -> Any:
+def logits(n_rows: int, favourite: int = 1) -> Any:
     values = np.zeros((n_rows, N_WORDS), dtype=np.float32)
     values[:, favourite] = 3.0
     return values
@@ -56,9 +56,9 @@ def test_v1_ends_one_run_of_a_batch_and_leaves_the_others_alone(engine: Any) -> 
     rows = [second, plain]
     for _ in range(3):
         step(processor, rows)
-    assert second == [5, 5, 5, *CLOSING, 5, 5]
-    assert first == [5] * 5
-    assert plain == [5] * 8
+    assert second == [1, 1, 1, *CLOSING, 1, 1, 1]
+    assert first == [1] * 5
+    assert plain == [1] * 8
 
 
 def test_v1_goes_on_after_a_preemption_in_another_row(engine: Any) -> None:
@@ -76,8 +76,8 @@ def test_v1_goes_on_after_a_preemption_in_another_row(engine: Any) -> None:
     other: list[int] = []
     for _ in range(3):
         step(processor, [other, output])
-    assert output == [5, *CLOSING, 5]
-    assert other == [5, 5, 5]
+    assert output == [1, *CLOSING, 1, 1]
+    assert other == [1, 1, 1]
 
 
 def test_v1_reads_margins_at_line_ends_without_a_probe(engine: Any) -> None:
@@ -139,13 +139,13 @@ def test_v2_ends_one_run_by_its_slot_whatever_its_row(engine: Any) -> None:
     assert processor._table.end("a")
     for order in ([0, 2], [2, 0], [0, 2], [2], [2]):
         run_step(order)
-    assert states.tokens[2, 2:8].tolist() == [5, *CLOSING, 5, 5][:6]
-    assert states.tokens[0, 1:5].tolist() == [5] * 4
+    assert states.tokens[2, 2:8].tolist() == [1, *CLOSING, 1, 1, 1]
+    assert states.tokens[0, 1:5].tolist() == [1] * 4
     # The slot's next request is nobody's run.
     states.begin(2, [7])
     assert processor.add_request(2, parameters()) is False
     run_step([2])
-    assert states.tokens[2, 1] == 5
+    assert states.tokens[2, 1] == 1
 
 
 async def post(endpoint: Any, body: bytes, path: str = "/v1/chat/completions/control") -> tuple[int, Any]:
@@ -189,7 +189,7 @@ async def test_a_word_over_http_reaches_the_worker_that_has_the_run(engine: Any)
     assert await post(endpoint, ask) == (200, {"success": True})
     assert not await asyncio.to_thread(dead.exists)
     step(workers[1], [output])
-    assert output == [5, CLOSING[0]]
+    assert output == [1, CLOSING[0]]
     status, answer = await post(endpoint, json.dumps({"id": "b", "action": "reasoning_end"}).encode())
     assert (status, answer["success"]) == (200, False)
     assert (await post(endpoint, b'{"id": 3}'))[0] == 400

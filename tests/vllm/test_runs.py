@@ -6,11 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice_vllm.runs import MOST_RUNS, RunTable, check_arguments, refusal
+from suffice_vllm.runs import MOST_RUNS, MOST_WAIT_TOKENS, RunTable, check_arguments, refusal
 from tests.vllm.conftest import TAG, encode
 
 TEXT = "\n" + TAG
-CLOSING = encode(TEXT)
+CLOSING = encode(TAG)  # the line has just ended, so the text's own line end is left out
+
+
+def at_once(token: int) -> bool:
+    """Every token may be the last of a thought."""
+    return True
 
 
 def table_with(name: str = "r") -> RunTable:
@@ -20,7 +25,7 @@ def table_with(name: str = "r") -> RunTable:
 
 
 @given(
-    thought=st.lists(st.integers(4, 31), max_size=20),
+    thought=st.lists(st.integers(4, 31), min_size=1, max_size=20),
     repeats=st.lists(st.integers(1, 3), min_size=len(CLOSING), max_size=len(CLOSING)),
     lost=st.lists(st.integers(0, 3), min_size=len(CLOSING), max_size=len(CLOSING)),
 )
@@ -31,10 +36,10 @@ def test_steps_may_be_repeated_or_lost_and_the_text_is_whole(
     table, output = table_with(), list(thought)
     run = table.enter({"suffice_run": "r"})
     assert run is not None
-    assert run.next_forced(len(output), lambda: output) is None
+    assert run.next_forced(len(output), lambda: output, at_once) is None
     assert table.end("r")
     for again, gone in zip(repeats, lost, strict=True):
-        said = {run.next_forced(len(output), lambda: output) for _ in range(again)}
+        said = {run.next_forced(len(output), lambda: output, at_once) for _ in range(again)}
         assert len(said) == 1
         (token,) = said
         if token is None:
@@ -42,7 +47,7 @@ def test_steps_may_be_repeated_or_lost_and_the_text_is_whole(
         output.append(token)
         if gone:  # a preemption takes tokens back, but none of those before the stop
             del output[max(len(thought), len(output) - gone) :]
-    while (token := run.next_forced(len(output), lambda: output)) is not None:
+    while (token := run.next_forced(len(output), lambda: output, at_once)) is not None:
         output.append(token)
     assert output == thought + CLOSING
     assert not table.end("r")
@@ -54,9 +59,34 @@ def test_a_thought_that_ended_by_itself_is_left_alone() -> None:
     assert run is not None
     assert table.end("r")
     output = [9, 9, *encode(TAG), 12]
-    assert run.next_forced(len(output), lambda: output) is None
+    assert run.next_forced(len(output), lambda: output, at_once) is None
     assert run.is_over
     assert not table.end("r")
+
+
+@pytest.mark.parametrize("n_more", [0, 3, MOST_WAIT_TOKENS, 2 * MOST_WAIT_TOKENS])
+def test_a_thought_ends_with_its_line_or_after_a_while(n_more: int) -> None:
+    table = table_with()
+    run = table.enter({"suffice_run": "r"})
+    assert run is not None
+    assert table.end("r")
+    output, n_said = [9], 0
+
+    def written() -> list[int]:
+        return output
+
+    for _ in range(3 * MOST_WAIT_TOKENS):
+        token = run.next_forced(len(output), written, lambda token: token == 1)
+        if bool(run.is_over):
+            break
+        if token is None:
+            token = 1 if n_said == n_more else 9  # the model's own choice
+            n_said += 1
+        output.append(token)
+    if n_more < MOST_WAIT_TOKENS:
+        assert output == [9, *[9] * n_more, 1, *encode(TAG)]
+    else:
+        assert output == [9, *[9] * MOST_WAIT_TOKENS, *encode(TEXT)]
 
 
 def test_a_tag_that_has_begun_is_completed_and_not_written_twice() -> None:
@@ -65,7 +95,7 @@ def test_a_tag_that_has_begun_is_completed_and_not_written_twice() -> None:
     assert run is not None
     assert table.end("r")
     output = [9, encode(TAG)[0]]
-    while (token := run.next_forced(len(output), lambda: output)) is not None:
+    while (token := run.next_forced(len(output), lambda: output, at_once)) is not None:
         output.append(token)
     assert output == [9, *encode(TAG)]
 

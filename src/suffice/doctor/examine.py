@@ -187,7 +187,6 @@ async def _within(session: ServerSession, experiment: Experiment) -> Result:
 # shapes of answers that are `synthetic` in tests/wire/streams/.
 NOT_VERIFIED = (
     "vLLM before 0.10: chat stream, thought in reasoning_content",
-    "SGLang: chat stream, thought in reasoning_content, nulls beside it",
     "DeepSeek API: chat stream, comments, usage with the finish reason",
     "Ollama: chat stream, thought in reasoning",
     (

@@ -12,6 +12,7 @@ RUN_FIELD, TEXT_FIELD, TAG_FIELD, SIGNALS_FIELD = "suffice_run", "suffice_text",
 MOST_CHARS = 256  # of a run's name, and of the text that ends its thought
 MOST_RUNS = 4_096  # remembered: a preempted run comes back, and nothing says which runs do not
 MOST_READINGS = 1_024  # of one run
+MOST_WAIT_TOKENS = 32  # for the line to end: a thought that is cut in the middle of a number ends in another answer
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -29,27 +30,31 @@ class Reading:
 class Run:
     name: str
     forced: tuple[int, ...]  # tokens that end the thought, its closing tag last
+    bare: tuple[int, ...]  # the same for a thought that has just ended a line, without the text's own line end
     tag: tuple[int, ...]  # the closing tag alone, by which the model ends the thought itself
     wants_signals: bool = False
     is_told: bool = False
     is_over: bool = False  # the thought has ended, or the forced text is complete
+    told_at: int | None = None  # tokens generated when the engine first saw that it is to end; None: not yet
     start: int | None = None  # tokens generated before the first forced one; None: not begun
     readings: list[Reading] = field(default_factory=list)
 
-    def next_forced(self, n_generated: int, output: Callable[[], Sequence[int]]) -> int | None:
-        """Return the token that the run must write now; None: whatever the model chooses.
+    def next_forced(
+        self, n_generated: int, output: Callable[[], Sequence[int]], ends_line: Callable[[int], bool]
+    ) -> int | None:
+        """Return the token that the run must write now; None: whatever the model chooses, also up to the line's end.
 
         The place in the text follows from the number of tokens, so a step that is computed twice, as after a
         preemption or in a prompt that is read in parts, forces the same token.
 
-        output  the tokens generated so far; called only when the forcing begins
+        output     the tokens generated so far; called only until the forcing begins
+        ends_line  whether a token ends a line
         """
         if not self.is_told or self.is_over:
             return None
         if self.start is None or n_generated < self.start:
-            self.start = self._place_in(output())
+            self.start = self._place_in(output(), ends_line)
             if self.start is None:
-                self.is_over = True  # the model was faster
                 return None
         place = n_generated - self.start
         if place >= len(self.forced):
@@ -57,14 +62,21 @@ class Run:
             return None
         return self.forced[place]
 
-    def _place_in(self, output: Sequence[int]) -> int | None:
-        """Return where the forced text begins; None if the model has written the tag itself."""
+    def _place_in(self, output: Sequence[int], ends_line: Callable[[int], bool]) -> int | None:
+        """Return where the forced text begins; None if not here, or if the model has written the tag itself."""
+        self.told_at = len(output) if self.told_at is None else self.told_at
         if _holds(output, self.tag):
+            self.is_over = True  # the model was faster
             return None
         begun = next((n for n in range(len(self.tag) - 1, 0, -1) if tuple(output[-n:]) == self.tag[:n]), 0)
         if begun:  # it has just begun to write the tag: complete it, and write nothing before it
             self.forced = self.tag
-        return len(output) - begun
+            return len(output) - begun
+        if output and ends_line(output[-1]):
+            self.forced = self.bare
+        elif len(output) < self.told_at + MOST_WAIT_TOKENS:
+            return None
+        return len(output)
 
 
 def _holds(tokens: Sequence[int], part: tuple[int, ...]) -> bool:
@@ -91,6 +103,7 @@ class RunTable:
             run = Run(
                 name=name,
                 forced=tuple(self._encode(text)),
+                bare=tuple(self._encode(text.lstrip("\n") or tag)),
                 tag=tuple(self._encode(tag)),
                 wants_signals=bool(arguments.get(SIGNALS_FIELD)),
             )

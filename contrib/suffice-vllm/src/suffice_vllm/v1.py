@@ -46,7 +46,7 @@ class EndThoughtV1(LogitsProcessor):
         for row, (run, reader, output) in self._rows.items():
             if run.wants_signals and not run.is_over:
                 reader.read(logits[row], output, self._ends_line)
-            token = run.next_forced(len(output), lambda output=output: output)  # type: ignore[misc]
+            token = run.next_forced(len(output), lambda output=output: output, self._ends_line)  # type: ignore[misc]
             if token is not None:
                 logits[row] = float("-inf")
                 logits[row, token] = 0.0

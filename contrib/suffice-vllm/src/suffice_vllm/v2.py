@@ -5,12 +5,13 @@ Written against the interface of vLLM 0.32 and tested against a stand-in for it;
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
 from suffice_vllm.runs import Run, check_arguments
-from suffice_vllm.worker import open_table
+from suffice_vllm.worker import LineEnds, open_table
 
 
 class EndThoughtV2(LogitsProcessor):
@@ -19,7 +20,8 @@ class EndThoughtV2(LogitsProcessor):
         check_arguments(sampling_params.extra_args, sampling_params.n)
 
     def __init__(self, vllm_config: Any, req_states: LogitsProcRequestState) -> None:
-        self._table, _ = open_table(vllm_config)
+        self._table, tokenizer = open_table(vllm_config)
+        self._ends_line = LineEnds(tokenizer)
         self._states = req_states
         self._runs: dict[int, Run] = {}  # by the slot of their request
 
@@ -39,14 +41,14 @@ class EndThoughtV2(LogitsProcessor):
                 continue
             n_prompt = int(self._states.prompt_len.np[slot])
             n_generated = int(ctx.seq_lens_upper_bound_np[row]) - n_prompt
-            token = run.next_forced(n_generated, lambda slot=slot, n=n_prompt: self._output(int(slot), n))  # type: ignore[misc]
+            token = run.next_forced(n_generated, partial(self._output, int(slot), n_prompt), self._ends_line)
             if token is not None:
                 logits[row] = float("-inf")
                 logits[row, token] = 0.0
         return logits
 
     def _output(self, slot: int, n_prompt: int) -> list[int]:
-        """Copy a run's output from the device, which waits for it: once for each thought that is ended."""
+        """Copy a run's output from the device, which waits for it: from the stop to the end of the line."""
         n_total = int(self._states.total_len.gpu[slot])
         tokens: list[int] = self._states.all_token_ids.gpu[slot, n_prompt:n_total].tolist()
         return tokens
