@@ -47,6 +47,8 @@ RECORDS = tuple(name for name in ALL if name.startswith(("tool", "400", "401", "
 CLIENTS: tuple[Client, ...] = (
     Client(name="openai-python", environment="openai-python", distribution="openai", program="openai_python"),
     Client(name="openai-python-events", environment="openai-python", distribution="openai", program="openai_events"),
+    Client(name="openai-responses", environment="openai-python", distribution="openai", program="openai_responses"),
+    Client(name="anthropic", environment="anthropic", distribution="anthropic", program="anthropic_messages"),
     Client(name="langchain", environment="langchain", distribution="langchain-openai", program="langchain"),
     Client(
         name="llama-index",
@@ -95,5 +97,33 @@ CLIENTS: tuple[Client, ...] = (
         program="openai_node.mjs",
         runtime="node",
     ),
+    Client(
+        name="openai-node-responses",
+        environment="node",
+        distribution="openai",
+        program="openai_responses.mjs",
+        runtime="node",
+    ),
+    Client(
+        name="anthropic-node",
+        environment="node",
+        distribution="@anthropic-ai/sdk",
+        program="anthropic_node.mjs",
+        runtime="node",
+    ),
     Client(name="ai-sdk", environment="node", distribution="ai", program="ai_sdk.mjs", runtime="node"),
+    Client(
+        name="ai-sdk-responses",
+        environment="node",
+        distribution="@ai-sdk/openai",
+        program="ai_sdk_responses.mjs",
+        runtime="node",
+    ),
+    Client(
+        name="ai-sdk-messages",
+        environment="node",
+        distribution="@ai-sdk/anthropic",
+        program="ai_sdk_messages.mjs",
+        runtime="node",
+    ),
 )

@@ -91,7 +91,7 @@ def _tool_reply(seen: FakeRequest) -> Reply:
     if any(isinstance(m, Mapping) and m.get("role") == "tool" for m in seen.messages):
         return PLAIN
     tools = seen.body.get("tools") or [{}]
-    name = str(tools[0].get("function", {}).get("name", "keep"))
+    name = str(tools[0].get("function", tools[0]).get("name", "keep"))
     call = ToolCall(id="call_1", name=name, arguments=('{"value"', ": 4", "08}"))
     return Reply(reasoning=cut("I keep it."), answer=(), tool_calls=(call,))
 

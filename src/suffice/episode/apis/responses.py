@@ -176,8 +176,8 @@ class ResponsesEvents(NativeEvents):
             part |= {"annotations": [], "logprobs": []} if last.kind == "text" else {}
             last.fields = last.fields | {"content": [part]}
             done = {"content_index": 0, "text": last.text} | ({"logprobs": []} if last.kind == "text" else {})
-            frames.append(self._event(f"response.{part_kind}.done", **done))
-            if self._has_part:
+            if self._has_part:  # an engine that opens none, ends none
+                frames.append(self._event(f"response.{part_kind}.done", **done))
                 frames.append(self._event("response.content_part.done", content_index=0, part=part))
         last.fields = last.fields | {"status": "completed"}
         frames.append(self._item_event("response.output_item.done", last))
