@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import pwd
 import shutil
 import socket
 import subprocess
@@ -208,14 +209,16 @@ def pooled(store: Store) -> Iterator[Store]:
     host = options.get("host", [parts.hostname or "127.0.0.1"])[0]
     server_port = options.get("port", [str(parts.port or 5432)])[0]
     owner = Path(host).owner() if host.startswith("/") else "nobody"  # a server refuses to run as root
+    group = str(pwd.getpwnam(owner).pw_gid)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="pooler"))  # which another user can read
-    (folder / "users.txt").write_text('"postgres" ""\n')
+    user = parts.username or "postgres"
+    (folder / "users.txt").write_text(f'"{user}" ""\n')
     (folder / "pooler.ini").write_text(f"""
 [databases]
-* = host={host} port={server_port} user=postgres
+* = host={host} port={server_port} user={user}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -228,14 +231,14 @@ default_pool_size = 2
     for file in (folder, folder / "users.txt", folder / "pooler.ini"):
         file.chmod(0o755)
     with subprocess.Popen(
-        ["setpriv", "--reuid", owner, "--regid", owner, "--clear-groups", pooler, str(folder / "pooler.ini")]
+        ["setpriv", "--reuid", owner, "--regid", group, "--clear-groups", pooler, str(folder / "pooler.ini")]
     ) as process:
         try:
             for _ in range(100):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                     break
                 time.sleep(0.05)
-            yield Store(url=f"postgresql://postgres@127.0.0.1:{port}{parts.path}", schema_name=store.schema_name)
+            yield Store(url=f"postgresql://{user}@127.0.0.1:{port}{parts.path}", schema_name=store.schema_name)
         finally:
             process.kill()  # asked to end, it would wait for its clients
             shutil.rmtree(folder)
