@@ -27,6 +27,7 @@ EXAMPLES = {
     "iterative_rag": None,
     "self_revision": None,
     "tool_agent": None,
+    "gateway_agent": None,
     "langgraph_rag": "langgraph",
     "dspy_rag": "dspy",
     "pydantic_ai_agent": "pydantic-ai",

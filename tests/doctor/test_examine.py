@@ -11,13 +11,15 @@ import pytest
 
 from suffice.doctor.examine import recommend
 from suffice.doctor.experiments import EXPERIMENTS, cancel
-from suffice.settings import parse_settings
+from suffice.doctor.session import ServerSession
+from suffice.settings import ModelFacts, Upstream, parse_settings
 from suffice.types import Finding, Findings
+from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS, allows_probes, honoured, url_key
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour, cut
 from suffice_testing.chain import SumsModel
-from suffice_testing.reply import AnswerTokens, Fault
-from tests.doctor.server import evidence, examine_fake, model, open_session, verdicts
+from suffice_testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Fault
+from tests.doctor.server import THOUGHT, evidence, examine_fake, model, open_session, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}
 
@@ -190,3 +192,32 @@ async def test_a_budget_is_not_honoured_if_the_answer_is_the_rest_of_the_thought
     async with FakeUpstream(cut_short, ServerBehaviour(dialect="vllm")) as fake:
         findings = await examine_fake(fake, driver="vllm")
     assert verdicts(findings)["native_budget"] == verdict, evidence(findings, "native_budget")
+
+
+LENGTHS = {"none": 0, "minimal": 5, "low": 10, "medium": 20, "high": 40}
+
+
+@pytest.mark.parametrize(
+    ("obeys", "refuses", "verdict", "said"),
+    [
+        (True, (), "yes", "takes none, minimal, low, medium, high; 0 tokens of thought at none, 40 at high"),
+        (True, ("none", "minimal"), "yes", "takes low, medium, high; refuses none (400"),
+        (False, ("none",), "ignored", "40 tokens of thought at minimal, 40 at high"),
+        (False, tuple(LENGTHS), "no", "takes no level; refuses none (400"),
+    ],
+)
+async def test_an_effort_is_taken_refused_or_ignored(
+    obeys: bool, refuses: tuple[str, ...], verdict: str, said: str
+) -> None:
+    def think(seen: FakeRequest) -> Reply:
+        level = str(seen.body.get("reasoning_effort"))
+        if level in refuses:
+            raise FakeRefusal(f"unsupported value {level!r}")
+        return Reply(reasoning=THOUGHT[: LENGTHS[level] if obeys else 40], answer=("180",))
+
+    facts = ModelFacts(efforts=("none", "minimal", "low", "medium", "high"))
+    async with FakeUpstream(think, ServerBehaviour(dialect="openai")) as fake:
+        upstream = Upstream(url=fake.url, models={"fake": facts})
+        async with UpstreamClient("up", upstream, None) as client:
+            result = await EXPERIMENTS["effort"][1](ServerSession(client, model="fake", timeout_s=30.0))
+    assert (result.verdict, said in result.evidence) == (verdict, True), result.evidence

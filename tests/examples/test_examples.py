@@ -105,6 +105,16 @@ def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: int) -> 
         assert found["full"][0] >= 50.0
 
 
+@pytest.mark.slow
+def test_the_agent_behind_the_gateway_saves_and_does_its_tasks() -> None:
+    printed = run("gateway_agent", "", "--questions", "1")
+    figures = re.findall(r"^  (full|gateway|and loop) +tasks done (\d) of 1, ([\d.]+) tokens", printed, re.MULTILINE)
+    assert [(name, done) for name, done, _ in figures] == [("full", "1"), ("gateway", "1"), ("and loop", "1")]
+    full, gateway, both = (float(tokens) for *_, tokens in figures)
+    assert both < full
+    assert gateway < full
+
+
 def test_the_questions_have_one_answer_each_and_the_index_finds_the_way_to_it(example: type) -> None:
     corpus, rag, bm25 = example("corpus"), example("iterative_rag"), example("bm25")
     index, asked = bm25.Index(corpus.corpus()), corpus.questions(24)
