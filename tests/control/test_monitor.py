@@ -24,6 +24,7 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
+from suffice.store.database import views
 from suffice.store.database.views import job_history, newest_event, newest_events, open_reader, read_events
 from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
@@ -134,6 +135,25 @@ def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on
     assert outlook is not None
     assert outlook.whole is not None
     assert (outlook.at, outlook.since, outlook.whole.n_runs) == (400, 250, 150)
+
+
+def test_a_new_worker_counts_from_the_last_look_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_worker(settings_for(folder)) as here:
+        looked(here)
+    fill(folder, traffic(7, first=9_000))
+    look, counted = newest_event(folder / "log.db", RouteForecast, route="r"), list[int]()
+    requests_since = views.requests_since
+
+    def counting(log: views.LogReader, route: str, seq: int) -> int:
+        counted.append(seq)
+        return requests_since(log, route, seq)
+
+    monkeypatch.setattr(views, "requests_since", counting)
+    monkeypatch.setattr("suffice.control.jobs.base.LOOK_BACK", 20)
+    with open_worker(settings_for(folder)) as here:
+        assert only(here).at == 407
+    assert look is not None
+    assert min(counted) > look.seq / 2, "not from the beginning of the epoch"
 
 
 def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise(folder: Path) -> None:

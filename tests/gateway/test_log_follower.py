@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from contextlib import closing
@@ -19,6 +20,8 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Settings
 from suffice.store.database.location import log_location
+from suffice.store.database.log import EventQueue
+from suffice.store.database.views import open_reader, read_news
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring.routes import build_route
@@ -26,6 +29,7 @@ from suffice.wiring.worker import open_decisions
 from suffice_testing import Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post, settings_for
+from tests.postgres import empty_log
 from tests.stalls import StallMeter
 
 # P(as good) rises with the streak: level 1 stops after five equal answers, level 2 after three.
@@ -251,6 +255,35 @@ async def test_a_decision_that_cannot_be_read_leaves_everything_as_it_is(serve: 
                 await asyncio.sleep(0.01)
         assert g.gateway.deployment.routes[0].certified
         assert await drawn(g) == 3
+
+
+@pytest.mark.parametrize("on_a_server", [False, True], ids=["sqlite", "postgresql"])
+async def test_a_promotion_is_seen_within_two_seconds_and_a_pause_within_one(serve: Serve, on_a_server: bool) -> None:
+    """Though nobody tells the gateway; its own requests are not read again, those of others are."""
+    with empty_log() if on_a_server else contextlib.nullcontext() as made:
+        store = {} if made is None else {"url": made.url, "schema_name": made.schema_name}
+        async with serve(FOUR, route=ROUTE, store=store) as g:
+            told, took_s = g.gateway.settings, list[float]()
+            for events in (
+                (began(), published(told, 2)),
+                (Pause(route="r", number=1, cause="person", reason="x", author="ann"),),
+            ):
+                before = g.gateway.deployment.routes
+                await asyncio.to_thread(write, told, *events)
+                began_s = time.monotonic()
+                async with asyncio.timeout(30):
+                    while g.gateway.deployment.routes is before:  # noqa: ASYNC110 - there is no event
+                        await asyncio.sleep(0.005)
+                took_s.append(time.monotonic() - began_s)
+            assert took_s[0] < 2.0
+            assert took_s[1] < 1.0
+            assert await drawn(g) == 8
+            await asyncio.to_thread(g.gateway.log.drain)
+            owner = g.gateway.log.owner if isinstance(g.gateway.log, EventQueue) else 0
+            with open_reader(log_location(told.store)) as reader:
+                units = [len(read_news(reader, 0, most=99, owner=one).deliveries) for one in (owner, 0)]
+            assert owner
+            assert units == [0, 1]
 
 
 LOOP = {"kind": "rounds", "scorer": "number", "mode": "enforce", "audit_share": 0.0}

@@ -343,6 +343,7 @@ class RouteForecast:
     fit: str = ""  # address of its version
     grades: tuple[ForecastGrade, ...] = ()  # of earlier forecasts, given at this look
     records: tuple[TrackRecord, ...] = ()  # all grades so far
+    seq: int = 0  # place in the log up to which it read; 0: an earlier version wrote it
 
     @property
     def whole(self) -> Account | None:

@@ -228,6 +228,7 @@ class RouteWatch:
             fit=forecaster.fit,
             grades=seen.grades,
             records=tuple(forecaster.records.values()),
+            seq=self.seq,
         )
         new = [
             Alert(
@@ -263,9 +264,11 @@ class Monitor(FoldJob[RouteWatch]):
         """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""
         log, held = here.log, read_decided(here.log).of(name)
         begin, n = since(name, held, log), 0
-        if held.epoch is not None:
-            n_epoch = views.requests_since(log, name, held.epoch.since_seq)
-            n = held.epoch.at + n_epoch - views.requests_since(log, name, begin)
+        looks = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)[::-1]
+        last = looks[-1] if looks and looks[-1].epoch == held.n_epochs else None
+        if held.epoch is not None:  # counted from the last look on: an epoch may have millions of requests
+            at, seq = (held.epoch.at, held.epoch.since_seq) if last is None or not last.seq else (last.at, last.seq)
+            n = at + views.requests_since(log, name, seq) - views.requests_since(log, name, begin)
         watch = RouteWatch(
             name=name,
             settings=self.settings,
@@ -277,10 +280,9 @@ class Monitor(FoldJob[RouteWatch]):
             seq=begin,
             made=held.publication,
         )
-        looks = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)[::-1]
         watch.forecaster.restore(looks, views.newest_event(log, ForecastAction, route=name), held.alarm)
-        if looks and looks[-1].epoch == held.n_epochs:
-            watch.looked_at = looks[-1].at
+        if last is not None:
+            watch.looked_at = last.at
         return watch
 
     def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
