@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode
-from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought, ToolCall, cut
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought, ServerBehaviour, ToolCall, cut
 from tests.gateway_process import GatewayProcess
 
 Mode = Literal["off", "observe", "enforce"]
@@ -169,7 +169,8 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
 def staged(folder: Path, answerer: Callable[[FakeRequest], Reply] = says) -> Iterator[Stage]:
     """Start both, and end both. Raises RuntimeError when the gateway does not come up."""
     with (
-        FakeUpstream.in_thread(answerer) as fake,
+        # The AI SDK refuses llama.cpp's own stream of Responses, directly too: it does not say what it describes.
+        FakeUpstream.in_thread(answerer, ServerBehaviour(numbers_events=True)) as fake,
         GatewayProcess.serving(folder, settings(fake.url, folder / "log.db")) as gateway,
     ):
         yield Stage(fake=fake, gateway_url=gateway.url, database=folder / "log.db", config=folder / "suffice.toml")

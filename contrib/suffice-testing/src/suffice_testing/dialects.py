@@ -35,6 +35,7 @@ class ServerBehaviour:
     paths: Mapping[str, Script] = field(default_factory=dict)  # by "METHOD /path" without /v1: endpoints of other APIs
     slots: int | None = None  # completions generated at once, others wait; None: no limit
     opens_thought: bool = True  # the chat template writes the opening tag of the thought
+    numbers_events: bool = False  # llama.cpp's stream of Responses is whole and numbered, as other engines write it
     prefill_echo: bool = False  # the reply to a continued assistant message begins with that message's text
     prefix_cache: bool = False  # prompts that begin like an earlier one report cached tokens
     ignores: tuple[str, ...] = ()  # request fields that are accepted without effect

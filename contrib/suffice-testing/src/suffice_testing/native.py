@@ -63,6 +63,10 @@ class MessagesShape(NativeShape):
     end_mark = _encode({"type": "message_stop"})
 
     @staticmethod
+    def error_body(message: str, code: str) -> bytes:  # noqa: ARG004
+        return encode_json({"type": "error", "error": {"type": "api_error", "message": message}})
+
+    @staticmethod
     def error_frame(message: str, type: str = "api_error", code: str | None = "died") -> bytes:  # noqa: A002, ARG004
         return _encode({"type": "error", "error": {"type": type, "message": message}})
 
@@ -144,6 +148,7 @@ class ResponsesShape(NativeShape):
     def __init__(self, seen: FakeCall, reply: Reply, server: ServerBehaviour, completion_id: str) -> None:
         super().__init__(seen, reply, server, completion_id)
         self._id = f"resp_fake{seen.request.nth}"
+        self._llama = self._llama and not server.numbers_events
         self._n_events = 0
         self._texts: list[str] = []
 

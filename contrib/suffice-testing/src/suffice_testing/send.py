@@ -124,6 +124,10 @@ class ReplyShape:
     encode = staticmethod(encode_frame)
     error_frame = staticmethod(error_frame)
 
+    @staticmethod
+    def error_body(message: str, code: str) -> bytes:
+        return error_body(message, code=code)
+
     def __init__(self, seen: FakeCall, reply: Reply, server: ServerBehaviour, completion_id: str) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
         self.headers = reply.headers

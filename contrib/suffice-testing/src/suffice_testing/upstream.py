@@ -283,7 +283,8 @@ class FakeUpstream:
         await asyncio.sleep(fault.header_delay_s)
         if fault.status is not None:
             message = f"fake upstream: answers {fault.status} as configured"
-            body = fault.status_body or error_body(message, code="fake_status")
+            written = SHAPES.get(request.path, ReplyShape).error_body(message, "fake_status")
+            body = fault.status_body or written
             await out.whole(fault.status, {**_JSON, **fault.status_headers}, body)
             return
         if fault.html:

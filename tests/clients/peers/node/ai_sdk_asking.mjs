@@ -23,7 +23,7 @@ export const askWith = (provide) => async (asked, seen) => {
   if (!asked.stream) {
     const whole = await generateText(call);
     seen.text = whole.text;
-    seen.reasoning = whole.reasoningText ?? null;
+    seen.reasoning = whole.reasoningText || null;
     seen.finish = whole.finishReason;
     seen.usage = count(whole.usage);
     seen.tools = whole.toolCalls.map((made) => ({ name: made.toolName, arguments: made.input }));
