@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,3 +168,57 @@ async def test_a_vote_on_calls_delivers_the_winner(serve: Serve, stream: bool) -
         assert (call["id"], json.loads(call["function"]["arguments"])["b"]) == ("c1", 4)
         assert answer.finish == "tool_calls"
         assert (await g.outcome()).answer == 'tool_calls: [{"arguments":{"a":2,"b":4},"name":"add"}]'
+
+
+# ---- a cap on all tokens that the thought alone would use up
+
+
+def is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+async def valid_under_caps(
+    serve: Serve, n: int, finish: tuple[str, ...] = ("prefill",), **route: Any
+) -> tuple[int, int]:
+    """Return how many of `n` replies under a schema are valid, and how many hold no more tokens than the cap."""
+    valid = kept = 0
+
+    def says(asked: Any) -> Reply:
+        draw = random.Random(asked.text.partition(":")[0])
+        thought = tuple(token for _ in range(draw.randrange(5, 60)) for token in draw.choice(STEPS).split())
+        return Reply(reasoning=thought, answer_after=json_after, answer=json_after("").tokens, delay_s=0.001)
+
+    draw, upstream = random.Random(7), {"slots": 8, "finish": list(finish)}
+    async with serve(says, upstream=upstream, route=enforcing(policy={"policy": "never"}, **route)) as g:
+        for number in range(n):
+            cap = draw.randrange(40, 100)
+            answer = await g.ask(chat(f"{number}: {draw.random()}", max_tokens=cap, stream=number % 2 == 0, **SCHEMA))
+            valid += is_json(answer.text)
+            kept += len(answer.text) > 0 and answer.finish == "stop"
+    return valid, kept
+
+
+@pytest.mark.parametrize("finish", [("native", "prefill"), ("prefill",)], ids=["native", "prefill"])
+async def test_a_thought_is_closed_in_time_for_an_answer_under_a_schema(serve: Serve, finish: tuple[str, ...]) -> None:
+    n = 60
+    assert await valid_under_caps(serve, n, finish, finish_unclosed=True, probe={"formed_tokens": 20}) == (n, n)
+
+
+async def test_without_the_setting_such_answers_are_missing(serve: Serve) -> None:
+    valid, _ = await valid_under_caps(serve, 40)
+    assert valid < 30
+
+
+@pytest.mark.parametrize("audit_share", [0.0, 1.0], ids=["run", "audit"])
+async def test_a_thought_that_is_closed_in_time_is_no_stop(serve: Serve, audit_share: float) -> None:
+    route = enforcing(finish_unclosed=True, policy={"policy": "never"}, audit_share=audit_share)
+    async with serve(SHAPED, upstream={"finish": ["prefill"], "slots": 3}, route=route) as g:
+        answer = await g.ask(chat(max_tokens=20, **SCHEMA))
+        assert is_json(answer.text)
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.end_reason, outcome.unclosed) == (False, "done", False)
+        assert outcome.finish_method == "prefill"
+        assert outcome.answer is not None

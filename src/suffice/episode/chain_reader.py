@@ -261,6 +261,22 @@ def _overlap(text: str, tag: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
 
 
+# Tags that models write calls between, in their thoughts too: Hermes and Qwen, Llama and GLM, Kimi, DeepSeek.
+_CALL_TAGS = (
+    ("<tool_call>", "</tool_call>"),
+    ("<function=", "</function>"),
+    ("<|tool_call_begin|>", "<|tool_call_end|>"),
+    ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+)
+
+
+def _opens_call(thought: str) -> bool:
+    return any(
+        thought.rfind(opening) > thought.rfind(closing) or _overlap(thought, opening) > 0
+        for opening, closing in _CALL_TAGS
+    )
+
+
 class CheckpointFilter(Protocol):
     """See `episode.proposer.CheckpointGate`. Both methods return the step that is complete, if any."""
 
@@ -310,6 +326,7 @@ class ChainReader:
         self.account, self.ledger, self.budget = account, ledger, budget
         self.state = StreamState()
         self.close_tag = tags[1]
+        self.close_at_tokens: int | None = None  # generated, after which an open thought is closed; None: never
         self._segmenter, self._scorer, self._gate = segmenter, scorer, gate
         self._think = ThinkTag(*tags, opened=opened)
         self._has_stopped_reading = False
@@ -327,6 +344,17 @@ class ChainReader:
         if self.state.phase == "answering" or self.state.ended:
             return False
         return not any(self._tail.endswith(self.close_tag[:n]) for n in range(1, len(self.close_tag)))
+
+    @property
+    def must_close(self) -> bool:
+        limit = self.close_at_tokens
+        if limit is None or self.account.received_tokens < limit or self.state.phase != "thinking":
+            return False
+        return self.is_in_thought and not _opens_call(self.thought)
+
+    def cuts_call(self, step: int) -> bool:
+        """Return whether the thought holds the beginning of a tool call, at the end of a step or now."""
+        return any(_opens_call(text) for text in (self.thought_at(step)[0], self.thought))
 
     @property
     def is_over_budget(self) -> bool:

@@ -45,6 +45,7 @@ class StopTransition:
     route: Route  # its settings
     monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
+    _is_stop: bool = True  # False: the thought would leave no room for an answer
     _n_thought_chars: int = 0  # of the thought that the continuation sees
     _overlaps: bool = False  # the original runs on beside the continuation that is being opened
 
@@ -55,11 +56,15 @@ class StopTransition:
     @property
     def _original_has_closed(self) -> bool:
         """Whether the original closed its thought by itself while it was held back."""
-        return self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
+        is_over = self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
+        return is_over and not self.ledger.reply.unclosed  # the cap may have ended it inside its thought
 
-    async def carry_out(self, thought: str, thought_tokens: int) -> None:
-        """Close the thought after `thought` and deliver the answer; the original goes on if all methods fail."""
-        self._n_thought_chars = len(thought)
+    async def carry_out(self, thought: str, thought_tokens: int, *, is_stop: bool = True) -> None:
+        """Close the thought after `thought` and deliver the answer; the original goes on if all methods fail.
+
+        is_stop  a policy stopped the run; otherwise only the cap on its tokens is near
+        """
+        self._is_stop, self._n_thought_chars = is_stop, len(thought)
         for method in self.continuer.methods:
             if not self.relay.reader.is_in_thought:
                 break  # the answer began during preparation: too late to stop
@@ -94,7 +99,8 @@ class StopTransition:
 
     def _note_stop(self, method: FinishMethod, start_s: float) -> None:
         stop = self.ledger.stop
-        stop.acted, stop.finish_method, stop.handover_ms = True, method, (self.monotonic_s() - start_s) * 1e3
+        stop.acted, stop.finish_method = self._is_stop, method
+        stop.handover_ms = (self.monotonic_s() - start_s) * 1e3
         if self.ledger.trace is not None:
             self.ledger.trace.note("suffice.stop_transition", method=method, pause_ms=round(stop.handover_ms))
 
@@ -121,6 +127,7 @@ class StopTransition:
                 await relay.release()
                 return False
             relay.abandon()
+            self.ledger.reply.unclosed, relay.own_end.kept = False, None
             self._note_stop(method, start_s)
             try:
                 await self._deliver(reply)
@@ -224,7 +231,8 @@ class StopTransition:
     def _tokens_left(self) -> int | None:
         if self.max_tokens is None:
             return None
-        return max(1, self.max_tokens - self.relay.reader.account.received_tokens)
+        reserve = 1 if self._is_stop else min(self.continuer.probe.max_tokens, self.max_tokens // 2)
+        return max(reserve, self.max_tokens - self.relay.reader.account.received_tokens)
 
     async def _discard_last(self, stack: AsyncExitStack) -> None:
         await stack.aclose()

@@ -131,7 +131,8 @@ class StreamRelay:
         held, self._held, self.held_bytes = self._held or [], None, 0
         if held:
             await self.delivery.frames(held)
-        if self.reader.state.ended and self.reader.state.finish_reason is not None:
+        is_over = self.reader.state.ended and self.reader.state.finish_reason is not None
+        if is_over and self.own_end.kept is None:
             await self.delivery.end()
 
     def abandon(self) -> None:
@@ -186,7 +187,7 @@ class StreamRelay:
                     await self.delivery.frames((sent,))
                 elif at < len(data) or not data:
                     await self._relay(data, at, [sent] if at > passed else [], points)
-                if points or self.reader.state.ended or not to_step:
+                if points or self.reader.state.ended or not to_step or self.reader.must_close:
                     return points
         except UpstreamError as error:
             self.failure, self.reader.state.ended = error, True
@@ -205,7 +206,7 @@ class StreamRelay:
             return False
         self.events.note_repeated(texts)
         self.reader.fold_repeated(pattern.field, texts, self._points)
-        if not self._points:
+        if not self._points and not self.reader.must_close:
             return True
         self._n_passed = end
         return False
@@ -425,6 +426,8 @@ class ReasoningRun:
         try:
             # A probe already sent is paid for, so it may finish; the client no longer waits for it.
             while not state.ended or probing or (self._drain and waiting):
+                if self.reader.must_close:
+                    break
                 if probing is None and waiting and (self._drain or not state.ended):
                     point = waiting.popleft()
                     probing = self._begin_probe(point)

@@ -211,6 +211,19 @@ class GovernedRequest:
         return cap if isinstance(cap, int) and cap > 0 else None
 
     @property
+    def forces_answers(self) -> bool:
+        """Whether a run that would end inside its thought gets an answer; stop words may have ended it on purpose."""
+        wants = self.route.acts and self.route.settings.finish_unclosed and not self.gw.deployment.kill.on
+        return wants and not has_field(self.parsed.chat, "stop")
+
+    def answer_reserve(self, continuer: Continuer) -> int | None:
+        """Return after how many tokens a thought is closed, so that the cap leaves room for a call or JSON."""
+        cap = self.max_tokens
+        if cap is None or not self.forces_answers or not continuer.methods or self.ledger.request.form == "text":
+            return None
+        return cap - min(continuer.probe.max_tokens, cap // 2)
+
+    @property
     def upstream_body(self) -> dict[str, Any]:
         """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
         body = self.parsed.body | {"stream": True}
@@ -270,7 +283,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             ledger.record_step(step, signals, decision)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
-            return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
+            can_cut = reader.is_in_thought and not reader.cuts_call(step.index)
+            return job.may_act and bool(continuer.methods) and can_cut and not reader.leaves_stop_to_engine
 
         transition = StopTransition(
             relay=relay,
@@ -285,7 +299,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
         run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
         # In audits too: their clients get the same as those of any run that goes to its end.
-        relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
+        relay.own_end.wanted = job.forces_answers
+        reader.close_at_tokens = job.answer_reserve(continuer)
         stop = await run_episode(run.steps(), policy.observe, policy, record)
         reader.note_ignored_effort()
         if stop is not None:
@@ -295,6 +310,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             estimate_saved(gw, ledger, stop.tokens_used)
             await transition.carry_out(*reader.thought_at(stop.step))
             return
+        if reader.must_close:
+            await transition.carry_out(reader.thought, reader.account.reasoning_tokens, is_stop=False)
         if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
             forced = transition.finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
             await (forced or relay.own_end.deliver(relay.delivery))
