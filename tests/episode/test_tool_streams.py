@@ -92,7 +92,7 @@ async def follow(field: str, draw: random.Random) -> int:
         points = await run.relay.advance()
         last_step = points[-1].index if points else last_step
         assert raw.startswith(client.raw)
-        if not last_step or not run.reader.is_in_thought or run.reader.cuts_call(last_step):
+        if not last_step or not run.reader.can_cut_at(last_step):
             continue
         n_stoppable += 1
         assert not has_more_than_thought(client, field)

@@ -352,9 +352,13 @@ class ChainReader:
             return False
         return self.is_in_thought and not _opens_call(self.thought)
 
-    def cuts_call(self, step: int) -> bool:
-        """Return whether the thought holds the beginning of a tool call, at the end of a step or now."""
-        return any(_opens_call(text) for text in (self.thought_at(step)[0], self.thought))
+    def can_cut_at(self, step: int) -> bool:
+        """Return whether the thought is open and holds no beginning of a call, neither at the end of a step nor now."""
+        return self.is_in_thought and not any(_opens_call(text) for text in (self.thought_at(step)[0], self.thought))
+
+    def note_exceeded_budget(self) -> None:
+        if self.is_over_budget:
+            self.ledger.fail_open("budget")  # the engine did not enforce it
 
     @property
     def is_over_budget(self) -> bool:

@@ -21,7 +21,7 @@ from suffice.types import Step
 from suffice.upstream.assemble import LIMIT_BYTES, Assembler, calls_of
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.drivers import CHAT_PATH
-from suffice.upstream.wire import Choice, encode_json, logprobs_of, reasoning_of
+from suffice.upstream.wire import REASONING_FIELDS, Choice, encode_frame, encode_json, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 
@@ -196,3 +196,31 @@ def completion_text(body: Mapping[str, Any]) -> str:
         return str(body["choices"][0]["message"].get("content") or "")
     except (KeyError, IndexError, TypeError, AttributeError):
         return ""
+
+
+def _streamed(name: str, value: Any) -> Any:
+    """Return a message's field as a delta has it: calls are numbered."""
+    return [{"index": n, **call} for n, call in enumerate(value)] if name == "tool_calls" else value
+
+
+def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
+    """Return a completion as the events of a stream."""
+    head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
+    head["object"] = "chat.completion.chunk"
+    choice = body["choices"][0]
+    message = dict(choice["message"])
+    # The thought precedes the answer: clients may show parts in the order of arrival.
+    parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
+    deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
+    deltas += [{k: _streamed(k, v)} for k, v in parts if k != "role" and v not in (None, "")]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    if "logprobs" in choice:
+        choices[-1]["logprobs"] = choice["logprobs"]
+    frames = [head | {"choices": [one]} for one in choices]
+    last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    if "suffice" in body:
+        last["suffice"] = body["suffice"]
+    frames.append(last)
+    if wants_usage:
+        frames.append(head | {"choices": [], "usage": body.get("usage")})
+    return [encode_frame(f) for f in frames]

@@ -163,7 +163,10 @@ class StopTransition:
             return None
 
     async def finish_unclosed(self, max_tokens: int | None) -> None:
-        """Answer a run that ended inside its thought; deliver its own end if that fails."""
+        """Answer a run that ended inside its thought; deliver its own end if it closed it, or if that fails."""
+        if not self.ledger.reply.unclosed:
+            await self.relay.own_end.deliver(self.relay.delivery)
+            return
         relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
         self._n_thought_chars = len(relay.reader.thought)
         method = next((way for way in self.continuer.methods if way != "native"), None)

@@ -14,7 +14,7 @@ from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paire
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate, Proposer
-from suffice.episode.samples import SampleRun, sample_refusal
+from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
@@ -44,7 +44,7 @@ from suffice.upstream.drivers import (
     thinking_is_off,
 )
 from suffice.upstream.reply_form import has_field, reply_form
-from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_frame, encode_json
+from suffice.upstream.wire import DONE, encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
 
@@ -274,8 +274,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     fields, events = _reasoning_fields(job, continuer), job.events
     if job.reads_end_of_thought:
         fields = fields.with_logprobs(LISTED_TOKENS)
-    cost = _stop_cost(job, continuer)
-    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
+    needs, cost = job.route.needs, _stop_cost(job, continuer)
+    policy = GuardedPolicy(job.route.policy, needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
         reader = relay.reader
 
@@ -283,8 +283,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             ledger.record_step(step, signals, decision)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
-            can_cut = reader.is_in_thought and not reader.cuts_call(step.index)
-            return job.may_act and bool(continuer.methods) and can_cut and not reader.leaves_stop_to_engine
+            is_possible = job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
+            return is_possible and reader.can_cut_at(step.index)
 
         transition = StopTransition(
             relay=relay,
@@ -299,22 +299,19 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
         run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
         # In audits too: their clients get the same as those of any run that goes to its end.
-        relay.own_end.wanted = job.forces_answers
-        reader.close_at_tokens = job.answer_reserve(continuer)
+        relay.own_end.wanted, reader.close_at_tokens = job.forces_answers, job.answer_reserve(continuer)
         stop = await run_episode(run.steps(), policy.observe, policy, record)
         reader.note_ignored_effort()
         if stop is not None:
             relay.own_end.wanted = False
-            if reader.is_over_budget:
-                ledger.fail_open("budget")  # the engine did not enforce the budget
+            reader.note_exceeded_budget()
             estimate_saved(gw, ledger, stop.tokens_used)
             await transition.carry_out(*reader.thought_at(stop.step))
             return
         if reader.must_close:
             await transition.carry_out(reader.thought, reader.account.reasoning_tokens, is_stop=False)
-        if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
-            forced = transition.finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
-            await (forced or relay.own_end.deliver(relay.delivery))
+        if relay.own_end.kept is not None:
+            await transition.finish_unclosed(continuer.probe.max_tokens)
         elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
             # Otherwise record a probed answer, so that the full and the stopped arm are closed in the same way.
             ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
@@ -576,30 +573,3 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     for frame in as_chunks(body, wants_usage=job.parsed.wants_usage):
         await exchange.body(frame)
     await exchange.body(DONE, more=False)
-
-
-def _streamed(name: str, value: Any) -> Any:
-    """Return a message's field as a delta has it: calls are numbered."""
-    return [{"index": n, **call} for n, call in enumerate(value)] if name == "tool_calls" else value
-
-
-def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
-    head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
-    head["object"] = "chat.completion.chunk"
-    choice = body["choices"][0]
-    message = dict(choice["message"])
-    # The thought precedes the answer: clients may show parts in the order of arrival.
-    parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
-    deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
-    deltas += [{k: _streamed(k, v)} for k, v in parts if k != "role" and v not in (None, "")]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-    if "logprobs" in choice:
-        choices[-1]["logprobs"] = choice["logprobs"]
-    frames = [head | {"choices": [one]} for one in choices]
-    last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
-    if "suffice" in body:
-        last["suffice"] = body["suffice"]
-    frames.append(last)
-    if wants_usage:
-        frames.append(head | {"choices": [], "usage": body.get("usage")})
-    return [encode_frame(f) for f in frames]
