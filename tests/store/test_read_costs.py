@@ -171,9 +171,10 @@ def test_on_postgresql_nothing_grows_with_the_log(
     for settings in logs:
         with empty_log() as store:
             url = f"{store.url}{'&' if '?' in store.url else '?'}enable_seqscan=off"  # tables as small as these
-            there = Store(url=url, schema_name=store.schema_name, local_files=str(tmp_path / store.schema_name))
+            named = {"url": url, "schema_name": store.schema_name, "local_files": str(tmp_path / store.schema_name)}
+            there = Store(**named)
             copy_log(SqliteDatabase(Path(settings.store.url[10:])), postgres_database(there), now_s=1.0)
-            moved = settings_in(tmp_path, store={"url": url, "schema_name": store.schema_name})
+            moved = settings_in(tmp_path, store=named)
             summed_up(moved)
             with closing(connect(schema=store.schema_name)) as connection, connection:
                 connection.begin("READ WRITE")
