@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, ForecastAction, RouteForecast, Stance
+from suffice.assurance.forecast import MEMORY, CrossingForecast, Forecast, ForecastAction, RouteForecast, Stance
 from suffice.assurance.forecast_grades import ExpectedOutcomes, TrackRecord
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence import forecaster as of_forecasts
@@ -94,7 +94,7 @@ def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replaye
     monkeypatch.setattr(of_forecasts, "MOST_AUDITS", 250)
     windows = ForecastWindows(ROUTE, lambda answer, gold: answer == gold, since=0)
     events = traffic(250, seed=1)
-    for n in range(100 * of_forecasts.MEMORY + 1_000):
+    for n in range(100 * MEMORY + 1_000):
         seen, ended = events[2 * (n % 250) : 2 * (n % 250) + 2]
         assert isinstance(seen, Request)
         assert isinstance(ended, Outcome)
@@ -105,6 +105,6 @@ def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replaye
         windows.close_full([episode], 0.0, n)
     audits = [audit for window in windows.windows for audit in window.audits.values()]
     with_steps = [audit for audit in audits if audit.outcome.steps]
-    assert len(audits) == len(windows._window_of) == 100 * of_forecasts.MEMORY
+    assert len(audits) == len(windows._window_of) == 100 * MEMORY
     assert with_steps == audits[-len(with_steps) :]
     assert 250 <= len(with_steps) < 250 + 100, "all that are replayed, and the rest of the oldest one's window"
