@@ -171,7 +171,11 @@ def test_on_postgresql_nothing_grows_with_the_log(
     for settings in logs:
         with empty_log() as store:
             url = f"{store.url}{'&' if '?' in store.url else '?'}enable_seqscan=off"  # tables as small as these
-            named = {"url": url, "schema_name": store.schema_name, "local_files": str(tmp_path / store.schema_name)}
+            named: dict[str, Any] = {
+                "url": url,
+                "schema_name": store.schema_name,
+                "local_files": str(tmp_path / store.schema_name),
+            }
             there = Store(**named)
             copy_log(SqliteDatabase(Path(settings.store.url[10:])), postgres_database(there), now_s=1.0)
             moved = settings_in(tmp_path, store=named)
