@@ -20,8 +20,8 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Settings
 from suffice.store.database.location import log_location
-from suffice.store.database.log import EventQueue
 from suffice.store.database.views import open_reader, read_news
+from suffice.store.database.writer import EventQueue
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring.routes import build_route

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.database.log import LateLog
 from suffice.store.database.views import read_events
-from suffice.store.database.writer import LogWriter
+from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.rows.events import key_of, kind_of
 from tests.store.test_sqlite import ended, said, seen
 

@@ -24,15 +24,16 @@ from suffice.types import Purpose, Step
 from suffice.upstream import wire
 from suffice.upstream.assemble import CallParts
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
-from suffice.upstream.continuation import (
-    Continuation,
-    Prompt,
-    build_continuation,
+from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at
+from suffice.upstream.drivers import (
+    CONTROL_PATH,
+    DRIVERS,
+    DriverFacts,
     continuing_methods,
-    cut_at,
+    find_verdict,
     finish_methods,
+    thinking_is_off,
 )
-from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
 from suffice.upstream.prompts import ask_field, render_prompt
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
 

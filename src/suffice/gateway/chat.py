@@ -39,11 +39,12 @@ from suffice.upstream.drivers import (
     cancel_saves,
     choose_reasoning_fields,
     find_verdict,
+    has_field,
     honoured,
     merge_fields,
+    reply_form,
     thinking_is_off,
 )
-from suffice.upstream.reply_form import has_field, reply_form
 from suffice.upstream.wire import DONE, encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
@@ -262,9 +263,10 @@ def _governed_headers(
 async def govern_reasoning(job: GovernedRequest) -> None:
     route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.disclosure.includes_probes = job.route.acts or route.probe is None
+    probe, form = route.probe or Probe(), ledger.request.form
     continuer = Continuer(
         client=job.client,
-        probe=probe_of_form(route.probe or Probe(), ledger.request.form),
+        probe=probe if form == "text" else probe_of_form(probe, form),
         body=job.parsed.chat,
         headers=job.headers,
         ledger=ledger,

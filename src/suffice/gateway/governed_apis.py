@@ -15,7 +15,7 @@ from suffice.gateway.kept_responses import items_of, with_conversation
 from suffice.gateway.lifecycle import AdmittedRequest
 from suffice.gateway.passthrough import PassingExchange, Passthrough, ResponsesExchange
 from suffice.gateway.route import BuiltRoute
-from suffice.upstream.reply_form import has_field
+from suffice.upstream.drivers import has_field
 from suffice.upstream.wire import encode_json
 
 

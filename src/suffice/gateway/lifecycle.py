@@ -385,7 +385,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason, *, ended_s: float | 
         gw.metrics.observe("suffice_request_duration_seconds", ended_s - ledger.started_s, request.route)
     if ledger.trace is not None and gw.process.tracer is not None:
         gw.process.tracer.finish(ledger.trace, ledger, outcome, ended_s=now_s if ended_s is None else ended_s)
-    if outcome.usage is not None and outcome.calls:  # a caller-driven loop makes no calls here
+    if gw.clients.limits.permits and outcome.usage is not None and outcome.calls:  # a caller's loop makes no calls here
         n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
         gw.clients.limits.spend(request.sender, n_tokens, usd=outcome.cost_usd or 0.0, wall_s=gw.wall_s())
     breaker, failed = statistics.breaker, not SITES.isdisjoint(ledger.degraded)

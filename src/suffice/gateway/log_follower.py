@@ -32,10 +32,10 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.location import LogLocation, database_at
-from suffice.store.database.log import EventQueue
 from suffice.store.database.schema import INDEXED_KINDS
 from suffice.store.database.sqlite import LastWrite
 from suffice.store.database.views import LogReader, newest_event, read_news, snapshot
+from suffice.store.database.writer import EventQueue
 from suffice.store.people.keys import KEY_KINDS, valid_keys
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (

@@ -19,7 +19,7 @@ from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query
-from suffice.upstream.reply_form import reply_form
+from suffice.upstream.drivers import reply_form
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
 
 T = TypeVar("T")

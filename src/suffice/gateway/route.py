@@ -33,9 +33,18 @@ from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
 from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication, ReplyForm
-from suffice.upstream.continuation import STOPS, continuing_methods, finish_methods
-from suffice.upstream.drivers import FORM_EXPERIMENTS, allows_probes, find_verdict
-from suffice.upstream.reply_form import are_clients, has_field, reply_form, stop_words
+from suffice.upstream.drivers import (
+    FORM_EXPERIMENTS,
+    STOPS,
+    allows_probes,
+    are_clients,
+    continuing_methods,
+    find_verdict,
+    finish_methods,
+    has_field,
+    reply_form,
+    stop_words,
+)
 
 # Fields with which a stop could change the requested result, by the counted reason: OpenAI's, then
 # their equivalents in llama.cpp, vLLM, SGLang and OpenRouter.
@@ -244,7 +253,7 @@ def _unkept(route: BuiltRoute, body: Mapping[str, Any], upstream: Upstream) -> s
         return "stop"  # it asks for the thought alone
     if form != "text" and find_verdict(route.findings, FORM_EXPERIMENTS[form]) == "no":
         return _REASON_OF_FORM[form]
-    if route.settings.arms or finish_methods(upstream, body) or not finish_methods(upstream, {}):
+    if finish_methods(upstream, body) or route.settings.arms or not finish_methods(upstream, {}):
         return None
     if continuing_methods(upstream, body):
         return "logprobs"

@@ -30,8 +30,8 @@ from suffice.gateway.load_control import Breaker
 from suffice.gateway.rounds_service import SIGNAL_FIELDS, RunStart
 from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Settings
-from suffice.store.database.log import LateLog, Receipt
-from suffice.store.database.writer import LogWriter
+from suffice.store.database.log import Receipt
+from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode

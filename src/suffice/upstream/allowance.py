@@ -7,7 +7,7 @@ against it, a continuation only during a pause, a main call never. Times are sec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -230,14 +230,14 @@ class Allowance:
             limit.used += amount
 
     def note(
-        self, status: int, headers: Iterable[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
+        self, status: int, headers: Sequence[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
     ) -> bool:
         """Learn from a response's head; return True if it requests fewer calls, which pauses extra calls."""
         pause_s = None
-        if pairs := list(headers):  # most servers send none
-            for kind, window in read_limits(pairs, wall_s=wall_s).items():
+        if headers:
+            for kind, window in read_limits(headers, wall_s=wall_s).items():
                 self._learn(kind, window, now_s)
-            pause_s = retry_after_s(pairs, wall_s=wall_s)
+            pause_s = retry_after_s(headers, wall_s=wall_s)
         if status == 429 or (status == 503 and pause_s is not None):
             self._pause(pause_s, now_s)
             return True

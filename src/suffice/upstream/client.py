@@ -236,9 +236,11 @@ class UpstreamClient:
             self.reachability.note_answer()
             try:
                 call = Call(connection)
-                call.asks_for_less = self.allowance.note(
-                    call.status, call.limit_headers, extra=extra, now_s=time.monotonic(), wall_s=time.time()
-                )
+                limits = list(call.limit_headers)
+                if limits or extra or call.status != 200:  # most servers send none
+                    call.asks_for_less = self.allowance.note(
+                        call.status, limits, extra=extra, now_s=time.monotonic(), wall_s=time.time()
+                    )
                 yield call
             finally:
                 self._pool.give_back(connection)

@@ -19,14 +19,17 @@ import msgspec
 from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.types import ReplyForm
 from suffice.upstream.drivers import (
+    CARRIED,
     CHAT_PATH,
     DRIVERS,
+    STOPS,
     Fields,
     least_effort_fields,
     merge_fields,
+    reply_form,
+    stop_words,
     thinking_is_off,
 )
-from suffice.upstream.reply_form import CARRIED, has_field, reply_form, stop_words
 
 # Sampling fields, which the continuation repeats.
 SAMPLING = (
@@ -35,7 +38,6 @@ SAMPLING = (
 )
 # Fields that choose the chat template's variant and the provider behind a broker, likewise.
 CHAT_ONLY = ("chat_template_kwargs", "provider")
-STOPS = ("stop_token_ids", "stop_regex", "include_stop_str_in_output", "no_stop_trim")  # beside `stop`
 N_RIVALS = 5  # alternatives listed for each token of a trial answer: the most that plain completions give
 
 
@@ -54,22 +56,6 @@ class Continuation:
     stop: tuple[str, ...] = ()  # stop words for the reader, because they were not sent to the engine
     added_chars: int = 0  # of our own text in the prompt, beside the thought
     opened: bool = False  # the reply begins inside a thought of its own
-
-
-def continuing_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
-    """Return the ways to answer this request after a thought, best first, that keep the form that it asks for."""
-    ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
-    if reply_form(body) != "text":
-        left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
-    if any(has_field(body, name) for name in ("stop", *STOPS)):
-        left_out.add("re-ask")  # the words would end a thought of its own
-    return tuple(way for way in ways if way not in left_out) if left_out else ways
-
-
-def finish_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
-    """Return the ways to deliver such an answer; log-probabilities stay exact only inside one stream."""
-    ways = continuing_methods(upstream, body)
-    return tuple(way for way in ways if way == "native") if has_field(body, "logprobs") else ways
 
 
 def probe_of_form(probe: Probe, form: ReplyForm) -> Probe:

@@ -351,3 +351,58 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 def allows_probes(findings: Findings | None) -> bool:
     """Return whether doctor saw the server continue a text and cache prefixes; else a probe is useless or costly."""
     return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")
+
+
+# ---- what form of reply a request asks for, and the ways to give it
+
+# Fields that constrain the answer and leave the thought free: OpenAI's, llama.cpp's, vLLM's and SGLang's. llama.cpp's
+# `grammar` is not among them, because it constrains the thought too (seen on its server).
+CONSTRAINTS = (
+    *("response_format", "json_schema", "structured_outputs", "regex", "ebnf"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+)
+# What a continuation needs of them, so that it can give the same kind of reply.
+CARRIED = ("tools", "tool_choice", "parallel_tool_calls", *CONSTRAINTS)
+STOPS = ("stop_token_ids", "stop_regex", "include_stop_str_in_output", "no_stop_trim")  # beside `stop`
+CLIENT_TOOLS = (None, "function", "custom")  # types of tools that the client runs; a server runs the others
+
+
+def has_field(body: Mapping[str, Any], name: str) -> bool:
+    return body.get(name) not in (None, False, [], {}, "")
+
+
+def reply_form(body: Mapping[str, Any]) -> ReplyForm:
+    if has_field(body, "tools"):
+        return "tools"
+    given = [name for name in CONSTRAINTS if has_field(body, name)]
+    if given == ["response_format"] and body["response_format"] == {"type": "text"}:
+        return "text"
+    return "json" if given else "text"
+
+
+def are_clients(tools: object) -> bool:
+    """Return whether the client runs all of these tools, so that a call ends the reply."""
+    listed = tools if isinstance(tools, list) else []
+    return all(isinstance(tool, Mapping) and tool.get("type") in CLIENT_TOOLS for tool in listed)
+
+
+def stop_words(body: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = body.get("stop")
+    words = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    return tuple(word for word in words if isinstance(word, str) and word)
+
+
+def continuing_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+    """Return the ways to answer this request after a thought, best first, that keep the form that it asks for."""
+    ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
+    if reply_form(body) != "text":
+        left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
+    if any(has_field(body, name) for name in ("stop", *STOPS)):
+        left_out.add("re-ask")  # the words would end a thought of its own
+    return tuple(way for way in ways if way not in left_out) if left_out else ways
+
+
+def finish_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+    """Return the ways to deliver such an answer; log-probabilities stay exact only inside one stream."""
+    ways = continuing_methods(upstream, body)
+    return tuple(way for way in ways if way == "native") if has_field(body, "logprobs") else ways

@@ -30,10 +30,10 @@ from suffice.settings import Settings
 from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
 from suffice.store.database.location import LogLocation, log_location
-from suffice.store.database.log import EventLog, LateLog
+from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.views import find_event
-from suffice.store.database.writer import LogWriter
+from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.feedback import owners_of
 from suffice.store.routes.deployments import find_damage, is_large
 from suffice.store.rows.events import StoredObject

@@ -29,9 +29,9 @@ from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Alerts, Settings
 from suffice.store.database.location import local_path, log_location
-from suffice.store.database.log import EventLog, LateLog
+from suffice.store.database.log import EventLog
 from suffice.store.database.views import last_place, n_requests_of, newest_events, read_recent
-from suffice.store.database.writer import LogWriter
+from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import valid_keys
 from suffice.store.rows.events import KeyIssue, KeyUsage, LogOutage
