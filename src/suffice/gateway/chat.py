@@ -197,6 +197,11 @@ class GovernedRequest:
     events: ChatEvents
 
     @property
+    def probe(self) -> Probe:
+        probe, form = self.route.settings.probe or Probe(), self.ledger.request.form
+        return probe if form == "text" else probe_of_form(probe, form)
+
+    @property
     def may_act(self) -> bool:
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
@@ -263,10 +268,9 @@ def _governed_headers(
 async def govern_reasoning(job: GovernedRequest) -> None:
     route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.disclosure.includes_probes = job.route.acts or route.probe is None
-    probe, form = route.probe or Probe(), ledger.request.form
     continuer = Continuer(
         client=job.client,
-        probe=probe if form == "text" else probe_of_form(probe, form),
+        probe=job.probe,
         body=job.parsed.chat,
         headers=job.headers,
         ledger=ledger,
