@@ -17,7 +17,7 @@ from suffice_demo.local.server import LocalServer, ServerSpec
 from suffice_demo.local.tasks import questions
 from tests.local.cached import cached
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTIONS = questions("reasoning", 4, seed=3)
 ENFORCE: dict[str, Any] = {
     "mode": "enforce",

@@ -46,6 +46,7 @@ class Straight(JobWriter):
 
     writer: Decisions
     written: list[Event] = field(default_factory=list)
+    is_shared: bool = False
 
     def write(self, events: Any, artefacts: Any = None) -> None:
         self.writer.write(None, list(events), artefacts)
@@ -57,7 +58,7 @@ class Straight(JobWriter):
         pass
 
     @contextmanager
-    def timed(self, route: str) -> Iterator[None]:
+    def working_on(self, part: str) -> Iterator[None]:
         yield
 
 

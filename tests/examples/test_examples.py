@@ -163,7 +163,7 @@ def test_the_calculator_reads_sums_and_nothing_else(example: type, written: str,
 def test_every_example_is_run_by_make_and_pinned_where_it_needs_another_library() -> None:
     listed = (EXAMPLES / "__main__.py").read_text(encoding="utf-8")
     programs = {path.stem for path in EXAMPLES.glob("*.py") if "def main()" in path.read_text(encoding="utf-8")}
-    assert programs - {"__main__"} == {"iterative_rag", "self_revision", "tool_agent", *FRAMEWORKS}
+    assert programs - {"__main__"} == {"iterative_rag", "self_revision", "tool_agent", "gateway_agent", *FRAMEWORKS}
     base = pins(ROOT / "requirements" / "base.txt")
     for name, package in FRAMEWORKS.items():
         environment = re.search(rf'"{name}": "([\w-]+)"', listed)

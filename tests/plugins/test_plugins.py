@@ -74,7 +74,7 @@ def test_settings_that_name_its_parts_are_fine_with_it_and_refused_without(insta
         assert f"plug-in: suffice.{group} {name} from suffice-example 1.0\n" in done.stdout
     without = run(None, *check, cwd=tmp_path)
     assert without.returncode == 2
-    assert "upstreams.local.driver: unknown name 'box'; known: anthropic, deepseek, llama.cpp" in without.stderr
+    assert "upstreams.local.driver: unknown name 'box'; known: anthropic, deepseek, gemini, llama.cpp" in without.stderr
 
 
 @pytest.mark.slow

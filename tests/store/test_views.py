@@ -314,6 +314,7 @@ WHOLE_REQUEST = Request(
     delivery=2,
     conversation="c",
     tenant="t",
+    form="tools",
     seeded=True,
 )
 WHOLE_STEP = StepRecord(

@@ -61,7 +61,7 @@ _REQUESTS = _columns(
     "body, '$.request",
     "kind mode model stream n_samples audit propensity policy_version certified question_key ungoverned",
     "received_at_s keep_rate|1.0 kept_by|'' endpoint|'/v1/chat/completions' query unit|'' setup|''",
-    "promise|'certified' sender|'' arms|'[]' delivery|1 conversation|'' seeded|0 tenant|''",
+    "promise|'certified' sender|'' arms|'[]' delivery|1 conversation|'' seeded|0 tenant|'' form|'text'",
 )
 _OUTCOMES = _columns(
     "o.body, '$.outcome",
