@@ -195,11 +195,13 @@ async def ask(url: str, secret: str) -> None:
             for _ in range(RUNS):
                 began_s = time.perf_counter()
                 async with session.get(url + path, allow_redirects=False, headers=bearer(path, secret)) as got:
-                    await got.content.readany()
+                    first = await got.content.readany()
                     firsts.append((time.perf_counter() - began_s) * 1e3)
-                    await got.read()
+                    rest = await got.read()
                     wholes.append((time.perf_counter() - began_s) * 1e3)
                     status = got.status
+                    if status >= 500:
+                        print(f"{path}: {(first + rest)[-300:].decode(errors='replace')}")
             print(
                 f"{path:<44} {status} first byte {median(firsts):6.0f} ms (first time {firsts[0]:.0f} ms), whole"
                 f" {median(wholes):.0f} ms",

@@ -30,9 +30,11 @@ from suffice.store.database.views import (
     read_runs_before,
 )
 from suffice.store.database.writer import LogWriter
+from suffice.store.people.alerts import AlertLog, read_alert_log
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.types import (
+    Alarm,
     ArmDraw,
     Feedback,
     Mode,
@@ -496,3 +498,15 @@ def test_a_label_shows_the_route_of_its_run(open_log: Open, database: LogLocatio
     log_whole_and_bare(open_log)
     whole, bare = rows_of(database, "feedback", {})
     assert (whole["route"], whole["joined"], bare["joined"]) == ("math", 1, 0)
+
+
+def test_alerts_are_read_on_from_where_they_were_read_last(open_log: Open, database: LogLocation) -> None:
+    log, known = open_log(), AlertLog(repeat_s=3_600.0)
+    for epoch in (1, 2):
+        log.append(Alarm(route="math", epoch=epoch, at=10 * epoch, cause="change", reason="another model", author="w"))
+        assert log.drain()
+        with open_reader(database) as reader:
+            known = read_alert_log(reader, known)
+    with open_reader(database) as reader:
+        assert known.raised[0].n_again == 1, "the second one repeats the first"
+        assert known == read_alert_log(reader, AlertLog(repeat_s=3_600.0))

@@ -261,6 +261,7 @@ def _over(
 MOST: Final = 200  # alerts kept
 FIRST_ROWS: Final = 1_000  # where a first reading begins: rows of the kinds that always raise an alert …
 FIRST_LOOKS: Final = 300  # … and looks, few of which do
+ALL_ROWS: Final = 2**31  # PostgreSQL has no negative limits
 SETTLED_S: Final = 300.0  # an alert must be resolved for this long before anybody is notified of that …
 STALE_S: Final = 86_400.0  # … and nobody is notified of resolutions older than this
 
@@ -344,7 +345,7 @@ def read_alert_log(connection: views.LogReader, known: AlertLog) -> AlertLog:
         return known
     rows = list[StoredEvent]()
     for kind in (*READS, *ENDS, "alert_sent"):
-        most = -1 if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
+        most = ALL_ROWS if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
         rows += views.read_events_where(connection, _NEWEST, (kind, known.seq, last, most), index="events_once")
     return replace(after(known, sorted((one.seq, one.at_s, one.event) for one in rows)), seq=last)
 
