@@ -238,11 +238,26 @@ class Ledger:
             self.disclosure.warnings.append(problem)
 
     @property
+    def is_starved(self) -> bool:
+        """Whether every probe lacked a slot, so that nothing could stop."""
+        n_skipped = self.extra.skipped["slots"] + self.extra.skipped["concurrency"]
+        return n_skipped > 0 and not any(call.purpose == "probe" for call in self.calls)
+
+    @property
     def failed_open(self) -> tuple[str, ...]:
-        """The places where Suffice failed open; "slots" also if every probe lacked one, so that nothing could stop."""
-        skipped = self.extra.skipped
-        starved = skipped["slots"] + skipped["concurrency"] and not any(c.purpose == "probe" for c in self.calls)
-        return (*self.degraded, "slots") if starved and "slots" not in self.degraded else tuple(self.degraded)
+        """The places where Suffice failed open; "slots" also if the run was starved."""
+        is_new = self.is_starved and "slots" not in self.degraded
+        return (*self.degraded, "slots") if is_new else tuple(self.degraded)
+
+    @property
+    def disclosed_degraded(self) -> list[str]:
+        """Those of `failed_open` that tell no audit apart: an audit makes no stop that could lack a slot."""
+        about_slots = self.is_starved and self.disclosure.includes_probes
+        return [
+            site
+            for site in self.failed_open
+            if (site != "slots" or about_slots) and (site != "probe" or self.disclosure.includes_probes)
+        ]
 
     def extract(self, scorer: Scorer, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str | None:
         """Return the normalised answer in a reply; None, with a note, if the scorer fails."""
@@ -439,8 +454,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
     includes_probes = disclosure.includes_probes
     calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
-    degraded = [site for site in ledger.failed_open if includes_probes or site not in ("probe", "slots")]
-    skipped = {reason: n for reason, n in ledger.extra.skipped.items() if reason != "not_proposed"}
+    degraded = ledger.disclosed_degraded
     ledger = replace(ledger, calls=calls, degraded=degraded)
     overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
     fields = {
@@ -464,6 +478,4 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "degraded": degraded,
         "vote": dict(ledger.reply.vote) if ledger.reply.vote else None,
     }
-    if skipped and includes_probes:
-        fields["skipped_calls"] = skipped
     return fields | {"warnings": list(disclosure.warnings)} if disclosure.warnings else fields

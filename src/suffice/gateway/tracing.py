@@ -233,7 +233,7 @@ def span_attributes(trace: RunTrace, ledger: Ledger, outcome: Outcome) -> dict[s
         about = {"reason": outcome.stop_reason, "step": outcome.stop_step, "method": outcome.finish_method}
         attributes |= {f"suffice.stop.{name}": value for name, value in about.items() if value is not None}
         attributes["suffice.saved_tokens"] = outcome.tokens_saved_estimate or 0
-    degraded = [site for site in outcome.degraded if site != "probe" or ledger.disclosure.includes_probes]
+    degraded = ledger.disclosed_degraded
     return attributes | {"suffice.degraded": degraded} if degraded else attributes
 
 
