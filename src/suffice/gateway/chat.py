@@ -289,7 +289,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             ledger.record_step(step, signals, decision)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
-            is_possible = job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
+            is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
             return is_possible and reader.can_cut_at(step.index)
 
         transition = StopTransition(
