@@ -32,6 +32,7 @@ from suffice.upstream.drivers import (
     continuing_methods,
     find_verdict,
     finish_methods,
+    key_header,
     thinking_is_off,
 )
 from suffice.upstream.prompts import ask_field, render_prompt
@@ -167,8 +168,8 @@ class Continuer:
             stack.callback(setattr, account, "is_open", False)
             self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))
-            key_header = api.key_header(self.settings.driver)
-            opened = self.client.open(path, encode_json(request.body), headers, extra=True, key_header=key_header)
+            header = key_header(self.settings.driver, has_own=api.has_own_key)
+            opened = self.client.open(path, encode_json(request.body), headers, extra=True, key_header=header)
             call = await stack.enter_async_context(opened)
             self.ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":

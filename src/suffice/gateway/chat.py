@@ -41,6 +41,7 @@ from suffice.upstream.drivers import (
     find_verdict,
     has_field,
     honoured,
+    key_header,
     merge_fields,
     reply_form,
     thinking_is_off,
@@ -451,8 +452,8 @@ async def _accepted(
     for sent in (fields, NO_FIELDS) if is_offered else (NO_FIELDS,):
         account, content = job.ledger.open_call(purpose), encode_json(merge_fields(body, sent.fields))
         # The call after a refusal is an extra call, which is not retried.
-        extra, key_header = refused or purpose == "rerun", job.api.key_header(client.settings.driver)
-        async with client.open(job.api.path, content, headers, extra=extra, key_header=key_header) as call:
+        extra, header = refused or purpose == "rerun", key_header(client.settings.driver, has_own=job.api.has_own_key)
+        async with client.open(job.api.path, content, headers, extra=extra, key_header=header) as call:
             if sent.fields and call.status in REFUSALS:
                 account.discarded = refused = True
                 if sent.has_effort:

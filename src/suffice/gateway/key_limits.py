@@ -86,10 +86,6 @@ class KeyLimits:
         self.permits: dict[str, Key] = {}  # of the keys with limits, by sender
         self.add(callers)
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._uses
-
     def traffic(self, *, now_s: float) -> dict[str, KeyTraffic]:
         """Return what this gateway has admitted, by sender."""
         return {sender: use.traffic(now_s) for sender, use in self._uses.items()}

@@ -26,6 +26,7 @@ from suffice.store.rows.events import StoredObject
 from suffice.types import Purpose
 from suffice.upstream.assemble import AnswerFacts, read_answer
 from suffice.upstream.client import Call, Headers, UpstreamClient
+from suffice.upstream.drivers import key_header
 from suffice.upstream.wire import encode_json
 
 TAIL_BYTES = 64 * 1024
@@ -336,8 +337,6 @@ class Passthrough:
         if purpose == "main":
             gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
         path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)
-        # vLLM checks the key in `authorization` only, for every API.
-        wants_own = self.api.x_api_key and client.settings.driver != "vllm"
         await pass_through(
             exchange,
             client,
@@ -347,7 +346,7 @@ class Passthrough:
             ledger,
             purpose=purpose,
             method=self.method,
-            key_header="x-api-key" if wants_own else "authorization",
+            key_header=key_header(client.settings.driver, has_own=self.api.x_api_key),
             mark=self.api.mark,
         )
 

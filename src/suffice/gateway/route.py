@@ -34,12 +34,10 @@ from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
 from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication, ReplyForm
 from suffice.upstream.drivers import (
-    FORM_EXPERIMENTS,
     STOPS,
     allows_probes,
     are_clients,
     continuing_methods,
-    find_verdict,
     finish_methods,
     has_field,
     reply_form,
@@ -251,8 +249,6 @@ def _unkept(route: BuiltRoute, body: Mapping[str, Any], upstream: Upstream) -> s
     tags, form = (upstream.think_open, upstream.think_close), reply_form(body)
     if any(word in tag or tag in word for word in stop_words(body) for tag in tags):
         return "stop"  # it asks for the thought alone
-    if form != "text" and find_verdict(route.findings, FORM_EXPERIMENTS[form]) == "no":
-        return _REASON_OF_FORM[form]
     if finish_methods(upstream, body) or route.settings.arms or not finish_methods(upstream, {}):
         return None
     if continuing_methods(upstream, body):

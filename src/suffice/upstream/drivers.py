@@ -329,8 +329,6 @@ def _no_field(upstream: Upstream, level: Effort) -> str:
 
 
 CONTINUES = ("prefill", "raw")
-# What doctor tries of a reply in each form after a closed thought.
-FORM_EXPERIMENTS: Mapping[ReplyForm, str] = {"json": "schema_after_thought", "tools": "tools_after_thought"}
 
 
 def url_key(url: str) -> str:
@@ -351,6 +349,11 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 def allows_probes(findings: Findings | None) -> bool:
     """Return whether doctor saw the server continue a text and cache prefixes; else a probe is useless or costly."""
     return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")
+
+
+def key_header(driver: Driver, *, has_own: bool) -> str:
+    """Return the header for an upstream's key, for an API that `has_own`. vLLM checks `authorization` only."""
+    return "x-api-key" if has_own and driver != "vllm" else "authorization"
 
 
 # ---- what form of reply a request asks for, and the ways to give it

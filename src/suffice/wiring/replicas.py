@@ -108,7 +108,7 @@ async def share_limits(gw: GatewayState, log: LogWriter, spent_to: int) -> Async
 
     async def share() -> None:
         try:
-            if not gw.clients.limits.is_empty:
+            if gw.clients.limits.permits:
                 await exchange.share()
         except (StoreError, msgspec.DecodeError) as error:
             gw.metrics.inc("suffice_failopen_total", "limits")

@@ -198,12 +198,7 @@ class NativeEvents(ChatEvents):
         pattern.learn(frame, chunk, decode=decode, names=self._names)
 
     def note_repeated(self, texts: Sequence[str]) -> None:
-        text = "".join(texts)
-        self._kept_bytes += len(text)
-        if self._kept_bytes < KEPT_BYTES and self._blocks:
-            self._blocks[-1].texts.append(text)
-        else:
-            self._keep(text)  # raises if the client needs it
+        self._add("".join(texts))
 
     # ---- what the client has seen
 
@@ -309,10 +304,6 @@ class ApiFormat:
         if self.events is None:
             return ()
         return ("native",) if driver in ENGINES else ("native", "raw", "prefill", "re-ask")
-
-    def key_header(self, driver: Driver) -> str:
-        # vLLM checks the key in `authorization` only, for every API.
-        return "x-api-key" if self.has_own_key and driver != "vllm" else "authorization"
 
     def fields(self, fields: ReasoningFields, driver: Driver) -> ReasoningFields:
         """Return an effort or a budget of thought in this API's own fields."""
