@@ -92,6 +92,21 @@ def test_a_part_that_another_worker_took_cannot_be_written_under(join: Callable[
     assert other.write(taken["r"], [began(1)]) == [True]
 
 
+def test_a_worker_that_renews_its_leases_still_takes_over_from_one_that_left(join: Callable[[], Decisions]) -> None:
+    now_s, keys = 0.0, {f"r{n}": f"r{n}" for n in range(20)}
+    staying = JobWriter(join(), "e", lambda: now_s, is_shared=True)
+    leaving = JobWriter(other := join(), "e", lambda: now_s, is_shared=True)
+    assert staying.acquire()
+    assert leaving.acquire()
+    assert set(staying.share(keys)) | set(leaving.share(keys)) == set(keys) != set(staying.share(keys))
+    other.close()
+    for _ in range(3):  # as the rounds of a worker do: renew, then share
+        now_s += base.RENEW_S
+        staying.renew()
+        shared = staying.share(keys)
+    assert set(shared) == set(keys)
+
+
 def test_parts_of_one_key_go_to_one_worker(join: Callable[[], Decisions]) -> None:
     workers = [join() for _ in range(3)]
     for one in workers:

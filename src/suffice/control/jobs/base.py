@@ -77,6 +77,7 @@ class JobWriter:
         self._keys: Mapping[str, str] = {}  # of the parts, as they were shared last
         self._part = ""  # that is being worked on
         self._renewed_s = 0.0
+        self._shared_s = 0.0
         self.spent_s = defaultdict[str, float](float)  # by route, of this run
 
     def acquire(self, *, alone: bool = False) -> bool:
@@ -94,8 +95,10 @@ class JobWriter:
         if not self.is_shared:
             return dict.fromkeys(keys, 0)
         now_s = self._monotonic_s()
-        if keys != self._keys or now_s - self._renewed_s >= RENEW_S:
-            self._parts, self._keys, self._renewed_s = self._decisions.share(self._job, keys), dict(keys), now_s
+        # By a time of its own: `renew` keeps what this worker has, and takes nothing over from one that has died.
+        if keys != self._keys or now_s - self._shared_s >= RENEW_S:
+            self._parts, self._keys = self._decisions.share(self._job, keys), dict(keys)
+            self._renewed_s = self._shared_s = now_s
         return {part: lease.token for part, lease in self._parts.items()}
 
     def lose(self, part: str) -> bool:
