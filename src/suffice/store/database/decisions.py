@@ -39,6 +39,7 @@ _TAKE_PART = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALU
                 ON CONFLICT (job) DO UPDATE
                 SET owner = excluded.owner, token = excluded.token, beat = 0, held = 1, until_s = excluded.until_s"""
 _PARTS = "SELECT job, owner, token, held, until_s FROM leases WHERE job >= ? AND job < ?"
+_RELEASE = "UPDATE leases SET held = 0 WHERE job = ?"
 _HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
 
 
@@ -132,7 +133,7 @@ class Decisions:
     def join(self, job: str, *, alone: bool = False) -> JobLease | None:
         """Become one of the workers that share a job; None: there are others, and this one should be `alone`."""
         with self.transaction() as connection:
-            if alone and self._sharers(_read_parts(connection, job), job, connection) != [self.owner]:
+            if alone and self._sharers(_read_parts(connection, job), job, self._now_s(connection)) != [self.owner]:
                 return None
             return self._take(connection, f"{job}@@{self.owner}")
 
@@ -143,7 +144,7 @@ class Decisions:
         """
         with self.transaction() as connection:
             rows, now_s = _read_parts(connection, job), self._now_s(connection)
-            workers = self._sharers(rows, job, connection)
+            workers = self._sharers(rows, job, now_s)
             leases, new = dict[str, JobLease](), list[tuple[str, int, int, float]]()
             owner, token, held, until_s = rows.get(job, (self.owner, 0, 0, 0.0))
             if not held or until_s <= now_s:
@@ -161,12 +162,11 @@ class Decisions:
             connection.executemany(_TAKE_PART, new)
             kept = {lease.job for lease in leases.values()} | {job, f"{job}@@{self.owner}"}
             gone = [(name,) for name, (owner, *_) in rows.items() if owner == self.owner and name not in kept]
-            connection.executemany("UPDATE leases SET held = 0 WHERE job = ?", gone)
+            connection.executemany(_RELEASE, gone)
             self._renew_all(connection)
         return leases
 
-    def _sharers(self, rows: Mapping[str, _PartRow], job: str, connection: LogReader) -> list[int]:
-        now_s = self._now_s(connection)
+    def _sharers(self, rows: Mapping[str, _PartRow], job: str, now_s: float) -> list[int]:
         seats = [row for name, row in rows.items() if name.startswith(f"{job}@@")]
         return sorted({self.owner, *(owner for owner, _, held, until_s in seats if held and until_s > now_s)})
 
@@ -180,7 +180,7 @@ class Decisions:
             with contextlib.suppress(LeaseLost, StoreError):
                 if lease is not None:
                     with self.leased(lease) as connection:
-                        connection.execute("UPDATE leases SET held = 0 WHERE job = ?", (job,))
+                        connection.execute(_RELEASE, (job,))
 
     @contextlib.contextmanager
     def leased(self, lease: JobLease) -> Iterator[LogReader]:
