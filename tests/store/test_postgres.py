@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -290,6 +291,19 @@ def test_a_gateway_survives_one_version_of_the_schema_and_not_two(
     ):
         pass
     old.close()
+
+
+def test_a_log_of_schema_17_gets_the_sums_that_it_lacks(store: Store, database: PostgresDatabase) -> None:
+    opened(store).close()
+    with closing(connect(schema=store.schema_name)) as connection, connection:
+        connection.begin("READ WRITE")
+        connection.run_script("ALTER TABLE rollups DROP COLUMN pair_weight, DROP COLUMN drawn_square_squares")
+        connection.run_script("DELETE FROM schema_versions WHERE version > 17")
+        connection.run_script("INSERT INTO rolled VALUES (1, 3, 9, 0)")
+    assert database.migrate(now_s=2.0) == 1
+    with database.reader() as connection:
+        assert connection.execute("SELECT pair_weight, drawn_square_squares FROM rollups").fetchall() == []
+        assert connection.execute("SELECT seq FROM rolled").fetchall() == [], "the log is summed again"
 
 
 def test_a_migration_that_fails_changes_nothing(

@@ -22,7 +22,7 @@ class Interval:
     high: float
 
 
-def wilson(k: int, n: int, confidence: float) -> Interval:
+def wilson(k: float, n: float, confidence: float) -> Interval:
     """Score interval for a single look: Wilson (1927), JASA 22(158). Guarantees need `exact_binomial` instead."""
     _check_counts(k, n, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -30,6 +30,25 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
     radius = z / (1 + z2 / n) * sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
     return Interval(0.0 if k == 0 else centre - radius, 1.0 if k == n else centre + radius)
+
+
+def difference_between(lost: float, gained: float, n: float, confidence: float) -> Interval:
+    """Interval at a single look for the difference of two shares of the same `n` runs, which exclude each other.
+
+    From the Wilson intervals of both shares and their correlation: Zou and Donner (2008), Statistics in Medicine
+    27(10), section 3. `n` may be an effective sample size.
+    """
+    first, second = wilson(lost * n, n, confidence), wilson(gained * n, n, confidence)
+    others = (1 - lost) * (1 - gained)
+    alike = -sqrt(lost * gained / others) if others > 0 else -1.0
+
+    def radius(one: float, other: float) -> float:
+        return sqrt(max(0.0, one * one + other * other - 2 * alike * one * other))
+
+    return Interval(
+        max(-1.0, lost - gained - radius(lost - first.low, second.high - gained)),
+        min(1.0, lost - gained + radius(first.high - lost, gained - second.low)),
+    )
 
 
 def exact_binomial(k: int, n: int, confidence: float) -> Interval:
@@ -81,7 +100,7 @@ def binomial_at_most(k: int, n: int, p: float) -> float:
     return _upper_tail(n - k, n, 1 - p)
 
 
-def _check_counts(k: int, n: int, confidence: float) -> None:
+def _check_counts(k: float, n: float, confidence: float) -> None:
     if n < 1 or not 0 <= k <= n or not 0 < confidence < 1:
         raise ValueError(f"need n >= 1, 0 <= k <= n, 0 < confidence < 1; got {k=} {n=} {confidence=}")
 

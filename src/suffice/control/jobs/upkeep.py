@@ -39,7 +39,7 @@ from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
-from suffice.types import Outcome
+from suffice.types import Outcome, Request
 
 
 @dataclass(kw_only=True)
@@ -312,7 +312,7 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
         return everyone
     run = rollups.measure_governed_run(item, match)
     weight = 1.0 if rollups.first_about(item.labels) is not None else weight_of(request, outcome)
-    return everyone.plus(_governed(run, outcome)).plus(_labelled(run, item.labels, weight))
+    return everyone.plus(_governed(run, request, outcome)).plus(_labelled(run, item.labels, weight))
 
 
 def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
@@ -364,7 +364,7 @@ def _marked(run: RunNumbers, weight: float) -> RollupSums:
     )
 
 
-def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
+def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums:
     live = run.enforce and not run.audit
     full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
     is_replayed = run.full and run.would_spend is not None and run.baseline_tokens is not None
@@ -386,6 +386,31 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
         saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
         saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
         would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
+    ).plus(_enforced(run, is_certified=request.certified) if run.enforce else NO_SUMS)
+
+
+def _enforced(run: RunNumbers, *, is_certified: bool) -> RollupSums:
+    """The sums of the EM drop and of the saving, as `runs.Tally` has them since the log began."""
+    w, each = run.weight, run.sampling_weight
+    pair = w if run.full and run.disagrees is not None else 0.0
+    known = run.spent is not None and run.baseline_tokens is not None
+    spent, alone = (run.spent or 0.0, run.baseline_tokens or 0.0) if known else (0.0, 0.0)
+    drawn = w if run.audit and known else 0.0
+    return RollupSums(
+        pair_weight=pair,
+        pair_squares=pair * pair,
+        lost_weight=pair * (run.drop == 1),
+        gained_weight=pair * (run.drop == -1),
+        pending_weight=pair * (bool(run.disagrees) and run.drop is None),
+        enforced_weight=each * known,
+        enforced_tokens=each * spent,
+        certified_weight=each * known * is_certified,
+        certified_tokens=each * spent * is_certified,
+        drawn_weight=drawn,
+        drawn_tokens=drawn * alone,
+        drawn_squares=drawn * drawn,
+        drawn_square_tokens=drawn * drawn * alone,
+        drawn_square_squares=(drawn * alone) ** 2,
     )
 
 

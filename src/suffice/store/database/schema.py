@@ -20,7 +20,7 @@ from suffice.store.sql.connection import has_table
 from suffice.store.sql.postgres import PostgresConnection
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
-VERSION: Final = 17  # of the schema below; a log of another version is refused
+VERSION: Final = 18  # of the schema below
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
 _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
@@ -84,7 +84,8 @@ _FEEDBACK = (
     " propensity door request_reason"
 )
 _SUM_COLUMNS = ", ".join(
-    f"{field.name} {'REAL' if isinstance(field.default, float) else 'INTEGER'} NOT NULL" for field in fields(RollupSums)
+    f"{field.name} {'REAL' if isinstance(field.default, float) else 'INTEGER'} NOT NULL DEFAULT 0"
+    for field in fields(RollupSums)
 )
 _KIND_INDEXES = "\n    ".join(
     f"CREATE INDEX {name} ON events (seq) WHERE {kinds_in(kinds)};" for name, kinds in INDEXED_KINDS.items()
@@ -209,7 +210,7 @@ _SCRIPT: Final = f"""
 
 
 class Migration(NamedTuple):
-    """A change of the schema on PostgreSQL, where gateways of two versions run side by side during an upgrade."""
+    """A change of the schema. On PostgreSQL, gateways of two versions run side by side during an upgrade."""
 
     version: int  # of the schema after it
     oldest: int  # version of the schema whose gateways go on working with it: at most one back
@@ -222,10 +223,27 @@ _NOTES: Final = """
         body TEXT NOT NULL,
         at_s DOUBLE PRECISION NOT NULL       -- by the server's clock
     )"""
+# Sums of the log so far are made again, unless archived days may be missing from it.
+_NEW_SUMS: Final = (
+    *("pair_weight", "pair_squares", "lost_weight", "gained_weight", "pending_weight"),
+    *("enforced_weight", "enforced_tokens", "certified_weight", "certified_tokens"),
+    *("drawn_weight", "drawn_tokens", "drawn_squares", "drawn_square_tokens", "drawn_square_squares"),
+)
+_ENFORCED_SUMS: Final = "\n".join(
+    (
+        *(
+            f"ALTER TABLE rollups ADD COLUMN IF NOT EXISTS {name} DOUBLE PRECISION NOT NULL DEFAULT 0;"
+            for name in _NEW_SUMS
+        ),
+        "DELETE FROM rolled WHERE NOT EXISTS (SELECT 1 FROM events WHERE kind = 'day_archived');\n",
+    )
+)
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     Migration(17, 16, _NOTES),
+    Migration(18, 17, _ENFORCED_SUMS),
 )  # after the first version on PostgreSQL, in order; never changed
 _FIRST_VERSION: Final = 16  # of the schema on PostgreSQL
+_FIRST_OF_SQLITE: Final = 17  # older files are refused
 
 _FUNCTIONS: Final = r"""
     -- What the queries take from JSON, as text: null stays null, true is 'true'. PostgreSQL refuses a null character
@@ -310,15 +328,20 @@ def check_postgres(connection: PostgresConnection, where: str, *, is_new: bool =
 
 
 def create(connection: sqlite3.Connection, where: str) -> None:
-    """Create the schema in an empty database, once for all processes. Raises StoreError if the file cannot be ours."""
+    """Create the schema, or bring it up to this version, once for all processes. Raises StoreError for another file."""
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file; an older one keeps its own
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if check_version(connection, where) == 0:
+        version, script = check_version(connection, where, may_be_older=True), _SCRIPT
+        if version:
+            later = (one.script for one in MIGRATIONS if one.version > version)
+            script = "".join(later).replace(" IF NOT EXISTS", "").replace("DOUBLE PRECISION", "REAL")
+        else:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            for statement in _statements(_SCRIPT):
-                connection.execute(statement)
+        for statement in _statements(script):
+            connection.execute(statement)
+        if version != VERSION:
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     finally:
@@ -344,16 +367,22 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             return
 
 
-def check_version(connection: sqlite3.Connection, where: str) -> int:
+def check_version(connection: sqlite3.Connection, where: str, *, may_be_older: bool = False) -> int:
     """Return the schema version, 0 for an empty file. Raises StoreError for another application's file or version."""
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
     if application != APPLICATION_ID and (n_objects or version):
         raise StoreError(f"store {where}: is a SQLite file of another program; name a new file")
-    if version not in (0, VERSION):
+    is_upgradable = _FIRST_OF_SQLITE <= version < VERSION
+    if is_upgradable and not may_be_older:
+        raise StoreError(
+            f"store {where}: has schema {version}, this version {VERSION}: run `suffice store migrate`, or start"
+            " `suffice serve`"
+        )
+    if version not in (0, VERSION) and not is_upgradable:
         age, way = ("a newer", "upgrade") if version > VERSION else ("an older", "keep the file with that version")
         raise StoreError(
-            f"store {where}: has schema {version}, written by {age} version; this one reads schema {VERSION} alone: "
+            f"store {where}: has schema {version}, written by {age} version; this one reads schema {VERSION}: "
             f"{way}, or name a new file"
         )
     return version

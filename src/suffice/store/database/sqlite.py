@@ -66,7 +66,7 @@ class SqliteDatabase:
         try:
             self._make_private(create=create)
             with contextlib.closing(self.connect(OPEN_BUSY_S, create=create)) as connection:
-                if schema.check_version(connection, str(path)) == 0 and not create:
+                if schema.check_version(connection, str(path), may_be_older=True) == 0 and not create:
                     raise StoreError(f"store {path}: is empty; it holds no event log")
                 schema.check_pages(connection, str(path))
                 schema.create(connection, str(path))

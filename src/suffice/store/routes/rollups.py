@@ -126,21 +126,37 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
 
 
 def read_rollups(
-    connection: views.LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
+    connection: views.LogReader,
+    by: tuple[Group, ...],
+    *,
+    route: str | None = None,
+    query_class: str | None = None,
+    version: str | None = None,
+    since_hour: int = 0,
+    until_hour: int | None = None,
 ) -> dict[tuple[str | int, ...], RollupSums]:
-    """Return sums for each value of `by`, in order; () gives one total. A `since_hour` at midnight reads far less."""
+    """Return sums for each value of `by`, in order; () gives one total. Hours at midnight read far less.
+
+    until_hour  the first hour that no longer counts; None: all
+    """
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
-    where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
-    query = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
-    wanted = {"grain": _grain_for(by, since_hour), "since": since_hour, "route": route}
-    rows = views.query_rows(connection, query, wanted)
+    filters: dict[str, str | int | None] = {"route": route, "query_class": query_class, "version": version}
+    equal = [name for name, value in filters.items() if value is not None]
+    where = "".join(f" AND {name} = :{name}" for name in equal) + (" AND hour < :until" if until_hour else "")
+    rows = views.query_rows(
+        connection,
+        f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups"  # noqa: S608 - as above
+        f" WHERE grain = :grain AND hour >= :since{where}{grouped}",
+        filters
+        | {"grain": _grain_for({*by, *equal}, since_hour, until_hour), "since": since_hour, "until": until_hour},
+    )
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
-def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
+def _grain_for(by: Collection[str], since_hour: int, until_hour: int | None) -> int:
     both = "query_class" in by and "version" in by
-    if "hour" in by or both or since_hour % DAY_HOURS:
+    if "hour" in by or both or since_hour % DAY_HOURS or (until_hour or 0) % DAY_HOURS:
         return _BY_HOUR
     return _BY_CLASS if "query_class" in by else _BY_VERSION if "version" in by else _BY_DAY
 

@@ -57,6 +57,21 @@ class RollupSums(Struct, frozen=True):  # quicker to make than a dataclass: ther
     duration_s: float = 0.0
     stopped_marked_excess: float = 0.0  # squared weights of runs in `n_stopped_marked`, less their weights
     live_marked_excess: float = 0.0
+    # Enforced runs. Audits count as the requests that they stand for: each 1/P(audit), its "weight".
+    pair_weight: float = 0.0  # audits that show what a stop would have answered …
+    pair_squares: float = 0.0  # … and their squared weights
+    lost_weight: float = 0.0
+    gained_weight: float = 0.0
+    pending_weight: float = 0.0
+    enforced_weight: float = 0.0  # runs with known tokens, for those without rows too …
+    enforced_tokens: float = 0.0  # … and what they spent
+    certified_weight: float = 0.0  # of them: of certified policies
+    certified_tokens: float = 0.0
+    drawn_weight: float = 0.0  # audits with known tokens …
+    drawn_tokens: float = 0.0  # … and their tokens without probes, each times its weight
+    drawn_squares: float = 0.0  # squared weights
+    drawn_square_tokens: float = 0.0  # … times tokens
+    drawn_square_squares: float = 0.0  # … times squared tokens
 
     def plus(self, other: RollupSums, *, sign: Literal[-1, 1] = 1) -> RollupSums:
         if other is NO_SUMS:

@@ -1,0 +1,171 @@
+"""Traffic, saving and EM drop of any route, class and version between two hours, in buckets, from the hourly sums."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from math import exp, sqrt
+from statistics import NormalDist
+from typing import Final
+
+from msgspec import Struct
+
+from suffice.assurance.bounds import difference_between
+from suffice.assurance.estimate import AGAINST_AUDITS, MIN_AUDITS, IntervalEstimate
+from suffice.store.database.views import LogReader
+from suffice.store.routes.rollups import DAY_HOURS, Group, read_rollups
+from suffice.store.rows.sums import NO_SUMS, RollupSums
+
+ONE_LOOK: Final = "audits weighted by 1/P(audit), for one look"
+
+
+class PeriodFigures(Struct, frozen=True, kw_only=True):
+    begin_hour: int  # since 1970, UTC
+    end_hour: int  # the first hour that no longer counts
+    sums: RollupSums  # counts, tokens and money of all requests
+    # EM(full) - EM(as served) over all enforced requests; without any, what stops would have lost of observed runs. An
+    # unlabelled difference counts as lost, and as gained for the lower end. None: no audit shows it.
+    em_drop: IntervalEstimate | None
+    saving: IntervalEstimate | None  # 1 - spent / full, as `assurance.estimate.saving_of`; None: see there
+    would_save: float | None  # the same by the shadow stops of observed runs; None: requests were enforced, or none ran
+    saved_tokens: float | None  # of enforced requests: full - spent, audits and probes counted; None: unknown
+    saved_certified_tokens: float | None  # part of it under certified policies
+
+
+class Period(Struct, frozen=True, kw_only=True):
+    total: PeriodFigures
+    buckets: tuple[PeriodFigures, ...]  # oldest first; those without requests are missing. Saved tokens add up to total
+
+
+def read_period(
+    log: LogReader,
+    *,
+    since_hour: int,
+    until_hour: int,
+    bucket_hours: int,
+    route: str | None = None,
+    query_class: str | None = None,
+    version: str | None = None,
+    confidence: float = 0.95,
+) -> Period:
+    """Read the figures of [since_hour, until_hour), hours since 1970 (UTC); None: every route, class or version.
+
+    until_hour    may lie ahead: for "until now" give the next midnight
+    bucket_hours  length of a bucket, counted from `since_hour`. If all three are multiples of 24, days are read
+                  instead of hours, which is far less
+    """
+    if bucket_hours < 1 or until_hour <= since_hour:
+        raise ValueError(f"need bucket_hours >= 1 and until_hour > since_hour; got {bucket_hours=}")
+    by_day = not (since_hour % DAY_HOURS or until_hour % DAY_HOURS or bucket_hours % DAY_HOURS)
+    by: tuple[Group, ...] = ("route", "day" if by_day else "hour")
+    rows = read_rollups(
+        log,
+        by,
+        route=route,
+        query_class=query_class,
+        version=version,
+        since_hour=since_hour,
+        until_hour=until_hour,
+    )
+    buckets = defaultdict[int, dict[str, RollupSums]](dict)
+    totals = dict[str, RollupSums]()
+    for (name, at), one in rows.items():
+        route_name, hour = str(name), int(at) * (DAY_HOURS if by_day else 1)
+        place = buckets[(hour - since_hour) // bucket_hours]
+        place[route_name] = place.get(route_name, NO_SUMS).plus(one)
+        totals[route_name] = totals.get(route_name, NO_SUMS).plus(one)
+    # One length of a full run for the whole period: what a bucket saved would otherwise hang on its few audits.
+    lengths = {name: one.drawn_tokens / one.drawn_weight for name, one in totals.items() if one.drawn_weight}
+
+    def figures(begin: int, end: int, sums: dict[str, RollupSums]) -> PeriodFigures:
+        return _figures(begin, min(end, until_hour), sums, lengths, confidence)
+
+    return Period(
+        total=figures(since_hour, until_hour, totals),
+        buckets=tuple(
+            figures(begin, begin + bucket_hours, buckets[at])
+            for at in sorted(buckets)
+            for begin in (since_hour + at * bucket_hours,)
+        ),
+    )
+
+
+def period_figures(sums: RollupSums, begin_hour: int, end_hour: int, confidence: float = 0.95) -> PeriodFigures:
+    """The figures of one route's sums over a period."""
+    length = {"": sums.drawn_tokens / sums.drawn_weight} if sums.drawn_weight else {}
+    return _figures(begin_hour, end_hour, {"": sums}, length, confidence)
+
+
+def _figures(
+    begin: int, end: int, by_route: dict[str, RollupSums], lengths: dict[str, float], confidence: float
+) -> PeriodFigures:
+    total = NO_SUMS
+    for one in by_route.values():
+        total = total.plus(one)
+    known = [(one, lengths[name]) for name, one in by_route.items() if name in lengths and one.enforced_weight]
+    return PeriodFigures(
+        begin_hour=begin,
+        end_hour=end,
+        sums=total,
+        em_drop=em_drop_of(total, confidence),
+        saving=saving_between(by_route.values(), confidence),
+        would_save=1 - total.would_tokens / total.whole_tokens
+        if total.whole_tokens and not total.enforced_weight
+        else None,
+        saved_tokens=sum(one.enforced_weight * each - one.enforced_tokens for one, each in known) if known else None,
+        saved_certified_tokens=sum(one.certified_weight * each - one.certified_tokens for one, each in known)
+        if known
+        else None,
+    )
+
+
+def em_drop_of(sums: RollupSums, confidence: float = 0.95) -> IntervalEstimate | None:
+    """Weighted audits count as their effective sample size (Kish 1965)."""
+    lost, gained, pending = sums.lost_weight, sums.gained_weight, sums.pending_weight
+    weight, n = sums.pair_weight, 0.0
+    if weight:
+        n = weight * weight / sums.pair_squares
+    elif sums.n_audits:
+        lost, gained, pending, weight, n = sums.n_lost, sums.n_gained, sums.n_pending, sums.n_audits, sums.n_audits
+    if n < 0.5:
+        return None
+    n = max(1.0, n)
+    shares = [min(1.0, max(0.0, each / weight)) for each in (lost, lost + pending, gained, gained + pending)]
+    lost_share, lost_most, gained_share, gained_most = shares
+    return IntervalEstimate(
+        value=lost_most - gained_share,
+        low=difference_between(lost_share, gained_most, n, confidence).low,
+        high=difference_between(lost_most, gained_share, n, confidence).high,
+        n=max(1, round(n)),
+        method=ONE_LOOK,
+        note=f"{sums.n_pending:,} audits without a label count as lost" if pending else None,
+    )
+
+
+def saving_between(routes: Iterable[RollupSums], confidence: float = 0.95) -> IntervalEstimate | None:
+    """1 - spent / full over the enforced requests of all routes; these requests are fixed, and the audit draw random.
+
+    The mean of the full runs is Hájek's, with its linearised variance (Särndal, Swensson and Wretman 1992, result
+    5.7.1), which does not assume that questions are independent, as draws are.
+    """
+    spent = full = variance = n_audits = 0.0
+    for one in routes:
+        if not (one.drawn_weight and one.enforced_weight):
+            continue
+        mean = one.drawn_tokens / one.drawn_weight
+        squares = one.drawn_square_squares - 2 * mean * one.drawn_square_tokens + mean * mean * one.drawn_squares
+        spent, full = spent + one.enforced_tokens, full + one.enforced_weight * mean
+        variance += max(0.0, squares) * (one.enforced_weight / one.drawn_weight) ** 2
+        n_audits += one.drawn_weight**2 / one.drawn_squares
+    if not full:
+        return None
+    is_enough = n_audits >= MIN_AUDITS - 0.5
+    radius = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance) / full
+    return IntervalEstimate(
+        value=1 - spent / full,
+        low=1 - spent / full * exp(radius) if is_enough else None,
+        high=1 - spent / full * exp(-radius) if is_enough else None,
+        n=max(1, round(n_audits)),
+        method=f"{AGAINST_AUDITS}; for one look",
+        note=None if is_enough else f"not enough audits: {n_audits:.0f} of {MIN_AUDITS}",
+    )

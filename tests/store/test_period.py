@@ -1,0 +1,255 @@
+"""Figures of a period: they are those of its runs, their intervals cover, and an older log keeps its sums."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import astuple
+
+from suffice.assurance.estimate import IntervalEstimate, report_of
+from suffice.store.database import schema
+from suffice.store.database.views import open_reader
+from suffice.store.routes import rollups
+from suffice.store.routes.period import Period, em_drop_of, read_period, saving_between
+from suffice.store.rows.events import Event
+from suffice.store.rows.sums import RollupSums
+from suffice.types import Outcome, Request
+from suffice.wiring.worker import open_worker
+from tests.control.made import run
+from tests.control.test_rollup import said, settings_for, summed, write
+
+AUDIT_SHARE = 0.25
+DAYS = 3
+
+
+def enforced(number: int, hour: int) -> tuple[Request, Outcome]:
+    """A run of a route in enforce: an audit whose stop sometimes loses the answer, or a stopped one."""
+    rng = random.Random(number)
+    audit = rng.random() < AUDIT_SHARE
+    asked, ended = run(number, rng, audit=audit, stopped=not audit)
+    propensity = AUDIT_SHARE if audit else 1 - AUDIT_SHARE
+    request = replace(
+        asked,
+        mode="enforce",
+        audit=audit,
+        propensity=propensity,
+        certified=hour % 2 == 0,
+        policy_version=f"v{hour % 3}@2",
+        arms=(),
+    )
+    differs = audit and rng.random() < 0.4
+    outcome = replace(
+        ended,
+        stopped=not audit,
+        end_reason="done" if audit else "stopped",
+        answer="3",
+        stop_step=3,
+        would_answer="4" if differs else "3",
+    )
+    return request, outcome
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, Request, Outcome]]]:
+    folder, runs = tmp_path_factory.mktemp("log"), list[tuple[int, Request, Outcome]]()
+    for hour in (0, 1, 5, 23, 24, 30, 50, 71):
+        events: list[Event] = []
+        for number in range(100 * hour, 100 * hour + 24):
+            request, outcome = enforced(number, hour)
+            runs.append((hour, request, outcome))
+            events += [request, outcome]
+            if number % 3:
+                events.append(said(number, "g", gold="3" if number % 7 else "4"))
+        write(folder, events, at_s=3_600.0 * hour + 60)
+    summed(folder)
+    return folder, runs
+
+
+def period(folder: Path, **what: Any) -> Period:
+    with open_reader(folder / "log.db") as connection:
+        return read_period(connection, **({"since_hour": 0, "until_hour": 72, "bucket_hours": 24} | what))
+
+
+def ends(one: IntervalEstimate | None) -> tuple[float, float]:
+    assert one is not None
+    assert one.low is not None
+    assert one.high is not None
+    return one.low, one.high
+
+
+def drop_of(runs: list[tuple[int, Request, Outcome]]) -> tuple[int, int, int, int]:
+    """Audits, lost, gained and pending of them, from the labels that `log` gave."""
+    n = lost = gained = pending = 0
+    for _, request, outcome in runs:
+        number = int(request.episode_id[3:])
+        if not request.audit:
+            continue
+        n += 1
+        if outcome.would_answer != outcome.answer:
+            labelled, gold = number % 3 != 0, "3" if number % 7 else "4"
+            pending += not labelled
+            lost += labelled and gold == outcome.answer
+            gained += labelled and gold == outcome.would_answer
+    return n, lost, gained, pending
+
+
+@pytest.mark.parametrize(
+    ("what", "holds"),
+    [
+        ({}, lambda hour, request: True),
+        ({"since_hour": 5, "until_hour": 31, "bucket_hours": 5}, lambda hour, request: 5 <= hour < 31),
+        ({"route": "r", "version": "v2@2"}, lambda hour, request: request.policy_version == "v2@2"),
+        ({"version": "v0@2", "bucket_hours": 1}, lambda hour, request: request.policy_version == "v0@2"),
+        ({"query_class": "", "version": "v1@2"}, lambda hour, request: request.policy_version == "v1@2"),
+    ],
+)
+def test_a_period_has_the_figures_of_its_runs_and_its_buckets_add_up(
+    log: tuple[Path, list[tuple[int, Request, Outcome]]], what: dict[str, Any], holds: Any
+) -> None:
+    folder, runs = log
+    inside = [one for one in runs if holds(one[0], one[1])]
+    found, (n, lost, gained, pending) = period(folder, **what), drop_of(inside)
+    total = found.total
+    assert total.sums.n_requests == len(inside) == sum(one.sums.n_requests for one in found.buckets)
+    assert total.em_drop is not None
+    assert total.em_drop.n == n
+    assert total.em_drop.value == pytest.approx((lost + pending - gained) / n)
+    low, high = ends(total.em_drop)
+    assert low <= (lost - pending - gained) / n <= total.em_drop.value <= high
+    audits = [one for _, request, one in inside if request.audit]
+    spent = sum(one.usage.completion_tokens for _, _, one in inside if one.usage)
+    full = len(inside) * sum(one.usage.completion_tokens for one in audits if one.usage) / len(audits)
+    assert total.saving is not None
+    assert total.saving.value == pytest.approx(1 - spent / full)
+    assert total.saved_tokens == pytest.approx(full - spent)
+    assert total.saved_tokens == pytest.approx(sum(one.saved_tokens or 0.0 for one in found.buckets))
+    for one in found.buckets:
+        assert what.get("since_hour", 0) <= one.begin_hour < one.end_hour <= what.get("until_hour", 72)
+    certified = [(request, one) for _, request, one in inside if request.certified]
+    spent = sum(one.usage.completion_tokens for _, one in certified if one.usage)
+    assert total.saved_certified_tokens == pytest.approx(full / len(inside) * len(certified) - spent)
+
+
+def test_the_whole_log_as_a_period_saves_what_every_other_surface_says(
+    log: tuple[Path, list[tuple[int, Request, Outcome]]],
+) -> None:
+    with open_reader(log[0] / "log.db") as connection:
+        tally = rollups.read_tallies(connection)["r"]
+    measured, total = report_of(tally, route="r").measured, period(log[0]).total
+    assert measured.saving is not None
+    assert total.saving is not None
+    assert total.saving.value == pytest.approx(measured.saving.value, abs=1e-9)
+    assert (total.sums.n_lost, total.sums.n_gained) == (measured.n_lost, measured.n_gained)
+
+
+def test_nothing_is_nothing(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    summed(tmp_path)
+    total = period(tmp_path).total
+    assert (total.em_drop, total.saving, total.saved_tokens, total.would_save) == (None, None, None, None)
+    assert period(tmp_path).buckets == ()
+
+
+def test_observed_runs_show_what_stops_would_have_lost(tmp_path: Path) -> None:
+    events: list[Event] = []
+    for number in range(40):
+        request, outcome = run(number, random.Random(number), audit=False)
+        asked = replace(request, mode="observe", arms=())
+        events += [asked, replace(outcome, stop_step=2, answer="3", would_answer="4" if number % 4 == 0 else "3")]
+        events.append(said(number, "g", gold="3"))
+    write(tmp_path, events)
+    summed(tmp_path)
+    total = period(tmp_path).total
+    assert total.saving is None
+    assert total.would_save is not None
+    assert total.em_drop is not None
+    assert total.em_drop.value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("p_lost", "p_gained"), [(0.004, 0.0), (0.02, 0.005), (0.1, 0.08)])
+def test_intervals_cover_the_requests_of_the_period_though_audits_are_drawn_unequally(
+    p_lost: float, p_gained: float
+) -> None:
+    """1,500 fixed requests, long ones losing more and audited more often; 400 draws. A naive mean misses."""
+    rng = np.random.default_rng(int(1_000 * p_lost))
+    n = 1_500
+    tokens = rng.lognormal(6, 0.8, n)
+    longer = tokens > np.median(tokens)
+    drop = np.where(rng.random(n) < p_lost * (0.5 + longer), 1, -1 * (rng.random(n) < p_gained))
+    share = np.where(longer, 0.4, 0.1)
+    spent, truth = tokens * np.where(longer, 0.4, 0.8), drop.mean()
+    saved = 1 - spent.sum() / tokens.sum()
+    hits_drop = hits_saving = naive = 0
+    for _ in range(400):
+        audit = rng.random(n) < share
+        w, z, full = 1 / share[audit], drop[audit], tokens[audit]
+        sums = RollupSums(
+            n_audits=int(audit.sum()),
+            pair_weight=float(w.sum()),
+            pair_squares=float((w * w).sum()),
+            lost_weight=float(w[z == 1].sum()),
+            gained_weight=float(w[z == -1].sum()),
+            enforced_weight=float(n),
+            enforced_tokens=float(spent.sum()),
+            drawn_weight=float(w.sum()),
+            drawn_tokens=float((w * full).sum()),
+            drawn_squares=float((w * w).sum()),
+            drawn_square_tokens=float((w * w * full).sum()),
+            drawn_square_squares=float((w * w * full * full).sum()),
+        )
+        low, high = ends(em_drop_of(sums))
+        hits_drop += low <= truth <= high
+        low, high = ends(saving_between([sums]))
+        hits_saving += low <= saved <= high
+        naive += low <= 1 - spent.sum() / (n * full.mean()) <= high
+    assert hits_drop >= 0.93 * 400, hits_drop / 400
+    assert hits_saving >= 0.93 * 400, hits_saving / 400
+    assert naive < 0.5 * 400, "audits counted alike would be wrong"
+
+
+# ---- a log of the schema before ----------------------------------------------------------------------
+
+
+def made_older(folder: Path) -> None:
+    """Give the log the schema 17 that it would have had."""
+    with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
+        for name in RollupSums.__struct_fields__[RollupSums.__struct_fields__.index("pair_weight") :]:
+            connection.execute(f"ALTER TABLE rollups DROP COLUMN {name}")
+        connection.execute("PRAGMA user_version = 17")
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_an_older_log_is_upgraded_and_summed_again_unless_its_days_were_archived(
+    tmp_path: Path, archived: bool
+) -> None:
+    write(tmp_path, [event for number in range(24) for event in enforced(number, 2)])
+    before = summed(tmp_path)
+    made_older(tmp_path)
+    if archived:
+        with closing(sqlite3.connect(tmp_path / "log.db")) as plain, plain:
+            plain.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('day_archived', 'd', 0, 1, '{}')")
+            plain.execute("DELETE FROM events WHERE kind IN ('request', 'outcome')")  # as retention does
+    with open_worker(settings_for(tmp_path), learning=False) as here:
+        assert here.once("rollup") is not None
+    with open_reader(tmp_path / "log.db") as connection:
+        found = rollups.read_rollups(connection, ())[()]
+    if archived:
+        assert found == RollupSums(*astuple(before)[: RollupSums.__struct_fields__.index("pair_weight")])
+    else:
+        assert astuple(found) == pytest.approx(astuple(before))
+    with closing(sqlite3.connect(tmp_path / "log.db")) as plain:
+        assert plain.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+
+
+def test_a_reader_says_how_an_older_log_is_upgraded(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    made_older(tmp_path)
+    with pytest.raises(Exception, match="suffice store migrate"), open_reader(tmp_path / "log.db"):
+        pass
