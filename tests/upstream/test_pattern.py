@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.upstream.pattern import TextPattern
-from suffice.upstream.wire import Frame, decode_chunk, encode_json
+from suffice.upstream.wire import Chunk, Frame, SseSplitter, decode_chunk, encode_json
+from tests.wire.read import Stream, all_streams
 
 FIELDS = ("content", "reasoning", "reasoning_content", "thinking")
 TEXT = st.text(max_size=12)
@@ -98,6 +99,7 @@ def choice_with(**fields: Any) -> dict[str, Any]:
         choice_with(delta={"content": " so", "refusal": "no"}),
         choice_with(delta={"content": " so", "tool_calls": [{"index": 0}]}),
         chunk("reasoning", " so", usage={"prompt_tokens": 1}),
+        chunk("reasoning", " so", usage={"completion_tokens": None}),
         chunk("reasoning", " so", error={"code": "x"}),
         chunk("reasoning", " so") | {"choices": []},
     ],
@@ -188,3 +190,62 @@ def test_an_empty_usage_is_cut_out_of_a_run_too() -> None:
     texts, sent, end = pattern.run_in(data, 0)
     assert (texts, end) == (["a", "\n", " b"], len(data))
     assert sent == b"".join(frame(chunk("reasoning", text)).raw for text in ("a", "\n", " b"))
+
+
+def counted(field: str, text: str, n: int, **top: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 51, "total_tokens": 51 + n, "completion_tokens": n}
+    return chunk(field, text, usage=usage | {"completion_tokens_details": {"reasoning_tokens": n - 1}}, **top)
+
+
+WIRE = [stream for stream in all_streams() if stream.name.endswith("chat_continuous_usage")]
+
+
+@pytest.mark.parametrize("stream", WIRE, ids=lambda stream: stream.name)
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_real_chunks_with_a_usage_are_read_without_parsing_them(stream: Stream, is_edited: bool) -> None:
+    splitter, pattern, n_matched = SseSplitter(), TextPattern(), 0
+    for each in splitter.feed(stream.body):
+        read = decode_chunk(each.data or b"") if each.data not in (None, b"[DONE]") else Chunk()
+        if text := pattern.text_of(each.raw):
+            n_matched += 1
+            assert read.choices is not None
+            assert (text, pattern.usage) == (getattr(read.choices[0].delta, pattern.field), read.usage)
+            shown = json.loads(pattern.edit(each).data or b"")
+            whole = json.loads(each.data or b"")
+            assert shown == ({k: v for k, v in whole.items() if k != "usage"} if is_edited else whole)
+        else:
+            pattern.learn(each, read, without_usage=is_edited and read.usage is not None)
+    assert n_matched >= 8
+    assert WIRE
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([" so", "\n", '"', "\\", "é", '"usage":{', '"total_tokens":7']), st.integers(1, 10**6)
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(0, 60),
+    st.booleans(),
+)
+def test_a_run_with_usages_is_the_chunks_one_by_one(pieces: list[tuple[str, int]], n_cut: int, is_edited: bool) -> None:
+    pattern = learnt(frame(counted("reasoning", " so", 1)), without_usage=is_edited)
+    frames = [frame(counted("reasoning", text, n)) for text, n in pieces]
+    data = b"".join(each.raw for each in frames)
+    n_whole = next(n for n in range(len(frames), -1, -1) if sum(len(f.raw) for f in frames[:n]) <= len(data) - n_cut)
+    texts, sent, end = pattern.run_in(data[: len(data) - n_cut], 0)
+    assert texts == [text for text, _ in pieces[:n_whole]]
+    assert end == sum(len(each.raw) for each in frames[:n_whole])
+    texts_alone = [frame(chunk("reasoning", text)) for text, _ in pieces]
+    shown = (texts_alone if is_edited else frames)[:n_whole]
+    assert sent == b"".join(each.raw for each in shown)
+    if texts:
+        assert pattern.usage == decode_chunk(frames[n_whole - 1].data or b"").usage
+
+
+def test_counts_outside_of_the_usage_are_not_taken_for_it() -> None:
+    beside = {"timings": {"completion_tokens": 3}}
+    for body in (counted("reasoning", " so", 3, **beside), beside | counted("reasoning", " so", 3)):
+        assert learnt(frame(body), without_usage=True).text_of(frame(body).raw) == ""

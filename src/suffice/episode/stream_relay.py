@@ -204,8 +204,7 @@ class StreamRelay:
                 return False
         elif not self.delivery.frame_now(sent):
             return False
-        self.events.note_repeated(texts)
-        self.reader.fold_repeated(pattern.field, texts, self._points)
+        self._fold_repeated(texts, self._points)
         if not self._points and not self.reader.must_close:
             return True
         self._n_passed = end
@@ -219,9 +218,13 @@ class StreamRelay:
         texts, sent, end = pattern.run_in(data, at)
         if not texts or not self._folds_by_pattern:
             return _NOTHING, at
-        self.events.note_repeated(texts)
-        self.reader.fold_repeated(pattern.field, texts, points)
+        self._fold_repeated(texts, points)
         return RepeatedFrame(sent, None, pattern.template, pattern.field, texts), end
+
+    def _fold_repeated(self, texts: Sequence[str], points: list[Checkpoint]) -> None:
+        self.events.note_repeated(texts)
+        self.reader.fold_repeated(self._pattern.field, texts, points)
+        self.reader.account.note_usage(self._pattern.usage)
 
     def _passes_as_is(self) -> bool:
         if not self.view.joined or self._held is not None or self._last is not None or self._splitter.holds:
@@ -312,8 +315,7 @@ class StreamRelay:
         if state.done or state.failed:
             return None
         if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
-            self.events.note_repeated((text,))
-            reader.fold_repeated(self._pattern.field, (text,), points)
+            self._fold_repeated((text,), points)
             return self._pattern.edit(frame)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.

@@ -11,12 +11,25 @@ from types import MappingProxyType
 import msgspec
 from msgspec.structs import replace
 
-from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, decode_json, is_given
+from suffice.upstream.wire import (
+    REASONING_FIELDS,
+    Chunk,
+    Frame,
+    TokenDetails,
+    WireUsage,
+    decode_chunk,
+    decode_json,
+    is_given,
+)
 
 _NEVER = b"\x00"  # no event begins with it
 _MAX_TRIES = 4  # patterns in a row without a match: this upstream's chunks do not repeat
-_NO_USAGE = b'"usage":null'
-_NUMBER = re.compile(rb'(?<="sequence_number":)\d+')  # of an event, in OpenAI's Responses
+_VALUE = rb'"usage":(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
+_USAGE = re.compile(b",%b|%b," % (_VALUE, _VALUE))
+# What counts up from event to event: its number in OpenAI's Responses, and the usage in every chunk of a chat.
+_COUNTS = ("sequence_number", "total_tokens", "completion_tokens", "reasoning_tokens")
+_COUNT = re.compile("|".join(f'(?<="{name}":)[0-9]+' for name in _COUNTS).encode())
+_MOST_DIGITS = 15
 WINDOW_BYTES = 16 * 1024  # of a read with many chunks, how much is processed at once
 
 _string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
@@ -24,13 +37,20 @@ _strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
 
 
 class TextPattern:
-    """One chunk with a hole for its text, which is in `field` of the delta; `template` has another text in the hole."""
+    """One chunk with a hole for its text, which is in `field` of the delta; `template` has another text in the hole.
+
+    Numbers behind the text that count up, such as those of a usage, are holes too.
+    """
 
     def __init__(self) -> None:
         self._before = self._after = self._between = _NEVER
         self._n_before = self._n_after = self._n_around = 1
         self._edited: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
-        self._until_number = b""  # what follows the text up to the event's number; b"": it has none
+        self._until_count = b""  # what follows the text up to the first number; b"": there is none
+        self._behind: list[bytes] = []  # what follows each number
+        self._places: Mapping[bytes, int] = {}  # of the numbers by name
+        self._last: list[bytes] = []  # the numbers of the last chunk that matched
+        self._usage: WireUsage | None = None  # of the chunk that was learned
         self._matched = False
         self._tries = 0
         self.field, self.template = "", b""
@@ -39,10 +59,25 @@ class TextPattern:
     def learns(self) -> bool:
         return self._matched or self._tries < _MAX_TRIES
 
+    @property
+    def usage(self) -> WireUsage | None:
+        """The usage in the last chunk that matched; None: such chunks carry none."""
+        return self._usage_of(self._last) if self._usage is not None and self._last else None
+
+    def _usage_of(self, numbers: list[bytes]) -> WireUsage:
+        assert self._usage is not None
+        known, completion, reasoning = self._usage, *map(self._places.get, (b"completion_tokens", b"reasoning_tokens"))
+        return WireUsage(
+            prompt_tokens=known.prompt_tokens,
+            completion_tokens=known.completion_tokens if completion is None else int(numbers[completion]),
+            prompt_tokens_details=known.prompt_tokens_details,
+            completion_tokens_details=None if reasoning is None else TokenDetails(None, int(numbers[reasoning])),
+        )
+
     def text_of(self, raw: bytes) -> str:
         """Return the text of a frame that matches; "" if it must be parsed as any other."""
-        if self._until_number:
-            texts, _, end = self._numbered_run_in(raw, 0)
+        if self._until_count:
+            texts, _, end = self._counted_run_in(raw, 0)
             return texts[0] if end == len(raw) and len(texts) == 1 else ""
         if not raw.startswith(self._before) or not raw.endswith(self._after):
             return ""
@@ -52,8 +87,8 @@ class TextPattern:
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
         """Return texts, bytes and end of the matching chunks from `at` on, within WINDOW_BYTES to bound the cost."""
-        if self._until_number:
-            return self._numbered_run_in(data, at)
+        if self._until_count:
+            return self._counted_run_in(data, at)
         if not data.startswith(self._before, at):
             return [], b"", at
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
@@ -79,33 +114,44 @@ class TextPattern:
         before, after = self._edited
         return texts, before + (after + before).join(parts) + after, end
 
-    def _numbered_run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        mark, after, n_before = self._until_number, self._after, self._n_before
-        if not at and len(data) < 2 * (self._n_around + len(mark)) and data.endswith(after):
-            # One event, as in nearly every read of a paced stream.
-            cut = data.rfind(mark)
-            is_numbered = data[cut + len(mark) : -self._n_after].isdigit()
-            if is_numbered and data.startswith(self._before) and (text := _string_in(data[n_before:cut])):
-                self._matched = True
-                return [text], data, len(data)
-        middles, ends, end = list[bytes](), [at], at
-        while data.startswith(self._before, end) and end - at < WINDOW_BYTES:
-            cut = data.find(mark, end + n_before)
-            number = cut + len(mark)
-            stop = data.find(after, number)
-            if cut < 0 or stop < 0 or not data[number:stop].isdigit():
+    def _counted_run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
+        before, mark, middles, tails, ends = self._before, self._until_count, list[bytes](), list[list[bytes]](), [at]
+        while data.startswith(before, ends[-1]) and ends[-1] - at < WINDOW_BYTES:
+            start = ends[-1] + self._n_before
+            cut = data.find(mark, start)
+            numbers, end = self._numbers_in(data, cut + len(mark))
+            if cut < 0 or not numbers:
                 break
-            middles.append(data[end + n_before : cut])
-            ends.append(end := stop + self._n_after)
+            middles.append(data[start:cut])
+            tails.append(numbers)
+            ends.append(end)
         texts = _strings_in(middles) if middles else []
-        self._matched = self._matched or bool(texts)
-        end = ends[len(texts)]
-        return texts, data[at:end], end
+        if not texts:
+            return [], b"", at
+        n, self._matched = len(texts), True
+        self._last = tails[n - 1]
+        if self._edited is None:
+            return texts, data[at : ends[n]], ends[n]
+        before, after = self._edited
+        return texts, before + (after + before).join(middles[:n]) + after, ends[n]
+
+    def _numbers_in(self, data: bytes, at: int) -> tuple[list[bytes], int]:
+        """Return the numbers from `at` on and the end of what follows the last; none if something else is there."""
+        numbers = list[bytes]()
+        for behind in self._behind:
+            stop = data.find(behind, at, at + _MOST_DIGITS + len(behind))
+            number = data[at : max(at, stop)]
+            if not number.isdigit():
+                return [], at
+            numbers.append(number)
+            at = stop + len(behind)
+        return numbers, at
 
     def edit(self, frame: Frame) -> Frame:
         if self._edited is None:
             return frame
-        raw = frame.raw[self._n_before : -self._n_after].join(self._edited)
+        end = -self._n_after if not self._until_count else frame.raw.find(self._until_count, self._n_before)
+        raw = frame.raw[self._n_before : end].join(self._edited)
         return Frame(raw, raw[6:-2])
 
     def learn(
@@ -135,16 +181,28 @@ class TextPattern:
         if not _is_text_hole(inner, chunk, field, text, decode):
             return
         edited = _without_usage(cut) if without_usage else None
-        if without_usage and edited is None:
+        if (without_usage and edited is None) or _COUNT.search(b"".join((cut[0], *(edited or ())))):
             return
-        mark, *rest = _NUMBER.split(cut[1])
-        if len(rest) > 1 or _NUMBER.search(cut[0]):
+        if not self._learn_counts(cut[1], chunk, lambda tail: decode((inner[0] + tail)[:-2])):
+            self._before = _NEVER
             return
-        self._until_number, cut = (mark, (cut[0], rest[0])) if rest else (b"", cut)
-        self.field, (self._before, self._after), self._edited = field_and_text[0], cut, edited
-        self.template = b"?".join(inner)
+        self.field, (self._before, self._after), self._edited = field, cut, edited
+        self.template = b"?".join(inner if edited is None else (edited[0][len(head) :], edited[1][:-2]))
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
+
+    def _learn_counts(self, tail: bytes, chunk: Chunk, decode: Callable[[bytes], Chunk]) -> bool:
+        """Learn the numbers in what follows the text; return False if the usage is more or less than these."""
+        mark, *behind = _COUNT.split(tail)
+        self._until_count, self._behind, self._usage, self._last = mark if behind else b"", behind, chunk.usage, []
+        names = [part[:-2].rpartition(b'"')[2] for part in (mark, *behind)][: len(behind)]
+        self._places = {name: n for n, name in enumerate(names)}  # the last one where a name occurs again
+        if chunk.usage is None:
+            return True
+        # With another number in each place, the usage must be what is read from these places.
+        numbers = [b"%d" % (10_001 + n) for n in range(len(behind))]
+        other = mark + b"".join(number + part for number, part in zip(numbers, behind, strict=True))
+        return bool(numbers) and decode(other).usage == self._usage_of(numbers)
 
 
 def _string_in(middle: bytes) -> str:
@@ -165,7 +223,7 @@ def _strings_in(middles: list[bytes]) -> list[str]:
 
 
 def _only_text(chunk: Chunk) -> tuple[str, str] | None:
-    if not chunk.choices or len(chunk.choices) != 1 or chunk.usage is not None or is_given(chunk.error):
+    if not chunk.choices or len(chunk.choices) != 1 or is_given(chunk.error):
         return None
     choice, delta = chunk.choices[0], chunk.choices[0].delta
     if choice.index != 0 or choice.finish_reason is not None or is_given(choice.logprobs):
@@ -196,13 +254,12 @@ def _is_text_hole(
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    for part in (b"," + _NO_USAGE, _NO_USAGE + b","):
-        before, after = (side.replace(part, b"") for side in cut)
-        body = decode_json(_data(cut))
-        if len(before) + len(after) < sum(map(len, cut)) and isinstance(body, dict):
-            body.pop("usage", None)
-            if decode_json(_data((before, after))) == body:
-                return before, after
+    before, after = (_USAGE.sub(b"", side, count=1) for side in cut)
+    body = decode_json(_data(cut))
+    if len(before) + len(after) < sum(map(len, cut)) and isinstance(body, dict):
+        body.pop("usage", None)
+        if decode_json(_data((before, after))) == body:
+            return before, after
     return None
 
 
