@@ -6,7 +6,8 @@ Each cell asks questions through `suffice serve` on a route of its own. Per cell
 every reply is whole (one finish reason, [DONE], no closing tag in the answer), whether the usage is the engine's own
 (the prompt as long as the engine counts it when asked directly, every call counted by the engine, and usage and
 overhead together what all calls spent), how often a stop delivered its trial answer, and how long the client waited at
-the stop. Bodies and one JSON line a run are kept in FOLDER.
+the stop. Bodies and one JSON line a run are kept in FOLDER, as soon as the run has ended: started again with the same
+folder, the suite asks only what is missing there.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import argparse
 import http.client
 import json
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,6 @@ from suffice.types import Outcome
 from suffice_demo.local.tasks import questions
 
 CHAT = "/v1/chat/completions"
-PORT = 8411
 TAG = "</think>"
 METHODS = {"vllm": ("native", "prefill", "raw", "re-ask"), "sglang": ("prefill", "raw", "re-ask")}
 ROUTE = """
@@ -84,8 +85,8 @@ class Run:
     prompt_tokens: int | None = None  # as the engine counts it when asked directly
 
 
-def settings_of(engine: str, url: str, folder: Path, slots: int) -> str:
-    text = f'[server]\nport = {PORT}\n[store]\nurl = "sqlite:///{folder}/log.db"\n'
+def settings_of(engine: str, url: str, folder: Path, slots: int, port: int) -> str:
+    text = f'[server]\nport = {port}\n[store]\nurl = "sqlite:///{folder}/log.db"\n'
     for method in METHODS[engine]:
         finish = json.dumps([method])
         text += f'[upstreams.{method}]\nurl = "{url}"\ndriver = "{engine}"\nslots = {slots}\nfinish = {finish}\n'
@@ -107,10 +108,17 @@ def cells_of(engine: str) -> Iterator[Cell]:
         for stream in (True, False):
             yield Cell(f"{route}-{'stream' if stream else 'body'}", route, stream, kind)
     yield Cell("hang-up", METHODS[engine][0], stream=True, hangs_up=True)
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    yield Cell("tools-stream", "off", True, fields={"tools": [tool], "tool_choice": "auto"})
-    yield Cell("schema-body", "off", False, fields={"response_format": schema})
+    number = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": number | {"additionalProperties": False}},
+    }
+    tool = {"type": "function", "function": {"name": "give_answer", "description": "Gives it.", "parameters": number}}
+    for route in (METHODS[engine][0], "off"):
+        yield Cell(f"tools-{route}-stream", route, True, fields={"tools": [tool], "tool_choice": "auto"})
+        yield Cell(f"tools-{route}-body", route, False, fields={"tools": [tool], "tool_choice": "required"})
+        yield Cell(f"schema-{route}-stream", route, True, fields={"response_format": schema})
+        yield Cell(f"schema-{route}-body", route, False, fields={"response_format": schema})
 
 
 def body_of(cell: Cell, question: Any) -> dict[str, Any]:
@@ -131,8 +139,8 @@ def post(port: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) ->
     return response.status, response.read()
 
 
-def leave(body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
+def leave(port: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json", **headers})
     connection.getresponse().read1(2048)
     connection.close()
@@ -167,12 +175,30 @@ def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
     run.torn = ",".join(name for name, is_wrong in wrong.items() if is_wrong)
 
 
-def ask(cell: Cell, folder: Path, number: int, question: Any) -> Run:
+def line_of(run: Run) -> str:
+    return json.dumps(asdict(run), default=str) + "\n"
+
+
+def kept_runs(folder: Path, cell: Cell) -> list[Run]:
+    """Runs of an earlier start; their outcomes are read from the log anew."""
+    path = folder / f"{cell.name}.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [Run(**json.loads(line) | {"outcome": None}) for line in lines]
+
+
+def ask(cell: Cell, folder: Path, port: int, number: int, question: Any) -> Run:
+    run = answered(cell, folder, port, number, question)
+    with (folder / f"{cell.name}.jsonl").open("a", encoding="utf-8") as out:
+        out.write(line_of(run))
+    return run
+
+
+def answered(cell: Cell, folder: Path, port: int, number: int, question: Any) -> Run:
     began_s = time.monotonic()
     if cell.hangs_up:
-        leave(body_of(cell, question), {"x-suffice-route": cell.route})
+        leave(port, body_of(cell, question), {"x-suffice-route": cell.route})
         return Run(cell.name, number, 200, time.monotonic() - began_s)
-    status, data = post(PORT, body_of(cell, question), {"x-suffice-route": cell.route})
+    status, data = post(port, body_of(cell, question), {"x-suffice-route": cell.route})
     run = Run(cell.name, number, status, time.monotonic() - began_s)
     (folder / f"{cell.name}-{number:02d}.body").write_bytes(data)
     if status == 200:
@@ -220,15 +246,21 @@ def judge(cell: Cell, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, int]) -> None:
+def prompt_key(cell: Cell, question: Any) -> str:
+    return json.dumps([question.messages, cell.kind, cell.fields.get("tools")])
+
+
+def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, int], pool: ThreadPoolExecutor) -> None:
     """Let the engine count each prompt itself: one token of answer."""
-    for question in asked:
-        key = json.dumps(question.messages) + str(cell.kind)
-        if key not in known:
-            body = body_of(Cell("count", "off", stream=False, kind=cell.kind), question) | {"max_tokens": 1}
-            body.pop("suffice")
-            status, data = post(port, body)
-            known[key] = json.loads(data)["usage"]["prompt_tokens"] if status == 200 else -1
+
+    def count(question: Any) -> int:
+        body = body_of(replace(cell, stream=False), question) | {"max_tokens": 1}
+        body.pop("suffice")
+        status, data = post(port, body)
+        return json.loads(data)["usage"]["prompt_tokens"] if status == 200 else -1
+
+    missing = {prompt_key(cell, question): question for question in asked if prompt_key(cell, question) not in known}
+    known |= zip(missing, pool.map(count, missing.values()), strict=True)
 
 
 def main() -> int:
@@ -243,32 +275,35 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "suffice.toml").write_text(settings_of(options.engine, options.url, folder, options.slots), "utf-8")
+    port = free_port()
+    settings = settings_of(options.engine, options.url, folder, options.slots, port)
+    (folder / "suffice.toml").write_text(settings, "utf-8")
     wanted = options.cells.split(",") if options.cells else None
     cells = [cell for cell in cells_of(options.engine) if wanted is None or cell.name in wanted]
     asked, known = questions("reasoning", options.questions), dict[str, int]()
-    port = int(options.url.rstrip("/").rpartition(":")[2])
+    engine_port = int(options.url.rstrip("/").rpartition(":")[2])
     serve = [str(Path(sys.executable).with_name("suffice")), "serve", "--config", str(folder / "suffice.toml")]
     with (folder / "serve.log").open("wb") as log:
         gateway = subprocess.Popen(serve, stdout=log, stderr=log)
     try:
-        wait_until_up(gateway)
+        wait_until_up(gateway, port)
         results = []
         for cell in cells:
-            count_prompts(port, cell, asked, known)
+            runs = kept_runs(folder, cell)[: len(asked)]
+            missing = sorted(set(range(len(asked))) - {run.question for run in runs})
             with ThreadPoolExecutor(options.clients) as pool:
-                runs = list(pool.map(partial(ask, cell, folder), range(len(asked)), asked))
+                count_prompts(engine_port, cell, asked, known, pool)
+                runs += pool.map(partial(ask, cell, folder, port), missing, [asked[number] for number in missing])
             time.sleep(2.0)
             ended = {
                 seen.episode.request.episode_id: seen.episode.outcome
                 for seen in read_episodes(folder / "log.db", cell.route)
             }
-            for run, question in zip(runs, asked, strict=True):
+            for run in runs:
                 run.outcome = ended.get(run.report.get("episode_id", ""))
-                run.prompt_tokens = known.get(json.dumps(question.messages) + str(cell.kind))
-            with (folder / f"{cell.name}.jsonl").open("w", encoding="utf-8") as out:
-                out.writelines(json.dumps(asdict(run), default=str) + "\n" for run in runs)
-            results.append(judge(cell, runs) | ({"still_running": n_running(port)} if cell.hangs_up else {}))
+                run.prompt_tokens = known.get(prompt_key(cell, asked[run.question]))
+            (folder / f"{cell.name}.jsonl").write_text("".join(map(line_of, runs)), "utf-8")
+            results.append(judge(cell, runs) | ({"still_running": n_running(engine_port)} if cell.hangs_up else {}))
             print(json.dumps(results[-1]), flush=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     finally:
@@ -277,12 +312,18 @@ def main() -> int:
     return 0
 
 
-def wait_until_up(gateway: subprocess.Popen[bytes]) -> None:
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait_until_up(gateway: subprocess.Popen[bytes], port: int) -> None:
     for _ in range(600):
         if gateway.poll() is not None:
             raise SystemExit("suite: the gateway ended at once; see serve.log")
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=2)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
             connection.request("GET", "/healthz")
             if connection.getresponse().status == 200:
                 return

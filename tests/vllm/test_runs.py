@@ -13,9 +13,9 @@ TEXT = "\n" + TAG
 CLOSING = encode(TAG)  # the line has just ended, so the text's own line end is left out
 
 
-def at_once(token: int) -> bool:
+def at_once(token: int) -> str:
     """Every token may be the last of a thought."""
-    return True
+    return "\n"
 
 
 def table_with(name: str = "r") -> RunTable:
@@ -64,29 +64,47 @@ def test_a_thought_that_ended_by_itself_is_left_alone() -> None:
     assert not table.end("r")
 
 
-@pytest.mark.parametrize("n_more", [0, 3, MOST_WAIT_TOKENS, 2 * MOST_WAIT_TOKENS])
-def test_a_thought_ends_with_its_line_or_after_a_while(n_more: int) -> None:
-    table = table_with()
-    run = table.enter({"suffice_run": "r"})
+def ended(said: str, written: str = "") -> str:
+    """A thought that is to end after `written`, where the model would say `said`, a character a token."""
+    table = RunTable(lambda text: [ord(char) for char in text])
+    run = table.enter({"suffice_run": "r", "suffice_text": TEXT, "suffice_tag": TAG})
     assert run is not None
     assert table.end("r")
-    output, n_said = [9], 0
-
-    def written() -> list[int]:
-        return output
-
-    for _ in range(3 * MOST_WAIT_TOKENS):
-        token = run.next_forced(len(output), written, lambda token: token == 1)
+    output = [ord(char) for char in written]
+    for own in said:
+        token = run.next_forced(len(output), lambda: output, chr)
         if bool(run.is_over):
             break
-        if token is None:
-            token = 1 if n_said == n_more else 9  # the model's own choice
-            n_said += 1
-        output.append(token)
-    if n_more < MOST_WAIT_TOKENS:
-        assert output == [9, *[9] * n_more, 1, *encode(TAG)]
-    else:
-        assert output == [9, *[9] * MOST_WAIT_TOKENS, *encode(TEXT)]
+        output.append(ord(own) if token is None else token)
+    return "".join(map(chr, output))
+
+
+@pytest.mark.parametrize("n_more", [0, 3, MOST_WAIT_TOKENS, 2 * MOST_WAIT_TOKENS])
+def test_a_thought_ends_with_its_line_or_after_a_while(n_more: int) -> None:
+    assert ended("x" * n_more + "\n" + "y" * 200) == "x" * n_more + "\n" + TAG
+    assert ended("x" * 200) == "x" * 2 * MOST_WAIT_TOKENS + TEXT
+
+
+@pytest.mark.parametrize(
+    ("rest", "kept"),
+    [
+        ("36. That is right. So it is 36.\nMore.\n", "36. That is right."),
+        ("36 and 3.5 and 37.\nMore.\n", "36 and 3.5 and 37.\n"),
+        ("\u7b54\u6848\u3002\u7b54", "\u7b54\u6848\u3002"),
+    ],
+)
+def test_a_long_line_ends_with_a_sentence_and_never_at_the_point_of_a_number(rest: str, kept: str) -> None:
+    before = "x" * (MOST_WAIT_TOKENS - 1) + " "
+    tail = TAG if kept.endswith("\n") else TEXT
+    assert ended(before + rest + "y" * 200) == before + kept + tail
+
+
+@given(st.integers(0, 3), st.text("0123456789", min_size=1, max_size=9), st.sampled_from(["", ".5", ",000", ":30"]))
+def test_no_thought_is_cut_in_a_number(n_before: int, digits: str, fraction: str) -> None:
+    """Seen live: 'the answer is 3', cut before its 6, was answered with 3."""
+    before, number = "x" * (2 * MOST_WAIT_TOKENS - n_before), digits + fraction
+    kept = ended(before + number + " and" + "y" * 200).removesuffix(TEXT)
+    assert not len(before) < len(kept) <= len(before + number)
 
 
 def test_a_tag_that_has_begun_is_completed_and_not_written_twice() -> None:

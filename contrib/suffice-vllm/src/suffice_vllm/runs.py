@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,12 @@ RUN_FIELD, TEXT_FIELD, TAG_FIELD, SIGNALS_FIELD = "suffice_run", "suffice_text",
 MOST_CHARS = 256  # of a run's name, and of the text that ends its thought
 MOST_RUNS = 4_096  # remembered: a preempted run comes back, and nothing says which runs do not
 MOST_READINGS = 1_024  # of one run
-MOST_WAIT_TOKENS = 32  # for the line to end: a thought that is cut in the middle of a number ends in another answer
+# A thought that is cut in the middle of a number ends in another answer: it ends with its line, after so many tokens
+# with its sentence, and after twice as many anywhere but in a number.
+MOST_WAIT_TOKENS = 32
+_ENDS_SENTENCE = re.compile(r"(?:[^\d\s][.!?]|[\u3002\uff01\uff1f])['\")\]*]*\s*\Z")
+_ENDS_IN_NUMBER = re.compile(r"\d[.,:/]?\Z")
+_READ_TOKENS = 4  # of the end of a thought, to see what ends there
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -40,20 +46,20 @@ class Run:
     readings: list[Reading] = field(default_factory=list)
 
     def next_forced(
-        self, n_generated: int, output: Callable[[], Sequence[int]], ends_line: Callable[[int], bool]
+        self, n_generated: int, output: Callable[[], Sequence[int]], text_of: Callable[[int], str]
     ) -> int | None:
-        """Return the token that the run must write now; None: whatever the model chooses, also up to the line's end.
+        """Return the token that the run must write now; None: whatever the model chooses, until the thought may end.
 
         The place in the text follows from the number of tokens, so a step that is computed twice, as after a
         preemption or in a prompt that is read in parts, forces the same token.
 
-        output     the tokens generated so far; called only until the forcing begins
-        ends_line  whether a token ends a line
+        output   the tokens generated so far; called only until the forcing begins
+        text_of  the text of a token
         """
         if not self.is_told or self.is_over:
             return None
         if self.start is None or n_generated < self.start:
-            self.start = self._place_in(output(), ends_line)
+            self.start = self._place_in(output(), text_of)
             if self.start is None:
                 return None
         place = n_generated - self.start
@@ -62,7 +68,7 @@ class Run:
             return None
         return self.forced[place]
 
-    def _place_in(self, output: Sequence[int], ends_line: Callable[[int], bool]) -> int | None:
+    def _place_in(self, output: Sequence[int], text_of: Callable[[int], str]) -> int | None:
         """Return where the forced text begins; None if not here, or if the model has written the tag itself."""
         self.told_at = len(output) if self.told_at is None else self.told_at
         if _holds(output, self.tag):
@@ -72,11 +78,18 @@ class Run:
         if begun:  # it has just begun to write the tag: complete it, and write nothing before it
             self.forced = self.tag
             return len(output) - begun
-        if output and ends_line(output[-1]):
+        if output and "\n" in text_of(output[-1]):
             self.forced = self.bare
-        elif len(output) < self.told_at + MOST_WAIT_TOKENS:
+        elif not _may_end("".join(map(text_of, output[-_READ_TOKENS:])), len(output) - self.told_at):
             return None
         return len(output)
+
+
+def _may_end(text: str, n_waited: int) -> bool:
+    """Return whether a thought whose end is `text`, in the middle of a line, may end after so many tokens."""
+    if n_waited < 2 * MOST_WAIT_TOKENS:
+        return n_waited >= MOST_WAIT_TOKENS and _ENDS_SENTENCE.search(text) is not None
+    return _ENDS_IN_NUMBER.search(text) is None
 
 
 def _holds(tokens: Sequence[int], part: tuple[int, ...]) -> bool:

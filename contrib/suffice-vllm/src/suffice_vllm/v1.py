@@ -8,7 +8,7 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from suffice_vllm.runs import MOST_READINGS, Reading, Run, check_arguments
-from suffice_vllm.worker import LineEnds, open_table
+from suffice_vllm.worker import TokenTexts, open_table
 
 
 class EndThoughtV1(LogitsProcessor):
@@ -18,7 +18,7 @@ class EndThoughtV1(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002 - vLLM's
         self._table, tokenizer = open_table(vllm_config)
-        self._ends_line = LineEnds(tokenizer)
+        self._text_of = TokenTexts(tokenizer)
         self._rows: dict[int, tuple[Run, LineReader, list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -45,8 +45,8 @@ class EndThoughtV1(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         for row, (run, reader, output) in self._rows.items():
             if run.wants_signals and not run.is_over:
-                reader.read(logits[row], output, self._ends_line)
-            token = run.next_forced(len(output), lambda output=output: output, self._ends_line)  # type: ignore[misc]
+                reader.read(logits[row], output, self._text_of)
+            token = run.next_forced(len(output), lambda output=output: output, self._text_of)  # type: ignore[misc]
             if token is not None:
                 logits[row] = float("-inf")
                 logits[row, token] = 0.0
@@ -63,7 +63,7 @@ class LineReader:
         self._sum: Any = 0.0
         self._n_summed = 0
 
-    def read(self, row: Any, output: list[int], ends_line: LineEnds) -> None:
+    def read(self, row: Any, output: list[int], text_of: TokenTexts) -> None:
         run, n = self._run, len(output)
         last = output[-1] if n else -1
         if n == self._n_seen + 1 and self._logprobs is not None and last >= 0:
@@ -73,7 +73,7 @@ class LineReader:
             run.is_over = True
             return
         logprobs = torch.log_softmax(row, dim=-1)
-        if n > self._n_seen and ends_line(last) and len(run.readings) < MOST_READINGS:
+        if n > self._n_seen and "\n" in text_of(last) and len(run.readings) < MOST_READINGS:
             margin = float(logprobs.max() - logprobs[run.tag[0]])
             mean = float(self._sum) / self._n_summed if self._n_summed else None
             run.readings.append(Reading(n, margin, mean))

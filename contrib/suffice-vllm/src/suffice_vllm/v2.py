@@ -11,7 +11,7 @@ from typing import Any
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
 from suffice_vllm.runs import Run, check_arguments
-from suffice_vllm.worker import LineEnds, open_table
+from suffice_vllm.worker import TokenTexts, open_table
 
 
 class EndThoughtV2(LogitsProcessor):
@@ -21,7 +21,7 @@ class EndThoughtV2(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, req_states: LogitsProcRequestState) -> None:
         self._table, tokenizer = open_table(vllm_config)
-        self._ends_line = LineEnds(tokenizer)
+        self._text_of = TokenTexts(tokenizer)
         self._states = req_states
         self._runs: dict[int, Run] = {}  # by the slot of their request
 
@@ -41,7 +41,7 @@ class EndThoughtV2(LogitsProcessor):
                 continue
             n_prompt = int(self._states.prompt_len.np[slot])
             n_generated = int(ctx.seq_lens_upper_bound_np[row]) - n_prompt
-            token = run.next_forced(n_generated, partial(self._output, int(slot), n_prompt), self._ends_line)
+            token = run.next_forced(n_generated, partial(self._output, int(slot), n_prompt), self._text_of)
             if token is not None:
                 logits[row] = float("-inf")
                 logits[row, token] = 0.0

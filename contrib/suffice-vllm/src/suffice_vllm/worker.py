@@ -26,14 +26,14 @@ def open_table(vllm_config: Any) -> tuple[RunTable, Any]:
     return table, tokenizer
 
 
-class LineEnds:
-    """Whether a token ends a line, by its text; each is decoded once."""
+class TokenTexts:
+    """The text of each token; decoded once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[int, bool] = {}
+        self._known: dict[int, str] = {}
 
-    def __call__(self, token: int) -> bool:
+    def __call__(self, token: int) -> str:
         if token not in self._known:
-            self._known[token] = token >= 0 and "\n" in self._tokenizer.decode([token])
+            self._known[token] = self._tokenizer.decode([token]) if token >= 0 else ""
         return self._known[token]
