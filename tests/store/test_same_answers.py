@@ -11,7 +11,7 @@ import pytest
 from suffice.settings import Store
 from suffice.store.audit.chain import find_outcome_row, head, read_starts
 from suffice.store.audit.verify import verify_chain
-from suffice.store.database import erasing, views
+from suffice.store.database import erasing, run_search, views
 from suffice.store.database.copying import copy_log
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
@@ -41,7 +41,12 @@ READERS: Mapping[str, Callable[[Log], Any]] = {
     "episodes": lambda log: [*views.read_episodes(log)],
     "episodes of a route": lambda log: [*views.read_episodes(log, "math", 10, ended_after=5)],
     "recent": lambda log: [*views.read_recent(log, 5)],
-    "runs before": lambda log: [tuple(row) for row in views.read_runs_before(log, 80, "math", 7, tenants=None)],
+    "runs before": lambda log: [tuple(row) for row in run_search.read_runs_before(log, 80, "math", 7, tenants=None)],
+    "runs with a text": lambda log: [
+        row[0] for row in run_search.read_runs_before(log, 2**40, None, 99, tenants=None, text="e1")
+    ],
+    "runs named so": lambda log: run_search.find_names(log, "e1", most=5),
+    "place at a time": lambda log: [run_search.place_at(log, at_s) for at_s in (0.0, 1.0, 1e3, 1e12)],
     "requests of a route": lambda log: views.n_requests_of(log, ["math", "x"], most=20),
     "newest request": lambda log: views.newest_request(log, "math"),
     "has requests": views.has_requests,

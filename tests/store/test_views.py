@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.location import LogLocation
+from suffice.store.database.run_search import read_runs_before
 from suffice.store.database.views import (
     EpisodeWithLabels,
     n_requests_of,
@@ -27,7 +28,6 @@ from suffice.store.database.views import (
     read_episodes,
     read_events,
     read_recent,
-    read_runs_before,
 )
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import AlertLog, read_alert_log

@@ -1,25 +1,20 @@
-"""The actions of the console, each by the function of its command, and the CSV exports."""
+"""The actions of the console and the API, each by the function of its command."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
-from suffice.console.context import Action, ActionResult, ConsoleEndpoint, ConsoleVisit, Handler, ViewContext
-from suffice.console.exchange import ConsoleResponse
-from suffice.console.views.episodes import MOST_PAGE, changes, episodes
+from suffice.console.context import Action, ActionResult, ConsoleVisit
+from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item
 from suffice.errors import BadRequest, ConfigError, SufficeError
-from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, ReviewLease, VerdictForm
-from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import (
@@ -32,10 +27,12 @@ from suffice.store.people.deciding import (
     start_pause,
     submit_verdict,
 )
+from suffice.store.people.saved_views import save_view
 from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.deployments import read_holds
 
 MOST_CHARS: Final = 2_000  # of a reason
+MOST_VIEW_NAME: Final = 60
 REVIEW, INCIDENTS = "/console/review", "/console/incidents"
 EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 T = TypeVar("T")
@@ -162,6 +159,21 @@ def _give_back(form: ActionForm) -> ActionResult:
     if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
         raise BadRequest(f"review: {name[:80]!r} is not leased to you", status=409, code="conflict")
     return ActionResult("The item was returned.", REVIEW)
+
+
+# ---- views of runs ---------------------------------------------------------------------------------
+
+
+def _save_view(form: ActionForm) -> ActionResult:
+    name, query = form.text("name")[:MOST_VIEW_NAME], form.get("query")
+    fields = {field: value for field, value in parse_qsl(query) if field in FILTER_FIELDS}
+    if not name:
+        raise BadRequest("name: is needed", param="name")
+    if query and not fields:
+        raise BadRequest("query: a view needs at least one condition or an order", param="query")
+    if not save_view(form.writer, form.author, name, urlencode(fields)):
+        raise BadRequest("somebody saved a view at the same time; try again", status=409, code="conflict")
+    return ActionResult(f"The view “{name}” is {'saved' if fields else 'removed'}.")
 
 
 # ---- incidents and pauses --------------------------------------------------------------------------
@@ -293,6 +305,7 @@ _INCIDENT: Final = {
     "publication": "roll_back: to this one",
     "days": "until it ends by itself",
 }
+_VIEW: Final = {"name": "of the view", "query": "of the page of runs, as in its address; empty removes the view"}
 _PAUSES: Final = _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"}
 _MOVE: Final = _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)}
 _PROPOSE: Final = _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"}
@@ -303,6 +316,7 @@ ACTIONS: Final = (
     Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}, True),
     Action("/review/say", "reviewer", _submit, "submit a verdict on an item", _VERDICT, True),
     Action("/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM, True),
+    Action("/views/save", "viewer", _save_view, "save a view of runs for yourself, or remove it", _VIEW, True),
     Action("/incidents/open", "operator", _open_incident, "open an incident", _PAUSES),
     Action("/incidents/decide", "operator", _decide_incident, "decide an incident", _INCIDENT),
     Action("/rollouts/move", "operator", _move_rollout, _MOVE_SUMMARY, _MOVE),
@@ -313,75 +327,4 @@ ACTIONS: Final = (
     Action("/routes/pause", "operator", _pause, "let every request of a route run in full", _ON_ROUTE),
     Action("/routes/resume", "operator", _resume, "end a pause of a route", _ON_ROUTE),
     Action("/settings/reload", "admin", _reload, "apply the changes in the settings file", {}),
-)
-
-
-# ---- exports ---------------------------------------------------------------------------------------
-
-CSV: Final = "text/csv; charset=utf-8"
-# Columns of each export: heading, and the field of the record.
-_EPISODE_COLUMNS: Final = {
-    "episode": "episode_id",
-    "at (UTC)": "at_s",
-    "route": "route",
-    "class": "query_class",
-    "kind": "kind",
-    "end": "end_reason",
-    "stopped": "stopped",
-    "audit": "audit",
-    "steps": "n_steps",
-    "stop step": "stop_step",
-    "answer": "answer",
-    "answer at the stop": "would_answer",
-    "differs": "differs",
-    "right": "correct",
-    "tokens": "tokens",
-    "tokens saved": "saved_tokens",
-}
-_CHANGE_COLUMNS: Final = {"place": "seq", "at (UTC)": "at_s"} | {
-    name: name for name in ("kind", "route", "before", "after", "reason", "author")
-}
-
-
-def format_csv_table(columns: Mapping[str, str], records: Iterable[object]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(columns)
-    for record in records:
-        values = {field: getattr(record, field) for field in columns.values()}
-        writer.writerow(format_csv_cell(format_moment(v) if k == "at_s" else v) for k, v in values.items())
-    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
-
-
-def format_csv_cell(value: object) -> str:
-    """Format a value as a CSV cell: numbers as they are, text that cannot act as a formula.
-
-    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
-    ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
-    """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
-
-
-def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext], tuple[object, ...]]) -> Handler:
-    async def run(visit: ConsoleVisit) -> ConsoleResponse:
-        whole = replace(visit.request, query={**visit.request.query, "limit": str(MOST_PAGE)})
-        context, author = visit.context, visit.principal.name
-        records = await context.read(replace(visit, request=whole), lines)
-        await context.in_thread(lambda: context.services.note_export(name, len(records), author))
-        return ConsoleResponse(
-            kind=CSV,
-            body=format_csv_table(columns, records),
-            headers=(("content-disposition", f'attachment; filename="{name}"'),),
-        )
-
-    return run
-
-
-_EPISODES: Final = _export("episodes.csv", _EPISODE_COLUMNS, lambda view: episodes(view).lines)
-_CHANGES: Final = _export("changes.csv", _CHANGE_COLUMNS, lambda view: changes(view).lines)
-EXPORTS: Final = (
-    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _EPISODES, "runs as a table", CSV, True),
-    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _CHANGES, "changes as a table", CSV, True),
 )

@@ -19,7 +19,7 @@ import msgspec
 
 from suffice.asgi import Receive, Scope, Send
 from suffice.console import exchange, openapi, render
-from suffice.console.actions import ACTIONS, EXPORTS, ActionForm
+from suffice.console.actions import ACTIONS, ActionForm
 from suffice.console.auth import NOBODY, ROLES, Principal, may
 from suffice.console.context import (
     WINDOWS,
@@ -32,18 +32,11 @@ from suffice.console.context import (
     ViewContext,
 )
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, cookie, json_response, redirect
+from suffice.console.exports import EXPORTS
 from suffice.console.oidc import ATTEMPT_S, Attempt, OidcLogin, person_from, read_attempt, require_package
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
-from suffice.console.views.episodes import (
-    ENDS,
-    LABEL_FILTERS,
-    Changes,
-    EpisodePage,
-    Episodes,
-    changes,
-    episode,
-    episodes,
-)
+from suffice.console.views.changes import GROUPS, Changes, changes
+from suffice.console.views.episodes import ENDS, LABEL_FILTERS, SORTS, EpisodePage, Episodes, episode, episodes
 from suffice.console.views.overview import Overview, overview
 from suffice.console.views.policies import (
     Experiments,
@@ -329,10 +322,18 @@ RUNS: Final = {
     "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
     "label": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
     "class": "of questions",
+    "q": "text of metadata, class, model, tenant, answer or id; or how an id begins",
+    "sort": f"of the latest 500 that match: {', '.join(one for one in SORTS if one)}",
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",
 }
-CHANGES: Final = {"kind": "of change", "route": "only this one", "before": "place in the log"}
+CHANGES: Final = {
+    "group": f"of kinds: {', '.join(GROUPS)}",
+    "kind": "of change",
+    "route": "only this one",
+    "who": "part of the author's name",
+    "before": "place in the log to go on from, `older` of the page before",
+}
 ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
 ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Policies & rollouts", "Experiments"
 ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote
@@ -69,16 +69,26 @@ class ConsoleResponse:
     kind: str = HTML
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    stream: AsyncIterator[bytes] | None = None  # follows the body; its length is not known
 
     def with_headers(self, *headers: tuple[str, str]) -> ConsoleResponse:
         return replace(self, headers=(*self.headers, *headers))
 
     async def send(self, send: Send, *, head_only: bool) -> None:
-        headers = {"content-type": self.kind, "cache-control": "no-store", "content-length": str(len(self.body))}
+        headers = {"content-type": self.kind, "cache-control": "no-store"}
+        if self.stream is None:
+            headers["content-length"] = str(len(self.body))
         pairs = [*(headers | dict(ALWAYS)).items(), *self.headers]
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in pairs]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})
-        await send({"type": "http.response.body", "body": b"" if head_only else self.body, "more_body": False})
+        body = b"" if head_only else self.body
+        if self.stream is None or head_only:
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+            return
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        async for part in self.stream:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def json_response(value: Any) -> ConsoleResponse:

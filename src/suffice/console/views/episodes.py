@@ -1,31 +1,33 @@
-"""The pages of runs (a list, and one run with all its steps) and of the audit log."""
+"""The pages of runs: a list that can be searched, sorted and exported, and one run with all its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import floor, inf, log10
 from operator import eq
 from typing import Final
 
-import msgspec
-
 from suffice.assurance.runs import UNKNOWN_ENDS, Match, current_label, is_right
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
+from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.audit.chain import Head, head
+from suffice.store.database.run_search import find_names, place_at, read_runs_before, runs_of_question
 from suffice.store.database.views import (
     LOOKED,
     decoded,
     find_event,
+    find_runs,
     last_place,
     locate_event,
     read_labels,
-    read_runs_before,
 )
-from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
-from suffice.store.rows.events import EVENTS
+from suffice.store.people.saved_views import read_saved_views
+from suffice.store.routes.rollups import HOUR_S
+from suffice.store.rows.preferences import SavedView
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -49,17 +51,73 @@ LABEL_FILTERS: Final[Mapping[str, str]] = {
 }
 
 
+SORTS: Final[Mapping[str, str]] = {
+    "": "latest first",
+    "tokens": "most tokens first",
+    "saved": "most tokens saved first",
+    "steps": "most steps first",
+    "duration": "slowest first",
+}
+_SORT_KEYS: Final[Mapping[str, Callable[[EpisodeRow], float | None]]] = {
+    "tokens": lambda line: line.tokens,
+    "saved": lambda line: line.saved_tokens if line.stopped else None,
+    "steps": lambda line: line.n_steps,
+    "duration": lambda line: line.duration_s,
+}
+FILTER_FIELDS: Final = ("route", "end", "label", "class", "q", "sort")
+MOST_SORTED: Final = 500  # of the latest runs that match
+MOST_SEARCH: Final = 200  # characters
+MOST_NAMED: Final = 20  # runs whose id begins with what is searched
+N_BINS: Final = 24
+NEAR_ROWS: Final = 20_000  # of the log, in which twins of a run are looked for
+MOST_TWINS: Final = 5
+
+
 class Filter(ViewRecord, frozen=True):
     route: str | None  # None: all
     end: str  # a key of ENDS
     label: str  # a key of LABEL_FILTERS
     query_class: str  # "": any
+    text: str  # of metadata, class, model, tenant or answer; "": any
+    sort: str  # a key of SORTS
+    since_hour: int  # since 1970; 0: no bound
+    until_hour: int  # exclusive; 0: no bound
     before: int  # position in the log before which runs are listed; 0: the latest
 
     @property
     def fields(self) -> dict[str, str]:
         route = {} if self.route is None else {"route": self.route}
-        return route | {k: v for k, v in (("end", self.end), ("label", self.label), ("class", self.query_class)) if v}
+        named = (
+            ("end", self.end),
+            ("label", self.label),
+            ("class", self.query_class),
+            ("q", self.text),
+            ("sort", self.sort),
+        )
+        return route | {name: value for name, value in named if value}
+
+    @property
+    def chips(self) -> tuple[tuple[str, str], ...]:
+        """The conditions in words, each with the query's field that it stands for."""
+        named = (
+            ("route", "" if self.route is None else f"route {self.route or 'none'}"),
+            ("end", ENDS[self.end] if self.end else ""),
+            ("label", LABEL_FILTERS[self.label] if self.label else ""),
+            ("class", f"class {self.query_class}" if self.query_class else ""),
+            ("q", f"with “{self.text}”" if self.text else ""),
+        )
+        return tuple((name, words) for name, words in named if words)
+
+
+class RunName(ViewRecord, frozen=True):
+    episode_id: str
+    at_s: float
+
+
+class HistogramBin(ViewRecord, frozen=True):
+    low: float  # tokens
+    high: float
+    n: int
 
 
 class EpisodeRow(ViewRecord, frozen=True):
@@ -80,6 +138,7 @@ class EpisodeRow(ViewRecord, frozen=True):
     tokens: int | None  # generated for the answer
     saved_tokens: int | None
     degraded: tuple[str, ...]
+    duration_s: float
 
 
 class Episodes(ViewRecord, frozen=True):
@@ -87,7 +146,12 @@ class Episodes(ViewRecord, frozen=True):
     lines: tuple[EpisodeRow, ...]
     older: int | None  # position for the next page; None: no older ones
     cut_short: bool  # the search stopped before the page was full; older ones were not searched
+    looked_to_s: float | None  # Unix time of the oldest run that was looked at; None: of none
+    n_matched: int  # of the runs looked at; of more than a page when they are sorted
+    named: tuple[RunName, ...]  # whose id begins with what is searched
+    bins: tuple[HistogramBin, ...]  # of the tokens of the runs that match
     routes: tuple[str, ...]  # to choose from
+    saved: tuple[SavedView, ...]  # of this person
 
     @property
     def ends(self) -> Mapping[str, str]:
@@ -96,6 +160,10 @@ class Episodes(ViewRecord, frozen=True):
     @property
     def label_filters(self) -> Mapping[str, str]:
         return LABEL_FILTERS
+
+    @property
+    def sorts(self) -> Mapping[str, str]:
+        return SORTS
 
 
 class FeedbackRow(ViewRecord, frozen=True):
@@ -114,26 +182,81 @@ class EpisodePage(ViewRecord, frozen=True):
     would_be_correct: bool | None  # the stop's answer; None: as above, or there was none
     differs: bool  # whether a stop would have given another answer than the full run
     wanted: LabelRequest | None  # why a label was requested; None: none was
+    path: DecisionPath | None  # what the policy compared at each step; None: its reasons hold no numbers
+    twins: tuple[AnswerTwin, ...]  # other runs of the same question
+    summary: str  # how it ended and why, in a sentence
 
 
 def episodes(view: ViewContext) -> Episodes:
-    wanted = parse_filter(view.query)
+    wanted, search = parse_filter(view), RunSearch(view)
     limit = parse_whole_number(view.query, "limit", PAGE, most=MOST_PAGE)
-    lines, older, cut_short = page_of(view, _search(view, wanted), limit)
-    return Episodes(wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(view.settings.routes))
+    entries = search.entries(wanted)
+    lines, older, cut_short = page_of(view, entries, MOST_SORTED if wanted.sort else limit)
+    listed = sort_runs(lines, wanted.sort)[:limit] if wanted.sort else lines
+    names = find_names(view.connection, wanted.text, most=MOST_NAMED) if _may_be_id(wanted.text) else []
+    if view.tenants is not None:
+        names = [one for one in names if _is_own_run(view, one[0])]
+    return Episodes(
+        wanted=wanted,
+        lines=listed,
+        older=older,
+        cut_short=cut_short,
+        looked_to_s=search.looked_to_s,
+        n_matched=len(lines),
+        named=tuple(RunName(episode_id=name, at_s=at_s) for name, at_s in names),
+        bins=histogram([one.tokens for one in lines if one.tokens is not None]),
+        routes=tuple(view.settings.routes),
+        saved=read_saved_views(view.connection, view.visit.principal.name),
+    )
 
 
-def parse_filter(query: Mapping[str, str]) -> Filter:
-    for name, allowed in (("end", ENDS), ("label", LABEL_FILTERS)):
+def _may_be_id(text: str) -> bool:
+    return len(text) >= 3 and text.replace("_", "").replace("-", "").isalnum() and text.isascii()
+
+
+def _is_own_run(view: ViewContext, name: str) -> bool:
+    request = find_event(view.connection, Request, name)
+    return request is not None and is_visible(request, view.tenants)
+
+
+def sort_runs(lines: Sequence[EpisodeRow], sort: str) -> tuple[EpisodeRow, ...]:
+    """Sort by a key of SORTS; runs without a value come last."""
+    key = _SORT_KEYS[sort]
+    return tuple(sorted(lines, key=lambda line: -inf if (value := key(line)) is None else value, reverse=True))
+
+
+def histogram(values: Sequence[float]) -> tuple[HistogramBin, ...]:
+    """Count values in bins of one width, a round number."""
+    if len(values) < 2:
+        return ()
+    most = max(*values, 1)
+    power = 10.0 ** floor(log10(most / N_BINS))
+    width = next(power * step for step in (1, 2, 5, 10, 20) if most < power * step * N_BINS)
+    counts = Counter(int(value // width) for value in values)
+    return tuple(
+        HistogramBin(low=at * width, high=(at + 1) * width, n=counts[at]) for at in range(min(counts), max(counts) + 1)
+    )
+
+
+def parse_filter(view: ViewContext) -> Filter:
+    query = view.query
+    for name, allowed in (("end", ENDS), ("label", LABEL_FILTERS), ("sort", SORTS)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
             raise BadRequest(f"{name}: got {query[name][:40]!r}; allowed: {known}", param=name)
+    text = query.get("q", "").strip()
+    if len(text) > MOST_SEARCH or "\x00" in text:
+        raise BadRequest(f"q: at most {MOST_SEARCH} characters", param="q")
     route = query.get("route")
     return Filter(
         route=None if route in (None, "*") else route,
         end=query.get("end", ""),
         label=query.get("label", ""),
         query_class=query.get("class", ""),
+        text=text,
+        sort=query.get("sort", ""),
+        since_hour=0,
+        until_hour=0,
         before=parse_whole_number(query, "before", 0, most=2**53),
     )
 
@@ -146,31 +269,45 @@ def parse_whole_number(query: Mapping[str, str], name: str, usual: int, *, most:
     return int(text)
 
 
-def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow | None]]:
-    before, judge = min(wanted.before or 2**62, last_place(view.connection) + 1), Correctness(view)
-    labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
-    while True:
-        since = max(0, before - LOOKED * CHUNK)
-        rows = read_runs_before(view.connection, before, wanted.route, CHUNK, tenants=view.tenants, since_seq=since)
-        for seq, at_s, outcome, request, is_labelled in rows:
-            if labelled is not None and bool(is_labelled) != labelled:
-                yield seq, None
-                continue
-            episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
-            if not _fits(wanted, episode):
-                yield seq, None
-                continue
-            line = _line(episode, at_s, judge(episode) if is_labelled else None)
-            yield seq, None if wanted.label == "wrong" and line.correct is not False else line
-        before = rows[-1][0] if len(rows) == CHUNK else since
-        if not before:
-            return
-        yield before, None
+class RunSearch:
+    """Walks back through the runs of a log, and remembers how far it has come."""
+
+    def __init__(self, view: ViewContext) -> None:
+        self._view, self._judge = view, Correctness(view)
+        self.looked_to_s: float | None = None
+
+    def entries(self, wanted: Filter) -> Iterator[tuple[int, EpisodeRow | None]]:
+        """Yield the place of each row looked at, latest first, with the run if it matches."""
+        log, view = self._view.connection, self._view
+        before, first = last_place(log) + 1, place_at(log, wanted.since_hour * HOUR_S) if wanted.since_hour else 0
+        if wanted.until_hour and wanted.until_hour * HOUR_S <= view.now_s:
+            before = place_at(log, wanted.until_hour * HOUR_S) + 1
+        before = min(wanted.before or 2**62, before)
+        text = wanted.text.lower()
+        while before > first:
+            since = max(first, before - LOOKED * CHUNK)
+            rows = read_runs_before(log, before, wanted.route, CHUNK, tenants=view.tenants, since_seq=since, text=text)
+            for seq, at_s, outcome, request, is_labelled in rows:
+                self.looked_to_s = at_s
+                episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
+                yield seq, self._match(wanted, episode, at_s, is_labelled=bool(is_labelled))
+            before = rows[-1][0] if len(rows) == CHUNK else since
+            if before:
+                yield before, None
+
+    def _match(self, wanted: Filter, episode: Episode, at_s: float, *, is_labelled: bool) -> EpisodeRow | None:
+        labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
+        if (labelled is not None and is_labelled != labelled) or not _fits(wanted, episode):
+            return None
+        line = _line(episode, at_s, self._judge(episode) if is_labelled else None)
+        return None if wanted.label == "wrong" and line.correct is not False else line
 
 
 def _fits(wanted: Filter, episode: Episode) -> bool:
     request, outcome = episode.request, episode.outcome
     if wanted.query_class and class_of(request.query) != wanted.query_class:
+        return False
+    if wanted.text and not any(wanted.text.lower() in one.lower() for one in searched_texts(episode)):
         return False
     full = request.ungoverned is None and (request.mode != "enforce" or request.audit)
     return {
@@ -182,6 +319,15 @@ def _fits(wanted: Filter, episode: Episode) -> bool:
         "failed": outcome.end_reason not in ("done", "stopped", "truncated"),
         "degraded": bool(outcome.degraded),
     }[wanted.end]
+
+
+def searched_texts(episode: Episode) -> Iterator[str]:
+    """What a search of runs reads: ids, metadata, class, model, tenant and answers."""
+    request, outcome = episode.request, episode.outcome
+    yield from (request.episode_id, request.model, request.tenant, class_of(request.query))
+    if request.query is not None:
+        yield from (f"{name}={value}" for name, value in request.query.metadata)
+    yield from filter(None, (outcome.response_id, outcome.answer, outcome.would_answer, outcome.model))
 
 
 def _differs(outcome: Outcome) -> bool:
@@ -208,6 +354,7 @@ def _line(episode: Episode, at_s: float, correct: bool | None) -> EpisodeRow:
         tokens=outcome.usage.completion_tokens if outcome.usage is not None else None,
         saved_tokens=outcome.tokens_saved_estimate,
         degraded=outcome.degraded,
+        duration_s=outcome.duration_s,
     )
 
 
@@ -242,6 +389,8 @@ def episode(view: ViewContext) -> EpisodePage:
     outcome, route, judge = find_event(log, Outcome, name), view.settings.routes.get(request.route), Correctness(view)
     labels = read_labels(log, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
+    path = read_path(outcome.steps) if outcome is not None else None
+    twins = _twins(view, located[0], request, outcome)
     return EpisodePage(
         at_s=at_s,
         request=request,
@@ -254,6 +403,32 @@ def episode(view: ViewContext) -> EpisodePage:
         would_be_correct=_would_be(outcome, counting, judge.match(request.route)),
         differs=outcome is not None and _differs(outcome),
         wanted=find_event(log, LabelRequest, name),
+        path=path,
+        twins=twins,
+        summary=summarize_end(request, outcome, path, twins),
+    )
+
+
+def _twins(view: ViewContext, seq: int, request: Request, outcome: Outcome | None) -> tuple[AnswerTwin, ...]:
+    """Other runs of the same question that began near it in the log."""
+    if outcome is None or not request.question_key:
+        return ()
+    log = view.connection
+    names = runs_of_question(log, request, near=seq, looked=NEAR_ROWS, most=MOST_TWINS + 1)
+    by_name = find_runs(log, [one for one in names if one != request.episode_id], until_seq=last_place(log))
+    episodes = [run.episode for _, run in by_name.values() if is_visible(run.episode.request, view.tenants)]
+    match = Correctness(view).match(request.route)
+    return tuple(
+        AnswerTwin(
+            episode_id=one.request.episode_id,
+            audit=one.request.audit,
+            stopped=one.outcome.stopped,
+            answer=one.outcome.answer,
+            same=one.outcome.answer is not None
+            and outcome.answer is not None
+            and match(one.outcome.answer, outcome.answer),
+        )
+        for one in sorted(episodes, key=lambda one: (not one.request.audit, one.request.episode_id))[:MOST_TWINS]
     )
 
 
@@ -263,106 +438,5 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Match) -> 
     return outcome.would_answer is not None and match(outcome.would_answer, label.gold)
 
 
-AUDIT_CHUNK: Final = 500
-# Bulk rows without a decision: they have pages of their own, or tell a person nothing …
-HIDDEN: Final = {"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted", "requests_counted"}
-# … and rows that are listed only on request.
-QUIET: Final = HIDDEN | {
-    "review_asked",
-    "review_drawn",
-    "review_leased",
-    "review_returned",
-    "question_kept",
-    "sources_kept",
-    "alert_sent",
-}
-MOST_BODY_CHARS: Final = 6_000
-
-
-class AuditRow(ViewRecord, frozen=True):
-    seq: int  # position in the log
-    place: int | None  # index in the hash chain; None: this log has no chain
-    at_s: float
-    kind: str
-    route: str
-    author: str  # a person, or a worker; "": none
-    before: str  # the state before, in words; "": none, or not recorded
-    after: str  # the state after, in words
-    reason: str
-    body: str  # the whole record as JSON, truncated
-
-
-class Changes(ViewRecord, frozen=True):
-    lines: tuple[AuditRow, ...]
-    older: int | None  # position for the next page; None: no older ones
-    cut_short: bool  # the search stopped before the page was full
-    kind: str  # filter; "": all
-    route: str  # filter; "": all
-    kinds: tuple[str, ...]  # all kinds of the filter
-    routes: tuple[str, ...]
-    head: Head | None  # the chain's present head; None: this log has none
-
-
-def changes(view: ViewContext) -> Changes:
-    kind, route = view.query.get("kind", ""), view.query.get("route", "")
-    kinds = tuple(sorted(set(EVENTS) - HIDDEN))
-    if kind and kind not in kinds and kind != "feedback":
-        raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
-    before, end = parse_whole_number(view.query, "before", 0, most=2**53) or 2**62, head(view.connection)
-    rows = _search_changes(view, before, kind, route, chained=end is not None)
-    lines, older, cut_short = page_of(view, rows, PAGE)
-    return Changes(
-        lines=lines,
-        older=older,
-        cut_short=cut_short,
-        kind=kind,
-        route=route,
-        kinds=kinds,
-        routes=tuple(view.settings.routes),
-        head=end,
-    )
-
-
-def _search_changes(
-    view: ViewContext, before: int, kind: str, route: str, *, chained: bool
-) -> Iterator[tuple[int, AuditRow | None]]:
-    while True:
-        rows = rows_before(view.connection, before, AUDIT_CHUNK, chained=chained)
-        for row in rows:
-            place, its_kind, its_route = row[0], row[4], row[7]
-            fits = its_kind == kind if kind else its_kind not in QUIET
-            if not fits or (route and its_route != route) or not _is_own(view, row[6]):
-                yield place, None
-            else:
-                yield place, _change(entry_of(view.connection, row), chained=chained)
-        if len(rows) < AUDIT_CHUNK:
-            return
-        before = rows[-1][0]
-
-
 def is_visible(request: Request, tenants: tuple[str, ...] | None) -> bool:
     return tenants is None or request.tenant in tenants
-
-
-def _is_own(view: ViewContext, episode_id: str | None) -> bool:
-    """Whether a row is about a run of the visitor's tenants; rows about no run are the whole deployment's."""
-    if view.tenants is None:
-        return True
-    request = None if episode_id is None else find_event(view.connection, Request, episode_id)
-    return request is not None and is_visible(request, view.tenants)
-
-
-def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
-    body = msgspec.json.format(entry.body, indent=2)
-    return AuditRow(
-        seq=entry.seq,
-        place=entry.place if chained else None,
-        at_s=entry.at_s,
-        kind=entry.kind,
-        route=entry.route or "",
-        author=entry.who,
-        before=entry.before,
-        after=entry.after,
-        reason=entry.why,
-        body=body if len(body) <= MOST_BODY_CHARS else f"{body[:MOST_BODY_CHARS]}\n… ({len(body):,} characters)",
-    )

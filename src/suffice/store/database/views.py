@@ -9,7 +9,7 @@ Every reader here raises StoreError when the log is missing, is not ours, or hol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
@@ -107,17 +107,6 @@ _AT_LEAST_UNKEPT = """
     SELECT coalesce(sum(n), 0) FROM (
         SELECT CAST(json_extract(body, '$.counted.n_requests') AS BIGINT) AS n FROM events INDEXED BY counted
         WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?) latest"""
-
-# Written so that SQLite goes backwards through the log instead of sorting all of it, and that PostgreSQL looks for the
-# labels of these runs: for EXISTS, it may read all labels first.
-_RUNS_BEFORE = """
-    SELECT o.seq, o.at_s, o.body, r.body,
-        (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key LIMIT 1) IS NOT NULL
-    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND o.seq >= :since
-        AND (CAST(:route AS TEXT) IS NULL OR r.route = :route){of_tenants}
-    ORDER BY o.seq DESC LIMIT :limit"""
-_OF_TENANTS: Final = " AND coalesce(json_extract(r.body, '$.request.tenant'), '') IN ({names})"
 
 # Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
 _EXTRACTED = """
@@ -431,23 +420,6 @@ def find_answers(reader: LogReader, responses: Collection[str]) -> dict[str, str
 
 def _named(names: Iterable[str]) -> str:
     return msgspec.json.encode({"of": [*map(indexed_id, names)]}).decode()
-
-
-def read_runs_before(
-    reader: LogReader, before: int, route: str | None, n: int, *, tenants: Sequence[str] | None, since_seq: int = 0
-) -> list[tuple[int, float, str, str, bool]]:
-    """Return the runs that ended before a place, latest first: place, time, both bodies, and whether it has a label.
-
-    tenants    only theirs; None: of all
-    since_seq  only runs that ended from this place on: a route may have few
-    """
-    # Parameters of both databases are named by letters.
-    values: dict[str, object] = {f"tenant_{'i' * at}": name for at, name in enumerate(tenants or (), 1)}
-    if tenants is not None and not values:
-        return []
-    of_tenants = _OF_TENANTS.format(names=", ".join(f":{name}" for name in values)) if values else ""
-    query = _RUNS_BEFORE.format(of_tenants=of_tenants)
-    return query_rows(reader, query, {"before": before, "since": since_seq, "route": route, "limit": n, **values})
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:

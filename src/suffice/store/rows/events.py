@@ -25,6 +25,7 @@ from suffice.rollout.evidence import Rules
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State, Transition
 from suffice.store.rows.compact import struct_like
+from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, SavedView
 from suffice.types import (
     AgentPlan,
     Alarm,
@@ -379,7 +380,8 @@ _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Kil
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd | ReplicaState
 _OfOwner: TypeAlias = ConfigChange | Export | DayArchive | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts
-Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
+_OfPeople: TypeAlias = _OfReviews | _OfOwner | SavedView | AlertRule | RuleAlert | AlertMute
+Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfHolds | _OfServer | _OfPeople
 E = TypeVar("E", bound=Event)
 
 
@@ -488,6 +490,10 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("key_used", KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
     Kind("key_issued", KeyIssue, "issue", "{0.key_id}"),
     Kind("key_ended", KeyEnd, "end", "{0.key_id}:{0.ends_at_s:.3f}"),
+    Kind("view_saved", SavedView, "view", "{0.person}:{0.number:06}", chained=False),
+    Kind("alert_rule_set", AlertRule, "rule", "{0.rule}:{0.revision}", lambda e: e.route or None),
+    Kind("rule_checked", RuleAlert, "alert", "{0.rule}:{0.revision}:{0.route}:{0.number}"),
+    Kind("alerts_muted", AlertMute, "mute", "{0.number:06}", lambda e: e.route or None),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
