@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 from suffice.doctor.examine import examine
 from suffice.doctor.experiments import BEGUN, COUNT, LIST, THINK
+from suffice.doctor.forms import ASK, LONG_ASK
 from suffice.doctor.session import ServerSession
 from suffice.settings import Driver, Upstream
 from suffice.types import Findings
@@ -22,11 +24,25 @@ THOUGHT = tuple(f"step {n}, " for n in range(60))
 CALL = ToolCall(id="call_1", name="get_weather", arguments=('{"city":', ' "Reykjavik"}'))
 
 
-def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Callable[[FakeRequest], Reply]:
+def form_reply(seen: FakeRequest, *, drops: Collection[str] = (), **fixed: Any) -> Reply:
+    """A fruit in the form that is asked for, but not after a thought that was ended in a way of `drops`."""
+    ways = {"prefill": bool(seen.body.get("continue_final_message")), "native": "reasoning_control" in seen.body}
+    is_free = any(ways[way] for way in drops)
+    thought = THOUGHT if LONG_ASK in seen.text else ()
+    if seen.body.get("tools") and not is_free:
+        return Reply(reasoning=thought, answer=(), tool_calls=(CALL,), delay_s=0.002, **fixed)
+    fruit = "apple" if is_free else "kiwi"
+    return Reply(reasoning=thought, answer=cut(json.dumps({"fruit": fruit})), delay_s=0.002, **fixed)
+
+
+def model(
+    *, delay_s: float = 0.0, cold_s: float = 0.0, drops: Collection[str] = (), **changes: Any
+) -> Callable[[FakeRequest], Reply]:
     """A model that thinks, counts, calls tools and obeys its seed.
 
     delay_s  before each token of a long list
     cold_s   before the first token of a prompt whose first word was never read
+    drops    see `form_reply`
     changes  to every reply
     """
     read: set[str] = set()
@@ -44,6 +60,8 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
             return Reply(reasoning=THOUGHT, answer=cut("1, 2, 3, 4, 5, 6"), answer_after=lambda _: after, **fixed)
         if THINK in text:
             return Reply(reasoning=THOUGHT, answer=("180",), delay_s=0.002, **fixed)
+        if ASK in text:
+            return form_reply(seen, drops=drops, **fixed)
         if seen.body.get("tools"):
             return Reply(answer=(), tool_calls=(CALL,), **fixed)
         if seen.body.get("temperature") == 1.5:

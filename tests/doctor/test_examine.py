@@ -11,11 +11,12 @@ import pytest
 
 from suffice.doctor.examine import recommend
 from suffice.doctor.experiments import EXPERIMENTS, cancel
+from suffice.doctor.forms import FIELDS
 from suffice.doctor.session import ServerSession
-from suffice.settings import ModelFacts, Upstream, parse_settings
+from suffice.settings import FinishMethod, ModelFacts, Upstream, parse_settings
 from suffice.types import Finding, Findings
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.drivers import DRIVERS, allows_probes, honoured, url_key
+from suffice.upstream.drivers import DRIVERS, allows_probes, finish_methods, honoured, url_key
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour, cut
 from suffice_testing.chain import SumsModel
 from suffice_testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Fault
@@ -221,3 +222,33 @@ async def test_an_effort_is_taken_refused_or_ignored(
         async with UpstreamClient("up", upstream, None) as client:
             result = await EXPERIMENTS["effort"][1](ServerSession(client, model="fake", timeout_s=30.0))
     assert (result.verdict, said in result.evidence) == (verdict, True), result.evidence
+
+
+@pytest.mark.parametrize("way", ["native", "prefill"])
+async def test_a_form_that_is_dropped_after_a_thought_is_found_out_and_not_used(way: FinishMethod) -> None:
+    """vLLM's issue 44012: constrained in one call, free in a continuation."""
+    names = [f"{form}_{way}" for form in ("json", "tools")]
+    async with FakeUpstream(model(drops=(way,)), ServerBehaviour(**GOOD)) as fake, open_session(fake) as session:
+        upstream = Upstream(url=fake.url, driver="llama.cpp", finish=(way, "re-ask"))
+        found = {name: await EXPERIMENTS[name][1](session) for name in EXPERIMENTS if name.partition("_")[0] in FIELDS}
+    assert {name for name, one in found.items() if one.verdict == "ignored"} == set(names)
+    assert all(one.verdict == "yes" for name, one in found.items() if name not in names)
+    findings = Findings(
+        examination_id="e",
+        upstream="up",
+        url_key="k",
+        model="m",
+        at_s=0.0,
+        findings=tuple(Finding(experiment=name, verdict=one.verdict, evidence="") for name, one in found.items()),
+    )
+    for fields in FIELDS.values():
+        assert finish_methods(upstream, fields) == (way, "re-ask")
+        assert finish_methods(upstream, fields, findings) == ("re-ask",)
+    assert finish_methods(upstream, {}, findings) == (way, "re-ask")
+
+
+async def test_a_server_that_gives_no_json_at_all_loses_none_at_a_stop() -> None:
+    async with FakeUpstream(lambda _: Reply(answer=("An apple.",)), ServerBehaviour(**GOOD)) as fake:
+        async with open_session(fake) as session:
+            result = await EXPERIMENTS["json_prefill"][1](session)
+    assert (result.verdict, "no json either" in result.evidence) == ("unclear", True)

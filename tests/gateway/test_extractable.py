@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from suffice.gateway.context import CHECK_RUNS, GatewayState
+from suffice.gateway.route import ungoverned
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event
@@ -133,6 +135,24 @@ def test_a_margin_that_no_stream_shows_is_warned_of(tmp_path: Path) -> None:
     known = findings(told.upstreams["up"].url, logprobs_stream="yes")
     for seen, n_warnings in ((StartupEvidence(), 1), (StartupEvidence(upstreams={"up": known}), 0)):
         assert sum("logprobs_stream" in warning for warning in evidence_warnings(told, seen)) == n_warnings
+
+
+def test_a_form_that_a_way_to_finish_loses_is_warned_of(tmp_path: Path) -> None:
+    told = settings(tmp_path)
+    known = findings(told.upstreams["up"].url, json_prefill="ignored", json_native="yes", tools_prefill="unclear")
+    warnings = [one for one in evidence_warnings(told, StartupEvidence(upstreams={"up": known})) if "finished" in one]
+    assert warnings == ["routes.math: requests with a schema are not finished by prefill: up does not keep it there"]
+
+
+@pytest.mark.parametrize("left", [["re-ask"], []])
+def test_a_request_passes_through_if_no_way_keeps_its_form(tmp_path: Path, left: list[str]) -> None:
+    told = settings(tmp_path)
+    upstream = msgspec.structs.replace(told.upstreams["up"], finish=("prefill", *left))
+    known = findings(upstream.url, json_prefill="ignored")
+    route = build_route("math", told.routes["math"], StartupEvidence(upstreams={"up": known}))
+    body = chat("what is two and two", response_format={"type": "json_object"})
+    assert ungoverned(route, body, {}, upstream) == (None if left else "response_format")
+    assert ungoverned(route, chat("what is two and two"), {}, upstream) is None
 
 
 @pytest.mark.parametrize("n_unreadable", [0, 30])

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias, get_args
 
 from msgspec.structs import replace
 
+from suffice.doctor.forms import CONTROL_AFTER, FORM_EXPERIMENTS, SLACK, end_thought, quoted
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.extra_calls import PrefillStripper
 from suffice.errors import UpstreamProtocol
@@ -46,11 +47,6 @@ def _positive(value: object) -> int | None:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.0f} ms"
-
-
-def _quoted(text: str, n_chars: int = 32) -> str:
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")
 
 
 # --------------------------------------------------------------------------- single requests
@@ -158,7 +154,7 @@ async def _seed(session: ServerSession) -> Result:
     first, again, other = [await text(seed=s, temperature=1.5) for s in (7, 7, 8)]
     cold = f"temperature 0: two runs {'the same' if greedy[0] == greedy[1] else 'differ'}"
     if first != again:
-        both = f"{_quoted(first or '')} and {_quoted(again or '')}"
+        both = f"{quoted(first or '')} and {quoted(again or '')}"
         return Result("ignored", f"temperature 1.5: the same seed gave {both}; {cold}")
     if first == other:
         return Result("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
@@ -248,9 +244,7 @@ BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these 
 NEXT = "6"
 BUDGET_TOKENS = 8
 MIN_THOUGHT = 3 * BUDGET_TOKENS  # pieces: a shorter thought cannot show a budget
-CONTROL_AFTER = 6  # pieces of thought before the request to end it
 REST_CHARS = 24  # of an answer that begins like the rest of a thought which was cut
-SLACK = 12  # pieces that may still be in flight, a closing message included
 
 
 async def _reasoning(session: ServerSession) -> Result:
@@ -275,10 +269,10 @@ async def _prefill(session: ServerSession) -> Result:
     text = stripper.feed(seen.content) + stripper.close()
     repeats = "the reply repeats it, which is stripped" if text != seen.content else "the reply does not repeat it"
     if text.lstrip().startswith(NEXT):
-        return Result("yes", f"after {BEGUN!r} came {_quoted(text, 16)}; {repeats}")
+        return Result("yes", f"after {BEGUN!r} came {quoted(text, 16)}; {repeats}")
     if BEGUN in seen.content and seen.content.partition(BEGUN)[2].lstrip().startswith(NEXT):
-        return Result("unclear", f"it continues, but repeats {_quoted(seen.content)} in a way that cannot be stripped")
-    return Result("ignored", f"after {BEGUN!r} the model started over: {_quoted(seen.thought + text)}")
+        return Result("unclear", f"it continues, but repeats {quoted(seen.content)} in a way that cannot be stripped")
+    return Result("ignored", f"after {BEGUN!r} the model started over: {quoted(seen.thought + text)}")
 
 
 async def _raw(session: ServerSession) -> Result:
@@ -295,8 +289,8 @@ async def _raw(session: ServerSession) -> Result:
     made = await _continuation(session, "raw", prompt=prompt)
     seen = await session.stream(made.body, made.path, refusal="answered")
     if seen.content.lstrip().startswith(NEXT):
-        return Result("yes", f"after {BEGUN!r} came {_quoted(seen.content, 16)}")
-    return Result("ignored", f"after {BEGUN!r} the model started over: {_quoted(seen.thought + seen.content)}")
+        return Result("yes", f"after {BEGUN!r} came {quoted(seen.content, 16)}")
+    return Result("ignored", f"after {BEGUN!r} the model started over: {quoted(seen.thought + seen.content)}")
 
 
 async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt | None) -> Continuation:
@@ -315,23 +309,7 @@ async def _native_end(session: ServerSession) -> Result:
     base = session.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
         return Result("unclear", f"no thought to end: {_length(base)}")
-    seen = StreamTranscript()
-    status, ended_at, success = 0, 0, False
-    facts, name, tag = DRIVERS[session.settings.driver], f"doctor-{secrets.token_hex(8)}", session.settings.think_close
-    control = facts.control or DRIVERS["llama.cpp"].control
-    assert control is not None
-    body = session.body(THINK, THINK_CAP, stream=True, **control(name, "\n", tag))
-    async with session.open(CHAT, body) as call:
-        async for _ in session.pieces(call, seen):
-            if seen.n_thought_pieces >= CONTROL_AFTER and not ended_at:
-                ended_at = seen.n_thought_pieces
-                name = name if facts.controls_by_run else seen.completion_id
-                answer = await session.whole({"id": name, "action": "reasoning_end"}, CONTROL_PATH)
-                status, success = answer.status, within(answer.body, "success") is True
-                if not success:
-                    break
-            if seen.content.strip() or (ended_at and seen.n_thought_pieces > ended_at + 3 * SLACK):
-                break
+    seen, ended_at, status, success = await end_thought(session, session.body(THINK, THINK_CAP))
     if not ended_at:
         return Result("unclear", f"the thought ended after {seen.n_thought_pieces} pieces, before the control request")
     if not success:
@@ -361,7 +339,7 @@ async def _native_budget(session: ServerSession) -> Result:
     rest = base.thought[len(seen.thought) :].strip() if base.thought.startswith(seen.thought.strip()) else ""
     content = seen.content.strip()
     if session.settings.think_close in content or (rest and rest[:REST_CHARS] == content[:REST_CHARS]):
-        return Result("ignored", f"{compared}; but the answer is the rest of the thought: {_quoted(content)}")
+        return Result("ignored", f"{compared}; but the answer is the rest of the thought: {quoted(content)}")
     return Result("yes" if content else "unclear", f"{compared}, then {'the' if content else 'no'} answer")
 
 
@@ -585,6 +563,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "raw": ("`/v1/completions` continues the text of the chat template", _raw),
     "native_end": ("ends a running thought on request", _native_end),
     "native_budget": ("ends a thought after a number of tokens", _native_budget),
+    **FORM_EXPERIMENTS,
     "effort": ("takes reasoning efforts, and a higher one makes the thought longer", _effort),
     "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
     "cache_prompt": ("`cache_prompt = false` turns the prefix cache off, so the field is honoured", _cache_prompt),

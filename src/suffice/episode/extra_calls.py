@@ -99,13 +99,14 @@ class Continuer:
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
         """Ways to finish, best first; empty if this upstream offers none, so that nothing can be stopped."""
-        methods = finish_methods(self.settings, self.body)
+        methods = finish_methods(self.settings, self.body, self.client.findings)
         return tuple(m for m in methods if m not in self.excluded) if self.excluded else methods
 
     @property
     def second_call(self) -> FinishMethod | None:
         """The method that sends the thought so far in a second request; probes need one."""
-        return next((m for m in continuing_methods(self.settings, self.body) if m != "native"), None)
+        ways = continuing_methods(self.settings, self.body, self.client.findings)
+        return next((m for m in ways if m != "native"), None)
 
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""

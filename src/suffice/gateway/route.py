@@ -249,12 +249,13 @@ def _unkept(route: BuiltRoute, body: Mapping[str, Any], upstream: Upstream) -> s
     tags, form = (upstream.think_open, upstream.think_close), reply_form(body)
     if any(word in tag or tag in word for word in stop_words(body) for tag in tags):
         return "stop"  # it asks for the thought alone
-    if finish_methods(upstream, body) or route.settings.arms or not finish_methods(upstream, {}):
+    findings = route.findings
+    if finish_methods(upstream, body, findings) or route.settings.arms or not finish_methods(upstream, {}):
         return None
-    if continuing_methods(upstream, body):
+    if continuing_methods(upstream, body, findings):
         return "logprobs"
     stopless = {name: value for name, value in body.items() if name != "stop" and name not in STOPS}
-    return "stop" if continuing_methods(upstream, stopless) else _REASON_OF_FORM[form]
+    return "stop" if continuing_methods(upstream, stopless, findings) else _REASON_OF_FORM[form]
 
 
 def _shows_more_than_text(content: Any) -> bool:

@@ -329,6 +329,7 @@ def _no_field(upstream: Upstream, level: Effort) -> str:
 
 
 CONTINUES = ("prefill", "raw")
+FORMED_METHODS: tuple[FinishMethod, ...] = ("native", "prefill")  # after which a server may lose a call or a schema
 
 
 def url_key(url: str) -> str:
@@ -395,17 +396,27 @@ def stop_words(body: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(word for word in words if isinstance(word, str) and word)
 
 
-def continuing_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+def continuing_methods(
+    upstream: Upstream, body: Mapping[str, Any], findings: Findings | None = None
+) -> tuple[FinishMethod, ...]:
     """Return the ways to answer this request after a thought, best first, that keep the form that it asks for."""
     ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
-    if reply_form(body) != "text":
+    if (form := reply_form(body)) != "text":
         left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
+        left_out |= losing_methods(findings, form)
     if any(has_field(body, name) for name in ("stop", *STOPS)):
         left_out.add("re-ask")  # the words would end a thought of its own
     return tuple(way for way in ways if way not in left_out) if left_out else ways
 
 
-def finish_methods(upstream: Upstream, body: Mapping[str, Any]) -> tuple[FinishMethod, ...]:
+def losing_methods(findings: Findings | None, form: ReplyForm) -> set[FinishMethod]:
+    """Return the ways after which doctor saw the server drop this form of reply."""
+    return {way for way in FORMED_METHODS if find_verdict(findings, f"{form}_{way}") in ("no", "ignored")}
+
+
+def finish_methods(
+    upstream: Upstream, body: Mapping[str, Any], findings: Findings | None = None
+) -> tuple[FinishMethod, ...]:
     """Return the ways to deliver such an answer; log-probabilities stay exact only inside one stream."""
-    ways = continuing_methods(upstream, body)
+    ways = continuing_methods(upstream, body, findings)
     return tuple(way for way in ways if way == "native") if has_field(body, "logprobs") else ways

@@ -29,8 +29,8 @@ from suffice.signals.observe import Observer
 from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
-from suffice.types import Findings
-from suffice.upstream.drivers import driver_facts, effort_problem, honoured, url_key
+from suffice.types import Findings, ReplyForm
+from suffice.upstream.drivers import driver_facts, effort_problem, honoured, losing_methods, url_key
 from suffice.wiring.files import read_models, read_toml
 
 # Signals that every governed route records, so that later policies can be replayed on its log.
@@ -73,6 +73,7 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
         if reads_logprobs and not honoured(built.findings, "logprobs_stream"):
             why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
             warnings.append(f"routes.{name}: {why} logprobs_stream; until then, what they tell is unknown")
+        warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, built.findings)]
         if route.mode == "observe" and route.probe is not None and not built.may_probe:
             warnings.append(
                 f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
@@ -80,6 +81,18 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
                 " a text and caches prefixes"
             )
     return warnings
+
+
+def _lost_forms(route: Route, findings: Findings | None) -> list[str]:
+    """Return which replies some ways to finish would not deliver, as doctor saw of the upstream."""
+    texts = []
+    fields_of: dict[ReplyForm, str] = {"tools": "tools", "json": "a schema"}
+    for form, fields in fields_of.items():
+        lost = losing_methods(findings, form) if form in route.reply_forms and route.kind == "reasoning" else set()
+        if lost and route.mode != "off":
+            ways = " and ".join(sorted(lost))
+            texts.append(f"requests with {fields} are not finished by {ways}: {route.upstream} does not keep it there")
+    return texts
 
 
 def build_route(

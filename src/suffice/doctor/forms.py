@@ -1,0 +1,117 @@
+"""Whether an answer after a thought that was ended is of the form that the request asks for: a tool's call, or JSON.
+
+An engine may constrain an answer only where its own parser saw the thought end, as in vLLM's issue 44012 and
+ollama-python's 523.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from msgspec.structs import replace
+
+from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
+from suffice.settings import FinishMethod, Probe
+from suffice.upstream.continuation import build_continuation
+from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, FORMED_METHODS
+from suffice.upstream.wire import within
+
+Form: TypeAlias = Literal["json", "tools"]
+
+CONTROL_AFTER = 6  # pieces of thought before the request to end it
+SLACK = 12  # pieces that may still be in flight, a closing message included
+FRUIT = "kiwi"  # the only one that the schema allows; a model that is free names another
+ASK = "Name one fruit as JSON with the key fruit, and write nothing else."
+LONG_ASK = f"Think step by step about five fruits and how they taste. Then: {ASK}"  # enough thought to be ended
+THOUGHT = "They want one fruit as JSON."
+CAP = 48  # tokens of the answer
+LONG_CAP = 192  # … and of a thought before it
+_ONE_FRUIT = {
+    "type": "object",
+    "properties": {"fruit": {"type": "string", "enum": [FRUIT]}},
+    "required": ["fruit"],
+    "additionalProperties": False,
+}
+_TOOL = {"name": "name_fruit", "description": "Takes the fruit.", "parameters": _ONE_FRUIT}
+_SCHEMA = {"name": "fruit", "strict": True, "schema": _ONE_FRUIT}
+FIELDS: Mapping[Form, Mapping[str, Any]] = {
+    "json": {"response_format": {"type": "json_schema", "json_schema": _SCHEMA}},
+    "tools": {"tools": [{"type": "function", "function": _TOOL}], "tool_choice": "required"},
+}
+WORDS: Mapping[Form, str] = {"json": "JSON under a schema", "tools": "a tool's call that `tool_choice` requires"}
+
+
+class EndedRun(NamedTuple):
+    seen: StreamTranscript
+    ended_at: int  # pieces of thought before the request to end it; 0: the thought was over before
+    status: int  # of the answer to that request
+    success: bool  # as it says
+
+
+async def end_thought(session: ServerSession, body: Mapping[str, Any]) -> EndedRun:
+    """Run a request, end its thought by the control endpoint, and read on to the answer's end. Raise UpstreamError."""
+    seen, ended_at, status, success = StreamTranscript(), 0, 0, False
+    facts, name, tag = DRIVERS[session.settings.driver], f"doctor-{secrets.token_hex(8)}", session.settings.think_close
+    control = facts.control or DRIVERS["llama.cpp"].control
+    assert control is not None
+    async with session.open(CHAT, {**body, "stream": True, **control(name, "\n", tag)}) as call:
+        async for _ in session.pieces(call, seen):
+            if seen.n_thought_pieces >= CONTROL_AFTER and not ended_at:
+                ended_at = seen.n_thought_pieces
+                name = name if facts.controls_by_run else seen.completion_id
+                answer = await session.whole({"id": name, "action": "reasoning_end"}, CONTROL_PATH)
+                status, success = answer.status, within(answer.body, "success") is True
+                if not success:
+                    break
+            if ended_at and seen.n_thought_pieces > ended_at + 3 * SLACK:
+                break
+    return EndedRun(seen, ended_at, status, success)
+
+
+async def keeps_form(form: Form, method: FinishMethod, session: ServerSession) -> Result:
+    if method == "native":
+        body = session.body(LONG_ASK, LONG_CAP, **FIELDS[form])
+        seen, ended_at, status, success = await end_thought(session, body)
+        if not success:
+            why = f"{CONTROL_PATH} answered {status}" if ended_at else f"{seen.n_thought_pieces} pieces of it"
+            return Result("unclear", f"no thought was ended: {why}")
+    else:
+        body = session.body(ASK, CAP, **FIELDS[form])
+        upstream = session.settings
+        if DRIVERS[upstream.driver].prefill is None:
+            upstream = replace(upstream, driver="llama.cpp")
+        made = build_continuation("prefill", body, THOUGHT, upstream=upstream, probe=Probe(), max_tokens=CAP)
+        refusal = f"a continuation with {', '.join(FIELDS[form])} answered"
+        seen = await session.stream(made.body, made.path, refusal=refusal)
+    if (kept := _is_of(form, seen)) is not False:
+        came = quoted(seen.content) if seen.content.strip() else f"{seen.n_tool_pieces} pieces of a call"
+        return Result("yes", f"after the thought came {came}") if kept else Result("unclear", "no answer came")
+    whole = await session.stream({**body, session.cap_field: LONG_CAP})
+    came = f"after the thought came {quoted(seen.content)}"
+    if not _is_of(form, whole):
+        return Result("unclear", f"{came}; without a stop it gave no {form} either")
+    return Result("ignored", f"{came}; without a stop it keeps {', '.join(FIELDS[form])}")
+
+
+def _is_of(form: Form, seen: StreamTranscript) -> bool | None:
+    """Return whether an answer has the form; None: there is none, or it was cut."""
+    if form == "tools":
+        return True if seen.n_tool_pieces else False if seen.content.strip() else None
+    text = seen.content.strip()
+    return True if FRUIT in text else False if text and seen.finish_reason != "length" else None
+
+
+def quoted(text: str, n_chars: int = 32) -> str:
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")
+
+
+# As `doctor.experiments.EXPERIMENTS`; `upstream.drivers.losing_methods` knows the names.
+FORM_EXPERIMENTS = {
+    f"{form}_{method}": (f"gives {words} after a thought that was ended by {method}", partial(keeps_form, form, method))
+    for form, words in WORDS.items()
+    for method in FORMED_METHODS
+}
