@@ -75,7 +75,7 @@ class Browser:
         return await self.come_back(there.authorize(await self.begin()))
 
     async def who(self) -> str | None:
-        status, _, text = await self.get("/console/episodes")
+        status, _, text = await self.get("/console/runs")
         match = re.search(r'<span class="name">([^<]+)</span>', text)
         return match[1] if status == 200 and match else None
 
@@ -271,7 +271,7 @@ async def test_a_provider_that_cannot_be_reached_is_said_to_be(tmp_path: Path, m
 
 async def test_a_logout_ends_the_session_and_a_copy_of_it(browser: Browser, there: Provider) -> None:
     await browser.login(there)
-    _, _, page = await browser.get("/console/episodes")
+    _, _, page = await browser.get("/console/runs")
     token = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
     assert token is not None
     copied = dict(browser.cookies)

@@ -127,7 +127,7 @@ def test_no_open_page_holds_a_canary(running: Running, path: str) -> None:
 API = [
     "/api/overview",
     "/api/routes",
-    "/api/route?name=r",
+    "/api/route?route=r",
     "/api/episodes",
     "/api/policies",
     "/api/experiments",

@@ -165,7 +165,7 @@ def test_no_page_and_no_path_shows_anything_of_another_tenant(shared: Shared, na
             got = program.get(place, **shared.bearer(name)) if place.startswith("/api") else visitor.get(place)
             assert foreign(got) == [], f"{place} as {name}"
             if not endpoint.by_tenant and endpoint.needs != "nobody":
-                assert got.status == 403 or got.headers.get("location") == "/console/episodes", place
+                assert got.status == 403 or got.headers.get("location") == "/console/runs", place
             n_shown += canary("acme") in got.body.decode("utf-8", "replace")
     assert (n_shown == 0) if name == "nobody" else n_shown > 10, "of its own tenant it shows something"
 
@@ -173,7 +173,7 @@ def test_no_page_and_no_path_shows_anything_of_another_tenant(shared: Shared, na
 @pytest.mark.parametrize("item", ["ep_other_1", "ep_none_1"])
 def test_no_action_and_no_export_reaches_another_tenants_runs(shared: Shared, item: str) -> None:
     visitor, before = shared.visitor("admin"), n_rows(shared)
-    token = visitor.get("/console/episodes").text.partition('name="csrf" value="')[2][:64]
+    token = visitor.get("/console/runs").text.partition('name="csrf" value="')[2][:64]
     forms = {"item": item, "verdict": "both", "reason": "mine now", "route": "math", "csrf": token, "move": "promote"}
     for endpoint in shared.app.endpoints:
         if endpoint.method != "POST" or endpoint.path in ("/console/login", "/console/logout"):

@@ -21,8 +21,8 @@ from tests.console.chromium import PROGRAM, Tab, tab
 PLACES: Final[Mapping[str, str]] = {
     "overview": "/console",
     "routes": "/console/routes",
-    "route": "/console/route?name=math",
-    "episodes": "/console/episodes?route=math",
+    "route": "/console/route?route=math",
+    "episodes": "/console/runs?route=math",
     "episode": "",
     "policies": "/console/policies",
     "experiments": "/console/experiments",
@@ -74,8 +74,8 @@ async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
                 (folder / f"login-{'dark' if dark else 'light'}-phone.png").write_bytes(small(await page.picture()))
         await page.look(width=1_280, height=800, dark=False)
         await login(page, url, secret)
-        await page.go(f"{url}/console/episodes?route=math")
-        first = await page.run("document.querySelector('#runs a[href^=\"/console/episodes/\"]')?.getAttribute('href')")
+        await page.go(f"{url}/console/runs?route=math")
+        first = await page.run("document.querySelector('#runs a[href^=\"/console/runs/\"]')?.getAttribute('href')")
         for name, place in PLACES.items():
             if names and name not in names:
                 continue

@@ -335,7 +335,7 @@ async def test_the_console_answers_beside_the_gateway_on_one_port(tmp_path: Path
                 assert (got.status, got.headers["location"]) == (303, "/console/login")
             async with session.get(f"{url}/api/overview", headers={"authorization": f"Bearer {secret}"}) as got:
                 assert got.status == 200
-                assert (await got.json())["window"]["days"] == 30
+                assert (await got.json())["window"]["name"] == "30"
             async with session.get(f"{url}/consolex") as got:
                 assert got.status == 404
             async with session.get(f"{url}/healthz") as got:

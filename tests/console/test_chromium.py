@@ -25,10 +25,10 @@ N_REVIEWS = 10
 PAGES = (
     "/console",
     "/console/routes",
-    "/console/route?name=math",
-    "/console/episodes",
-    "/console/episodes/ep_00000",
-    "/console/episodes/ep_00001",
+    "/console/route?route=math",
+    "/console/runs",
+    "/console/runs/ep_00000",
+    "/console/runs/ep_00001",
     "/console/review",
     "/console/incidents?open=math",
     "/console/alerts",
@@ -94,11 +94,11 @@ async def test_a_person_walks_from_the_overview_to_the_audit_log_by_keyboard(tmp
     async with served(settings) as url, tab() as page:
         await login(page, url, secret)
         assert "40 requests" in await page.text()
-        await page.click('a[href^="/console/route?name=math"]')  # overview → a class …
+        await page.click('a[href^="/console/route?route=math"]')  # overview → a class …
         await page.click('a[href*="class=algebra"]')
         assert "class=algebra" in await page.place()
         assert await page.run("document.querySelectorAll('#runs tbody tr').length") == 20
-        await page.click('#runs tbody a[href^="/console/episodes/"]')  # … → an episode
+        await page.click('#runs tbody a[href^="/console/runs/"]')  # … → an episode
         assert "Chain of" in await page.text()
         await _review(page, url)  # … reviews ten items by keyboard
         await _incident(page, url)  # … opens an incident, rolls back

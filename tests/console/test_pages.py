@@ -31,18 +31,18 @@ PAGES = (
     "/console",
     "/console?days=all",
     "/console/routes",
-    "/console/route?name=math",
-    "/console/episodes",
-    "/console/episodes?end=differs&label=labelled",
-    "/console/episodes/ep_00000",
+    "/console/route?route=math",
+    "/console/runs",
+    "/console/runs?end=differs&label=labelled",
+    "/console/runs/ep_00000",
     "/console/review",
     "/console/incidents",
     "/console/alerts",
     "/console/changes",
     "/console/settings",
     "/console/nothing",
-    "/console/episodes/ep_none",
-    "/console/route?name=%3Cb%3E",
+    "/console/runs/ep_none",
+    "/console/route?route=%3Cb%3E",
 )
 TAGS = {path.name: path.read_text() for path in (HERE / "templates").glob("*.html")}
 
@@ -167,12 +167,12 @@ def test_the_page_and_the_api_say_the_same(usual: Visitor) -> None:
     (math,) = [one for one in told["routes"] if one["name"] == "math"]
     assert math["phase"]["level"] == 3
     assert "level 3 of" in page
-    route = usual.get("/api/route?name=math").json
+    route = usual.get("/api/route?route=math").json
     assert [one["kind"] for one in route["decided"]][:2] == ["policy_published", "epoch_began"]
-    assert "alarm: signals" in usual.get("/console/route?name=math").text
+    assert "alarm: signals" in usual.get("/console/route?route=math").text
     one = usual.get("/api/episodes/ep_00000").json
     assert one["differs"] is True
-    assert "differs from the full run" in usual.get("/console/episodes/ep_00000").text
+    assert "differs from the full run" in usual.get("/console/runs/ep_00000").text
 
 
 @pytest.mark.parametrize(
@@ -239,18 +239,18 @@ def test_an_empty_log_says_what_to_do_next(here: Site) -> None:
     for place in (
         "/console",
         "/console/routes",
-        "/console/episodes",
+        "/console/runs",
         "/console/changes",
         "/console/review",
         "/console/incidents",
         "/console/alerts",
-        "/console/route?name=math",
+        "/console/route?route=math",
         "/console/settings",
     ):
         got = admin.get(place)
         assert got.status == 200, place
     assert "Point a client" in admin.get("/console").text
-    assert 'class="empty"' in admin.get("/console/episodes").text
+    assert 'class="empty"' in admin.get("/console/runs").text
 
 
 def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:

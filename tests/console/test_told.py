@@ -117,7 +117,7 @@ def test_an_alert_says_who_took_it_and_what_came_again_untold(here: Here) -> Non
     ]
     page = here.visitor.get("/console/alerts").text
     assert "repeated 2 times, not sent" in page
-    assert 'href="/console/route?name=math"' in page
+    assert 'href="/console/route?route=math"' in page
 
 
 def test_a_sink_that_is_down_is_named_with_what_it_said_and_nothing_counts_as_told(here: Here) -> None:
@@ -255,7 +255,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
             likings=told,
         )
         here.add(seen, ago_s=0.0)
-        overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?name=math").text
+        overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?route=math").text
         assert "Satisfaction where stopped, math" in overview
         assert "−20.0 to −5.0 in 55 pairs: people like it less" in overview
         assert here.visitor.get("/api/overview").json["liked"]["satisfaction"]["effect"]["n"] == 55
@@ -264,7 +264,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
         assert "worse where stopped" in row
         assert "regenerated" in route
         assert "no difference is proven" in route
-        assert [one["measure"] for one in here.visitor.get("/api/route?name=math").json["likings"]] == [
+        assert [one["measure"] for one in here.visitor.get("/api/route?route=math").json["likings"]] == [
             "satisfaction",
             "regenerated",
         ]

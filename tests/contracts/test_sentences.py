@@ -19,7 +19,8 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_statuses
-from suffice.console.context import LogView, parse_window
+from suffice.console.context import LogView
+from suffice.console.scope import parse_scope
 from suffice.console.views.overview import route_states
 from suffice.gateway.auth import Clients
 from suffice.gateway.context import Deployment, GatewayState, LogSampler
@@ -133,7 +134,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
             monotonic_s=lambda: 0.0,
             killed=made.killed,
         )
-        pages = {one.name: one for one in route_states(look, parse_window({"days": "all"}, 2e9))}
+        pages = {one.name: one for one in route_states(look, parse_scope({"days": "all"}, 2e9).range)}
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():

@@ -335,7 +335,7 @@ def test_a_budget_is_nearly_spent_from_four_fifths_on_and_a_breach_is_told_by_it
     assert alerts_of(monitored(0.017, "em_drop")) is None
     notice = alerts_of(monitored(0.017))
     assert notice is not None
-    assert (notice.kind, notice.path) == ("budget_nearly_spent", "/route?name=math")
+    assert (notice.kind, notice.path) == ("budget_nearly_spent", "/route?route=math")
     assert "85% of it" in notice.sentence
 
 

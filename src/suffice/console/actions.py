@@ -235,6 +235,30 @@ def _resume(form: ActionForm) -> ActionResult:
     return ActionResult(f"Route {name} is resumed.")
 
 
+def _stop_all(form: ActionForm) -> ActionResult:
+    if form.context.services.killed():
+        raise BadRequest("stopping is switched off already", status=409, code="conflict")
+    return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
+
+
+def _release_all(form: ActionForm) -> ActionResult:
+    if not form.context.services.killed():
+        raise BadRequest("stopping is not switched off", status=409, code="conflict")
+    return _switch(form, on=False, message="Released: what is certified may stop again.")
+
+
+def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
+    try:
+        form.context.services.switch(on, form.reason, form.author)
+    except OSError as error:
+        raise BadRequest(
+            f"the file of the kill switch cannot be changed ({error.strerror}); suffice kill --help names other ways",
+            status=503,
+            code="kill_file",
+        ) from None
+    return ActionResult(message)
+
+
 # ---- rollouts and experiments ----------------------------------------------------------------------
 
 
@@ -326,5 +350,7 @@ ACTIONS: Final = (
     Action("/overrides/end", "operator", _end_override, "end an override", _OVERRIDE),
     Action("/routes/pause", "operator", _pause, "let every request of a route run in full", _ON_ROUTE),
     Action("/routes/resume", "operator", _resume, "end a pause of a route", _ON_ROUTE),
+    Action("/stop-all", "operator", _stop_all, "let every request of every route run in full", _REASON),
+    Action("/release-all", "operator", _release_all, "let what is certified stop again", _REASON),
     Action("/settings/reload", "admin", _reload, "apply the changes in the settings file", {}),
 )

@@ -22,7 +22,6 @@ from suffice.console import exchange, openapi, render
 from suffice.console.actions import ACTIONS, ActionForm
 from suffice.console.auth import NOBODY, ROLES, Principal, may
 from suffice.console.context import (
-    WINDOWS,
     Action,
     ActionResult,
     ConsoleContext,
@@ -34,9 +33,12 @@ from suffice.console.context import (
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, cookie, json_response, redirect
 from suffice.console.exports import EXPORTS
 from suffice.console.oidc import ATTEMPT_S, Attempt, OidcLogin, person_from, read_attempt, require_package
+from suffice.console.scope import SCOPE_FIELDS, SCOPE_PARTS, ScopePart
+from suffice.console.shell import BELOW, HIDDEN, HOME, NO_CHOICES, linker, read_choices, shell_values
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
 from suffice.console.views.changes import GROUPS, Changes, changes
 from suffice.console.views.episodes import ENDS, LABEL_FILTERS, SORTS, EpisodePage, Episodes, episode, episodes
+from suffice.console.views.find import FindPage, find
 from suffice.console.views.overview import Overview, overview
 from suffice.console.views.policies import (
     Experiments,
@@ -60,7 +62,6 @@ from suffice.upstream.wire import error_body
 
 # ---- The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, login
 
-HOME: Final = "/console"
 OIDC: Final = "suffice_oidc"  # cookie of a login that has begun
 FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
 _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
@@ -75,11 +76,15 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
             return _without_package(501)
         context, is_partial = visit.context, visit.request.is_partial
         template = view.template or f"{view.path[1:]}.html"
+        it, choices = await context.read(
+            visit, lambda look: (view.read(look), read_choices(look) if view.follows and not is_partial else NO_CHOICES)
+        )
         values = {
-            "it": await context.read(visit, view.read),
+            "it": it,
             "first": () if is_partial else await context.in_thread(context.services.warnings),
-            "places": navigation(views, visit.principal, view.place or view.title),
             "part": template,
+            "partial": is_partial,
+            **shell_values(views, view, visit.principal, visit.request.query, now_s=context.now(), choices=choices),
         }
         # A part of a page that is requested alone is rendered as a page of its own.
         whole = "part.html" if template.startswith("_") and not is_partial else template
@@ -123,33 +128,20 @@ def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoin
     )
 
 
-def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tuple[dict[str, Any], ...]:
-    """The first view of each place that the principal's role allows."""
-    first = dict[str, View]()
-    for view in views:
-        first.setdefault(view.place or view.title, view)
-    role = principal.role
-    return tuple(
-        {"name": place, "href": f"{HOME}{view.path}", "is_here": place == here}
-        for place, view in first.items()
-        if role is not None and may(role, view.needs) and (principal.tenants is None or view.by_tenant)
-    )
-
-
 def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any], status: int = 200) -> ConsoleResponse:
     context, request, principal = visit.context, visit.request, visit.principal
     common: dict[str, Any] = {
         "title": title,
         "first": (),
-        "places": (),
+        **shell_values(VIEWS, None, principal, request.query, now_s=context.now()),
         "visitor": principal,
         "told": context.take_message(principal),
         "now_s": context.now(),
         "here": request.path,
         "query": request.query,
         "csrf": principal.token,
-        "windows": tuple(WINDOWS),
         "version": openapi.VERSION,
+        "killed": context.services.killed(),
         "live_s": context.settings.console.live_s,
         "is_admin": principal.role == ROLES[-1],
         "may_operate": principal.role is not None and may(principal.role, "operator"),
@@ -175,7 +167,7 @@ def _back_of(request: ConsoleRequest) -> str:
 
 
 def redirect_to_runs() -> ConsoleResponse:
-    return redirect(f"{HOME}/episodes")
+    return redirect(f"{HOME}/runs")
 
 
 def redirect_to_login(request: ConsoleRequest) -> ConsoleResponse:
@@ -258,6 +250,13 @@ def _callback_of(request: ConsoleRequest) -> str:
     return f"{scheme}://{request.headers.get('host', '')}/console/oidc/callback"
 
 
+async def _moved(visit: ConsoleVisit) -> ConsoleResponse:
+    """An address of before, whose links are in old notices and bookmarks."""
+    request = visit.request
+    place = request.path.replace("/console/episodes", "/console/runs", 1)
+    return redirect(f"{place}?{urlencode(request.query)}" if request.query else place)
+
+
 async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
     header = await asyncio.to_thread(visit.context.auth.logout, visit.principal, visit.request)
     return redirect("/console/login").with_headers(header)
@@ -302,57 +301,62 @@ async def _live(visit: ConsoleVisit) -> ConsoleResponse:
 
 
 def _live_part(view: ViewContext) -> ConsoleResponse:
-    """The overview if it has changed since the page with this mark; to a page without one, its mark alone."""
-    log, window, known = view.connection, view.window.name, view.query.get("mark")
+    """The first page if it has changed since the page with this mark; to a page without one, its mark alone."""
+    log, known, fields = view.connection, view.query.get("mark"), view.scope.fields
+    address = urlencode(fields)
     mark = f"{rollups.read_to(log).seq}-{read_decided(log).seq}-{newest_of(log, ('alert_sent',))}"
     live, headers = view.visit.context.cache.live, (("x-mark", mark),)
     if known in (None, mark):
         return ConsoleResponse(headers=headers)
-    if live.get(window, ("", b""))[0] != mark:
-        values = {"it": overview(view), "now_s": view.now_s, "windows": tuple(WINDOWS)}
-        live[window] = mark, render.page("_overview.html", values)
-    return ConsoleResponse(body=live[window][1], headers=headers)
+    if live.get(address, ("", b""))[0] != mark:
+        values = {"it": overview(view), "now_s": view.now_s, "link": linker(fields), "scope": view.scope}
+        if len(live) > MOST_LIVE:
+            live.clear()
+        live[address] = mark, render.page("_overview.html", values)
+    return ConsoleResponse(body=live[address][1], headers=headers)
 
 
 # ---- the table -------------------------------------------------------------------------------------
 
-DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
+MOST_LIVE: Final = 100  # scopes for which the first page is kept
 RUNS: Final = {
-    "route": "only this one",
     "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
     "label": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
-    "class": "of questions",
     "q": "text of metadata, class, model, tenant, answer or id; or how an id begins",
     "sort": f"of the latest 500 that match: {', '.join(one for one in SORTS if one)}",
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",
+    **SCOPE_FIELDS,
 }
 CHANGES: Final = {
     "group": f"of kinds: {', '.join(GROUPS)}",
     "kind": "of change",
-    "route": "only this one",
     "who": "part of the author's name",
     "before": "place in the log to go on from, `older` of the page before",
+    **SCOPE_FIELDS,
 }
 ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
-ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Policies & rollouts", "Experiments"
+ROUTE: Final[tuple[ScopePart, ...]] = ("route",)
+OF_RUN: Final[tuple[ScopePart, ...]] = ("route", "class")
+FIND: Final = {"q": "words, or the beginning of an id"}
 ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"
-VIEWS: Final = (  # in the order of the navigation
-    View("", "Overview", overview, Overview, DAYS, template="overview.html", api_path="/overview"),
-    View("/routes", ROUTES, routes, Routes, DAYS),
-    View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
-    View("/episodes", EPISODES, episodes, Episodes, RUNS, by_tenant=True),
-    View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html", by_tenant=True),
-    View("/policies", POLICIES, policies, PoliciesView),
-    View("/experiments", EXPERIMENTS, experiments, Experiments),
+VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navigation leads to
+    View("", "Home", overview, Overview, SCOPE_FIELDS, "", "overview.html", "/overview", follows=SCOPE_PARTS),
+    View("/routes", "Routes", routes, Routes, SCOPE_FIELDS, tab="Routes", follows=SCOPE_PARTS),
+    View("/route", "Route", route, RoutePage, {**SCOPE_FIELDS, "route": "its name"}, "Routes", follows=SCOPE_PARTS),
+    View("/policies", "Policies and rollouts", policies, PoliciesView, place="Routes", tab="Policies"),
+    View("/runs", "Runs", episodes, Episodes, RUNS, "", "episodes.html", "/episodes", by_tenant=True, follows=OF_RUN),
+    View("/runs/{id}", "Run", episode, EpisodePage, {}, "Runs", "episode.html", "/episodes/{id}", by_tenant=True),
+    View("/changes", "Changes", changes, Changes, CHANGES, tab="Audit log", by_tenant=True, follows=ROUTE),
+    View("/alerts", "Alerts", alerts, AlertsPage, place="Changes", tab="Alerts"),
+    View("/incidents", "Incidents", incidents, Incidents, place="Changes", tab="Incidents"),
+    View("/experiments", "Experiments", experiments, Experiments, place="Changes", tab="Experiments"),
     # Parts that are slow to compute: the pages request them once displayed.
-    View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
-    View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
+    View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, "Routes", "_weighed.html"),
+    View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, "Changes", "_experiment.html"),
     View("/review", "Review", review_page, ReviewPage, needs="reviewer", by_tenant=True),
-    View("/alerts", "Alerts", alerts, AlertsPage),
-    View("/incidents", "Incidents", incidents, Incidents),
-    View("/changes", "Audit log", changes, Changes, CHANGES, by_tenant=True),
-    View("/settings", "Settings", settings_page, SettingsPage, needs="admin"),
+    View("/settings", BELOW, settings_page, SettingsPage, needs="admin"),
+    View("/find", "Find", lambda look: find(look, VIEWS), FindPage, FIND, HIDDEN, "_find.html", by_tenant=True),
 )
 ITEM: Final = {"item": "its episode"}
 ENDPOINTS: Final = (  # a path that is not here does not exist
@@ -365,7 +369,9 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint(
         "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, True, fields=ITEM
     ),
-    ConsoleEndpoint("GET", "/console/live", "viewer", _live, "the first page live", HTML),
+    ConsoleEndpoint("GET", "/console/live", "viewer", _live, "the first page live", HTML, fields=SCOPE_FIELDS),
+    ConsoleEndpoint("GET", "/console/episodes", "viewer", _moved, "where runs were before", HTML, True),
+    ConsoleEndpoint("GET", "/console/episodes/{id}", "viewer", _moved, "where a run was before", HTML, True),
     ConsoleEndpoint("GET", "/api/openapi.json", "viewer", _describe, "this description", by_tenant=True),
     *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
     *(one for action in ACTIONS for one in endpoints_of_action(action)),

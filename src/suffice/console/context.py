@@ -12,6 +12,7 @@ import msgspec
 
 from suffice.console.auth import NOBODY, ConsoleAuth, Needs, Principal, Role
 from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
+from suffice.console.scope import ScopePart, TimeRange, ViewScope, parse_scope
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
 from suffice.rollout.results import ExperimentResult
@@ -25,7 +26,6 @@ from suffice.store.people.alerts import AlertLog
 from suffice.store.people.deciding import NO_REVIEWS, Reviews
 from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 
 if TYPE_CHECKING:
     from suffice.console.actions import ActionForm
@@ -35,12 +35,18 @@ T = TypeVar("T")
 
 LOOK_S: Final = 0.3  # the longest search for rows of a rare filter; the page tells where it stopped
 DAY_S: Final = 86_400
-WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all
-USUAL_WINDOW: Final = "30"
 
 
 class ViewRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a page, and of the API response as JSON."""
+
+
+class ScopeChoices(ViewRecord, frozen=True):
+    """What the bar offers to choose from."""
+
+    routes: tuple[str, ...]
+    classes: tuple[str, ...]
+    versions: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -49,7 +55,8 @@ class ViewCache:
 
     alerts: AlertLog | None = None
     reviews: Reviews = NO_REVIEWS
-    live: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # by window: mark of the overview, and its HTML
+    live: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # by scope: mark of the first page, and its HTML
+    choices: dict[str | None, tuple[float, ScopeChoices]] = field(default_factory=dict)  # by route, with their end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,7 @@ class ConsoleServices:
     notify: Callable[[], None]  # tells the gateway that something was decided
     reload: Callable[[str], Reload] | None  # applies changed settings, by an author; None: they cannot be reloaded
     killed: Callable[[], bool]  # whether the kill switch is on
+    switch: Callable[[bool, str, str], None]  # pull or release the kill switch: reason, author; raises OSError
     warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log
     setup_of: Callable[[str], str]  # a route's present setup, for comparison with its evidence
     effect_of: Callable[[str], str]  # effect of an item's verdicts so far, in a sentence
@@ -99,19 +107,13 @@ class ViewContext(LogView):
         return self.visit.context.services
 
     @property
-    def window(self) -> TimeRange:
-        """The requested time range. Raises BadRequest for an unknown one."""
-        return parse_window(self.query, self.now_s)
-
-
-class TimeRange(ViewRecord, frozen=True):
-    name: str  # a key of WINDOWS
-    days: int  # 0: all of it
-    since_hour: int  # since 1970, UTC
+    def scope(self) -> ViewScope:
+        """What the figures are to cover. Raises BadRequest for what is not offered."""
+        return parse_scope(self.query, self.now_s)
 
     @property
-    def label(self) -> str:
-        return {0: "since the beginning", 1: "last 24 hours"}.get(self.days, f"last {self.days} days")
+    def window(self) -> TimeRange:
+        return self.scope.range
 
 
 def page_of(
@@ -133,18 +135,6 @@ def page_of(
 class UnknownNameError(BadRequest):
     def __init__(self, message: str) -> None:
         super().__init__(message, status=404, code="not_found")
-
-
-def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
-    """Parse the time range of a query string. Raises BadRequest for an unknown one."""
-    name = query.get("days") or USUAL_WINDOW
-    if name not in WINDOWS:
-        raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
-    days = WINDOWS[name]
-    if days == 1:
-        return TimeRange(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
-    first_day = int(now_s // DAY_S) - days + 1  # whole days, including today
-    return TimeRange(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
 
 
 READERS: Final = 2  # threads that read for pages
@@ -251,6 +241,8 @@ class View:
     api_path: str | None = None  # below /api, if different
     needs: Role = "viewer"
     by_tenant: bool = False  # as of `ConsoleEndpoint`
+    tab: str = ""  # its name within the place; "": it has no tab
+    follows: tuple[ScopePart, ...] = ()  # parts of the bar that its figures follow; (): it has no bar
 
 
 @dataclass(frozen=True, slots=True)

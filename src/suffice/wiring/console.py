@@ -17,6 +17,7 @@ from suffice.console.context import ConsoleContext, ConsoleServices, ViewCache
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.errors import ConfigError
+from suffice.gateway.kill import clear_switch, set_switch
 from suffice.review.items import ReviewItem
 from suffice.settings import Settings
 from suffice.settings.reloading import Reload
@@ -24,6 +25,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
 from suffice.store.routes.rollouts import propose_learned, take_back
+from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
 from suffice.wiring.evidence import read_assessment, read_verdict_effect
@@ -115,6 +117,7 @@ def _services(
         notify=notify,
         reload=reload,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
+        switch=partial(_switch, settings, writer),
         warnings=lambda: condition(settings, checks=False),
         setup_of=partial(setup_of, settings),
         effect_of=partial(_describe_effect, settings),
@@ -139,6 +142,16 @@ def _services(
         analyse=lambda run: experiment_result(path, run, settings),
         assess=lambda _, run: read_assessment(settings, run).standing,
     )
+
+
+def _switch(settings: Settings, writer: Callable[[], Decisions], on: bool, reason: str, author: str) -> None:
+    """Change the switch's file, then give the order to the replicas on other machines. Raise OSError."""
+    file, by = kill_file(settings), f"{reason} ({author})"
+    if on:
+        set_switch(file, reason, author)
+    else:
+        clear_switch(file)
+    writer().write_new(KillSwitchState(on=on, reason=by, stamp=time.time_ns(), ordered=True))
 
 
 def _describe_effect(settings: Settings, item: str) -> str:

@@ -2,7 +2,6 @@
 (function () {
   "use strict";
   var root = document.documentElement;
-  root.classList.remove("no-js");
 
   function theme() {
     return root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -26,11 +25,103 @@
   });
   document.addEventListener("DOMContentLoaded", nameSwitch);
 
-  // On a narrow screen the navigation is a row that scrolls: where one is must be seen.
-  document.addEventListener("DOMContentLoaded", function () {
-    var here = document.querySelector(".side [aria-current]"), row = here && here.closest("nav");
-    if (row && row.scrollWidth > row.clientWidth) row.scrollLeft = here.offsetLeft - row.clientWidth / 3;
+  function on(name, selector, act) {
+    document.addEventListener(name, function (event) { var found = event.target.closest && event.target.closest(selector); if (found) act(found, event); });
+  }
+  function fieldsOf(form) { return Array.from(form.elements).filter(function (one) { return one.name; }); }
+
+  // The bar: a choice is applied at once; a range of one's own once it is complete. Empty fields stay out of the URL.
+  function isCustom(form) { var days = form.elements.days; return Boolean(days) && days.value === "custom"; }
+  on("change", "form.scope", function (form, event) {
+    form.classList.toggle("is-custom", isCustom(form));
+    if (event.target.name === "days" && isCustom(form)) { form.elements.from.focus(); return; }
+    if (event.target.type === "date") return;
+    form.requestSubmit();
   });
+  on("submit", "form.scope", function (form) {
+    fieldsOf(form).forEach(function (one) { if (!one.value || (one.type === "date" && !isCustom(form))) one.disabled = true; });
+  });
+  on("click", ".scope-switch", function (button) {
+    var open = button.form.classList.toggle("is-open");
+    button.setAttribute("aria-expanded", String(open));
+  });
+  document.addEventListener("DOMContentLoaded", function () {
+    document.querySelectorAll("form.scope").forEach(function (form) { form.classList.toggle("is-custom", isCustom(form)); });
+    openTarget();
+  });
+  window.addEventListener("pageshow", function () {
+    document.querySelectorAll("form.scope [name]").forEach(function (one) { one.disabled = false; });
+  });
+
+  // A link to a folded part unfolds it.
+  function openTarget() {
+    var part = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!part) return;
+    if (part.matches("details")) part.open = true;
+    var field = part.querySelector("textarea, input:not([type=hidden]), select");
+    if (field && part.matches("details, form")) field.focus(); else part.scrollIntoView();
+  }
+  window.addEventListener("hashchange", openTarget);
+  document.addEventListener("click", function (event) {
+    document.querySelectorAll("details.stop[open]").forEach(function (one) { if (!one.contains(event.target)) one.open = false; });
+  });
+
+  // Dialogs: the palette finds what the page "Find" finds; the keys are those of this page.
+  function open(name) {
+    var dialog = document.getElementById(name);
+    if (!dialog || !dialog.showModal || dialog.open) return Boolean(dialog && dialog.open);
+    dialog.showModal();
+    if (name === "palette") { dialog.querySelector("input").select(); find(dialog); } else listKeys(dialog.querySelector("dl"));
+    return true;
+  }
+  on("click", "[data-open]", function (one, event) { if (open(one.dataset.open)) event.preventDefault(); });
+  on("click", "dialog", function (dialog, event) { if (event.target === dialog) dialog.close(); });
+  document.addEventListener("keydown", function (event) {
+    if ((event.ctrlKey || event.metaKey) && !event.altKey && event.key.toLowerCase() === "k" && open("palette")) event.preventDefault();
+  });
+  function listKeys(list) {
+    list.querySelectorAll("[data-of-page]").forEach(function (one) { one.remove(); });
+    document.querySelectorAll("[data-key]").forEach(function (one) {
+      if (one.dataset.key === "?" || !one.getClientRects().length) return;
+      var key = document.createElement("dt"), what = document.createElement("dd"), label = one.closest("label");
+      key.dataset.ofPage = what.dataset.ofPage = "1";
+      key.appendChild(document.createElement("kbd")).textContent = one.dataset.key;
+      what.textContent = (one.getAttribute("aria-label") || (label || one).textContent).replace(one.querySelector("kbd") ? one.querySelector("kbd").textContent : "\0", "").trim();
+      list.append(key, what);
+    });
+  }
+  var looked = 0;
+  function find(dialog) {
+    var query = new URLSearchParams(location.search), number = ++looked;
+    query.set("q", dialog.querySelector("input").value);
+    fetch("/console/find?" + query, { headers: { "hx-request": "true" } }).then(function (got) { return got.ok ? got.text() : ""; }).then(function (text) {
+      if (number !== looked) return;
+      dialog.querySelector(".found").innerHTML = text;
+      choose(dialog, 0);
+    }).catch(function () { /* the page "Find" does the same */ });
+  }
+  function choose(dialog, step) {
+    var links = Array.from(dialog.querySelectorAll(".found a"));
+    if (!links.length) return null;
+    var at = Math.max(0, links.findIndex(function (one) { return one.classList.contains("is-chosen"); }));
+    links[at].classList.remove("is-chosen");
+    var chosen = links[(at + step + links.length) % links.length];
+    chosen.classList.add("is-chosen");
+    chosen.scrollIntoView({ block: "nearest" });
+    return chosen;
+  }
+  var typed;
+  on("input", "#palette input", function (field) { clearTimeout(typed); typed = setTimeout(function () { find(field.closest("dialog")); }, 120); });
+  on("keydown", "#palette input", function (field, event) {
+    var dialog = field.closest("dialog"), step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) { event.preventDefault(); choose(dialog, step); }
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    clearTimeout(typed);
+    var chosen = dialog.querySelector(".found a.is-chosen");
+    if (chosen) chosen.click(); else field.form.submit();
+  });
+  on("click", "#palette .found a", function (one) { one.closest("dialog").close(); });
 
   // A form that was sent is not sent again by a second click; one that answers with a file leaves this page as it is.
   document.addEventListener("submit", function (event) {
@@ -46,8 +137,8 @@
   document.addEventListener("keydown", function (event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     var writing = event.target.closest("input, textarea, select, [contenteditable]");
-    if (event.key === "Escape" && writing) { writing.blur(); return; }
-    if (writing) return;
+    if (event.key === "Escape" && writing && !writing.closest("dialog")) { writing.blur(); return; }
+    if (writing || document.querySelector("dialog[open]")) return;
     // Enter on a link or a button is that link or button.
     if ((event.key === "Enter" || event.key === " ") && event.target.closest("a, button, summary")) return;
     var found = Array.from(document.querySelectorAll("[data-key]")).find(function (one) { return one.dataset.key === event.key; });

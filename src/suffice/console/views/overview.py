@@ -11,7 +11,8 @@ from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_w
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, ViewRecord
+from suffice.console.context import DAY_S, LogView, ViewContext, ViewRecord
+from suffice.console.scope import TimeRange
 from suffice.console.views.alerts import AlertLine, latest_alerts
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
@@ -345,7 +346,7 @@ def notices(
 
 
 def _notices_of(one: RouteState, view: LogView) -> Iterator[OverviewNotice]:
-    place = f"/console/route?{urlencode({'name': one.name})}"  # in the query, because a name may contain a slash
+    place = f"/console/route?{urlencode({'route': one.name})}"  # in the query, because a name may contain a slash
     route = view.settings.routes.get(one.name)
     if one.phase.phase == "paused":
         yield OverviewNotice("alarm", f"{one.name} is paused: {one.phase.reason}", place, "Decide")

@@ -14,7 +14,8 @@ from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
-from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
+from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
+from suffice.console.scope import TimeRange
 from suffice.console.views.overview import Day, RouteState, days_of, estimate_and_ends, forecasts_of, route_states
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
@@ -103,7 +104,7 @@ def routes(view: ViewContext) -> Routes:
 
 
 def route(view: ViewContext) -> RoutePage:
-    window, name, log = view.window, view.query.get("name", ""), view.connection
+    window, name, log = view.window, view.scope.route or view.query.get("name", ""), view.connection
     state = next((one for one in route_states(view, window) if one.name == name), None)
     if state is None:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")

@@ -294,6 +294,13 @@ def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, fl
     return None
 
 
+def find_keys(reader: LogReader, payload: type[E], prefix: str, most: int) -> list[str]:
+    """Return the keys of events of one type that begin with a text, in order."""
+    query = "SELECT key FROM events WHERE kind = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?"
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return [key for (key,) in query_rows(reader, query, (kind_named(payload), prefix, end, most))]
+
+
 def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
     """Return the episodes with this response id, at most `most`; more than one makes the id ambiguous."""
     query = "SELECT key FROM events WHERE kind = 'outcome' AND response_id = ? LIMIT ?"

@@ -175,7 +175,7 @@ def _alert_of_rollout(event: events.RolloutMove | events.RolloutUndo) -> RaisedA
 
 def _notice(kind: AlertKind, route: str, text: str, of: str = "", path: str | None = None) -> Notice:
     if path is None:
-        path = f"/route?name={quote(route.encode('utf-8', 'backslashreplace'), safe='')}"
+        path = f"/route?route={quote(route.encode('utf-8', 'backslashreplace'), safe='')}"
     sentence = plain(text, MOST_TEXT)
     return Notice(kind=kind, route=plain(route, MOST_NAME), sentence=sentence, same=f"{kind}:{route}:{of}", path=path)
 

@@ -161,6 +161,34 @@ def _grain_for(by: Collection[str], since_hour: int, until_hour: int | None) -> 
     return _BY_CLASS if "query_class" in by else _BY_VERSION if "version" in by else _BY_DAY
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollupGroups:
+    """Names that sums exist for, each sorted, at most `MOST_GROUPS`."""
+
+    routes: tuple[str, ...]
+    classes: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+MOST_GROUPS: Final = 500
+
+
+def read_groups(connection: views.LogReader, route: str | None) -> RollupGroups:
+    """Return the routes, and the classes and versions of one route; None: the classes of all, and no versions."""
+
+    def names(column: str, grain: int, of: str | None) -> tuple[str, ...]:
+        where = "" if of is None else " AND route = :route"
+        query = f"SELECT DISTINCT {column} FROM rollups WHERE grain = :grain{where} ORDER BY 1 LIMIT :most"  # noqa: S608
+        rows = views.query_rows(connection, query, {"grain": grain, "route": of, "most": MOST_GROUPS})
+        return tuple(str(one) for (one,) in rows if one)
+
+    return RollupGroups(
+        routes=names("route", _BY_DAY, None),
+        classes=names("query_class", _BY_CLASS, route),
+        versions=names("version", _BY_VERSION, route) if route is not None else (),
+    )
+
+
 def classes_of(connection: views.LogReader) -> dict[str, set[str]]:
     classes: dict[str, set[str]] = {}
     query = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"

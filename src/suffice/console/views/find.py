@@ -1,0 +1,87 @@
+"""What the palette finds: pages, routes, runs by id, experiments, settings, and actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal
+from urllib.parse import urlencode
+
+from suffice.console.auth import may
+from suffice.console.context import View, ViewContext, ViewRecord
+from suffice.console.shell import may_see
+from suffice.console.views.settings import sections
+from suffice.store.database.views import find_event, find_keys
+from suffice.types import Request
+
+MOST_ENTRIES: Final = 30
+MOST_RUNS: Final = 5
+LEAST_ID: Final = 4  # characters from which an id is looked for by its beginning
+_ON_ROUTE: Final = (
+    ("Pause {}", "pause"),
+    ("Roll back a policy of {}", "policies"),
+    ("Compare two policies of {}", "policies"),
+    ("Change max_em_drop of {}", "budget"),
+    ("Where {} loses", "loses"),
+)
+
+
+class FindEntry(ViewRecord, frozen=True):
+    kind: Literal["page", "route", "action", "run", "experiment", "setting"]
+    title: str
+    href: str
+
+
+class FindPage(ViewRecord, frozen=True):
+    text: str
+    entries: tuple[FindEntry, ...]
+    cut_short: bool  # more would fit
+
+
+def find(view: ViewContext, views: Iterable[View]) -> FindPage:
+    text = view.query.get("q", "").strip()[:200]
+    words, known = text.casefold().split(), (*_pages(view, views), *_on_routes(view), *_rest(view))
+    matches = [*_runs(view, text), *(one for one in known if all(word in one.title.casefold() for word in words))]
+    return FindPage(text=text, entries=tuple(matches[:MOST_ENTRIES]), cut_short=len(matches) > MOST_ENTRIES)
+
+
+def _pages(view: ViewContext, views: Iterable[View]) -> Iterator[FindEntry]:
+    for one in views:
+        if (one.tab or not one.place) and "{" not in one.path and may_see(one, view.visit.principal):
+            yield FindEntry(kind="page", title=one.tab or one.title, href=f"/console{one.path}")
+
+
+def _on_routes(view: ViewContext) -> Iterator[FindEntry]:
+    role = view.visit.principal.role
+    if view.tenants is not None or role is None:
+        return
+    for name in view.settings.routes:
+        yield FindEntry(kind="route", title=f"Route {name}", href=_route(name))
+        for title, part in _ON_ROUTE if may(role, "operator") else ():
+            yield FindEntry(kind="action", title=title.format(name), href=f"{_route(name)}#{part}")
+
+
+def _rest(view: ViewContext) -> Iterator[FindEntry]:
+    role = view.visit.principal.role
+    if view.tenants is not None or role is None:
+        return
+    if may(role, "operator"):
+        yield FindEntry(kind="action", title="Stop all stopping", href="/console#stop")
+    for name in view.settings.experiments:
+        yield FindEntry(kind="experiment", title=f"Experiment {name}", href="/console/experiments")
+    for section in sections(view.settings) if may(role, "admin") else ():
+        for one in section.settings:
+            title = f"{section.name}.{one.path}"
+            yield FindEntry(kind="setting", title=title, href=f"/console/settings?{urlencode({'q': title})}")
+
+
+def _route(name: str) -> str:
+    return f"/console/route?{urlencode({'route': name})}"
+
+
+def _runs(view: ViewContext, text: str) -> Iterator[FindEntry]:
+    if len(text) < LEAST_ID or not text.isascii() or " " in text:
+        return
+    for key in find_keys(view.connection, Request, text, MOST_RUNS):
+        run = find_event(view.connection, Request, key) if view.tenants is not None else None
+        if view.tenants is None or (run is not None and run.tenant in view.tenants):
+            yield FindEntry(kind="run", title=f"Run {key}", href=f"/console/runs/{key}")
