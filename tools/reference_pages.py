@@ -20,6 +20,7 @@ import click
 import msgspec
 from tools.declarations import comments_of, fill_tables
 
+from suffice.cli.examples import example_of
 from suffice.cli.main import main as suffice
 from suffice.cli.shell import CONTRIB
 from suffice.settings import Settings
@@ -86,6 +87,8 @@ def command_sections() -> tuple[str, dict[str, str]]:
         parts = [text] + ([option_list(own)] if own else [])
         shared = ", ".join(names for names, _ in options[name] if names in common)
         parts += [f"Common: {shared}."] if shared else []
+        example = example_of(name.removeprefix("suffice "))
+        parts += [f"```sh\n{example}\n```"] if example else []
         sections[name] = "\n\n".join(parts)
     return option_list(list(common.items())), sections
 

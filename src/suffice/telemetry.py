@@ -7,7 +7,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -111,6 +112,16 @@ def configure_logging(
     handler = handler or logging.StreamHandler()
     handler.setFormatter(LineFormatter(log_format))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Leave out warnings, which a command says itself in its own words."""
+    LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOG.setLevel(logging.NOTSET)
 
 
 def skip_unused_facts() -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 
-WITHOUT_FILES = {"demo"}  # reads no settings file and no file of the caller's
+WITHOUT_FILES = {"demo", "completion"}  # reads no settings file and no file of the caller's
 
 
 def leaves(group: click.Group = main, *before: str) -> Iterator[tuple[str, click.Command]]:

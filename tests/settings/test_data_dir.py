@@ -92,14 +92,6 @@ def test_the_environment_alone_suffices_and_its_log_is_in_the_users_data_directo
         read_settings("named.toml", environ)  # a file that somebody names must be there
 
 
-def test_a_newcomer_without_settings_is_shown_some_that_work(home: Path) -> None:
-    refused = run("serve")
-    assert refused.exit_code == 2
-    assert refused.stderr.startswith("suffice serve: there is no suffice.toml in this folder; ")
-    (home / "suffice.toml").write_text(refused.stderr.partition("for example\n")[2], encoding="utf-8")
-    assert run("config", "check").output.endswith("suffice.toml: ok\n")
-
-
 def test_a_file_wins_over_defaults_the_environment_over_a_file_and_an_option_over_both(home: Path) -> None:
     (home / "suffice.toml").write_text(f"{SETTINGS}\n[server]\nport = 9001\n", encoding="utf-8")
     shown = run("config", "show", "--sources", SUFFICE__SERVER__HOST="0.0.0.0").output.splitlines()

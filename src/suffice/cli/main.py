@@ -13,12 +13,14 @@ from suffice.cli.shell import CommandGroup
 # Section of --help → name → (module of this package that has it, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up and serve": {
+        "init": ("server.init", "Examine a model server and write settings that observe it."),
         "config": ("server.admin", "Check a settings file, or print it with all defaults."),
         "doctor": ("server.doctor", "Examine a model server or a route before you rely on it."),
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
         "reload": ("server.reload", "Let running gateways apply the changes in their settings file."),
         "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
         "store": ("operate.store", "Check, upgrade and move the database of the log."),
+        "completion": ("server.completion", "Print what makes a shell complete commands and options."),
         "admin": ("server.admin", "Manage who may use the console and the control API."),
         "key": ("server.keys", "Create, list, rotate and revoke keys of clients, without a restart."),
     },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -49,8 +49,16 @@ SETTINGS_FILES: Final = ("suffice.toml", "suffice.yaml", "suffice.yml")
 
 
 def settings_file() -> Path:
-    """The settings file of this folder; suffice.toml if there is none."""
-    return next((file for file in map(Path, SETTINGS_FILES) if file.exists()), Path(SETTINGS_FILES[0]))
+    """The settings file of this folder, else that of the data directory; suffice.toml if there is none."""
+    import os
+
+    from suffice.wiring.files import data_folder
+
+    folders = [Path()]
+    with suppress(RuntimeError):  # this process has no home directory
+        folders.append(data_folder(os.environ))
+    files = (folder / name for folder in folders for name in SETTINGS_FILES)
+    return next((file for file in files if file.exists()), Path(SETTINGS_FILES[0]))
 
 
 def _name_data_dir(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
@@ -81,7 +89,7 @@ CONFIG = stacked(
         default=settings_file,
         show_default=False,
         metavar="FILE",
-        help="Settings, TOML or YAML. [default: suffice.toml]",
+        help="Settings, TOML or YAML. [default: suffice.toml, here or in the data directory]",
     ),
     DATA_DIR,
 )
@@ -94,8 +102,20 @@ AUTHOR = option("--author", help="Who decides. [default: the user of this comput
 ROUTE = option("--route", help="Only this route.")
 
 
+def _write_example(context: click.Context, formatter: click.HelpFormatter, *inner: str) -> None:
+    from suffice.cli.examples import example_of
+
+    example = example_of(" ".join((*context.command_path.split()[1:], *inner)))
+    if example is not None:
+        with formatter.section("Example"):
+            formatter.write(f"  {example}\n")
+
+
 class Command(click.Command):
     """A command that exits with 2 and one sentence when the settings, the log or a file cannot be used."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_example(ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         from suffice.errors import SufficeError
@@ -166,6 +186,9 @@ class CommandGroup(click.Group):
             name = f"{self.place} {args[0]}".strip()
             ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
         return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_example(ctx, formatter, next(iter(self.own)))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         lines = [(name, one.get_short_help_str(1_000)) for name, one in self.commands.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,12 @@ def as_findings(counts: FullRunCounts, *, examination_id: str, route: str, score
     return RouteFindings(examination_id=examination_id, route=route, scorer=scorer, at_s=at_s, **seen)
 
 
+# What settings and probes follow from; the rest of the table is for people.
+SHORT = (
+    *("reachable", "models", "slots", "context", "max_tokens", "stream_usage", "reasoning", "logprobs_stream"),
+    *("prefill", "raw", "native_end", "prefix_cache", "cancel"),
+)
+
 # Ways to close a thought, best first, with their experiments. A re-ask is an ordinary chat: there is nothing to test.
 METHODS: Mapping[str, str] = {"native": "native_end", "raw": "raw", "prefill": "prefill"}
 
@@ -144,15 +150,19 @@ async def examine(
     upstream: str,
     examination_id: str,
     at_s: float,
+    only: Collection[str] = EXPERIMENTS,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> Findings:
-    """Run every experiment; stop if the server does not answer a chat request at all.
+    """Run experiments; stop if the server does not answer a chat request at all.
 
     upstream  its name in the settings, "" if it has none
+    only      names of the experiments that are run
     on_start  called with each experiment's name before it runs
     """
     entries = dict[str, Finding]()
     for name, (_, experiment) in EXPERIMENTS.items():
+        if name not in only:
+            continue
         on_start(name)
         result = await _within(session, experiment)
         entries[name] = Finding(experiment=name, verdict=result.verdict, evidence=result.evidence)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from suffice.errors import UpstreamError
-from suffice.settings import Upstream
+from suffice.settings import Driver, Upstream
 from suffice.types import Verdict
 from suffice.upstream import wire
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 
 CHAT = "/v1/chat/completions"
+ENGINES: Final[Mapping[str, Driver]] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # by `owned_by`
 _ERROR_CHARS = 120  # of a server's own error message
 
 
@@ -143,6 +144,12 @@ class ServerSession:
         listed = wire.within(body, "data") if status == 200 else None
         names = [wire.within(one, key) for one in listed] if isinstance(listed, list) else []
         return [name for name in names if isinstance(name, str)]
+
+    async def engine(self) -> Driver | None:
+        """Return the driver of the engine as which the server lists its models; None: it says nothing known."""
+        with suppress(UpstreamError):
+            return next((ENGINES[name] for name in await self.models("owned_by") if name in ENGINES), None)
+        return None
 
     @asynccontextmanager
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:

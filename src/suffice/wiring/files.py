@@ -40,14 +40,12 @@ MOST_DEEP: Final = 24  # nested tables and lists in which models are looked for:
 
 DEFAULT_FILE: Final = Path("suffice.toml")
 DATA_DIR: Final = "SUFFICE_DATA_DIR"
-NO_SETTINGS: Final = """there is no suffice.toml in this folder; name a file with --config, or write one, for example
+NO_SETTINGS: Final = """there is no suffice.toml, neither in this folder nor in the data directory. Type one of
 
-    [upstreams.local]
-    url = "http://127.0.0.1:8080"  # your model server
+    suffice init                                     # asks for your model server and writes one
+    suffice serve --upstream http://127.0.0.1:8080   # observes that server, without a file
 
-    [routes.chat]  # all requests, observed only
-    upstream = "local"
-"""
+or name a file with --config"""
 
 
 class LoadedSettings(NamedTuple):
@@ -67,25 +65,39 @@ def read_settings(path: str | Path, environ: Mapping[str, str]) -> LoadedSetting
     Relative names count from the file's folder (of a link, the link's own); those of files that Suffice writes from
     the data directory, if the environment names one. The environment suffices if there is no suffice.toml.
     """
-    file, variables = Path(path), dict[str, str]()
+    file = Path(path)
     is_alone = file == DEFAULT_FILE and not file.exists() and sets_anything(environ)
     if file == DEFAULT_FILE and not file.exists() and not is_alone:
         raise ConfigError(NO_SETTINGS)
-    raw: Any = {} if is_alone else _raw_of(file)
+    return _loaded({} if is_alone else _raw_of(file), environ, None if is_alone else file, "the environment")
+
+
+def parse_starter(text: str, environ: Mapping[str, str]) -> Settings:
+    """Build the settings that `suffice serve --upstream` runs on without a file. Raises ConfigError."""
+    return _loaded(read_toml(text), environ, None, "--upstream").settings
+
+
+def _loaded(raw: Any, environ: Mapping[str, str], file: Path | None, source: str) -> LoadedSettings:
+    """Build settings; `source` names what they came from where there is no file."""
+    variables, parent = dict[str, str](), Path() if file is None else file.parent
     if isinstance(raw, Mapping):
         raw, variables = override_settings(raw, environ)
     try:
         load_plugins()
-        settings = parse_settings(read_models("", raw, file.parent))
-        folder = file.parent.resolve()
-        data = _data_folder(environ, None if is_alone else folder)
-        if data != folder:
+        settings = parse_settings(read_models("", raw, parent))
+        folder = parent.resolve()
+        data = folder if file is not None and not environ.get(DATA_DIR) else data_folder(environ)
+        if (
+            not environ.get(DATA_DIR) and data != folder
+        ):  # one that somebody named must exist: a wrong name would lose the log
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data != folder and file is not None:
             _refuse_left_log(settings.store.url, folder, data)
         return LoadedSettings(_absolute(settings, folder, data), raw, variables)
     except ConfigError as error:
         place = str(error).partition(":")[0]
         culprits = (name for path, name in variables.items() if f"{place}.".startswith(f"{path}."))
-        raise ConfigError(f"{next(culprits, 'the environment' if is_alone else file)}: {error}") from None
+        raise ConfigError(f"{next(culprits, file or source)}: {error}") from None
 
 
 def sets_anything(environ: Mapping[str, str]) -> bool:
@@ -100,16 +112,12 @@ def _raw_of(file: Path) -> Any:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _data_folder(environ: Mapping[str, str], otherwise: Path | None) -> Path:
-    """The data directory that the environment names, else the given one, else the user's own, which is created."""
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """The data directory that the environment names, else the user's own, by the XDG base directory specification."""
     if environ.get(DATA_DIR):
         return Path(environ[DATA_DIR]).absolute()
-    if otherwise is not None:
-        return otherwise
-    named = Path(environ.get("XDG_DATA_HOME", ""))  # by the XDG base directory specification
-    own = (named if named.is_absolute() else Path.home() / ".local" / "share") / "suffice"
-    own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return own
+    named = Path(environ.get("XDG_DATA_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".local" / "share") / "suffice"
 
 
 def _refuse_left_log(url: str, folder: Path, data: Path) -> None:

@@ -29,7 +29,9 @@ def main(port: int, slots: int) -> None:
 
 async def _serve(port: int, slots: int) -> None:
     # Idle connections are closed after 5 s, as llama.cpp does; prefixes are cached.
-    server = ServerBehaviour(port=port, slots=slots, prefix_cache=True, models=("sums",), idle_close_s=5.0)
+    server = ServerBehaviour(
+        port=port, slots=slots, prefix_cache=True, models=("sums",), owner="llamacpp", idle_close_s=5.0
+    )
     async with FakeUpstream(SumsModel(delay_s=0.002), server) as fake:
         click.echo(f"a fake llama.cpp server with the model 'sums' on {fake.url}; Ctrl-C ends it")
         await asyncio.Event().wait()

@@ -41,6 +41,7 @@ class ServerBehaviour:
     ignores: tuple[str, ...] = ()  # request fields that are accepted without effect
     cancels: bool = True  # False: a client that hangs up does not end the generation
     models: tuple[str, ...] = ("fake",)  # listed under /models
+    owner: str = "fake"  # as whose its models are listed; engines write their own name
     api_key: str | None = None  # required of requests; None: open to all
     idle_close_s: float | None = None  # idle connections are closed after so long; None: never
     port: int = 0  # 0: a free one

@@ -393,7 +393,8 @@ class FakeUpstream:
         return {"effective_max_running_requests_per_dp": self._behaviour.slots, "dp_size": 1}
 
     def _models(self) -> list[dict[str, Any]]:
-        return [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._behaviour.models]
+        same = {"object": "model", "created": CREATED, "owned_by": self._behaviour.owner}
+        return [{"id": model, **same} for model in self._behaviour.models]
 
     def _metrics(self) -> bytes:
         n_running = min(len(self._live), self._behaviour.slots or len(self._live))

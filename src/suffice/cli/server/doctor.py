@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from suffice.doctor.examine import (
 )
 from suffice.doctor.experiments import EXPERIMENTS
 from suffice.doctor.session import ServerSession
-from suffice.errors import ConfigError, UpstreamError
+from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Driver, Route, Settings, Upstream
@@ -47,7 +47,7 @@ from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import driver_facts, honoured, url_key
-from suffice.wiring.keys import api_key, create_id
+from suffice.wiring.keys import api_key, create_id, deployment_salt
 from suffice.wiring.routes import build_route, read_evidence
 from suffice.wiring.startup import open_log
 
@@ -112,8 +112,9 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
-async def _open_session(client: UpstreamClient, options: DoctorOptions, model: str | None) -> ServerSession:
-    session = ServerSession(client, model=model or "", timeout_s=options.timeout_s)
+async def connect(client: UpstreamClient, model: str | None, *, timeout_s: float) -> ServerSession:
+    """Return a session that asks for the named model, else for the first that the server lists."""
+    session = ServerSession(client, model=model or "", timeout_s=timeout_s)
     if not model:
         listed = await session.models()
         if not listed:
@@ -122,15 +123,9 @@ async def _open_session(client: UpstreamClient, options: DoctorOptions, model: s
     return session
 
 
-async def _owner(session: ServerSession) -> Driver | None:
-    """Return the driver of the engine as which the server lists its models; None: it says nothing known."""
-    owners: dict[str, Driver] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
-    with suppress(UpstreamError):
-        return next((owners[name] for name in await session.models("owned_by") if name in owners), None)
-    return None
-
-
-async def _append(settings: Settings, event: Event) -> None:
+async def append_findings(settings: Settings, event: Event) -> None:
+    if not log_location(settings.store).exists():
+        deployment_salt(settings)  # a log without its secret would look as if that had been lost
     with closing(open_log(settings)) as log:
         await log.append_durable(event)
 
@@ -145,8 +140,8 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
         driver_facts(options.driver)  # raises for an unknown driver
         upstream = msgspec.structs.replace(upstream, driver=options.driver)
     async with _client(name, upstream) as client:
-        session = await _open_session(client, options, options.model)
-        driver = options.driver or (upstream.driver if name else await _owner(session))
+        session = await connect(client, options.model, timeout_s=options.timeout_s)
+        driver = options.driver or (upstream.driver if name else await session.engine())
         client.settings = msgspec.structs.replace(upstream, driver=driver or upstream.driver)
         screen = Console(stderr=True, quiet=options.as_json or not sys.stderr.isatty())
         with screen.status("starting") as line:
@@ -162,7 +157,7 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
     elif not name:
         kept = "Not kept: no upstream in the settings has this address."
     else:
-        await _append(settings, result)
+        await append_findings(settings, result)
         kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
     recommendation = recommend(result, name=name or "local", url=upstream.url, driver=driver)
     if options.as_json:
@@ -246,12 +241,12 @@ async def _run_questions(settings: Settings, options: DoctorOptions, name: str, 
     bodies = read_route_questions(options.questions.read_text("utf-8").splitlines(), str(options.questions))
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
-        session = await _open_session(client, options, options.model or route.model)
+        session = await connect(client, options.model or route.model, timeout_s=options.timeout_s)
         live = await run_live(
             session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, concurrency=upstream.slots
         )
     label = scorer_label(route.scorer)
-    await _append(
+    await append_findings(
         settings, as_findings(live, examination_id=create_id("ex"), route=name, scorer=label, at_s=time.time())
     )
     return live

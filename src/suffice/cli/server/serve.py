@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_LINES: Final = 10_000  # waiting to be written; newer ones are dropped and counted
 PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
+IDENTIFY_S: Final = 5.0  # for a server to list its models
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 
 
@@ -74,12 +75,16 @@ FIRST = """The console's admin secret, shown once and kept as a hash only:
 
     {secret}
 
-Open /console on the address below and log in with it. Lost it? suffice admin reset-secret makes another one.
+This link fills it in; press Log in. Lost it? suffice admin reset-secret makes another one.
+
+    {link}
 """
 
 
 @click.command(cls=Command)
 @CONFIG
+@option("--upstream", metavar="URL", help="Observe this model server, without a settings file.")
+@option("--api-key-env", default="", metavar="NAME", help="With --upstream: environment variable with its key.")
 @option("--host", help="Address to listen on; overrides the settings.")
 @option("--port", type=int, help="Port to listen on; 0 picks a free one.")
 @option(
@@ -90,10 +95,25 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
 )
 @option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN
+@click.pass_context
 def serve(
-    path: Path, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
+    context: click.Context,
+    path: Path,
+    upstream: str | None,
+    api_key_env: str,
+    host: str | None,
+    port: int | None,
+    log_level: str,
+    no_access_log: bool,
+    insecure_open: bool,
+    *,
+    browse: bool = False,
 ) -> None:
-    """Serve the OpenAI-compatible gateway until it is stopped."""
+    """Serve the OpenAI-compatible gateway until it is stopped.
+
+    With --upstream it needs no settings file: it observes, adds no call and no token, and keeps its log in the data
+    directory.
+    """
     from suffice.server import run_server
     from suffice.telemetry import ACCESS, configure_logging, skip_unused_facts
     from suffice.wiring.files import load_settings
@@ -102,18 +122,25 @@ def serve(
     if no_access_log:
         ACCESS.setLevel("WARNING")
     try:
-        settings = load_settings(path)
+        if upstream is None:
+            settings = load_settings(path)
+        else:
+            _refuse_two_sources(context, path)
+            settings = _observing(upstream, api_key_env)
         configure_logging(log_level, settings.telemetry.log_format, BackgroundHandler())
         skip_unused_facts()
         # Do not create a replacement for people whose folder is missing for now.
         makes_admin = settings.console.enabled and people_file(settings).parent.is_dir()
 
         def listening(url: str, console_url: str) -> None:
+            page = f"{console_url}/console"
             if makes_admin:
-                _show_first_secret(settings)
+                page = _show_first_secret(settings, page) or page
             pages = f", with the console on {console_url}/console" if settings.console.enabled else ""
             # At every log level: people open that address, and programs wait for it.
             click.echo(f"suffice is listening on {url}/v1{pages}", err=True)
+            if browse and settings.console.enabled:
+                _open_browser(page)
 
         run_server(
             settings,
@@ -121,13 +148,65 @@ def serve(
             host=host,
             port=port,
             insecure_open=insecure_open,
-            read=lambda: load_settings(path),
+            read=None if upstream is not None else lambda: load_settings(path),
         )
     except OSError as error:
         fail(error.strerror or error)
 
 
-def _show_first_secret(settings: Settings) -> None:
+def _refuse_two_sources(context: click.Context, path: Path) -> None:
+    from click.core import ParameterSource
+
+    if context.get_parameter_source("path") != ParameterSource.DEFAULT:
+        raise click.UsageError("--upstream serves without a settings file; leave out it or --config")
+    if path.exists():
+        raise click.UsageError(f"{path} has the settings; leave out --upstream, or name another folder by --data-dir")
+
+
+def _observing(url: str, api_key_env: str) -> Settings:
+    """Settings that observe a server; it is asked for its models, which tell the kind of server, and for nothing else.
+
+    One that does not answer yet is treated as any server that speaks OpenAI's protocol.
+    """
+    import asyncio
+
+    from suffice.doctor.session import ServerSession
+    from suffice.errors import UpstreamError
+    from suffice.settings import Driver, Upstream
+    from suffice.telemetry import only_errors
+    from suffice.upstream.client import UpstreamClient
+    from suffice.wiring.files import parse_starter
+    from suffice.wiring.keys import api_key
+    from suffice.wiring.starter import UPSTREAM, starter_settings, upstream_table
+
+    async def identify(server: Upstream) -> tuple[Driver | None, str]:
+        async with UpstreamClient(UPSTREAM, server, api_key(UPSTREAM, server)) as client:
+            session = ServerSession(client, model="", timeout_s=IDENTIFY_S)
+            try:
+                models = await session.models()
+            except UpstreamError as error:
+                return None, f"does not answer yet ({error.for_operator()})"
+            return await session.engine(), f"model {', '.join(models[:3]) or 'unknown: it lists none'}"
+
+    settings = parse_starter(starter_settings(upstream_table(url, None), api_key_env=api_key_env), os.environ)
+    with only_errors():
+        driver, what = asyncio.run(identify(settings.upstreams[UPSTREAM]))
+    click.echo(f"{url}: {what}, driver {driver or 'openai'}; observed only, at no further call or token", err=True)
+    click.echo("To keep these settings in a file: suffice init --upstream ... --requests 0", err=True)
+    return parse_starter(starter_settings(upstream_table(url, driver), api_key_env=api_key_env), os.environ)
+
+
+def _open_browser(page: str) -> None:
+    """Open a page where a browser with windows can be expected."""
+    import sys
+    import webbrowser
+
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(page)
+
+
+def _show_first_secret(settings: Settings, page: str) -> str | None:
+    """Make the first admin, and print the secret with a link that logs in; return the link. None: there are people."""
     from suffice.errors import SufficeError
     from suffice.telemetry import LOG
     from suffice.wiring.people import ADMIN, People, access_changed
@@ -136,12 +215,16 @@ def _show_first_secret(settings: Settings) -> None:
     try:
         secret = People.of(settings).first()
         if secret is None:
-            return
-        click.echo(FIRST.format(secret=secret), err=True)
+            return None
+        # What stands behind "#" stays in the browser. A wildcard address is none to open.
+        link = f"{page.replace('://0.0.0.0', '://127.0.0.1').replace('://[::]', '://[::1]')}/login#secret={secret}"
+        click.echo(FIRST.format(secret=secret, link=link), err=True)
         with open_decisions(settings) as writer:
             writer.write(None, [access_changed(People.of(settings), ADMIN, "added")])
     except SufficeError as error:
         LOG.warning("the new admin could not be written down: %s", error)
+        return None
+    return link
 
 
 @click.command(cls=Command)

@@ -147,6 +147,15 @@
     if (found.matches("input, textarea, select")) found.focus(); else found.click();
   });
 
+  // The link that `suffice serve` prints at its first start carries the secret behind "#", which no server sees.
+  document.addEventListener("DOMContentLoaded", function () {
+    var field = document.querySelector("input[name=secret]"), given = /^#secret=(.+)$/.exec(location.hash);
+    if (!field || !given) return;
+    field.value = decodeURIComponent(given[1]);
+    history.replaceState(null, "", location.pathname + location.search);
+    field.form.querySelector("button").focus();
+  });
+
   // The first page, live: it asks what has changed, and that takes the old part's place.
   document.addEventListener("DOMContentLoaded", function () {
     var part = document.querySelector("[data-live]");
