@@ -113,13 +113,13 @@ async def _examine_and_write(server: Upstream, file: Path, *, model: str | None,
             )
     if find_verdict(findings, "reachable") != "yes":
         shell.fail(f"{server.url}: {findings.findings[0].evidence}; nothing was written", 1)
-    advice = recommend(findings, name=UPSTREAM, url=server.url, driver=driver)
+    recommendation = recommend(findings, name=UPSTREAM, url=server.url, driver=driver)
     click.echo(
-        f"{server.url}: model {findings.model}, driver {advice.driver}, examined by {session.n_calls} short calls"
+        f"{server.url}: model {findings.model}, driver {recommendation.driver}, examined by {session.n_calls} short calls"
     )
-    for sentence in advice.sentences:
+    for sentence in recommendation.sentences:
         click.echo(shell.wrapped(sentence, "  - ", "    "))
-    write_whole(file, starter_settings(advice.settings, api_key_env=server.api_key_env, scorer=scorer))
+    write_whole(file, starter_settings(recommendation.settings, api_key_env=server.api_key_env, scorer=scorer))
     await append_findings(load_settings(file), findings)
     click.echo(f"Wrote {file}")
 
