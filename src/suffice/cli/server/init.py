@@ -114,9 +114,8 @@ async def _examine_and_write(server: Upstream, file: Path, *, model: str | None,
     if find_verdict(findings, "reachable") != "yes":
         shell.fail(f"{server.url}: {findings.findings[0].evidence}; nothing was written", 1)
     recommendation = recommend(findings, name=UPSTREAM, url=server.url, driver=driver)
-    click.echo(
-        f"{server.url}: model {findings.model}, driver {recommendation.driver}, examined by {session.n_calls} short calls"
-    )
+    examined = f"examined by {session.n_calls} short calls"
+    click.echo(f"{server.url}: model {findings.model}, driver {recommendation.driver}, {examined}")
     for sentence in recommendation.sentences:
         click.echo(shell.wrapped(sentence, "  - ", "    "))
     write_whole(file, starter_settings(recommendation.settings, api_key_env=server.api_key_env, scorer=scorer))
