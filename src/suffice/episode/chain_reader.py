@@ -277,6 +277,11 @@ def _opens_call(thought: str) -> bool:
     )
 
 
+def holds_call(text: str) -> bool:
+    """Return whether the text begins a call between tags, which the server has not parsed."""
+    return any(opening in text for opening, _ in _CALL_TAGS)
+
+
 class CheckpointFilter(Protocol):
     """See `episode.proposer.CheckpointGate`. Both methods return the step that is complete, if any."""
 
@@ -392,6 +397,9 @@ class ChainReader:
     def extract(self, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str | None:
         return self.ledger.extract(self._scorer, text, calls)
 
+    def note_reply(self, text: str, calls: Sequence[Mapping[str, Any]]) -> None:
+        self.ledger.note_reply(self._scorer, text, calls)
+
     def extract_from_thought(self, text: str) -> str | None:
         """Return the answer in a part of the thought, which announces no call and is under no schema."""
         return None if self.ledger.request.form != "text" else self.extract(text)
@@ -433,7 +441,9 @@ class ChainReader:
         reply.unclosed = state.phase == "thinking"
         # Text in an open thought is not an answer, and a missing answer counts as wrong.
         calls = [] if self._calls is None else self._calls.calls
-        reply.answer = None if reply.unclosed else self.extract(self.answer_text, calls)
+        reply.answer = None
+        if not reply.unclosed:
+            self.note_reply(self.answer_text, calls)
         # The engine ended the thought, and the model wrote on with it.
         if self.ledger.stop.acted and split_at_close("".join(self._answer), self.close_tag) is not None:
             self.ledger.fail_open("torn")

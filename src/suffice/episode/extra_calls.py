@@ -7,6 +7,7 @@ probe never stops a run.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from suffice.types import Purpose, Step
 from suffice.upstream import wire
 from suffice.upstream.assemble import CallParts
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
+from suffice.upstream.connection import ArrivalCallback
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at
 from suffice.upstream.drivers import (
     CONTROL_PATH,
@@ -155,9 +157,18 @@ class Continuer:
 
     @asynccontextmanager
     async def open(
-        self, request: Continuation, *, thought_tokens: int, purpose: Purpose, api: ApiFormat = CHAT
+        self,
+        request: Continuation,
+        *,
+        thought_tokens: int,
+        purpose: Purpose,
+        api: ApiFormat = CHAT,
+        through: Callable[[Call], Call] = lambda call: call,
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
-        """Send a request; yield its pieces and account. Raise UpstreamError; UpstreamBusy for a probe without room."""
+        """Send a request; yield its pieces and account. Raise UpstreamError; UpstreamBusy for a probe without room.
+
+        through  what the reply is read through
+        """
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
         account.is_open = True
@@ -179,7 +190,7 @@ class Continuer:
             account.began = True
             tags = (self.settings.think_open, self.settings.think_close)
             events = api.new_events()
-            reply = pieces(call, account, events, tags=tags, prefill=request.prefill, opened=request.opened)
+            reply = pieces(through(call), account, events, tags=tags, prefill=request.prefill, opened=request.opened)
             async with aclosing(reply):
                 yield reply, account
 
@@ -303,6 +314,35 @@ async def ask_paired_call(
     finally:
         if len(ledger.calls) > n_before:  # it was sent
             audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm, propensity
+
+
+class HeldCall(Call):
+    """A reply that is read from the upstream once and again from memory."""
+
+    def __init__(self, call: Call) -> None:
+        self.status, self.content_type, self.is_encoded = call.status, call.content_type, call.is_encoded
+        self.headers, self.limit_headers, self.asks_for_less = call.headers, call.limit_headers, call.asks_for_less
+        self._source: Call | None = call
+        self._parts: deque[bytes] = deque()
+
+    @property
+    def at_end(self) -> bool:
+        return self._source.at_end if self._source is not None else not self._parts
+
+    async def read(self, on_arrival: ArrivalCallback | None = None) -> bytes:  # noqa: ARG002
+        if self._source is None:
+            return self._parts.popleft() if self._parts else b""
+        data = await self._source.read()
+        self._parts.append(data)
+        return data
+
+    def rewind(self) -> None:
+        """Read from memory from now on."""
+        self._source = None
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
@@ -139,7 +139,7 @@ class ReplyState:
     finish_reason: str | None = None  # as the client got it; None: not read
     unclosed: bool = False
     vote: tuple[tuple[str, int], ...] = ()
-    caller_usage: Usage | None = None  # of a caller's own loop, as the caller reports it; none of the calls was ours
+    caller_usage: Usage | None = None  # of a caller's own loop, as it reports it; our calls are beside it
 
     @property
     def truncated(self) -> bool:
@@ -188,6 +188,14 @@ class Disclosure:
     feedback_token: str = ""  # "": none
 
 
+class TurnObserver(Protocol):
+    """See `gateway.turns.Turn`."""
+
+    def note(self, text: str, calls: Sequence[Mapping[str, Any]], ledger: Ledger) -> None: ...
+
+    def report(self) -> dict[str, Any]: ...
+
+
 @dataclass(slots=True)
 class Ledger:
     request: Request
@@ -204,6 +212,7 @@ class Ledger:
     extra: ExtraCalls = field(default_factory=ExtraCalls)
     disclosure: Disclosure = field(default_factory=Disclosure)
     trace: RunTrace | None = None  # None: not sampled
+    turn: TurnObserver | None = None  # None: the request is no turn of an agent's run
 
     @property
     def n_extra_calls(self) -> int:
@@ -268,6 +277,12 @@ class Ledger:
             self.fail_open("scorer")
             return None
 
+    def note_reply(self, scorer: Scorer, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Note the reply that the client gets."""
+        self.reply.answer = self.extract(scorer, text, calls)
+        if self.turn is not None:
+            self.turn.note(text, calls, self)
+
     def record_step(self, step: Step, signals: Signals, decision: Decision) -> None:
         same = {name: getattr(step, name) for name in _STEP_FIELDS}
         self.steps.append(
@@ -319,6 +334,8 @@ class Ledger:
         if first is not None and first.is_delivered and not first.context_tokens and not self.extra.n_embeddings:
             return _NO_OVERHEAD
         usage, known = self.usage() or Usage(prompt_tokens=0, completion_tokens=0), self.client_prompt_tokens()
+        if self.reply.caller_usage is not None:
+            usage = Usage(prompt_tokens=0, completion_tokens=0)  # of other calls
         prompts = sum(c.close(known).prompt_tokens or 0 for c in self.calls)
         cached = sum(c.cached_tokens for c in self.calls)
         return Overhead(
@@ -478,4 +495,6 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "degraded": degraded,
         "vote": dict(ledger.reply.vote) if ledger.reply.vote else None,
     }
+    if ledger.turn is not None:
+        fields["turns"] = ledger.turn.report()
     return fields | {"warnings": list(disclosure.warnings)} if disclosure.warnings else fields

@@ -143,6 +143,7 @@ class SampleRun:
         result = vote.count_votes([s.answer for s in good])
         winner = good[result.winner - 1]
         body, reply = dict(winner.body or {}), self.ledger.reply
+        self.ledger.note_reply(self.scorer, completion_text(body), completion_calls(body))
         reply.vote, reply.answer, reply.response_id = result.counts, result.answer, body.get("id")
         reply.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]

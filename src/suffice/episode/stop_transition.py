@@ -265,9 +265,9 @@ class StopTransition:
             unclosed = rest if state.inline else ""  # elsewhere the rest of the thought is left out
             await relay.delivery.frames([*relay.events.text(state, unclosed + opening + answer), *held])
         state.phase = "answering"
-        self.ledger.reply.answer = relay.reader.extract(answer, calls)
         self.ledger.reply.finish_reason = finish
         await self._count_original()
+        relay.reader.note_reply(answer, calls)
         await relay.delivery.frames(self._closing_frames(finish))
         await relay.delivery.end()
 

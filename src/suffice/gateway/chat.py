@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from suffice.assurance.money import full_vote_tokens
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
-from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
+from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate, Proposer
-from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
+from suffice.episode.samples import sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
-from suffice.gateway.context import GatewayState, is_measured, may_stop
-from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
+from suffice.gateway.context import GatewayState, is_measured
+from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
+from suffice.gateway.governed_request import GovernedRequest
+from suffice.gateway.governed_samples import govern_samples
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, estimate_saved, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
+from suffice.gateway.turns import STOPPED, Turn, TurnRequest, begin_turn
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import REPEAT_SHARE, assign_audit
-from suffice.settings import Probe
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Request, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
-from suffice.upstream.continuation import probe_of_form
 from suffice.upstream.drivers import (
     CHAT_PATH,
-    DRIVERS,
     NO_FIELDS,
     ReasoningFields,
     cancel_saves,
     choose_reasoning_fields,
-    find_verdict,
-    has_field,
-    honoured,
     key_header,
     merge_fields,
     reply_form,
     thinking_is_off,
 )
-from suffice.upstream.wire import DONE, encode_json
+from suffice.upstream.wire import encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
 
@@ -59,25 +54,28 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
         parsed = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
         if gw.clients.keys.has_tenants and not caller.sees_all:
             await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
-        return admit_chat(gw, exchange, episode_id, parsed)
+        return await admit_chat(gw, exchange, episode_id, parsed)
 
     await serve_request(gw, exchange, admitted, _answer, endpoint=CHAT_PATH)
 
 
-def admit_chat(
+async def admit_chat(
     gw: GatewayState,
     exchange: Exchange,
     episode_id: str,
     parsed: ParsedRequest,
     *,
-    endpoint: str = CHAT_PATH,
+    api: ApiFormat = CHAT,
     refusal: Callable[[BuiltRoute], str | None] = lambda _: None,
 ) -> AdmittedRequest:
     """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use.
 
+    Before that, end the run of an agent of which the request is a turn, if its route says so.
+
     refusal  why the route cannot govern this request for reasons of its API
     """
-    named, options, samples, reason = dict(exchange.headers), parsed.options, 1, None
+    named, options, samples, reason, turn = dict(exchange.headers), parsed.options, 1, None, None
+    conversation = options.get("conversation_id") or named.get("x-conversation-id")
     route = find_route(gw, parsed.model, named, exchange.caller)
     version = named.get("x-suffice-policy-version") or options.get("policy_version")
     known = "none" if route is None else route.policy_version
@@ -92,10 +90,12 @@ def admit_chat(
         reason = ungoverned(route, parsed.chat, options, None if client is None else client.settings)
         if reason != "off":
             reason = refusal(route) or reason
+        turn = await _begin_turn(gw, exchange, route, parsed, conversation, api)
+        reason = STOPPED if turn is not None and turn.held is not None else reason
     user = parsed.chat.get("user") or parsed.chat.get("safety_identifier")
     arrival = Arrival(
         episode_id=episode_id,
-        endpoint=endpoint,
+        endpoint=api.path,
         caller=exchange.caller,
         model=parsed.model,
         stream=parsed.stream,
@@ -105,7 +105,7 @@ def admit_chat(
         question=lambda: parsed.prompt or encode_json(parsed.chat.get("messages")).decode(),
         query=lambda: None if route is None else query_of(parsed.chat, route.settings.kind, samples),
         body=parsed.identity,
-        conversation=options.get("conversation_id") or named.get("x-conversation-id"),
+        conversation=conversation,
         idempotency_key=named.get("idempotency-key"),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
         tenant=named.get("x-suffice-tenant"),
@@ -117,7 +117,34 @@ def admit_chat(
         upstream=(served.settings.upstream if served is not None else "") or gw.fallback_upstream(),
         request=request,
         retry_after_s=retry_after_s,
+        turn=turn,
     )
+
+
+async def _begin_turn(
+    gw: GatewayState,
+    exchange: Exchange,
+    route: BuiltRoute,
+    parsed: ParsedRequest,
+    conversation: str | None,
+    api: ApiFormat,
+) -> Turn | None:
+    own = gw.deployment.route(route.settings.turns) if route.settings.turns else None
+    client = gw.upstreams.get(route.settings.upstream)
+    if own is None or own.settings.mode == "off" or client is None:
+        return None
+    request = TurnRequest(
+        caller=exchange.caller,
+        conversation=conversation,
+        route=own,
+        client=client,
+        parsed=parsed,
+        headers=mark_run(
+            gw.clients.keys.without_keys(exchange.headers), client.settings.affinity_header, conversation or ""
+        ),
+        api=api,
+    )
+    return await begin_turn(gw, request)
 
 
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
@@ -147,12 +174,33 @@ async def answer(
     relay  passes it through
     began  is called with what follows the client's stream
     """
-    request, client = admitted.request, gw.upstreams[admitted.upstream]
     if admitted.retry_after_s is not None:
-        gw.metrics.inc("suffice_shed_total", request.route)
+        gw.metrics.inc("suffice_shed_total", admitted.request.route)
         message = "this route must run every request in full for now, and its model server is at capacity; retry later"
         raise OverloadError(message, retry_after_s=admitted.retry_after_s)
-    if request.ungoverned is not None or admitted.route is None:
+    turn = admitted.turn
+    try:
+        ledger.turn = turn
+        await _answer_turn(gw, admitted, ledger, exchange, api, relay, began)
+        if turn is not None:
+            await turn.end(ledger)
+    finally:
+        if turn is not None:
+            turn.cancel()
+
+
+async def _answer_turn(
+    gw: GatewayState,
+    admitted: AdmittedRequest,
+    ledger: Ledger,
+    exchange: Exchange,
+    api: ApiFormat,
+    relay: Callable[[Purpose], Awaitable[None]],
+    began: Callable[[ChatEvents], None],
+) -> None:
+    request, client = admitted.request, gw.upstreams[admitted.upstream]
+    held = None if admitted.turn is None else admitted.turn.held
+    if admitted.route is None or (request.ungoverned is not None and held is None):
         await relay("main")
         return
     headers = gw.clients.keys.without_keys(exchange.headers)
@@ -168,9 +216,13 @@ async def answer(
         exchange=exchange,
         api=api,
         events=events,
+        held=held,
     )
     try:
-        await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
+        if held is not None:
+            await _deliver_held(job)
+        else:
+            await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
     except UpstreamError:
         raise
     except Exception as error:
@@ -183,75 +235,6 @@ async def answer(
 
 
 # --------------------------------------------------------------------------- governed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GovernedRequest:
-    gw: GatewayState
-    route: BuiltRoute
-    client: UpstreamClient
-    parsed: ParsedRequest
-    headers: list[tuple[str, str]]
-    ledger: Ledger
-    exchange: Exchange
-    api: ApiFormat
-    events: ChatEvents
-
-    @property
-    def probe(self) -> Probe:
-        probe, form = self.route.settings.probe or Probe(), self.ledger.request.form
-        return probe if form == "text" else probe_of_form(probe, form)
-
-    @property
-    def may_act(self) -> bool:
-        return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
-
-    @property
-    def reads_end_of_thought(self) -> bool:
-        """Whether to request log-probabilities for its signal; a client that wants some gets its own."""
-        asks = self.api is CHAT and self.route.reads("end-of-thought") and not has_field(self.parsed.body, "logprobs")
-        return asks and honoured(self.client.findings, "logprobs_stream")
-
-    @property
-    def max_tokens(self) -> int | None:
-        cap = self.parsed.chat.get("max_completion_tokens") or self.parsed.chat.get("max_tokens")
-        return cap if isinstance(cap, int) and cap > 0 else None
-
-    @property
-    def forces_answers(self) -> bool:
-        """Whether a run that would end inside its thought gets an answer; stop words may have ended it on purpose."""
-        wants = self.route.acts and self.route.settings.finish_unclosed and not self.gw.deployment.kill.on
-        return wants and not has_field(self.parsed.chat, "stop")
-
-    def answer_reserve(self, continuer: Continuer) -> int | None:
-        """Return after how many tokens a thought is closed, so that the cap leaves room for a call or JSON."""
-        cap = self.max_tokens
-        if cap is None or not self.forces_answers or not continuer.methods or self.ledger.request.form == "text":
-            return None
-        return cap - min(continuer.probe.max_tokens, cap // 2)
-
-    @property
-    def upstream_body(self) -> dict[str, Any]:
-        """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
-        body = self.parsed.body | {"stream": True}
-        if self.api is not CHAT or find_verdict(self.client.findings, "stream_usage") == "no":
-            return body
-        options = body.get("stream_options")
-        options = options if isinstance(options, dict) else {}
-        # A run that is cut off reports no usage at its end.
-        in_chunks = {"continuous_usage_stats": True} if self.counts_chunks else {}
-        return body | {"stream_options": options | {"include_usage": True} | in_chunks}
-
-    @property
-    def counts_chunks(self) -> bool:
-        """Whether the engine is asked for its own counts in every chunk: exact ones of a run that may be stopped."""
-        is_cut = self.may_act and self.ledger.request.kind == "reasoning"
-        return is_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
-
-    def keep_alive(self) -> AbstractAsyncContextManager[None]:
-        if not self.parsed.stream:
-            return nullcontext()
-        return kept_alive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
 def _governed_headers(
@@ -326,6 +309,16 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             await _never_failing(ledger, _measure_finish(job, reader, prober))
     if is_measured(ledger.request):
         await _never_failing(ledger, _ask_paired_call(job, continuer))
+
+
+async def _deliver_held(job: GovernedRequest) -> None:
+    """Deliver the reply that ends an agent's run, as it was read."""
+    body, headers = job.parsed.chat, job.headers
+    continuer = Continuer(
+        client=job.client, probe=job.probe, max_extra_calls=0, body=body, headers=headers, ledger=job.ledger
+    )
+    async with job.keep_alive(), _open_relay(job, NO_FIELDS, continuer, job.events, rerun_of=None) as relay:
+        await relay.rest()
 
 
 async def _never_failing(ledger: Ledger, measurement: Coroutine[Any, Any, None]) -> None:
@@ -424,7 +417,7 @@ async def _open_relay(
             logprobs="logprobs" not in sent.fields,
             usage=parsed.wants_usage or not parsed.stream or events.is_native,
             chunk_usage=not job.counts_chunks or parsed.wants_chunk_usage,
-            object=parsed.has_options,
+            object=parsed.has_options or job.held is not None,
             joined=True,
             alias=rerun_of if parsed.stream or not events.is_native else None,
             hides_thought=rerun_of is not None and parsed.stream,
@@ -447,6 +440,9 @@ async def _accepted(
     job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
     """Yield the call, its account and the fields sent. If the upstream refuses our fields, call again without them."""
+    if job.held is not None:
+        yield job.held, job.ledger.open_call(purpose), NO_FIELDS
+        return
     body, headers, client, refused = job.upstream_body, governed_headers(job.headers), job.client, False
     is_offered = bool(fields.fields) and fields.name not in client.refuses
     for sent in (fields, NO_FIELDS) if is_offered else (NO_FIELDS,):
@@ -519,64 +515,3 @@ def _gate(job: GovernedRequest, close_tag: str) -> CheckpointGate | None:
         return CheckpointGate(close_tag=close_tag) if job.route.reads("end-of-thought") else None
     proposer = Proposer(policy, every=probe.propose_every)
     return CheckpointGate(close_tag=close_tag, proposer=proposer, skipped=job.ledger.extra.skipped)
-
-
-# --------------------------------------------------------------------------- samples
-
-
-async def govern_samples(job: GovernedRequest) -> None:
-    """Draw samples until the vote is decided or the policy stops, and deliver the winner as one completion."""
-    ledger, n = job.ledger, job.ledger.request.n_samples
-    if job.parsed.body.get("temperature") == 0:
-        n = 1
-        ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
-    reads_first = job.route.reads("wording")
-    asks = reads_first and honoured(job.client.findings, "logprobs_stream")
-    run = SampleRun(
-        client=job.client,
-        body=job.upstream_body | ({"logprobs": True} if asks else {}),
-        headers=job.headers,
-        ledger=ledger,
-        scorer=job.route.scorer,
-        n_samples=n,
-        wave=job.route.settings.wave,
-        first_alone=reads_first,
-        max_bytes=job.gw.settings.server.max_sample_bytes,
-        continues_after_failure=not job.may_act,
-    )
-    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s)
-
-    def record(step: Step, signals: Signals, decision: Decision) -> bool:
-        ledger.record_step(step, signals, decision)
-        return job.may_act and not run.is_decided()
-
-    async with job.keep_alive():
-        stop = await run_episode(run.steps(), policy.observe, policy, record)
-        body = run.result()
-        if stop is not None:
-            ledger.stop.acted, ledger.stop.finish_method = True, "vote"
-            drawn = [s.tokens for s in run.seen]
-            ledger.costs.full_tokens = full_vote_tokens(drawn, n)
-            ledger.costs.tokens_saved = round(ledger.costs.full_tokens - sum(drawn))
-            ledger.costs.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
-        await _deliver_vote(job, body)
-
-
-async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
-    ledger, exchange = job.ledger, job.exchange
-    usage = ledger.usage()
-    body.pop("timings", None)  # of one sample
-    if not has_field(job.parsed.body, "logprobs"):
-        body["choices"][0].pop("logprobs", None)  # requested for us
-    if usage is not None:
-        body["usage"] = usage_json(usage)
-    if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:
-        body["suffice"] = suffice_object(ledger)
-    if not job.parsed.stream:
-        await exchange.json(200, encode_json(body))
-        return
-    if not exchange.status:
-        await exchange.start(200, SSE_HEADERS, events=True)
-    for frame in as_chunks(body, wants_usage=job.parsed.wants_usage):
-        await exchange.body(frame)
-    await exchange.body(DONE, more=False)

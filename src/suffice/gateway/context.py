@@ -116,8 +116,8 @@ class OpenRuns:
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
                 return
             del self._runs[name]
-            if key is not None:
-                self.opened.pop(key, None)
+            if key is not None and self.opened.get(key) == name:
+                del self.opened[key]
             yield run
 
 

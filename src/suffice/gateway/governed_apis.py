@@ -44,7 +44,7 @@ class GovernedApi(Passthrough):
                 return reason or _unwritten(chat) or _signed(gw, route)
             return "endpoint"  # a vote is one chat completion
 
-        return admit_chat(gw, exchange, episode_id, parsed, endpoint=self.path, refusal=refusal)
+        return await admit_chat(gw, exchange, episode_id, parsed, api=self.format, refusal=refusal)
 
     async def _respond(
         self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
@@ -34,6 +34,9 @@ from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
+
+if TYPE_CHECKING:
+    from suffice.gateway.turns import Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class AdmittedRequest:
     upstream: str
     request: Request
     retry_after_s: int | None = None  # set if the request is shed
+    turn: Turn | None = None  # of an agent's run, if its route governs turns
 
 
 Admit = Callable[[str], Awaitable[AdmittedRequest]]  # takes the episode id

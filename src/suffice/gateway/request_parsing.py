@@ -57,6 +57,16 @@ class ParsedRequest:
     def forwarded(self) -> bytes:
         return encode_json(self.body) if self.changed else self.raw
 
+    def streamed(self, *, with_usage: bool, in_chunks: bool = False) -> dict[str, Any]:
+        """Return the body of a stream. `in_chunks`: usage in every chunk, for a run that may be cut off."""
+        body = self.body | {"stream": True}
+        if not with_usage:
+            return body
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        more = {"continuous_usage_stats": True} if in_chunks else {}
+        return body | {"stream_options": options | {"include_usage": True} | more}
+
     def for_model(self, model: str | None) -> ParsedRequest:
         if model is None or model == self.model:
             return self

@@ -57,8 +57,12 @@ def open_run(
     caller: Caller = ANYONE,
     idempotency_key: str | None = None,
     endpoint: str = "/v1/decide",
+    body: bytes | None = None,
 ) -> RoundsRun:
-    """Draw the audit, log the request and return the run that takes its steps."""
+    """Draw the audit, log the request and return the run that takes its steps.
+
+    body  identifies repeated deliveries; None: the question does
+    """
     gw.deployment.refresh()
     route = gw.deployment.route(route.name) or route
     arrival = Arrival(
@@ -72,7 +76,7 @@ def open_run(
         query=lambda: query_signals(
             start.question, metadata=start.metadata, query_class=start.query_class, planned_steps=start.planned_steps
         ),
-        body=joined(start.model, start.question).encode("utf-8", "surrogatepass"),
+        body=joined(start.model, start.question).encode("utf-8", "surrogatepass") if body is None else body,
         conversation=start.key,
         idempotency_key=idempotency_key,
         user=start.metadata.get("user"),

@@ -14,7 +14,7 @@ Answers: TypeAlias = Sequence[str | None]  # one per step, normalised; None: the
 Confidences: TypeAlias = Sequence[float | None]  # one per answer, as `Signals.confidence`; None: unknown
 
 
-def returns_of(policy: Policy) -> Returns:
+def returns_of(policy: object) -> Returns:
     """The `returns` of the outermost policy; "last" if it has none."""
     returns = getattr(policy, "returns", "last")
     return next((known for known in get_args(Returns) if known == returns), "last")

@@ -194,6 +194,14 @@ def _of_route(route: tables.Route, settings: Settings) -> Problems:
         what = "policy" if route.policy else " and ".join(route.arms)
         moves = "which moves a level that the route has learned"
         yield "promise", f"got 'budgeted', {moves}, beside {what}; allowed: 'certified'"
+    own = settings.routes.get(route.turns)
+    if route.turns and (own is None or own.kind != "rounds"):
+        rounds = {name: one for name, one in settings.routes.items() if one.kind == "rounds"}
+        yield "turns", f"got {route.turns!r}; the name of a route of the kind 'rounds'; {known_names(rounds)}"
+    if route.turns and route.kind == "rounds":
+        yield "turns", "belongs to a route that answers requests, of the kind 'reasoning' or 'samples'"
+    if route.reading_tools and route.kind != "rounds":
+        yield "reading_tools", "belongs to the route of the kind 'rounds' that governs the turns"
     if route.embeddings is not None and route.kind == "samples":
         yield "embeddings", "belongs to 'rounds' and 'reasoning'; samples are no drafts of each other"
     if route.pressure is not None and not route.upstream:

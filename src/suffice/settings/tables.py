@@ -284,6 +284,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     sample_rate: SampleRate | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None  # model name to send upstream; None: the client's
     reply_forms: tuple[ReplyForm, ...] = ("text", "json", "tools")  # that it governs; others pass through
+    turns: str = ""  # name of a route of the kind "rounds" that governs the turns of an agent's loop; "": none does
+    reading_tools: tuple[str, ...] = ()  # patterns of tools that change nothing; turns are governed if all match
     samples: PositiveInt = 1  # kind "samples": answers in a full run; 1 = pass-through
     wave: PositiveInt = 4  # kind "samples": answers requested at once
     max_extra_calls: NonNegativeInt = 32  # per request: probes, further samples, continuation, reruns together

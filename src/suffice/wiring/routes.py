@@ -74,7 +74,7 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
             why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
             warnings.append(f"routes.{name}: {why} logprobs_stream; until then, what they tell is unknown")
         warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, built.findings)]
-        if route.mode == "observe" and route.probe is not None and not built.may_probe:
+        if route.mode == "observe" and route.probe is not None and route.kind != "rounds" and not built.may_probe:
             warnings.append(
                 f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
                 f' {route.upstream}, or write verified_by = "owner" if you know that this upstream continues'

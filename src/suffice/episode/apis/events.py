@@ -292,6 +292,7 @@ class ApiFormat:
     own_driver: Driver | None = None  # whose fields for effort and budget are this API's, in chats too
     has_own_key: bool = False  # its hosted server takes the key in `x-api-key`
     effort: Callable[[str], dict[str, Any]] = lambda _: {}
+    no_tool: Any = "none"  # `tool_choice` of a request that allows none to be called
     budget: Callable[[int], dict[str, Any]] | None = None
 
     def new_events(self, *, model: str = "", created_s: int = 0, is_body: bool = False) -> ChatEvents:

@@ -318,5 +318,6 @@ MESSAGES = ApiFormat(
     own_driver="anthropic",
     has_own_key=True,
     effort=_effort,
+    no_tool={"type": "none"},
     budget=lambda n: {"thinking": {"type": "enabled", "budget_tokens": max(1024, n)}},
 )
