@@ -293,18 +293,16 @@ def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
     assert found.disagreement is not None
     assert (found.disagreement.value, found.disagreement.n) == (near(6 / 8), 8)
     assert found.em_drop is not None
-    assert (found.em_drop.value, found.em_drop.n) == (near(6 / 8 / 5), 7), (
-        "of five labelled differences, net one is lost"
-    )
+    assert (found.em_drop.value, found.em_drop.n) == (near((2 + 1 - 1) / 8), 8), "without a label it counts as lost"
+    assert found.em_drop.note is not None
     assert (found.n_lost, found.n_gained) == (2, 1)
 
 
-def test_an_abandoned_audit_counts_as_a_loss_but_is_no_measurement_alone() -> None:
+def test_an_abandoned_audit_counts_as_a_loss() -> None:
     gone = audit(end_reason="client_left", answer=None, n_tokens=10)
     alone = report([gone, audit()])
     assert alone.n_abandoned_audits == 1
-    assert alone.measured.em_drop is None
-    assert alone.measured.n_lost is None
+    assert alone.measured.n_lost == 1
     assert alone.measured.disagreement is not None
     assert alone.measured.disagreement.value == 0.5
     beside = report([gone, audit(said(gold="4"))]).measured

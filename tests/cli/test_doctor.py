@@ -137,7 +137,7 @@ def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
     assert "= 149 audits" in text
     checked = CliRunner().invoke(main, ["config", "check", str(file)]).stdout
     assert "routes.math: behaves as observe: scorer 'number'" in checked
-    shown = CliRunner().invoke(main, ["status", "--config", str(file)]).stdout
+    shown = CliRunner().invoke(main, ["status", "--all", "--config", str(file)]).stdout
     assert "behaves as observe     scorer 'number' could read the answer of 20 of the last 40" in shown
 
 

@@ -257,7 +257,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     for name, word in (("ann", "full"), ("bob", "early")):
         run(folder, "review", "submit", "ep_1", word, "--reviewer", name)
     run(folder, "override", "set", "r", "cap", "--level", "3", "--days", "2", "--reason", "quarter end")
-    text = run(folder, "status").stdout
+    text = run(folder, "status", "--all").stdout
     assert "INCIDENT               WAITS FOR A DECISION: r:p1: EM is 40.0% over the last 60 labels" in text
     assert "held by a person       level 3 at most until " in text
     assert "to review              2 runs, 1 of them contradicted: suffice review next" in text

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,11 @@ def database(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> Result:
+    """Everything that is known."""
+    return brief("--all", *arguments)
+
+
+def brief(*arguments: object) -> Result:
     return CliRunner().invoke(status, [str(argument) for argument in arguments])
 
 
@@ -258,7 +264,7 @@ def test_a_terminal_gets_a_table(database: Path) -> None:
     ours, theirs = pty.openpty()
     code = "from suffice.cli.inspect.status import status; status()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "--db", str(database), "--route", "math"],
+        [sys.executable, "-c", code, "--all", "--db", str(database), "--route", "math"],
         stdout=theirs,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
     ) as shown:
@@ -305,7 +311,9 @@ def test_no_configuration_and_no_log_says_what_to_name(tmp_path: Path, monkeypat
 def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
     LogWriter(Store(url=f"sqlite:///{tmp_path}/new.db"), now=lambda: 0.0).close()
     result = call("--db", tmp_path / "new.db")
-    assert (result.exit_code, result.output) == (0, f"{tmp_path}/new.db: no requests yet\n")
+    assert result.exit_code == 0
+    assert result.output.split("\n")[0] == f"{tmp_path}/new.db: no requests yet"
+    assert result.output.split("\n")[1].startswith("  next: ")
 
 
 def test_help_does_not_load_the_heavy_parts() -> None:
@@ -344,3 +352,128 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
     said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
     assert said["next level"] == "none: people's ratings allow no higher one yet"
     assert said["evidence"].endswith("stopped runs are rated worse")
+
+
+# ---- three lines a route -----------------------------------------------------------------------------
+
+
+def test_a_route_has_three_lines_that_say_what_it_does_what_that_saves_and_what_to_do(database: Path) -> None:
+    result = brief("--db", database, "--route", "math")
+    assert result.exit_code == 0, result.output
+    now, effect, step = result.output.splitlines()
+    assert now == "math  UNCERTIFIED: stops by beta-7, whatever it costs, since 1 Jan 1970"
+    assert effect.startswith("  tokens saved 28.8 % (")
+    assert ", EM drop 0.00 (" in effect
+    assert effect.endswith(" of 2 points")
+    assert step.startswith("  next: ")
+    told = json.loads(call("--db", database, "--json", "--route", "math").output)
+    assert now.startswith(f"math  {told['summary']['now']}")
+    assert effect.strip() == told["summary"]["effect"]
+
+
+def many(folder: Path, n: int) -> Path:
+    log = LogWriter(Store(url=f"sqlite:///{folder}/many.db"), now=lambda: 0.0)
+    for at in range(n):
+        for i in range(30):
+            lost = {"stop_step": 1, "would_answer": "5"} if at == 17 and i < 9 else {}
+            write(log, f"a{at}-{i}", route=f"r{at:02}", audit=True, propensity=0.5, gold="4", certified=True, **lost)
+    log.close()
+    assert isinstance(log.path, Path)
+    return log.path
+
+
+def test_beyond_twenty_routes_each_has_one_line_and_the_worst_comes_first(tmp_path: Path) -> None:
+    lines = brief("--db", many(tmp_path, 21)).output.splitlines()
+    assert len(lines) == 21
+    assert lines[0].startswith("r17 ")
+    assert "EM drop 30.00 of 2 points" in lines[0]
+
+
+def test_three_lines_fit_a_narrow_terminal_and_have_no_colour_if_nobody_wants_one(database: Path) -> None:
+    shown = at_terminal(["--db", str(database), "--route", "math"], NO_COLOR="1")
+    assert "\x1b" not in shown
+    assert all(len(line.rstrip()) <= 80 for line in shown.splitlines())
+    assert len(shown.splitlines()) == 3
+    assert "\x1b[31m" in at_terminal(["--db", str(database), "--route", "math"])
+
+
+def at_terminal(arguments: list[str], **environment: str) -> str:
+    ours, theirs = pty.openpty()
+    code = "from suffice.cli.inspect.status import status; status()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=theirs,
+        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        | {"COLUMNS": "80", "TERM": "xterm"}
+        | environment,
+    ):
+        os.close(theirs)
+        output = b""
+        try:
+            while chunk := os.read(ours, 65_536):
+                output += chunk
+        except OSError:  # as above
+            pass
+    os.close(ours)
+    return output.decode()
+
+
+@pytest.mark.parametrize(
+    ("events", "is_paused", "acts", "since"),
+    [
+        ("", False, False, None),
+        ("E1", False, False, 1),
+        ("E1 F2 F3", False, False, 1),
+        ("E1 F2 A3 A4", False, True, 3),
+        ("E1 A2 F3 F4", False, False, 3),
+        ("A1 E2 F3", False, False, 2),
+        ("A1 P2 P3", True, False, 3),
+        ("A1 P2 R3", False, True, 3),
+        ("A1 P2 R3 A4", False, True, 4),
+        ("A1 E2 A3", False, True, 3),
+    ],
+)
+def test_since_when_is_read_from_the_decisions(events: str, is_paused: bool, acts: bool, since: float | None) -> None:
+    from suffice.cli.inspect.route_summary import since_when
+    from suffice.store.database.log import StoredEvent
+    from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
+
+    common: dict[str, Any] = {"route": "r", "reason": "x", "author": "w", "number": 1}
+    made: dict[str, Any] = {"epoch": 1, "at": 1, "version": "v", "fit": "v", "n_levels": 4, "share": 0.1}
+
+    def event(kind: str) -> Any:
+        if kind in "AF":
+            acting = kind == "A"
+            evidence = EvidenceSummary(n_audits=9)
+            return Publication(**common, **made, level=2 if acting else 0, certified=acting, evidence=evidence)
+        if kind == "E":
+            return Epoch(**common, at=0, since_seq=0)
+        return Pause(**common, cause="critical_em") if kind == "P" else Resumption(**common)
+
+    rows = [StoredEvent(seq=int(one[1]), at_s=float(one[1]), event=event(one[0])) for one in events.split()]
+    assert since_when(rows[::-1], is_paused=is_paused, acts=acts) == since
+
+
+def test_watching_shows_again_only_what_changed(
+    database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from suffice.cli.inspect import route_status
+
+    looks = [0]
+
+    def sleep(_: float) -> None:
+        looks[0] += 1
+        if looks[0] == 2:
+            log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 0.0)
+            write(log, "new", route="other", mode="observe")
+            log.close()
+        if looks[0] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        route_status.watch_statuses(None, database, None, as_json=False)
+    shown = capsys.readouterr().out.split("--- ")[1:]
+    assert len(shown) == 2
+    assert "other  observes" not in shown[0]
+    assert "other  observes" in shown[1]

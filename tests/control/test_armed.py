@@ -314,7 +314,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     config.write_text(CONFIG.format(database=database), "utf-8")
 
     def lines() -> dict[str, str]:
-        result = CliRunner().invoke(main, ["status", "--config", str(config)])
+        result = CliRunner().invoke(main, ["status", "--all", "--config", str(config)])
         assert result.exit_code == 0, result.output
         return {line[2:24].strip(): line[25:] for line in result.output.splitlines()[1:]}
 

@@ -154,7 +154,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
             + f'\n[store]\nurl = "sqlite:///{g.database}"\n',
             "utf-8",
         )
-    told = CliRunner().invoke(main, ["status", "--config", str(config)]).output
+    told = CliRunner().invoke(main, ["status", "--all", "--config", str(config)]).output
     assert f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid" in told
     assert "a mean drop of 10.00 of 12.00 points over 900 audits" in told
     assert "3 of them with a guess" in told

@@ -321,7 +321,7 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
     command: Callable[..., click.testing.Result], folder: Path
 ) -> None:
     def lines() -> dict[str, str]:
-        shown = command("status", "--route", "r")
+        shown = command("status", "--all", "--route", "r")
         assert shown.exit_code == 0, shown.output
         rows = [line for line in shown.stdout.splitlines() if line.startswith("  ")]
         return {line[2:24].strip(): line[25:] for line in rows}

@@ -17,7 +17,7 @@ from suffice.assurance.estimate import IntervalEstimate, report_of
 from suffice.store.database import schema
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.period import Period, em_drop_of, read_period, saving_between
+from suffice.store.routes.period import Period, drop_between, read_period, saving_between
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Request
@@ -147,6 +147,14 @@ def test_the_whole_log_as_a_period_saves_what_every_other_surface_says(
     assert total.saving is not None
     assert total.saving.value == pytest.approx(measured.saving.value, abs=1e-9)
     assert (total.sums.n_lost, total.sums.n_gained) == (measured.n_lost, measured.n_gained)
+    assert total.em_drop is not None
+    assert measured.em_drop is not None
+    assert ends(total.em_drop) == pytest.approx(ends(measured.em_drop))
+    assert total.em_drop.value == pytest.approx(measured.em_drop.value)
+    assert measured.saved_tokens is not None
+    assert (total.saved_tokens, total.saved_certified_tokens) == pytest.approx(
+        (measured.saved_tokens.value, measured.saved_certified_tokens)
+    )
 
 
 def test_nothing_is_nothing(tmp_path: Path) -> None:
@@ -204,7 +212,7 @@ def test_intervals_cover_the_requests_of_the_period_though_audits_are_drawn_uneq
             drawn_square_tokens=float((w * w * full).sum()),
             drawn_square_squares=float((w * w * full * full).sum()),
         )
-        low, high = ends(em_drop_of(sums))
+        low, high = ends(drop_between(sums))
         hits_drop += low <= truth <= high
         low, high = ends(saving_between([sums]))
         hits_saving += low <= saved <= high

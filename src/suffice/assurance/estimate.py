@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.assurance.bounds import Interval, mean_interval
-from suffice.assurance.runs import Tally, TokenTotals
+from suffice.assurance.bounds import difference_between, mean_interval
+from suffice.assurance.runs import CERTIFIED, ENFORCED_DROP, OBSERVED_DROP, Tally, TokenTotals
 
 Statistic = Callable[[Floats], Floats]
 
@@ -72,9 +72,11 @@ class ReportEstimates:
     saved_usd: IntervalEstimate | None  # enforce: all money saved so far, audits and their probes counted as spent
     would_save_usd: IntervalEstimate | None  # observe: saving of the shadow stops, net of their hand-over
     disagreement: IntervalEstimate | None  # full runs: the stop's answer would have differed
-    em_drop: IntervalEstimate | None  # full runs: EM(full) - EM(stopped), paired; labels are needed where they differ
-    n_lost: int | None  # labelled pairs that the stop would have made wrong
-    n_gained: int | None  # labelled pairs that the stop would have made right
+    em_drop: IntervalEstimate | None  # see `em_drop_of`
+    n_lost: int | None  # pairs of `em_drop` that the stop made wrong
+    n_gained: int | None  # pairs of `em_drop` that the stop made right
+    saved_tokens: IntervalEstimate | None  # enforce: full - spent, audits and probes counted as spent
+    saved_certified_tokens: float | None  # part of `saved_tokens` under certified policies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +179,49 @@ def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 
 
+def em_drop_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
+    """EM(full) - EM(as served) over all enforced requests; without any, what stops would have lost of observed runs."""
+    return paired_drop(*_drop_sums(tally)[1:6], confidence=confidence)
+
+
+def _drop_sums(tally: Tally) -> list[float]:
+    sums = tally.rates.get(ENFORCED_DROP, [0.0] * 9)
+    return sums if sums[0] > 0.5 else tally.rates.get(OBSERVED_DROP, [0.0] * 9)
+
+
+def paired_drop(
+    weight: float, squares: float, lost: float, gained: float, pending: float, *, confidence: float = 0.95
+) -> IntervalEstimate | None:
+    """The mean drop from sums over audits of their weights, 1/P(audit): of all, squared, lost, gained, unlabelled.
+
+    An unlabelled difference counts as lost, and as gained for the lower end. Weighted audits count as their effective
+    sample size (Kish 1965). None: there is none.
+    """
+    if weight < 0.5 or squares <= 0:
+        return None
+    n = max(1.0, weight * weight / squares)
+    least_lost, most_lost, least_gained, most_gained = (
+        min(1.0, max(0.0, sums / weight)) for sums in (lost, lost + pending, gained, gained + pending)
+    )
+    return IntervalEstimate(
+        value=most_lost - least_gained,
+        low=difference_between(least_lost, most_gained, n, confidence).low,
+        high=difference_between(most_lost, least_gained, n, confidence).high,
+        n=round(n),
+        method="audits weighted by 1/P(audit), for one look",
+        note="differences without a label count as lost" if pending > 1e-9 * weight else None,
+    )
+
+
+def _saved_certified(tally: Tally) -> float | None:
+    """At the mean length of all full runs, so that the parts of a saving add up."""
+    sums = _sums_by_group(tally, "saving").sum(axis=0)
+    runs, tokens = tally.rates.get(CERTIFIED, (0.0, 0.0))
+    return float(runs * sums[3] / sums[4] - tokens) if sums[-1] > 0 and sums[4] > 0 else None
+
+
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
-    count = tally.counts.get
-    # Abandoned audits count as losses, but alone they do not measure a drop.
-    n_drops = count("drops", 0) if count("drops_marked", 0) else 0
-    n_lost, n_gained = count("lost", 0), count("gained", 0)
+    em_drop, drops = em_drop_of(tally, confidence), _drop_sums(tally)
     is_decided = any(sums[1] for sums in tally.groups.get("decided", {}).values())
 
     def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
@@ -199,28 +239,11 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
         cost_reduction=grouped("saving_usd", _saving, AGAINST_AUDITS),
         saved_usd=grouped("saving_usd", _saved_each, AGAINST_AUDITS, times=2),
         would_save_usd=grouped("would_save_usd", _mean, SHADOW, times=2),
-        em_drop=_drop(tally, n_drops, n_lost - n_gained, confidence) if n_drops else None,
-        n_lost=n_lost if n_drops else None,
-        n_gained=n_gained if n_drops else None,
-    )
-
-
-def _drop(tally: Tally, n_drops: int, net_loss: int, confidence: float) -> IntervalEstimate | None:
-    """The rate of disagreement times the mean loss of labelled disagreements.
-
-    A run whose stop agrees loses nothing, labelled or not, so it does not matter which runs are labelled more often.
-    """
-    both = (1 + confidence) / 2
-    differing, n_differing = _rate(tally, "disagreement", both), tally.counts.get("drops_differing", 0)
-    if differing is None or differing.low is None or differing.high is None:
-        return None
-    loss, between = 0.0, Interval(-1.0, 1.0)
-    if n_differing:
-        loss = net_loss / n_differing
-        between = mean_interval(loss, n_differing, both, low=-1.0)
-    ends = [rate * end for rate in (differing.low, differing.high) for end in (between.low, between.high)]
-    return IntervalEstimate(
-        value=differing.value * loss, low=min(ends), high=max(ends), n=n_drops, method="anytime-valid, normal mixture"
+        em_drop=em_drop,
+        n_lost=None if em_drop is None else round(drops[6]),
+        n_gained=None if em_drop is None else round(drops[7]),
+        saved_tokens=grouped("saving", _saved_each, AGAINST_AUDITS, times=2),
+        saved_certified_tokens=_saved_certified(tally),
     )
 
 

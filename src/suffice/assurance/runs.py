@@ -173,6 +173,9 @@ def _compare(
 # respects repeated questions without keeping the runs (the delete-a-group jackknife: Kott 2001, Journal of Official
 # Statistics 17(4)). Tallies are additive: a run is added when it ends, and a later label replaces its marks.
 
+ENFORCED_DROP: Final = "drop"
+OBSERVED_DROP: Final = "would_drop"
+CERTIFIED: Final = "certified"
 N_GROUPS: Final = 32  # of questions, by hash of their key
 MOST_VERSIONS: Final = 50  # policies that are named: the first ones
 
@@ -213,6 +216,8 @@ class Tally(msgspec.Struct, kw_only=True):
     audits_at_s: list[float] = []  # of the latest, oldest first
     extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
+    # … but for drops: pairs, weights, their squares, weights of lost, gained and pending ones, and their numbers;
+    # and for `CERTIFIED`: weights and tokens of enforced runs of certified policies.
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
@@ -240,6 +245,9 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_rate("disagreement", run.disagrees if run.full else None, run.sampling_weight)
         self._add_marks(run)
         self._add_spent(run)
+        if request.certified and run.enforce and run.spent is not None and run.baseline_tokens is not None:
+            w = run.sampling_weight
+            _add_sums(self.rates, CERTIFIED, (w, w * run.spent), 1)
 
     def relabel(self, before: RunNumbers, after: RunNumbers) -> None:
         self._add_marks(before, sign=-1)
@@ -298,12 +306,11 @@ class Tally(msgspec.Struct, kw_only=True):
         ):
             if holds:
                 self._add_rate(name, correct, run.sampling_weight, sign=sign)
-        if run.full and run.drop is not None:
-            _count(self.counts, "drops", sign)
-            _count(self.counts, "drops_differing", sign * bool(run.disagrees))
-            _count(self.counts, "lost", sign * (run.drop == 1))
-            _count(self.counts, "gained", sign * (run.drop == -1))
-            _count(self.counts, "drops_marked", sign * (correct is not None))
+        if run.full and run.disagrees is not None:
+            w = run.weight if run.enforce else 1.0
+            lost, gained, pending = run.drop == 1, run.drop == -1, run.disagrees and run.drop is None
+            sums = (1.0, w, w * w, w * lost, w * gained, w * pending, float(lost), float(gained), float(pending))
+            _add_sums(self.rates, ENFORCED_DROP if run.enforce else OBSERVED_DROP, sums, sign)
 
     def _add_rate(self, name: str, mark: bool | None, weight: float, *, sign: int = 1) -> None:
         if mark is not None:

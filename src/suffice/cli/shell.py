@@ -308,12 +308,27 @@ def print_facts(
     Console().print(table)
 
 
+def loud(text: str, *, err: bool = False) -> str:
+    """Bold red at a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    import os
+    import sys
+
+    shows = (sys.stderr if err else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+    return click.style(text, bold=True, fg="red") if shows else text
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, 120 at most and where there is none."""
+    import shutil
+
+    return min(120, shutil.get_terminal_size((120, 24)).columns)
+
+
 def wrapped(text: str, first: str = "", later: str | None = None, *, width: int | None = None) -> str:
     """Wrap a sentence to `width`, or to the terminal's up to 120, with prefixes for the first and the other lines."""
-    import shutil
     import textwrap
 
-    width = width or min(120, shutil.get_terminal_size((120, 24)).columns)
+    width = width or terminal_width()
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=first if later is None else later)
 
 

@@ -15,6 +15,7 @@ from suffice.assurance.money import usd
 from suffice.assurance.runs import TokenTotals
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.assurance.spending import describe_spending
+from suffice.cli.inspect.route_summary import duration
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
@@ -155,14 +156,7 @@ def _next(one: Phase, per_s: float | None) -> str:
 
 
 def _in_time(n: int, per_s: float | None) -> str:
-    return f", in {_duration(n / per_s)} at the present rate" if n and per_s else ""
-
-
-def _duration(wait_s: float) -> str:
-    for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if wait_s >= 2 * unit_s:
-            return f"{wait_s / unit_s:,.0f} {unit}"
-    return f"{wait_s:,.0f} s"
+    return f", in {duration(n / per_s)} at the present rate" if n and per_s else ""
 
 
 def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
@@ -172,7 +166,7 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
     seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
     if evidence.n_missing == 0:
         return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
-    when = "no rate is known yet" if evidence.wait_s is None else f"in {_duration(evidence.wait_s)} at the present rate"
+    when = "no rate is known yet" if evidence.wait_s is None else f"in {duration(evidence.wait_s)} at the present rate"
     return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +22,8 @@ from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.assurance.spending import SpendForecast
 from suffice.cli.inspect import route_report
-from suffice.cli.shell import fail, load_optional_settings, print_facts, print_json, warn
+from suffice.cli.inspect.route_summary import policy_in_words, since_when, summarize, summary_lines
+from suffice.cli.shell import fail, load_optional_settings, loud, print_facts, print_json, terminal_width, warn, wrapped
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
@@ -38,12 +41,22 @@ from suffice.store.database.views import (
     newest_event,
     newest_request,
     open_reader,
+    query_rows,
     read_episodes,
     snapshot,
 )
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
-from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_fleet, read_phases
+from suffice.store.routes.deployments import (
+    NOTHING,
+    Holds,
+    Phase,
+    RouteDeployment,
+    decisions_of,
+    phase_of,
+    read_fleet,
+    read_phases,
+)
 from suffice.store.routes.experiments import read_worse_arms
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
 from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm
@@ -58,6 +71,8 @@ if TYPE_CHECKING:  # the gateway and the learning code would take most of the st
 EXACT = "exact string equality (no --config, so no route scorers)"
 # Prefixes of lines that are highlighted.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
+MOST_DECISIONS = 100  # of a route, among which is searched since when it does what it does
+_FIRST = "SELECT at_s FROM events WHERE kind = 'request' AND route = ? ORDER BY seq LIMIT 1"
 MANY_ROWS = 50_000  # not yet in rollups: reading them takes seconds
 
 
@@ -105,9 +120,13 @@ class RouteStatus:
     promise_state: str = ""  # … and as a word, as in /metrics
     pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
     held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
+    policy: str = ""  # its name, with its parameters
+    since_s: float | None = None  # Unix time since when it does what it does; None: not known
 
 
-def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool) -> None:
+def show_statuses(
+    config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool = False
+) -> None:
     """Print the status of every route, or of one; if the log is unreadable, print the last known deployment."""
     settings = None
     first: tuple[str, ...] = ()
@@ -124,15 +143,36 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
             why += _last_good(settings, route)
         fail("\n".join(why))
     for sentence in first:
-        click.secho(printable(sentence), bold=True, fg="red", err=as_json)
-    if not statuses and not as_json:
-        click.echo(f"{database}: no requests yet")
-    print_statuses(statuses, as_json=as_json)
+        click.echo(loud(wrapped(printable(sentence), later="  ", width=_width()), err=as_json), err=as_json)
+    configured = () if settings is None else tuple(settings.routes)
+    named = "".join(f" --{name} {quote(str(file))}" for name, file in (("config", config), ("db", db)) if file)
+    print_statuses(statuses, as_json=as_json, shows_all=shows_all, options=named)
+    silent = [
+        name for name in configured if route in (None, name) and name not in {one.report.route for one in statuses}
+    ]
+    if not as_json and (silent or not statuses):
+        of = f" on {', '.join(silent)}" if statuses else ""
+        click.echo(wrapped(f"{database}: no requests yet{of}", width=_width()))
+        if not statuses:
+            click.echo("  next: send one, or see what the model server can do\n      suffice doctor" + named)
     if fleet:
-        click.echo(fleet, err=as_json)
+        click.echo(wrapped(fleet, width=_width()), err=as_json)
 
 
-def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:
+def _width() -> int:
+    """At a terminal, its own; elsewhere lines are whole, for grep."""
+    return terminal_width() if sys.stdout.isatty() else 10_000
+
+
+def print_statuses(
+    statuses: Sequence[RouteStatus], *, as_json: bool, shows_all: bool = True, options: str = ""
+) -> None:
+    """Print JSON, everything that is known, or three lines a route; `options` of the command are needed by others."""
+    if not as_json and not shows_all:
+        summaries = [summarize(one, options=options) for one in statuses]
+        for line, is_loud in summary_lines(summaries, now_s=time.time(), width=_width()):
+            click.echo(loud(line) if is_loud else line)
+        return
     for one in statuses:
         if not as_json:
             sections = route_report.status_sections(one)
@@ -144,7 +184,9 @@ def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:
         report = plain.pop("report")
         report.pop("audits_at_s")
         plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
-        print_json({**report, "governed_share": one.report.governed_share, **plain})
+        summary = summarize(one, options=options)
+        texts = {"now": summary.now, "effect": summary.effect, "next": summary.next_step, "command": summary.command}
+        print_json({**report, "governed_share": one.report.governed_share, **plain, "summary": texts})
 
 
 def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, LogLocation]:
@@ -286,7 +328,23 @@ def _status(
         promise_state=promise.state,
         pairs=pairs,
         held=held,
+        policy=policy_in_words(configured, newest.policy_version),
+        since_s=_since(connection, name, promises, promise.state, report.modes),
     )
+
+
+def _since(connection: LogReader, name: str, promises: Promises, state: str, modes: Sequence[str]) -> float | None:
+    held = promises.decided.of(name)
+    if state == "killed":
+        switched = newest_event(connection, KillSwitchState)
+        return None if switched is None or not switched.on else switched.stamp / 1e9
+    if held.epoch is not None and state in ("paused", "certified", "budgeted", "burst", "searching"):
+        latest = decisions_of(connection, name, MOST_DECISIONS)
+        return since_when(latest, is_paused=state == "paused", acts=state in ("certified", "budgeted"))
+    if len(modes) == 1 and held.epoch is None:
+        first = query_rows(connection, _FIRST, (name,))
+        return float(first[0][0]) if first else None
+    return None
 
 
 def _promise_without_settings(name: str, mode: str, promises: Promises) -> RouteGuarantee:
@@ -390,3 +448,28 @@ def _describe_good(one: GoodRoute, now_s: float) -> str:
     else:
         sentences.append("no level is active")
     return printable("; ".join((*sentences, *_describe_overrides(one.overrides, now_s))))
+
+
+WATCH_S = 2.0  # between two looks
+
+
+def watch_statuses(
+    config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool = False
+) -> None:
+    """Show the status again whenever it changes: in place at a terminal, one below the other elsewhere."""
+    import io
+    from contextlib import redirect_stdout
+
+    before, is_terminal = "", sys.stdout.isatty()
+    while True:
+        text = io.StringIO()
+        with redirect_stdout(text):
+            show_statuses(config, db, route, as_json=as_json, shows_all=shows_all)
+        if text.getvalue() != before:
+            before = text.getvalue()
+            if is_terminal:
+                click.clear()
+            elif not as_json:
+                click.echo(f"--- {format_time(time.time())}")
+            click.echo(before, nl=False)
+        time.sleep(WATCH_S)

@@ -6,17 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from math import exp, sqrt
 from statistics import NormalDist
-from typing import Final
 
 from msgspec import Struct
 
-from suffice.assurance.bounds import difference_between
-from suffice.assurance.estimate import AGAINST_AUDITS, MIN_AUDITS, IntervalEstimate
+from suffice.assurance.estimate import AGAINST_AUDITS, MIN_AUDITS, IntervalEstimate, paired_drop
 from suffice.store.database.views import LogReader
 from suffice.store.routes.rollups import DAY_HOURS, Group, read_rollups
 from suffice.store.rows.sums import NO_SUMS, RollupSums
-
-ONE_LOOK: Final = "audits weighted by 1/P(audit), for one look"
 
 
 class PeriodFigures(Struct, frozen=True, kw_only=True):
@@ -107,7 +103,7 @@ def _figures(
         begin_hour=begin,
         end_hour=end,
         sums=total,
-        em_drop=em_drop_of(total, confidence),
+        em_drop=drop_between(total, confidence),
         saving=saving_between(by_route.values(), confidence),
         would_save=1 - total.would_tokens / total.whole_tokens
         if total.whole_tokens and not total.enforced_weight
@@ -119,27 +115,12 @@ def _figures(
     )
 
 
-def em_drop_of(sums: RollupSums, confidence: float = 0.95) -> IntervalEstimate | None:
-    """Weighted audits count as their effective sample size (Kish 1965)."""
-    lost, gained, pending = sums.lost_weight, sums.gained_weight, sums.pending_weight
-    weight, n = sums.pair_weight, 0.0
-    if weight:
-        n = weight * weight / sums.pair_squares
-    elif sums.n_audits:
-        lost, gained, pending, weight, n = sums.n_lost, sums.n_gained, sums.n_pending, sums.n_audits, sums.n_audits
-    if n < 0.5:
-        return None
-    n = max(1.0, n)
-    shares = [min(1.0, max(0.0, each / weight)) for each in (lost, lost + pending, gained, gained + pending)]
-    lost_share, lost_most, gained_share, gained_most = shares
-    return IntervalEstimate(
-        value=lost_most - gained_share,
-        low=difference_between(lost_share, gained_most, n, confidence).low,
-        high=difference_between(lost_most, gained_share, n, confidence).high,
-        n=max(1, round(n)),
-        method=ONE_LOOK,
-        note=f"{sums.n_pending:,} audits without a label count as lost" if pending else None,
-    )
+def drop_between(sums: RollupSums, confidence: float = 0.95) -> IntervalEstimate | None:
+    """The drop of the enforced requests; without any, of the observed ones."""
+    weights = (sums.pair_weight, sums.pair_squares, sums.lost_weight, sums.gained_weight, sums.pending_weight)
+    if sums.pair_weight < 0.5:
+        weights = (sums.n_audits, sums.n_audits, sums.n_lost, sums.n_gained, sums.n_pending)
+    return paired_drop(*weights, confidence=confidence)
 
 
 def saving_between(routes: Iterable[RollupSums], confidence: float = 0.95) -> IntervalEstimate | None:

@@ -1,0 +1,293 @@
+"""The status of one route in three lines: what it does now, what that saved at what cost in EM, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from shlex import quote
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.cli.shell import wrapped
+from suffice.formatting import format_bounds, format_percent, format_points
+from suffice.sanitize import plural, printable
+from suffice.store.routes.deployments import Phase
+from suffice.types import Epoch, Pause, Publication, Resumption
+
+if TYPE_CHECKING:
+    from suffice.cli.inspect.route_status import RouteStatus
+    from suffice.settings import Route
+    from suffice.store.database.log import StoredEvent
+
+MANY_ROUTES: Final = 20  # above it, each route has one line
+# States that hold a route back against its owner's wish, or let it act without proof: first in the list, in red.
+ALARMING: Final = ("killed", "paused", "unread", "uncertified", "unreadable", "held", "void", "unattended")
+
+LEARNED: Final = "a learned policy"
+NOTHING_TO_DO: Final = "nothing to do"
+
+Step: TypeAlias = tuple[str, str]  # what to do next, and the command for it; "": nothing to type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSummary:
+    route: str
+    state: str  # of its promise
+    now: str  # what it does
+    since_s: float | None  # Unix time; None: not known
+    effect: str  # what it saved, or would save, and what that cost in EM
+    brief: str  # the same without intervals
+    next_step: str
+    command: str  # to copy; "": there is none
+    urgency: tuple[int, float]  # the highest is the worst
+
+
+def summarize(one: RouteStatus, *, options: str = "") -> RouteSummary:
+    """`options` are those of the status command, which the next one needs as well."""
+    step, command = _next_step(one)
+    return RouteSummary(
+        route=one.report.route,
+        state=one.promise_state,
+        now=_now(one),
+        since_s=one.since_s,
+        effect=_effect(one),
+        brief=_brief(one),
+        next_step=step,
+        command=f"{command}{options}" if command else "",
+        urgency=_urgency(one),
+    )
+
+
+def since_when(decisions: Iterable[StoredEvent], *, is_paused: bool, acts: bool) -> float | None:
+    """Since when (Unix time) a route has been paused, has acted or has run in full; its decisions newest first."""
+    since_s = None
+    for stored in decisions:
+        event = stored.event
+        if isinstance(event, Pause):
+            return stored.at_s if is_paused else since_s
+        if isinstance(event, Resumption):
+            return stored.at_s if since_s is None else since_s
+        if isinstance(event, Publication) and bool(event.level and event.may_act) != acts:
+            return since_s
+        if isinstance(event, Epoch) and acts:
+            return since_s
+        if isinstance(event, Publication | Epoch):
+            since_s = stored.at_s
+    return since_s
+
+
+def policy_in_words(route: Route | None, version: str) -> str:
+    """The name of a route's policy, with its parameters; a learned one has no name but that."""
+    name = version.partition("@")[0]
+    if route is None:
+        return LEARNED if name.startswith("v-") or not name else name
+    if route.certifies_itself and not route.is_owned:
+        return LEARNED
+    values = {name: value for name, value in route.policy.items() if name != "policy"}
+    arms = " or ".join(route.arms)
+    return str(route.policy.get("policy") or arms or name or "no policy") + _in_brackets(values)
+
+
+def _in_brackets(values: Mapping[str, object]) -> str:
+    plain = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, int | float)]
+    return f" ({', '.join(plain)})" if plain else ""
+
+
+# --------------------------------------------------------------------------- what it does now
+
+_STATES: Final[Mapping[str, str]] = {
+    "off": "off: requests pass through untouched",
+    "observe": "observes: every request runs in full",
+    "killed": "KILLED: nothing is stopped",
+    "unread": "runs all in full: the log cannot be read",
+    "held": "HELD BY A PERSON: every request runs in full",
+    "unreadable": "runs all in full: the scorer cannot read enough answers",
+    "idle": "runs all in full: no policy may act",
+    "unattended": "runs all in full: no control loop has begun with it",
+    "searching": "runs all in full: nothing is certified yet",
+    "void": "runs all in full: what was certified does not fit the settings",
+    "unknown": "its settings are not known here: name them with --config",
+}
+
+
+def _now(one: RouteStatus) -> str:
+    phase, state = one.control, one.promise_state
+    if state == "paused":
+        return printable(f"PAUSED, every request runs in full: {phase.reason if phase is not None else 'by a person'}")
+    if state == "uncertified":
+        return f"UNCERTIFIED: stops by {one.policy}, whatever it costs"
+    if phase is not None and state == "burst":
+        return f"runs all in full: {phase.n_requests:,} of {phase.n_burst:,} runs of evidence"
+    if phase is not None and state == "certified":
+        how = f"asks with {phase.arm}" if phase.arm else f"stops by {one.policy}{_level(phase)}"
+        return f"{how}, certified"
+    if phase is not None and state == "budgeted":
+        floor = phase.spending.floor if phase.spending is not None else 0
+        return f"stops by {one.policy}{_level(phase)}, within budget on average, certified to level {floor}"
+    return _STATES.get(state, one.mode)
+
+
+def _level(phase: Phase) -> str:
+    return f", level {phase.level} of {phase.n_levels}" if phase.n_levels > 1 else ""
+
+
+# --------------------------------------------------------------------------- what it saved, and what that cost
+
+
+def _effect(one: RouteStatus) -> str:
+    measured, uncertified = one.report.measured, _uncertified(one)
+    saving = measured.saving or measured.would_save
+    if saving is None:
+        if not one.report.n_governed:
+            return "nothing was governed yet, so nothing is measured"
+        return "saving not measured: no audit has ended yet"
+    verb = "tokens saved" if measured.saving is not None else "tokens it would save"
+    drop = "not measured"
+    if measured.em_drop is not None:
+        value = format_points(measured.em_drop.value).partition(" ")[0]
+        drop = f"{value}{_ends(measured.em_drop, 'points', 2)} of {100 * one.max_em_drop:g} points".replace("+", "")
+    saved = f"{format_percent(saving.value)}{_ends(saving, 'percent', 1)}"
+    return f"{verb} {saved}{uncertified}, EM drop {drop}"
+
+
+def _brief(one: RouteStatus) -> str:
+    measured = one.report.measured
+    saving = measured.saving or measured.would_save
+    saved = "?" if saving is None else format_percent(saving.value)
+    drop = "?" if measured.em_drop is None else format_points(measured.em_drop.value).partition(" ")[0].lstrip("+")
+    verb = "saved" if measured.saving is not None else "would save"
+    return f"{f'{verb} {saved}':<18} EM drop {drop:>5} of {100 * one.max_em_drop:g} points"
+
+
+def _ends(one: IntervalEstimate, unit: str, digits: int) -> str:
+    ends = format_bounds(one.low, one.high, unit, digits)
+    return f" ({ends})" if ends else f" ({one.note})" if one.note else ""
+
+
+def _uncertified(one: RouteStatus) -> str:
+    """Say how much of a saving no certificate stands for."""
+    saved, certified = one.report.measured.saved_tokens, one.report.measured.saved_certified_tokens
+    if saved is None or certified is None or saved.value <= 0 or one.promise_state == "uncertified":
+        return ""
+    share = 1 - certified / saved.value
+    return "" if share < 0.005 else ", uncertified" if share > 0.995 else f", {share:.0%} of that uncertified"
+
+
+# --------------------------------------------------------------------------- what to do next
+
+
+def _next_step(one: RouteStatus) -> Step:
+    route = quote(one.report.route)
+    held = one.held
+    if one.promise_state == "killed":
+        return "release the switch when its reason is gone", "suffice unkill"
+    if held is not None and held.incidents:
+        incident, _, summary = held.incidents[0].partition(": ")
+        return f"decide about an incident: {printable(summary)}", f"suffice incident show {quote(incident)}"
+    if one.promise_state == "paused":
+        return "decide whether it may stop runs again", f'suffice resume {route} --reason "…"'
+    if one.promise_state == "held":
+        return "end the override when its reason is gone", f"suffice override list {route}"
+    if (forecast := one.forecast) is not None and forecast.alerts:
+        return "look at the forecast: it crosses its limit", f"suffice status --all --route {route}"
+    if one.certifies and one.control is not None and not one.control.attended and one.mode != "off":
+        return "start the control loop: none looks after this route now", "suffice worker"
+    if one.refused is not None or one.promise_state == "unreadable":
+        return "see which answers the scorer cannot read", f"suffice doctor --route {route}"
+    if held is not None and held.n_to_review:
+        return f"review {plural(held.n_to_review, 'run')}", f"suffice review next --route {route}"
+    return _next_of_evidence(one, route)
+
+
+def _next_of_evidence(one: RouteStatus, route: str) -> Step:
+    state, phase, table = one.promise_state, one.control, f"[routes.{route}]"
+    texts = {
+        "off": f'measure it: set mode = "observe" in {table}',
+        "uncertified": f"have its policy certified: remove uncertified = true in {table}",
+        "unknown": "name its settings with --config",
+    }
+    if state in texts:
+        return texts[state], ""
+    if state == "certified" and one.proposal is not None and one.proposal.verdict in ("better", "first"):
+        command = f'suffice policy propose {route} {one.proposal.address} --reason "…"'
+        return f"try the version that a refit proposes: {one.proposal.why}", command
+    if phase is not None and phase.n_labels_wanted:
+        command = f"suffice review next --route {route}"
+        return f"label {plural(phase.n_labels_wanted, 'audit')} whose two answers differ", command
+    if state != "observe" and phase is not None and phase.level:
+        return NOTHING_TO_DO, ""
+    return _wait_for_audits(one, phase, table), ""
+
+
+def _wait_for_audits(one: RouteStatus, phase: Phase | None, table: str) -> str:
+    if phase is not None and phase.n_audits and phase.n_missing is None and not phase.level:
+        return "no number of audits like these certifies a level: raise max_em_drop, or wait for a refit"
+    n = phase.n_missing if phase is not None and phase.n_audits else one.evidence.n_missing
+    if one.certifies and n and not (phase is not None and phase.level):
+        per_s = one.evidence.audits_per_s
+        when = f", {duration(n / per_s)} at the present rate" if per_s else ""
+        return f"wait for about {plural(n, 'audit')}{when}"
+    if one.promise_state == "observe":
+        return f'act on what is certified: set mode = "enforce" in {table}'
+    return NOTHING_TO_DO
+
+
+def duration(wait_s: float) -> str:
+    for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if wait_s >= 2 * unit_s:
+            return f"{wait_s / unit_s:,.0f} {unit}"
+    return f"{wait_s:,.0f} s"
+
+
+def _urgency(one: RouteStatus) -> tuple[int, float]:
+    drop = one.report.measured.em_drop
+    used = (drop.value / one.max_em_drop) if drop is not None and one.max_em_drop else 0.0
+    waits = one.held is not None and bool(one.held.incidents)
+    alerts = one.forecast is not None and bool(one.forecast.alerts)
+    state = len(ALARMING) - ALARMING.index(one.promise_state) if one.promise_state in ALARMING else 0
+    return (20 if waits else state + 5 if state else 4 if alerts else 0), used
+
+
+# --------------------------------------------------------------------------- as text
+
+
+def summary_lines(summaries: Iterable[RouteSummary], *, now_s: float, width: int) -> list[tuple[str, bool]]:
+    """Return printed lines, the worst route first, each with whether it is loud."""
+    ranked = sorted(summaries, key=lambda one: (*(-part for part in one.urgency), one.route))
+    if len(ranked) > MANY_ROUTES:
+        names = min(24, max(len(_name(one)) for one in ranked))
+        return [(_one_line(one, names, width), one.state in ALARMING) for one in ranked]
+    lines = list[tuple[str, bool]]()
+    for one in ranked:
+        now = wrapped(f"{_name(one)}  {one.now}{_since(one, now_s)}", "", "  ", width=width)
+        lines.append((now, one.state in ALARMING))
+        lines.append((wrapped(f"  {one.effect}", "", "    ", width=width), False))
+        lines.append((_next_line(one, width), False))
+    return lines
+
+
+def _next_line(one: RouteSummary, width: int) -> str:
+    if not one.command:
+        return wrapped(f"  next: {one.next_step}", "", "    ", width=width)
+    # The command is never cut; a shell takes the rest as a comment.
+    line = f"  next: {one.command}  # {one.next_step}"
+    return line if len(line) <= width else line[: max(width - 1, len(one.command) + 8)].rstrip(" #") + "…"
+
+
+def _name(one: RouteSummary) -> str:
+    return printable(one.route) or "(no route matched)"
+
+
+def _one_line(one: RouteSummary, names: int, width: int) -> str:
+    step = one.command or ("" if one.next_step == NOTHING_TO_DO else one.next_step)
+    line = f"{_name(one)[:names]:<{names}} {one.state:<11} {one.brief}" + (f"  {step}" if step else "")
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def _since(one: RouteSummary, now_s: float) -> str:
+    if one.since_s is None:
+        return ""
+    at, age_s = datetime.fromtimestamp(one.since_s, UTC), now_s - one.since_s
+    form = "%H:%M UTC" if age_s < 86_400 else "%d %b" if age_s < 300 * 86_400 else "%d %b %Y"
+    return f", since {at.strftime(form).lstrip('0')}"
