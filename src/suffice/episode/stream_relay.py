@@ -204,7 +204,10 @@ class StreamRelay:
                 return False
         elif not self.delivery.frame_now(sent):
             return False
-        self._fold_repeated(texts, self._points)
+        try:
+            self._fold_repeated(texts, self._points)
+        except UpstreamProtocol:
+            return False  # a body, of which nothing was sent; `_repeated` raises it again
         if not self._points and not self.reader.must_close:
             return True
         self._n_passed = end
@@ -224,7 +227,8 @@ class StreamRelay:
     def _fold_repeated(self, texts: Sequence[str], points: list[Checkpoint]) -> None:
         self.events.note_repeated(texts)
         self.reader.fold_repeated(self._pattern.field, texts, points)
-        self.reader.account.note_usage(self._pattern.usage)
+        if self._pattern.counts_tokens:
+            self.reader.account.note_usage(self._pattern.usage)
 
     def _passes_as_is(self) -> bool:
         if not self.view.joined or self._held is not None or self._last is not None or self._splitter.holds:

@@ -80,7 +80,7 @@ class Exchange:
         self.caller = ANYONE
         self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
         self.stored_id: str | None = None  # the id in the path
-        self.head = b""  # of the response; kept only for some APIs
+        self.last = b""  # part of the body that was sent; of a stream, whole events
         self.own_headers: list[tuple[str, str]] = []
         self.status = 0  # 0: nothing sent
         self.events = False  # the body is a stream of server-sent events
@@ -131,6 +131,7 @@ class Exchange:
             self.first_byte_s = self._now()
         if not more:
             self.complete = True
+        self.last = data or self.last
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.last_sent_s = self._now()
 
@@ -138,7 +139,7 @@ class Exchange:
         """Send a part of a begun body without waiting. Return False if `body` must be awaited instead."""
         if self.complete or not self._write_now(data):
             return False
-        self.last_sent_s = self._now()
+        self.last, self.last_sent_s = data, self._now()
         if self.first_byte_s is None:
             self.first_byte_s = self.last_sent_s
         return True

@@ -11,9 +11,10 @@ from suffice.episode.apis.events import ENGINES, ApiFormat, ChatEvents
 from suffice.episode.ledger import Ledger
 from suffice.gateway.chat import admit_chat, answer
 from suffice.gateway.context import GatewayState
+from suffice.gateway.exchange import Exchange
 from suffice.gateway.kept_responses import items_of, with_conversation
 from suffice.gateway.lifecycle import AdmittedRequest
-from suffice.gateway.passthrough import PassingExchange, Passthrough, ResponsesExchange
+from suffice.gateway.passthrough import Passthrough, ResponsesExchange
 from suffice.gateway.route import BuiltRoute
 from suffice.upstream.drivers import has_field
 from suffice.upstream.wire import encode_json
@@ -25,7 +26,7 @@ class GovernedApi(Passthrough):
 
     format: ApiFormat
 
-    async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
+    async def _admit(self, gw: GatewayState, exchange: Exchange, episode_id: str) -> AdmittedRequest:
         parsed = await self._read_allowed(gw, exchange)
         previous, whole = parsed.body.get("previous_response_id"), parsed.body
         if previous is not None:
@@ -46,20 +47,19 @@ class GovernedApi(Passthrough):
 
         return await admit_chat(gw, exchange, episode_id, parsed, api=self.format, refusal=refusal)
 
-    async def _respond(
-        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
-    ) -> None:
+    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
         def began(events: ChatEvents) -> None:
-            if not isinstance(exchange, ResponsesExchange) or exchange.items is None:
+            if not isinstance(exchange, ResponsesExchange):
                 return
             given, caller = exchange.items, exchange.caller
 
-            def keep() -> None:
-                if events.is_over:
-                    exchange.on_data, now_s = None, gw.monotonic_s()
+            def look() -> None:
+                self._note_created(gw, exchange, admitted, ledger, ledger.reply.response_id)
+                if events.is_over and given is not None:
+                    exchange.on_part, now_s = None, gw.monotonic_s()
                     gw.responses.keep(caller, given, events.body(), is_ours=events.is_ours, now_s=now_s)
 
-            exchange.on_data = keep
+            exchange.on_part = look
 
         relay = partial(self.relay, gw, exchange, admitted, ledger)
         await answer(gw, admitted, ledger, exchange, self.format, relay, began=began)
@@ -69,9 +69,7 @@ class GovernedApi(Passthrough):
 class StoredResponse(Passthrough):
     """`GET` and `DELETE /v1/responses/{id}`: a stopped response is not what the engine has kept."""
 
-    async def _respond(
-        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
-    ) -> None:
+    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
         kept = gw.responses.get(exchange.stored_id, exchange.caller, now_s=gw.monotonic_s())
         if self.method == "DELETE":
             gw.responses.drop(exchange.stored_id)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
@@ -29,9 +29,13 @@ from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.drivers import key_header
 from suffice.upstream.wire import encode_json
 
+HEAD_BYTES = 16 * 1024
 TAIL_BYTES = 64 * 1024
 HELD_BYTES = 64 * 1024  # a longer event is relayed in parts
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+NoteId: TypeAlias = Callable[[str | None], bool]
 
 
 async def pass_through(
@@ -46,13 +50,17 @@ async def pass_through(
     method: str = "POST",
     key_header: str = "authorization",
     mark: bytes = b'"delta"',
+    reads_head: bool = False,
+    note_id: NoteId | None = None,
 ) -> None:
     """Relay one call byte for byte, events whole. Raise UpstreamError if there is no response to relay.
 
     key_header  the header for the upstream's key
     mark        occurs once in each event with text
+    reads_head  whether the first events tell what the last ones do not
+    note_id     is called with the id in a stream's first events, before they are sent, until it returns True
     """
-    account, extra = ledger.open_call(purpose), purpose == "rerun"
+    account, extra, kept = ledger.open_call(purpose), purpose == "rerun", Excerpt(reads_head=reads_head)
     try:
         async with client.open(path, body, headers, method=method, key_header=key_header, extra=extra) as call:
             if not (200 <= call.status < 300 or 400 <= call.status < 600):
@@ -61,17 +69,20 @@ async def pass_through(
             # Compressed events cannot be told apart, so no error may be written among them.
             events = call.content_type == "text/event-stream" and not call.is_encoded
             await exchange.start(call.status, call.headers, events=events)
-            tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, mark)
+            if events:
+                await _relay_events(exchange, call, account, mark, kept, note_id)
+            else:
+                await _relay_bytes(exchange, call, kept)
             if not exchange.complete:
                 await exchange.body(b"", more=False)
             account.cancelled = False
             if call.status >= 400:
                 ledger.end_reason = "upstream_error"
-            _note_end(account, ledger, read_answer(exchange.head, tail, events=events))
+            _note_end(account, ledger, read_answer(kept.head, bytes(kept.tail), events=events))
             await call.settle()
     finally:
         if account.cancelled and exchange.events:
-            _note_opening(account, ledger, read_answer(exchange.head, b"", events=True))
+            _note_opening(account, ledger, read_answer(kept.head, b"", events=True))
 
 
 def _note_end(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
@@ -88,30 +99,51 @@ def _note_opening(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> N
     ledger.reply.response_id = facts.response_id or ledger.reply.response_id
 
 
-async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes) -> bytes:
-    tail = bytearray()
+class Excerpt:
+    """The last bytes of a response, and its first ones, which may overlap them, where they are read."""
+
+    def __init__(self, *, reads_head: bool) -> None:
+        self.tail = bytearray()
+        self._head: bytes | None = None if reads_head else b""  # None: the tail begins with it
+
+    @property
+    def head(self) -> bytes:
+        return bytes(self.tail[:HEAD_BYTES]) if self._head is None else self._head
+
+    def add(self, data: bytes) -> None:
+        self.tail += data
+        if len(self.tail) > 2 * TAIL_BYTES:
+            self._head = self.head
+            del self.tail[:-TAIL_BYTES]
+
+
+async def _relay_bytes(exchange: Exchange, call: Call, kept: Excerpt) -> None:
     while data := await call.read():
-        _keep_tail(tail, data)
+        kept.add(data)
         await exchange.body(data, more=not call.at_end)  # a short response is one write
         if exchange.complete:
             break
-    return bytes(tail)
 
 
-async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, mark: bytes) -> bytes:
-    tail, held, n_deltas = bytearray(), bytearray(), 0
+async def _relay_events(
+    exchange: Exchange, call: Call, account: CallAccount, mark: bytes, kept: Excerpt, note_id: NoteId | None
+) -> None:
+    held, n_deltas = bytearray(), 0
 
     def at_once(data: bytes) -> bool:
         nonlocal n_deltas
-        if held or not _is_whole(data) or not exchange.body_now(data):
+        if held or note_id is not None or not _is_whole(data) or not exchange.body_now(data):
             return False
-        _keep_tail(tail, data)
+        kept.add(data)
         n_deltas += data.count(mark)
         account.received_tokens = max(0, n_deltas - 1)
         return True
 
     while data := await call.read(at_once):
-        _keep_tail(tail, data)
+        kept.add(data)
+        if note_id is not None:
+            is_noted = note_id(read_answer(kept.head, b"", events=True).response_id)
+            note_id = None if is_noted or len(kept.head) == HEAD_BYTES else note_id
         if whole := take_whole_events(held, data):
             # One event per token, less the one that opens the message, is a lower bound; the upstream's own
             # count replaces it at the end.
@@ -120,7 +152,6 @@ async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, ma
             await exchange.body(whole)
     if held:
         await exchange.body(bytes(held))
-    return bytes(tail)
 
 
 def take_whole_events(held: bytearray, data: bytes) -> bytes:
@@ -139,13 +170,6 @@ def _is_whole(data: bytes) -> bool:
     return data.endswith(b"\n\n") and len(data) <= HELD_BYTES
 
 
-def _keep_tail(tail: bytearray, data: bytes) -> None:
-    tail += data
-    if len(tail) > 2 * TAIL_BYTES:
-        del tail[:-TAIL_BYTES]
-
-
-HEAD_BYTES = 16 * 1024
 _QUERY = re.compile(rb"[!$-~]{0,8192}")  # allowed in a request line, without a fragment
 _SEQUENCE = re.compile(rb'"sequence_number":\s*(\d{1,15})')
 _MESSAGES_KINDS = {
@@ -159,37 +183,14 @@ _MESSAGES_KINDS = {
 }
 
 
-class PassingExchange(Exchange):
-    last: bytes = b""  # the last part sent; of a stream, whole events
-    on_head: Callable[[bytes], bool] | None = None  # called with the growing head of a stream until it returns True
+class ResponsesExchange(Exchange):
+    items: list[Any] | None = None  # the conversation, if the response may be kept
+    on_part: Callable[[], None] | None = None  # called before a part is sent, except for repeated events
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        self._keep(data)
+        if self.on_part is not None:
+            self.on_part()
         await super().body(data, more=more)
-
-    def body_now(self, data: bytes) -> bool:
-        if not super().body_now(data):
-            return False
-        self._keep(data)
-        return True
-
-    def _keep(self, data: bytes) -> None:
-        self.last = data or self.last
-        if len(self.head) >= HEAD_BYTES:
-            return
-        self.head += data[: HEAD_BYTES - len(self.head)]
-        if self.on_head is not None and self.events and self.on_head(self.head):
-            self.on_head = None
-
-
-class ResponsesExchange(PassingExchange):
-    items: list[Any] | None = None  # the conversation, if the response may be kept
-    on_data: Callable[[], None] | None = None  # called before each part is sent
-
-    def _keep(self, data: bytes) -> None:
-        super()._keep(data)
-        if self.on_data is not None:
-            self.on_data()
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
         """Flat, as in the API reference, and nested, as OpenAI's clients expect."""
@@ -199,7 +200,7 @@ class ResponsesExchange(PassingExchange):
         return b"event: error\ndata: " + encode_json(event) + b"\n\n"
 
 
-class MessagesExchange(PassingExchange):
+class MessagesExchange(Exchange):
     def error_body(self, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:  # noqa: ARG002
         kind = _MESSAGES_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
         return encode_json({"type": "error", "error": {"type": kind, "message": message}})
@@ -210,7 +211,7 @@ class MessagesExchange(PassingExchange):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    exchange: type[PassingExchange] = PassingExchange
+    exchange: type[Exchange] = Exchange
     mark: bytes = b'"delta"'  # occurs once in each event with text
     x_api_key: bool = False  # clients may send their key in `x-api-key`
     is_json: bool = True  # the body is parsed
@@ -229,17 +230,14 @@ class Passthrough:
     method: str
     path: str
 
-    async def __call__(self, gw: GatewayState, exchange: PassingExchange) -> None:
-        async def answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, _: Exchange) -> None:
-            await self._answer(gw, exchange, admitted, ledger)
-
-        await serve_request(gw, exchange, partial(self._admit, gw, exchange), answer, endpoint=self.path)
+    async def __call__(self, gw: GatewayState, exchange: Exchange) -> None:
+        await serve_request(gw, exchange, partial(self._admit, gw, exchange), self._answer, endpoint=self.path)
 
     @property
     def creates(self) -> bool:
         return self.method == "POST" and object_in(self.path) == (True, None)
 
-    async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
+    async def _admit(self, gw: GatewayState, exchange: Exchange, episode_id: str) -> AdmittedRequest:
         caller, named = exchange.caller, dict(exchange.headers)
         parsed = await self._read_allowed(gw, exchange)
         stored = await self._stored(gw, exchange)
@@ -260,7 +258,7 @@ class Passthrough:
             parsed = parsed.for_model(route.settings.model)
         return AdmittedRequest(parsed=parsed, route=served, upstream=upstream, request=request)
 
-    async def _read_allowed(self, gw: GatewayState, exchange: PassingExchange) -> ParsedRequest:
+    async def _read_allowed(self, gw: GatewayState, exchange: Exchange) -> ParsedRequest:
         """Read the body. Raise BadRequest also for one that names what another key has made."""
         if not _QUERY.fullmatch(_query_of(exchange)):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
@@ -269,7 +267,7 @@ class Passthrough:
             await gw.clients.objects.check_body(exchange.caller, parsed.raw, parsed.body)
         return parsed
 
-    async def _stored(self, gw: GatewayState, exchange: PassingExchange) -> StoredObject | None:
+    async def _stored(self, gw: GatewayState, exchange: Exchange) -> StoredObject | None:
         objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
         object_id, is_shared = exchange.stored_id or object_id, _is_shared(gw, exchange)
         if object_id is None:
@@ -281,7 +279,7 @@ class Passthrough:
             await objects.check(exchange.caller, object_id, "id")
         return await objects.of(object_id) if gw.clients.keys.asks_for_keys else objects.recent(object_id)
 
-    async def _read(self, gw: GatewayState, exchange: PassingExchange) -> ParsedRequest:
+    async def _read(self, gw: GatewayState, exchange: Exchange) -> ParsedRequest:
         limits, headers = gw.settings.server, exchange.headers
         has_body = self.api.is_json and self.method == "POST" and exchange.stored_id is None
         check_body_headers(headers, limits.max_body_bytes, is_json=has_body)
@@ -298,37 +296,40 @@ class Passthrough:
             return replace(read_unparsed(raw.strip()), body=body)
         return read_unparsed(raw)
 
-    async def _answer(
-        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
-    ) -> None:
-        def note_created(object_id: str | None) -> bool:
-            if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
-                return False
-            caller = exchange.caller
-            made = StoredObject(
-                object_id=object_id, sender=caller.id, upstream=admitted.upstream, tenant=caller.permits.tenant
-            )
-            if gw.clients.objects.note(made) and made.sender:
-                append(gw, made, ledger)
-            return True
-
-        if self.creates:
-            exchange.on_head = lambda head: note_created(read_answer(head, b"", events=True).response_id)
+    async def _answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
         try:
             await self._respond(gw, exchange, admitted, ledger)
         finally:
-            if self.creates:
-                note_created(ledger.reply.response_id)
+            self._note_created(gw, exchange, admitted, ledger, ledger.reply.response_id)
 
-    async def _respond(
-        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
-    ) -> None:
+    def _note_created(
+        self,
+        gw: GatewayState,
+        exchange: Exchange,
+        admitted: AdmittedRequest,
+        ledger: Ledger,
+        object_id: str | None,
+    ) -> bool:
+        """Record who made an object, if the request did; return whether there is nothing left to record."""
+        if not self.creates:
+            return True
+        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
+            return False
+        caller = exchange.caller
+        made = StoredObject(
+            object_id=object_id, sender=caller.id, upstream=admitted.upstream, tenant=caller.permits.tenant
+        )
+        if gw.clients.objects.note(made) and made.sender:
+            append(gw, made, ledger)
+        return True
+
+    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
         await self.relay(gw, exchange, admitted, ledger)
 
     async def relay(
         self,
         gw: GatewayState,
-        exchange: PassingExchange,
+        exchange: Exchange,
         admitted: AdmittedRequest,
         ledger: Ledger,
         purpose: Purpose = "main",
@@ -348,6 +349,8 @@ class Passthrough:
             method=self.method,
             key_header=key_header(client.settings.driver, has_own=self.api.x_api_key),
             mark=self.api.mark,
+            reads_head=True,
+            note_id=partial(self._note_created, gw, exchange, admitted, ledger) if self.creates else None,
         )
 
 

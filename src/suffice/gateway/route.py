@@ -222,9 +222,8 @@ def ungoverned(
         return "messages"
     if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
         return "n"
-    blocking = next((reason for name, reason in BLOCKING.items() if has_field(body, name)), None)
-    if blocking is not None:
-        return blocking
+    if blocking := [reason for name, reason in BLOCKING.items() if name in body and has_field(body, name)]:
+        return blocking[0]
     form = reply_form(body)
     if form not in route.settings.reply_forms or not are_clients(body.get("tools")):
         return _REASON_OF_FORM[form]

@@ -397,15 +397,14 @@ class AnswerFacts:
         name = inner.get("id")
         if isinstance(name, str) and name:
             self.response_id = name
-        self._note_usage(_usage_in(value))
+        if (usage := _usage_in(value)) is not None:
+            self.note_usage(usage)
         self.truncated = self.truncated or _is_truncated(value) or (inner is not value and _is_truncated(inner))
         failed = value.get("type") in ("error", "response.failed") or inner.get("status") == "failed"
         self.failed = self.failed or failed or bool(value.get("error"))
 
-    def _note_usage(self, usage: Mapping[str, Any] | None) -> None:
-        """The last usage counts, field by field. A usage of zeros is ignored."""
-        if usage is None:
-            return
+    def note_usage(self, usage: Mapping[str, Any]) -> None:
+        """Take over a usage: the last one counts, field by field. One of zeros is ignored."""
         prompt = _first_count(usage, "prompt_tokens", "input_tokens")
         completion = _first_count(usage, "completion_tokens", "output_tokens")
         if not prompt and not completion:

@@ -378,7 +378,7 @@ def has_field(body: Mapping[str, Any], name: str) -> bool:
 def reply_form(body: Mapping[str, Any]) -> ReplyForm:
     if has_field(body, "tools"):
         return "tools"
-    given = [name for name in CONSTRAINTS if has_field(body, name)]
+    given = [name for name in CONSTRAINTS if name in body and has_field(body, name)]
     if given == ["response_format"] and body["response_format"] == {"type": "text"}:
         return "text"
     return "json" if given else "text"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
 
@@ -49,11 +49,13 @@ class TextPattern:
         self._until_count = b""  # what follows the text up to the first number; b"": there is none
         self._behind: list[bytes] = []  # what follows each number
         self._places: Mapping[bytes, int] = {}  # of the numbers by name
-        self._last: list[bytes] = []  # the numbers of the last chunk that matched
+        self._last: list[int] = []  # the numbers of the last chunk that matched
+        self._form = self._next = b""  # what follows the text, with marks for the numbers, and with each one more
         self._usage: WireUsage | None = None  # of the chunk that was learned
         self._matched = False
         self._tries = 0
         self.field, self.template = "", b""
+        self.counts_tokens = False  # whether each chunk carries a usage
 
     @property
     def learns(self) -> bool:
@@ -62,16 +64,16 @@ class TextPattern:
     @property
     def usage(self) -> WireUsage | None:
         """The usage in the last chunk that matched; None: such chunks carry none."""
-        return self._usage_of(self._last) if self._usage is not None and self._last else None
+        return None if self._usage is None or not self._last else self._usage_of(self._last)
 
-    def _usage_of(self, numbers: list[bytes]) -> WireUsage:
+    def _usage_of(self, numbers: Sequence[int]) -> WireUsage:
         assert self._usage is not None
         known, completion, reasoning = self._usage, *map(self._places.get, (b"completion_tokens", b"reasoning_tokens"))
         return WireUsage(
             prompt_tokens=known.prompt_tokens,
-            completion_tokens=known.completion_tokens if completion is None else int(numbers[completion]),
+            completion_tokens=known.completion_tokens if completion is None else numbers[completion],
             prompt_tokens_details=known.prompt_tokens_details,
-            completion_tokens_details=None if reasoning is None else TokenDetails(None, int(numbers[reasoning])),
+            completion_tokens_details=None if reasoning is None else TokenDetails(None, numbers[reasoning]),
         )
 
     def text_of(self, raw: bytes) -> str:
@@ -87,10 +89,16 @@ class TextPattern:
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
         """Return texts, bytes and end of the matching chunks from `at` on, within WINDOW_BYTES to bound the cost."""
-        if self._until_count:
-            return self._counted_run_in(data, at)
         if not data.startswith(self._before, at):
             return [], b"", at
+        if self._until_count:
+            # As below; most often each number is one more.
+            middle = b"" if at or not data.endswith(self._next) else data[self._n_before : -len(self._next)]
+            text = _string_in(middle) if middle else ""
+            if not text:
+                return self._counted_run_in(data, at)
+            self._expect([number + 1 for number in self._last])
+            return [text], data if self._edited is None else middle.join(self._edited), len(data)
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
             # One chunk, as in nearly every read of a paced stream.
             middle = data[self._n_before : -self._n_after]
@@ -128,12 +136,17 @@ class TextPattern:
         texts = _strings_in(middles) if middles else []
         if not texts:
             return [], b"", at
-        n, self._matched = len(texts), True
-        self._last = tails[n - 1]
+        n = len(texts)
+        self._expect([*map(int, tails[n - 1])])
         if self._edited is None:
             return texts, data[at : ends[n]], ends[n]
         before, after = self._edited
         return texts, before + (after + before).join(middles[:n]) + after, ends[n]
+
+    def _expect(self, numbers: list[int]) -> None:
+        """Take the numbers of a chunk that matched."""
+        self._matched, self._last = True, numbers
+        self._next = self._form % tuple([number + 1 for number in numbers])
 
     def _numbers_in(self, data: bytes, at: int) -> tuple[list[bytes], int]:
         """Return the numbers from `at` on and the end of what follows the last; none if something else is there."""
@@ -195,14 +208,15 @@ class TextPattern:
         """Learn the numbers in what follows the text; return False if the usage is more or less than these."""
         mark, *behind = _COUNT.split(tail)
         self._until_count, self._behind, self._usage, self._last = mark if behind else b"", behind, chunk.usage, []
+        self._form, self._next = b"%d".join(part.replace(b"%", b"%%") for part in (mark, *behind)), _NEVER
         names = [part[:-2].rpartition(b'"')[2] for part in (mark, *behind)][: len(behind)]
         self._places = {name: n for n, name in enumerate(names)}  # the last one where a name occurs again
-        if chunk.usage is None:
+        self.counts_tokens = chunk.usage is not None
+        if not self.counts_tokens:
             return True
         # With another number in each place, the usage must be what is read from these places.
-        numbers = [b"%d" % (10_001 + n) for n in range(len(behind))]
-        other = mark + b"".join(number + part for number, part in zip(numbers, behind, strict=True))
-        return bool(numbers) and decode(other).usage == self._usage_of(numbers)
+        numbers = range(10_001, 10_001 + len(behind))
+        return bool(numbers) and decode(self._form % tuple(numbers)).usage == self._usage_of(numbers)
 
 
 def _string_in(middle: bytes) -> str:

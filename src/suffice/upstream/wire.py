@@ -60,9 +60,9 @@ class SseSplitter:
         known = len(self._rest)
         if not self._has_cr:
             self._has_cr = data.find(b"\r") >= 0  # faster than `in`, which first takes it for a number
-            if not known and not self._has_cr and _is_one_data_line(data) and len(data) <= self._limit:
+            if not known and not self._has_cr and (at := _only_data_at(data)) and len(data) <= self._limit:
                 self._at_start = False
-                return [Frame(data, data[6:-2])]
+                return [Frame(data, data[at:-2])]
         if self._has_cr:
             self._rest += data
             raws = self._cut_at_any_end(max(0, known - _LONGEST_END + 1))
@@ -106,8 +106,8 @@ class SseSplitter:
         return raws
 
     def _frame(self, raw: bytes) -> Frame:
-        if not self._at_start and not self._has_cr and _is_one_data_line(raw):
-            return Frame(raw, raw[6:-2])
+        if not self._at_start and not self._has_cr and (at := _only_data_at(raw)):
+            return Frame(raw, raw[at:-2])
         body = raw
         if self._at_start:
             self._at_start = False
@@ -131,8 +131,14 @@ def _split_at_crlf(data: bytearray) -> list[bytearray]:
     return parts if plain else []
 
 
-def _is_one_data_line(body: bytes) -> bool:
-    return body.startswith(b"data: ") and body.find(b"\n", 6) == len(body) - 2 and body.endswith(b"\n\n")
+def _only_data_at(event: bytes) -> int:
+    """Return where the data begins in an event of one data line, which its name may precede; 0 for any other bytes."""
+    at = 6
+    if event.startswith(b"event: "):
+        at = event.find(b"\n", 7) + 7
+    if event.find(b"data: ", at - 6, at) < 0:
+        return 0
+    return at if event.find(b"\n", at) == len(event) - 2 and event.endswith(b"\n\n") else 0
 
 
 def _parse_lines(raw: bytes, body: bytes) -> Frame:

@@ -60,7 +60,7 @@ class ChatEvents:
         pattern.learn(frame, chunk, without_usage=is_edited)
 
     def note_repeated(self, texts: Sequence[str]) -> None:
-        """Follow events that differ from earlier ones only in their text."""
+        """Follow events that differ from earlier ones only in their text. Raise UpstreamProtocol for too many."""
 
     def rerun(self) -> ChatEvents:
         """Return what reads another run and writes it after what the client has already seen."""
@@ -137,6 +137,7 @@ class NativeEvents(ChatEvents):
 
     is_native = True
     _names: ClassVar[Mapping[str, str]] = {}  # of the texts in its deltas, by their names in chat
+    _sequence: int | None = None  # number of the last event; None: this API or engine numbers none
 
     def __init__(
         self, *, model: str = "", created_s: int = 0, is_body: bool = False, client: NativeEvents | None = None
@@ -181,9 +182,10 @@ class NativeEvents(ChatEvents):
             self._blocks[-1].texts.append(new)
         return new
 
-    def _usage(self, event: dict[str, Any]) -> WireUsage:
+    def _usage(self, usage: Any) -> WireUsage:
         facts = self._facts
-        facts.note(event)
+        if isinstance(usage, dict):
+            facts.note_usage(usage)
         return WireUsage(
             prompt_tokens=facts.prompt_tokens,
             completion_tokens=facts.completion_tokens,
@@ -198,7 +200,11 @@ class NativeEvents(ChatEvents):
         pattern.learn(frame, chunk, decode=decode, names=self._names)
 
     def note_repeated(self, texts: Sequence[str]) -> None:
-        self._add("".join(texts))
+        if self._sequence is not None:
+            self._sequence += len(texts)
+        self._kept_bytes += sum(map(len, texts))
+        if self._blocks and (self._kept_bytes <= KEPT_BYTES or self._keep("")):
+            self._blocks[-1].texts += texts
 
     # ---- what the client has seen
 

@@ -52,8 +52,9 @@ class MessagesEvents(NativeEvents):
             if self._open is not None:
                 self._open.is_open = False
         elif kind == "message_start" and isinstance(message := event.get("message"), dict):
-            self._message, self._counts = message, message.get("usage") or {}
-            usage = msgspec.structs.replace(self._usage(event), completion_tokens=None)  # none was generated yet
+            counts = message.get("usage")
+            self._message, self._counts = message, counts if isinstance(counts, dict) else {}
+            usage = msgspec.structs.replace(self._usage(counts), completion_tokens=None)  # none was generated yet
             self._facts.completion_tokens = None
             return Chunk(id=message.get("id"), model=message.get("model"), usage=usage)
         elif kind == "message_delta":
@@ -102,7 +103,7 @@ class MessagesEvents(NativeEvents):
             self._counts = {**self._counts, **event["usage"]}
         reason = self._end.get("stop_reason")
         finish = _FINISH_OF_STOP.get(str(reason), str(reason)) if reason is not None else None
-        return Chunk(choices=[Choice(finish_reason=finish)], usage=self._usage(event))
+        return Chunk(choices=[Choice(finish_reason=finish)], usage=self._usage(event.get("usage")))
 
     # ---- writing
 

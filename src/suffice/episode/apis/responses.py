@@ -35,7 +35,6 @@ _DELTAS = {
 class ResponsesEvents(NativeEvents):
     _names: ClassVar[Mapping[str, str]] = {"content": "delta", "reasoning": "delta"}
     _response: Mapping[str, Any] = {}  # as the engine described it last
-    _sequence: int | None = None  # number of the last event; None: this engine numbers none
     _has_part = False  # the open item has an open part
     _held_sequence: int | None = None
 
@@ -61,11 +60,6 @@ class ResponsesEvents(NativeEvents):
             case "response.failed" | "error":
                 return Chunk(error=msgspec.Raw(encode_json(within(event, "response", "error") or "error")))
         return Chunk()
-
-    def note_repeated(self, texts: Sequence[str]) -> None:
-        super().note_repeated(texts)
-        if self._sequence is not None:
-            self._sequence += len(texts)
 
     def _fold_response(self, event: dict[str, Any]) -> Chunk:
         response = event.get("response")
@@ -97,7 +91,7 @@ class ResponsesEvents(NativeEvents):
         if reason is not None:
             finish = _REASONS.get(str(reason), str(reason))
         choices = [Choice(finish_reason=finish)]
-        return msgspec.structs.replace(chunk, choices=choices, usage=self._usage(event))
+        return msgspec.structs.replace(chunk, choices=choices, usage=self._usage(self._response.get("usage")))
 
     def hold(self) -> None:
         super().hold()
