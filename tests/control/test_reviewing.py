@@ -51,7 +51,7 @@ class Straight(JobWriter):
     def write(self, events: Any, artefacts: Any = None) -> None:
         self.writer.write(None, list(events), artefacts)
 
-    def keep(self, work: Any) -> None:
+    def keep(self, work: Any) -> Any:
         raise NotImplementedError
 
     def renew(self) -> None:

@@ -293,15 +293,21 @@ def test_a_gateway_survives_one_version_of_the_schema_and_not_two(
     old.close()
 
 
-def test_a_log_of_schema_17_gets_the_sums_that_it_lacks(store: Store, database: PostgresDatabase) -> None:
+def test_a_log_of_schema_17_gets_what_it_lacks(store: Store, database: PostgresDatabase) -> None:
     opened(store).close()
     with closing(connect(schema=store.schema_name)) as connection, connection:
         connection.begin("READ WRITE")
         connection.run_script("ALTER TABLE rollups DROP COLUMN pair_weight, DROP COLUMN drawn_square_squares")
         connection.run_script("DELETE FROM schema_versions WHERE version > 17")
         connection.run_script("INSERT INTO rolled VALUES (1, 3, 9, 0)")
-    assert database.migrate(now_s=2.0) == 1
+        connection.run_script("DROP TABLE fold_states; DROP INDEX rare, requests_by_owner")
+        connection.run_script("CREATE INDEX requests_by_owner ON events (owner) WHERE kind = 'request'")
+    assert database.migrate(now_s=2.0) == 2
     with database.reader() as connection:
+        assert connection.execute("SELECT seq FROM fold_states").fetchall() == []
+        query = "SELECT indexdef FROM pg_indexes WHERE schemaname = ? AND indexname IN ('rare', 'requests_by_owner')"
+        indexes = [definition for (definition,) in connection.execute(query, (store.schema_name,)).fetchall()]
+        assert sorted("(owner, seq)" in one for one in indexes) == [False, True]
         assert connection.execute("SELECT pair_weight, drawn_square_squares FROM rollups").fetchall() == []
         assert connection.execute("SELECT seq FROM rolled").fetchall() == [], "the log is summed again"
 

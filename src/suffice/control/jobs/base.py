@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
-from typing import ClassVar, Final, Generic, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
 from suffice.edge.math import Matches, open_match
@@ -22,8 +22,7 @@ from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost
 from suffice.store.database.location import LogLocation
-from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, last_place, open_reader, place_before, read_events
+from suffice.store.database.views import LogReader, LogRow, last_place, open_reader, place_before, read_log_rows
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.rollups import ReadTo, read_to
 from suffice.store.rows.events import Event
@@ -107,18 +106,22 @@ class JobWriter:
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         """Write everything or nothing, in one transaction, under the lease of the route that is being worked on."""
-        lease = self.lease
-        if self.is_shared and self._part:
-            lease = self._parts.get(self._part)
-            if lease is None:
-                raise LeaseLost(f"job {self._job}, route {self._part}: another worker has it")
-        self._decisions.write(lease, events, artefacts)
+        self._decisions.write(self._current_lease(), events, artefacts)
 
-    def keep(self, work: Callable[[LogReader], None]) -> None:
-        """Write a cache beside the log, in one transaction."""
-        assert self.lease is not None
-        with self._decisions.leased(self.lease) as connection:
-            work(connection)
+    def keep(self, work: Callable[[LogReader], T]) -> T:
+        """Write a cache beside the log, in one transaction under the same lease."""
+        lease = self._current_lease()
+        assert lease is not None
+        with self._decisions.leased(lease) as connection:
+            return work(connection)
+
+    def _current_lease(self) -> JobLease | None:
+        if not (self.is_shared and self._part):
+            return self.lease
+        lease = self._parts.get(self._part)
+        if lease is None:
+            raise LeaseLost(f"job {self._job}, route {self._part}: another worker has it")
+        return lease
 
     def renew(self) -> None:
         now_s = self._monotonic_s()
@@ -360,84 +363,10 @@ class ProposalJob(RouteJob):
         return reports
 
 
-class RouteFold(Protocol):
-    seq: int  # position of the last row read
-
-    @property
-    def n(self) -> int:
-        """Requests of the route so far; 0 where they are not counted."""
-        ...
-
-    def feed(self, stored: StoredEvent) -> object:
-        """Read the next row; a row that was read before changes nothing."""
-        ...
-
-
-F = TypeVar("F", bound=RouteFold)
-
-
-@dataclass(kw_only=True)
-class FoldJob(RouteJob, Generic[F]):
-    """A job that folds the log once for all routes."""
-
-    _folds: dict[str, F] = field(init=False, default_factory=dict)
-    _sentences: defaultdict[str, list[str]] = field(init=False, default_factory=lambda: defaultdict(list))  # by route
-
-    def begin(self, log: LogReader) -> None:
-        """Read what the pass needs beside the rows. Raises StoreError."""
-
-    @abstractmethod
-    def build(self, name: str, here: JobPass) -> F:
-        """Build the fold of a route that is not in memory."""
-
-    def feed(self, fold: F, stored: StoredEvent, here: JobPass) -> None:  # noqa: ARG002 - most folds decide nothing
-        fold.feed(stored)
-
-    @abstractmethod
-    def conclude(self, name: str, fold: F, here: JobPass) -> None:
-        """Decide a route when every row has been read."""
-
-    def prepare(self) -> None:
-        """Prepare what depends on all routes, when every row has been read."""
-
-    def add_sentence(self, name: str, sentence: str) -> None:
-        self._sentences[name].append(sentence)
-
-    def forget(self) -> None:
-        super().forget()
-        self._folds.clear()
-
-    def drop(self, name: str) -> None:
-        self._folds.pop(name, None)
-
-    def leave(self, name: str, why: str) -> None:
-        self.drop(name)
-        super().leave(name, why)
-
-    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
-        self._sentences.clear()
-        self.begin(here.log)
-        for name in names:
-            if name not in self._folds:
-                fold = self.attempt(name, here, self.build, name, here)
-                if fold is not None:
-                    self._folds[name] = fold
-        last = min((fold.seq for fold in self._folds.values()), default=0)
-        for stored in rows_since(here.log, last, here.writer):
-            last = stored.seq
-            for name, fold in list(self._folds.items()):
-                self.attempt(name, here, self.feed, fold, stored, here)
-        self.prepare()
-        for name, fold in list(self._folds.items()):
-            self.attempt(name, here, self.conclude, name, fold, here)
-        n = {name: fold.n for name, fold in self._folds.items()}
-        return [self.report(name, *self._sentences[name], read_to_seq=last, at=n.get(name, 0)) for name in names]
-
-
-def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[StoredEvent]:
+def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[LogRow]:
     """Read the rows after a position, renewing the lease meanwhile. Raises LeaseLost and StoreError."""
-    for number, stored in enumerate(read_events(log, since_seq=since_seq), 1):
-        yield stored
+    for number, row in enumerate(read_log_rows(log, since_seq=since_seq), 1):
+        yield row
         if number % RENEW_ROWS == 0:
             writer.renew()
 

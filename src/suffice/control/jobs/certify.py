@@ -16,8 +16,9 @@ from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobReport, JobWriter, T
+from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, JobPass, JobReport, JobWriter, T
 from suffice.control.jobs.fleet import FLEET, change_requirement, warm_starts
+from suffice.control.jobs.folds import FoldJob
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
@@ -38,6 +39,7 @@ class Certify(FoldJob[RouteLoop]):
     failing = "left as it is"
     first_rest_s = FIRST_REST_S
     raises = (LeaseLost, StoreError, ReplayMismatch)
+    reads_senders = True
     _holds: Holds = field(init=False, default=NOTHING_HELD)
     _at_s: float = field(init=False, default=0.0)  # Unix time of the log's last row
     _required: FleetRequirement | None = field(init=False, default=None)  # the latest; None: there was none
@@ -96,7 +98,10 @@ class Certify(FoldJob[RouteLoop]):
         if held.epoch is None:
             since = views.place_before(here.log, name, LOOK_BACK)
             held = self._begin_epoch(name, held, here.writer, since, "cold start", at=0)
-        context = RouteContext(
+        return loop_of(self._context(name), held, here.log)
+
+    def _context(self, name: str) -> RouteContext:
+        return RouteContext(
             name=name,
             route=self.settings.routes[name],
             control=self.settings.control,
@@ -104,7 +109,19 @@ class Certify(FoldJob[RouteLoop]):
             load=self._load,
             author=self.author,
         )
-        return loop_of(context, held, here.log)
+
+    def given(self, name: str, fold: RouteLoop | None) -> Mapping[str, object]:
+        context = self._context(name) if fold is None else fold.context
+        parts = "route", "control", "match", "load"
+        return {"context": context, **{part: getattr(context, part) for part in parts}}
+
+    def resume(self, name: str, fold: RouteLoop, here: JobPass) -> bool:
+        held = read_decided(here.log).of(name)
+        if held.epoch != fold.state.epoch:
+            return False
+        made = (one for _, one in views.read_publications(here.log, name, epoch=fold.state.epoch.number))
+        fold.resume(held, expected=made, requested=views.label_requests(here.log, name))
+        return True
 
     def feed(self, fold: RouteLoop, stored: StoredEvent, here: JobPass) -> None:
         self._write(fold.context.name, fold.feed(stored), here.writer)
@@ -223,6 +240,12 @@ class Critical(FoldJob[DeliveredAnswers]):
         route, since = self.settings.routes[name], views.place_before(here.log, name, LOOK_BACK)
         critical_em = CriticalEM(route.critical_em, delta=1 - route.confidence)
         return DeliveredAnswers(name=name, critical_em=critical_em, match=self.match(name), seq=since)
+
+    def given(self, name: str, fold: DeliveredAnswers | None) -> Mapping[str, object]:
+        return {"match": self.match(name) if fold is None else fold.match}
+
+    def resume(self, name: str, fold: DeliveredAnswers, here: JobPass) -> bool:  # noqa: ARG002 - follows from rows
+        return True
 
     def conclude(self, name: str, fold: DeliveredAnswers, here: JobPass) -> None:
         self._holds, at_s = read_holds(here.log, self._holds), last_at_s(here.log)

@@ -7,7 +7,7 @@ that holds at any moment needs all runs since its start in memory, for late labe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal, TypeVar
@@ -28,7 +28,8 @@ from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.forecaster import RouteForecaster, WatchedRun
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import ServedVersion, loader
-from suffice.control.jobs.base import FoldJob, JobPass, since
+from suffice.control.jobs.base import JobPass, since
+from suffice.control.jobs.folds import FoldJob
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
 from suffice.store.database import views
@@ -284,6 +285,22 @@ class Monitor(FoldJob[RouteWatch]):
         if last is not None:
             watch.looked_at = last.at
         return watch
+
+    def given(self, name: str, fold: RouteWatch | None) -> Mapping[str, object]:
+        settings = self.settings if fold is None else fold.settings
+        match, load = (self.match(name), self._load) if fold is None else (fold.match, fold.load)
+        return {"settings": settings, "route": settings.routes[name], "match": match, "load": load}
+
+    def resume(self, name: str, fold: RouteWatch, here: JobPass) -> bool:
+        """Take over what another worker has written since; its looks are no rows that the fold reads."""
+        log, held = here.log, read_decided(here.log).of(name)
+        if fold.epoch != held.n_epochs:
+            return False
+        newest = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)
+        looks = [look for look in reversed(newest) if look.epoch == fold.epoch and look.at > fold.looked_at]
+        fold.forecaster.restore(looks, views.newest_event(log, ForecastAction, route=name), held.alarm)
+        fold.author, fold.looked_at = self.author, max([fold.looked_at, *(look.at for look in looks)])
+        return True
 
     def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
         self._forecast_spend(name, here)

@@ -97,8 +97,8 @@ class Advance(ProposalJob):
         if assessor is None or assessor.gathering.held.seq != trial.seq:
             of_route = AuditReplay(route=self.settings.routes[name], match=self.match(name))
             assessor = RolloutAssessor(here.log, trial, of_route, self.settings.control, secret=self.secret)
-        for stored in rows_since(here.log, assessor.gathering.seq, here.writer):
-            assessor.gathering.feed(stored)
+        for row in rows_since(here.log, assessor.gathering.seq, here.writer):
+            assessor.gathering.feed(row.stored())
         seen = assessor.see(here.log, trial, held, now_s=self.now())
         self._assessors[name] = assessor
         ended_s = self.monotonic_s()

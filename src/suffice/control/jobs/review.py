@@ -5,14 +5,15 @@ A random draw and its review items are one transaction, so the recorded odds hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final
 
 from suffice.assurance.forecast import RouteForecast
 from suffice.control.evidence.run_join import remember
-from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
+from suffice.control.jobs.base import LOOK_BACK, JobPass
+from suffice.control.jobs.folds import FoldJob
 from suffice.review import select
 from suffice.review.items import ControlDraw, day_number
 from suffice.rollout.assign import assign_audit
@@ -142,7 +143,7 @@ class ReviewJob(FoldJob[Candidates]):
             name=name,
             most_drawn=max(1, 2 * ceil(select.n_control(rules) / max(1, select.n_drawings(rules)))),
             since_seq=max(drawings[-1].until_seq, looked_back) if drawings else looked_back,
-            point=lambda episode: assign_audit(episode, share=1.0, salt=f"{self.secret} review").point,
+            point=self._point,
             # Requests from before the last draw may end after it, so those still open are read, too.
             seq=looked_back,
         )
@@ -150,6 +151,26 @@ class ReviewJob(FoldJob[Candidates]):
         for wanted in read_open_label_requests(here.log, name, most=select.MOST_WAITING):
             fold.add_request(wanted)
         return fold
+
+    def _point(self, episode: str) -> float:
+        return assign_audit(episode, share=1.0, salt=f"{self.secret} review").point
+
+    def given(self, name: str, fold: Candidates | None) -> Mapping[str, object]:  # noqa: ARG002 - as every fold's
+        if fold is None:
+            return {"point": self._point, "queued": self._reviews.queue.places}
+        return {"point": fold.point, "queued": fold.queued}
+
+    def resume(self, name: str, fold: Candidates, here: JobPass) -> bool:
+        """Leave out what another worker has queued since."""
+        self._update(fold, here.log)
+        for episode in fold.queued:
+            fold.waiting.drop(episode)
+        drawings = self._reviews.queue.drawings.get(name, ())
+        if drawings and drawings[-1].until_seq > fold.since_seq:
+            if drawings[-1].until_seq < fold.seq:
+                return False  # the urn holds runs from before and after the draw
+            fold.restart(drawings[-1].until_seq)
+        return True
 
     def _update(self, fold: Candidates, log: LogReader) -> None:
         fold.queued = self._reviews.queue.places

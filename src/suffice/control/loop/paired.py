@@ -8,7 +8,6 @@ the arm itself changes them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from math import inf
 from typing import Final
 
@@ -27,7 +26,6 @@ from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import Episode, EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
 FULL: Final = "full"  # how outcomes name a second full run
-MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
 
@@ -104,7 +102,6 @@ def latest_arm(audits: Sequence[Audit], arms: Sequence[str]) -> str:
 class PairedEvidence(EvidenceSource):
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
-        self.match: Match = lru_cache(MOST_MATCHES)(state.context.match)
         self._watch: AuditWatch | None = None  # ends the epoch while the arm is active
         self._watched_to = 0  # position of the last pair in the watch
         self._log_e = -inf  # of the arm, at the last look
@@ -184,7 +181,9 @@ class PairedEvidence(EvidenceSource):
 
     def pairs(self) -> list[PairedAudit]:
         state = self.state
-        return pair_audits(state.audits, self.match, timeout=self._timeout, callers=state.traffic.callers)
+        return pair_audits(
+            state.audits, state.context.cached_match, timeout=self._timeout, callers=state.traffic.callers
+        )
 
     def _windowed(self) -> list[PairedAudit]:
         """The pairs of the certificate's window; audits that should have returned by now count as lost."""
@@ -204,7 +203,7 @@ class PairedEvidence(EvidenceSource):
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
         callers = state.traffic.callers
-        return pair_audits(inside, self.match, timeout=timeout, callers=callers, window=window) + lost
+        return pair_audits(inside, state.context.cached_match, timeout=timeout, callers=callers, window=window) + lost
 
     @property
     def _timeout(self) -> float:

@@ -7,6 +7,7 @@ epoch begins: losing evidence is safer than contradicting it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -86,6 +87,13 @@ class RouteLoop:
         self.critical_em = CriticalEM(context.route.critical_em, delta=1 - context.route.confidence)
         self.state = EpochState(context, epoch, Traffic(), kept=kept, expected=expected)
         self.source = source_of(self.state)
+
+    def resume(self, held: RouteDeployment, *, expected: Iterable[Publication], requested: Iterable[str]) -> None:
+        """Go on from a state of the same epoch; `expected` as above, where those that this loop made are left out."""
+        later = [made for made in expected if made.number > self.held.n_publications]
+        self.state.expected = deque(later)
+        self.held = replace(held, publication=self.held.publication, last=self.held.last)
+        self.requested = set(requested)
 
     @property
     def context(self) -> RouteContext:

@@ -16,6 +16,7 @@ from suffice.store.audit.appender import Appender
 from suffice.store.audit.chain import forget_salts
 from suffice.store.audit.personal import WORDS, Part, without
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.fold_states import forget_fold_states
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.schema import kinds_in
 from suffice.store.database.views import LogReader, query_number
@@ -127,6 +128,7 @@ def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], u
                 if forget_salts(connection, seq, order.parts):
                     chained.append(seq)
         if n_rows:
+            forget_fold_states(connection)  # they may hold the text
             number = query_number(connection, _WRITTEN, {"id": order.erasure_id}) + 1
             places = tuple(chained)
             erasure = Erasure(**asdict(order), number=number, n_rows=n_rows, chained=places, until_seq=until_seq)

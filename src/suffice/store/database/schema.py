@@ -1,7 +1,8 @@
 """The database schema: one script, and views for any SQL tool.
 
-`events` is the only source of truth. `owners` and `leases` track live processes and their jobs; `rollups`, `rolled` and
-`tallies` are caches; `artefacts` holds content-addressed objects; `chain` is the hash chain of the audit log.
+`events` is the only source of truth. `owners` and `leases` track live processes and their jobs; `rollups`, `rolled`,
+`tallies` and `fold_states` are caches; `artefacts` holds content-addressed objects; `chain` is the hash chain of the
+audit log.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from suffice.store.sql.connection import has_table
 from suffice.store.sql.postgres import PostgresConnection
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
-VERSION: Final = 18  # of the schema below
+VERSION: Final = 18  # of a file's schema: PostgreSQL has later migrations of its own
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
 _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
@@ -209,11 +210,23 @@ _SCRIPT: Final = f"""
 """  # noqa: S608 - constants of this file
 
 
+# A cache that an older log gets, too: what workers have folded of each route (store/database/fold_states.py).
+_FOLD_STATES: Final = """
+    CREATE TABLE IF NOT EXISTS fold_states (
+        job   TEXT NOT NULL,
+        route TEXT NOT NULL,
+        seq   INTEGER NOT NULL,  -- place in the log up to which it was folded
+        body  BLOB NOT NULL,
+        PRIMARY KEY (job, route)
+    );
+"""
+
+
 class Migration(NamedTuple):
     """A change of the schema. On PostgreSQL, gateways of two versions run side by side during an upgrade."""
 
     version: int  # of the schema after it
-    oldest: int  # version of the schema whose gateways go on working with it: at most one back
+    oldest: int  # version of the schema whose gateways go on working with it
     script: str
 
 
@@ -238,10 +251,6 @@ _ENFORCED_SUMS: Final = "\n".join(
         "DELETE FROM rolled WHERE NOT EXISTS (SELECT 1 FROM events WHERE kind = 'day_archived');\n",
     )
 )
-MIGRATIONS: Final[tuple[Migration, ...]] = (
-    Migration(17, 16, _NOTES),
-    Migration(18, 17, _ENFORCED_SUMS),
-)  # after the first version on PostgreSQL, in order; never changed
 _FIRST_VERSION: Final = 16  # of the schema on PostgreSQL
 _FIRST_OF_SQLITE: Final = 17  # older files are refused
 
@@ -268,7 +277,17 @@ _COMPRESSION: Final = """
 """
 # For the newest row of a kind: from its statistics, the planner cannot know that all of a kind's rows are old.
 _RARE: Final = """
-    CREATE INDEX rare ON events (kind, seq) WHERE kind NOT IN ('request', 'outcome', 'feedback');
+    CREATE INDEX IF NOT EXISTS rare ON events (kind, seq) WHERE kind NOT IN ('request', 'outcome', 'feedback');
+"""
+# Of logs that were made when these indexes had no place.
+_PLACED: Final = """
+    DO $$ BEGIN
+        IF NOT EXISTS (SELECT 1 FROM pg_indexes WHERE schemaname = current_schema()
+                       AND indexname = 'requests_by_{0}' AND indexdef LIKE '%({0}, seq)%') THEN
+            DROP INDEX IF EXISTS requests_by_{0};
+            CREATE INDEX requests_by_{0} ON events ({0}, seq) WHERE kind = 'request';
+        END IF;
+    END $$;
 """
 # Types of PostgreSQL; text sorts by its bytes, as SQLite's.
 _TYPES: Final = (
@@ -285,11 +304,21 @@ _TYPES: Final = (
 )
 
 
-def _postgres_script() -> str:
-    script = _SCRIPT
+def _for_postgres(script: str) -> str:
     for pattern, replacement in _TYPES:
         script = re.sub(pattern, replacement, script)
-    return _FUNCTIONS + script + _COMPRESSION + _RARE
+    return script
+
+
+def _postgres_script() -> str:
+    return _FUNCTIONS + _for_postgres(_SCRIPT) + _COMPRESSION + _RARE
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    Migration(17, 16, _NOTES),
+    Migration(18, 17, _ENFORCED_SUMS),
+    Migration(19, 17, _for_postgres(_FOLD_STATES) + _RARE + _PLACED.format("owner") + _PLACED.format("route")),
+)  # after the first version on PostgreSQL, in order; never changed
 
 
 def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_s: float) -> int:
@@ -335,7 +364,7 @@ def create(connection: sqlite3.Connection, where: str) -> None:
     try:
         version, script = check_version(connection, where, may_be_older=True), _SCRIPT
         if version:
-            later = (one.script for one in MIGRATIONS if one.version > version)
+            later = (one.script for one in MIGRATIONS if version < one.version <= VERSION)
             script = "".join(later).replace(" IF NOT EXISTS", "").replace("DOUBLE PRECISION", "REAL")
         else:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -343,6 +372,7 @@ def create(connection: sqlite3.Connection, where: str) -> None:
             connection.execute(statement)
         if version != VERSION:
             connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute(_FOLD_STATES)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -307,12 +307,34 @@ def episodes_of_response(reader: LogReader, response_id: str | None, *, most: in
     return [key for (key,) in query_rows(reader, query, (indexed_id(response_id), most))]
 
 
-def read_events(source: LogSource, *, since_seq: int = 0) -> Iterator[StoredEvent]:
-    query = f"SELECT {_COLUMNS} FROM events WHERE seq > :after ORDER BY seq LIMIT :limit"  # noqa: S608 - constants
+class LogRow(NamedTuple):
+    """A row as it is stored, for readers that need few of the bodies."""
+
+    seq: int
+    at_s: float
+    kind: str
+    key: str
+    episode_id: str | None  # that it names
+    route: str | None  # None: known only through the episode, or it concerns all
+    body: str
+
+    def stored(self) -> StoredEvent:
+        """Decode the row. Raise StoreError."""
+        return StoredEvent(seq=self.seq, at_s=self.at_s, event=decoded(self.seq, EVENTS[self.kind], self.body))
+
+
+def read_log_rows(source: LogSource, *, since_seq: int = 0) -> Iterator[LogRow]:
+    """Yield the rows after a place whose kinds this version knows."""
+    columns = ", ".join(LogRow._fields)
+    query = f"SELECT {columns} FROM events WHERE seq > :after ORDER BY seq LIMIT :limit"  # noqa: S608 - constants
     with open_reader(source) as connection:
-        for seq, at_s, kind, body in read_pages(connection, query, {}, after=since_seq):
-            if kind in EVENTS:
-                yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+        for row in read_pages(connection, query, {}, after=since_seq):
+            if row[2] in EVENTS:
+                yield LogRow(*row)
+
+
+def read_events(source: LogSource, *, since_seq: int = 0) -> Iterator[StoredEvent]:
+    return (row.stored() for row in read_log_rows(source, since_seq=since_seq))
 
 
 def read_pages(reader: LogReader, query: str, values: Mapping[str, object], *, after: int) -> Iterator[Any]:
