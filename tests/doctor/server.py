@@ -28,7 +28,7 @@ def form_reply(seen: FakeRequest, *, drops: Collection[str] = (), **fixed: Any) 
     """A fruit in the form that is asked for, but not after a thought that was ended in a way of `drops`."""
     ways = {"prefill": bool(seen.body.get("continue_final_message")), "native": "reasoning_control" in seen.body}
     is_free = any(ways[way] for way in drops)
-    thought = THOUGHT if LONG_ASK in seen.text else ()
+    thought = ("first\n", *THOUGHT) if LONG_ASK in seen.text else ()
     if seen.body.get("tools") and not is_free:
         return Reply(reasoning=thought, answer=(), tool_calls=(CALL,), delay_s=0.002, **fixed)
     fruit = "apple" if is_free else "kiwi"

@@ -30,7 +30,13 @@ async def test_a_server_that_does_everything_is_believed() -> None:
         findings, url = await examine_fake(fake), fake.url
     seen = verdicts(findings)
     # The fake keeps no slot apart, cannot turn its cache off and has neither limits nor a list of contexts.
-    other = {"id_slot": "ignored", "cache_prompt": "ignored", "rate_limits": "no", "context": "no"}
+    other = {
+        "id_slot": "ignored",
+        "cache_prompt": "ignored",
+        "rate_limits": "no",
+        "context": "no",
+        "line_signals": "no",
+    }
     assert seen == dict.fromkeys(EXPERIMENTS, "yes") | other
     assert findings.finish == ("native", "raw", "prefill")
     assert findings.n_slots == 2
@@ -163,7 +169,12 @@ def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for
 async def test_an_engine_is_examined_by_the_requests_of_its_driver(driver: Any) -> None:
     """Neither has llama.cpp's pages: a template is rendered by two others, and the slots stand elsewhere."""
     behaviour = ServerBehaviour(
-        dialect=driver, prefix_cache=True, slots=6, has_control=driver == "vllm", opens_thought=False
+        dialect=driver,
+        prefix_cache=True,
+        slots=6,
+        has_control=driver == "vllm",
+        opens_thought=False,
+        line_margins=(9.0,),
     )
     async with FakeUpstream(model(delay_s=0.01), behaviour) as fake:
         findings = await examine_fake(fake, driver=driver)
@@ -171,6 +182,7 @@ async def test_an_engine_is_examined_by_the_requests_of_its_driver(driver: Any) 
     native = ("native",) if driver == "vllm" else ()
     assert findings.finish == (*native, "raw", "prefill"), verdicts(findings)
     assert findings.n_slots == 6, evidence(findings, "slots")
+    assert honoured(findings, "line_signals") == (driver == "vllm"), evidence(findings, "line_signals")
     assert verdicts(findings)["cancel"] == "yes"
     recommendation = recommend(findings, name="up", url=url, driver=driver)
     settings = parse_settings(tomllib.loads(recommendation.settings)).upstreams["up"]

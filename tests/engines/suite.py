@@ -217,7 +217,8 @@ def reconciles(run: Run) -> bool:
     spent = sum(call.completion_tokens for call in outcome.calls)
     read = sum(call.prompt_tokens or 0 for call in outcome.calls)
     told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
-    whole = [call for call in outcome.calls if not (call.purpose == "probe" and call.cancelled)]
+    # A call that was given up before its first chunk is marked as estimated: no engine tells what it read.
+    whole = [call for call in outcome.calls if not call.cancelled or call.completion_tokens]
     return (
         spent == told
         and read == usage.prompt_tokens + more.extra_prompt_tokens

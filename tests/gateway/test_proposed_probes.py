@@ -81,6 +81,44 @@ async def test_margins_are_read_from_the_stream_and_never_reach_the_client(serve
         assert tokens == 7  # of the first two lines: behind the first one the model would rather have gone on
 
 
+def reads_lines(gateway: GatewayState) -> None:
+    seen = tuple(Finding(experiment=name, verdict="yes", evidence="") for name in ("line_signals", "logprobs_stream"))
+    for client in gateway.upstreams.values():
+        client.findings = Findings(examination_id="x", upstream="up", url_key="", model="m", at_s=0.0, findings=seen)
+
+
+@pytest.mark.parametrize("audit", [False, True])
+async def test_margins_are_read_in_the_engine_without_log_probabilities(serve: Serve, audit: bool) -> None:
+    """An audit reads the same as a live run; the margins are those of the lines, each with the token after it."""
+    slow = ScriptedThought(STEPS, "5 dear", reply=Reply(delay_s=0.004))
+    options = route({}, policy={"policy": "think-brake", "threshold": 0.5}, audit_share=1.0 if audit else 0.0)
+    options["steps"] = {"min_tokens": 1, "growth": 1.0}
+    engine = {"driver": "vllm", "finish": ["native", "prefill"], "slots": 3}
+    fake = {"dialect": "vllm", "has_control": True, "line_margins": (7.0, 3.0, 0.2, 0.1, 0.1, 0.1)}
+    async with serve(slow, upstream=engine, fake=fake, route=options, change=reads_lines) as g:
+        answer = await g.ask(chat(suffice={}))
+        outcome = await g.outcome()
+        assert "top_logprobs" not in g.fake.completions[0].request.body
+        assert [step.end_margin for step in outcome.steps][:3] == [7.0, 3.0, 0.2]
+        assert all(step.logprob is not None and step.logprob < 0 for step in outcome.steps[:3])
+        assert outcome.degraded == ()
+        assert (outcome.stopped, outcome.stop_step) == (not audit, 3)
+        assert answer.text == ("5 dear" if audit else "4")
+
+
+async def test_an_engine_that_reports_no_lines_costs_signals_and_no_answer(serve: Serve) -> None:
+    options = route({}, policy={"policy": "think-brake"}, probe={})
+    async with serve(
+        ScriptedThought(STEPS, "5 dear"),
+        upstream={"driver": "vllm"},
+        fake={"dialect": "vllm"},
+        route=options,
+        change=reads_lines,
+    ) as g:
+        answer = await g.ask(chat(suffice={}))
+        assert (answer.status, answer.text, answer.told["degraded"]) == (200, "5 dear", ["signals"])
+
+
 async def test_an_upstream_that_refuses_log_probabilities_is_asked_again_without(serve: Serve) -> None:
     def refuses(seen: Any) -> Any:
         return (

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, get_args
 
 from msgspec.structs import replace
 
-from suffice.doctor.forms import CONTROL_AFTER, FORM_EXPERIMENTS, SLACK, end_thought, quoted
+from suffice.doctor.forms import CONTROL_AFTER, FORM_EXPERIMENTS, SLACK, end_thought, line_signals, quoted
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.extra_calls import PrefillStripper
 from suffice.errors import UpstreamProtocol
@@ -564,6 +564,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "native_end": ("ends a running thought on request", _native_end),
     "native_budget": ("ends a thought after a number of tokens", _native_budget),
     **FORM_EXPERIMENTS,
+    "line_signals": ("reports the margin to the end of thought at the ends of lines", line_signals),
     "effort": ("takes reasoning efforts, and a higher one makes the thought longer", _effort),
     "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
     "cache_prompt": ("`cache_prompt = false` turns the prefix cache off, so the field is honoured", _cache_prompt),

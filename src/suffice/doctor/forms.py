@@ -109,6 +109,21 @@ def quoted(text: str, n_chars: int = 32) -> str:
     return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")
 
 
+async def line_signals(session: ServerSession) -> Result:
+    """Read what a processor in the engine reports of a thought with at least one whole line."""
+    ask_for, name = DRIVERS[session.settings.driver].line_signals, f"doctor-{secrets.token_hex(8)}"
+    if ask_for is None:
+        return Result("no", f"driver {session.settings.driver!r} has no such fields")
+    body = session.body(LONG_ASK, LONG_CAP, **ask_for(name, session.settings.think_close))
+    async with session.begun(body, lambda seen: "\n" in seen.thought.rstrip()) as seen:
+        answer = await session.whole({"id": name, "action": "signals"}, CONTROL_PATH)
+    rows = within(answer.body, "signals")
+    if answer.status != 200 or not isinstance(rows, list):
+        return Result("no", f"{CONTROL_PATH} answered {answer.refused}")
+    read = f"{len(rows)} line ends in {seen.n_thought_pieces} pieces of thought"
+    return Result("yes" if rows else "unclear", read)
+
+
 # As `doctor.experiments.EXPERIMENTS`; `upstream.drivers.losing_methods` knows the names.
 FORM_EXPERIMENTS = {
     f"{form}_{method}": (f"gives {words} after a thought that was ended by {method}", partial(keeps_form, form, method))

@@ -6,11 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
-from suffice.episode.extra_calls import Prober, Vectors
+from suffice.episode.extra_calls import Prober
 from suffice.episode.ledger import suffice_object
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.types import Step
@@ -410,18 +410,29 @@ class StreamRelay:
         return closing + answer
 
 
+class StepAddition(Protocol):
+    async def add_to(self, step: Step) -> Step:
+        """Return the step, the next one of its run, with what another server knows of it."""
+
+
 class ReasoningRun:
     """Yields the steps of one chain of thought while relaying it, and schedules their probes.
 
-    prober  None: no step is probed, and a step's answer is read from its text
-    drain   every scheduled step is probed, even after the end, as in an audit
+    prober     None: no step is probed, and a step's answer is read from its text
+    additions  made to each step, in this order
+    drain      every scheduled step is probed, even after the end, as in an audit
     """
 
     def __init__(
-        self, relay: StreamRelay, *, prober: Prober | None = None, vectors: Vectors | None = None, drain: bool = False
+        self,
+        relay: StreamRelay,
+        *,
+        prober: Prober | None = None,
+        additions: Sequence[StepAddition] = (),
+        drain: bool = False,
     ) -> None:
         self.relay, self.reader = relay, relay.reader
-        self._prober, self._vectors, self._drain = prober, vectors, drain
+        self._prober, self._additions, self._drain = prober, additions, drain
         self._probes_are_off = prober is None
         self._visible: str | None = None  # the answer in the text so far
 
@@ -460,7 +471,7 @@ class ReasoningRun:
         except Exception:  # noqa: BLE001 - as for the probe itself
             self._disable_probes()
             prober = None
-        if prober is None and self._vectors is None:
+        if prober is None and not self._additions:
             return None
         return asyncio.create_task(self._probe(point, prober))
 
@@ -468,7 +479,9 @@ class ReasoningRun:
         """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
         try:
             step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
-            return step if self._vectors is None else await self._vectors.add_to(step)
+            for addition in self._additions:
+                step = await addition.add_to(step)
+            return step
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
             self._disable_probes()
             return missing_step(point)

@@ -10,11 +10,12 @@ from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.line_signals import LineSignals
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
-from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate, Proposer
+from suffice.episode.proposer import CheckpointGate, Proposer
 from suffice.episode.samples import sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StepAddition, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
@@ -261,9 +262,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         max_extra_calls=route.max_extra_calls,
         excluded=job.api.excluded_methods(job.client.settings.driver),
     )
-    fields, events = _reasoning_fields(job, continuer), job.events
-    if job.reads_end_of_thought:
-        fields = fields.with_logprobs(LISTED_TOKENS)
+    fields, events = _reasoning_fields(job, continuer).with_fields(job.signal_fields), job.events
     needs, cost = job.route.needs, _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
@@ -286,8 +285,10 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             began_s=gw.monotonic_s(),
         )
         prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
-        vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
-        run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
+        vectors, lines = gw.vectors(job.route, ledger, keep=KEPT_CALLS), LineSignals(continuer)
+        offered: tuple[StepAddition | None, ...] = (lines if job.line_fields else None, vectors)
+        additions = [one for one in offered if one is not None]
+        run = ReasoningRun(relay, prober=prober, additions=additions, drain=is_measured(ledger.request))
         # In audits too: their clients get the same as those of any run that goes to its end.
         relay.own_end.wanted, reader.close_at_tokens = job.forces_answers, job.answer_reserve(continuer)
         stop = await run_episode(run.steps(), policy.observe, policy, record)

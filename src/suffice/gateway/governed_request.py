@@ -9,6 +9,7 @@ from typing import Any
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.extra_calls import Continuer, HeldCall
 from suffice.episode.ledger import Ledger
+from suffice.episode.proposer import LISTED_TOKENS
 from suffice.gateway.context import GatewayState, may_stop
 from suffice.gateway.exchange import Exchange, kept_alive
 from suffice.gateway.request_parsing import ParsedRequest
@@ -42,10 +43,20 @@ class GovernedRequest:
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
     @property
-    def reads_end_of_thought(self) -> bool:
-        """Whether to request log-probabilities for its signal; a client that wants some gets its own."""
+    def signal_fields(self) -> dict[str, Any]:
+        """Fields that read signals from the model's tokens; a client that wants log-probabilities gets its own."""
         asks = self.api is CHAT and self.route.reads("end-of-thought") and not has_field(self.parsed.body, "logprobs")
-        return asks and honoured(self.client.findings, "logprobs_stream")
+        reads_stream = asks and honoured(self.client.findings, "logprobs_stream")
+        return self.line_fields or ({"logprobs": True, "top_logprobs": LISTED_TOKENS} if reads_stream else {})
+
+    @property
+    def line_fields(self) -> dict[str, Any]:
+        """Fields by which the engine reads these signals at the ends of lines; a proposer needs them in the stream."""
+        ask, route = DRIVERS[self.client.settings.driver].line_signals, self.route
+        reads = (route.reads("end-of-thought") or route.reads("wording")) and route.proposer is None
+        if ask is None or not reads or self.api is not CHAT or not honoured(self.client.findings, "line_signals"):
+            return {}
+        return ask(self.ledger.request.episode_id, self.client.settings.think_close)
 
     @property
     def max_tokens(self) -> int | None:

@@ -53,6 +53,8 @@ class DriverFacts:
     # Fields of a run whose thought may be ended by POST CONTROL_PATH, from the run's name, the text to write before the
     # closing tag, and the tag. None: there is no such endpoint.
     control: Callable[[str, str, str], Fields] | None = None
+    # Fields of a run whose signals the same endpoint reports, from the run's name and the tag. None: it reports none.
+    line_signals: Callable[[str, str], Fields] | None = None
     controls_by_run: bool = False  # the endpoint takes that name; else the completion's id
     counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
     detokenized: str = "prompt"  # field of the text in the answer of /detokenize
@@ -111,6 +113,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         control=lambda run, closing, tag: {
             "vllm_xargs": {"suffice_run": run, "suffice_text": closing + tag, "suffice_tag": tag}
         },
+        line_signals=lambda run, tag: {"vllm_xargs": {"suffice_run": run, "suffice_tag": tag, "suffice_signals": 1}},
         controls_by_run=True,
         counts_chunks=True,
     ),
@@ -234,9 +237,8 @@ class ReasoningFields:
     def _other_site(self) -> str:
         return "logprobs" if "logprobs" in self.fields else "native"
 
-    def with_logprobs(self, n_listed: int) -> ReasoningFields:
-        """Ask for each token's log-probability and that of the `n_listed` best ones."""
-        return replace(self, fields={**self.fields, "logprobs": True, "top_logprobs": n_listed})
+    def with_fields(self, fields: Mapping[str, Any]) -> ReasoningFields:
+        return replace(self, fields=merge_fields(self.fields, fields)) if fields else self
 
 
 NO_FIELDS = ReasoningFields(fields={})

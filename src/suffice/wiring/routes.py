@@ -70,9 +70,10 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
         if route.mode == "enforce" and built.refused is not None:
             warnings.append(f"routes.{name}: behaves as observe: {built.refused}")
         reads_logprobs = built.reads("end-of-thought") or (route.kind == "samples" and built.reads("wording"))
-        if reads_logprobs and not honoured(built.findings, "logprobs_stream"):
+        if reads_logprobs and not any(honoured(built.findings, way) for way in ("logprobs_stream", "line_signals")):
             why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
-            warnings.append(f"routes.{name}: {why} logprobs_stream; until then, what they tell is unknown")
+            ways = "logprobs_stream or, for vLLM, line_signals"
+            warnings.append(f"routes.{name}: {why} {ways}; until then, what they tell is unknown")
         warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, built.findings)]
         if route.mode == "observe" and route.probe is not None and route.kind != "rounds" and not built.may_probe:
             warnings.append(

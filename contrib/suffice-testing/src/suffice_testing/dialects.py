@@ -33,6 +33,7 @@ class ServerBehaviour:
     has_control: bool = False  # vLLM runs with suffice-vllm, whose endpoint ends a thought
     scripts: Mapping[str, Script] = field(default_factory=dict)  # by model name: streams that are played instead
     paths: Mapping[str, Script] = field(default_factory=dict)  # by "METHOD /path" without /v1: endpoints of other APIs
+    line_margins: tuple[float, ...] = ()  # … and reports these at the ends of the thought's lines
     slots: int | None = None  # completions generated at once, others wait; None: no limit
     opens_thought: bool = True  # the chat template writes the opening tag of the thought
     numbers_events: bool = False  # llama.cpp's stream of Responses is whole and numbered, as other engines write it

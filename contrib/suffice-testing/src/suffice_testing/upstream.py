@@ -16,7 +16,7 @@ from suffice.upstream.wire import encode_json, error_body
 from suffice_testing import dialects, prompt
 from suffice_testing.chain import Answerer
 from suffice_testing.dialects import ServerBehaviour
-from suffice_testing.generate import Completion, count_in
+from suffice_testing.generate import Completion, Token, count_in
 from suffice_testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
 from suffice_testing.native import SHAPES
 from suffice_testing.reply import FakeCall, FakeRefusal, FakeRequest, Reply, Script, merged
@@ -26,6 +26,14 @@ _JSON = {"content-type": "application/json"}
 _COMPLETIONS = ("/chat/completions", "/completions", "/messages", "/responses")
 _PAGE = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
 _LLAMA_ONLY = ("/chat/completions/control", "/apply-template")
+
+
+def line_rows(shown: Sequence[Token], margins: Sequence[float]) -> list[tuple[int, float, float | None]]:
+    """Return what suffice-vllm reports: tokens so far, margin and mean log-probability, with the token after a line."""
+    ends = [n for n, token in enumerate(shown[:-1], 1) if token.channel == "reasoning" and "\n" in token.text]
+    means = [[token.logprob for token in shown[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
+    rows = zip(ends, margins, means, strict=False)
+    return [(end, margin, sum(own) / len(own)) for end, margin, own in rows]
 
 
 class FakeUpstream:
@@ -345,7 +353,8 @@ class FakeUpstream:
         return route(request)
 
     def _control(self, request: FakeRequest) -> dict[str, Any]:
-        if request.body.get("action") != "reasoning_end":
+        action = request.body.get("action")
+        if action != "reasoning_end" and not (action == "signals" and self._behaviour.has_control):
             raise FakeRefusal("action must be reasoning_end", code="bad_action")
         wanted = str(request.body.get("id"))
         if self._behaviour.has_control:  # which knows a run by the name that its request gave it
@@ -355,9 +364,12 @@ class FakeUpstream:
         else:
             seen, runs = self._live.get(wanted, (None, ()))
         if seen is None:
-            return {"success": False, "message": "no such completion is running"}
+            return {"success": False, "message": "no such completion is running", "signals": []}
         if seen.body.get("reasoning_control") is not True and not self._behaviour.has_control:
             return {"success": False, "message": "the completion was started without reasoning_control"}
+        if action == "signals":
+            rows = line_rows(runs[0].shown, self._behaviour.line_margins) if runs else []
+            return {"success": True, "signals": [row for row in rows if row[0] > int(request.body.get("after") or 0)]}
         for run in runs:
             run.end_reasoning()
         return {"success": True}

@@ -354,7 +354,7 @@ class EndOfThought(LastStepFold):
     """How close the model was to ending its thought by itself, read from its own stream at the end of a sentence."""
 
     name = "end-of-thought"
-    looks_at = "the log-probabilities of the stream at the step's last end of a sentence"
+    looks_at = "the log-probabilities of the stream at the step's last end of a sentence, or of a line in suffice-vllm"
     source = "ThinkBrake, Song et al. 2026, [arXiv:2510.00546](https://arxiv.org/abs/2510.00546)"
     fields: ClassVar[Fields] = {
         "end_margin": SignalField(

@@ -299,7 +299,7 @@ class SelfReport(LastStepFold):
 
 class WordingConfidence(LastStepFold):
     name = "wording"
-    looks_at = "the mean log-probability of the step's own tokens, as it was given"
+    looks_at = "the mean log-probability of the step's own tokens, as it was given or as suffice-vllm read it"
     source = "AgentStop, [arXiv:2605.15206](https://arxiv.org/abs/2605.15206)"
     fields: ClassVar[Fields] = {
         "step_logprob": SignalField(
