@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from hashlib import sha256
-from typing import Final, Self, TypeAlias, TypeVar
+from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.appender import Appender
@@ -67,6 +67,7 @@ class _Sight:
 class Decisions:
     """Opens a log for decisions, or creates it. Raise StoreError."""
 
+    rehearses: ClassVar[bool] = False  # it writes nothing
     path: LogLocation
     _: KW_ONLY
     now: Callable[[], float]

@@ -150,7 +150,9 @@ def start_experiment(
             return "runs as it was defined at its start; stop it before anything but weights and share changes"
         begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
     # Another experiment may have taken slots of the layer in the same moment: then new weights take no effect.
-    took = writer.write_new(begun) and any(one.experiment == begun.experiment for one in read_experiments(writer.path))
+    took = writer.write_new(begun)
+    if took and not writer.rehearses:
+        took = any(one.experiment == begun.experiment for one in read_experiments(writer.path))
     return begun if took else _AT_ONCE
 
 

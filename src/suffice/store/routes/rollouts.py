@@ -46,15 +46,7 @@ def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
     for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
         event = stored.event
         if isinstance(event, RolloutStart):
-            by_rollout[event.state.rollout] = RolloutRun(
-                state=event.state,
-                first=event.state,
-                number=event.number,
-                seq=stored.seq,
-                author=event.author,
-                reason=event.reason,
-                rules=event.rules,
-            )
+            by_rollout[event.state.rollout] = _begun(event, stored.seq)
         elif isinstance(event, RolloutMove):
             move = event.transition
             before = by_rollout[move.rollout]
@@ -62,6 +54,18 @@ def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
         elif isinstance(event, RolloutUndo):
             by_rollout[event.rollout] = replace(by_rollout[event.rollout], undone=event)
     return tuple(by_rollout.values())
+
+
+def _begun(event: RolloutStart, seq: int) -> RolloutRun:
+    return RolloutRun(
+        state=event.state,
+        first=event.state,
+        number=event.number,
+        seq=seq,
+        author=event.author,
+        reason=event.reason,
+        rules=event.rules,
+    )
 
 
 def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
@@ -180,7 +184,7 @@ def start_candidate(
         return event
     if not writer.write_new(event, artefacts=kept_with(one, secret=secret)):
         return "somebody else started a rollout on this route at the same time; check it and try again"
-    return read_rollouts(writer.path)[-1]
+    return _begun(event, held[-1].seq if held else 0) if writer.rehearses else read_rollouts(writer.path)[-1]
 
 
 def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], stages.Transition]) -> stages.Transition | str:
