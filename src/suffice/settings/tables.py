@@ -499,6 +499,7 @@ AlertKind: TypeAlias = Literal[
     "log_missed",
     "worse_arm",
     "stops_cost_more",
+    "rule",
 ]
 
 

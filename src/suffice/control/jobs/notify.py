@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -14,8 +14,18 @@ from suffice.edge.notification import MailServer, post_json, send_mail
 from suffice.formatting import format_iso
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people import alerts
+from suffice.store.people.alert_rules import (
+    active_mutes,
+    check_rule,
+    describe_check,
+    is_muted,
+    latest_rules,
+    open_rule_alerts,
+    window_now,
+)
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
 from suffice.store.rows.events import AlertDelivery, FailOpenCount
+from suffice.store.rows.preferences import AlertMute, RuleAlert
 from suffice.telemetry import LOG
 
 TIMEOUT_S: Final = 10.0
@@ -133,16 +143,20 @@ class Notify(LogJob):
     patience_s: float = 1.0
     _places: dict[str, _SinkPlace] = field(init=False, default_factory=dict)
     _alerts: alerts.AlertLog | None = field(init=False, default=None)
+    _mutes: tuple[AlertMute, ...] = field(init=False, default=())
 
     def forget(self) -> None:
         super().forget()
         self._places.clear()
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        if not self.sinks or not self.path.exists():
+        if not self.path.exists():
+            return ()
+        self._watch(writer)
+        if not self.sinks:
             return ()
         with open_reader(self.path) as log:
-            self._report_fail_opens(writer, log)
+            self._mutes = active_mutes(log, self.now())
             return [report for sink in self.sinks for report in self._serve(sink, writer, log)]
 
     def _serve(self, sink: Sink, writer: JobWriter, log: LogReader) -> Sequence[JobReport]:
@@ -182,7 +196,7 @@ class Notify(LogJob):
         while rows := alerts.read_alert_rows(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts.alerts_of(stored.event)
-                if notice is not None and notice.kind in self.settings.alerts.kinds:
+                if notice is not None and self._is_wanted(notice):
                     before_s = place.sent_at_s.get(notice.same)
                     if before_s is None or stored.at_s - before_s >= self.settings.alerts.repeat_s:
                         return _flight(name, notice, stored.seq, stored.at_s)
@@ -226,18 +240,56 @@ class Notify(LogJob):
         address = self.settings.alerts.link
         return None if address is None else f"{address.rstrip('/')}/console{notice.path}"
 
-    def _report_fail_opens(self, writer: JobWriter, log: LogReader) -> None:
+    def _is_wanted(self, notice: alerts.Notice) -> bool:
+        return notice.kind in self.settings.alerts.kinds and not is_muted(self._mutes, notice.kind, notice.route)
+
+    def _watch(self, writer: JobWriter) -> None:
+        """Raise the alerts that no other job does: of runs that failed open, and of people's rules."""
         if not self.is_due():
             return
         self.rest(LOOK_S)
+        with open_reader(self.path) as log:
+            events = [*(self._fail_opens(log) if self.sinks else ()), *self._broken_rules(log)]
+        if events:
+            writer.write(events)
+
+    def _fail_opens(self, log: LogReader) -> list[FailOpenCount]:
         hour = int(self.now() // HOUR_S)
-        failures = [
+        return [
             FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
             for route, n_runs, n_degraded in degraded_runs(log, hour)
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
-        if failures:
-            writer.write(failures)
+
+    def _broken_rules(self, log: LogReader) -> list[RuleAlert]:
+        """Rows for rules that are broken on a route now and were not, or the other way round."""
+        rules = latest_rules(log)
+        known = open_rule_alerts(log) if rules else {}
+        rows = list[RuleAlert]()
+        for rule in rules:
+            for route in (rule.route,) if rule.route else tuple(self.settings.routes):
+                check = check_rule(rule, window_now(log, rule, route, self.now()))
+                broken, before = check.broken and rule.enabled, known.get((rule.rule, route))
+                if broken == (before is not None and before.broken):
+                    continue
+                rows.append(
+                    RuleAlert(
+                        rule=rule.rule,
+                        revision=rule.revision,
+                        route=route,
+                        number=1 if before is None else before.number + 1,
+                        broken=broken,
+                        value=check.value,
+                        n_requests=check.n_requests,
+                        sentence=describe_check(rule, check) if rule.enabled else "the rule is switched off",
+                    )
+                )
+        return rows
+
+
+def send_test(sinks: Iterable[Sink], notice: alerts.Notice, *, at_s: float, link: str | None) -> dict[str, str | None]:
+    """Send one notice to every sink; return by sink why it was not accepted, None: it was."""
+    return {sink.name: send_notice(sink, notice, at_s=at_s, link=link) for sink in sinks}
 
 
 def _flight(sink: str, notice: alerts.Notice, seq: int, at_s: float, *, over: int = 0) -> _Flight:

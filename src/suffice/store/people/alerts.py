@@ -26,6 +26,7 @@ from suffice.store.database.schema import kinds_in
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
+from suffice.store.rows.preferences import RuleAlert
 from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
 
 NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
@@ -34,7 +35,7 @@ MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
     *("route_monitored", "alert_raised", "alarm_raised", "enforcement_paused", "incident_opened", "kill_switched"),
     *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed", "arm_worse"),
-    "agent_planned",
+    *("agent_planned", "rule_checked"),
 )
 # Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
 ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began", "experiment_stopped")
@@ -51,6 +52,7 @@ CauseKind: TypeAlias = Literal[
     "fail_open",
     "experiment",
     "cost",
+    "rule",
 ]
 
 
@@ -121,6 +123,9 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _alert_of_serving(event)
         case AgentPlan(route=route, alert=text) if text:
             return _notice("stops_cost_more", route, text), AlertCause("cost", route)
+        case RuleAlert(rule=rule, route=route, broken=True):
+            notice = _notice("rule", route, f"rule {rule}: {event.sentence}", f"{rule}:{event.number}", "/alerts")
+            return notice, AlertCause("rule", route, rule)
         case events.RolloutMove() | events.RolloutUndo():
             return _alert_of_rollout(event)
         case events.WorseArm(experiment=name, run=run, arm=arm):
@@ -213,7 +218,11 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case events.RolloutUndo() | events.RolloutMove() | events.ExperimentEnd():
             return _after_comparison(event)
         case _:
-            return ()
+            return _after_check(event) if isinstance(event, RuleAlert) else ()
+
+
+def _after_check(check: RuleAlert) -> tuple[AlertResolution, ...]:
+    return () if check.broken else (_over("rule", check.route, check.sentence, name=check.rule),)
 
 
 def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:

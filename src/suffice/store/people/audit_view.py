@@ -12,11 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from suffice.agent.plan import describe_class_plan
+from suffice.formatting import format_time
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows, read_pages
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
+from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert
 from suffice.types import AgentPlan, Epoch, Pause, Publication, Resumption
 
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
@@ -97,6 +99,11 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
     )
 
 
+def describe_event(connection: LogReader, event: Event) -> tuple[str, str]:
+    """Say the state before and after an event, in words."""
+    return _states(connection, event, event.feedback if isinstance(event, events.FeedbackEvent) else event)
+
+
 def _first(record: Any, names: tuple[str, ...]) -> str:
     return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
 
@@ -111,7 +118,9 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
         "" if one is None else _words(one) for one in (getattr(record, "before", None), getattr(record, "after", None))
     )
     return (
-        (before, after) if after else _decided(event) or _of_experiment(event) or (before, _list_fields(event, record))
+        (before, after)
+        if after
+        else _decided(event) or _of_experiment(event) or _of_alerts(event) or (before, _list_fields(event, record))
     )
 
 
@@ -137,6 +146,20 @@ def _decided(event: Event) -> tuple[str, str] | None:
         case events.KillSwitchState():
             states = ("released", "pulled: nothing is stopped on any route")
             return states if event.on else (states[1], states[0])
+    return None
+
+
+def _of_alerts(event: Event) -> tuple[str, str] | None:
+    match event:
+        case AlertRule():
+            state = "" if event.enabled else ", switched off"
+            where = f"on {event.route}" if event.route else "on each route"
+            limit = f"{event.measure} {event.side} {event.limit:g} over {event.window_hours} h"
+            return "", f"rule {event.rule}: {limit} {where}{state}"
+        case RuleAlert():
+            return "", f"rule {event.rule} {'is broken' if event.broken else 'is kept again'}: {event.sentence}"
+        case AlertMute():
+            return "", f"alerts of {event.kind or 'every kind'} muted until {format_time(event.until_s)}"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-RuleMeasure: TypeAlias = Literal["requests", "stopped", "saved", "fail_open", "errors"]
+RuleMeasure: TypeAlias = Literal["em_drop", "saved", "stopped", "fail_open", "errors", "requests"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
