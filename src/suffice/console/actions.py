@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, get_args
 from urllib.parse import parse_qsl, urlencode
 
-from suffice.console.context import Action, ActionResult, ConsoleVisit
+from suffice.console.access_actions import ACCESS_ACTIONS
+from suffice.console.action_form import ActionForm, raise_if_refused
+from suffice.console.context import Action, ActionResult
+from suffice.console.experiment_actions import EXPERIMENT_ACTIONS
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item
 from suffice.errors import BadRequest, ConfigError, SufficeError
-from suffice.review.decide import IncidentForm
-from suffice.review.holds import DECISIONS
-from suffice.review.items import MOST_TEXT, ReviewLease, VerdictForm
-from suffice.settings import Route
-from suffice.store.database.decisions import Decisions
+from suffice.formatting import format_time
+from suffice.review.decide import IncidentForm, OverrideForm
+from suffice.review.holds import DECISIONS, OverrideKind
+from suffice.review.items import ReviewLease, VerdictForm
 from suffice.store.people.deciding import (
+    ask_about,
     decide_incident,
     end_override,
     end_pause,
     give_item_back,
     lease_next,
     open_incident,
+    set_override,
     start_pause,
     submit_verdict,
 )
@@ -31,110 +32,28 @@ from suffice.store.people.saved_views import save_view
 from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.deployments import read_holds
 
-MOST_CHARS: Final = 2_000  # of a reason
 MOST_VIEW_NAME: Final = 60
 REVIEW, INCIDENTS = "/console/review", "/console/incidents"
 EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
-T = TypeVar("T")
-
-
-def raise_if_refused(result: T | str, where: str = "") -> T:
-    """Return the result. Raises BadRequest if it is a sentence that explains a refusal."""
-    if isinstance(result, str):
-        raise BadRequest(f"{where}{result}", status=409, code="conflict")
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class ActionForm(ConsoleVisit):
-    """The fields of a requested change. Every reader raises BadRequest for an invalid field."""
-
-    @property
-    def writer(self) -> Decisions:
-        return self.context.services.decisions()
-
-    @property
-    def now_s(self) -> float:
-        return self.context.now()
-
-    @property
-    def author(self) -> str:
-        return self.principal.name
-
-    @property
-    def route(self) -> str:
-        return self._known("route", self.context.settings.routes)
-
-    @property
-    def experiment(self) -> str:
-        return self._known("name", self.context.settings.experiments, "experiment")
-
-    @property
-    def reason(self) -> str:
-        reason = self.get("reason").strip()
-        if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
-            message = f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log"
-            raise BadRequest(message, param="reason")
-        return reason
-
-    def settings_of(self, route: str) -> Route:
-        return self.context.settings.routes[route]
-
-    def get(self, field: str) -> str:
-        return self.request.form.get(field, "")
-
-    def text(self, field: str) -> str:
-        text = self.get(field).strip()
-        if len(text) > MOST_TEXT or "\x00" in text:
-            raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
-        return text
-
-    def number(self, field: str) -> float | None:
-        text = self.get(field).strip()
-        if not text:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
-        return value
-
-    def count(self, field: str) -> int | None:
-        value = self.number(field)
-        if value is None:
-            return None
-        if value != int(value) or not 0 <= value < 2**31:
-            raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
-        return int(value)
-
-    def one_of(self, field: str, allowed: Iterable[T]) -> T:
-        given, names = self.get(field), list(allowed)
-        if given not in names:
-            raise BadRequest(f"{field}: got {given[:40]!r}; allowed: {', '.join(map(str, names))}", param=field)
-        return next(one for one in names if one == given)
-
-    def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
-        name, known = self.get(field), sorted(entries)
-        if name not in known:
-            listed = ", ".join(known) or "none is configured"
-            message = f"{field}: unknown {what or field} {name[:80]!r}; known: {listed}"
-            raise BadRequest(message, param=field, status=404)
-        return name
 
 
 # ---- reviews ---------------------------------------------------------------------------------------
 
 
 def _lease_next(form: ActionForm) -> ReviewLease | None:
-    route, tenants = form.get("route") or None, form.principal.tenants
-    return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants)
+    route, tenants, third = form.get("route") or None, form.principal.tenants, form.flag("contested")
+    return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants, third=third)
 
 
 def _lease(form: ActionForm) -> ActionResult:
     lease = _lease_next(form)
     return ActionResult("Nothing to review." if lease is None else "", REVIEW)
+
+
+def _ask(form: ActionForm) -> ActionResult:
+    name, rules = form.text("episode", required=True), {n: r.review for n, r in form.context.settings.routes.items()}
+    item = raise_if_refused(ask_about(form.writer, name, rules, form.reason, form.author, now_s=form.now_s))
+    return ActionResult(f"Run {item.episode_id} is in the review queue.", REVIEW)
 
 
 def _submit(form: ActionForm) -> ActionResult:
@@ -180,7 +99,7 @@ def _save_view(form: ActionForm) -> ActionResult:
 
 
 def _open_incident(form: ActionForm) -> ActionResult:
-    name, pauses = form.route, form.get("pauses") not in ("", "false", "no", "0")
+    name, pauses = form.route, form.flag("pauses")
     incident = open_incident(
         form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
     )
@@ -209,7 +128,7 @@ def _decide_incident(form: ActionForm) -> ActionResult:
         wanted,
         now_s=form.now_s,
         publication=form.count("publication"),
-        setup=form.context.services.setup_of(route),
+        setup=form.services.setup_of(route),
     )
     rows = raise_if_refused(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
     return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
@@ -221,6 +140,32 @@ def _end_override(form: ActionForm) -> ActionResult:
         end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
     )
     return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
+
+
+def _set_override(form: ActionForm) -> ActionResult:
+    name, kind = form.route, form.one_of("kind", get_args(OverrideKind))
+    wanted = OverrideForm(
+        kind=kind,
+        reason=form.reason,
+        author=form.author,
+        days=form.number("days") or 30.0,
+        query_class=form.text("class") or None,
+        level=form.count("level"),
+        max_em_drop=form.number("max_em_drop"),
+    )
+    override = raise_if_refused(
+        set_override(
+            form.writer,
+            name,
+            form.settings_of(name),
+            wanted,
+            now_s=form.now_s,
+            publication=form.count("publication"),
+            setup=form.services.setup_of(name),
+        )
+    )
+    until = format_time(override.expires_at_s)
+    return ActionResult(f"Route {name}, override {override.number}: {override.after}, until {until}.", INCIDENTS)
 
 
 def _pause(form: ActionForm) -> ActionResult:
@@ -236,20 +181,20 @@ def _resume(form: ActionForm) -> ActionResult:
 
 
 def _stop_all(form: ActionForm) -> ActionResult:
-    if form.context.services.killed():
+    if form.services.killed():
         raise BadRequest("stopping is switched off already", status=409, code="conflict")
     return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
 
 
 def _release_all(form: ActionForm) -> ActionResult:
-    if not form.context.services.killed():
+    if not form.services.killed():
         raise BadRequest("stopping is not switched off", status=409, code="conflict")
     return _switch(form, on=False, message="Released: what is certified may stop again.")
 
 
 def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
     try:
-        form.context.services.switch(on, form.reason, form.author)
+        form.services.switch(on, form.reason, form.author)
     except OSError as error:
         raise BadRequest(
             f"the file of the kill switch cannot be changed ({error.strerror}); suffice kill --help names other ways",
@@ -266,7 +211,7 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
     writer = form.writer
     if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
-        undone = raise_if_refused(form.context.services.take_back(name, reason, form.author))
+        undone = raise_if_refused(form.services.take_back(name, reason, form.author))
         return ActionResult(f"Route {name}: {undone.first.active} serves again.", POLICIES)
     moved = raise_if_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
     return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
@@ -275,7 +220,7 @@ def _move_rollout(form: ActionForm) -> ActionResult:
 def _propose(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     try:
-        begun = raise_if_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
+        begun = raise_if_refused(form.services.propose(name, form.get("address"), reason, form.author))
     except ConfigError as error:  # its models are missing, or have changed
         raise BadRequest(str(error), status=409, code="conflict") from None
     return ActionResult(f"Route {name}: {begun.state.fit} is rolled out, starting in shadow.", POLICIES)
@@ -285,7 +230,7 @@ def _start_experiment(form: ActionForm) -> ActionResult:
     name = form.experiment
     experiment = form.context.settings.experiments[name]
     try:
-        form.context.services.check_experiment(name)
+        form.services.check_experiment(form.context.settings, name)
         run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     except ConfigError as error:  # an arm cannot be built now, or its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
@@ -304,6 +249,8 @@ def _reload(form: ActionForm) -> ActionResult:
     reload = form.context.services.reload
     if reload is None:
         raise BadRequest("this console runs beside no gateway that could reload", status=409, code="conflict")
+    if form.rehearsal is not None:
+        return ActionResult("The file is read again; if all of it can be applied it is, and otherwise nothing is.")
     try:
         return ActionResult(f"Reloaded: {reload(form.author).sentence}.", "/console/settings")
     except SufficeError as error:
@@ -314,43 +261,206 @@ _REASON: Final = {"reason": "why; it stays in the log"}
 _ON_ROUTE: Final = {"route": "its name", **_REASON}
 _ON_NAME: Final = {"name": "as the settings have it", **_REASON}
 _ON_ITEM: Final = {"item": "its episode", "reason": "in your own words"}
+_LEASE: Final = {"route": "only of this one", "contested": "true: only items on which reviewers disagree"}
 _VERDICT: Final = {
     "item": "its episode",
-    "verdict": "both, full, early, neither; right, wrong; unsure",
+    "verdict": "both, full, early, neither; right, wrong; first, second (of the two as the page shows them); unsure",
     "corrected": "the right answer, if you know it",
     "reason": "in your own words",
 }
+_ASK: Final = {"episode": "id of the run", **_REASON}
 _INCIDENT: Final = {
-    **_REASON,
     "incident": "its name",
     "decision": ", ".join(DECISIONS),
     "level": "tighten: none above it",
     "max_em_drop": "tighten: a smaller budget, a fraction",
     "publication": "roll_back: to this one",
     "days": "until it ends by itself",
+    **_REASON,
 }
 _VIEW: Final = {"name": "of the view", "query": "of the page of runs, as in its address; empty removes the view"}
-_PAUSES: Final = _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"}
-_MOVE: Final = _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)}
-_PROPOSE: Final = _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"}
-_OVERRIDE: Final = _ON_ROUTE | {"number": "of the override"}
+_OPEN: Final = {
+    "route": "its name",
+    "pauses": "true: everything runs in full until it is decided",
+    "reason": "what is wrong, in a sentence; it stays in the log",
+}
+_MOVE: Final = {"route": "its name", "move": ", ".join(rollouts.STEPS), **_REASON}
+_PROPOSE: Final = {"route": "its name", "address": "of the proposal, v- and twelve digits", **_REASON}
+_OVERRIDE: Final = {
+    "route": "its name",
+    "kind": "pin a level, cap it, only observe, or a smaller EM budget",
+    "level": "pin, cap: the level; 0 never stops",
+    "max_em_drop": "budget: smaller than the settings', a fraction",
+    "publication": "pin: an earlier one of the route",
+    "class": "cap, observe: only this class of questions",
+    "days": "until it ends by itself, at most 30",
+    **_REASON,
+}
+_END: Final = {"route": "its name", "number": "of the override", **_REASON}
 _MOVE_SUMMARY: Final = "move the rollout that runs on a route, or undo the last one"
 _START_SUMMARY: Final = "start an experiment, or give it its new weights"
+_POLICY: Final = tuple(f"policy {name}" for name in ("promote", "hold", "release", "rollback"))
+_BY_NAME: Final = {"name": "experiment"}
 ACTIONS: Final = (
-    Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}, True),
-    Action("/review/say", "reviewer", _submit, "submit a verdict on an item", _VERDICT, True),
-    Action("/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM, True),
-    Action("/views/save", "viewer", _save_view, "save a view of runs for yourself, or remove it", _VIEW, True),
-    Action("/incidents/open", "operator", _open_incident, "open an incident", _PAUSES),
-    Action("/incidents/decide", "operator", _decide_incident, "decide an incident", _INCIDENT),
-    Action("/rollouts/move", "operator", _move_rollout, _MOVE_SUMMARY, _MOVE),
-    Action("/rollouts/propose", "operator", _propose, "try what a refit has proposed, in steps", _PROPOSE),
-    Action("/experiments/start", "operator", _start_experiment, _START_SUMMARY, _ON_NAME),
-    Action("/experiments/stop", "operator", _stop_experiment, "stop an experiment", _ON_NAME),
-    Action("/overrides/end", "operator", _end_override, "end an override", _OVERRIDE),
-    Action("/routes/pause", "operator", _pause, "let every request of a route run in full", _ON_ROUTE),
-    Action("/routes/resume", "operator", _resume, "end a pause of a route", _ON_ROUTE),
-    Action("/stop-all", "operator", _stop_all, "let every request of every route run in full", _REASON),
-    Action("/release-all", "operator", _release_all, "let what is certified stop again", _REASON),
-    Action("/settings/reload", "admin", _reload, "apply the changes in the settings file", {}),
+    Action(
+        "/review/next",
+        "reviewer",
+        _lease,
+        "take the next item",
+        _LEASE,
+        True,
+        commands=("review next", "review adjudicate"),
+        form_page="/review",
+    ),
+    Action(
+        "/review/say",
+        "reviewer",
+        _submit,
+        "submit a verdict on an item",
+        _VERDICT,
+        True,
+        commands=("review submit",),
+        form_page="/review",
+    ),
+    Action(
+        "/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM, True, form_page="/review"
+    ),
+    Action(
+        "/review/ask",
+        "operator",
+        _ask,
+        "queue a run for review, whatever the daily cap",
+        _ASK,
+        title="Ask for a review",
+        commands=("review ask",),
+    ),
+    Action(
+        "/views/save",
+        "viewer",
+        _save_view,
+        "save a view of runs for yourself, or remove it",
+        _VIEW,
+        True,
+        form_page="/runs",
+    ),
+    Action(
+        "/incidents/open",
+        "operator",
+        _open_incident,
+        "open an incident",
+        _OPEN,
+        title="Open an incident",
+        commands=("incident open",),
+    ),
+    Action(
+        "/incidents/decide",
+        "operator",
+        _decide_incident,
+        "decide an incident",
+        _INCIDENT,
+        title="Decide an incident",
+        commands=("incident decide",),
+    ),
+    Action(
+        "/rollouts/move",
+        "operator",
+        _move_rollout,
+        _MOVE_SUMMARY,
+        _MOVE,
+        title="Move a rollout, or roll back",
+        commands=_POLICY,
+    ),
+    Action(
+        "/rollouts/propose",
+        "operator",
+        _propose,
+        "try what a refit has proposed, in steps",
+        _PROPOSE,
+        title="Try a proposed policy",
+        commands=("policy propose",),
+    ),
+    Action(
+        "/experiments/start",
+        "operator",
+        _start_experiment,
+        _START_SUMMARY,
+        _ON_NAME,
+        title="Start an experiment of the settings",
+        commands=("experiment start",),
+        inputs=_BY_NAME,
+    ),
+    Action(
+        "/experiments/stop",
+        "operator",
+        _stop_experiment,
+        "stop an experiment",
+        _ON_NAME,
+        title="Stop an experiment",
+        commands=("experiment stop",),
+    ),
+    Action(
+        "/overrides/set",
+        "operator",
+        _set_override,
+        "make a route safer until a date",
+        _OVERRIDE,
+        title="Override a route: level, budget or observe",
+        commands=("override set", "policy pin"),
+    ),
+    Action(
+        "/overrides/end",
+        "operator",
+        _end_override,
+        "end an override",
+        _END,
+        title="End an override",
+        commands=("override end",),
+    ),
+    Action(
+        "/routes/pause",
+        "operator",
+        _pause,
+        "let every request of a route run in full",
+        _ON_ROUTE,
+        title="Pause a route",
+        commands=("pause",),
+    ),
+    Action(
+        "/routes/resume",
+        "operator",
+        _resume,
+        "end a pause of a route",
+        _ON_ROUTE,
+        title="Resume a route",
+        commands=("resume",),
+    ),
+    Action(
+        "/stop-all",
+        "operator",
+        _stop_all,
+        "let every request of every route run in full",
+        _REASON,
+        title="Stop all stopping",
+        commands=("kill",),
+    ),
+    Action(
+        "/release-all",
+        "operator",
+        _release_all,
+        "let what is certified stop again",
+        _REASON,
+        title="Release: let certified policies stop again",
+        commands=("unkill",),
+    ),
+    Action(
+        "/settings/reload",
+        "admin",
+        _reload,
+        "apply the changes in the settings file",
+        {},
+        title="Reload the settings file",
+        commands=("reload",),
+    ),
+    *EXPERIMENT_ACTIONS,
+    *ACCESS_ACTIONS,
 )

@@ -19,11 +19,10 @@ import msgspec
 
 from suffice.asgi import Receive, Scope, Send
 from suffice.console import exchange, openapi, render
-from suffice.console.actions import ACTIONS, ActionForm
+from suffice.console.action_pages import ActionIndex, endpoints_of_action, index_of
+from suffice.console.actions import ACTIONS
 from suffice.console.auth import NOBODY, ROLES, Principal, may
 from suffice.console.context import (
-    Action,
-    ActionResult,
     ConsoleContext,
     ConsoleEndpoint,
     ConsoleVisit,
@@ -101,30 +100,6 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
         ConsoleEndpoint(
             "GET", path, view.needs, api, view.title, JSON, view.by_tenant, record=view.record, fields=view.fields
         ),
-    )
-
-
-def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def run(visit: ConsoleVisit) -> ActionResult:
-        form = ActionForm(visit.context, visit.request, visit.principal)
-        result = await visit.context.in_thread(lambda: action.run(form))
-        visit.context.services.notify()
-        return result
-
-    async def page(visit: ConsoleVisit) -> ConsoleResponse:
-        result = await run(visit)
-        if result.message:
-            visit.context.leave_message(visit.principal, result.message)
-        return redirect(result.goes_to or _back_of(visit.request))
-
-    async def api(visit: ConsoleVisit) -> ConsoleResponse:
-        result = await run(visit)
-        return json_response({"done": True, "message": result.message})
-
-    needs, summary, fields, by_tenant = action.needs, action.summary, action.fields, action.by_tenant
-    return (
-        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, page, summary, HTML, by_tenant, fields=fields),
-        ConsoleEndpoint("POST", f"/api{action.path}", needs, api, summary, JSON, by_tenant, fields=fields),
     )
 
 
@@ -355,8 +330,19 @@ VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navi
     View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, "Routes", "_weighed.html"),
     View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, "Changes", "_experiment.html"),
     View("/review", "Review", review_page, ReviewPage, needs="reviewer", by_tenant=True),
+    View(
+        "/change",
+        "Make a change",
+        lambda look: index_of(look, ACTIONS),
+        ActionIndex,
+        {},
+        "Changes",
+        tab="Make a change",
+    ),
     View("/settings", BELOW, settings_page, SettingsPage, needs="admin"),
-    View("/find", "Find", lambda look: find(look, VIEWS), FindPage, FIND, HIDDEN, "_find.html", by_tenant=True),
+    View(
+        "/find", "Find", lambda look: find(look, VIEWS, ACTIONS), FindPage, FIND, HIDDEN, "_find.html", by_tenant=True
+    ),
 )
 ITEM: Final = {"item": "its episode"}
 ENDPOINTS: Final = (  # a path that is not here does not exist
@@ -374,7 +360,7 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint("GET", "/console/episodes/{id}", "viewer", _moved, "where a run was before", HTML, True),
     ConsoleEndpoint("GET", "/api/openapi.json", "viewer", _describe, "this description", by_tenant=True),
     *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
-    *(one for action in ACTIONS for one in endpoints_of_action(action)),
+    *(one for action in ACTIONS for one in endpoints_of_action(action, _page, _back_of)),
     *EXPORTS,
 )
 

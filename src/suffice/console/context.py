@@ -28,7 +28,7 @@ from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 
 if TYPE_CHECKING:
-    from suffice.console.actions import ActionForm
+    from suffice.console.action_form import ActionForm
     from suffice.console.oidc import OidcLogin
 
 T = TypeVar("T")
@@ -60,6 +60,16 @@ class ViewCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessChange:
+    what: Literal["added", "reset", "removed"]
+    name: str
+    role: Role = "reviewer"
+    tenants: tuple[str, ...] | None = None  # None: all
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleServices:
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
@@ -69,7 +79,10 @@ class ConsoleServices:
     warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log
     setup_of: Callable[[str], str]  # a route's present setup, for comparison with its evidence
     effect_of: Callable[[str], str]  # effect of an item's verdicts so far, in a sentence
-    check_experiment: Callable[[str], None]  # raises ConfigError if it cannot run with the present settings
+    check_experiment: Callable[[Settings, str], None]  # raises ConfigError if it cannot run with these settings
+    rehearsing: Callable[[Decisions], ConsoleServices]  # the same on a writer that writes nothing
+    change_access: Callable[[AccessChange], str]  # returns a new secret; "": none. Raises ConfigError
+    send_test: Callable[[str], Mapping[str, str | None]]  # a sentence, to each sink; why it was not accepted
     propose: Callable[[str, str, str, str], RolloutRun | str]  # route, address, reason, author: roll out a proposal
     take_back: Callable[[str, str, str], RolloutRun | str]  # route, reason, author: undo the last rollout
     note_export: Callable[[str, int, str], None]  # name, rows, author
@@ -169,9 +182,9 @@ class ConsoleContext:
 
     async def read(self, visit: ConsoleVisit, view: Callable[[ViewContext], T]) -> T:
         """Read the log in a thread, with a time-out. Raises what the view raises, and StoreError."""
-        return await self.in_thread(lambda: self._read(visit, view))
+        return await self.in_thread(lambda: self.read_now(visit, view))
 
-    def _read(self, visit: ConsoleVisit, view: Callable[[ViewContext], T]) -> T:
+    def read_now(self, visit: ConsoleVisit, view: Callable[[ViewContext], T]) -> T:
         end_s = self.monotonic_s() + LONGEST_READ_S
         try:
             with open_reader(self.path, is_over=lambda: self.monotonic_s() > end_s) as connection:
@@ -249,6 +262,7 @@ class View:
 class ActionResult:
     message: str  # one sentence
     goes_to: str = ""  # the next page; "": the previous one
+    secret: str = ""  # to be shown once; "": none
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,3 +275,7 @@ class Action:
     summary: str
     fields: Mapping[str, str]
     by_tenant: bool = False  # as of `ConsoleEndpoint`
+    title: str = ""  # of its form; "": `form_page` has one of its own
+    commands: tuple[str, ...] = ()  # of the command line that it stands for
+    inputs: Mapping[str, str] = field(default_factory=dict)  # by field: its input, where that has another name
+    form_page: str = ""  # below /console

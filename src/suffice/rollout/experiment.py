@@ -57,6 +57,9 @@ class RunningExperiment:
     warmup_units: int = 100  # first units, which do not count
     max_tokens: float | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: float | None = None
+    end_when_worse: bool = False  # the worker ends it once an arm is proved worse than the control
+    days: float | None = None  # after which the worker ends it; None: never
+    hypothesis: str = ""  # what its author expects
 
     @property
     def share(self) -> float:
@@ -172,8 +175,9 @@ def _policy_of(written: str) -> Mapping[str, object]:
 
 
 def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
-    same = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "max_tokens", "max_latency_s")
-    kept: dict[str, Any] = {field: getattr(written, field) for field in same}
+    design = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "max_tokens", "max_latency_s")
+    ends = ("end_when_worse", "days", "hypothesis")
+    kept: dict[str, Any] = {field: getattr(written, field) for field in (*design, *ends)}
     return RunningExperiment(
         name=name,
         run=run,

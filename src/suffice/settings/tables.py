@@ -361,6 +361,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_tokens: Positive | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: Positive | None = None  # likewise
     end_when_worse: bool = False  # the worker ends it once an arm is proved worse than the control
+    days: Positive | None = None  # after which the worker ends it; None: never
+    hypothesis: str = ""  # what you expect, in a sentence
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from suffice.console.auth import Person, Role, Roster, invite, name_problem, signed
+from suffice.console.context import AccessChange
 from suffice.errors import ConfigError, SufficeError
 from suffice.files import whole_file
 from suffice.rollout.assign import keyed
 from suffice.settings import Settings
+from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import local_path, log_location
 from suffice.store.database.notes import read_notes, write_note
 from suffice.store.database.postgres import PostgresDatabase
@@ -36,7 +38,9 @@ from suffice.wiring.audit import user_name
 from suffice.wiring.keys import deployment_salt, has_secret
 
 if TYPE_CHECKING:
+    from suffice.console.context import AccessChange
     from suffice.gateway.auth import Caller
+    from suffice.store.database.decisions import Decisions
 
 ADMIN: Final = "admin"  # the name of the person created at the first start
 LOCK_S: Final = 5.0  # for another writer to finish
@@ -45,6 +49,10 @@ NOTE: Final = "people"  # its name
 
 
 class People:
+    """The people beside a log; with `rehearses`, everything is checked and nothing is written."""
+
+    rehearses = False
+
     def __init__(self, file: Path) -> None:
         self.file = file
         self._seen: tuple[int, int, int] | None = None
@@ -161,6 +169,8 @@ class People:
         return secret
 
     def _replace(self, roster: Roster) -> None:
+        if self.rehearses:
+            return
         try:
             with whole_file(self.file) as part:
                 part.write_bytes(msgspec.json.format(msgspec.json.encode(roster), indent=1))
@@ -246,6 +256,8 @@ class SharedPeople(People):
 
     def _replace(self, roster: Roster) -> None:
         assert self._connection is not None
+        if self.rehearses:
+            return
         body = msgspec.json.encode(replace(roster, key="")).decode()
         write_note(self._connection, NOTE, f"{signed(body, self._key, purpose='people')} {body}")
         self._roster = replace(roster, key=self._key)
@@ -272,7 +284,9 @@ def _new_roster() -> Roster:
     return Roster(key=secrets.token_hex(32))
 
 
-def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessGrant:
+def access_changed(
+    people: People, name: str, what: Literal["added", "reset", "removed"], *, author: str = "", reason: str = ""
+) -> AccessGrant:
     person = next((one for one in people.listed() if one.name == name), None)
     role: str = "" if person is None else person.role
     if person is not None and person.tenants is not None:
@@ -282,9 +296,24 @@ def access_changed(people: People, name: str, what: Literal["added", "reset", "r
         name=name,
         what=what,
         role=role,
-        author=user_name() or "unknown",
-        reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
+        author=author or user_name() or "unknown",
+        reason=reason or ("asked for by suffice admin" if what != "added" or name != ADMIN else "the first run"),
     )
+
+
+def change_access(people: People, writer: Decisions, change: AccessChange) -> str:
+    """Change who has access and record it; return a new secret, "": none. Raises ConfigError and StoreError."""
+    people.rehearses, name = writer.rehearses, change.name
+    secret = ""
+    if change.what == "added":
+        secret = people.add(name, change.role, change.tenants)
+    elif change.what == "reset":
+        secret = people.reset(name)
+    else:
+        people.remove(name)
+    row = access_changed(people, name, change.what, author=change.author, reason=change.reason)
+    writer.write(None, [replace(row, role=change.role) if writer.rehearses and change.what == "added" else row])
+    return secret
 
 
 _ROLES: Final[Mapping[str, Role]] = {"admin": "admin", "operate": "operator", "read": "viewer"}  # the highest first

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.control.jobs.notify import Notify, notice_headline
+from suffice.control.jobs.notify import link_of, notice_headline, send_test
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.formatting import format_iso
@@ -53,16 +53,14 @@ def test(path: Path) -> None:
     """
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     settings = load_settings(path)
-    job = Notify(settings=settings, path=log_location(settings.store), sinks=sinks_of(settings.alerts))
-    if not job.sinks:
+    sinks = sinks_of(settings.alerts)
+    if not sinks:
         raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
     notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
-    failed = False
-    for sink in job.sinks:
-        problem = sink.send(notice, at_s=time.time(), link=job.link(notice))
-        failed = failed or problem is not None
-        click.echo(f"{sink.name}: {'accepted' if problem is None else f'FAILED: {problem}'}")
-    raise SystemExit(1 if failed else 0)
+    problems = send_test(sinks, notice, at_s=time.time(), link=link_of(settings.alerts, notice))
+    for name, problem in problems.items():
+        click.echo(f"{name}: {'accepted' if problem is None else f'FAILED: {problem}'}")
+    raise SystemExit(1 if any(problem is not None for problem in problems.values()) else 0)
 
 
 @alerts.command("list")

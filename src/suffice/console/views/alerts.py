@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from suffice.console.context import DAY_S, ViewContext, ViewRecord
@@ -10,9 +10,11 @@ from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
 from suffice.store.database.views import job_history
+from suffice.store.people.alert_rules import MEASURES, active_mutes, latest_rules, open_rule_alerts
 from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkReceipt, read_alert_log
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes.deployments import read_holds
+from suffice.store.rows.preferences import AlertMute, AlertRule
 from suffice.types import Publication
 
 MOST_LISTED: Final = 100
@@ -45,11 +47,19 @@ class AlertLine(ViewRecord, frozen=True):
     over: AlertEnd | None  # when it was resolved, and why; None: it is open
 
 
+class RuleRow(ViewRecord, frozen=True):
+    rule: AlertRule
+    measure: str  # in words
+    broken: tuple[str, ...]  # what it says of the routes on which it is broken
+
+
 class AlertsPage(ViewRecord, frozen=True):
     sinks: tuple[SinkLine, ...]  # (): none is configured
     lines: tuple[AlertLine, ...]  # open ones first, each group the latest first
     repeat_s: float  # after which the same alert is sent again
     unwanted: tuple[str, ...]  # kinds that the settings exclude
+    rules: tuple[RuleRow, ...]
+    mutes: tuple[AlertMute, ...]  # that have not ended
 
     @property
     def active(self) -> tuple[AlertLine, ...]:
@@ -74,7 +84,17 @@ def alerts(view: ViewContext) -> AlertsPage:
         lines=tuple(lines),
         repeat_s=settings.repeat_s,
         unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
+        rules=tuple(_rules(view)),
+        mutes=active_mutes(view.connection, view.now_s),
     )
+
+
+def _rules(view: ViewContext) -> Iterator[RuleRow]:
+    checks = open_rule_alerts(view.connection)
+    for rule in latest_rules(view.connection):
+        broken = [one for (name, _), one in checks.items() if name == rule.rule and one.broken]
+        sentences = tuple(f"{one.route}: {one.sentence}" for one in broken)
+        yield RuleRow(rule=rule, measure=MEASURES[rule.measure], broken=sentences)
 
 
 def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 from urllib.parse import urlencode
 
+from suffice.console.action_pages import index_of
 from suffice.console.auth import may
-from suffice.console.context import View, ViewContext, ViewRecord
+from suffice.console.context import Action, View, ViewContext, ViewRecord
 from suffice.console.shell import may_see
 from suffice.console.views.settings import sections
 from suffice.store.database.views import find_event, find_keys
@@ -37,9 +38,12 @@ class FindPage(ViewRecord, frozen=True):
     cut_short: bool  # more would fit
 
 
-def find(view: ViewContext, views: Iterable[View]) -> FindPage:
+def find(view: ViewContext, views: Iterable[View], actions: tuple[Action, ...] = ()) -> FindPage:
     text = view.query.get("q", "").strip()[:200]
-    words, known = text.casefold().split(), (*_pages(view, views), *_on_routes(view), *_rest(view))
+    words, known = (
+        text.casefold().split(),
+        (*_pages(view, views), *_on_routes(view), *_actions(view, actions), *_rest(view)),
+    )
     matches = [*_runs(view, text), *(one for one in known if all(word in one.title.casefold() for word in words))]
     return FindPage(text=text, entries=tuple(matches[:MOST_ENTRIES]), cut_short=len(matches) > MOST_ENTRIES)
 
@@ -60,12 +64,15 @@ def _on_routes(view: ViewContext) -> Iterator[FindEntry]:
             yield FindEntry(kind="action", title=title.format(name), href=f"{_route(name)}#{part}")
 
 
+def _actions(view: ViewContext, actions: tuple[Action, ...]) -> Iterator[FindEntry]:
+    for _, links in index_of(view, actions).groups:
+        yield from (FindEntry(kind="action", title=one.title, href=one.href) for one in links)
+
+
 def _rest(view: ViewContext) -> Iterator[FindEntry]:
     role = view.visit.principal.role
     if view.tenants is not None or role is None:
         return
-    if may(role, "operator"):
-        yield FindEntry(kind="action", title="Stop all stopping", href="/console#stop")
     for name in view.settings.experiments:
         yield FindEntry(kind="experiment", title=f"Experiment {name}", href="/console/experiments")
     for section in sections(view.settings) if may(role, "admin") else ():

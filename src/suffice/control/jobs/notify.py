@@ -12,6 +12,7 @@ import msgspec
 from suffice.control.jobs.base import JobReport, JobWriter, LogJob
 from suffice.edge.notification import MailServer, post_json, send_mail
 from suffice.formatting import format_iso
+from suffice.settings import Alerts
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people import alerts
 from suffice.store.people.alert_rules import (
@@ -172,7 +173,7 @@ class Notify(LogJob):
                 place.flight = self._next(sink.name, place, log) or self._next_resolution(sink.name, place, log)
                 if place.flight is None:
                     break
-                place.flight.start(sink, self.link(place.flight.notice))
+                place.flight.start(sink, link_of(self.settings.alerts, place.flight.notice))
                 waits_s = self.patience_s
             if not place.flight.is_done(waits_s):
                 break
@@ -235,11 +236,6 @@ class Notify(LogJob):
         LOG.error("notify: %s", sentence)
         return JobReport(summary=sentence, ok=False, read_to_seq=place.seq)
 
-    def link(self, notice: alerts.Notice) -> str | None:
-        """The console's page about a notice; None: the settings hold no address of the console."""
-        address = self.settings.alerts.link
-        return None if address is None else f"{address.rstrip('/')}/console{notice.path}"
-
     def _is_wanted(self, notice: alerts.Notice) -> bool:
         return notice.kind in self.settings.alerts.kinds and not is_muted(self._mutes, notice.kind, notice.route)
 
@@ -285,6 +281,12 @@ class Notify(LogJob):
                     )
                 )
         return rows
+
+
+def link_of(alert_settings: Alerts, notice: alerts.Notice) -> str | None:
+    """The console's page about a notice; None: the settings hold no address of the console."""
+    address = alert_settings.link
+    return None if address is None else f"{address.rstrip('/')}/console{notice.path}"
 
 
 def send_test(sinks: Iterable[Sink], notice: alerts.Notice, *, at_s: float, link: str | None) -> dict[str, str | None]:

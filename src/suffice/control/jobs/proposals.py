@@ -422,6 +422,7 @@ class SamplingJob(ProposalJob):
 
 # ---- The job `experiments` reports arms that are proved worse than their control, and ends experiments if it may
 
+DAY_S: Final = 86_400.0
 RESTS_S: Final = 60.0  # between two looks, at least
 
 
@@ -451,6 +452,7 @@ class ExperimentWatch(LogJob):
     def _look(self, held: ExperimentRun, log: LogReader, writer: JobWriter) -> str:
         experiment = held.experiment
         result, written = read_experiment(log, held, self.settings), self.settings.experiments.get(experiment.name)
+        ends_when_worse = experiment.end_when_worse or (written is not None and written.end_when_worse)
         known = {key_of(stored.event) for stored in read_kinds(log, "arm_worse")}
         worse = [
             WorseArm(
@@ -467,8 +469,12 @@ class ExperimentWatch(LogJob):
         new: list[Event] = [one for one in worse if key_of(one) not in known]
         sentences = [one.summary[0] for one in worse if key_of(one) not in known]
         proved = [repr(one.arm) for one in worse if one.verdict == "worse"]
-        if proved and written is not None and written.end_when_worse:
+        reason = ""
+        if proved and ends_when_worse:
             reason = f"arm {', '.join(proved)} is proved worse than {result.control!r}, and end_when_worse is set"
+        elif experiment.days is not None and self.now() >= held.started_at_s + DAY_S * experiment.days:
+            reason = f"it ran for {experiment.days:g} days, as its author set"
+        if reason:
             summary = tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
             new.append(
                 ExperimentEnd(

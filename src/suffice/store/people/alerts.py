@@ -123,9 +123,6 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _alert_of_serving(event)
         case AgentPlan(route=route, alert=text) if text:
             return _notice("stops_cost_more", route, text), AlertCause("cost", route)
-        case RuleAlert(rule=rule, route=route, broken=True):
-            notice = _notice("rule", route, f"rule {rule}: {event.sentence}", f"{rule}:{event.number}", "/alerts")
-            return notice, AlertCause("rule", route, rule)
         case events.RolloutMove() | events.RolloutUndo():
             return _alert_of_rollout(event)
         case events.WorseArm(experiment=name, run=run, arm=arm):
@@ -133,7 +130,15 @@ def alert_of(event: Event) -> RaisedAlert | None:
             notice = _notice("worse_arm", "", text, f"{name}:{run}:{arm}:{event.verdict}", "/experiments")
             return notice, AlertCause("experiment", name=f"{name}:{run}")
         case _:
-            return None
+            return _alert_of_rule(event) if isinstance(event, RuleAlert) else None
+
+
+def _alert_of_rule(check: RuleAlert) -> RaisedAlert | None:
+    if not check.broken:
+        return None
+    rule, route = check.rule, check.route
+    notice = _notice("rule", route, f"rule {rule}: {check.sentence}", f"{rule}:{check.number}", "/alerts")
+    return notice, AlertCause("rule", route, rule)
 
 
 def _alert_of_serving(

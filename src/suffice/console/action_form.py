@@ -1,0 +1,174 @@
+"""The fields of a requested change, and its rehearsal: the same function, on a writer that writes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from suffice.console.context import Action, ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
+from suffice.errors import BadRequest
+from suffice.review.items import MOST_TEXT
+from suffice.settings import Route
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.rehearsal import RehearsedDecisions
+from suffice.store.people.audit_view import describe_event
+from suffice.store.routes.period import read_period
+from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
+from suffice.store.rows.events import kind_named, route_of
+
+MOST_CHARS: Final = 2_000  # of a reason
+PREVIEW: Final = "preview"  # the field that asks for a rehearsal
+T = TypeVar("T")
+
+
+def raise_if_refused(result: T | str, where: str = "") -> T:
+    """Return the result. Raises BadRequest if it is a sentence that explains a refusal."""
+    if isinstance(result, str):
+        raise BadRequest(f"{where}{result}", status=409, code="conflict")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class ActionForm(ConsoleVisit):
+    """The fields of a requested change. Every reader raises BadRequest for an invalid field."""
+
+    rehearsal: RehearsedDecisions | None = None  # None: the change is made
+
+    @property
+    def services(self) -> ConsoleServices:
+        services = self.context.services
+        return services if self.rehearsal is None else services.rehearsing(self.rehearsal)
+
+    @property
+    def writer(self) -> Decisions:
+        return self.rehearsal or self.context.services.decisions()
+
+    @property
+    def now_s(self) -> float:
+        return self.context.now()
+
+    @property
+    def author(self) -> str:
+        return self.principal.name
+
+    @property
+    def route(self) -> str:
+        return self._known("route", self.context.settings.routes)
+
+    @property
+    def experiment(self) -> str:
+        return self._known("name", self.context.settings.experiments, "experiment")
+
+    @property
+    def reason(self) -> str:
+        reason = self.get("reason").strip()
+        if self.rehearsal is not None and not reason:
+            return "(your reason)"
+        if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
+            message = f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log"
+            raise BadRequest(message, param="reason")
+        return reason
+
+    def settings_of(self, route: str) -> Route:
+        return self.context.settings.routes[route]
+
+    def get(self, field: str) -> str:
+        return self.request.form.get(field, "")
+
+    def flag(self, field: str) -> bool:
+        return self.get(field) not in ("", "false", "no", "0")
+
+    def text(self, field: str, *, required: bool = False) -> str:
+        text = self.get(field).strip()
+        if len(text) > MOST_TEXT or "\x00" in text:
+            raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
+        if required and not text:
+            raise BadRequest(f"{field}: is needed", param=field)
+        return text
+
+    def number(self, field: str) -> float | None:
+        text = self.get(field).strip()
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
+        return value
+
+    def count(self, field: str) -> int | None:
+        value = self.number(field)
+        if value is None:
+            return None
+        if value != int(value) or not 0 <= value < 2**31:
+            raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
+        return int(value)
+
+    def one_of(self, field: str, allowed: Iterable[T]) -> T:
+        given, names = self.get(field), list(allowed)
+        if given not in names:
+            raise BadRequest(f"{field}: got {given[:40]!r}; allowed: {', '.join(map(str, names))}", param=field)
+        return next(one for one in names if one == given)
+
+    def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
+        name, known = self.get(field), sorted(entries)
+        if name not in known:
+            listed = ", ".join(known) or "none is configured"
+            message = f"{field}: unknown {what or field} {name[:80]!r}; known: {listed}"
+            raise BadRequest(message, param=field, status=404)
+        return name
+
+
+class PreviewRow(ViewRecord, frozen=True):
+    """A row that the change would write."""
+
+    kind: str
+    route: str  # "": none
+    before: str  # the state before, in words; "": none
+    after: str
+
+
+class Preview(ViewRecord, frozen=True):
+    message: str  # what would be said of it
+    rows: tuple[PreviewRow, ...]
+    effect: str  # what the route did lately; "": the change is about no route
+
+
+def rehearse(action: Action, form: ActionForm) -> Preview:
+    """Run a change on a writer that writes nothing. Raises BadRequest where the change would."""
+    rehearsal = RehearsedDecisions(form.context.services.decisions())
+    result = action.run(replace(form, rehearsal=rehearsal))
+    name = form.get("route")
+
+    def described(view: ViewContext) -> tuple[PreviewRow, ...]:
+        states = [(one, describe_event(view.connection, one)) for one in rehearsal.events]
+        return tuple(
+            PreviewRow(kind=kind_named(type(one)), route=route_of(one) or "", before=before, after=after)
+            for one, (before, after) in states
+        )
+
+    return Preview(
+        message=result.message,
+        rows=form.context.read_now(form, described),
+        effect=form.context.read_now(form, lambda view: describe_day(view, name))
+        if name in form.context.settings.routes
+        else "",
+    )
+
+
+def describe_day(view: ViewContext, route: str) -> str:
+    """What stopping did on a route in the last 24 hours, which a change of it is about."""
+    hour = int(view.now_s // HOUR_S) + 1
+    figures = read_period(
+        view.connection, since_hour=hour - DAY_HOURS, until_hour=hour, bucket_hours=DAY_HOURS, route=route
+    ).total
+    sums = figures.sums
+    if not sums.n_requests:
+        return f"{route} had no request in the last 24 hours."
+    saved = f"; {figures.saved_tokens:,.0f} tokens saved, net" if figures.saved_tokens else ""
+    share = sums.n_stopped / sums.n_requests
+    return f"{route} in the last 24 hours: {sums.n_requests:,} requests, {share:.0%} stopped early{saved}."

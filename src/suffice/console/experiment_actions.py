@@ -1,0 +1,123 @@
+"""Creates an experiment in four steps: what is expected, the arms, who takes part, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from suffice.console.action_form import ActionForm, raise_if_refused
+from suffice.console.context import Action, ActionResult
+from suffice.errors import BadRequest, ConfigError
+from suffice.settings import Settings, parse_settings
+from suffice.store.routes.experiments import start_experiment
+
+ARM_KINDS: Final[Mapping[str, str]] = {
+    "as_now": "the route as it is now",
+    "full": "the full run: nothing is stopped",
+    "level": "at most this certified level",
+    "effort": "this reasoning effort, sent with the call",
+    "budget_tokens": "at most so many reasoning tokens",
+}
+# Where a problem of the settings' checks stands in the form.
+_PLACES: Final = {
+    "routes": "route",
+    "primary": "primary",
+    "margins": "margin",
+    "unit": "unit",
+    "layer": "unit",
+    "share": "share",
+    "days": "days",
+    "arms.control": "control_value",
+    "arms.treatment": "treatment_value",
+}
+
+
+def _arm(form: ActionForm, which: str) -> dict[str, Any]:
+    kind, value = form.one_of(f"{which}_arm", ARM_KINDS), form.text(f"{which}_value")
+    if kind == "as_now":
+        return {}
+    if kind == "full":
+        return {"full": True}
+    if not value:
+        raise BadRequest(f"{which}_value: {ARM_KINDS[kind]} needs a value", param=f"{which}_value")
+    return {kind: value if kind == "effort" else form.count(f"{which}_value")}
+
+
+def _table(form: ActionForm) -> dict[str, Any]:
+    primary, margin, share, days = form.get("primary"), form.number("margin"), form.number("share"), form.number("days")
+    table: dict[str, Any] = {
+        "routes": [form.route],
+        "hypothesis": form.text("hypothesis", required=True),
+        "arms": {"control": _arm(form, "control"), "treatment": _arm(form, "treatment")},
+        "control": "control",
+        "primary": primary or "tokens",
+        "unit": form.get("unit") or "request",
+        "end_when_worse": form.flag("end_when_worse"),
+    }
+    table |= {} if share is None else {"share": share}
+    table |= {} if margin is None else {"margins": {"em": margin}}
+    return table | ({} if days is None else {"days": days})
+
+
+def _with_experiment(form: ActionForm, name: str) -> Settings:
+    """The settings with the experiment, checked as a file is. Raises BadRequest at the field that is wrong."""
+    plain = msgspec.to_builtins(form.context.settings)
+    if name in plain["experiments"]:
+        message = f"name: {name!r} is in the settings, [experiments.{name}]; start that one, or take another name"
+        raise BadRequest(message, param="name", status=409)
+    try:
+        settings = parse_settings({**plain, "experiments": {**plain["experiments"], name: _table(form)}})
+        form.services.check_experiment(settings, name)
+    except ConfigError as error:
+        text = str(error).removeprefix(f"experiments.{name}.").removeprefix(f"experiments.{name}")
+        place = next((field for start, field in _PLACES.items() if text.startswith(start)), None)
+        raise BadRequest(text, param=place or "name", status=409, code="conflict") from None
+    return settings
+
+
+def _create(form: ActionForm) -> ActionResult:
+    name = form.text("name", required=True)
+    experiment = _with_experiment(form, name).experiments[name]
+    run = start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
+    started = raise_if_refused(run, f"experiment {name} ").experiment
+    arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in started.odds().items())
+    days = f"after {started.days:g} days" if started.days else "when somebody stops it"
+    worse = ", or once an arm is proved worse" if started.end_when_worse else ""
+    sentence = f"Experiment {name}: {arms} of {started.share:.0%} of the units; it ends {days}{worse}."
+    return ActionResult(sentence, "/console/experiments")
+
+
+_FIELDS: Final = {
+    "name": "of the experiment",
+    "hypothesis": "what you expect, in a sentence",
+    "primary": "the metric that decides: tokens, em, latency, satisfaction, or one of the settings",
+    "margin": "EM that may be lost at most, in points; the other arm is then tested for being no worse",
+    "control_arm": f"what others are compared with: {', '.join(ARM_KINDS)}",
+    "control_value": "for a level, an effort or a budget",
+    "treatment_arm": f"what is tried: {', '.join(ARM_KINDS)}",
+    "treatment_value": "for a level, an effort or a budget",
+    "route": "whose requests take part",
+    "unit": "what always gets the same arm: request, conversation, user or tenant",
+    "share": "of the units that take part, a fraction; the rest is served as now",
+    "days": "after which the worker ends it; empty: never",
+    "end_when_worse": "true: the worker ends it once an arm is proved worse",
+    "reason": "why; it stays in the log",
+}
+EXPERIMENT_ACTIONS: Final = (
+    Action(
+        "/experiments/create",
+        "operator",
+        _create,
+        "create an experiment and start it",
+        _FIELDS,
+        title="Create an experiment",
+        inputs={
+            "name": "new_experiment",
+            "route": "experiment_route",
+            "days": "experiment_days",
+            "treatment_arm": "treatment_arm",
+        },
+    ),
+)
