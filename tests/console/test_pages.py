@@ -162,7 +162,7 @@ def test_every_page_can_be_used_without_seeing_it(usual: Visitor, place: str) ->
 
 def test_the_page_and_the_api_say_the_same(usual: Visitor) -> None:
     told, page = usual.get("/api/overview").json, usual.get("/console").text
-    assert told["total"]["n_requests"] == 40
+    assert told["history"]["total"]["sums"]["n_requests"] == 40
     assert "40 requests" in page
     (math,) = [one for one in told["routes"] if one["name"] == "math"]
     assert math["phase"]["level"] == 3

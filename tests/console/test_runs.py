@@ -108,18 +108,18 @@ def test_runs_are_sorted_among_the_latest_that_match(log: Log) -> None:
     seconds = [one["duration_s"] for one in lines(log, "sort=duration")]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] == 12
-    assert "sorted among the latest 500 that match" in log[0].get("/console/episodes?sort=duration").text
+    assert "sorted among the latest 500 that match" in log[0].get("/console/runs?sort=duration").text
 
 
 def test_a_page_says_how_far_a_search_went(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suffice.console.context.LOOK_S", -1.0)
-    page = log[0].get("/console/episodes?q=customer%3DM%C3%BCller-3").text
+    page = log[0].get("/console/runs?q=customer%3DM%C3%BCller-3").text
     assert "this looked back to" in page or "older ones were not looked at yet" in page
 
 
 def test_an_export_has_every_run_that_matches_and_is_sent_in_parts(log: Log) -> None:
     admin = log[0]
-    got = admin.post("/console/episodes.csv?end=stopped", {"csrf": admin.token()})
+    got = admin.post("/console/runs.csv?end=stopped", {"csrf": admin.token()})
     rows = list(csv.DictReader(io.StringIO(got.body.decode("utf-8-sig"))))
     assert len(rows) == N_RUNS / 2
     assert len({row["episode"] for row in rows}) == N_RUNS / 2
@@ -143,7 +143,7 @@ def test_views_are_saved_for_each_person(log: Log) -> None:
 
 
 def test_a_stopped_run_says_why_and_what_its_audit_twin_answered(log: Log) -> None:
-    page = log[0].get(f"/console/episodes/{made(41)[0].episode_id}").text
+    page = log[0].get(f"/console/runs/{made(41)[0].episode_id}").text
     assert "Stopped at step 4: risk 0.012, allowed 0.02; the audit twin went on to the same answer." in page
     told = log[0].get(f"/api/episodes/{made(41)[0].episode_id}").json
     assert [(one["value"], one["limit"]) for one in told["path"]["points"]] == [(risk, 0.02) for risk in RISKS]

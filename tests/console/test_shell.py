@@ -40,9 +40,9 @@ def range_of(**query: str) -> TimeRange:
     return parse_scope({name.rstrip("_"): value for name, value in query.items()}, NOON_S).range
 
 
-def test_a_preset_covers_whole_days_up_to_the_running_hour() -> None:
+def test_a_preset_covers_whole_days_and_today() -> None:
     week = range_of(days="7")
-    assert (week.since_hour, week.until_hour) == (24 * (DAY - 6), 24 * DAY + 13)
+    assert (week.since_hour, week.until_hour) == (24 * (DAY - 6), 24 * (DAY + 1))
     assert range_of() == range_of(days="30"), "the usual range needs no field"
     day = range_of(days="1")
     assert day.until_hour - day.since_hour == 25, "the running hour is part of it"

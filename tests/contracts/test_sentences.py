@@ -134,7 +134,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
             monotonic_s=lambda: 0.0,
             killed=made.killed,
         )
-        pages = {one.name: one for one in route_states(look, parse_scope({"days": "all"}, 2e9).range)}
+        pages = {one.name: one for one in route_states(look, {}, parse_scope({"days": "all"}, 2e9).range)}
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():

@@ -38,6 +38,7 @@ from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incident
 from suffice.console.views.changes import GROUPS, Changes, changes
 from suffice.console.views.episodes import ENDS, LABEL_FILTERS, SORTS, EpisodePage, Episodes, episode, episodes
 from suffice.console.views.find import FindPage, find
+from suffice.console.views.losses import LossContrast, read_losses
 from suffice.console.views.overview import Overview, overview
 from suffice.console.views.policies import (
     Experiments,
@@ -49,6 +50,7 @@ from suffice.console.views.policies import (
     view_assessment,
     view_experiment,
 )
+from suffice.console.views.report import MonthReport, month_report
 from suffice.console.views.review import ReviewPage, check_item, review_page
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
@@ -312,13 +314,27 @@ CHANGES: Final = {
 }
 ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
 ROUTE: Final[tuple[ScopePart, ...]] = ("route",)
+LOST: Final[tuple[ScopePart, ...]] = ("route", "class", "version", "range")
 OF_RUN: Final[tuple[ScopePart, ...]] = ("route", "class")
+MONTH: Final = {"month": "as 2026-10"}
 FIND: Final = {"q": "words, or the beginning of an id"}
+LOSSES: Final = "What differs between lost and kept audits"
 ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"
 VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navigation leads to
-    View("", "Home", overview, Overview, SCOPE_FIELDS, "", "overview.html", "/overview", follows=SCOPE_PARTS),
+    View(
+        "", "Home", overview, Overview, SCOPE_FIELDS, "", "overview.html", "/overview", tab="Home", follows=SCOPE_PARTS
+    ),
     View("/routes", "Routes", routes, Routes, SCOPE_FIELDS, tab="Routes", follows=SCOPE_PARTS),
     View("/route", "Route", route, RoutePage, {**SCOPE_FIELDS, "route": "its name"}, "Routes", follows=SCOPE_PARTS),
+    View(
+        "/report",
+        "Report of a month",
+        month_report,
+        MonthReport,
+        {"month": "as 2026-10"},
+        "Home",
+        tab="Report of a month",
+    ),
     View("/policies", "Policies and rollouts", policies, PoliciesView, place="Routes", tab="Policies"),
     View("/runs", "Runs", episodes, Episodes, RUNS, "", "episodes.html", "/episodes", by_tenant=True, follows=OF_RUN),
     View("/runs/{id}", "Run", episode, EpisodePage, {}, "Runs", "episode.html", "/episodes/{id}", by_tenant=True),
@@ -327,6 +343,9 @@ VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navi
     View("/incidents", "Incidents", incidents, Incidents, place="Changes", tab="Incidents"),
     View("/experiments", "Experiments", experiments, Experiments, place="Changes", tab="Experiments"),
     # Parts that are slow to compute: the pages request them once displayed.
+    View(
+        "/route/losses", LOSSES, read_losses, LossContrast, SCOPE_FIELDS, "Routes", "_losses.html", follows=SCOPE_PARTS
+    ),
     View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, "Routes", "_weighed.html"),
     View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, "Changes", "_experiment.html"),
     View("/review", "Review", review_page, ReviewPage, needs="reviewer", by_tenant=True),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlencode
 
 from suffice import formatting
@@ -16,6 +16,8 @@ from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEff
 from suffice.extras import how_to_install
 from suffice.rollout.results import metric_of
 from suffice.sanitize import plural
+from suffice.store.routes.period import PeriodFigures
+from suffice.store.routes.rollups import DAY_HOURS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -45,6 +47,34 @@ def is_rate(satisfaction: SatisfactionEffect) -> bool:
     return satisfaction.measure in (SATISFACTION, *EVENTS.values()) or "=" in satisfaction.measure
 
 
+def format_bucket(begin_s: int, hours: int) -> str:
+    """A bucket of time by its beginning, UTC.
+
+    >>> [format_bucket(1_790_003_600, 1), format_bucket(1_789_948_800, 24)]
+    ['2026-09-21 15:00', '2026-09-21']
+    """
+    return formatting.format_iso(begin_s, " ")[: 16 if hours < DAY_HOURS else 10]
+
+
+def spark_points(buckets: Sequence[PeriodFigures], of: Literal["drop", "saved", "requests"]) -> str:
+    """The points of a line 60 wide and 16 high, with 0 within its height."""
+    values = [_SPARKS[of](one) for one in buckets]
+    known = [(one.begin_hour, value) for one, value in zip(buckets, values, strict=True) if value is not None]
+    if len(known) < 2:
+        return ""
+    low, high = min(0.0, *(value for _, value in known)), max(0.0, *(value for _, value in known))
+    first, last = known[0][0], known[-1][0]
+    return " ".join(
+        f"{60 * (hour - first) / (last - first):.1f},{15 - 14 * (value - low) / ((high - low) or 1.0):.1f}"
+        for hour, value in known
+    )
+
+
+_SPARKS: Final[Mapping[str, Callable[[PeriodFigures], float | None]]] = {
+    "drop": lambda one: None if one.em_drop is None else one.em_drop.value,
+    "saved": lambda one: one.saved_tokens,
+    "requests": lambda one: float(one.sums.n_requests),
+}
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "percent": formatting.format_percent,
     "points": formatting.format_points,
@@ -65,6 +95,8 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "plural": plural,
     "verdict": format_verdict,
     "is_rate": is_rate,
+    "bucket": format_bucket,
+    "spark": spark_points,
 }
 HERE: Final = Path(__file__).parent
 KINDS: Final = {

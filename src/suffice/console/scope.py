@@ -112,8 +112,9 @@ def _parse_range(query: Mapping[str, str], now_s: float) -> TimeRange:
     days = PRESETS[name]
     if days == 1:
         return TimeRange(name=name, since_hour=until - DAY_HOURS - 1, until_hour=until)
-    first_day = (until - 1) // DAY_HOURS - days + 1  # whole days, including today
-    return TimeRange(name=name, since_hour=DAY_HOURS * first_day if days else 0, until_hour=until)
+    today = (until - 1) // DAY_HOURS  # whole days, including today
+    since = DAY_HOURS * (today - days + 1) if days else 0
+    return TimeRange(name=name, since_hour=since, until_hour=DAY_HOURS * (today + 1))
 
 
 def _parse_comparison(text: str, window: TimeRange) -> TimeRange | None:

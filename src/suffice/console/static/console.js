@@ -123,6 +123,8 @@
   });
   on("click", "#palette .found a", function (one) { one.closest("dialog").close(); });
 
+  on("click", "[data-print]", function () { window.print(); });
+
   // A form that was sent is not sent again by a second click; one that answers with a file leaves this page as it is.
   document.addEventListener("submit", function (event) {
     var form = event.target;
@@ -172,7 +174,7 @@
       if (window.sufficeCharts) window.sufficeCharts();
     }
     function look() {
-      var place = part.dataset.live + (mark === null ? "" : "&mark=" + encodeURIComponent(mark));
+      var place = part.dataset.live + (mark === null ? "" : (part.dataset.live.includes("?") ? "&" : "?") + "mark=" + encodeURIComponent(mark));
       fetch(place, { headers: { "hx-request": "true" } }).then(function (got) {
         if (got.status === 401 || got.status === 403) { say("not live: load the page again"); return; }
         if (!got.ok) throw new Error(String(got.status));

@@ -1,19 +1,20 @@
-"""The overview page, and the state of each route for it and for the route page."""
+"""The first page, and the state of each route for it and for the route page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 from urllib.parse import urlencode
 
 from suffice.assurance.bounds import wilson
-from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
+from suffice.assurance.estimate import IntervalEstimate, saving_of
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.context import DAY_S, LogView, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.alerts import AlertLine, latest_alerts
+from suffice.console.views.history import History, describe_saving, read_history
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
@@ -23,6 +24,7 @@ from suffice.store.database.views import LogReader, has_requests, newest_event, 
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_fleet, read_phases
+from suffice.store.routes.period import Period, PeriodFigures, period_figures
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo
 from suffice.store.rows.sums import NO_SUMS, RollupSums
 
@@ -41,16 +43,21 @@ class RouteState(ViewRecord, frozen=True):
     owned: str  # the fixed policy of the settings, whatever rollouts changed; "": the control loop decides
     promise: str  # the guarantee's sentence (`review.route_guarantee`)
     promise_state: str  # its state
-    em_full: IntervalEstimate | None  # from `monitor`, valid at every look; otherwise of the window, valid for one look
+    figures: PeriodFigures  # of the scope
+    sparks: tuple[PeriodFigures, ...]  # the same in buckets of time, oldest first
+    em_full: IntervalEstimate | None  # of the scope, valid for one look
     em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
-    em_drop: IntervalEstimate | None  # paired, on audits
+    em_drop: IntervalEstimate | None  # paired, on audits, from `monitor`: since its accounts began, at every look
     saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
     satisfaction: SatisfactionEffect | None  # from `monitor`; None: no ratings
     seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
     alerts: tuple[str, ...]  # forecasts that cross their limit, in sentences
-    sums: RollupSums  # of the window
     audits_a_day: float | None  # recent rate; None: no audits
     missing: str  # what the next level needs, as a sentence
+
+    @property
+    def sums(self) -> RollupSums:
+        return self.figures.sums
 
     @property
     def is_certified(self) -> bool:
@@ -68,13 +75,13 @@ class RouteState(ViewRecord, frozen=True):
         return None if high is None or not self.max_em_drop else high / self.max_em_drop
 
 
-def route_states(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
+def route_states(view: LogView, each: Mapping[str, Period], window: TimeRange) -> tuple[RouteState, ...]:
     log = view.connection
-    sums = _sums_by_route(log, window.since_hour)
-    recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
+    recent = _recent_sums(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
     promises = read_promises(log, now_s=view.now_s, killed=view.killed)
     attended, tallies = is_attended(log, view.path), rollups.read_tallies(log)
     phases = read_phases(log, promises.decided, attended=attended)
+    nothing = Period(total=period_figures(NO_SUMS, window.since_hour, window.until_hour), buckets=())
     return tuple(
         _route_state(
             view,
@@ -82,14 +89,14 @@ def route_states(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
             phases.get(name) or phase_of(NOTHING, attended=attended),
             promises,
             tallies.get(name),
-            sums.get(name, NO_SUMS),
+            each.get(name, nothing),
             recent.get(name, NO_SUMS),
         )
-        for name in dict.fromkeys([*view.settings.routes, *sorted(sums)])
+        for name in dict.fromkeys([*view.settings.routes, *sorted(each)])
     )
 
 
-def _sums_by_route(log: LogReader, since_hour: int) -> dict[str, RollupSums]:
+def _recent_sums(log: LogReader, since_hour: int) -> dict[str, RollupSums]:
     return {str(key[0]): one for key, one in rollups.read_rollups(log, ("route",), since_hour=since_hour).items()}
 
 
@@ -99,9 +106,10 @@ def _route_state(
     phase: Phase,
     promises: Promises,
     tally: Tally | None,
-    sums: RollupSums,
+    period: Period,
     recent: RollupSums,
 ) -> RouteState:
+    sums = period.total.sums
     route, report = view.settings.routes.get(name), newest_event(view.connection, RouteForecast, route=name)
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = report.whole if report is not None else None
@@ -119,14 +127,15 @@ def _route_state(
         owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
         promise=promise.sentence,
         promise_state=promise.state,
-        em_full=whole.em_full if whole is not None else _rate(sums.n_full_right, sums.n_full_marked),
-        em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
+        figures=period.total,
+        sparks=period.buckets,
+        em_full=estimate_rate(sums.n_full_right, sums.n_full_marked),
+        em_stopped=estimate_rate(*sums.stopped_marks),
         em_drop=whole.em_drop if whole is not None else None,
         saving=saving_of(tally, confidence) if tally is not None else None,
         satisfaction=report.satisfaction if report is not None else None,
         seen_at=report.at if report is not None else None,
         alerts=tuple(f"{one.reason}{_capped(phase, one)}" for one in forecasts_of(report) if one.alert),
-        sums=sums,
         audits_a_day=per_day,
         missing=describe_missing(phase, route, per_day),
     )
@@ -152,7 +161,7 @@ def _promise(
     return promises.of(name, route, report, setup=setup, unreadable=refused is not None)
 
 
-def _rate(k: int, n: int) -> IntervalEstimate | None:
+def estimate_rate(k: int, n: int) -> IntervalEstimate | None:
     if not n:
         return None
     between = wilson(k, n, 0.95)
@@ -222,27 +231,8 @@ def _in_days(n: int, a_day: float | None) -> str:
     return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"
 
 
-MOST_DAYS: Final = 400
 LATE_S: Final = 60.0  # after an alert: a sink that has not accepted it by then is considered broken
 STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds to lease its jobs
-
-
-class Day(ViewRecord, frozen=True):
-    """One day (UTC). Intervals are for one look at that day alone, at 95 %."""
-
-    day: int  # since 1970
-    n_requests: int
-    n_stopped: int
-    saved_tokens: int
-    spent_tokens: int
-    saved_usd: float
-    em_full: float | None  # None: no labels
-    em_full_low: float | None
-    em_full_high: float | None
-    em_stopped: float | None
-    em_stopped_low: float | None
-    em_stopped_high: float | None
-    drop: float | None  # on audits; an unlabelled disagreement counts as lost
 
 
 class OverviewNotice(ViewRecord, frozen=True, kw_only=False):
@@ -254,16 +244,14 @@ class OverviewNotice(ViewRecord, frozen=True, kw_only=False):
 
 class Overview(ViewRecord, frozen=True):
     window: TimeRange
+    headline: str  # what was saved at what cost, in a sentence
+    history: History
     read_to: ReadTo
-    total: RollupSums
-    saving: float | None  # fraction of tokens, all routes, since the log began; None: unknown
-    would_save: float | None  # by the shadow stops of routes in observe mode; None: there are none
     n_certified: int
     n_learned: int  # routes that a control loop may certify
     fleet: str  # what is promised of the certified ones together, as a sentence; "": nothing
     worst: RouteState | None  # the route nearest to its EM budget; None: none is measured
     routes: tuple[RouteState, ...]
-    days: tuple[Day, ...]
     notices: tuple[OverviewNotice, ...]
     alerts: tuple[AlertLine, ...]  # open ones and those of the last 24 hours, as on their page; a few at most
     is_empty: bool  # whether there has never been a request
@@ -271,56 +259,36 @@ class Overview(ViewRecord, frozen=True):
 
 
 def overview(view: ViewContext) -> Overview:
-    window, log, alerts = view.window, view.connection, latest_alerts(view)
-    states, tallies, read_to = route_states(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
-    total = NO_SUMS
-    for one in states:
-        total = total.plus(one.sums)
+    scope, log, alerts = view.scope, view.connection, latest_alerts(view)
+    history, each = read_history(view, scope.route)
+    states, read_to = states_of(view, history, each), rollups.read_to(log)
     measured = [one for one in states if one.budget_used is not None]
     measured = [one for one in measured if one.phase.level] or measured  # routes that stop runs take precedence
     liked = [(one.satisfaction_effect.value, one) for one in states if one.satisfaction_effect is not None]
     return Overview(
-        window=window,
+        window=scope.range,
+        headline=describe_saving(history, scope.range),
+        history=history,
         read_to=read_to,
-        total=total,
-        saving=pooled_saving(tallies),
-        would_save=pooled_would_save(tallies),
         n_certified=sum(one.is_certified for one in states),
-        n_learned=sum(route.certifies_itself for route in view.settings.routes.values()),
+        n_learned=sum(
+            route.certifies_itself for name, route in view.settings.routes.items() if scope.route in (None, name)
+        ),
         fleet=read_fleet(log),
         worst=max(measured, key=lambda one: one.budget_used or 0.0, default=None),
         routes=states,
-        days=days_of(view, window),
         notices=notices(states, read_to, view, alerts),
         alerts=alerts,
-        is_empty=not total.n_requests and not has_requests(log),
+        is_empty=history.is_empty and not has_requests(log),
         liked=min(liked, key=lambda pair: pair[0])[1] if liked else None,
     )
 
 
-def days_of(view: LogView, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
-    sums = rollups.read_rollups(view.connection, ("day",), route=route, since_hour=window.since_hour)
-    return tuple(_day(int(key[0]), one) for key, one in list(sums.items())[-MOST_DAYS:])
-
-
-def _day(day: int, one: RollupSums) -> Day:
-    full, full_low, full_high = estimate_and_ends(_rate(one.n_full_right, one.n_full_marked))
-    stopped, stopped_low, stopped_high = estimate_and_ends(_rate(*one.stopped_marks))
-    return Day(
-        day=day,
-        n_requests=one.n_requests,
-        n_stopped=one.n_stopped,
-        saved_tokens=one.saved_tokens,
-        spent_tokens=one.completion_tokens + one.overhead_tokens,
-        saved_usd=one.saved_usd,
-        em_full=full,
-        em_full_low=full_low,
-        em_full_high=full_high,
-        em_stopped=stopped,
-        em_stopped_low=stopped_low,
-        em_stopped_high=stopped_high,
-        drop=(one.n_lost + one.n_pending - one.n_gained) / one.n_audits if one.n_audits else None,
-    )
+def states_of(view: ViewContext, history: History, each: Mapping[str, Period]) -> tuple[RouteState, ...]:
+    """The states of the scope's routes."""
+    wanted, window = view.scope.route, view.scope.range
+    bounds = TimeRange(name=window.name, since_hour=history.since_hour, until_hour=history.until_hour)
+    return tuple(one for one in route_states(view, each, bounds) if wanted in (None, one.name))
 
 
 def notices(

@@ -16,7 +16,8 @@ from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
-from suffice.console.views.overview import Day, RouteState, days_of, estimate_and_ends, forecasts_of, route_states
+from suffice.console.views.history import History, describe_saving, read_history
+from suffice.console.views.overview import RouteState, estimate_and_ends, forecasts_of, route_states, states_of
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
@@ -78,8 +79,9 @@ class RouteDecision(ViewRecord, frozen=True):
 
 class RoutePage(ViewRecord, frozen=True):
     window: TimeRange
+    headline: str  # what was saved at what cost, in a sentence
+    history: History
     route: RouteState
-    days: tuple[Day, ...]
     frontier: tuple[LevelRow, ...]  # of the newest proposal; (): no refit has measured one
     frontier_of: str  # address of its version
     operating: OperatingLevel | None  # None: no level is active
@@ -99,13 +101,14 @@ class RoutePage(ViewRecord, frozen=True):
 
 
 def routes(view: ViewContext) -> Routes:
-    window = view.window
-    return Routes(window=window, routes=route_states(view, window))
+    history, each = read_history(view, view.scope.route)
+    return Routes(window=view.window, routes=states_of(view, history, each))
 
 
 def route(view: ViewContext) -> RoutePage:
     window, name, log = view.window, view.scope.route or view.query.get("name", ""), view.connection
-    state = next((one for one in route_states(view, window) if one.name == name), None)
+    history, each = read_history(view, name)
+    state = next((one for one in route_states(view, each, window) if one.name == name), None)
     if state is None:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
     report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
@@ -115,8 +118,9 @@ def route(view: ViewContext) -> RoutePage:
     versions = {one.version or "": one for one in report.versions} if report is not None else {}
     return RoutePage(
         window=window,
+        headline=describe_saving(history, window),
+        history=history,
         route=state,
-        days=days_of(view, window, name),
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(read_decided(log).of(name)),
@@ -174,10 +178,18 @@ def _breakdown(
     accounts: Mapping[str, Account],
     report: RouteForecast | None,
 ) -> tuple[RouteBreakdown, ...]:
-    log, since_hour = view.connection, view.window.since_hour
+    window, scope = view.window, view.scope
     sums = {
         str(key[0]): one
-        for key, one in rollups.read_rollups(log, (by,), route=state.name, since_hour=since_hour).items()
+        for key, one in rollups.read_rollups(
+            view.connection,
+            (by,),
+            route=state.name,
+            query_class=scope.query_class,
+            version=scope.version,
+            since_hour=window.since_hour,
+            until_hour=window.until_hour,
+        ).items()
     }
     held = dict(state.phase.classes) if by == "query_class" else {}
     likings = [one for one in report.likings if one.measure == SATISFACTION] if report is not None else []

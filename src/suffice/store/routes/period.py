@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import exp, sqrt
 from statistics import NormalDist
 
@@ -50,6 +50,30 @@ def read_period(
     bucket_hours  length of a bucket, counted from `since_hour`. If all three are multiples of 24, days are read
                   instead of hours, which is far less
     """
+    return read_periods(
+        log,
+        since_hour=since_hour,
+        until_hour=until_hour,
+        bucket_hours=bucket_hours,
+        route=route,
+        query_class=query_class,
+        version=version,
+        confidence=confidence,
+    )[0]
+
+
+def read_periods(
+    log: LogReader,
+    *,
+    since_hour: int,
+    until_hour: int,
+    bucket_hours: int,
+    route: str | None = None,
+    query_class: str | None = None,
+    version: str | None = None,
+    confidence: float = 0.95,
+) -> tuple[Period, dict[str, Period]]:
+    """Read the figures of all routes together, as `read_period`, and of each by itself."""
     if bucket_hours < 1 or until_hour <= since_hour:
         raise ValueError(f"need bucket_hours >= 1 and until_hour > since_hour; got {bucket_hours=}")
     by_day = not (since_hour % DAY_HOURS or until_hour % DAY_HOURS or bucket_hours % DAY_HOURS)
@@ -76,14 +100,17 @@ def read_period(
     def figures(begin: int, end: int, sums: dict[str, RollupSums]) -> PeriodFigures:
         return _figures(begin, min(end, until_hour), sums, lengths, confidence)
 
-    return Period(
-        total=figures(since_hour, until_hour, totals),
-        buckets=tuple(
-            figures(begin, begin + bucket_hours, buckets[at])
-            for at in sorted(buckets)
-            for begin in (since_hour + at * bucket_hours,)
-        ),
-    )
+    def period(names: Collection[str]) -> Period:
+        listed = [
+            (since_hour + at * bucket_hours, {name: place[name] for name in names if name in place})
+            for at, place in sorted(buckets.items())
+        ]
+        return Period(
+            total=figures(since_hour, until_hour, {name: totals[name] for name in names}),
+            buckets=tuple(figures(begin, begin + bucket_hours, sums) for begin, sums in listed if sums),
+        )
+
+    return period(totals), {name: period([name]) for name in totals}
 
 
 def period_figures(sums: RollupSums, begin_hour: int, end_hour: int, confidence: float = 0.95) -> PeriodFigures:

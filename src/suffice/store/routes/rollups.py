@@ -154,6 +154,12 @@ def read_rollups(
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
+def first_hour(connection: views.LogReader) -> int | None:
+    """Return the first hour with a sum; None: there is none."""
+    ((hour,),) = views.query_rows(connection, "SELECT min(hour) FROM rollups WHERE grain = 0")
+    return None if hour is None else int(hour)
+
+
 def _grain_for(by: Collection[str], since_hour: int, until_hour: int | None) -> int:
     both = "query_class" in by and "version" in by
     if "hour" in by or both or since_hour % DAY_HOURS or (until_hour or 0) % DAY_HOURS:

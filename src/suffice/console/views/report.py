@@ -1,0 +1,86 @@
+"""The report of a month: what was saved at what cost on each route, and what was decided; it prints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from suffice.console.context import ViewContext, ViewRecord
+from suffice.console.scope import CUSTOM, TimeRange
+from suffice.console.views.history import History, describe_saving, read_history
+from suffice.console.views.overview import RouteState, route_states
+from suffice.errors import BadRequest
+from suffice.store.routes import rollups
+from suffice.store.routes.rollups import HOUR_S
+
+MOST_MONTHS: Final = 24  # to choose from
+
+
+class MonthReport(ViewRecord, frozen=True):
+    month: str  # as 2026-10
+    is_over: bool
+    months: tuple[str, ...]  # with sums, latest first
+    headline: str
+    history: History  # compared with the month before
+    routes: tuple[RouteState, ...]  # with requests in it; the most saved first
+
+
+def month_report(view: ViewContext) -> MonthReport:
+    """Raises BadRequest for what is no month."""
+    this = format_month(view.now_s)
+    first = rollups.first_hour(view.connection)
+    months = _months(this if first is None else format_month(first * HOUR_S), this)
+    month = view.query.get("month") or (months[1] if len(months) > 1 else this)
+    window = range_of_month(month)
+    before = range_of_month(shift_month(month, -1))
+    scope = replace(view.scope, range=window, compare=before, route=None, query_class=None, version=None)
+    history, each = read_history(view, None, scope)
+    states = [one for one in route_states(view, each, window) if one.sums.n_requests]
+    return MonthReport(
+        month=month,
+        is_over=view.now_s >= window.until_hour * HOUR_S,
+        months=months,
+        headline=describe_saving(history, window),
+        history=history,
+        routes=tuple(sorted(states, key=lambda one: (-(one.figures.saved_tokens or 0.0), one.name))),
+    )
+
+
+def format_month(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m")
+
+
+def range_of_month(month: str) -> TimeRange:
+    """The hours of a month as 2026-10. Raises BadRequest."""
+    begins = [_begin_hour(month), _begin_hour(shift_month(month, 1))]
+    return TimeRange(name=CUSTOM, since_hour=begins[0], until_hour=begins[1])
+
+
+def shift_month(month: str, by: int) -> str:
+    """Return the month so many months later.
+
+    >>> [shift_month("2026-12", 1), shift_month("2026-01", -1)]
+    ['2027-01', '2025-12']
+    """
+    _begin_hour(month)
+    year, number = (int(part) for part in month.split("-"))
+    at = 12 * year + number - 1 + by
+    return f"{at // 12:04}-{at % 12 + 1:02}"
+
+
+def _begin_hour(month: str) -> int:
+    try:
+        begin = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+        if begin.year < 1971 or len(month) != len("2026-10"):
+            raise ValueError(month)
+    except ValueError:
+        raise BadRequest(f"month: got {month[:40]!r}; allowed: a month as 2026-10", param="month") from None
+    return int(begin.timestamp() // HOUR_S)
+
+
+def _months(first: str, last: str) -> tuple[str, ...]:
+    months = [last]
+    while months[-1] > first and len(months) < MOST_MONTHS:
+        months.append(shift_month(months[-1], -1))
+    return tuple(months)
