@@ -3,7 +3,7 @@
 #
 #   VENV=path           another virtual environment (default .venv)
 #   PYTHON=path         another interpreter (default: the newest of 3.13, 3.12, 3.11 that works)
-#   ARGS="..."          passed on: make demo ARGS=--small, make test ARGS="tests/policy -x"
+#   ARGS="..."          passed on: make demo-console ARGS=--small, make test ARGS="tests/policy -x"
 #   BENCH="..."         what make bench runs: names of programs in bench/, or all
 #   SUFFICE_CACHE=path  where the demonstration model's weights are kept
 
@@ -34,21 +34,14 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs engine engine-suite demo demo-full demo-online demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help docs engine engine-suite demo demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.ready-demo ## serve a real model, govern it, show what stopping saves (under 10 minutes)
+demo: $(VENV)/.ready-demo ## a real model: a measured saving, a certificate on live traffic, a swapped model (6 minutes)
 	$(BIN)/suffice demo $(ARGS)
-
-demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples each (about an hour)
-	$(BIN)/suffice demo --full $(ARGS)
-
-# Fits need scikit-learn, which the other two demonstrations do without.
-demo-online: $(VENV)/.ready-dev ## a route certifies itself, live; then its model is swapped (10 to 15 minutes)
-	$(BIN)/suffice demo --online $(ARGS)
 
 demo-agent: $(VENV)/.ready-dev ## the agent while traffic becomes harder, dearer and easier (5 minutes, without a model)
 	$(BIN)/suffice demo --agent $(ARGS)

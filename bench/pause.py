@@ -45,6 +45,7 @@ N_SLOTS = 2
 FILLER = "river stone paper window garden bridge letter copper winter orange market silver".split()  # noqa: SIM905
 STATES = ("warm", "cold", "busy")
 METHODS = ("native", "raw")
+FETCH = "python -m suffice_demo.local.weights"
 
 
 @dataclass(slots=True)
@@ -196,7 +197,10 @@ if __name__ == "__main__":
     weights = find_weights(QUICK_MODEL if options.quick else MODEL)
     path = cached_file(weights)
     if not path.is_file() or not is_whole(path, weights):
-        print(f"pause: the weights of {weights.name} are not in the cache; `make demo` fetches them", file=sys.stderr)
+        print(
+            f"pause: the weights of {weights.name} are not in the cache; {FETCH} {weights.name} fetches them",
+            file=sys.stderr,
+        )
         sys.exit(2)
     print(f"machine: {report.machine()}")
     print(f"model: {weights.title}, {N_SLOTS} slots, one thread; thoughts are stopped at their first step, 24 tokens\n")

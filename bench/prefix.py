@@ -32,6 +32,7 @@ from suffice_demo.local.server import LocalServer, ServerSpec
 from suffice_demo.local.tasks import TaskQuestion, questions
 
 MODEL = "qwen0.5b"
+FETCH = "python -m suffice_demo.local.weights"
 
 
 @dataclass(slots=True)
@@ -126,7 +127,10 @@ def main() -> int:
     levels = [int(n) for n in options.at_once.split(",")]
     file = weights.cached_file(weights.find_weights(MODEL))
     if not file.is_file():
-        print(f"prefix: the weights of {MODEL} are not in the cache; make demo fetches them", file=sys.stderr)
+        print(
+            f"prefix: the weights of {MODEL} are not in the cache; {FETCH} {MODEL} fetches them",
+            file=sys.stderr,
+        )
         return 2
     spec = ServerSpec(
         model_path=file, alias=MODEL, template="think", n_parallel=options.slots, ctx_tokens_per_slot=1024

@@ -1,4 +1,4 @@
-"""The weights that tests of the real model need, looked for in one place. Fetches nothing: `make demo` does."""
+"""The weights that tests of the real model need, looked for in one place. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def cached(name: str) -> Path:
     found = weights.find_weights(name)
     file = weights.cached_file(found)
     if not file.is_file() or file.stat().st_size != found.n_bytes:
-        pytest.skip(f"{found.title} is not in the cache {file.parent}; `make demo` fetches it")
+        pytest.skip(
+            f"{found.title} is not in the cache {file.parent}; `python -m suffice_demo.local.weights {name}` fetches it"
+        )
     pytest.importorskip("xllamacpp")
     return file

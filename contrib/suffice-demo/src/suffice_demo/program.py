@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -27,7 +26,6 @@ from rich.text import Text
 
 from suffice.cli.shell import fail
 from suffice.files import make_folder
-from suffice.scoring.base import build_scorer
 from suffice.server import run_server
 from suffice.settings import Settings
 from suffice.store.routes.deployments import phase_of
@@ -35,18 +33,20 @@ from suffice.wiring.files import load_settings
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
-from suffice_demo import run, show, story
+from suffice_demo import show, story
 from suffice_demo.local import tasks, weights
 from suffice_demo.local.server import LocalServer, ServerSpec
 from suffice_demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, webhook
-from suffice_demo.rows import DemoAnswer, correct
-from suffice_demo.run import Stage, StageResult, write_demo_report
 
 PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # for untrusted text
 ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
+INTRODUCTION: Final = """\
+A small model votes on questions with known answers, behind Suffice. Four parts, in about 6 minutes:
+observe (what stopping would save), prove (until a certificate), act (what it saves), and a swap of the model.
+"""
 
 
-def run_demo(*, small: bool, online: bool, as_console: bool, port: int, out: str, **given: Any) -> None:
+def run_demo(*, small: bool, as_console: bool, port: int, out: str) -> None:
     """Run what `suffice demo` is asked for; exits with 1 if a request failed."""
     console = Console()
     folder = Path(out).resolve()
@@ -57,21 +57,9 @@ def run_demo(*, small: bool, online: bool, as_console: bool, port: int, out: str
         except OSError as error:
             fail(f"cannot listen: {error.strerror or error}")
         return
-    for old in folder.glob("*.db*"):
+    for old in folder.glob("demo.db*"):
         old.unlink()
-    if online:
-        raise SystemExit(_run_online(console, folder, small=small))
-    with _stages(console, folder, kinds=("samples",) if small else ("samples", "reasoning"), **given) as stages:
-        results = _run(console, stages)
-    show.picture(results, folder / "demo.png")
-    write_demo_report(results, folder / "report.json")
-    show.print_demo(console, results)
-    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    console.print(f"\npicture: {near / 'demo.png'}   report: {near / 'report.json'}")
-    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {near}/*.db\n")
-    console.print(show.NEXT, **PLAIN)
-    if any(result.errors for result in results):
-        raise SystemExit(1)
+    raise SystemExit(_run_story(console, folder))
 
 
 def run_agent(out: str) -> None:
@@ -82,101 +70,23 @@ def run_agent(out: str) -> None:
     raise SystemExit(asyncio.run(show_agent(Console(), folder)))
 
 
-def _fetch(console: Console, name: str) -> Path:
-    own = os.environ.get("SUFFICE_MODEL")
-    if own and name != "smol":
-        return Path(own)
+MODEL: Final = "smol"  # the only one: 98 MB
+
+
+def _fetch(console: Console) -> Path:
+    """Return the weights; fetching them is shown on a terminal as a bar, and in a log as a line for each quarter."""
     columns = (TextColumn("{task.description:<26}"), BarColumn(28), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task(f"weights: {name}", total=None)
-        return weights.fetch(name, progress=lambda done, total: bars.update(task, completed=done, total=total))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task, quarters = bars.add_task(f"weights: {MODEL}", total=None), list[int]()
 
+        def progress(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+            quarter = 4 * done // max(1, total)
+            if not console.is_terminal and quarter not in quarters:
+                quarters.append(quarter)
+                console.print(f"weights: {MODEL}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", **ONE_LINE)
 
-# --------------------------------------------------------------------------- both kinds of route, once
-
-# Concurrent requests of a local server. Two for samples: the same prompt comes eight times, and each slot reads it
-# once. Eight for reasoning: four runs and their probes.
-SLOTS = {"samples": 2, "reasoning": 8}
-AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
-QUESTION_COUNTS = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions is given
-
-
-@contextmanager
-def _stages(
-    console: Console,
-    folder: Path,
-    *,
-    kinds: tuple[str, ...],
-    full: bool,
-    model: str,
-    upstream: str | None,
-    upstream_model: str,
-    driver: str,
-    questions: int | None,
-    samples: int | None,
-) -> Iterator[list[Stage]]:
-    def stage(kind: str, model: str, url: str, *, slots: int) -> Stage:
-        return Stage(
-            kind=kind,
-            model=model,
-            upstream=url,
-            driver=driver,
-            slots=slots,
-            n_samples=samples or (16 if full else 8),
-            questions=tasks.questions(kind, questions or (300 if full else QUESTION_COUNTS[kind])),
-            folder=folder,
-            n_at_once=min(AT_ONCE[kind], max(1, slots // 2)),  # a probe is sent only to a free slot
-        )
-
-    if upstream is not None:
-        yield [stage(kind, upstream_model or "default", upstream, slots=4) for kind in kinds]
-        return
-    names = {kind: "smol" if kind == "samples" else model for kind in kinds}
-    files = {kind: _fetch(console, name) for kind, name in names.items()}
-    with ExitStack() as servers:
-        stages = []
-        for kind, name in names.items():
-            spec = ServerSpec(
-                model_path=files[kind],
-                alias=name,
-                n_parallel=SLOTS[kind],
-                ctx_tokens_per_slot=1024,
-                template=None if kind == "samples" else "think",
-            )
-            server = servers.enter_context(LocalServer(spec, log_path=folder / f"{name}-server.log"))
-            stages.append(stage(kind, name, server.url, slots=SLOTS[kind]))
-        yield stages
-
-
-def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(14),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
-    )
-    with Progress(*columns, console=console) as bars:
-
-        def progress(title: str, total: int) -> Callable[[DemoAnswer], None]:
-            task = bars.add_task(title, total=total, live="")
-            seen = {"n": 0, "right": 0, "tokens": 0, "stopped": 0}
-
-            def one(answered: DemoAnswer) -> None:
-                seen["n"] += 1
-                seen["right"] += correct(answered, build_scorer(answered.question.scorer))
-                seen["tokens"] += answered.completion_tokens
-                seen["stopped"] += answered.stopped
-                live = f"EM {seen['right'] / seen['n']:.2f} · {seen['tokens'] / seen['n']:.0f} tokens"
-                bars.update(task, advance=1, live=live + (f" · {seen['stopped']} stopped" if seen["stopped"] else ""))
-
-            return one
-
-        async def together() -> list[StageResult]:
-            work = {"samples": run.run_samples_stage, "reasoning": run.run_reasoning_stage}
-            return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
-
-        return asyncio.run(together())
+        return weights.fetch(MODEL, progress=progress)
 
 
 # --------------------------------------------------------------------------- the console
@@ -205,10 +115,10 @@ def _run_console(console: Console, folder: Path, *, small: bool, port: int) -> N
 
 
 def _demonstrated(console: Console, folder: Path) -> Settings | None:
-    file, database = folder / "online.toml", folder / "online.db"
+    file, database = folder / "demo.toml", folder / "demo.db"
     if not file.is_file() or not database.is_file():
         return None
-    console.print(f"the log of make demo-online: {database}", **ONE_LINE)
+    console.print(f"the log of make demo: {database}", **ONE_LINE)
     settings = load_settings(file)
     with open_worker(settings) as here:
         for job in ("monitor", "rollup"):
@@ -238,27 +148,23 @@ def _made_up(console: Console, folder: Path, *, small: bool) -> Settings:
 
 # --------------------------------------------------------------------------- a route that certifies itself
 
-ONLINE_SLOTS = 2  # of the model server: each reads a prompt once
-N_QUESTIONS = 300  # in the pool
-PRINT_EACH = 20  # requests between two lines without a terminal
-ALIASES = ("smol-a", "smol-b")  # the server's model names before and after the swap
+SLOTS: Final = 2  # of the model server
+N_QUESTIONS: Final = 300  # in the pool
+POOL_SEED: Final = tasks.SEED + 1  # other questions than those on which the policy's threshold was chosen
+PRINT_EACH: Final = 10  # requests between two lines without a terminal
+ALIASES: Final = ("smol-a", "smol-b")  # the server's model names before and after the swap
 
 
-def _run_online(console: Console, folder: Path, *, small: bool) -> int:
-    plan = story.SMALL if small else story.DemoPlan()
-    with demo_servers(console, folder) as servers:
-        settings = story.story_settings(
-            plan, upstream=servers.url, driver=servers.driver, slots=servers.slots, database=folder / "online.db"
-        )
-        console.print("the settings, as an owner would write them:\n", highlight=False)
-        console.print(settings, **ONE_LINE)
-        with followed(console) as screen:
-            report = asyncio.run(
-                story.run_story(plan, servers, folder, tasks.questions("samples", N_QUESTIONS), screen)
-            )
+def _run_story(console: Console, folder: Path) -> int:
+    plan, pool = story.DemoPlan(), tasks.questions("samples", N_QUESTIONS, seed=POOL_SEED)
+    console.print(INTRODUCTION, **PLAIN)
+    with demo_servers(console, folder) as servers, followed(console) as screen:
+        report = asyncio.run(story.run_story(plan, servers, folder, pool, screen))
     figures = show.print_story(console, report)
-    show.write_story_report(report, figures, folder / "online.json")
-    console.print(f"\nsettings, log and report: {folder}/online.*", **ONE_LINE)
+    show.write_story_report(report, figures, folder / "demo.json")
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"\nsettings, log and report: {near}/demo.toml, demo.db, demo.json", **ONE_LINE)
+    console.print(show.NEXT, **PLAIN)
     return 1 if report.errors else 0
 
 
@@ -269,9 +175,7 @@ def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoServer]:
     The swap restarts it at the same address under another model name. The weights stay the same, which is invisible
     from outside: a gateway detects a swap by the names in responses.
     """
-    spec = ServerSpec(
-        model_path=_fetch(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
-    )
+    spec = ServerSpec(model_path=_fetch(console), alias=ALIASES[0], n_parallel=SLOTS, ctx_tokens_per_slot=1024)
     running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
 
     def swap() -> None:
@@ -282,7 +186,7 @@ def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoServer]:
 
     try:
         behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
-        yield story.DemoServer(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
+        yield story.DemoServer(url=running[0].url, driver="llama.cpp", slots=SLOTS, swap=swap, behind=behind)
     finally:
         for server in running:
             server.stop()
@@ -332,10 +236,11 @@ class LiveScreen:
 
 def lines(now: story.Snapshot) -> list[tuple[str, str]]:
     phase, figures = phase_of(now.held), story.all_figures(now.runs)
-    level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"
-    e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"
+    level = "the policy of the settings" if phase.level else "nothing yet"
+    e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g} (20 is enough)"
     n_audits = sum(run.episode.request.audit for run in now.runs)
     return [
+        ("time", f"{now.elapsed_s:.0f} s"),
         ("request", f"{now.n_requests} of {now.n_until} at most"),
         ("phase", phase.phase),
         ("audits", f"{n_audits}" + (f", {phase.n_audits} behind the certificate" if phase.n_audits else "")),
@@ -346,7 +251,7 @@ def lines(now: story.Snapshot) -> list[tuple[str, str]]:
 
 
 def _tokens(figures: Mapping[story.Period, story.Figures]) -> str:
-    names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
+    names = {"observed": "observed", "proving": "full", "certified": "certified", "swapped": "after the swap"}
     sentences = [
         f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")
         for period, one in figures.items()

@@ -1,86 +1,17 @@
-"""Replays a policy on single recorded runs through the live `Observer`, and compares two ways of answering in pairs."""
+"""Replays a policy on single recorded runs through the live `Observer`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from suffice.assurance.bounds import Interval
 from suffice.assurance.money import undrawn_tokens
 from suffice.learn.dataset import as_step
 from suffice.policy.base import Policy
 from suffice.signals.base import FIELDS, fields_of
 from suffice.signals.observe import Observer
 from suffice.types import Episode, Request, Signals, StepRecord, StopReason
-from suffice_demo.bootstrap import bootstrap_interval
-
-N_DRAWS = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionPair:
-    question: str
-    full_correct: bool
-    correct: bool
-    full_tokens: int
-    tokens: int  # total of the other way, probes included
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayComparison:
-    """Costs and savings of the other way, as fractions; an interval is None if it cannot be computed."""
-
-    n: int
-    full_em: float
-    em: float
-    n_lost: int  # correct in full, wrong otherwise
-    n_gained: int  # wrong in full, correct otherwise
-    em_change: float  # em - full_em: negative is a drop
-    em_change_interval: Interval | None
-    full_tokens: float  # mean per question
-    tokens: float
-    token_reduction: float  # 1 - tokens / full_tokens
-    token_reduction_interval: Interval | None
-
-
-def compare_pairs(
-    pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95
-) -> ReplayComparison:
-    if not pairs:
-        raise ValueError("compare: needs at least one pair")
-    values = np.array([[1.0, p.full_correct, p.correct, p.full_tokens, p.tokens] for p in pairs], dtype=np.float64)
-    groups = [p.question for p in pairs]
-    sums = values.sum(axis=0)
-
-    def interval(statistic: Callable[[NDArray[np.float64]], float]) -> Interval | None:
-        return bootstrap_interval(values, groups, statistic, confidence, N_DRAWS, rng)
-
-    return ReplayComparison(
-        n=len(pairs),
-        full_em=float(sums[1] / sums[0]),
-        em=float(sums[2] / sums[0]),
-        n_lost=sum(p.full_correct and not p.correct for p in pairs),
-        n_gained=sum(p.correct and not p.full_correct for p in pairs),
-        em_change=_em_change(sums),
-        em_change_interval=interval(_em_change),
-        full_tokens=float(sums[3] / sums[0]),
-        tokens=float(sums[4] / sums[0]),
-        token_reduction=_reduction(sums),
-        token_reduction_interval=interval(_reduction),
-    )
-
-
-def _em_change(sums: NDArray[np.float64]) -> float:
-    return float((sums[2] - sums[1]) / sums[0])
-
-
-def _reduction(sums: NDArray[np.float64]) -> float:
-    return float(1 - sums[4] / sums[3]) if sums[3] else float("nan")
-
 
 _TEXT_FIELDS = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 

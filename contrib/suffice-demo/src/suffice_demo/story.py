@@ -1,61 +1,77 @@
-"""The online demonstration: a route certifies itself live, then another model answers under the same name.
+"""The demonstration: a route is observed, certifies its policy on live traffic, saves, and loses its model.
 
-Saving and EM change compare runs under the certificate with the runs before it; only audits are paired.
+The saving under the certificate compares runs with the full runs before it; audits and observed runs are paired.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from itertools import count, islice
+from math import ceil
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from suffice.assurance.bounds import Interval
-from suffice.extras import how_to_install
+from suffice.assurance.certify import audits_to_certify
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, RouteDeployment, read_decided
-from suffice.types import Episode
+from suffice.types import Episode, Mode
 from suffice.wiring.files import load_settings
 from suffice_demo import rows
 from suffice_demo.bootstrap import bootstrap_interval
-from suffice_demo.local import LocalModelError
+from suffice_demo.local.server import predicted_tokens
 from suffice_demo.local.tasks import TaskQuestion
 from suffice_demo.rows import DemoAnswer, Pass, ask_all
-from suffice_demo.run import predicted_tokens
 
 ROUTE: Final = "quiz"
 MODEL: Final = "quiz-model"  # as requested by clients, before and after the swap
 SEED: Final = 20_26
 EACH: Final = 5  # questions between two reads of the log
+BUDGETS: Final = (0.05, 0.06, 0.07, 0.08, 0.09, 0.10)  # EM, fractions: those that the demonstration chooses from
+USUAL_PART: Final = 0.25  # of the budget: what stopping is assumed to lose when the budget is chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    burst: int = 340  # full runs before the first fit: audits are dense until 16/max_em_drop
-    most: int = 600  # … and at most before a certificate
-    n_certified: int = 200  # requests under the certificate
-    n_swapped: int = 50  # requests after the swap
-    max_em_drop: float = 0.05  # fraction
+    n_observed: int = 30  # requests that are observed first
+    certify_s: float = 110.0  # in which the expected number of audits must fit
+    patience: float = 1.75  # nine levels in ten are certified within so many times that number (`audits_to_certify`)
+    n_settled: int = 40  # requests of the proof after which the model behind the route is taken as known
+    n_certified: int = 40  # requests under the certificate
+    n_swapped: int = 10  # requests after the swap
     confidence: float = 0.95
-    tick: int = 20  # requests between two rounds of the control loop
+    tick: int = 5  # requests between two rounds of the control loop
     n_samples: int = 8
-    wave: int = 2
-    period_s: float = 1.0
+    wave: int = 1
+    n_at_once: int = 2  # requests
+    period_s: float = 0.5
 
 
-SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_em_drop=0.1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvableBudget:
+    max_em_drop: float  # fraction
+    n_audits: int  # expected to prove it, if stopping loses `USUAL_PART` of it
+    n_affordable: int  # that fit into the time
 
 
-def story_settings(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
+def provable_budget(n_affordable: int, *, confidence: float) -> ProvableBudget:
+    """Return the smallest of `BUDGETS` that so many audits are expected to prove; the largest if there is none."""
+    needed = {one: audits_to_certify(USUAL_PART * one, max_em_drop=one, delta=1 - confidence) for one in BUDGETS}
+    budget = next((one for one in BUDGETS if needed[one] <= n_affordable), BUDGETS[-1])
+    return ProvableBudget(max_em_drop=budget, n_audits=needed[budget], n_affordable=n_affordable)
+
+
+def story_settings(
+    plan: DemoPlan, mode: Mode, *, max_em_drop: float, upstream: str, driver: str, slots: int, database: Path
+) -> str:
     return f"""\
 [upstreams.local]
 url = "{upstream}"
@@ -65,18 +81,18 @@ slots = {slots}
 [routes.{ROUTE}]
 upstream = "local"
 match = {{ header = "{ROUTE}" }}
-kind = "samples"
+kind = "samples"           # ask several times, return the vote
 samples = {plan.n_samples}
-wave = {plan.wave}                   # as many as the server works on at once
+wave = {plan.wave}                   # one after the other
 scorer = "text"
-mode = "enforce"           # and no policy: it is learned, and certified before it acts
-max_em_drop = {plan.max_em_drop:<8g}     # default 0.02: a shorter proof needs a larger budget
+policy = {{ policy = "beta", threshold = 0.85 }}   # stops when the first two agree, or a later lead is as safe
+mode = "{mode}"
+max_em_drop = {max_em_drop:g}
 confidence = {plan.confidence:g}
 
 [control]
-burst_requests = {plan.burst}       # default 1000
-refit_requests = {plan.burst}       # default 1000
-tick_requests = {plan.tick}         # default 100
+tick_requests = {plan.tick}          # default 100
+burst_requests = {plan.n_settled}        # default 24 / max_em_drop: from then on another model ends what was proved
 period_s = {plan.period_s:g}
 
 [store]
@@ -95,7 +111,7 @@ def name_of(question: TaskQuestion) -> str:
     return question.id.partition("#")[0]
 
 
-Period: TypeAlias = Literal["before", "certified", "swapped"]
+Period: TypeAlias = Literal["observed", "proving", "certified", "swapped"]
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 N_DRAWS: Final = 1_000
 
@@ -107,11 +123,21 @@ class CourseRun:
     episode: Episode
     correct: bool  # of the delivered answer
     first_correct: bool = False  # of the first sample alone
-    stop_correct: bool | None = None  # audits: of the answer at the stop; None: no stop
+    stop_correct: bool | None = None  # full runs: of the answer at the stop; None: no stop
+    wave: int = 1  # samples at once
 
     @property
     def tokens(self) -> int:
         return rows.total_tokens(self.episode)
+
+    @property
+    def stop_tokens(self) -> int:
+        """What the run would have cost with its stop: whole waves."""
+        step = self.episode.outcome.stop_step
+        if step is None or self.episode.outcome.stopped:
+            return self.tokens
+        n_drawn = ceil(step / self.wave) * self.wave
+        return min(self.tokens, sum(one.tokens for one in self.episode.outcome.steps[:n_drawn]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +165,13 @@ class AuditTally:
     n_gained: int
 
 
-def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: bool) -> CourseRun:
+def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: bool, wave: int = 1) -> CourseRun:
     request, outcome, gold = episode.request, episode.outcome, answered.question.gold
-    would_stop = request.audit and outcome.stop_step is not None
+    would_stop = not outcome.stopped and outcome.stop_step is not None
+    before: Period = "observed" if request.mode == "observe" else "proving"
     return CourseRun(
-        period="swapped" if swapped else "certified" if request.certified else "before",
+        period="swapped" if swapped else "certified" if request.certified else before,
+        wave=wave,
         question=name_of(answered.question),
         episode=episode,
         correct=rows.correct(answered, scorer),
@@ -164,9 +192,44 @@ def audited(runs: Iterable[CourseRun]) -> AuditTally:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstSaving:
+    """What stopping would have done to runs that ran in full, paired."""
+
+    n: int
+    n_stops: int
+    n_lost: int
+    n_gained: int
+    saved: float  # fraction of the generated tokens
+    interval: Interval | None  # 95 %, questions resampled
+
+    @property
+    def em_change(self) -> float:
+        return (self.n_gained - self.n_lost) / self.n
+
+
+def first_saving(runs: Sequence[CourseRun]) -> FirstSaving:
+    values = np.array([[float(run.tokens), float(run.stop_tokens)] for run in runs])
+    stops = [(run.correct, run.stop_correct) for run in runs if run.stop_correct is not None]
+
+    def saved(sums: np.ndarray) -> float:
+        return float(1 - sums[1] / sums[0]) if sums[0] else float("nan")
+
+    groups, rng = [run.question for run in runs], np.random.default_rng(rows.SEED)
+    return FirstSaving(
+        n=len(runs),
+        n_stops=len(stops),
+        n_lost=sum(full and not stop for full, stop in stops),
+        n_gained=sum(bool(stop) and not full for full, stop in stops),
+        saved=saved(values.sum(axis=0)),
+        interval=bootstrap_interval(values, groups, saved, 0.95, N_DRAWS, rng),
+    )
+
+
 def all_figures(runs: Sequence[CourseRun], *, sure: bool = False) -> Mapping[Period, Figures]:
     parts = {period: [run for run in runs if run.period == period] for period in PERIODS}
-    return {period: _figures(period, part, parts["before"], sure=sure) for period, part in parts.items() if part}
+    full = [*parts["observed"], *parts["proving"]]
+    return {period: _figures(period, part, full, sure=sure) for period, part in parts.items() if part}
 
 
 def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun], *, sure: bool) -> Figures:
@@ -212,6 +275,7 @@ def _saved(sums: np.ndarray) -> float:
 
 FOLLOWED_S = 1.5  # time for the gateway, which polls once a second, to follow the log
 DECIDED_S = 30.0  # most time for the worker to decide
+LAST_LOOK_S = 10.0  # … about the last audits
 WRITTEN_S = 5.0  # time until the outcome of an answered request is logged
 
 
@@ -231,6 +295,7 @@ class Snapshot:
     n_requests: int
     n_until: int  # requests at the end of this part
     ends: bool  # this is the last snapshot of the part
+    elapsed_s: float  # since the first request
 
 
 class Screen(Protocol):
@@ -242,6 +307,7 @@ class Screen(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
     plan: DemoPlan
+    budget: ProvableBudget
     runs: Sequence[CourseRun]
     held: RouteDeployment  # at the end
     certified: RouteDeployment | None  # at the swap; None: nothing was certified
@@ -251,12 +317,14 @@ class DemoReport:
 
 @dataclass(slots=True)
 class _Client:
-    url: str
     plan: DemoPlan
     database: Path
     traffic: Iterator[TaskQuestion]
     screen: Screen
     scorer: Scorer
+    monotonic_s: Callable[[], float]
+    begun_s: float
+    url: str = ""  # of the gateway that runs now
     runs: list[CourseRun] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     n_requests: int = 0
@@ -270,7 +338,9 @@ class _Client:
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
         end = self.n_requests + most
-        how = Pass(route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=1)
+        how = Pass(
+            route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=self.plan.n_at_once
+        )
         while self.n_requests < end and not until():
             questions = list(islice(self.traffic, min(EACH, end - self.n_requests)))
             for answered in await ask_all(self.url, questions, how, lambda _: None):
@@ -286,7 +356,14 @@ class _Client:
 
     def _show(self, end: int, *, ends: bool) -> None:
         self.screen.look(
-            Snapshot(held=self.held, runs=tuple(self.runs), n_requests=self.n_requests, n_until=end, ends=ends)
+            Snapshot(
+                held=self.held,
+                runs=tuple(self.runs),
+                n_requests=self.n_requests,
+                n_until=end,
+                ends=ends,
+                elapsed_s=self.monotonic_s() - self.begun_s,
+            )
         )
 
     def _read(self) -> None:
@@ -295,7 +372,7 @@ class _Client:
             value = self._open.pop(result.episode.request.episode_id, None)
             if value is not None:
                 answered, swapped = value
-                self.runs.append(run_of(answered, result.episode, self.scorer, swapped=swapped))
+                self.runs.append(run_of(answered, result.episode, self.scorer, swapped=swapped, wave=self.plan.wave))
         before, self._decided = self.held, read_decided(self.database, self._decided)
         for sentence in news(before, self.held):
             self.screen.say(sentence)
@@ -313,9 +390,9 @@ def news(before: RouteDeployment, now: RouteDeployment) -> list[str]:
     if now.alarm is not None and now.alarm != before.alarm:
         results.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")
     if now.epoch is not None and now.n_epochs != before.n_epochs:
-        results.append(f"epoch {now.n_epochs} begins, all in full for {now.epoch.burst} requests: {now.epoch.reason}")
+        results.append(f"all runs in full from now on: {now.epoch.reason}")
     if now.publication is not None and now.n_publications != before.n_publications:
-        what = f"level {now.level} certified" if now.level else "nothing certified"
+        what = "certified" if now.level else "nothing certified"
         results.append(f"{what}: {now.publication.reason}")
     if now.pause is not None and now.pause != before.pause:
         results.append(f"enforcement paused: {now.pause.reason}")
@@ -330,25 +407,40 @@ async def run_story(
     screen: Screen,
     *,
     first_s: float = 1.0,
+    monotonic_s: Callable[[], float] = time.monotonic,
 ) -> DemoReport:
-    """Run the whole story, with `online.toml` and `online.db` in `folder`. Raise LocalModelError without scikit-learn.
+    """Run the whole story, with `demo.toml` and `demo.db` in `folder`.
 
     first_s  seconds before the control loop starts
     """
-    if find_spec("sklearn") is None:
-        raise LocalModelError(f"demo --online: fits need scikit-learn: {how_to_install('train')}")
-    database, file = folder / "online.db", folder / "online.toml"
-    file.write_text(
-        story_settings(plan, upstream=server.url, driver=server.driver, slots=server.slots, database=database), "utf-8"
-    )
-    configured = load_settings(file)
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serve_in_loop(configured, worker_after_s=first_s))
-        client = _Client(url, plan, database, generate_traffic(pool), screen, build_scorer("text"))
-        counted = [await _count(server, -1)]
-        await client.ask(plan.most, until=lambda: client.held.level > 0)
-        certified = client.held if client.held.level else None
-        if certified is not None:
+    database, file = folder / "demo.db", folder / "demo.toml"
+    client = _Client(plan, database, generate_traffic(pool), screen, build_scorer("text"), monotonic_s, monotonic_s())
+
+    def configure(mode: Mode, max_em_drop: float) -> None:
+        file.write_text(
+            story_settings(
+                plan,
+                mode,
+                max_em_drop=max_em_drop,
+                upstream=server.url,
+                driver=server.driver,
+                slots=server.slots,
+                database=database,
+            ),
+            "utf-8",
+        )
+
+    counted = [await _count(server, -1)]
+    configure("observe", BUDGETS[0])
+    async with serve_in_loop(load_settings(file)) as client.url:
+        await client.ask(plan.n_observed)
+    budget = _choose_budget(plan, client, screen)
+    configure("enforce", budget.max_em_drop)
+    certified: RouteDeployment | None = None
+    async with serve_in_loop(load_settings(file), worker_after_s=first_s) as client.url:
+        await client.ask(ceil(plan.patience * budget.n_audits), until=lambda: client.held.level > 0)
+        await client.wait(lambda: client.held.level > 0, within_s=LAST_LOOK_S)
+        if client.held.level:
             await asyncio.sleep(FOLLOWED_S)
             await client.ask(plan.n_certified)
             certified = client.held
@@ -357,15 +449,40 @@ async def run_story(
             screen.say(f"the swap: at the same address answers {server.behind}; clients still ask for {MODEL!r}")
             counted.append(await _count(server, -1))
             await client.ask(plan.n_swapped, swapped=True)
-            await client.wait(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
+            await client.wait(lambda: client.held.alarm is not None, within_s=max(DECIDED_S, 10 * plan.period_s))
         counted.append(await _count(server, 1))
     return DemoReport(
         plan=plan,
+        budget=budget,
         runs=tuple(client.runs),
         held=client.held,
         certified=certified,
         errors=tuple(client.errors),
         n_predicted=None if None in counted else sum(one for one in counted if one is not None),
+    )
+
+
+def _choose_budget(plan: DemoPlan, client: _Client, screen: Screen) -> ProvableBudget:
+    """Choose by the speed of this machine alone: no answer plays a part."""
+    elapsed_s = client.monotonic_s() - client.begun_s
+    if client.runs:
+        screen.say(saving_sentence(first_saving(client.runs)))
+    n_affordable = int(plan.certify_s * client.n_requests / max(elapsed_s, 1e-3))
+    budget = provable_budget(n_affordable, confidence=plan.confidence)
+    screen.say(
+        f"this machine answers {client.n_requests / max(elapsed_s, 1e-3):.1f} requests a second, so about"
+        f" {n_affordable:,} audits fit into {plan.certify_s:.0f} s. The smallest budget that they can be expected to"
+        f" prove at {plan.confidence:.0%}: {100 * budget.max_em_drop:g} points of EM ({budget.n_audits} audits, if"
+        f" stopping loses a quarter of it). Now enforce: all in full until that is proved"
+    )
+    return budget
+
+
+def saving_sentence(one: FirstSaving) -> str:
+    span = "" if one.interval is None else f" (95 %: {100 * one.interval.low:.0f} to {100 * one.interval.high:.0f})"
+    return (
+        f"measured on {one.n} full runs: stopping would have saved {100 * one.saved:.0f} %{span} of the generated"
+        f" tokens in {one.n_stops} of them, with {one.n_lost} answers made wrong and {one.n_gained} made right"
     )
 
 

@@ -181,6 +181,18 @@ def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[st
     return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **environment}
 
 
+def predicted_tokens(upstream: str) -> int | None:
+    """Return the server's count of generated tokens, or None if it does not report it."""
+    try:
+        with urllib.request.urlopen(f"{upstream}/metrics", timeout=5) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith("llamacpp:tokens_predicted_total "):
+                    return int(float(line.split()[1]))
+    except OSError:
+        return None
+    return None
+
+
 def main() -> int:
     """Serve the `ServerSpec` given as JSON in the only argument, until the standard input closes."""
     spec = ServerSpec(**json.loads(sys.argv[1]))

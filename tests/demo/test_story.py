@@ -1,23 +1,30 @@
-"""The online demonstration against the fake upstream: a certificate, a swap, and what is said where nothing is."""
+"""The demonstration against the fake upstream: a saving, a certificate, a swap, and what is said where nothing is."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from suffice.assurance.certify import log_bets, mixed
+from suffice.types import Mode
 from suffice.wiring.files import load_settings
 from suffice_demo import show, story
 from suffice_demo.local.tasks import TaskQuestion
 from suffice_demo.program import ALIASES, LineScreen, LiveScreen, demo_servers, followed, lines
 from suffice_demo.story import (
+    BUDGETS,
     ROUTE,
     CourseRun,
     DemoPlan,
@@ -31,6 +38,7 @@ from suffice_demo.story import (
 from suffice_testing import FakeUpstream, Reply
 from suffice_testing.reply import FakeRequest
 from tests.control.made import run as made
+from tests.control.made import sample
 from tests.local.cached import cached
 
 POOL = tuple(
@@ -45,9 +53,7 @@ POOL = tuple(
     )
     for i in range(40)
 )
-PLAN = DemoPlan(
-    burst=100, most=2_000, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
-)
+PLAN = DemoPlan(n_observed=20, certify_s=1e9, n_certified=40, n_swapped=10, confidence=0.9, period_s=0.2)
 
 
 class Model:
@@ -100,23 +106,28 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert report.certified is not None
     assert report.certified.level > 0
     figures = story.all_figures(report.runs, sure=True)
-    assert figures["before"].n >= PLAN.burst
-    assert figures["before"].n_stopped == 0
+    assert report.budget.max_em_drop == BUDGETS[0], "there is time for any number of audits"
+    assert figures["observed"].n == PLAN.n_observed
+    assert figures["proving"].n >= 40, "a certificate takes audits"
+    assert figures["observed"].n_stopped == figures["proving"].n_stopped == 0
     assert figures["certified"].n_stopped > PLAN.n_certified / 2
     assert (figures["certified"].saved or 0) > 0.2
-    assert (figures["before"].em, figures["certified"].em) == (1.0, 1.0)
+    assert (figures["proving"].em, figures["certified"].em) == (1.0, 1.0)
+    first = story.first_saving(of(report, "observed"))
+    assert (first.n_lost, first.n_gained) == (0, 0)
+    assert first.saved == pytest.approx(0.5), "two of the four samples after which eight equal ones are decided"
     swapped = of(report, "swapped")
     assert len(swapped) == PLAN.n_swapped
     assert not any(run.episode.outcome.stopped for run in swapped[1:]), "from the second request on all run in full"
     assert {run.episode.outcome.model for run in swapped} == {"second"}
-    assert report.held.alarm is not None
+    assert report.held.alarm is not None, notes.said
     assert report.held.alarm.cause == "change"
     assert report.held.level == 0
     assert story.n_reconciled(report.runs) == len(report.runs)
     # What is seen on the way is the same story: it stands in the sentences, in order.
     order = [
         next(n for n, said in enumerate(notes.said) if word in said)
-        for word in ("epoch 1 begins", "certified", "the swap", "alarm, change", "epoch 2 begins")
+        for word in ("measured on 20 full runs", "smallest budget", "certified:", "the swap", "alarm, change")
     ]
     assert order == sorted(order)
     _reads_well(report, notes, tmp_path)
@@ -139,7 +150,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
         assert isinstance(screen, LiveScreen)
         screen.say(notes.said[0])
         screen.look(notes.seen[-1])
-    assert notes.said[0] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
+    assert notes.said[0][:40] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
     alone = Console(file=io.StringIO(), width=80, record=True)
     alone.print(show.format_story_table(figures))
     text = alone.export_text()
@@ -155,18 +166,48 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
 
 @pytest.mark.slow
 async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_claimed(tmp_path: Path) -> None:
-    """Two votes for a wrong answer, then three for the right one: each stop before the end is wrong."""
-    plan = replace(PLAN, n_samples=5, most=160)
-    report, notes = await told(tmp_path, Model(["five", "five", "four", "four", "four"]), plan)
+    """Votes for a wrong answer come first and the majority for the right one later: each early stop is wrong."""
+    plan = replace(PLAN, certify_s=1e-9, patience=1.0)  # the largest budget
+    report, notes = await told(tmp_path, Model(["five"] * 4 + ["four"] * 5), replace(plan, n_samples=9))
+    assert report.budget.max_em_drop == BUDGETS[-1]
     assert report.certified is None
-    assert len(report.runs) == plan.most
     assert not any(run.episode.outcome.stopped for run in report.runs)
     assert not of(report, "swapped"), "there is nothing to fall back from"
     figures = story.all_figures(report.runs)
-    assert figures["before"].em > 0.9
-    assert figures["before"].em_first < 0.1
-    assert "Nothing was certified within 160 requests" in show.story_verdict(report, figures)
-    assert dict(lines(notes.seen[-1]))["certified"] == "none"
+    assert figures["proving"].em > 0.9
+    assert figures["proving"].em_first < 0.1
+    assert "Nothing was certified within" in show.story_verdict(report, figures)
+    assert dict(lines(notes.seen[-1]))["certified"] == "nothing yet"
+    first = story.first_saving(of(report, "observed"))
+    assert first.n_gained == 0
+    assert first.n_lost >= 12, "the first saving says what it would have cost"
+
+
+@given(st.integers(0, 2_000))
+def test_the_budget_is_the_smallest_that_the_audits_prove(n: int) -> None:
+    made = story.provable_budget(n, confidence=0.95)
+    more = story.provable_budget(n + 1, confidence=0.95)
+    assert made.max_em_drop in BUDGETS
+    assert more.max_em_drop <= made.max_em_drop
+    assert made.n_audits <= n or made.max_em_drop == BUDGETS[-1]
+    drop = story.USUAL_PART * made.max_em_drop
+    log_wealth = log_bets(np.array([0.0]), np.array([1 - drop]), np.array([drop]), made.max_em_drop)
+    assert mixed(made.n_audits * log_wealth)[0] >= math.log(20), "such audits pass the test of the certificate"
+
+
+def test_a_saving_counts_whole_waves_and_pairs_answers() -> None:
+    """A stop at the first of two samples drawn at once saves neither; a run without one costs what it cost."""
+    steps = tuple(sample(n, 10, "4") for n in range(1, 5))
+    full = _run(1, "observed", 40, correct=True, stop_correct=False)
+    early = replace(full.episode.outcome, stop_step=1, steps=steps)
+    stopped = replace(full, episode=replace(full.episode, outcome=early), wave=2)
+    through = _run(2, "observed", 40, correct=True)
+    none = replace(through.episode.outcome, stop_step=None)
+    through = replace(through, episode=replace(through.episode, outcome=none))
+    found = story.first_saving([stopped, through])
+    assert found.saved == pytest.approx(20 / 80)
+    assert (found.n, found.n_stops, found.n_lost, found.n_gained) == (2, 1, 1, 0)
+    assert found.em_change == -0.5
 
 
 def _run(number: int, period: story.Period, tokens: int, *, correct: bool, **changes: object) -> CourseRun:
@@ -182,11 +223,11 @@ def _run(number: int, period: story.Period, tokens: int, *, correct: bool, **cha
 
 
 def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
-    full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]  # mean 100, EM 0.75
+    full = [_run(n, "proving", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]  # mean 100, EM 0.75
     under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]  # EM 0.5
     after = [_run(n, "swapped", 90, correct=True) for n in range(5)]  # in full: by chance shorter
     found = story.all_figures([*full, *under, *after], sure=True)
-    assert found["before"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
+    assert found["proving"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
     assert found["certified"].saved == pytest.approx(0.4)
     assert found["certified"].em_change == pytest.approx(-0.25)
     interval = found["certified"].saved_interval
@@ -202,7 +243,7 @@ def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
         _run(2, "certified", 9, correct=False, stop_correct=True, **lot),
         _run(3, "certified", 9, correct=True, **lot),
         _run(4, "certified", 9, correct=True, audit=False, propensity=0.9),
-        _run(5, "before", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
+        _run(5, "proving", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
     ]
     assert story.audited(runs) == story.AuditTally(n=3, n_stops=2, n_lost=1, n_gained=1)
 
@@ -214,15 +255,14 @@ def test_traffic_is_the_same_for_the_same_seed_and_every_request_has_an_id_of_it
     assert {name_of(one) for one in first} == {one.id for one in POOL}, "every question comes, again and again"
 
 
-def test_the_settings_that_are_shown_are_those_that_serve(tmp_path: Path) -> None:
-    text = story_settings(PLAN, upstream="http://127.0.0.1:9", driver="llama.cpp", slots=2, database=tmp_path / "x.db")
-    (tmp_path / "s.toml").write_text(text)
-    settings = load_settings(tmp_path / "s.toml")
-    route = settings.routes[ROUTE]
-    assert route.is_learned
-    assert (route.mode, route.uncertified, route.samples) == ("enforce", False, PLAN.n_samples)
-    assert (route.max_em_drop, route.confidence) == (PLAN.max_em_drop, PLAN.confidence)
-    assert settings.control.burst_requests == PLAN.burst
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_the_settings_that_are_written_are_those_that_serve(mode: Mode, tmp_path: Path) -> None:
+    about = {"upstream": "http://127.0.0.1:9", "driver": "llama.cpp", "slots": 2, "database": tmp_path / "x.db"}
+    (tmp_path / "s.toml").write_text(story_settings(PLAN, mode, max_em_drop=0.07, **about))  # type: ignore[arg-type]
+    route = load_settings(tmp_path / "s.toml").routes[ROUTE]
+    assert (route.mode, route.uncertified, route.samples) == (mode, False, PLAN.n_samples)
+    assert (route.max_em_drop, route.confidence) == (0.07, PLAN.confidence)
+    assert route.is_owned == (mode == "enforce"), "the written policy is certified before it acts"
 
 
 @pytest.mark.model
