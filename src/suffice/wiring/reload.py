@@ -30,7 +30,7 @@ from suffice.upstream.client import UpstreamClient
 from suffice.wiring.audit import config_change
 from suffice.wiring.console import reconfigure
 from suffice.wiring.keys import key_ring
-from suffice.wiring.routes import build_route, read_evidence
+from suffice.wiring.routes import build_route, read_evidence, route_notes
 from suffice.wiring.startup import Preflight, preflight
 
 FORGET_S = 60.0  # after which a removed upstream is forgotten
@@ -114,6 +114,9 @@ class Reloader:
         check_settings(settings)  # it may mix both
         checked = preflight(settings, host=self.checked.host, insecure_open=self.checked.insecure_open)
         evidence = read_evidence(settings)
+        changed = [name for name in settings.routes if not _is_same(name, gw.settings, settings)]
+        for note in route_notes(settings, evidence, changed):
+            LOG.info(note)
         clients = {
             name: UpstreamClient(name, upstream, checked.upstream_keys[name], evidence.upstreams.get(name))
             for name, upstream in settings.upstreams.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -94,6 +94,51 @@ def _lost_forms(route: Route, findings: Findings | None) -> list[str]:
             ways = " and ".join(sorted(lost))
             texts.append(f"requests with {fields} are not finished by {ways}: {route.upstream} does not keep it there")
     return texts
+
+
+def route_notes(settings: Settings, evidence: StartupEvidence, names: Collection[str] | None = None) -> list[str]:
+    """Say, in at most three sentences a route, what its owner should know before any request.
+
+    names  only of these routes; None: of all
+    """
+    notes = list[str]()
+    for name, route in settings.routes.items():
+        if route.mode != "off" and (names is None or name in names):
+            about = (_cost_note(route), _unverified_note(route, settings, evidence), _never_note(name, route, settings))
+            notes += [f"routes.{name}: {note}" for note in about if note]
+    return notes
+
+
+def _cost_note(route: Route) -> str:
+    if route.kind != "samples" or route.samples == 1:
+        return ""
+    n = f"{route.samples:,}"
+    return f"asks up to {n} times a request (samples = {n}), which is about {n} times the tokens of a direct call"
+
+
+def _unverified_note(route: Route, settings: Settings, evidence: StartupEvidence) -> str:
+    upstream = settings.upstreams.get(route.upstream)
+    if upstream is None or route.kind != "reasoning":
+        return ""
+    how = f"suffice doctor --upstream {route.upstream} examines it"
+    if route.upstream not in evidence.upstreams:
+        return f"unverified: nobody has examined upstreams.{route.upstream}, so how it ends a thought is assumed; {how}"
+    if route.probe is not None and route.probe.verified_by == "owner":
+        return f"unverified: that probes find a cached prefix is the owner's word (probe.verified_by); {how}"
+    return ""
+
+
+def _never_note(name: str, route: Route, settings: Settings) -> str:
+    """Why no number of audits will certify the route; what `_promise_warnings` says of "enforce" is not repeated."""
+    if route.uncertified:
+        return ""
+    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
+        return "can never be certified: no number of audits proves a drop of exactly 0, or anything with certainty"
+    if not settings.control.enabled and route.mode == "enforce":
+        return "is certified only while suffice worker runs: control.enabled is false"
+    if route.kind == "reasoning" and route.probe is None and route.mode == "observe":
+        return f'observes at no further token; before mode = "enforce" it needs a [routes.{name}.probe] table'
+    return ""
 
 
 def build_route(

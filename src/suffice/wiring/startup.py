@@ -41,7 +41,7 @@ from suffice.upstream.drivers import url_key
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, salt_file, secret
 from suffice.wiring.people import people_file
-from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence
+from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence, route_notes
 
 LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
 RETRY_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
@@ -134,6 +134,8 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
     evidence, path = read_evidence(settings), log_location(settings.store)
     for warning in evidence_warnings(settings, evidence):
         LOG.warning(warning)
+    for note in route_notes(settings, evidence) if process == "serve" else ():
+        LOG.info(note)
     has_budgets = settings.server.require_keys or any(key.has_budget for key in settings.keys.values())
     spent_on = days_of_month(time.time()) if has_budgets else ()
     used_to = last_place(path)

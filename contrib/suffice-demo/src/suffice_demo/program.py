@@ -41,8 +41,9 @@ from suffice_demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, 
 PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # for untrusted text
 ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 INTRODUCTION: Final = """\
-A small model votes on questions with known answers, behind Suffice. Four parts, in about 6 minutes:
-observe (what stopping would save), prove (until a certificate), act (what it saves), and a swap of the model.
+A small model votes on questions with known answers, behind Suffice, in four
+parts and about 6 minutes: observe (what stopping would save), prove (until a
+certificate), act (what it saves), and a swap of the model.
 """
 
 

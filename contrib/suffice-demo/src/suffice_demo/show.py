@@ -41,10 +41,10 @@ def _print_facts(console: Console, facts: Sequence[str], errors: Sequence[str]) 
 
 
 NEXT = """
-What next, with your own server (it is only observed, and no call and no token is added):
+What next, with your own server, which is only observed at no further token:
   . .venv/bin/activate
-  suffice init --upstream http://127.0.0.1:8080    # asks it ten questions
-  suffice serve                                    # prints a link to the console\
+  suffice init --upstream http://127.0.0.1:8080   # asks it ten questions
+  suffice serve                                   # links to the console\
 """
 
 

@@ -29,7 +29,7 @@ from suffice.plugins import load_plugins
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings, read_settings
 from suffice.wiring.people import People, access_changed
-from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
+from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence, route_notes
 from suffice.wiring.startup import preflight
 from suffice.wiring.worker import open_decisions
 
@@ -67,12 +67,15 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
             warnings = check_routes(settings)
     except SufficeError as error:
         fail(f"{path}: {error}")
-    warnings += evidence_warnings(settings, read_evidence(settings))
+    evidence = read_evidence(settings)
+    warnings += evidence_warnings(settings, evidence)
     for plugin in load_plugins():
         if plugin.problem is None:
             click.echo(f"plug-in: {plugin.group} {plugin.name} from {plugin.package}")
     for warning in warnings:
         click.echo(f"warning: {warning}")
+    for note in route_notes(settings, evidence):
+        click.echo(f"note: {note}")
     click.echo(f"{path}: ok")
 
 
