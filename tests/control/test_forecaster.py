@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from suffice.assurance.forecast import MEMORY, CrossingForecast, Forecast, ForecastAction, RouteForecast, Stance
 from suffice.assurance.forecast_grades import ExpectedOutcomes, TrackRecord
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence import forecaster as of_forecasts
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.forecaster import ForecastWindows, RouteForecaster, WatchedRun
-from suffice.store.database.views import EpisodeWithLabels
-from suffice.types import Alarm, AlarmCause, Episode, Outcome, Request
+from suffice.control.evidence.feedback import feedback_of
+from suffice.control.evidence.forecaster import ForecastWindows, KeptRun, RouteForecaster, WatchedRun
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel
+from suffice.types import Alarm, AlarmCause, Episode, Feedback, Outcome, Request
 from tests.control.made import ROUTE, traffic
 
 RECORD = TrackRecord(of="em_drop", n_graded=40, n_inside=36, width=1.1, alerted_at=6_800)
@@ -100,7 +104,7 @@ def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replaye
         assert isinstance(ended, Outcome)
         episode = Episode(request=replace(seen, episode_id=f"e{n}"), outcome=replace(ended, episode_id=f"e{n}"))
         numbers = measure_run(EpisodeWithLabels(seq=n, episode=episode, labels=()), windows.replayed.match)
-        run = WatchedRun(numbers, replace(episode, outcome=replace(episode.outcome, steps=())))
+        run = WatchedRun(numbers, KeptRun.of(episode))
         windows.add(run, Audit(seq=n, at=n, ended_at_s=0.0, episode=episode))
         windows.close_full([episode], 0.0, n)
     audits = [audit for window in windows.windows for audit in window.audits.values()]
@@ -108,3 +112,36 @@ def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replaye
     assert len(audits) == len(windows._window_of) == 100 * MEMORY
     assert with_steps == audits[-len(with_steps) :]
     assert 250 <= len(with_steps) < 250 + 100, "all that are replayed, and the rest of the oldest one's window"
+
+
+@given(
+    audit=st.booleans(),
+    delivery=st.integers(1, 2),
+    end=st.sampled_from(["done", "stopped", "client_closed", "upstream_error"]),
+    stop_step=st.none() | st.just(2),
+    would=st.none() | st.just("other"),
+    said=st.sampled_from([{}, {"correct": True}, {"correct": False}, {"gold": "other"}, {"rating": 5}]),
+    keep_rate=st.sampled_from([1.0, 0.25]),
+)
+def test_what_is_kept_of_a_run_judges_and_rates_it_as_the_whole_run_does(
+    audit: bool,
+    delivery: int,
+    end: Any,
+    stop_step: int | None,
+    would: str | None,
+    said: dict[str, Any],
+    keep_rate: float,
+) -> None:
+    request, outcome = traffic(1)
+    assert isinstance(request, Request)
+    assert isinstance(outcome, Outcome)
+    request = replace(request, audit=audit, delivery=delivery, propensity=0.5, certified=True, keep_rate=keep_rate)
+    outcome = replace(outcome, end_reason=end, stop_step=stop_step, would_answer=would or outcome.answer)
+    episode, match = Episode(request=request, outcome=outcome), lambda answer, gold: bool(answer == gold)
+    label = Feedback(feedback_id="f", episode_id=request.episode_id, source="user", **said)
+    labels = (StoredLabel(seq=9, feedback=label),)
+    kept = KeptRun.of(episode).episode()
+    whole, later = (measure_run(EpisodeWithLabels(seq=1, episode=one, labels=labels), match) for one in (episode, kept))
+    assert (later.correct, later.drop, later.full) == (whole.correct, whole.drop, whole.full)
+    rated = [feedback_of(one, labels, {}, uncertified=False) for one in (episode, kept)]
+    assert rated[0] == rated[1]

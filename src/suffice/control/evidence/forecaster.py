@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from suffice.arrays import Floats
@@ -44,17 +46,104 @@ from suffice.control.evidence.run_join import LabelDelay
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself
 from suffice.learn.version import MOST_AUDITS
 from suffice.settings import Route
+from suffice.signals.query import class_of
 from suffice.store.database import views
-from suffice.types import Alarm, Episode
+from suffice.types import Alarm, EndReason, Episode, KeptBy, Mode, Outcome, Query, Request, Usage
 
 OUTCOMES: Final[tuple[Of, ...]] = ("em_drop", "em")
+
+
+class KeptRun(msgspec.Struct, frozen=True, gc=False):
+    """What labels, ratings and accounts may still need of a run that has ended; a watch holds tens of thousands."""
+
+    episode_id: str
+    query_class: str
+    version: str
+    mode: Mode
+    certified: bool
+    audit: bool
+    propensity: float
+    delivery: int
+    conversation: str
+    keep_rate: float
+    kept_by: KeptBy
+    end_reason: EndReason
+    answer: str | None
+    would_answer: str | None
+    stopped: bool
+    stop_step: int | None
+    completion_tokens: int | None  # None: nothing was generated
+
+    @classmethod
+    def of(cls, episode: Episode) -> KeptRun:
+        request, outcome = episode.request, episode.outcome
+        return cls(
+            episode_id=request.episode_id,
+            query_class=intern(class_of(request.query)),
+            version=intern(request.policy_version),
+            mode=request.mode,
+            certified=request.certified,
+            audit=request.audit,
+            propensity=request.propensity,
+            delivery=request.delivery,
+            conversation=request.conversation,
+            keep_rate=request.keep_rate,
+            kept_by=request.kept_by,
+            end_reason=outcome.end_reason,
+            answer=outcome.answer,
+            would_answer=outcome.would_answer,
+            stopped=outcome.stopped,
+            stop_step=outcome.stop_step,
+            completion_tokens=None if outcome.usage is None else outcome.usage.completion_tokens,
+        )
+
+    def episode(self) -> Episode:
+        """The episode with what was kept; other fields are unknown."""
+        tokens = self.completion_tokens
+        request = Request(
+            episode_id=self.episode_id,
+            route="",
+            kind="reasoning",
+            mode=self.mode,
+            model="",
+            stream=False,
+            n_samples=1,
+            audit=self.audit,
+            propensity=self.propensity,
+            policy_version=self.version,
+            certified=self.certified,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
+            query=Query(query_class=self.query_class),
+            delivery=self.delivery,
+            conversation=self.conversation,
+            keep_rate=self.keep_rate,
+            kept_by=self.kept_by,
+        )
+        outcome = Outcome(
+            episode_id=self.episode_id,
+            end_reason=self.end_reason,
+            status=0,
+            answer=self.answer,
+            response_id=None,
+            usage=None if tokens is None else Usage(prompt_tokens=0, completion_tokens=tokens),
+            would_answer=self.would_answer,
+            stopped=self.stopped,
+            stop_step=self.stop_step,
+        )
+        return Episode(request=request, outcome=outcome)
 
 
 @dataclass(slots=True)
 class WatchedRun:
     numbers: RunNumbers
-    episode: Episode
+    kept: KeptRun
     labels: tuple[views.StoredLabel, ...] = ()
+
+    @property
+    def episode(self) -> Episode:
+        return self.kept.episode()
 
     def note_labels(self, labels: tuple[views.StoredLabel, ...], match: Match) -> None:
         if labels:

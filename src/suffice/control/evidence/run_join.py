@@ -18,7 +18,7 @@ from suffice.types import Episode, Feedback, Outcome, Request
 
 MOST_OPEN: Final = 200_000  # requests without an outcome that are remembered
 MOST_LATE: Final = 2_000  # requests that may begin while a run continues, before the order of starts skips it
-MOST_RUNS: Final = 50_000  # whose delivered answer is remembered
+MOST_RUNS: Final = 50_000  # whose delivered answer is remembered, and whose repeats are found
 MOST_WAITING: Final = 10_000  # names that labels wait under
 MOST_DELAYS: Final = 500  # latest label delays from which a time-out is learnt
 SHARE: Final = 0.95  # of them within the time-out, before its margin
@@ -83,9 +83,9 @@ class RepeatedDeliveries:
         if request.delivery > 1 or not request.unit:
             return request
         if request.unit in self._units:
-            remember(self.repeats, request.episode_id, None)
+            remember(self.repeats, request.episode_id, None, MOST_RUNS)
             return replace(request, delivery=2)
-        remember(self._units, request.unit, None)
+        remember(self._units, request.unit, None, MOST_RUNS)
         return request
 
 

@@ -10,11 +10,13 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from suffice.control.evidence.run_join import MOST_RUNS, remember
+from suffice.control.evidence.run_join import remember
 from suffice.control.jobs.base import JobPass, JobReport, RouteJob, rows_since
 from suffice.control.jobs.fold_states import FoldStates
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, LogRow
+
+MOST_KNOWN: Final = 20_000  # latest runs whose routes are known; a later label of an older one reaches all folds
 
 
 class RouteFold(Protocol):
@@ -59,7 +61,7 @@ class RowRouter:
     def routes_of(self, row: LogRow) -> tuple[str, ...]:
         if row.kind == "request":
             own = self._own.get(row.route, ())
-            remember(self._of_run, row.key, own, MOST_RUNS)
+            remember(self._of_run, row.key, own, MOST_KNOWN)
             return self._all if self._reads_senders and self._is_new_sender(row.body) else own
         if row.kind in ("outcome", "feedback"):
             return self._of_run.get(row.episode_id or "", self._all)

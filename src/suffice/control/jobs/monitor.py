@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal, TypeVar
 
@@ -25,13 +25,12 @@ from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfac
 from suffice.assurance.spending import DAY_HOURS, MOST_DAYS, SpendForecast, find_spike, next_forecast
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures
-from suffice.control.evidence.forecaster import RouteForecaster, WatchedRun
+from suffice.control.evidence.forecaster import KeptRun, RouteForecaster, WatchedRun
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import ServedVersion, loader
 from suffice.control.jobs.base import JobPass, since
 from suffice.control.jobs.folds import FoldJob
 from suffice.settings import Route, Settings
-from suffice.signals.query import class_of
 from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups
@@ -44,6 +43,7 @@ from suffice.types import Outcome, Publication, Request
 CAP_RUNS: Final = 100  # runs that set the cap on tokens …
 CAP_TIMES: Final = 4.0  # … which is the largest of them, times this
 MOST_RUNS: Final = 20_000  # runs of an account before it restarts
+MOST_REACHED: Final = 25_000  # latest runs that a label may reach: those of the account and of the forecasts
 MOST_CLASSES: Final = 50  # the largest are reported
 MOST_VERSIONS: Final = 8  # the latest are reported
 SUMMED_S: Final = 300.0  # after an hour, until its runs are in the rollups
@@ -74,17 +74,13 @@ class RunAccounts:
         if len(self.runs) >= MOST_RUNS:
             self.runs.clear()
             self.since = n
-        self.runs[run.episode.request.episode_id] = run
+        self.runs[run.kept.episode_id] = run
 
     def accounts(self) -> tuple[Account, ...]:
         if self.cap_tokens is None:
             return ()
         entries = [
-            LedgerEntry(
-                query_class=class_of(one.episode.request.query),
-                version=one.episode.request.policy_version,
-                run=one.numbers,
-            )
+            LedgerEntry(query_class=one.kept.query_class, version=one.kept.version, run=one.numbers)
             for one in self.runs.values()
         ]
         result = accounts(
@@ -117,13 +113,13 @@ class RunAccounts:
             ratings = [value for label in one.labels if (value := satisfaction_of_people(label.feedback)) is not None]
             run = one.numbers
             if ratings and run.correct is not None:
-                name = class_of(one.episode.request.query)
+                name = one.kept.query_class
                 rated_runs.append(RatedRun(name, ratings[-1], run.correct, run.full, run.stopped, run.sampling_weight))
         return rated_runs
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
         newest_first = reversed(self.runs.values())
-        latest: Iterable[str] = dict.fromkeys(one.episode.request.policy_version for one in newest_first)
+        latest: Iterable[str] = dict.fromkeys(one.kept.version for one in newest_first)
         versions: set[str | None] = {None, *islice(latest, MOST_VERSIONS)}
         classes = {None, *largest}
         return tuple(one for one in rows if one.version in versions and one.query_class in classes)
@@ -180,10 +176,10 @@ class RouteWatch:
         episode, match = started.episode, self.match
         labels = tuple(self._labels.ended(outcome))
         numbers = measure_run(views.EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
-        run = WatchedRun(numbers, replace(episode, outcome=replace(outcome, steps=())))
+        run = WatchedRun(numbers, KeptRun.of(episode))
         run.note_labels(labels, match)
         self.book.add(run, self.n)
-        remember(self._runs, outcome.episode_id, run, 2 * MOST_RUNS)
+        remember(self._runs, run.kept.episode_id, run, MOST_REACHED)
         audit = None
         if is_evidence(started.request, outcome, probes=self.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
