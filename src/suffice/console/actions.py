@@ -10,7 +10,7 @@ from suffice.console.action_form import ActionForm, raise_if_refused
 from suffice.console.context import Action, ActionResult
 from suffice.console.experiment_actions import EXPERIMENT_ACTIONS
 from suffice.console.views.episodes import FILTER_FIELDS
-from suffice.console.views.review import check_item
+from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, ConfigError, SufficeError
 from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm
@@ -58,18 +58,20 @@ def _ask(form: ActionForm) -> ActionResult:
 
 def _submit(form: ActionForm) -> ActionResult:
     name, writer = form.get("item"), form.writer
-    check_item(writer.path, name, form.principal.tenants)
+    item = check_item(writer.path, name, form.principal.tenants)
     verdict = VerdictForm(
         item=name,
         reviewer=form.author,
-        word=form.get("verdict"),
+        word=unblind(item, form.get("verdict")),
         corrected=form.text("corrected") or None,
         reason=form.text("reason"),
     )
     submission = raise_if_refused(submit_verdict(writer, verdict, now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
         _lease_next(form)
-    return ActionResult(submission.message, f"{REVIEW}?{urlencode({'changed': name})}")
+    # The page itself says what was said, and offers to say it again.
+    message = submission.message if submission.verdict is None or submission.verdict.late else ""
+    return ActionResult(message, f"{REVIEW}?{urlencode({'changed': name})}")
 
 
 def _give_back(form: ActionForm) -> ActionResult:

@@ -52,6 +52,7 @@ from suffice.console.views.policies import (
 )
 from suffice.console.views.report import MonthReport, month_report
 from suffice.console.views.review import ReviewPage, check_item, review_page
+from suffice.console.views.review_effect import bound_moved
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest, SufficeError
@@ -268,9 +269,15 @@ async def _describe(visit: ConsoleVisit) -> ConsoleResponse:
 
 async def _changed(visit: ConsoleVisit) -> ConsoleResponse:
     context, item = visit.context, visit.request.query.get("item", "")
-    await context.read(visit, lambda view: check_item(view.connection, item, view.tenants))
+
+    def moved(view: ViewContext) -> str:
+        check_item(view.connection, item, view.tenants)
+        return bound_moved(view, item) if view.tenants is None else ""
+
+    sentence = await context.read(visit, moved)
     effect = await context.in_thread(lambda: context.services.effect_of(item))
-    return ConsoleResponse(body=html.escape(effect).encode())
+    body = f"{html.escape(sentence)} <span class=muted>{html.escape(effect)}</span>"
+    return ConsoleResponse(body=body.strip().encode())
 
 
 async def _live(visit: ConsoleVisit) -> ConsoleResponse:

@@ -146,7 +146,10 @@
     var found = Array.from(document.querySelectorAll("[data-key]")).find(function (one) { return one.dataset.key === event.key; });
     if (!found) return;
     event.preventDefault();
-    if (found.matches("input, textarea, select")) found.focus(); else found.click();
+    if (found.matches("input, textarea, select")) { found.focus(); return; }
+    found.click();
+    var field = found.matches("summary") && found.parentElement.open && found.parentElement.querySelector("input");
+    if (field) field.focus();
   });
 
   // The link that `suffice serve` prints at its first start carries the secret behind "#", which no server sees.

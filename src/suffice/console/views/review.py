@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
@@ -17,12 +18,16 @@ from suffice.types import Outcome, Request
 MOST_WAITING: Final = 30  # listed
 MOST_SETTLED: Final = 15
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
-    "both": ("b", "Both are right"),
-    "full": ("f", "Only the full answer"),
-    "early": ("e", "Only the early answer"),
-    "neither": ("n", "Neither is right"),
     "right": ("y", "It is right"),
     "wrong": ("n", "It is wrong"),
+    "unsure": ("u", "I cannot say"),
+}
+# Of two answers that stand side by side, without saying which the early stop gave.
+BLIND_WORDS: Final[Mapping[str, tuple[str, str]]] = {
+    "first": ("a", "Only A is right"),
+    "second": ("b", "Only B is right"),
+    "both": ("y", "Both are right"),
+    "neither": ("n", "Neither is right"),
     "unsure": ("u", "I cannot say"),
 }
 
@@ -53,9 +58,22 @@ class LoopView(ViewRecord, frozen=True):
     is_cut: bool  # the texts were longer than what is kept
 
 
+class BlindAnswer(ViewRecord, frozen=True):
+    letter: str  # "A" or "B"; "": it stands alone
+    answer: str | None
+
+
+class LastVerdict(ViewRecord, frozen=True):
+    """The reviewer's verdict before, with what was hidden until then."""
+
+    item: ReviewItem
+    sentence: str
+
+
 class InHand(ViewRecord, frozen=True):
     item: ReviewItem
-    lease: ReviewLease
+    lease: ReviewLease | None  # None: a verdict that is given again
+    answers: tuple[BlindAnswer, ...]  # in an order that tells nothing
     question: str | None  # None: not available
     question_from: str  # where it is from, or why it is not available
     loop: LoopView | None  # None: not a caller's own loop
@@ -72,6 +90,7 @@ class RouteReviews(ViewRecord, frozen=True):
 
 class ReviewPage(ViewRecord, frozen=True):
     in_hand: InHand | None  # None: this reviewer has no item
+    last: LastVerdict | None  # None: none was given before
     n_waiting: int  # that this reviewer could take
     waiting: tuple[QueueRow, ...]  # of all reviewers, the most urgent first
     settled: tuple[QueueRow, ...]  # the latest
@@ -86,8 +105,14 @@ def review_page(view: ViewContext) -> ReviewPage:
     settled = [one for one in queue.of() if one.state(now_s) in ("settled", "undecided")]
     held = ((one, one.held_by(name, now_s)) for one in queue.of())
     mine = next(((one, lease) for one, lease in held if lease is not None), None)
+    again = queue.places.get(view.query.get("again", ""))
+    if again is not None and again.verdict_of(name) is not None:
+        in_hand: InHand | None = _in_hand(view, again, None)
+    else:
+        in_hand = None if mine is None else _in_hand(view, *mine)
     return ReviewPage(
-        in_hand=None if mine is None else _in_hand(view, *mine),
+        in_hand=in_hand,
+        last=_last(queue.places.get(view.query.get("changed", "")), name),
         n_waiting=sum(one.may_take(name, now_s) for one in waiting),
         waiting=tuple(_row(one, now_s) for one in waiting[:MOST_WAITING]),
         settled=tuple(_row(one, now_s) for one in reversed(settled[-MOST_SETTLED:])),
@@ -108,7 +133,44 @@ def _row(place: ItemState, now_s: float) -> QueueRow:
     return QueueRow(item=place.item, state=place.state(now_s), by=tuple(one.reviewer for one in place.verdicts))
 
 
-def _in_hand(view: ViewContext, place: ItemState, lease: ReviewLease) -> InHand:
+def early_is_first(item: str) -> bool:
+    """Whether the early answer stands first; the same for every reviewer, and known from the item's id alone."""
+    return sha256(f"review order {item}".encode()).digest()[0] % 2 == 0
+
+
+def unblind(item: ReviewItem, word: str) -> str:
+    """Translate `first` and `second`, as the page has the answers, into `early` and `full`."""
+    if word not in ("first", "second") or item.shows != "both":
+        return word
+    return "early" if (word == "first") == early_is_first(item.episode_id) else "full"
+
+
+def _blind_answers(item: ReviewItem) -> tuple[BlindAnswer, ...]:
+    if item.shows != "both":
+        alone = item.full_answer if item.shows == "full" else item.early_answer
+        return (BlindAnswer(letter="", answer=alone),)
+    pair = (item.early_answer, item.full_answer)
+    ordered = pair if early_is_first(item.episode_id) else pair[::-1]
+    return tuple(BlindAnswer(letter=letter, answer=answer) for letter, answer in zip("AB", ordered, strict=True))
+
+
+def _last(place: ItemState | None, reviewer: str) -> LastVerdict | None:
+    verdict = None if place is None else place.verdict_of(reviewer)
+    if place is None or verdict is None:
+        return None
+    item, word = place.item, verdict.category
+    if item.shows != "both":
+        which = "the full run's" if item.shows == "full" else "the early stop's"
+        return LastVerdict(item=item, sentence=f"You said {word} of {which} answer")
+    early, full = ("A", "B") if early_is_first(item.episode_id) else ("B", "A")
+    words = {"early": f"only {early}", "full": f"only {full}", "both": "both are right", "neither": "neither is right"}
+    return LastVerdict(
+        item=item,
+        sentence=f"You said: {words.get(word, 'unsure')}. {early} was the early stop's answer, {full} the full run's",
+    )
+
+
+def _in_hand(view: ViewContext, place: ItemState, lease: ReviewLease | None) -> InHand:
     item = place.item
     question, where = kept_question(view.connection, item.episode_id, now_s=view.now_s), "kept in the log"
     if question is None:
@@ -122,7 +184,15 @@ def _in_hand(view: ViewContext, place: ItemState, lease: ReviewLease) -> InHand:
         question=question,
         question_from=where,
         loop=_loop(view, item),
-        choices=tuple(ReviewChoice(word, *WORDS[word]) for word in allowed_verdicts(item.shows)),
+        answers=_blind_answers(item),
+        choices=tuple(
+            ReviewChoice(word, *words)
+            for word, words in (
+                BLIND_WORDS.items()
+                if item.shows == "both"
+                else ((word, WORDS[word]) for word in allowed_verdicts(item.shows))
+            )
+        ),
         others=place.verdicts if place.needs_third else (),
     )
 
@@ -154,7 +224,9 @@ def _loop(view: ViewContext, item: ReviewItem) -> LoopView | None:
     return LoopView(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
 
 
-def check_item(source: LogSource, item: str, tenants: tuple[str, ...] | None) -> None:
+def check_item(source: LogSource, item: str, tenants: tuple[str, ...] | None) -> ReviewItem:
     """Raise UnknownNameError unless a run of these tenants (None: of any) was queued."""
-    if item not in read_reviews(source).queue.of_tenants(tenants).places:
+    place = read_reviews(source).queue.of_tenants(tenants).places.get(item)
+    if place is None:
         raise UnknownNameError(f"review: no item {item[:80]!r} was queued")
+    return place.item

@@ -384,6 +384,13 @@ def _fold_run(tally: Tally, change: RunChange, match: Match) -> None:
         tally.relabel(measure_governed_run(change.before, match), run)
 
 
+def tally_now(connection: views.LogReader, route: str, scorer: RouteScorer) -> Tally | None:
+    """Return the tally of one route up to the log's last row; only rows that came since are read. Raise StoreError."""
+    tallies = read_tallies(connection, (route,))
+    fold_changes(tallies, _changes(connection, read_to(connection).seq), lambda _: scorer, only=(route,))
+    return tallies.get(route)
+
+
 def tallies_now(connection: views.LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """Return the tally of every route up to the log's last row. Raise StoreError.
 
