@@ -264,3 +264,25 @@ async def test_a_server_that_gives_no_json_at_all_loses_none_at_a_stop() -> None
         async with open_session(fake) as session:
             result = await EXPERIMENTS["json_prefill"][1](session)
     assert (result.verdict, "no json either" in result.evidence) == ("unclear", True)
+
+
+async def test_a_thought_in_the_answer_is_no_json() -> None:
+    """Seen of SGLang 0.5.23: its grammar waits for a closing tag in what is generated, and the prompt holds it."""
+
+    def again(seen: FakeRequest) -> Reply:
+        late = seen.body.get("continue_final_message")
+        return Reply(answer=cut('They want one fruit.</think>{"fruit": "kiwi"}' if late else '{"fruit": "kiwi"}'))
+
+    async with FakeUpstream(again, ServerBehaviour(dialect="sglang")) as fake:
+        async with open_session(fake, driver="sglang") as session:
+            session.opens_thought = True
+            assert (await EXPERIMENTS["json_prefill"][1](session)).verdict == "ignored"
+
+
+@pytest.mark.parametrize("opens", [False, True])
+async def test_a_message_is_continued_behind_the_tag_that_the_template_writes(opens: bool) -> None:
+    """The fake refuses a thought that would be opened twice, or not at all."""
+    async with FakeUpstream(model(), ServerBehaviour(dialect="sglang", opens_thought=opens)) as fake:
+        async with open_session(fake, driver="sglang") as session:
+            found = {name: await EXPERIMENTS[name][1](session) for name in ("opens_thought", "prefill", "json_prefill")}
+    assert [one.verdict for one in found.values()] == ["yes" if opens else "no", "yes", "yes"], found

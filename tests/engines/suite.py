@@ -90,6 +90,8 @@ def settings_of(engine: str, url: str, folder: Path, slots: int, port: int) -> s
     for method in METHODS[engine]:
         finish = json.dumps([method])
         text += f'[upstreams.{method}]\nurl = "{url}"\ndriver = "{engine}"\nslots = {slots}\nfinish = {finish}\n'
+        if engine == "sglang":  # the template of the test model opens the thought
+            text += "think_opened = true\n"
         policy = REASONING + ENFORCED + STEPS.replace("{name}", method)
         if method == "native":  # a probe is a second request, and native sends none
             text = text.replace('finish = ["native"]', 'finish = ["native", "prefill"]')

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from suffice.types import Outcome
+from suffice.gateway.context import GatewayState
+from suffice.types import Finding, Findings, Outcome
 from suffice_testing import FakeUpstream, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -97,6 +98,20 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "prefill-vllm": ({"finish": ["prefill"], "driver": "vllm"}, {"dialect": "vllm"}),
     "raw-untagged": ({"finish": ["raw"]}, {"opens_thought": False}),
 }
+
+
+def opens_thoughts(gateway: GatewayState) -> None:
+    seen = (Finding(experiment="opens_thought", verdict="yes", evidence=""),)
+    for client in gateway.upstreams.values():
+        client.findings = Findings(examination_id="x", upstream="up", url_key="", model="m", at_s=0.0, findings=seen)
+
+
+async def test_a_message_is_continued_behind_the_tag_that_doctor_saw(serve: Serve) -> None:
+    """SGLang's template opens the thought, and no setting says so: without the finding it would be opened twice."""
+    upstream, fake = {"finish": ["prefill"], "driver": "sglang", "slots": 3}, {"dialect": "sglang"}
+    async with serve(held(), upstream=upstream, fake=fake, route=enforcing(), change=opens_thoughts) as g:
+        answer = await g.ask(chat(suffice={}))
+        assert (answer.text, answer.told["stopped"], answer.told["degraded"]) == ("4", True, [])
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])

@@ -83,7 +83,7 @@ def to_the_end(_: bytes) -> bool:
 
 def ask(port: int, path: str, body: dict[str, Any], watch: Watch = to_the_end) -> bytes:
     """The body of one answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()
     got = b""

@@ -12,8 +12,6 @@ from functools import partial
 from statistics import median
 from typing import Any, Final, TypeAlias, get_args
 
-from msgspec.structs import replace
-
 from suffice.doctor.forms import CONTROL_AFTER, FORM_EXPERIMENTS, SLACK, end_thought, line_signals, quoted
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.extra_calls import PrefillStripper
@@ -239,6 +237,7 @@ THINK = (
     " Think step by step, then write only the final number."
 )
 THINK_CAP = 96  # tokens: enough to see a thought, and to see that it is cut short
+TEMPLATE_END_CHARS = 24
 LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
 BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these words
 NEXT = "6"
@@ -275,13 +274,27 @@ async def _prefill(session: ServerSession) -> Result:
     return Result("ignored", f"after {BEGUN!r} the model started over: {quoted(seen.thought + text)}")
 
 
-async def _raw(session: ServerSession) -> Result:
-    prompt, settings = None, session.settings
+async def _rendered(session: ServerSession) -> Prompt | None:
     # A server whose driver cannot render a template is tested with llama.cpp's endpoint for it.
-    driver = settings.driver if DRIVERS[settings.driver].writes_prompt is not None else "llama.cpp"
+    driver = session.settings.driver
+    driver = driver if DRIVERS[driver].writes_prompt is not None else "llama.cpp"
     body = {"model": session.model, "messages": [{"role": "user", "content": LIST}]}
     with suppress(UpstreamProtocol):
-        prompt = await render_prompt(session.client, body, (), driver=driver, text=True)
+        return await render_prompt(session.client, body, (), driver=driver, text=True)
+    return None
+
+
+async def _opens_thought(session: ServerSession) -> Result:
+    prompt = await _rendered(session)
+    if prompt is None or not prompt.text:
+        return Result("unclear", "nothing renders the chat template")
+    end = prompt.text.rstrip()[-TEMPLATE_END_CHARS:]
+    session.opens_thought = end.endswith(session.settings.think_open)
+    return Result("yes" if session.opens_thought else "no", f"the template ends with {end!r}")
+
+
+async def _raw(session: ServerSession) -> Result:
+    prompt = await _rendered(session)
     if prompt is None or not prompt.text:
         answer = await session.whole({"model": session.model, "prompt": BEGUN, session.cap_field: 6}, "/v1/completions")
         plain = "200" if answer.status == 200 else answer.refused
@@ -299,10 +312,10 @@ async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt |
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
     thought = thought.partition(settings.think_close)[0]
     body = {"model": session.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
-    # A server whose driver cannot continue a message is tested with the most common way.
-    driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
-    upstream, probe = replace(settings, driver=driver), Probe(answer_prefix=BEGUN)
-    return build_continuation(method, body, thought, upstream=upstream, probe=probe, prompt=prompt, max_tokens=12)
+    probe = Probe(answer_prefix=BEGUN)
+    return build_continuation(
+        method, body, thought, upstream=session.continuing, probe=probe, prompt=prompt, max_tokens=12
+    )
 
 
 async def _native_end(session: ServerSession) -> Result:
@@ -559,6 +572,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "tool_stream": ("streams a tool call piece by piece", _tool_stream),
     "n": ("`n = 2` returns two answers", _n),
     "seed": ("equal seeds give equal texts, and different seeds different ones", _seed),
+    "opens_thought": ("the chat template writes the opening tag of the thought", _opens_thought),
     "prefill": ("continues an assistant's last message", _prefill),
     "raw": ("`/v1/completions` continues the text of the chat template", _raw),
     "native_end": ("ends a running thought on request", _native_end),

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from msgspec.structs import replace
-
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.settings import FinishMethod, Probe
 from suffice.upstream.continuation import build_continuation
@@ -80,10 +78,7 @@ async def keeps_form(form: Form, method: FinishMethod, session: ServerSession) -
             return Result("unclear", f"no thought was ended: {why}")
     else:
         body = session.body(ASK, CAP, **FIELDS[form])
-        upstream = session.settings
-        if DRIVERS[upstream.driver].prefill is None:
-            upstream = replace(upstream, driver="llama.cpp")
-        made = build_continuation("prefill", body, THOUGHT, upstream=upstream, probe=Probe(), max_tokens=CAP)
+        made = build_continuation("prefill", body, THOUGHT, upstream=session.continuing, probe=Probe(), max_tokens=CAP)
         refusal = f"a continuation with {', '.join(FIELDS[form])} answered"
         seen = await session.stream(made.body, made.path, refusal=refusal)
     if (kept := _is_of(form, seen)) is not False:
@@ -98,10 +93,12 @@ async def keeps_form(form: Form, method: FinishMethod, session: ServerSession) -
 
 def _is_of(form: Form, seen: StreamTranscript) -> bool | None:
     """Return whether an answer has the form; None: there is none, or it was cut."""
-    if form == "tools":
-        return True if seen.n_tool_pieces else False if seen.content.strip() else None
     text = seen.content.strip()
-    return True if FRUIT in text else False if text and seen.finish_reason != "length" else None
+    if form == "tools":
+        return bool(seen.n_tool_pieces) if text or seen.n_tool_pieces else None
+    if text.startswith("{") and FRUIT not in text and seen.finish_reason == "length":
+        return None
+    return text.startswith("{") and FRUIT in text if text else None
 
 
 def quoted(text: str, n_chars: int = 32) -> str:

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from suffice.errors import UpstreamError
 from suffice.settings import Driver, Upstream
 from suffice.types import Verdict
 from suffice.upstream import wire
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
+from suffice.upstream.drivers import DRIVERS
 
 CHAT = "/v1/chat/completions"
 ENGINES: Final[Mapping[str, Driver]] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # by `owned_by`
@@ -104,6 +107,7 @@ class ServerSession:
         self.context_tokens: int | None = None
         self.thought: StreamTranscript | None = None  # the run without a budget, for comparison
         self.can_list_slots = False
+        self.opens_thought = False  # whether its chat template writes the opening tag
         self.reports_cache = False  # whether usage includes the cached tokens
         self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
         self.n_calls = 0
@@ -111,6 +115,12 @@ class ServerSession:
     @property
     def settings(self) -> Upstream:
         return self.client.settings
+
+    @property
+    def continuing(self) -> Upstream:
+        """The settings to continue a message by; a server whose driver cannot is tested with the most common way."""
+        driver = self.settings.driver if DRIVERS[self.settings.driver].prefill is not None else "llama.cpp"
+        return replace(self.settings, driver=driver, think_opened=self.opens_thought or self.settings.think_opened)
 
     def body(self, ask: str, cap: int, **more: Any) -> dict[str, Any]:
         """Return a chat request with at most `cap` tokens of answer, at temperature 0 unless `more` overrides it."""

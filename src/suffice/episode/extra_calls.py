@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from math import exp, log
 from typing import Any
 
+import msgspec
+
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChannelText, Checkpoint, ThinkTag, first_choice, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
@@ -34,6 +36,7 @@ from suffice.upstream.drivers import (
     continuing_methods,
     find_verdict,
     finish_methods,
+    honoured,
     key_header,
     thinking_is_off,
 )
@@ -110,6 +113,12 @@ class Continuer:
         ways = continuing_methods(self.settings, self.body, self.client.findings)
         return next((m for m in ways if m != "native"), None)
 
+    @property
+    def _continued_upstream(self) -> Upstream:
+        """The settings with what doctor saw of the chat template: a message may be continued behind its opening tag."""
+        opens = honoured(self.client.findings, "opens_thought")
+        return msgspec.structs.replace(self.settings, think_opened=True) if opens else self.settings
+
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self.ledger.n_extra_calls + keep < self.max_extra_calls
@@ -143,7 +152,7 @@ class Continuer:
                 method,
                 self.body,
                 thought,
-                upstream=self.settings,
+                upstream=self._continued_upstream if method == "prefill" else self.settings,
                 probe=self.probe,
                 prompt=prompt,
                 max_tokens=max_tokens,
