@@ -37,6 +37,7 @@ EndReason: TypeAlias = Literal[
     "internal_error",  # a fault of ours; only this request is affected
     "shutdown",  # the gateway ended before the answer was complete; the client got an error
     "lost",  # the process died; written at the next start
+    "asked",  # a person asked for the answer at once, or that the run goes on; no evidence of the policy
 ]
 AlarmCause: TypeAlias = Literal[
     "change",  # the upstream's model or fingerprint, the scorer or the route's settings changed
@@ -337,10 +338,10 @@ class Feedback:
     request_reason: str = ""  # reason of the label request, a `review.items.Why`; "": none
     metrics: tuple[tuple[str, bool | float | str], ...] = ()  # declared metrics, sorted by name
     satisfaction: float | None = None  # mean of its survey questions, [0, 1], as declared then
-    event: Literal["regenerate", "abandon"] | None = None  # what the user did
+    event: Literal["regenerate", "abandon", "answer_now", "think_more"] | None = None  # what the user did
     user: str = ""  # keyed hash of the sender's name for the person; "": not named
     propensity: float | None = None  # P(this person was surveyed), in (0, 1]; None: no sampling
-    door: str = ""  # channel: "key", "feedback-key", "token", "open", "import" …
+    door: str = ""  # channel: "key", "feedback-key", "token", "open", "import", "live" …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.forecast import RouteForecast
+from suffice.assurance.satisfaction import EVENTS
 from suffice.cli.inspect.route_report import satisfaction_effect_lines, status_sections, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, feedback_of, measures
@@ -80,7 +81,7 @@ def test_a_run_is_compared_where_the_lottery_could_have_made_it_the_other_kind()
 
 def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() -> None:
     names = [one.name for one in measures(DECLARED)]
-    assert names == ["satisfaction", "regenerated", "abandoned", "solved", "minutes", "tone=warm", "tone=cold", "nps"]
+    assert names == ["satisfaction", *EVENTS.values(), "solved", "minutes", "tone=warm", "tone=cold", "nps"]
     outlook = watch(
         [
             *traffic(130),

@@ -206,6 +206,7 @@ def settings_for(fake_url: str, tmp_path: Path, **changes: Any) -> Settings:
     raw["server"] |= changes.pop("server", {})
     raw["upstreams"]["up"] |= changes.pop("upstream", {})
     raw["store"] |= changes.pop("store", {})
+    raw |= {"keys": changes.pop("keys")} if "keys" in changes else {}
     raw["routes"] = changes.pop("routes", None) or {"r": raw["routes"]["r"] | changes.pop("route", {})}
     assert not changes, changes
     return parse_settings(raw)

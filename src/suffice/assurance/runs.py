@@ -16,9 +16,9 @@ from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
-ABANDONED_ENDS = ("client_left", "timeout")  # audits with these ends count as losses
+ABANDONED_ENDS = ("client_left", "timeout", "asked")  # audits with these ends count as losses
 FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
-ENDED = (*FINISHED_ENDS, "stopped")  # runs that ended by themselves or by a stop
+ENDED = (*FINISHED_ENDS, "stopped", "asked")  # runs that ended by themselves, by a stop or because a person asked
 # Values of `Feedback.request_reason` whose labels represent the average run: unsolicited, or a random draw. Labels that
 # were requested because a run was doubtful are biased.
 REPRESENTATIVE = ("", "control")
@@ -91,7 +91,8 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     if request.delivery > 1:
         outcome = replace(outcome, stop_step=None)
     label = current_label(item.labels)
-    counts = label is not None and label.request_reason in REPRESENTATIVE and outcome.end_reason not in UNKNOWN_ENDS
+    counts = label is not None and label.request_reason in REPRESENTATIVE
+    counts = counts and outcome.end_reason not in (*UNKNOWN_ENDS, "asked")
     spent = baseline = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)

@@ -194,7 +194,12 @@ class SatisfactionTest:
 # sign is right). The rated shares of audits and stopped runs are reported, with a note where they provably differ.
 
 SATISFACTION: Final = "satisfaction"
-EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: its measure
+EVENTS: Final[Mapping[str, str]] = {  # event: its measure
+    "regenerate": "regenerated",
+    "abandon": "abandoned",
+    "answer_now": "hurried",
+    "think_more": "prolonged",
+}
 METHOD: Final = "valid at every look, empirical Bernstein"
 PAIRED: Final = "by the audit assignment, valid at every look, empirical Bernstein"
 WEIGHTED: Final = "; ratings weighted by how often such runs are rated"

@@ -24,6 +24,7 @@ from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
 from suffice.gateway.governed_apis import GovernedApi, StoredResponse
 from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
+from suffice.gateway.live_runs import answer_now, list_runs, think_more
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
 from suffice.gateway.rounds_service import decide_step
@@ -133,6 +134,7 @@ class Endpoint:
     spends: bool = False  # may cost tokens of its key's budget
     shows_all: bool = False  # shows data of all keys
     needs: KeyScope | None = None  # the scope that its key must have; None: as above
+    operates: bool = False  # a key with the scope operate may call it, too
     works_open: bool = False  # without a key, where the gateway requires none
 
 
@@ -157,6 +159,9 @@ API = (
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
     Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True, takes_feedback=True),
     Endpoint("/decide", "POST", decide_step),
+    Endpoint("/runs", "GET", list_runs, operates=True),
+    Endpoint("/runs/{id}/answer-now", "POST", answer_now, operates=True),
+    Endpoint("/runs/{id}/think-more", "POST", think_more, operates=True),
     Endpoint("/admin/reload", "POST", reload_settings, needs="admin"),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
@@ -322,7 +327,7 @@ class App:
             if not caller.sees_metrics:
                 message = "this shows data of all keys; this key needs all_objects, or the scope 'read', and no tenant"
                 raise BadRequest(message, status=403, code="scope")
-        elif not (endpoint.takes_feedback or caller.may_ask):
+        elif not (endpoint.takes_feedback or caller.may_ask or (endpoint.operates and caller.may_act("operate"))):
             raise BadRequest("this key may not ask a model", status=403, code="scope")
         try:
             if gw.clients.limits.permits:  # most gateways have no limits

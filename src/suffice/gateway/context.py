@@ -15,6 +15,7 @@ from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
+from suffice.episode.live_run import LiveRun
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Clients, RequestKey, forget_oldest, sign_token
@@ -449,6 +450,7 @@ class ProcessState:
     draining: bool = False  # shutdown has begun: connections close after their response
     n_live: int = 0  # running handlers, of any path
     tracer: Tracer | None = None  # None: traces are off
+    live_runs: dict[str, LiveRun] = field(default_factory=dict)  # by episode
     reload: Reloading | None = None  # applies changed settings, by an author; None: they cannot be reloaded
 
 

@@ -18,6 +18,7 @@ from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import CostBasis, Ledger, RunTrace
+from suffice.episode.live_run import LiveRun
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
@@ -102,6 +103,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
             trace.attributes["suffice.upstream"], trace.provider = admitted.upstream, upstream.driver
         exchange.own_headers += reply_headers(admitted.request)
         open_ledger(gw, ledger, admitted.route, token, lambda: format_conversation(messages or ()))
+        gw.process.live_runs[episode_id] = LiveRun(ledger)
         end = await _answer(gw, admitted, ledger, exchange, answer)
     except BadRequest as error:
         end = "rejected"
@@ -116,6 +118,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         await _report_internal_error(exchange, episode_id, error)
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
+        gw.process.live_runs.pop(episode_id, None)
         if ledger is None:
             unread = Arrival(episode_id=episode_id, endpoint=endpoint)
             ledger = Ledger(_blank_request(gw, unread, "unreadable"), started_s, trace=trace)
