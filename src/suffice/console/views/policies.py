@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
+from suffice.rollout.evidence import GuardrailValue
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.database.views import newest_event
@@ -53,14 +54,14 @@ def policies(view: ViewContext) -> PoliciesView:
     decided, rollouts = read_decided(view.connection), read_rollouts(view.connection)
     return PoliciesView(
         routes=tuple(
-            _policy_of(view, name, route, decided.of(name), rollouts)
+            policy_of(view, name, route, decided.of(name), rollouts)
             for name, route in view.settings.routes.items()
             if route.mode != "off"
         )
     )
 
 
-def _policy_of(
+def policy_of(
     view: ViewContext, name: str, route: Route, held: RouteDeployment, rollouts: tuple[RolloutRun, ...]
 ) -> RoutePolicy:
     now, own = held.publication, own_version(route).address if route.policy else ""
@@ -92,7 +93,7 @@ class RolloutAssessment(ViewRecord, frozen=True):
     word: str  # "goes back", "broken", "not enough data" or "ready"
     why: str  # why it goes back, or why no comparison is possible; "": neither
     missing: tuple[str, ...]  # what the next step still needs, each a sentence
-    readings: tuple[str, ...]  # of the guardrails, each a sentence
+    readings: tuple[GuardrailValue, ...]  # of the guardrails
 
 
 def view_assessment(view: ViewContext) -> RolloutAssessment:
@@ -106,7 +107,7 @@ def view_assessment(view: ViewContext) -> RolloutAssessment:
         word=state.word,
         why=state.ends or state.broken,
         missing=state.missing,
-        readings=tuple(one.sentence for one in state.readings),
+        readings=state.readings,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -11,24 +11,31 @@ import msgspec
 from suffice.agent.plan import describe_class_plan, describe_plan
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import describe_records
-from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History, describe_saving, read_history
 from suffice.console.views.overview import RouteState, estimate_and_ends, forecasts_of, route_states, states_of
+from suffice.console.views.policies import RoutePolicy, policy_of
+from suffice.console.views.settings import SettingRow, sections
+from suffice.errors import BadRequest
+from suffice.review.holds import Override
+from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
+from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes import rollups
-from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
+from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided, read_holds
+from suffice.store.routes.period import PeriodFigures, period_figures
+from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event, ProposedVersion, kind_of
-from suffice.store.rows.sums import RollupSums
 from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200
 MOST_LOOKS: Final = 120  # of `monitor`, for the chart of the EM drop over time
+MOST_PUBLISHED: Final = 40
 MOST_GROUPS: Final = 60  # classes, and versions, listed
 
 
@@ -51,11 +58,21 @@ class OperatingLevel(ViewRecord, frozen=True):
 
 
 class RouteBreakdown(ViewRecord, frozen=True):
+    """A class or a version, over the scope."""
+
     name: str
-    sums: RollupSums
-    account: Account | None  # from `monitor`; None: not among those that it keeps
+    figures: PeriodFigures
+    lost: float | None  # requests whose answer stopping is estimated to have cost; None: not measured
     level: int | None  # restricted to this level; None: not restricted
     satisfaction: SatisfactionEffect | None  # since the accounts began; None: no ratings
+
+
+class PublishedPolicy(ViewRecord, frozen=True):
+    at_s: float
+    publication: Publication
+    is_active: bool
+    why_not: str  # why the route cannot go back to it; "": it can
+    figures: PeriodFigures | None  # of requests that it served in the scope; None: it served none
 
 
 class MonitorState(ViewRecord, frozen=True):
@@ -86,7 +103,7 @@ class RoutePage(ViewRecord, frozen=True):
     frontier_of: str  # address of its version
     operating: OperatingLevel | None  # None: no level is active
     thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, for one prompt fold; (): nothing is learned
-    classes: tuple[RouteBreakdown, ...]
+    classes: tuple[RouteBreakdown, ...]  # the one that lost most first
     versions: tuple[RouteBreakdown, ...]
     looks: tuple[MonitorState, ...]  # oldest first
     agent: tuple[tuple[str, str], ...]  # its plan in words, as names and values; (): it has none
@@ -96,6 +113,11 @@ class RoutePage(ViewRecord, frozen=True):
     alerts: tuple[str, ...]  # that were raised, newest first
     expected: tuple[tuple[str, str], ...]  # grades of the forecasts, and what is spent: names and sentences
     likings: tuple[SatisfactionEffect, ...]  # of the whole route, by measure; (): no ratings
+    policy: RoutePolicy
+    published: tuple[PublishedPolicy, ...]  # latest first
+    compared: tuple[PublishedPolicy, ...]  # two that were chosen, or none
+    overrides: tuple[Override, ...]  # active
+    settings: tuple[SettingRow, ...]  # of the route, as they apply now
     price: str  # of EM in satisfaction, as a sentence; "": not measured
     confidence: float  # of each single interval of the looks
 
@@ -106,6 +128,7 @@ def routes(view: ViewContext) -> Routes:
 
 
 def route(view: ViewContext) -> RoutePage:
+    """Raises UnknownNameError, and BadRequest for publications that cannot be compared."""
     window, name, log = view.window, view.scope.route or view.query.get("name", ""), view.connection
     history, each = read_history(view, name)
     state = next((one for one in route_states(view, each, window) if one.name == name), None)
@@ -113,9 +136,11 @@ def route(view: ViewContext) -> RoutePage:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
     report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
     decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
-    plan = state.phase.plan
-    classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
-    versions = {one.version or "": one for one in report.versions} if report is not None else {}
+    plan, settings = state.phase.plan, view.settings.routes.get(name)
+    decided = read_decided(log).of(name)
+    versions = _breakdown(view, state, "version", report)
+    published = _published(view, name, settings, decided, decisions, versions)
+    rollouts = read_rollouts(log)
     return RoutePage(
         window=window,
         headline=describe_saving(history, window),
@@ -123,10 +148,10 @@ def route(view: ViewContext) -> RoutePage:
         route=state,
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
-        operating=_operating(read_decided(log).of(name)),
+        operating=_operating(decided),
         thresholds=_thresholds(log, decisions),
-        classes=_breakdown(view, state, "query_class", classes, report),
-        versions=_breakdown(view, state, "version", versions, report),
+        classes=tuple(sorted(_breakdown(view, state, "query_class", report), key=lambda one: -(one.lost or 0.0))),
+        versions=versions,
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
         agent=tuple(describe_plan(plan)) if plan is not None else (),
         agent_reason=plan.reason if plan is not None else "",
@@ -138,9 +163,51 @@ def route(view: ViewContext) -> RoutePage:
             *(describe_spending(spending) if spending is not None else ()),
         ),
         likings=report.whole_effects if report is not None else (),
+        policy=policy_of(view, name, settings or Route(upstream="", mode="off"), decided, rollouts),
+        published=published,
+        compared=_compared(view, published),
+        overrides=tuple(one for one in read_holds(log).of(name).overrides if view.now_s < one.expires_at_s),
+        settings=next((one.settings for one in sections(view.settings) if one.name == f"routes.{name}"), ()),
         price="" if report is None or report.price is None else report.price.sentence,
         confidence=report.confidence if report is not None else state.confidence,
     )
+
+
+def _published(
+    view: ViewContext,
+    name: str,
+    settings: Route | None,
+    decided: RouteDeployment,
+    decisions: Sequence[StoredEvent],
+    versions: Sequence[RouteBreakdown],
+) -> tuple[PublishedPolicy, ...]:
+    by_version = {one.name: one.figures for one in versions}
+    now = read_snapshot(view.connection, name, settings) if settings is not None else None
+    refusals = dict[int, str]()
+    if now is not None:
+        refusals = {made.number: why or "" for made, why in fitting(view.connection, now, now_s=view.now_s)}
+    active = decided.publication.number if decided.publication is not None else 0
+    return tuple(
+        PublishedPolicy(
+            at_s=stored.at_s,
+            publication=stored.event,
+            is_active=stored.event.number == active,
+            why_not=refusals.get(stored.event.number, "of an earlier epoch: what it proved no longer counts"),
+            figures=by_version.get(stored.event.version),
+        )
+        for stored in decisions
+        if isinstance(stored.event, Publication)
+    )[:MOST_PUBLISHED]
+
+
+def _compared(view: ViewContext, published: Sequence[PublishedPolicy]) -> tuple[PublishedPolicy, ...]:
+    numbers = [view.query.get(name, "") for name in ("first", "second")]
+    if not all(numbers):
+        return ()
+    known = {str(one.publication.number): one for one in published}
+    if unknown := [one for one in numbers if one not in known]:
+        raise BadRequest(f"first, second: no publication {unknown[0][:20]!r} of this route", param="first")
+    return tuple(known[one] for one in numbers)
 
 
 def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
@@ -175,38 +242,38 @@ def _breakdown(
     view: ViewContext,
     state: RouteState,
     by: Literal["query_class", "version"],
-    accounts: Mapping[str, Account],
     report: RouteForecast | None,
 ) -> tuple[RouteBreakdown, ...]:
     window, scope = view.window, view.scope
-    sums = {
-        str(key[0]): one
-        for key, one in rollups.read_rollups(
-            view.connection,
-            (by,),
-            route=state.name,
-            query_class=scope.query_class,
-            version=scope.version,
-            since_hour=window.since_hour,
-            until_hour=window.until_hour,
-        ).items()
-    }
+    rows = rollups.read_rollups(
+        view.connection,
+        (by,),
+        route=state.name,
+        query_class=scope.query_class,
+        version=scope.version,
+        since_hour=window.since_hour,
+        until_hour=window.until_hour,
+    )
+    sums = {str(key[0]): one for key, one in rows.items() if one.n_requests}
     held = dict(state.phase.classes) if by == "query_class" else {}
     likings = [one for one in report.likings if one.measure == SATISFACTION] if report is not None else []
     liked = {name: one for one in likings if (name := getattr(one, by)) is not None}
     whole = next((one for one in likings if one.query_class is None and one.version is None), None)
-    groups = [
-        RouteBreakdown(
-            name=name,
-            sums=one,
-            account=accounts.get(name),
-            level=held.get(name),
-            # With a single group, the effect of the whole route is the group's.
-            satisfaction=liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get("")),
+    groups = list[RouteBreakdown]()
+    for name, one in sums.items():
+        figures = period_figures(one, window.since_hour, window.until_hour)
+        # With a single group, the effect of the whole route is the group's.
+        satisfaction = liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get(""))
+        groups.append(
+            RouteBreakdown(
+                name=name,
+                figures=figures,
+                lost=None if figures.em_drop is None else figures.em_drop.value * one.n_requests,
+                level=held.get(name),
+                satisfaction=satisfaction,
+            )
         )
-        for name, one in sums.items()
-    ]
-    return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
+    return tuple(sorted(groups, key=lambda one: (-one.figures.sums.n_requests, one.name))[:MOST_GROUPS])
 
 
 def _monitored(one: RouteForecast) -> MonitorState:

@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ COLOURS: Final = {"ours": "#d55e00", "published": "#0072b2", "given": "#009e73",
 _MARKERS: Final = {"ours": "o", "published": "s", "given": "D", "oracle": "*", "full": "X"}
 _SPARE: Final = ("#cc79a7", "#56b4e9", "#e69f00", "#999999")
 _MOST_CLASSES: Final = 20
+_MOST_LINES: Final = 4  # of one name
 _FEW: Final = 10  # up to this many lines, all are drawn with intervals
 _SETTINGS: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
@@ -69,7 +71,8 @@ class PlotFiles:
 
 
 def draw_frontier(report: SetReport) -> PlotFiles:
-    n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
+    names = [*(line.policy for line in report.lines), *report.frontier]
+    n_rows = (sum(_wrapped(name, 38).count("\n") + 1 for name in names) + 3) // 2
     with open_figure(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
         axes = figure.add_subplot()
         low, high = _view(report)
@@ -100,7 +103,8 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
     names = _classes(report)
     if not names:
         return None
-    with open_figure(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
+    n_more = sum(_wrapped(name, 32).count("\n") for name in names)
+    with open_figure(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names) + 0.15 * n_more)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         families = {line.policy: line.family for line in report.lines}
         unused, spare = {"full": FAINT, **COLOURS}, itertools.cycle(_SPARE)
@@ -112,11 +116,11 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
             known = {part.name: part for part in parts}
             rows = [(y + shift, known[name]) for y, name in enumerate(names) if name in known]
             look = _look(_MARKERS[family], colour)
-            left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_abbreviate(policy), **look)
+            left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_wrapped(policy), **look)
             right.plot([100 * p.token_reduction for _, p in rows], [y for y, _ in rows], **look)
         _target(left, report.max_em_drop)
         left.axvline(0, color=FAINT, linewidth=0.8)
-        left.set_yticks(range(len(names)), [_abbreviate(name, 32) for name in names])
+        left.set_yticks(range(len(names)), [_wrapped(name, 32) for name in names])
         left.invert_yaxis()
         left.set_xlabel("drop of Exact Match, points")
         right.set_xlabel("tokens saved, %")
@@ -190,7 +194,7 @@ def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high:
         where="post",
         color=colour,
         linewidth=1.2,
-        label=f"{_abbreviate(label)}, best of {plural(len(dots), 'setting')}{beyond}",
+        label=f"{_wrapped(label)}, best of {plural(len(dots), 'setting')}{beyond}",
     )
 
 
@@ -206,7 +210,7 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
     x, y = 100 * line.em_drop, 100 * line.token_reduction
     colour = COLOURS.get(line.family, FAINT)
     hollow = line.choice == "hindsight"
-    name = f"{letter}  {_abbreviate(line.policy, 38)}" if letter else _abbreviate(line.policy)
+    name = f"{letter}:  {_wrapped(line.policy, 38)}" if letter else _wrapped(line.policy)
     aside = f", at {describe_percent(line.em_drop)} points" if x < low else ""
     across, up = line.em_drop_interval, line.token_reduction_interval
     if line.family == "oracle" or not is_main:
@@ -256,7 +260,9 @@ def _classes(report: SetReport) -> list[str]:
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST_CLASSES]
 
 
-def _abbreviate(name: str, most: int = 40) -> str:
+def _wrapped(name: str, width: int = 40) -> str:
+    """A name in lines of at most so many characters; only what needs more than `_MOST_LINES` of them is cut."""
     text = printable(name)
-    text = f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides labels that begin with _
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    lines = textwrap.wrap(text, width, max_lines=_MOST_LINES, placeholder=" …") or [text]
+    wrapped = "\n".join(lines)
+    return f"\u200b{wrapped}" if wrapped.startswith("_") else wrapped  # matplotlib hides labels that begin with _
