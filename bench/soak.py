@@ -27,20 +27,21 @@ SAYS = Reply(reasoning=("so ", "it ", "is\n") * 8, answer=("fo", "ur"))
 ROUTES = ("off", "observe", "votes")
 
 
-async def ask(url: str, n: int, n_at_once: int) -> None:
+async def ask(url: str, first: int, n: int, options: argparse.Namespace) -> None:
     """Read `n` streams to their ends, some at once, on every route in turn."""
-    left = iter(range(n))
+    left = iter(range(first, first + n))
 
     async def client(session: aiohttp.ClientSession) -> None:
         for i in left:
-            body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"how much? {i % 7}"}]}
-            headers = {"x-suffice-route": ROUTES[i % len(ROUTES)]}
+            question = f"how much is number {i}?" if options.distinct else f"how much? {i % 7}"
+            body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": question}]}
+            headers = {"x-suffice-route": "observe" if options.distinct else ROUTES[i % len(ROUTES)]}
             async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
                 if not (await response.read()).endswith(b"[DONE]\n\n"):
                     raise SystemExit(f"stream {i} of {n} did not end as it should")
 
     async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(client(session) for _ in range(n_at_once)))
+        await asyncio.gather(*(client(session) for _ in range(options.at_once)))
 
 
 def slope_bytes(counts: list[int], sizes: list[int]) -> tuple[float, float]:
@@ -57,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--distinct", action="store_true", help="another prompt each time, on one route")
     parser.add_argument("--quick", action="store_true", help="3,000 streams")
     options, _ = parser.parse_known_args()
     n = 3_000 if options.quick else options.streams
@@ -70,7 +72,7 @@ def main() -> int:
         with GatewayProcess.serving(folder, settings, log_level="warning") as gateway:
             start_s = time.monotonic()
             for done in range(step, n + 1, step):
-                asyncio.run(ask(gateway.url, step, options.at_once))
+                asyncio.run(ask(gateway.url, done, step, options))
                 fake.calls.clear()  # what the fake remembers is no part of this
                 counts.append(done)
                 sizes.append(gateway.rss_bytes())

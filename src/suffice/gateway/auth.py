@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from struct import Struct
 from typing import Any, Final, TypeAlias
 
 from suffice.errors import BadRequest
@@ -210,7 +211,8 @@ def _token_key(salt: str) -> bytes:
 # --------------------------------------------------------------------------- repeated deliveries
 
 KEY_WINDOW_S: Final = 600.0  # least time for which an idempotency key is remembered
-MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten first
+MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten first: with 200 bytes each, 100 MB
+_DELIVERY: Final = Struct("<dddI?16s")  # time of the first delivery, propensity, point, deliveries, audit, unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +244,8 @@ class DeliveryMemory:
     before a restart, is known by its unit.
     """
 
-    _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # oldest first
-    _logged: dict[str, tuple[float, AuditAssignment]] = field(default_factory=dict)  # by unit, oldest first
+    _known: dict[bytes, bytes] = field(default_factory=dict)  # packed, oldest first
+    _logged: dict[str, bytes] = field(default_factory=dict)  # by unit, packed, oldest first
 
     def assign(
         self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float, wall_s: float
@@ -263,22 +265,24 @@ class DeliveryMemory:
         if own_window_s <= 0:
             return assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
         period = int(wall_s / own_window_s + int.from_bytes(digest[:4], "big") / 2**32)  # they end at different times
-        first_s, first = self._known.get(digest) or self._find_logged(digest, period, salt) or (now_s, None)
-        if first is not None and now_s - first_s <= own_window_s:
-            repeated = replace(first, delivery=first.delivery + 1)
-            self._known[digest] = first_s, repeated
-            return repeated
+        packed = self._known.get(digest) or self._find_logged(digest, period, salt)
+        if packed is not None:
+            first_s, first = _unpack(packed)
+            if now_s - first_s <= own_window_s:
+                repeated = replace(first, delivery=first.delivery + 1)
+                self._known[digest] = _pack(first_s, repeated)
+                return repeated
         assigned = assign_audit(_unit(digest, period), share=share, salt=salt)
         self._known.pop(digest, None)  # keeps entries in the order of first deliveries
-        self._known[digest] = now_s, assigned
+        self._known[digest] = _pack(now_s, assigned)
         return assigned
 
     def note_logged(self, first: Iterable[AuditAssignment], *, now_s: float) -> None:
         """Note first deliveries that the log shows, to whichever replica they came."""
         for assigned in first:
-            self._logged.setdefault(assigned.unit, (now_s, assigned))
+            self._logged.setdefault(assigned.unit, _pack(now_s, assigned))
 
-    def _find_logged(self, digest: bytes, period: int, salt: str) -> tuple[float, AuditAssignment] | None:
+    def _find_logged(self, digest: bytes, period: int, salt: str) -> bytes | None:
         for near in (period, period - 1, period + 1) if self._logged else ():
             if (known := self._logged.get(unit_name(_unit(digest, near), salt=salt))) is not None:
                 return known
@@ -289,10 +293,21 @@ def _unit(digest: bytes, period: int) -> str:
     return joined(digest.hex(), str(period))
 
 
-def _forget(known: dict[Any, tuple[float, AuditAssignment]], before_s: float) -> None:
+def _pack(first_s: float, one: AuditAssignment) -> bytes:
+    """Pack a remembered draw: hundreds of thousands are remembered, and as objects they take twice the memory."""
+    return _DELIVERY.pack(first_s, one.propensity, one.point, one.delivery, one.audit, one.unit.encode())
+
+
+def _unpack(packed: bytes) -> tuple[float, AuditAssignment]:
+    first_s, propensity, point, delivery, audit, unit = _DELIVERY.unpack(packed)
+    name, n = unit.rstrip(b"\0").decode(), delivery
+    return first_s, AuditAssignment(audit=audit, propensity=propensity, point=point, unit=name, delivery=n)
+
+
+def _forget(known: dict[Any, bytes], before_s: float) -> None:
     while known:
         oldest = next(iter(known))
-        if known[oldest][0] >= before_s and len(known) < MOST_DELIVERIES:
+        if _DELIVERY.unpack(known[oldest])[0] >= before_s and len(known) < MOST_DELIVERIES:
             return
         del known[oldest]
 
