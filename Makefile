@@ -34,11 +34,14 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs engine engine-suite demo demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help install docs engine engine-suite demo demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+install: $(VENV)/.ready-demo ## put the command suffice into .venv/bin
+	@$(BIN)/suffice --version
 
 demo: $(VENV)/.ready-demo ## a real model: a measured saving, a certificate on live traffic, a swapped model (6 minutes)
 	$(BIN)/suffice demo $(ARGS)

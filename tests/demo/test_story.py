@@ -118,7 +118,8 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert first.saved == pytest.approx(0.5), "two of the four samples after which eight equal ones are decided"
     swapped = of(report, "swapped")
     assert len(swapped) == PLAN.n_swapped
-    assert not any(run.episode.outcome.stopped for run in swapped[1:]), "from the second request on all run in full"
+    later = swapped[2 * PLAN.n_at_once :]  # those that were on their way may still stop
+    assert not any(run.episode.outcome.stopped for run in later), "all run in full"
     assert {run.episode.outcome.model for run in swapped} == {"second"}
     assert report.held.alarm is not None, notes.said
     assert report.held.alarm.cause == "change"

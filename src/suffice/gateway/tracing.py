@@ -53,7 +53,8 @@ def trace_rules(settings: Telemetry, environment: Mapping[str, str]) -> TraceRul
     is_off = is_off or environment.get("OTEL_TRACES_EXPORTER", "").strip() == "none"
     if is_off or not (settings.otlp_endpoint or any(environment.get(name) for name in ENDPOINTS)):
         return None
-    if find_spec("opentelemetry.exporter") is None or find_spec("opentelemetry.sdk") is None:
+    # A parent package that is missing raises where its parts are looked for.
+    if any(find_spec(name) is None for name in ("opentelemetry", "opentelemetry.exporter", "opentelemetry.sdk")):
         message = f"telemetry.otlp_endpoint: traces need OpenTelemetry: {how_to_install('otel')}"
         if settings.otlp_endpoint:
             raise ConfigError(message)

@@ -27,6 +27,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.key_limits import days_of_month
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
+from suffice.scoring.base import asks_judge
 from suffice.settings import Alerts, Settings
 from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog
@@ -390,9 +391,13 @@ def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
 
 def _missing_packages(settings: Settings) -> list[str]:
     missing = []
-    certifies = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
-    if certifies and find_spec("sklearn") is None:
+    routes = settings.routes.values()
+    if settings.control.enabled and any(route.is_learned for route in routes) and find_spec("sklearn") is None:
         missing.append(f"control: nothing is certified here: a fit needs scikit-learn: {how_to_install('train')}")
+    if any(asks_judge(route.scorer) for route in routes) and find_spec("math_verify") is None:
+        missing.append(f"scorer math: no label can be compared: it needs math-verify: {how_to_install('math')}")
+    if settings.console.oidc is not None and find_spec("joserfc") is None:
+        missing.append(f"console.oidc: nobody can log in there: it needs joserfc: {how_to_install('oidc')}")
     if settings.console.enabled and not can_render():
         missing.append(f"console: has no pages, only the API: they need Jinja2: {how_to_install('console')}")
     return missing
