@@ -26,6 +26,8 @@ EXEMPT: Mapping[str, str] = {
     **dict.fromkeys((one.strip() for one in _READERS.split(",")), READS),
     **dict.fromkeys(("estimate", "record", "replay", "tune"), LOCAL),
     "serve": "it is the server itself",
+    "init": "it writes the settings before there is a console",
+    "completion": "it is about the shell of whoever types",
     "worker": "it is a process of its own",
     "doctor": "it calls a model server for minutes, with that server's key, and reports as it goes",
     "store migrate": "the console needs a log that is migrated",
@@ -193,6 +195,9 @@ def test_an_experiment_is_created_by_form_and_ends_as_it_says(here: Site) -> Non
     assert admin.post("/console/experiments/create", form).status == 303
     line = admin.get("/api/experiments").json["lines"][0]
     assert (line["state"], line["share"], line["primary"]) == ("runs", 0.2, "tokens")
+    row = admin.get("/api/changes?kind=experiment_started").json["lines"][0]
+    assert '"em",' in row["body"]
+    assert "0.01" in row["body"], "one point is a hundredth"
 
 
 def test_who_may_not_change_something_is_not_offered_it(here: Site) -> None:

@@ -137,12 +137,11 @@ async def _incident(page: Tab, url: str) -> None:
     await page.run("document.querySelector('form[action$=open] textarea').value = 'a drill of ours'")
     await page.click("form[action='/console/incidents/open'] button")
     assert "is open" in await page.text(".told")
-    form = "form[action$=decide]"
-    can = await page.run(f"Array.from(document.querySelectorAll('{form} button')).map((one) => one.value)")
-    assert "roll_back" in can, await page.text()
-    await page.run(f"document.querySelector('{form} textarea').value = 'a drill of ours, rolled back'")
-    await page.run(f"document.querySelector('{form} select').value = '1'")
-    await page.click(f"{form} button[value=roll_back]")
+    offered = "Array.from(document.querySelectorAll('form[action$=decide] button')).map((one) => one.value)"
+    assert await page.run(offered) == ["resume", "tighten", "roll_back", "accept"] * 2, await page.text()
+    assert "Suspect change" in await page.text("main")
+    await page.run("document.querySelector('form[aria-label^=Roll] textarea').value = 'a drill of ours, rolled back'")
+    await page.click("form[aria-label^=Roll] button")
     assert "roll back" in await page.text(".told"), await page.text("main")
 
 

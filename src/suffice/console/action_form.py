@@ -14,7 +14,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.rehearsal import RehearsedDecisions
 from suffice.store.people.audit_view import describe_event
-from suffice.store.routes.period import read_period
+from suffice.store.routes.period import PeriodFigures, read_period
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
@@ -160,6 +160,17 @@ def rehearse(action: Action, form: ActionForm) -> Preview:
     )
 
 
+def describe_figures(figures: PeriodFigures) -> str:
+    """Traffic, stops, saving and EM drop of a stretch, in a few words."""
+    sums, saved, drop = figures.sums, figures.saved_tokens, figures.em_drop
+    parts = [f"{sums.n_requests:,} requests, {sums.n_stopped / max(1, sums.n_requests):.0%} stopped early"]
+    if saved:
+        parts.append(f"{abs(saved):,.0f} tokens {'saved, net' if saved > 0 else 'more spent than saved'}")
+    if drop is not None and drop.high is not None:
+        parts.append(f"EM drop {100 * drop.value:.2f} points, at most {100 * drop.high:.2f}, on {drop.n:,} audits")
+    return "; ".join(parts)
+
+
 def describe_day(view: ViewContext, route: str) -> str:
     """What stopping did on a route in the last 24 hours, which a change of it is about."""
     hour = int(view.now_s // HOUR_S) + 1
@@ -169,6 +180,4 @@ def describe_day(view: ViewContext, route: str) -> str:
     sums = figures.sums
     if not sums.n_requests:
         return f"{route} had no request in the last 24 hours."
-    saved = f"; {figures.saved_tokens:,.0f} tokens saved, net" if figures.saved_tokens else ""
-    share = sums.n_stopped / sums.n_requests
-    return f"{route} in the last 24 hours: {sums.n_requests:,} requests, {share:.0%} stopped early{saved}."
+    return f"{route} in the last 24 hours: {describe_figures(figures)}."

@@ -57,7 +57,9 @@ def _table(form: ActionForm) -> dict[str, Any]:
         "end_when_worse": form.flag("end_when_worse"),
     }
     table |= {} if share is None else {"share": share}
-    table |= {} if margin is None else {"margins": {"em": margin}}
+    if margin is not None and not 0 <= margin <= 100:
+        raise BadRequest(f"margin: got {margin:g}; points of EM, 0 to 100", param="margin")
+    table |= {} if margin is None else {"margins": {"em": margin / 100}}
     return table | ({} if days is None else {"days": days})
 
 

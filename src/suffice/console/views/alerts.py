@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from suffice.console.action_form import describe_figures
 from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
-from suffice.store.database.views import job_history
+from suffice.store.database.views import job_history, latest_of
 from suffice.store.people.alert_rules import MEASURES, active_mutes, latest_rules, open_rule_alerts
 from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkReceipt, read_alert_log
+from suffice.store.people.audit_view import describe_event
 from suffice.store.people.deciding import fitting, read_snapshot
-from suffice.store.routes.deployments import read_holds
+from suffice.store.routes.deployments import decisions_of, read_holds
+from suffice.store.routes.period import read_period
+from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
+from suffice.store.rows.events import kind_of, route_of
 from suffice.store.rows.preferences import AlertMute, AlertRule
-from suffice.types import Publication
+from suffice.types import Alarm, Pause, Publication, Resumption
 
 MOST_LISTED: Final = 100
 MOST_RECENT: Final = 5  # on the overview page
+MOST_SUSPECTS: Final = 30
+SUSPECT_KINDS: Final = ("config_changed", "rollout_begun", "rollout_moved", "override_set", "override_ended")
 MOST_RUNS: Final = 200  # job runs searched for a sink's last report
 
 
@@ -161,9 +168,21 @@ class Back(ViewRecord, frozen=True):
     why_not: str  # "": it can be made
 
 
+class SuspectChange(ViewRecord, frozen=True):
+    """The last change that could be behind an incident: of thresholds, settings or what is served."""
+
+    at_s: float
+    kind: str
+    author: str
+    sentence: str
+    before_s: float  # by which it came before the incident
+
+
 class OpenCase(ViewRecord, frozen=True):
     case: Case
     now: str  # the route's state, in words
+    damage: tuple[tuple[str, str], ...]  # of the day up to it and the day before: heading, and its figures in words
+    suspect: SuspectChange | None  # None: none is near it in the log
     back: tuple[Back, ...]
     can: tuple[str, ...]  # possible decisions
 
@@ -194,4 +213,49 @@ def _open(view: ViewContext, case: Case) -> OpenCase:
     publications = fitting(view.connection, now, now_s=view.now_s)[:20]
     back = tuple(Back(publication=made, why_not=why or "") for made, why in publications)
     can = tuple(one for one in DECISIONS if one != "roll_back" or any(not each.why_not for each in back))
-    return OpenCase(case=case, now=describe_state(now, now_s=view.now_s), back=back, can=can)
+    opened_s = case.incident.opened_at_s
+    return OpenCase(
+        case=case,
+        now=describe_state(now, now_s=view.now_s),
+        damage=tuple(_damage(view, name, opened_s)),
+        suspect=_suspect(view, name, opened_s),
+        back=back,
+        can=can,
+    )
+
+
+def _damage(view: ViewContext, route: str, opened_s: float) -> Iterator[tuple[str, str]]:
+    hour = int(opened_s // HOUR_S) + 1
+    since = {"day up to it": hour - DAY_HOURS, "day before that": hour - 2 * DAY_HOURS}
+    if view.now_s - opened_s > HOUR_S:
+        since = {"since it opened": hour} | since
+    for heading, first in since.items():
+        until = int(view.now_s // HOUR_S) + 1 if first == hour else first + DAY_HOURS
+        figures = read_period(
+            view.connection, since_hour=first, until_hour=until, bucket_hours=until - first, route=route
+        ).total
+        if figures.sums.n_requests:
+            yield heading, describe_figures(figures)
+
+
+def _suspect(view: ViewContext, route: str, opened_s: float) -> SuspectChange | None:
+    log = view.connection
+    near = [*decisions_of(log, route, MOST_SUSPECTS), *latest_of(log, SUSPECT_KINDS, MOST_SUSPECTS)]
+    fits = [
+        one
+        for one in near
+        if one.at_s <= opened_s
+        and not isinstance(one.event, Pause | Resumption | Alarm)
+        and route_of(one.event) in (None, route)
+    ]
+    if not fits:
+        return None
+    last = max(fits, key=lambda one: one.seq)
+    _, after = describe_event(log, last.event)
+    return SuspectChange(
+        at_s=last.at_s,
+        kind=kind_of(last.event).name,
+        author=getattr(last.event, "author", ""),
+        sentence=after,
+        before_s=opened_s - last.at_s,
+    )
