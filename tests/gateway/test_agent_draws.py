@@ -11,9 +11,11 @@ from suffice.agent.plan import AGENT, alternatives, describe_class_plan, with_se
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.rollout.experiment import units_of
 from suffice.settings import Route, parse_settings
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import Metrics
-from suffice.types import ClassPlan, PlannedDraw
+from suffice.types import AgentPlan, ClassPlan, PlannedDraw
 from suffice.wiring.routes import build_route
+from tests.gateway.test_log_follower import published
 
 PLAN = ClassPlan(
     query_class="",
@@ -52,6 +54,30 @@ def test_draws_have_the_logged_shares_and_repeat() -> None:
         assert drawn[one.settings] / 5_000 == pytest.approx(one.share, abs=0.015)
     first, again = (variants.place(route, lambda: units_of("", request="request 7")) for _ in range(2))
     assert first == again
+
+
+def test_an_effort_is_drawn_by_class_as_planned() -> None:
+    """An arm has no levels: a class gets it, gets full runs, or draws between the two."""
+    full, arm = PlannedDraw(settings="full", share=0.9, ceiling=0), PlannedDraw(settings="", share=0.1, ceiling=None)
+    shares = {"easy": (replace(arm, share=1.0),), "hard": (full, arm), "odd": (replace(full, settings="", share=1.0),)}
+    classes = tuple(replace(PLAN, query_class=name, draws=each) for name, each in shares.items())
+    plan = AgentPlan(route="r", number=1, epoch=1, at=10, classes=classes, token_price=0.1, reason="x", author="w")
+    table = {"upstream": "up", "mode": "enforce", "effort": "low", "probe": {}}
+    upstreams = {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}}
+    known = parse_settings({"upstreams": upstreams, "routes": {"r": table}})
+    made = published(known, 1, version="effort=low", fit="", n_levels=2, arm="effort=low")
+    held = RouteDeployment(publication=made, plan=plan)
+    route = replace(build_route("r", known.routes["r"]), active=held, certified=True, arm="effort=low")
+    variants, used = Variants(salt="salt", metrics=Metrics()), Counter[str]()
+    for at in range(2_000):
+        for name in shares:
+            mine = route.for_request("a question", "m", name)
+            served, arms = variants.place(mine, lambda at=at: units_of("", request=f"request {at}"))  # type: ignore[misc]
+            assert (served.arm == "effort=low") == served.certified == served.acts
+            assert [one.arm for one in arms] == ([] if name != "hard" else ["" if served.certified else "full"])
+            used[name] += served.certified
+    assert (used["easy"], used["odd"]) == (2_000, 0)
+    assert used["hard"] / 2_000 == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_plan_never_raises_a_ceiling() -> None:

@@ -116,7 +116,9 @@ class BuiltRoute:
 
     def _with_ceiling(self, ceiling: int | None, question_key: str, plan: ClassPlan | None) -> BuiltRoute:
         if not self.folds:  # an arm or the operator's policy has no levels to lower
-            return replace(self, certified=False, arm="") if ceiling == 0 else self
+            if ceiling == 0:
+                return replace(self, certified=False, arm="")
+            return self if plan is self.plan else replace(self, plan=plan)
         levels = self.folds[prompt_fold(question_key, len(self.folds))]
         return replace(self, levels=levels, ceiling=ceiling, plan=plan)
 
@@ -419,7 +421,10 @@ class Variants:
         )
         drawn = next(one for one in plan.draws if one.settings == draw.arm)
         settings = route.settings if drawn.settings == FULL else with_settings(route.settings, drawn.settings)
-        return replace(route, settings=settings, ceiling=lowest(route.ceiling, drawn.ceiling), plan=None), (draw,)
+        served = replace(route, settings=settings, ceiling=lowest(route.ceiling, drawn.ceiling), plan=None)
+        if drawn.ceiling == 0 and not route.folds:
+            served = replace(served, certified=False, arm="")
+        return served, (draw,)
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         state, models = trial.state, trial.models
