@@ -24,10 +24,12 @@ def arm_of(g: Served, episode_id: str) -> int:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
+@pytest.mark.parametrize("opened", [False, True], ids=["", "the template opens the thought, the server separates it"])
 async def test_an_audit_asks_with_the_arm_too_and_its_client_gets_the_full_run(
-    serve: Serve, mode: str, stream: bool
+    serve: Serve, mode: str, stream: bool, opened: bool
 ) -> None:
-    async with serve(chain(), route=enforcing(**AUDIT, mode=mode), **VLLM) as g:
+    upstream = VLLM | {"upstream": {**VLLM["upstream"], "think_opened": opened}}
+    async with serve(chain(), route=enforcing(**AUDIT, mode=mode), **upstream) as g:
         answer = await g.ask(chat(stream=stream, suffice={}))
         outcome = await reconciled(g)
         sent = g.fake.completions

@@ -482,12 +482,15 @@ class AnswerOnly:
 
     def __init__(self, prefill: str, tags: tuple[str, str], *, opened: bool) -> None:
         self._prefill, self._closing = PrefillStripper(prefill), PrefillStripper(tags[1])
-        self._think = ThinkTag(*tags, opened=opened)
+        self._opened = opened
+        self._tags, self._think = tags, ThinkTag(*tags, opened=opened)
         self._calls: CallParts | None = None
 
     def read(self, choice: Choice, account: CallAccount) -> Piece:
         text = choice.text or (choice.delta.content if choice.delta else None) or ""
         thought = wire.reasoning_of(choice.delta)[0] if choice.delta else ""
+        if thought and self._opened:  # the server separates it, so no content begins inside it
+            self._think, self._opened = ThinkTag(*self._tags), False
         tokens = wire.logprobs_of(choice)
         fresh, was_inside = self._prefill.feed(text), self._think.inside
         answer = self._answer_in(self._think.feed(fresh)) if fresh else ""
