@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from suffice.types import Request
 from tests.clients.peers import environments
 from tests.clients.peers.exam import EXAMINERS, Sitting, examined
 from tests.clients.peers.matrix import ClientBroke, Pair, compared
@@ -113,7 +115,33 @@ def compare_clients(chosen: Sequence[str], *, as_json: bool) -> list[Row]:
 
             rows.append(row_of(client, fill))
             _print_json(rows[-1]) if as_json else show_pairs(rows[-1])
+        if not as_json:
+            show_shares(governed_shares([episode.request for episode in stage.episodes()]))
     return rows
+
+
+def show_shares(shares: Mapping[str, Counter[str]]) -> None:
+    """Print how many requests were governed, and why the others were not, by API."""
+    print("\nRequests by reason in observe and enforce, and as when only chats without tools or schema were governed")
+    for name, reasons in shares.items():
+        n = sum(reasons.values())
+        print(f"{name:44} {n:6} " + ", ".join(f"{reason} {count / n:.1%}" for reason, count in reasons.most_common()))
+
+
+def governed_shares(requests: Sequence[Request]) -> dict[str, Counter[str]]:
+    """Return the requests of each API by reason, now and before."""
+    shares: dict[str, Counter[str]] = {}
+    for request in requests:
+        if request.mode == "off":
+            continue
+        now = before = request.ungoverned or "governed"
+        if request.endpoint != "/v1/chat/completions":
+            before = "endpoint"
+        elif request.ungoverned is None and request.form != "text":
+            before = {"tools": "tools", "json": "response_format"}[request.form]
+        for name, reason in (("now", now), ("before", before)):
+            shares.setdefault(f"{request.endpoint}, {name}", Counter())[reason] += 1
+    return dict(sorted(shares.items()))
 
 
 def compare_examiners(chosen: Sequence[str], *, as_json: bool) -> list[Row]:

@@ -156,7 +156,7 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
         "policy": {"policy": "stable-answer", "streak": 2},
     }
     return {
-        "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw"], "slots": 4}},
+        "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw", "prefill"], "slots": 4}},
         "routes": {
             mode: shared | {"mode": mode, "match": {"model": f"fake-{mode}-*"}} | (acting if mode == "enforce" else {})
             for mode in MODES
