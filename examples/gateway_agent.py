@@ -1,4 +1,4 @@
-"""An agent whose tool calls go through the gateway, and the same agent when its loop asks Suffice as well.
+"""An agent whose tool calls go through the gateway, which ends its loop too, or whose loop asks Suffice itself.
 
     python examples/gateway_agent.py
 
@@ -45,6 +45,7 @@ scorer = "tool-call"
 policy = {{ policy = "stable-answer", streak = 3 }}
 probe = {{}}
 steps = {{ min_tokens = 6, growth = 1.0 }}
+turns = "loop"                  # for clients that name their conversation
 
 [routes.loop]                   # the whole run: it ends once it has said the same twice
 kind = "rounds"
@@ -53,6 +54,8 @@ uncertified = {uncertified}
 audit_share = 0.0
 scorer = "number"
 policy = {{ policy = "stable-answer", streak = 2 }}
+reading_tools = ["calculate"]   # it changes nothing, so a run may end without another call
+probe = {{}}
 """
 TOOL = {"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}
 
@@ -81,6 +84,8 @@ def scripted(seen: FakeRequest) -> Reply:
     results = [message["content"] for message in messages if message.get("role") == "tool"]
     n, sums = len(results), Task(a, b, c).sums
     text = f"So far it is {results[-1]}." if n > 1 else ""
+    if seen.body.get("tool_choice") == "none":
+        return Reply(reasoning=tuple(cut("Without another sum, then.\n")), answer=tuple(cut(text or "Not known yet.")))
     if n == len(sums):
         return Reply(reasoning=tuple(cut("Both checks agree.\n")), answer=tuple(cut(text)))
     sentences = [f"Is it {sums[0]} again?\n", *[f"No, what is needed now is {sums[n]} here.\n"] * 8]
@@ -94,22 +99,24 @@ def scripted(seen: FakeRequest) -> Reply:
     return Reply(reasoning=tokens, answer=tuple(cut(text)), calls_after=calls_after, delay_s=0.02)
 
 
-def ask(url: str, messages: list[Any]) -> tuple[dict[str, Any], int]:
+def ask(url: str, messages: list[Any], conversation: str | None) -> tuple[dict[str, Any], int]:
     """One request to the gateway: the message, and its tokens."""
     body = json.dumps({"model": "fake", "messages": messages, "tools": [TOOL]}).encode()
     headers = {"content-type": "application/json", "x-suffice-route": "agent"}
+    if conversation is not None:
+        headers["x-conversation-id"] = conversation
     with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", body, headers)) as reply:
         answer: Any = json.load(reply)
     return answer["choices"][0]["message"], answer["usage"]["completion_tokens"]
 
 
-def run(url: str, task: Task, governor: Governor | None) -> tuple[str, int]:
+def run(url: str, task: Task, *, governor: Governor | None = None, conversation: str | None = None) -> tuple[str, int]:
     """The agent: the last result of its tool, and the tokens that it took."""
     messages: list[Any] = [{"role": "user", "content": task.text}]
     result, n_tokens = "", 0
     with governor.episode(task.text) if governor is not None else contextlib.nullcontext() as ep:
         while True:
-            message, tokens = ask(url, messages)
+            message, tokens = ask(url, messages, conversation)
             n_tokens += tokens
             text, calls = message.get("content") or "", message.get("tool_calls") or []
             turn = {"text": text, "answer": None if text else "", "tokens": tokens, "done": not calls}
@@ -145,21 +152,31 @@ def serving(model: str, *, acts: bool) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run it in full, through the gateway, and in the loop as well."""
+    """Run it in full, through the gateway, with its turns governed there, and with a loop that asks."""
     asked, rng = arguments(__doc__, questions=8), random.Random(3)
     tasks = [Task(rng.randint(2, 9), rng.randint(11, 40), rng.randint(1, 9)) for _ in range(asked.questions)]
     full = 0
     with FakeUpstream.in_thread(scripted, ServerBehaviour(dialect="vllm")) as fake:
-        for name in ("full", "gateway", "and loop"):
+        for name in ("full", "gateway", "and turns", "and loop"):
+            before = fake.total_completion_tokens
             with (
                 serving(fake.url, acts=name != "full") as url,
                 Governor.connect(url, route="loop", timeout_s=60) as governor,
             ):
-                runs = [run(url, task, governor if name == "and loop" else None) for task in tasks]
+                runs = [
+                    run(
+                        url,
+                        task,
+                        governor=governor if name == "and loop" else None,
+                        conversation=f"task {n}" if name == "and turns" else None,
+                    )
+                    for n, task in enumerate(tasks)
+                ]
             done = sum(result == str(task.a * task.b - task.c) for (result, _), task in zip(runs, tasks, strict=True))
-            spent = sum(tokens for _, tokens in runs)
+            delivered, spent = sum(tokens for _, tokens in runs), fake.total_completion_tokens - before
             full = full or spent
-            figures = f"{spent / len(tasks):.1f} tokens a task, saved {1 - spent / full:.1%}"
+            figures = f"{delivered / len(tasks):.1f} tokens a task, {spent / len(tasks):.1f} with trial answers"
+            figures += f", saved {1 - spent / full:.1%}"
             print(f"  {name:10} tasks done {done} of {len(tasks)}, {figures}", flush=True)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from suffice.control.evidence.audits import recorded_audit
 from suffice.types import Episode
 from suffice_testing import Questions, Reply, ToolCall
 from suffice_testing.reply import FakeRequest
+from tests.control.test_owned import counted
 from tests.gateway.api_streams import read_said
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, post, served
@@ -204,7 +206,8 @@ async def test_an_audit_says_of_a_stop_what_a_live_client_gets(tmp_path: Path) -
                 await agent.run()
                 n_requests += len(agent.answers)
             episodes = await g.episodes(len(scripts) + n_requests)
-            runs = [one.episode for one in episodes if one.episode.request.route == "loop"]
+            items = [one for one in episodes if one.episode.request.route == "loop"]
+            runs = [one.episode for one in items]
         assert all(run.request.audit == bool(share) for run in runs)
         if share:  # a stop after the last step is none
             stops = [(one.outcome.stop_step, one.outcome.would_answer, len(one.outcome.steps)) for one in runs]
@@ -214,6 +217,12 @@ async def test_an_audit_says_of_a_stop_what_a_live_client_gets(tmp_path: Path) -
             seen[share] = [(one.stop_step, one.answer) if one.stopped else (None, None) for one in live]
     assert len(seen[0.0]) == len(scripts)
     assert seen[0.0] == seen[1.0]
+    # The evidence counts what a live client got against what the full run answers.
+    audits = [recorded_audit(item, at) for at, item in enumerate(items)]
+    z, differs, _ = zip(*counted(audits, routes()["loop"]["policy"], kind="rounds"), strict=True)
+    lost = [answer is not None and answer != script[-1] for (_, answer), script in zip(seen[0.0], scripts, strict=True)]
+    assert (list(z), list(differs)) == ([int(one) for one in lost], lost)
+    assert 1 < sum(lost) < len(scripts) - 1
     assert 3 < sum(step is not None for step, _ in seen[0.0]) < len(scripts)
 
 
