@@ -20,9 +20,16 @@ from suffice.episode.stream_relay import ClientView, ReasoningRun, StepAddition,
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
-from suffice.gateway.governed_request import GovernedRequest
 from suffice.gateway.governed_samples import govern_samples
-from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, estimate_saved, find_route, serve_request
+from suffice.gateway.lifecycle import (
+    AdmittedRequest,
+    Arrival,
+    GovernedRequest,
+    admit,
+    estimate_saved,
+    find_route,
+    serve_request,
+)
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned

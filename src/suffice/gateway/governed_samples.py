@@ -9,7 +9,7 @@ from suffice.episode.ledger import suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, run_episode
 from suffice.episode.samples import SampleRun, as_chunks
 from suffice.gateway.exchange import SSE_HEADERS
-from suffice.gateway.governed_request import GovernedRequest
+from suffice.gateway.lifecycle import GovernedRequest
 from suffice.types import Decision, Signals, Step
 from suffice.upstream.drivers import has_field, honoured
 from suffice.upstream.wire import DONE, encode_json

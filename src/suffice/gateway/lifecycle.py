@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
+from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
+from suffice.episode.extra_calls import Continuer, HeldCall
 from suffice.episode.ledger import CostBasis, Ledger, RunTrace
 from suffice.episode.live_run import LiveRun
+from suffice.episode.proposer import LISTED_TOKENS
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
-from suffice.gateway.context import GatewayState, runs_in_full
-from suffice.gateway.exchange import Exchange, supervise
+from suffice.gateway.context import GatewayState, may_stop, runs_in_full
+from suffice.gateway.exchange import Exchange, kept_alive, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import ParsedRequest
@@ -31,10 +35,14 @@ from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
 from suffice.rollout.experiment import Units, units_of
+from suffice.settings import Probe
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.continuation import probe_of_form
+from suffice.upstream.drivers import DRIVERS, find_verdict, has_field, honoured
 
 if TYPE_CHECKING:
     from suffice.gateway.turns import Turn
@@ -78,6 +86,80 @@ class AdmittedRequest:
     request: Request
     retry_after_s: int | None = None  # set if the request is shed
     turn: Turn | None = None  # of an agent's run, if its route governs turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GovernedRequest:
+    gw: GatewayState
+    route: BuiltRoute
+    client: UpstreamClient
+    parsed: ParsedRequest
+    headers: list[tuple[str, str]]
+    ledger: Ledger
+    exchange: Exchange
+    api: ApiFormat
+    events: ChatEvents
+    held: HeldCall | None = None  # the reply, where it has been read already
+
+    @property
+    def probe(self) -> Probe:
+        probe, form = self.route.settings.probe or Probe(), self.ledger.request.form
+        return probe if form == "text" else probe_of_form(probe, form)
+
+    @property
+    def may_act(self) -> bool:
+        return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
+
+    @property
+    def signal_fields(self) -> dict[str, Any]:
+        """Fields that read signals from the model's tokens; a client that wants log-probabilities gets its own."""
+        asks = self.api is CHAT and self.route.reads("end-of-thought") and not has_field(self.parsed.body, "logprobs")
+        reads_stream = asks and honoured(self.client.findings, "logprobs_stream")
+        return self.line_fields or ({"logprobs": True, "top_logprobs": LISTED_TOKENS} if reads_stream else {})
+
+    @property
+    def line_fields(self) -> dict[str, Any]:
+        """Fields by which the engine reads these signals at the ends of lines; a proposer needs them in the stream."""
+        ask, route = DRIVERS[self.client.settings.driver].line_signals, self.route
+        reads = (route.reads("end-of-thought") or route.reads("wording")) and route.proposer is None
+        if ask is None or not reads or self.api is not CHAT or not honoured(self.client.findings, "line_signals"):
+            return {}
+        return ask(self.ledger.request.episode_id, self.client.settings.think_close)
+
+    @property
+    def max_tokens(self) -> int | None:
+        cap = self.parsed.chat.get("max_completion_tokens") or self.parsed.chat.get("max_tokens")
+        return cap if isinstance(cap, int) and cap > 0 else None
+
+    @property
+    def forces_answers(self) -> bool:
+        """Whether a run that would end inside its thought gets an answer; stop words may have ended it on purpose."""
+        wants = self.route.acts and self.route.settings.finish_unclosed and not self.gw.deployment.kill.on
+        return wants and not has_field(self.parsed.chat, "stop")
+
+    def answer_reserve(self, continuer: Continuer) -> int | None:
+        """Return after how many tokens a thought is closed, so that the cap leaves room for a call or JSON."""
+        cap = self.max_tokens
+        if cap is None or not self.forces_answers or not continuer.methods or self.ledger.request.form == "text":
+            return None
+        return cap - min(continuer.probe.max_tokens, cap // 2)
+
+    @property
+    def upstream_body(self) -> dict[str, Any]:
+        """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
+        with_usage = self.api is CHAT and find_verdict(self.client.findings, "stream_usage") != "no"
+        return self.parsed.streamed(with_usage=with_usage, in_chunks=self.counts_chunks)
+
+    @property
+    def counts_chunks(self) -> bool:
+        """Whether the engine is asked for its own counts in every chunk: exact ones of a run that may be stopped."""
+        is_cut = self.may_act and self.ledger.request.kind == "reasoning"
+        return is_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
+
+    def keep_alive(self) -> AbstractAsyncContextManager[None]:
+        if not self.parsed.stream:
+            return nullcontext()
+        return kept_alive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
 Admit = Callable[[str], Awaitable[AdmittedRequest]]  # takes the episode id
