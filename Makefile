@@ -153,6 +153,7 @@ engine-suite: $(VENV)/.ready-dev ## doctor, recordings and the gateway in front 
 	$(PY) -m tests.wire.record $(ENGINE) $(ENGINE_URL)
 	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 1 --questions 4 --cells hang-up --out engines-out/hang-up
 	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 4 --out engines-out/four $(ARGS)
+	$(if $(filter vllm,$(ENGINE)),$(PY) -m tests.engines.pairs $(ENGINE_URL) --out engines-out/pairs)
 	$(PY) -m tests.engines.suite $(ENGINE) $(ENGINE_URL) --clients 16 --slots 16 --questions 16 --out engines-out/sixteen
 
 wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network

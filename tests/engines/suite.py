@@ -157,6 +157,16 @@ def n_running(port: int) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
 
+def idle_after(port: int, within_s: float = 15.0) -> float | None:
+    """Seconds until the engine's metrics show no running request; None: some still run at the end."""
+    began_s = time.monotonic()
+    while n_running(port):
+        if time.monotonic() - began_s > within_s:
+            return None
+        time.sleep(0.25)
+    return round(time.monotonic() - began_s, 1)
+
+
 def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
     lines = [line[6:] for line in data.decode().splitlines() if line.startswith("data: {")]
     values = [json.loads(text) for text in (lines if stream else [data.decode()])]
@@ -297,6 +307,7 @@ def main() -> int:
             with ThreadPoolExecutor(options.clients) as pool:
                 count_prompts(engine_port, cell, asked, known, pool)
                 runs += pool.map(partial(ask, cell, folder, port), missing, [asked[number] for number in missing])
+            idle = {"idle_after_s": idle_after(engine_port)} if cell.hangs_up else {}
             time.sleep(2.0)
             ended = {
                 seen.episode.request.episode_id: seen.episode.outcome
@@ -306,7 +317,7 @@ def main() -> int:
                 run.outcome = ended.get(run.report.get("episode_id", ""))
                 run.prompt_tokens = known.get(prompt_key(cell, asked[run.question]))
             (folder / f"{cell.name}.jsonl").write_text("".join(map(line_of, runs)), "utf-8")
-            results.append(judge(cell, runs) | ({"still_running": n_running(engine_port)} if cell.hangs_up else {}))
+            results.append(judge(cell, runs) | idle)
             print(json.dumps(results[-1]), flush=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     finally:

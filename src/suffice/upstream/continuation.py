@@ -82,7 +82,9 @@ def build_continuation(
     trial  end the answer at the probe's stop words, and list the probabilities of its tokens
     """
     body: Fields = {k: client_body[k] for k in ("model", *SAMPLING, *STOPS) if k in client_body}
-    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    # A call that is cancelled reports no usage at its end.
+    in_chunks = {"continuous_usage_stats": True} if DRIVERS[upstream.driver].counts_chunks else {}
+    body |= {"stream": True, "stream_options": {"include_usage": True, **in_chunks}}
     if max_tokens is not None:
         # Some chat APIs refuse the older name of the cap: use the one that the client used.
         names_completion = method != "raw" and client_body.get("max_completion_tokens") is not None
