@@ -17,22 +17,29 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from suffice.assurance.estimate import ReportEstimates
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_statuses
+from suffice.cli.inspect.route_summary import summarize
 from suffice.console.context import LogView
 from suffice.console.scope import parse_scope
 from suffice.console.views.overview import route_states
+from suffice.control.jobs.upkeep import added_by
+from suffice.formatting import format_percent, format_points
 from suffice.gateway.auth import Clients
 from suffice.gateway.context import Deployment, GatewayState, LogSampler
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
+from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
+from suffice.store.routes.period import Period, PeriodFigures, read_periods
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
+from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import Metrics
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import build_route, read_evidence
@@ -67,7 +74,17 @@ def sum_up(made: Made, n_rows: int) -> None:
         since = rollups.read_to(connection).seq
         stretch, tallies = read_stretch(connection, since, n_rows), rollups.read_tallies(connection)
         fold_changes(tallies, stretch.changes, scoring(made.settings))
-        assert rollups.add_rollups(connection, {}, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
+        sums = dict[RollupKey, RollupSums]()
+        for change in stretch.changes:
+            assert not isinstance(change, rollups.UnwrittenRequests)
+            if isinstance(change, rollups.RunChange):
+                request, match = change.after.episode.request, scoring(made.settings)(change.route).match
+                hour = int(change.at_s // rollups.HOUR_S)
+                key = RollupKey(request.route, class_of(request.query), request.policy_version, hour)
+                sums[key] = sums.get(key, NO_SUMS).plus(added_by(change.after, match))
+                if change.before is not None:
+                    sums[key] = sums[key].plus(added_by(change.before, match), sign=-1)
+        assert rollups.add_rollups(connection, sums, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
 
 
 def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
@@ -134,13 +151,16 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
             monotonic_s=lambda: 0.0,
             killed=made.killed,
         )
-        pages = {one.name: one for one in route_states(look, {}, parse_scope({"days": "all"}, 2e9).range)}
+        window = parse_scope({"days": "all"}, 2e9).range
+        whole, each = read_periods(connection, since_hour=0, until_hour=window.until_hour, bucket_hours=24 * 7)
+        pages = {one.name: one for one in route_states(look, each, window)}
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():
         text, plain = printed(one)
         saving, truth = one.report.measured.saving, made.truths[name]
         assert pages[name].saving == saving
+        assert_one_effect(one, pages[name].figures, text, plain, gauges)
         assert plain["measured"]["saving"] == (None if saving is None else pytest.approx(vars_of(saving), abs=0))
         gauge = re.search(rf'suffice_token_saving_ratio{{route="{name}"}} (\S+)', gauges)
         assert (None if gauge is None else float(gauge[1])) == (None if saving is None else saving.value)
@@ -157,7 +177,57 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
         assert guarantee.stops == can_stop(gw, name), (name, guarantee.state, made.settings.routes[name])
         if guarantee.stops:
             assert "runs in full" not in one.promise
+    assert_one_total([one.report.measured for one in statuses.values()], whole, gauges)
     return {name: (one, one.promise_state) for name, one in statuses.items()}
+
+
+def assert_one_effect(
+    one: RouteStatus, figures: PeriodFigures, text: dict[str, str], plain: dict[str, Any], gauges: str
+) -> None:
+    """Saving and EM drop of a route: of its status in every form, of the console over the whole log, and of a gauge."""
+    measured, name, shown = one.report.measured, one.report.route, summarize(one).effect
+    assert (figures.saving is None, figures.em_drop is None) == (measured.saving is None, measured.em_drop is None)
+    assert plain["summary"]["effect"] == shown
+    drop = re.search(rf'suffice_em_drop_ratio{{route="{name}"}} (\S+)', gauges)
+    assert (drop is None) == (measured.em_drop is None)
+    if measured.em_drop is not None and figures.em_drop is not None and drop is not None:
+        ends = [(one.value, one.low, one.high, float(one.n)) for one in (measured.em_drop, figures.em_drop)]
+        assert ends[0] == pytest.approx(ends[1])
+        assert float(drop[1]) == measured.em_drop.value
+        assert "EM drop, paired" not in text or text["EM drop, paired"].startswith(
+            f"{100 * measured.em_drop.value:+.1f}"
+        )
+        if measured.saving is not None:
+            assert f"EM drop {format_points(measured.em_drop.value).partition(' ')[0].lstrip('+')} (" in shown
+    if measured.saving is None or figures.saving is None or measured.saved_tokens is None:
+        return
+    assert figures.saving.value == pytest.approx(measured.saving.value, abs=1e-9)
+    parts = (measured.saved_tokens.value, measured.saved_certified_tokens)
+    assert (figures.saved_tokens, figures.saved_certified_tokens) == pytest.approx(parts)
+    assert f"tokens saved {format_percent(measured.saving.value)}" in shown
+    saved = {
+        certified: float(value)
+        for certified, value in re.findall(rf'suffice_saved_tokens{{certified="(\w+)",route="{name}"}} (\S+)', gauges)
+    }
+    assert saved["yes"] + saved["no"] == pytest.approx(parts[0])
+    assert saved["yes"] == pytest.approx(parts[1])
+    uncertified = 1 - (parts[1] or 0.0) / parts[0] if parts[0] > 0 else 0.0
+    if uncertified > 0.01:
+        assert "uncertified" in shown.lower() or one.promise_state == "uncertified", (
+            "a saving that nobody certified says so"
+        )
+
+
+def assert_one_total(routes: list[ReportEstimates], whole: Period, gauges: str) -> None:
+    """All routes together: of the console, and of what the dashboard divides."""
+    saved = sum(map(float, re.findall(r"suffice_saved_tokens\{.*\} (\S+)", gauges)))
+    spent = sum(map(float, re.findall(r"suffice_enforced_tokens\{.*\} (\S+)", gauges)))
+    known = [one.saved_tokens.value for one in routes if one.saved_tokens is not None]
+    assert saved == pytest.approx(sum(known))
+    assert (whole.total.saving is None) == (not known)
+    if whole.total.saving is not None:
+        assert whole.total.saved_tokens == pytest.approx(saved)
+        assert whole.total.saving.value == pytest.approx(saved / (saved + spent))
 
 
 def vars_of(estimate: Any) -> dict[str, Any]:

@@ -213,15 +213,26 @@ def paired_drop(
     )
 
 
-def _saved_certified(tally: Tally) -> float | None:
-    """At the mean length of all full runs, so that the parts of a saving add up."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBalance:
+    """What the enforced requests of a route spent and saved since the log began: `saving_of` is saved / full."""
+
+    spent: float
+    saved: float
+    saved_certified: float  # under certified policies, at the mean length of all full runs, so that parts add up
+
+
+def token_saving_of(tally: Tally) -> TokenBalance | None:
     sums = _sums_by_group(tally, "saving").sum(axis=0)
-    runs, tokens = tally.rates.get(CERTIFIED, (0.0, 0.0))
-    return float(runs * sums[3] / sums[4] - tokens) if sums[-1] > 0 and sums[4] > 0 else None
+    if not (sums[-1] > 0 and sums[4] > 0):
+        return None
+    mean, (runs, tokens) = float(sums[3] / sums[4]), tally.rates.get(CERTIFIED, (0.0, 0.0))
+    spent = float(sums[1])
+    return TokenBalance(spent=spent, saved=float(sums[2]) * mean - spent, saved_certified=runs * mean - tokens)
 
 
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
-    em_drop, drops = em_drop_of(tally, confidence), _drop_sums(tally)
+    em_drop, drops, saved = em_drop_of(tally, confidence), _drop_sums(tally), token_saving_of(tally)
     is_decided = any(sums[1] for sums in tally.groups.get("decided", {}).values())
 
     def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
@@ -243,7 +254,7 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
         n_lost=None if em_drop is None else round(drops[6]),
         n_gained=None if em_drop is None else round(drops[7]),
         saved_tokens=grouped("saving", _saved_each, AGAINST_AUDITS, times=2),
-        saved_certified_tokens=_saved_certified(tally),
+        saved_certified_tokens=None if saved is None else saved.saved_certified,
     )
 
 

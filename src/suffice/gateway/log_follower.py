@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from suffice.assurance.estimate import saving_of
+from suffice.assurance.estimate import em_drop_of, saving_of, token_saving_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
@@ -159,10 +159,19 @@ class MonitorFeed:
                 export_gauges(forecast, name, self._gw.metrics)
                 self._gw.deployment.classes[name] = audits_by_class(forecast)
         for name in self._forecasts.keys() & self._tallies.keys():
-            saving = saving_of(self._tallies[name])
-            if saving is not None:
-                self._gw.metrics.set("suffice_token_saving_ratio", saving.value, name)
+            export_tally(self._tallies[name], name, self._gw.metrics)
         self._tallies.clear()
+
+
+def export_tally(tally: Tally, route: str, metrics: Metrics) -> None:
+    saving, saved, em_drop = saving_of(tally), token_saving_of(tally), em_drop_of(tally)
+    if saving is not None and saved is not None:
+        metrics.set("suffice_token_saving_ratio", saving.value, route)
+        metrics.set("suffice_enforced_tokens", saved.spent, route)
+        metrics.set("suffice_saved_tokens", saved.saved_certified, route, "yes")
+        metrics.set("suffice_saved_tokens", saved.saved - saved.saved_certified, route, "no")
+    if em_drop is not None:
+        metrics.set("suffice_em_drop_ratio", em_drop.value, route)
 
 
 def export_gauges(forecast: RouteForecast, route: str, metrics: Metrics) -> None:
