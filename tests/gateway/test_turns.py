@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from suffice.control.evidence.audits import recorded_audit
+from suffice.gateway.kill import set_switch
 from suffice.types import Episode
+from suffice.wiring.keys import kill_file
 from suffice_testing import Questions, Reply, ToolCall
 from suffice_testing.reply import FakeRequest
 from tests.control.test_owned import counted
@@ -307,6 +309,18 @@ async def test_a_turn_that_is_asked_for_again_is_one_step(serve: Serve) -> None:
         spent = [one.outcome.usage.completion_tokens for one in turns if one.outcome.usage]
         assert run.outcome.usage is not None
         assert run.outcome.usage.completion_tokens == sum(spent[:-1])  # what was generated twice was paid twice
+
+
+async def test_the_kill_switch_ends_no_run_and_tries_no_answer(serve: Serve) -> None:
+    async with serve(model := Lookups(), routes=routes()) as g:
+        agent = Agent(g)
+        agent.note((await agent.turn())[1])
+        set_switch(kill_file(g.gateway.settings), "too many wrong answers", "ann")
+        g.gateway.deployment.check_kill()
+        assert await agent.run() == "It is 5"
+        assert model.n_trials == 0
+        run, _ = await loop_and_turns(g, 4)
+        assert (run.outcome.stopped, run.outcome.end_reason) == (False, "client_left")  # its turns pass through
 
 
 async def test_a_new_question_in_the_conversation_is_a_run_of_its_own(serve: Serve) -> None:

@@ -36,6 +36,7 @@ from suffice.upstream.drivers import find_verdict, thinking_is_off
 from suffice.upstream.wire import encode_json, within
 
 MISSING: Final = TrialAnswer(answer=None, tokens=0, is_missing=True)
+MOST_PENDING_CHARS: Final = 16_384  # kept of a turn's text while its tools run
 STOPPED: Final = "turns"  # why a request is not governed on its own route: its reply is the answer of the run
 
 CallIds = tuple[str, ...]  # of the calls in one reply
@@ -200,11 +201,11 @@ class Turn:
             async with state.lock:
                 if run.is_over or len(run.seen) != index - 1:
                     return
-                held, trial = None, None
-                if state.is_live or is_measured(run.ledger.request):
+                held, trial, may_act = None, None, state.is_live and not run.is_killed()
+                if may_act or is_measured(run.ledger.request):
                     held, trial = await self.request.try_answer(run)
                 vector = await run.vector_of(index, report)
-                run.may_act = state.is_live and held is not None
+                run.may_act = may_act and held is not None
                 if run.take(index, report, vector, trial=trial).stop:
                     close_run(self.gw, run)
                     self.held = held
@@ -219,12 +220,17 @@ class Turn:
         run, state, usage = self.run, self.state, ledger.usage()
         if run.is_over or usage is None:
             return
-        names = ", ".join(str(within(call, "function", "name") or "") for call in calls)
+        kinds = [str(call.get("type") or "function") for call in calls]
+        names = [str(within(call, kind, "name") or "tool") for call, kind in zip(calls, kinds, strict=True)]
+        before = self._reply
         self._reply = StepReport(
-            tokens=usage.completion_tokens, ctx_tokens=usage.prompt_tokens, text=text, action=names or None
+            tokens=usage.completion_tokens,
+            ctx_tokens=usage.prompt_tokens,
+            text=text[:MOST_PENDING_CHARS] if calls else text,
+            action=", ".join(names) or None,
         )
         if calls:
-            if state.pending is not None:
+            if state.pending not in (None, before):
                 run.add_usage(state.pending)  # of a reply that the client did not go on with
             state.pending, state.called = self._reply, [*self.place.called, _ids_of(calls)]
 
