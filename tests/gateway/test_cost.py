@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from suffice.episode.apis.events import CHAT, ApiFormat
+from suffice.episode.apis.messages import MESSAGES
+from suffice.episode.apis.responses import RESPONSES
 from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay
@@ -112,12 +115,49 @@ def request() -> Request:
     )
 
 
-async def governed(call: Upstream, client: Client, *, streams: bool = True) -> ReasoningRun:
+def named(event: dict[str, Any]) -> bytes:
+    return b"event: %b\n" % event["type"].encode() + encode_frame(event)
+
+
+def messages(n: int) -> list[bytes]:
+    """The same stream in Anthropic's Messages."""
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": {"id": "msg_1", "model": "m"}}]
+    for index, (name, n_deltas) in enumerate((("thinking", n * 8 // 10), ("text", n * 2 // 10))):
+        events.append({"type": "content_block_start", "index": index, "content_block": {"type": name, name: ""}})
+        delta = {"type": f"{name}_delta", name: " so"}
+        events += [{"type": "content_block_delta", "index": index, "delta": delta}] * n_deltas
+        events.append({"type": "content_block_stop", "index": index})
+    events.append({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": n}})
+    return [named(event) for event in [*events, {"type": "message_stop"}]]
+
+
+def responses(n: int) -> list[bytes]:
+    """The same stream in OpenAI's Responses, whose events are numbered."""
+    events: list[dict[str, Any]] = [{"type": "response.created", "response": {"id": "resp_1", "model": "m"}}]
+    for index, (kind, n_deltas) in enumerate((("reasoning", n * 8 // 10), ("output", n * 2 // 10))):
+        item = {"id": f"item_{index}", "type": "reasoning" if kind == "reasoning" else "message"}
+        events.append({"type": "response.output_item.added", "output_index": index, "item": item})
+        delta = {"type": f"response.{kind}_text.delta", "item_id": item["id"], "delta": " so"}
+        events += [delta] * n_deltas
+        events.append({"type": "response.output_item.done", "output_index": index, "item": item})
+    events.append({"type": "response.completed", "response": {"id": "resp_1", "model": "m", "status": "completed"}})
+    return [named(event | {"sequence_number": number}) for number, event in enumerate(events)]
+
+
+APIS: dict[str, tuple[ApiFormat, Callable[[int], list[bytes]]]] = {
+    "chat": (CHAT, frames),
+    "messages": (MESSAGES, messages),
+    "responses": (RESPONSES, responses),
+}
+
+
+async def governed(call: Upstream, client: Client, *, streams: bool = True, api: ApiFormat = CHAT) -> ReasoningRun:
     """Relay it all through a watched run, as `gateway/chat.py` does without its probes."""
     scope = {"headers": [], "extensions": {HANG_UP: None, WRITE_NOW: client.write_now}}
     exchange = Exchange(scope, asyncio.Event().wait, client.send, time.monotonic)  # type: ignore[arg-type]
     exchange.status = 200 if streams else 0
-    delivery: Delivery = StreamDelivery(exchange) if streams else BodyDelivery(exchange, 200, ())
+    events = api.new_events(is_body=not streams)
+    delivery: Delivery = StreamDelivery(exchange) if streams else BodyDelivery(exchange, 200, (), events)
     reader = ChainReader(
         CallAccount("main"),
         Ledger(request(), 0.0),
@@ -125,7 +165,7 @@ async def governed(call: Upstream, client: Client, *, streams: bool = True) -> R
         scorer=build_scorer("number"),
         tags=("<think>", "</think>"),
     )
-    view = ClientView(usage=not streams, object=False, joined=True)
+    view = ClientView(usage=not streams or events.is_native, object=False, joined=True, events=events)
     run = ReasoningRun(StreamRelay(call, reader, delivery, view))  # type: ignore[arg-type]
     async for _ in run.steps():
         pass
@@ -189,6 +229,19 @@ async def test_a_chunk_costs_few_calls(per_read: int, at_most: float) -> None:
     made = await calls_of(governed, Upstream(frames(N_CHUNKS), per_read), Client())
     print(f"{made.in_all / N_CHUNKS:.1f} calls a chunk, {per_read} a read")
     assert made.in_all / N_CHUNKS <= at_most
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("api", ["messages", "responses"])
+async def test_another_api_costs_as_many_calls_as_chat(api: str, streams: bool) -> None:
+    made = dict[str, int]()
+    for name in ("chat", api):
+        form, write = APIS[name]
+        call, client = Upstream(write(N_CHUNKS), 1), Client()
+        made[name] = (await calls_of(partial(governed, streams=streams, api=form), call, client)).in_all
+        assert not streams or b"".join(client.bodies) == b"".join(call.reads)
+    print({name: round(n / N_CHUNKS, 1) for name, n in made.items()})
+    assert made[api] <= 1.1 * made["chat"]
 
 
 async def test_an_answer_in_one_body_costs_little_more_than_a_stream() -> None:
