@@ -28,7 +28,7 @@ from suffice.rollout.assign import keyed
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import local_path, log_location
-from suffice.store.database.notes import read_notes, write_note
+from suffice.store.database.notes import is_note_of, read_notes, write_note
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.presence import try_lock
 from suffice.store.rows.events import AccessGrant
@@ -205,6 +205,7 @@ class SharedPeople(People):
         self._database, self._key = database, keyed("", salt=salt, purpose=b"console", n_bytes=32).hex()
         self._lock, self._problem = threading.RLock(), ""
         self._connection: LogReader | None = None  # of the change that is being made
+        self._noted_s: float | None = None  # time of the note that was read last; 0: there was none, None: never
 
     def now(self) -> Roster | None:
         return self._roster
@@ -238,7 +239,9 @@ class SharedPeople(People):
 
     def _look(self) -> None:
         try:
-            self._roster, self._problem = self._read(), ""
+            if self._noted_s is None or not is_note_of(self._database, NOTE, self._noted_s):
+                self._roster = self._read()
+            self._problem = ""
         except SufficeError as error:  # who was in stays in: the kill switch may be needed now
             if str(error) != self._problem:
                 LOG.error("console: its people cannot be read: %s", error)
@@ -247,6 +250,7 @@ class SharedPeople(People):
     def _read(self) -> Roster | None:
         with self._lock, self._database.reader() if self._connection is None else nullcontext(self._connection) as log:
             note = read_notes(log, NOTE).get(NOTE)
+            self._noted_s = 0.0 if note is None else note.at_s
         if note is None:
             return None
         mac, _, body = note.body.partition(" ")

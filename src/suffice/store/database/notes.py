@@ -16,6 +16,7 @@ from suffice.store.sql.connection import LogReader
 class Note(NamedTuple):
     body: str
     age_s: float
+    at_s: float  # by the server's clock
 
 
 def write_note(connection: LogReader, name: str, body: str) -> None:
@@ -28,8 +29,14 @@ def write_note(connection: LogReader, name: str, body: str) -> None:
 
 
 def read_notes(connection: LogReader, prefix: str) -> dict[str, Note]:
-    query = f"SELECT name, body, {NOW_S} - at_s FROM notes WHERE starts_with(name, ?)"  # noqa: S608 - a constant
-    return {name: Note(body, float(age_s)) for name, body, age_s in connection.execute(query, (prefix,)).fetchall()}
+    query = f"SELECT name, body, {NOW_S} - at_s, at_s FROM notes WHERE starts_with(name, ?)"  # noqa: S608 - a constant
+    return {name: Note(*note) for name, *note in connection.execute(query, (prefix,)).fetchall()}
+
+
+def is_note_of(database: PostgresDatabase, name: str, at_s: float) -> bool:
+    """Return whether a note is the one of this time, or absent if that is 0, in a single round trip."""
+    written = f"(SELECT at_s FROM \"{database.schema}\".notes WHERE name = '{name}')"  # noqa: S608 - names of ours
+    return database.has_rows(f"SELECT 1 WHERE coalesce({written}, 0) <> {at_s!r}") is False
 
 
 def exchange_notes(

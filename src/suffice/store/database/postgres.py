@@ -242,15 +242,21 @@ class PostgresDatabase:
         """Return whether nothing was appended or summed up since; a single round trip. Raise StoreError."""
         if since is None:
             return False
-        query = _IS_NEW.format(schema=self.schema, last=since[0], summed=since[1])
+        return self.has_rows(_IS_NEW.format(schema=self.schema, last=since[0], summed=since[1])) is False
+
+    def has_rows(self, query: str) -> bool | None:
+        """Return whether a query has rows, in a single round trip; None: no idle connection answers. Raise StoreError.
+
+        It names its tables with their schema.
+        """
         with self._translated():
             while (connection := _IDLE.take(self)) is not None:
                 with contextlib.suppress(PostgresError):
-                    is_new = connection.has_rows(query)
+                    is_any = connection.has_rows(query)
                     _IDLE.give(self, connection)
-                    return not is_new
+                    return is_any
                 connection.close()  # the server has ended it
-        return False
+        return None
 
     def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
         """Identify the last write that a snapshot sees."""

@@ -563,7 +563,9 @@ def to_row(event: Event) -> Row:
     kind = kind_of(event)
     try:
         body = encode(event)
-        _DECODERS[kind.payload].decode(body)
+        # What is written by its types reads back, unless a number became null.
+        if kind.payload not in _COMPACT or b"null" in body:
+            _DECODERS[kind.payload].decode(body)
     except (ValueError, TypeError):
         event = _mended(kind, event)
         body = encode(event)
