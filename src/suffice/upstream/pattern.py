@@ -50,7 +50,7 @@ class TextPattern:
         self._behind: list[bytes] = []  # what follows each number
         self._places: Mapping[bytes, int] = {}  # of the numbers by name
         self._last: list[int] = []  # the numbers of the last chunk that matched
-        self._form = self._next = b""  # what follows the text, with marks for the numbers, and with each one more
+        self._form = b""  # what follows the text, with marks for the numbers
         self._usage: WireUsage | None = None  # of the chunk that was learned
         self._matched = False
         self._tries = 0
@@ -64,7 +64,7 @@ class TextPattern:
     @property
     def usage(self) -> WireUsage | None:
         """The usage in the last chunk that matched; None: such chunks carry none."""
-        return None if self._usage is None or not self._last else self._usage_of(self._last)
+        return None if self._usage is None else self._usage_of(self._last)
 
     def _usage_of(self, numbers: Sequence[int]) -> WireUsage:
         assert self._usage is not None
@@ -93,11 +93,12 @@ class TextPattern:
             return [], b"", at
         if self._until_count:
             # As below; most often each number is one more.
-            middle = b"" if at or not data.endswith(self._next) else data[self._n_before : -len(self._next)]
+            after = self._form % (*(numbers := [number + 1 for number in self._last]),)
+            middle = b"" if at or not data.endswith(after) else data[self._n_before : -len(after)]
             text = _string_in(middle) if middle else ""
             if not text:
                 return self._counted_run_in(data, at)
-            self._expect([number + 1 for number in self._last])
+            self._matched, self._last = True, numbers
             return [text], data if self._edited is None else middle.join(self._edited), len(data)
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
             # One chunk, as in nearly every read of a paced stream.
@@ -136,17 +137,12 @@ class TextPattern:
         texts = _strings_in(middles) if middles else []
         if not texts:
             return [], b"", at
-        n = len(texts)
-        self._expect([*map(int, tails[n - 1])])
+        n, self._matched = len(texts), True
+        self._last = [*map(int, tails[n - 1])]
         if self._edited is None:
             return texts, data[at : ends[n]], ends[n]
         before, after = self._edited
         return texts, before + (after + before).join(middles[:n]) + after, ends[n]
-
-    def _expect(self, numbers: list[int]) -> None:
-        """Take the numbers of a chunk that matched."""
-        self._matched, self._last = True, numbers
-        self._next = self._form % tuple([number + 1 for number in numbers])
 
     def _numbers_in(self, data: bytes, at: int) -> tuple[list[bytes], int]:
         """Return the numbers from `at` on and the end of what follows the last; none if something else is there."""
@@ -207,8 +203,11 @@ class TextPattern:
     def _learn_counts(self, tail: bytes, chunk: Chunk, decode: Callable[[bytes], Chunk]) -> bool:
         """Learn the numbers in what follows the text; return False if the usage is more or less than these."""
         mark, *behind = _COUNT.split(tail)
-        self._until_count, self._behind, self._usage, self._last = mark if behind else b"", behind, chunk.usage, []
-        self._form, self._next = b"%d".join(part.replace(b"%", b"%%") for part in (mark, *behind)), _NEVER
+        self._until_count, self._behind, self._usage = mark if behind else b"", behind, chunk.usage
+        self._form = b"%d".join(part.replace(b"%", b"%%") for part in (mark, *behind))
+        if max(map(len, given := _COUNT.findall(tail)), default=0) > _MOST_DIGITS:
+            return False
+        self._last = [*map(int, given)]
         names = [part[:-2].rpartition(b'"')[2] for part in (mark, *behind)][: len(behind)]
         self._places = {name: n for n, name in enumerate(names)}  # the last one where a name occurs again
         self.counts_tokens = chunk.usage is not None
