@@ -563,8 +563,7 @@ def to_row(event: Event) -> Row:
     kind = kind_of(event)
     try:
         body = encode(event)
-        # What is written by its types reads back, unless a number became null.
-        if kind.payload not in _COMPACT or b"null" in body:
+        if kind.payload not in _COMPACT or b"null" in body:  # checked by type above, but a number may be lost
             _DECODERS[kind.payload].decode(body)
     except (ValueError, TypeError):
         event = _mended(kind, event)
