@@ -67,6 +67,7 @@ def command_sections() -> tuple[str, dict[str, str]]:
     """The list of common options, and for each command the text of its section."""
     options: dict[str, list[tuple[str, str]]] = {}
     help_of: dict[str, str] = {}
+    groups: set[str] = set()
     for name, command in commands(suffice):
         with click.Context(command, info_name=name) as context:
             shown = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
@@ -75,6 +76,7 @@ def command_sections() -> tuple[str, dict[str, str]]:
         paragraphs = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("\f", "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         is_group = isinstance(command, click.Group)
+        groups |= {name} if is_group else set()
         arguments = usage.replace("[OPTIONS]", "").replace("  ", " ").strip()
         help_of[name] = text if is_group or not arguments else f"`{name} {arguments}`. {text}"
     common = {}
@@ -87,8 +89,7 @@ def command_sections() -> tuple[str, dict[str, str]]:
         parts = [text] + ([option_list(own)] if own else [])
         shared = ", ".join(names for names, _ in options[name] if names in common)
         parts += [f"Common: {shared}."] if shared else []
-        example = example_of(name.removeprefix("suffice "))
-        parts += [f"```sh\n{example}\n```"] if example else []
+        parts += [f"```sh\n{example_of(name.removeprefix('suffice '))}\n```"] if name not in groups else []
         sections[name] = "\n\n".join(parts)
     return option_list(list(common.items())), sections
 

@@ -47,9 +47,7 @@ def test_help_ends_with_an_example_that_fits_a_terminal(name: str) -> None:
 def test_an_example_is_understood(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "suffice.db").touch()  # `store copy` takes none that is missing
-    example = example_of(name)
-    assert example is not None
-    words = shlex.split(example)[1 + len(name.split()) :]
+    words = shlex.split(example_of(name))[1 + len(name.split()) :]
     with COMMANDS[name].make_context(name, words):  # raises for an unknown option, or a value that is not allowed
         pass
 

@@ -78,7 +78,7 @@ DATA_DIR = option(
     metavar="DIR",
     expose_value=False,
     callback=_name_data_dir,
-    help="Where relative names of the log and other written files count from; also SUFFICE_DATA_DIR."
+    help="Where written files are, and suffice.toml if this folder has none; also SUFFICE_DATA_DIR."
     " [default: the settings file's folder]",
 )
 CONFIG = stacked(
@@ -105,10 +105,8 @@ ROUTE = option("--route", help="Only this route.")
 def _write_example(context: click.Context, formatter: click.HelpFormatter, *inner: str) -> None:
     from suffice.cli.examples import example_of
 
-    example = example_of(" ".join((*context.command_path.split()[1:], *inner)))
-    if example is not None:
-        with formatter.section("Example"):
-            formatter.write(f"  {example}\n")
+    with formatter.section("Example"):
+        formatter.write(f"  {example_of(' '.join((*context.command_path.split()[1:], *inner)))}\n")
 
 
 class Command(click.Command):

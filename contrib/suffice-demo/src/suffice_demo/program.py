@@ -243,7 +243,7 @@ def lines(now: story.Snapshot) -> list[tuple[str, str]]:
     return [
         ("time", f"{now.elapsed_s:.0f} s"),
         ("request", f"{now.n_requests} of {now.n_until} at most"),
-        ("phase", phase.phase),
+        ("phase", "observing" if all(run.period == "observed" for run in now.runs) else phase.phase),
         ("audits", f"{n_audits}" + (f", {phase.n_audits} behind the certificate" if phase.n_audits else "")),
         ("certified", level + e_value),
         ("tokens", _tokens(figures)),
