@@ -33,6 +33,7 @@ from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.deployments import read_holds
 
 MOST_VIEW_NAME: Final = 60
+LIVE: Final = "/console/runs/live"
 REVIEW, INCIDENTS = "/console/review", "/console/incidents"
 EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 
@@ -80,6 +81,18 @@ def _give_back(form: ActionForm) -> ActionResult:
     if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
         raise BadRequest(f"review: {name[:80]!r} is not leased to you", status=409, code="conflict")
     return ActionResult("The item was returned.", REVIEW)
+
+
+# ---- running requests ------------------------------------------------------------------------------
+
+
+def _ask_run(form: ActionForm, wish: str, message: str) -> ActionResult:
+    name, live = form.text("run", required=True), form.services.live
+    if live is None:
+        raise BadRequest("no gateway runs in this process", status=409, code="conflict")
+    if (why_not := live.ask(name, wish, f"console {form.author}")) is not None:
+        raise BadRequest(f"{name[:80]}: {why_not}", param="run", status=409, code="cannot_be_asked")
+    return ActionResult(message.format(name), LIVE)
 
 
 # ---- views of runs ---------------------------------------------------------------------------------
@@ -280,6 +293,7 @@ _INCIDENT: Final = {
     "days": "until it ends by itself",
     **_REASON,
 }
+_RUN: Final = {"run": "id of the running request"}
 _VIEW: Final = {"name": "of the view", "query": "of the page of runs, as in its address; empty removes the view"}
 _OPEN: Final = {
     "route": "its name",
@@ -335,6 +349,22 @@ ACTIONS: Final = (
         _ASK,
         title="Ask for a review",
         commands=("review ask",),
+    ),
+    Action(
+        "/runs/answer-now",
+        "operator",
+        lambda form: _ask_run(form, "answer_now", "{} is asked for its answer at the next place."),
+        "ask a running request for its answer",
+        _RUN,
+        form_page="/runs/live",
+    ),
+    Action(
+        "/runs/think-more",
+        "operator",
+        lambda form: _ask_run(form, "think_more", "{} thinks on: its policy stops it no more."),
+        "let a running request think on",
+        _RUN,
+        form_page="/runs/live",
     ),
     Action(
         "/views/save",

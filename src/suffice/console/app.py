@@ -36,7 +36,17 @@ from suffice.console.scope import SCOPE_FIELDS, SCOPE_PARTS, ScopePart
 from suffice.console.shell import BELOW, HIDDEN, HOME, NO_CHOICES, linker, read_choices, shell_values
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
 from suffice.console.views.changes import GROUPS, Changes, changes
-from suffice.console.views.episodes import ENDS, LABEL_FILTERS, SORTS, EpisodePage, Episodes, episode, episodes
+from suffice.console.views.episodes import (
+    ENDS,
+    LABEL_FILTERS,
+    SORTS,
+    EpisodePage,
+    Episodes,
+    LiveRunsPage,
+    episode,
+    episodes,
+    live_runs,
+)
 from suffice.console.views.find import FindPage, find
 from suffice.console.views.losses import LossContrast, read_losses
 from suffice.console.views.overview import Overview, overview
@@ -343,7 +353,20 @@ VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navi
         tab="Report of a month",
     ),
     View("/policies", "Policies and rollouts", policies, PoliciesView, place="Routes", tab="Policies"),
-    View("/runs", "Runs", episodes, Episodes, RUNS, "", "episodes.html", "/episodes", by_tenant=True, follows=OF_RUN),
+    View(
+        "/runs",
+        "Runs",
+        episodes,
+        Episodes,
+        RUNS,
+        "",
+        "episodes.html",
+        "/episodes",
+        by_tenant=True,
+        follows=OF_RUN,
+        tab="All runs",
+    ),
+    View("/runs/live", "Running now", live_runs, LiveRunsPage, {}, "Runs", "live.html", tab="Running now"),
     View("/runs/{id}", "Run", episode, EpisodePage, {}, "Runs", "episode.html", "/episodes/{id}", by_tenant=True),
     View("/changes", "Changes", changes, Changes, CHANGES, tab="Audit log", by_tenant=True, follows=ROUTE),
     View("/alerts", "Alerts", alerts, AlertsPage, place="Changes", tab="Alerts"),
@@ -405,7 +428,7 @@ class ConsoleApp:
             paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
         self._paths = {
             re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[A-Za-z0-9._:-]{1,200})", re.escape(path))): by_method
-            for path, by_method in paths.items()
+            for path, by_method in sorted(paths.items(), key=lambda one: "{" in one[0])  # a name before an id
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

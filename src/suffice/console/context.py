@@ -59,6 +59,26 @@ class ViewCache:
     choices: dict[str | None, tuple[float, ScopeChoices]] = field(default_factory=dict)  # by route, with their end
 
 
+class RunningRequest(ViewRecord, frozen=True):
+    """A request that runs on the gateway beside the console, as its client sees it."""
+
+    id: str  # of the episode
+    route: str
+    model: str
+    mode: str
+    kind: str
+    began_at_s: float
+    tokens: int  # so far
+    state: str  # thinking, answering, or running
+    wish: str | None  # answer_now or think_more; None: nothing was asked of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRequests:
+    runs: Callable[[], Sequence[RunningRequest]]
+    ask: Callable[[str, str, str], str | None]  # id, wish, author; returns why it cannot be done
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessChange:
     what: Literal["added", "reset", "removed"]
@@ -74,6 +94,7 @@ class ConsoleServices:
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
     reload: Callable[[str], Reload] | None  # applies changed settings, by an author; None: they cannot be reloaded
+    live: LiveRequests | None  # None: no gateway runs in this process
     killed: Callable[[], bool]  # whether the kill switch is on
     switch: Callable[[bool, str, str], None]  # pull or release the kill switch: reason, author; raises OSError
     warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log

@@ -13,7 +13,7 @@ from functools import cache, partial
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth, Person
-from suffice.console.context import ConsoleContext, ConsoleServices, ViewCache
+from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequests, ViewCache
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.jobs.notify import link_of, send_test
@@ -47,11 +47,13 @@ def console(
     notify: Callable[[], None] = lambda: None,
     reload: Callable[[str], Reload] | None = None,
     holder: Callable[[str], Person | None] = lambda _: None,
+    live: LiveRequests | None = None,
 ) -> Iterator[ConsoleApp]:
     """Yield the console on a log.
 
     reload  applies changed settings by an author; None: they cannot be reloaded here
     holder  of a client's key that may act here, by that key
+    live    requests that run now, of the gateway in this process
     """
     people = People.of(settings)
     with ExitStack() as stack:
@@ -69,7 +71,9 @@ def console(
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify, reload=reload),
+            services=_services(
+                settings, path, writer=_opened_once(stack, decisions), notify=notify, reload=reload, live=live
+            ),
             oidc=_oidc(settings),
             now=time.time,
             monotonic_s=time.monotonic,
@@ -83,7 +87,12 @@ def reconfigure(site: ConsoleApp, settings: Settings) -> None:
     context, services = site.context, site.context.services
     context.settings, context.cache = settings, ViewCache()
     context.services = _services(
-        settings, context.path, writer=services.decisions, notify=services.notify, reload=services.reload
+        settings,
+        context.path,
+        writer=services.decisions,
+        notify=services.notify,
+        reload=services.reload,
+        live=services.live,
     )
     context.oidc = _oidc(settings)
     context.auth.configure(browsers=_browsers(settings), session_s=settings.console.session_s)
@@ -114,11 +123,13 @@ def _services(
     writer: Callable[[], Decisions],
     notify: Callable[[], None],
     reload: Callable[[str], Reload] | None,
+    live: LiveRequests | None = None,
 ) -> ConsoleServices:
     return ConsoleServices(
         decisions=writer,
         notify=notify,
         reload=reload,
+        live=live,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
         switch=partial(_switch, settings, writer),
         warnings=lambda: condition(settings, checks=False),

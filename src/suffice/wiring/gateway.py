@@ -13,8 +13,12 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import replace
 from functools import partial
 
+import msgspec
+
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
+from suffice.console.context import LiveRequests, RunningRequest
+from suffice.episode.live_run import Wish
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
@@ -22,6 +26,7 @@ from suffice.gateway.app import App
 from suffice.gateway.auth import Clients, KeyRing, Objects
 from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.live_runs import ask_of, view_of
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.route import BuiltRoute
@@ -60,6 +65,7 @@ from suffice.wiring.worker import open_decisions
 MOST_CHECK_S = 600.0  # to read the log through after a start
 SECRETS_S = 1.0  # between two looks at the files with upstreams' keys
 RELOAD_S = 60.0  # for which a page waits for a reload
+ASK_S = 5.0  # for the gateway to pass a wish on to a run
 HANDLERS_END_S = 5.0  # for a cancelled handler to write its outcome
 
 
@@ -207,6 +213,25 @@ def _reload_in_thread(gw: GatewayState) -> Callable[[str], Reload]:
     return lambda author: asyncio.run_coroutine_threadsafe(reload(author), loop).result(RELOAD_S)
 
 
+def _live_requests(gw: GatewayState) -> LiveRequests:
+    """The running requests for the console's threads; what is asked of one is asked in the gateway's own thread."""
+    loop = asyncio.get_running_loop()
+
+    def runs() -> list[RunningRequest]:
+        views = (view_of(one) for one in list(gw.process.live_runs.values()))
+        return [RunningRequest(**msgspec.structs.asdict(one)) for one in views]
+
+    async def ask(name: str, wish: Wish, author: str) -> str | None:
+        run = gw.process.live_runs.get(name)
+        return "it has ended, or another replica has it" if run is None else ask_of(gw, run, wish, sender=author)
+
+    def ask_in_thread(name: str, wish: str, author: str) -> str | None:
+        wanted: Wish = "answer_now" if wish == "answer_now" else "think_more"
+        return asyncio.run_coroutine_threadsafe(ask(name, wanted, author), loop).result(ASK_S)
+
+    return LiveRequests(runs=runs, ask=ask_in_thread)
+
+
 def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
     if not settings.console.enabled or not isinstance(log, LogWriter):
         return {}
@@ -218,6 +243,7 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
             notify=gw.deployment.notify,
             reload=_reload_in_thread(gw),
             holder=lambda key: person_with(gw.clients.keys.holder(key)),
+            live=_live_requests(gw),
         )
     )
     return dict.fromkeys(MOUNTS, site)

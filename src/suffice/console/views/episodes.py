@@ -9,7 +9,7 @@ from operator import eq
 from typing import Final
 
 from suffice.assurance.runs import UNKNOWN_ENDS, Match, current_label, is_right
-from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
+from suffice.console.context import RunningRequest, UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
 from suffice.errors import BadRequest, ConfigError
@@ -440,3 +440,25 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Match) -> 
 
 def is_visible(request: Request, tenants: tuple[str, ...] | None) -> bool:
     return tenants is None or request.tenant in tenants
+
+
+MOST_LIVE: Final = 200
+
+
+class LiveRunsPage(ViewRecord, frozen=True):
+    lines: tuple[RunningRequest, ...]  # the longest running first
+    n_running: int
+    replica: str  # whose requests these are
+    is_here: bool  # whether a gateway runs in this process
+
+
+def live_runs(view: ViewContext) -> LiveRunsPage:
+    live, route = view.services.live, view.query.get("route") or ""
+    runs = [] if live is None else [one for one in live.runs() if route in ("", "*", one.route)]
+    runs.sort(key=lambda one: one.began_at_s)
+    return LiveRunsPage(
+        lines=tuple(runs[:MOST_LIVE]),
+        n_running=len(runs),
+        replica=view.settings.server.replica,
+        is_here=live is not None,
+    )

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.rollout.evidence import GuardrailValue
-from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
+from suffice.rollout.results import ArmComparison, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.database.views import newest_event
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
@@ -132,10 +132,43 @@ class Experiments(ViewRecord, frozen=True):
     lines: tuple[ExperimentRow, ...]
 
 
+class IntervalPlot(ViewRecord, frozen=True):
+    """Places on an axis of 0 to 1,000; 500 is no difference."""
+
+    low: float
+    high: float
+    value: float
+    loss_from: float  # differences that are a loss of no more than the margin; equal: no margin is set
+    loss_to: float
+    is_primary: bool
+
+
+def plot_interval(one: ArmComparison, *, is_primary: bool) -> IntervalPlot | None:
+    """Draw an interval around no difference, with the zone of accepted losses; None: there is no interval."""
+    if one.between is None or one.effect is None:
+        return None
+    margin = one.margin or 0.0
+    most = 1.15 * max(abs(one.between.low), abs(one.between.high), margin, 1e-12)
+
+    def place(value: float) -> float:
+        return round(500 + 500 * value / most, 1)
+
+    loss = -margin if metric_of(one.metric).higher_is_better else margin
+    return IntervalPlot(
+        low=place(one.between.low),
+        high=place(one.between.high),
+        value=place(one.effect),
+        loss_from=place(min(0.0, loss)),
+        loss_to=place(max(0.0, loss)),
+        is_primary=is_primary,
+    )
+
+
 class ExperimentView(ViewRecord, frozen=True):
     result: ExperimentResult
     reading: Mapping[str, tuple[str, ...]]  # by arm, in sentences
     units: Mapping[str, str]  # by metric: its unit
+    plots: Mapping[str, IntervalPlot]  # by "arm metric": its interval with the margin; those with one
 
 
 def experiments(view: ViewContext) -> Experiments:
@@ -192,5 +225,11 @@ def view_experiment(view: ViewContext) -> ExperimentView:
     return ExperimentView(
         result=result,
         reading={arm.arm: summarize_arm(result, arm) for arm in result.arms},
+        plots={
+            f"{arm.arm} {one.metric}": plot
+            for arm in result.arms
+            for one in arm.comparisons
+            if (plot := plot_interval(one, is_primary=one.metric == result.primary)) is not None
+        },
         units={metric: metric_of(metric).margin for metric in sorted(metrics)},
     )
