@@ -53,7 +53,7 @@ from suffice.types import Alarm, EndReason, Episode, KeptBy, Mode, Outcome, Quer
 OUTCOMES: Final[tuple[Of, ...]] = ("em_drop", "em")
 
 
-class KeptRun(msgspec.Struct, frozen=True, gc=False):
+class KeptRun(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What labels, ratings and accounts may still need of a run that has ended; a watch holds tens of thousands."""
 
     episode_id: str

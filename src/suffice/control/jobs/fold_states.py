@@ -26,8 +26,8 @@ from suffice.store.database.views import last_place
 from suffice.store.sql.connection import LogReader
 from suffice.telemetry import LOG
 
-SAVE_ROWS: Final = 20_000  # after so many rows of the log a state is written again …
-ROW_BYTES: Final = 500  # … or later, so that the states of a job take no more than this of each row
+SAVE_ROWS: Final = 50_000  # after so many rows of the log a state is written again …
+ROW_BYTES: Final = 1_000  # … or later, so that the states of a job, not compressed, take no more than this of each row
 Write: TypeAlias = Callable[[LogReader], bool]
 _DIGEST_BYTES: Final = 32
 _LEVEL: Final = 1  # of compression: the rest is hardly smaller, and takes long
@@ -51,7 +51,7 @@ class FoldStates:
     job: str
     settings: Settings
     secret: str = field(repr=False)
-    _written: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # by route: place, and bytes
+    _written: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # by route: place, and plain bytes
     _built_at: dict[str, int] = field(init=False, default_factory=dict)  # by route: end of the log; none: not written
 
     def load(self, log: LogReader, route: str, given: Mapping[str, object]) -> Any | None:
@@ -65,11 +65,12 @@ class FoldStates:
         if not hmac.compare_digest(body[:_DIGEST_BYTES], self._digest(route, seq, body[_DIGEST_BYTES:])):
             return None
         try:
-            fold = restore_snapshot(zlib.decompress(body[_DIGEST_BYTES:]), given)
+            plain = zlib.decompress(body[_DIGEST_BYTES:])
+            fold = restore_snapshot(plain, given)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a state, the rows are folded instead
             LOG.warning("job %s: the state of route %s cannot be read: %s", self.job, route, type(error).__name__)
             return None
-        self._written[route] = seq, len(body)
+        self._written[route] = seq, len(plain)
         return fold
 
     def is_due(self, route: str, seq: int, n_routes: int) -> bool:
@@ -84,14 +85,15 @@ class FoldStates:
     ) -> None:
         """Write a fold that has read the log up to `seq` by `keep`. Raise LeaseLost and StoreError."""
         try:
-            body = zlib.compress(take_snapshot(fold, given), _LEVEL)
+            plain = take_snapshot(fold, given)
         except UnstorableState as error:
             LOG.info("job %s: route %s is folded from its rows at each start: %s", self.job, route, error)
             del self._built_at[route]
             return
-        row, built_at = (self.job, route, seq, self._digest(route, seq, body) + body), self._built_at[route]
+        body, built_at = zlib.compress(plain, _LEVEL), self._built_at[route]
+        row = self.job, route, seq, self._digest(route, seq, body) + body
         if keep(lambda log: write_fold_state(log, *row, built_at_seq=built_at)):
-            self._written[route] = seq, len(body)
+            self._written[route] = seq, len(plain)
         else:
             del self._built_at[route]
 

@@ -19,10 +19,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from suffice.assurance.runs import RunNumbers
 from suffice.types import Episode
 
 PACKAGE: Final = "suffice."
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_ABSENT: Final = object()
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1  # of what is written as a number
 
 
@@ -67,12 +69,12 @@ class _Taker:
     def _object(self, kind: type[Any], value: Any) -> list[Any]:
         if isinstance(value, np.generic):
             return ["number", value.dtype.str, value.tobytes()]
-        name = _name_of(kind)
+        name, is_record, slots = _layout_of(kind)  # type: ignore[arg-type]
+        if is_record:
+            return ["record", name, msgspec.msgpack.encode(value)]
         if isinstance(value, tuple):
             return ["named", name, *map(self.plain, value)]
-        if _is_record(kind):
-            return ["record", name, msgspec.msgpack.encode(value)]
-        fields = {key: self.plain(getattr(value, key)) for key in _fields_of(name) if hasattr(value, key)}
+        fields = {key: self.plain(one) for key in slots if (one := getattr(value, key, _ABSENT)) is not _ABSENT}
         fields |= {key: self.plain(one) for key, one in getattr(value, "__dict__", {}).items()}
         return ["object", name, fields]
 
@@ -166,16 +168,14 @@ _MAKERS: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
-def _is_record(kind: type[Any]) -> bool:
-    """Whether the value is immutable plain data with types; an episode's two parts are shared with others."""
-    of_log = is_dataclass(kind) and kind.__module__ == Episode.__module__ and kind is not Episode
-    return of_log or issubclass(kind, msgspec.Struct)
-
-
 @cache
-def _fields_of(name: str) -> tuple[str, ...]:
-    slots = (vars(one).get("__slots__", ()) for one in _named(name).__mro__)  # tuples, as dataclasses make them
-    return tuple(field for each in slots for field in each if field not in ("__dict__", "__weakref__"))
+def _layout_of(kind: type[Any]) -> tuple[str, bool, tuple[str, ...]]:
+    """The name of a class, whether its objects are immutable plain data with types, and their slots."""
+    # Of an episode, the request is shared with others.
+    of_log = is_dataclass(kind) and kind.__module__ == Episode.__module__ and kind is not Episode
+    slots = (vars(one).get("__slots__", ()) for one in kind.__mro__)  # tuples, as dataclasses make them
+    names = tuple(field for each in slots for field in each if field not in ("__dict__", "__weakref__"))
+    return _name_of(kind), of_log or kind is RunNumbers or issubclass(kind, msgspec.Struct), names
 
 
 def _name_of(one: Any) -> str:
