@@ -397,9 +397,11 @@ def test_three_lines_fit_a_narrow_terminal_and_have_no_colour_if_nobody_wants_on
     assert "\x1b[31m" in at_terminal(["--db", str(database), "--route", "math"])
 
 
-def at_terminal(arguments: list[str], **environment: str) -> str:
+STATUS = "from suffice.cli.inspect.status import status; status()"
+
+
+def at_terminal(arguments: list[str], *, code: str = STATUS, **environment: str) -> str:
     ours, theirs = pty.openpty()
-    code = "from suffice.cli.inspect.status import status; status()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=theirs,
@@ -477,3 +479,15 @@ def test_watching_shows_again_only_what_changed(
     assert len(shown) == 2
     assert "other  observes" not in shown[0]
     assert "other  observes" in shown[1]
+
+
+def test_a_live_view_at_a_terminal_has_its_width_and_colours_and_is_drawn_in_place(database: Path) -> None:
+    code = (
+        "import time; from suffice.cli.inspect.status import status\n"
+        "def sleep(s): raise KeyboardInterrupt\n"
+        "time.sleep = sleep; status()"
+    )
+    shown = at_terminal(["--watch", "--db", str(database), "--route", "math"], code=code)
+    assert "\x1b[31m" in shown
+    assert "\x1b[2J" in shown, "the screen is cleared"
+    assert all(len(line.rstrip()) <= 100 for line in shown.splitlines())

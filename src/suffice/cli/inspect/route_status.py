@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from suffice.scoring.base import scorer_label
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import (
     LogReader,
@@ -43,23 +45,24 @@ from suffice.store.database.views import (
     open_reader,
     query_rows,
     read_episodes,
+    read_newer,
     snapshot,
 )
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import (
     NOTHING,
+    DeploymentState,
     Holds,
     Phase,
     RouteDeployment,
-    decisions_of,
     phase_of,
     read_fleet,
     read_phases,
 )
 from suffice.store.routes.experiments import read_worse_arms
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
-from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm
+from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm, route_of
 from suffice.types import Request
 from suffice.wiring.files import condition, require_log
 from suffice.wiring.keys import good_file, kill_file
@@ -71,7 +74,7 @@ if TYPE_CHECKING:  # the gateway and the learning code would take most of the st
 EXACT = "exact string equality (no --config, so no route scorers)"
 # Prefixes of lines that are highlighted.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
-MOST_DECISIONS = 100  # of a route, among which is searched since when it does what it does
+DECIDED_STATES = ("paused", "certified", "budgeted", "burst", "searching")  # that the control loop brought about
 _FIRST = "SELECT at_s FROM events WHERE kind = 'request' AND route = ? ORDER BY seq LIMIT 1"
 MANY_ROWS = 50_000  # not yet in rollups: reading them takes seconds
 
@@ -235,7 +238,7 @@ def statuses_of(
         promises = read_promises(connection, now_s=now_s, killed=killed)
         phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
         held = read_held(connection, promises.holds, now_s=now_s)
-        return [
+        statuses = [
             _status(
                 connection,
                 name,
@@ -250,6 +253,7 @@ def statuses_of(
             for name, request in newest.items()
             if route in (None, name)
         ]
+        return _with_times(connection, statuses, promises.decided)
 
 
 def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], RouteScorer]:
@@ -329,19 +333,29 @@ def _status(
         pairs=pairs,
         held=held,
         policy=policy_in_words(configured, newest.policy_version),
-        since_s=_since(connection, name, promises, promise.state, report.modes),
     )
 
 
-def _since(connection: LogReader, name: str, promises: Promises, state: str, modes: Sequence[str]) -> float | None:
-    held = promises.decided.of(name)
+def _with_times(connection: LogReader, statuses: Sequence[RouteStatus], decided: DeploymentState) -> list[RouteStatus]:
+    """Add since when each route does what it does. Decisions are read once for all routes, as `decided` was."""
+    by_route = dict[str, list[StoredEvent]]()
+    if any(one.promise_state in DECIDED_STATES for one in statuses):
+        for stored in reversed(read_newer(connection, "decisions", 0)):
+            by_route.setdefault(route_of(stored.event) or "", []).append(stored)
+    return [replace(one, since_s=_since(connection, one, decided, by_route)) for one in statuses]
+
+
+def _since(
+    connection: LogReader, one: RouteStatus, decided: DeploymentState, by_route: Mapping[str, Sequence[StoredEvent]]
+) -> float | None:
+    state, name = one.promise_state, one.report.route
     if state == "killed":
         switched = newest_event(connection, KillSwitchState)
         return None if switched is None or not switched.on else switched.stamp / 1e9
-    if held.epoch is not None and state in ("paused", "certified", "budgeted", "burst", "searching"):
-        latest = decisions_of(connection, name, MOST_DECISIONS)
-        return since_when(latest, is_paused=state == "paused", acts=state in ("certified", "budgeted"))
-    if len(modes) == 1 and held.epoch is None:
+    if decided.of(name).epoch is not None and state in DECIDED_STATES:
+        acts = state in ("certified", "budgeted")
+        return since_when(by_route.get(name, ()), is_paused=state == "paused", acts=acts)
+    if len(one.report.modes) == 1 and decided.of(name).epoch is None:
         first = query_rows(connection, _FIRST, (name,))
         return float(first[0][0]) if first else None
     return None
@@ -453,16 +467,22 @@ def _describe_good(one: GoodRoute, now_s: float) -> str:
 WATCH_S = 2.0  # between two looks
 
 
+class _Screen(StringIO):
+    """Text for a terminal, with its colours."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def watch_statuses(
     config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool = False
 ) -> None:
     """Show the status again whenever it changes: in place at a terminal, one below the other elsewhere."""
-    import io
     from contextlib import redirect_stdout
 
     before, is_terminal = "", sys.stdout.isatty()
     while True:
-        text = io.StringIO()
+        text = _Screen() if is_terminal else StringIO()
         with redirect_stdout(text):
             show_statuses(config, db, route, as_json=as_json, shows_all=shows_all)
         if text.getvalue() != before:
