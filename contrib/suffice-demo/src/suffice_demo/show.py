@@ -88,7 +88,9 @@ def _price(report: DemoReport, figures: Mapping[Period, Figures]) -> Sequence[st
     """What the proof cost in tokens that stopping would have saved, and after how many requests that is earned."""
     proving = [run for run in report.runs if run.period == "proving"]
     spent = sum(run.tokens - run.stop_tokens for run in proving)
-    line = f"the proof took {len(proving)} full runs, which cost {spent:,} tokens that stopping would have saved"
+    line = (
+        f"the proof took {len(proving)} further full runs, which cost {spent:,} tokens that stopping would have saved"
+    )
     one, full = figures.get("certified"), [run for run in report.runs if run.period in ("observed", "proving")]
     if one is None or not full:
         return [line]

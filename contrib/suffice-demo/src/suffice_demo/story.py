@@ -482,7 +482,7 @@ def saving_sentence(one: FirstSaving) -> str:
     span = "" if one.interval is None else f" (95 %: {100 * one.interval.low:.0f} to {100 * one.interval.high:.0f})"
     return (
         f"measured on {one.n} full runs: stopping would have saved {100 * one.saved:.0f} %{span} of the generated"
-        f" tokens in {one.n_stops} of them, with {one.n_lost} answers made wrong and {one.n_gained} made right"
+        f" tokens in {one.n_stops} of them (answers made wrong: {one.n_lost}, made right: {one.n_gained})"
     )
 
 

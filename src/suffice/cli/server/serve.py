@@ -192,7 +192,7 @@ def _observing(url: str, api_key_env: str) -> Settings:
     with only_errors():
         driver, what = asyncio.run(identify(settings.upstreams[UPSTREAM]))
     click.echo(f"{url}: {what}, driver {driver or 'openai'}; observed only, at no further call or token", err=True)
-    click.echo("To keep these settings in a file: suffice init --upstream ... --requests 0", err=True)
+    click.echo(f"To keep these settings in a file: suffice init --upstream {url} --requests 0", err=True)
     return parse_starter(starter_settings(upstream_table(url, driver), api_key_env=api_key_env), os.environ)
 
 
