@@ -69,7 +69,7 @@ MOST_SORTED: Final = 500  # of the latest runs that match
 MOST_SEARCH: Final = 200  # characters
 MOST_NAMED: Final = 20  # runs whose id begins with what is searched
 N_BINS: Final = 24
-NEAR_ROWS: Final = 20_000  # of the log, in which twins of a run are looked for
+NEAR_ROWS: Final = 2_000  # of the log, in which twins of a run are looked for
 MOST_TWINS: Final = 5
 
 
@@ -190,12 +190,12 @@ class EpisodePage(ViewRecord, frozen=True):
 def episodes(view: ViewContext) -> Episodes:
     wanted, search = parse_filter(view), RunSearch(view)
     limit = parse_whole_number(view.query, "limit", PAGE, most=MOST_PAGE)
-    entries = search.entries(wanted)
-    lines, older, cut_short = page_of(view, entries, MOST_SORTED if wanted.sort else limit)
-    listed = sort_runs(lines, wanted.sort)[:limit] if wanted.sort else lines
     names = find_names(view.connection, wanted.text, most=MOST_NAMED) if _may_be_id(wanted.text) else []
     if view.tenants is not None:
         names = [one for one in names if _is_own_run(view, one[0])]
+    entries = () if names else search.entries(wanted)  # an id was meant: texts are not searched for it
+    lines, older, cut_short = page_of(view, entries, MOST_SORTED if wanted.sort else limit)
+    listed = sort_runs(lines, wanted.sort)[:limit] if wanted.sort else lines
     return Episodes(
         wanted=wanted,
         lines=listed,
