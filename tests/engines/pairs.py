@@ -2,10 +2,10 @@
 
     python -m tests.engines.pairs http://127.0.0.1:8700 --pairs 20 --out FOLDER
 
-Each question is asked in full, then with its thought ended after some pieces, then in full again, one at a time; time
-runs from the first piece of thought to the end of the stream, and the two full runs around a stopped one are averaged,
-so that a machine that becomes slower or faster in between counts on neither side. Each triple is a line of
-FOLDER/pairs.jsonl; started again, the program goes on behind the last one.
+Each question is asked in full, then with its thought ended after some pieces, then in full again; time runs from the
+first piece of thought to the end of the stream, and the two full runs around a stopped one are averaged, so that a
+machine that becomes slower or faster in between counts on neither side. Each triple is a line of FOLDER/pairs.jsonl;
+started again, the program asks only what is missing there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import http.client
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.engines.pairs")
     parser.add_argument("url")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("engines-out/pairs"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path, port = options.out / "pairs.jsonl", int(options.url.rstrip("/").rpartition(":")[2])
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    with path.open("a", encoding="utf-8") as out:
-        for question in questions("reasoning", options.pairs)[len(rows) :]:
-            rows.append([run(port, question, ends=ends) for ends in (False, True, False)])
-            out.write(json.dumps(rows[-1]) + "\n")
-            out.flush()
-    full_s = sum((before[0] + after[0]) / 2 for before, _, after in rows)
-    full_tokens = sum((before[1] + after[1]) / 2 for before, _, after in rows)
-    time_saved = 1 - sum(ended[0] for _, ended, _ in rows) / full_s
-    tokens_saved = 1 - sum(ended[1] for _, ended, _ in rows) / full_tokens
+    asked = list(enumerate(questions("reasoning", options.pairs)))
+    missing = [one for one in asked if one[0] not in {number for number, *_ in rows}]
+
+    def triple(one: tuple[int, Any]) -> list[Any]:
+        row = [one[0], *(run(port, one[1], ends=ends) for ends in (False, True, False))]
+        with path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        return row
+
+    with ThreadPoolExecutor(options.clients) as pool:
+        rows += pool.map(triple, missing)
+    full_s = sum((before[0] + after[0]) / 2 for _, before, _, after in rows)
+    full_tokens = sum((before[1] + after[1]) / 2 for _, before, _, after in rows)
+    time_saved = 1 - sum(ended[0] for _, _, ended, _ in rows) / full_s
+    tokens_saved = 1 - sum(ended[1] for _, _, ended, _ in rows) / full_tokens
     shares = {"time_saved": round(time_saved, 3), "tokens_saved": round(tokens_saved, 3)}
     print(json.dumps({"pairs": len(rows), **shares, "ratio": round(time_saved / tokens_saved, 3)}))
     return 0
