@@ -296,6 +296,7 @@ def main() -> int:
     asked, known = questions("reasoning", options.questions), dict[str, int]()
     engine_port = int(options.url.rstrip("/").rpartition(":")[2])
     serve = [str(Path(sys.executable).with_name("suffice")), "serve", "--config", str(folder / "suffice.toml")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the gateway is ended with it
     with (folder / "serve.log").open("wb") as log:
         gateway = subprocess.Popen(serve, stdout=log, stderr=log)
     try:
