@@ -1,4 +1,4 @@
-"""Pictures of every page, light and dark, desktop and phone, for `docs/console/`.
+"""Pictures of every page, light on a desktop and dark on a phone, for `docs/console/`.
 
     python -m tests.console.pictures URL SECRET [FOLDER] [PAGE …]
 
@@ -19,18 +19,21 @@ from PIL import Image
 from tests.console.chromium import PROGRAM, Tab, tab
 
 PLACES: Final[Mapping[str, str]] = {
-    "overview": "/console",
+    "home": "/console",
+    "report": "/console/report",
     "routes": "/console/routes",
     "route": "/console/route?route=math",
-    "episodes": "/console/runs?route=math",
-    "episode": "",
+    "compare": "/console/route?route=math&first=1&second=2#policies",
+    "runs": "/console/runs?route=math",
+    "run": "",
     "policies": "/console/policies",
     "experiments": "/console/experiments",
     "review": "/console/review",
     "incidents": "/console/incidents",
     "alerts": "/console/alerts",
-    "audit-log": "/console/changes",
+    "changes": "/console/changes",
     "settings": "/console/settings",
+    "find": "/console/find?q=math",
 }
 SCREENS: Final = {"desktop": (1_280, 800, 1_500), "phone": (390, 780, 1_700)}
 MOST_BYTES: Final = 150_000
@@ -80,7 +83,7 @@ async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
             if names and name not in names:
                 continue
             for screen, (width, height, most) in SCREENS.items():
-                for dark in (False, True):
+                for dark in (screen == "phone",):
                     await page.look(width=width, height=height, dark=dark, phone=screen == "phone")
                     await page.go(url + (place or str(first)))
                     if name == "review":

@@ -82,6 +82,7 @@ class Filter(ViewRecord, frozen=True):
     sort: str  # a key of SORTS
     since_hour: int  # since 1970; 0: no bound
     until_hour: int  # exclusive; 0: no bound
+    range_fields: Mapping[str, str]  # of the URL, for the hours
     before: int  # position in the log before which runs are listed; 0: the latest
 
     @property
@@ -94,7 +95,7 @@ class Filter(ViewRecord, frozen=True):
             ("q", self.text),
             ("sort", self.sort),
         )
-        return route | {name: value for name, value in named if value}
+        return {**route, **{name: value for name, value in named if value}, **self.range_fields}
 
     @property
     def chips(self) -> tuple[tuple[str, str], ...]:
@@ -239,7 +240,7 @@ def histogram(values: Sequence[float]) -> tuple[HistogramBin, ...]:
 
 
 def parse_filter(view: ViewContext) -> Filter:
-    query = view.query
+    query, scope = view.query, view.scope
     for name, allowed in (("end", ENDS), ("label", LABEL_FILTERS), ("sort", SORTS)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
@@ -255,8 +256,9 @@ def parse_filter(view: ViewContext) -> Filter:
         query_class=query.get("class", ""),
         text=text,
         sort=query.get("sort", ""),
-        since_hour=0,
-        until_hour=0,
+        since_hour=scope.range.since_hour,
+        until_hour=scope.range.until_hour,
+        range_fields={name: scope.fields[name] for name in ("days", "from", "to") if name in scope.fields},
         before=parse_whole_number(query, "before", 0, most=2**53),
     )
 
