@@ -23,7 +23,6 @@ PLACES: Final[Mapping[str, str]] = {
     "report": "/console/report",
     "routes": "/console/routes",
     "route": "/console/route?route=math",
-    "compare": "/console/route?route=math&first=1&second=2#policies",
     "runs": "/console/runs?route=math",
     "run": "",
     "policies": "/console/policies",
@@ -62,7 +61,8 @@ async def login(page: Tab, url: str, secret: str) -> None:
 async def in_hand(page: Tab) -> None:
     """An item in hand, with its sources if it has any: what the page is there for."""
     if await page.run("document.querySelector('[name=item]') === null"):
-        await page.press("Enter", leads_on=True)
+        await page.press("Enter")
+        await asyncio.sleep(1.0)
     await page.press("o")
 
 
