@@ -13,6 +13,7 @@ from suffice.sanitize import plural
 UNKNOWN: Final = "not measured"
 MINUS: Final = "\N{MINUS SIGN}"
 _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_LAST_S: Final = 253_402_300_800.0  # Unix time of the year 10000
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -118,7 +119,14 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_time(at_s: float | None) -> str:
-    return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    """Format a Unix time; None, and what lies beyond the calendar's last year, is never.
+
+    >>> format_time(1_790_003_600.0), format_time(1e17)
+    ('2026-09-21 15:13 UTC', 'never')
+    """
+    if at_s is None or at_s >= _LAST_S:
+        return "never"
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str, *, unit: str = "") -> str:

@@ -50,7 +50,7 @@ def is_rate(satisfaction: SatisfactionEffect) -> bool:
 def format_bucket(begin_s: int, hours: int) -> str:
     """A bucket of time by its beginning, UTC.
 
-    >>> [format_bucket(1_790_003_600, 1), format_bucket(1_789_948_800, 24)]
+    >>> [format_bucket(1_790_002_800, 1), format_bucket(1_789_948_800, 24)]
     ['2026-09-21 15:00', '2026-09-21']
     """
     return formatting.format_iso(begin_s, " ")[: 16 if hours < DAY_HOURS else 10]

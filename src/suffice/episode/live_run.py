@@ -7,7 +7,6 @@ by asking, and the caller, who cannot know which runs are audits, gets the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -32,10 +31,6 @@ class LiveRun:
         phase = self.reader.state.phase
         return "answering" if phase == "answering" or self.reader.state.ended else "thinking"
 
-    @property
-    def keeps_reasoning(self) -> bool:
-        return self.wish is not None
-
     def ask(self, wish: Wish) -> str | None:
         """Take a person's wish; return why that cannot be done, or None. The same wish again changes nothing."""
         if self.wish == wish:
@@ -52,10 +47,3 @@ class LiveRun:
         if wish == "answer_now":
             self.reader.close_at_tokens = 0  # at the next place that is neither in a call nor in a tag
         return None
-
-
-def follow(runs: Mapping[str, LiveRun], ledger: Ledger, reader: ChainReader, methods: Sequence[object]) -> LiveRun:
-    """The ledger's run, from where its thought is read on; `methods` can close it."""
-    run = runs.get(ledger.request.episode_id) or LiveRun(ledger)
-    run.reader, run.can_finish = reader, bool(methods)
-    return run

@@ -11,7 +11,7 @@ from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, S
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.line_signals import LineSignals
-from suffice.episode.live_run import follow
+from suffice.episode.live_run import LiveRun
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import CheckpointGate, Proposer
 from suffice.episode.samples import sample_refusal
@@ -274,14 +274,16 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     needs, cost = job.route.needs, _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
-        reader, live = relay.reader, follow(gw.process.live_runs, ledger, relay.reader, continuer.methods)
+        reader = relay.reader
+        live = gw.process.live_runs.get(ledger.request.episode_id) or LiveRun(ledger)
+        live.reader, live.can_finish = reader, bool(continuer.methods)
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             ledger.record_step(step, signals, decision)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
-            return is_possible and not live.keeps_reasoning and reader.can_cut_at(step.index)
+            return is_possible and live.wish is None and reader.can_cut_at(step.index)
 
         transition = StopTransition(
             relay=relay,
