@@ -178,7 +178,7 @@ def test_no_action_and_no_export_reaches_another_tenants_runs(shared: Shared, it
     for endpoint in shared.app.endpoints:
         if endpoint.method != "POST" or endpoint.path in ("/console/login", "/console/logout"):
             continue
-        if endpoint.path.endswith("/review/next"):
+        if endpoint.path.endswith(("/review/next", "/views/save")):  # these name no run: the next one, and own views
             continue
         got = visitor.post(endpoint.path, forms)
         assert foreign(got) == [], endpoint.path
