@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import Final, get_args
 
-from suffice.console.action_form import ActionForm, raise_if_refused
+from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
 from suffice.console.auth import ROLES
-from suffice.console.context import AccessChange, Action, ActionResult
+from suffice.console.context import AccessChange, ViewContext
+from suffice.console.form_inputs import REASON, FormInput, any_route, one_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.settings import AlertKind, KeyScope
 from suffice.settings.limits import NAME
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.people.alert_rules import MEASURES, latest_rules, try_rule
-from suffice.store.people.keys import KeyOffice
+from suffice.store.people.keys import KeyOffice, live_keys, valid_keys
 from suffice.store.rows.preferences import AlertMute, AlertRule
 
 SETTINGS, ALERTS = "/console/settings", "/console/alerts"
@@ -22,9 +24,41 @@ MOST_WINDOW_HOURS: Final = 24 * 14
 MOST_MUTE_HOURS: Final = 24 * 30
 SCOPES: Final = get_args(KeyScope)
 
+
+def _people(view: ViewContext) -> Iterable[tuple[str, str]]:
+    return [(one.name, f"{one.name} ({one.role})") for one in view.visit.context.auth.people()]
+
+
+def _holders(view: ViewContext) -> Iterable[tuple[str, str]]:
+    return dict.fromkeys((one.name, one.name) for one in live_keys(valid_keys(view.connection), view.now_s))
+
+
+def _rules(view: ViewContext) -> Iterable[tuple[str, str]]:
+    return [("", "none: a plain test"), *((one.rule, one.rule) for one in latest_rules(view.connection))]
+
+
+def _alert_kinds(_: ViewContext) -> Iterable[tuple[str, str]]:
+    return [("", "every kind"), *((one, one.replace("_", " ")) for one in get_args(AlertKind))]
+
+
+PERSON: Final = FormInput("their name", "choice", _people, required=True)
+
 # ---- people and keys -------------------------------------------------------------------------------
 
 
+@action(
+    "/people/add",
+    "give somebody access",
+    {
+        "name": FormInput("1 to 64 letters, digits and . _ @ -", required=True),
+        "role": one_of(", ".join(ROLES), ROLES, default="reviewer"),
+        "tenants": FormInput("see only runs of these, with commas between; empty: all"),
+        "reason": REASON,
+    },
+    title="Add a person",
+    commands=("admin add",),
+    needs="admin",
+)
 def _add_person(form: ActionForm) -> ActionResult:
     tenants = tuple(one.strip() for one in form.text("tenants").split(",") if one.strip())
     return _change_access(
@@ -41,11 +75,27 @@ def _add_person(form: ActionForm) -> ActionResult:
     )
 
 
+@action(
+    "/people/reset",
+    "replace a secret, and end its sessions",
+    {"name": PERSON, "reason": REASON},
+    title="Give a person a new secret",
+    commands=("admin reset-secret",),
+    needs="admin",
+)
 def _reset_person(form: ActionForm) -> ActionResult:
     change = AccessChange(what="reset", name=form.text("name", required=True), author=form.author, reason=form.reason)
     return _change_access(form, change, "has a new secret, which is not shown again; their sessions are over")
 
 
+@action(
+    "/people/remove",
+    "end somebody's access",
+    {"name": PERSON, "reason": REASON},
+    title="Remove a person",
+    commands=("admin remove",),
+    needs="admin",
+)
 def _remove_person(form: ActionForm) -> ActionResult:
     change = AccessChange(what="removed", name=form.text("name", required=True), author=form.author, reason=form.reason)
     if change.name == form.author:
@@ -71,6 +121,22 @@ def _office(form: ActionForm) -> KeyOffice:
     )
 
 
+@action(
+    "/keys/create",
+    "make a key for a client",
+    {
+        "name": FormInput("of its holder", required=True),
+        "scopes": FormInput(f"what it may do, with commas between: {', '.join(SCOPES)}; empty: as a plain key"),
+        "tenant": FormInput("whose requests it sends, and may see"),
+        "requests_per_minute": FormInput("at most"),
+        "tokens_per_day": FormInput("at most, prompt and answer"),
+        "days": FormInput("after which it ends by itself; empty: never", "number"),
+        "reason": REASON,
+    },
+    title="Create a key",
+    commands=("key create",),
+    needs="admin",
+)
 def _create_key(form: ActionForm) -> ActionResult:
     name, settings = form.text("name", required=True), form.context.settings
     if (problem := NAME.problem(name)) is not None:
@@ -97,6 +163,18 @@ def _create_key(form: ActionForm) -> ActionResult:
     return ActionResult(f"The key of {name} is not shown again; the log keeps its hash only.", secret=made.key)
 
 
+@action(
+    "/keys/rotate",
+    "give the holder of a key another one",
+    {
+        "name": FormInput("of its holder", "choice", _holders, required=True),
+        "overlap_hours": FormInput("for which the old key lives on", "number", default="24"),
+        "reason": REASON,
+    },
+    title="Rotate a key",
+    commands=("key rotate",),
+    needs="admin",
+)
 def _rotate_key(form: ActionForm) -> ActionResult:
     name, hours = form.text("name", required=True), form.number("overlap_hours")
     hours = 24.0 if hours is None else hours
@@ -108,6 +186,14 @@ def _rotate_key(form: ActionForm) -> ActionResult:
     )
 
 
+@action(
+    "/keys/revoke",
+    "end a key now",
+    {"name": FormInput("of its holder, or an id", "choice", _holders, required=True), "reason": REASON},
+    title="Revoke a key",
+    commands=("key revoke",),
+    needs="admin",
+)
 def _revoke_key(form: ActionForm) -> ActionResult:
     name = form.text("name", required=True)
     n = raise_if_refused(_office(form).revoke(name), f"key {name} ")
@@ -117,6 +203,22 @@ def _revoke_key(form: ActionForm) -> ActionResult:
 # ---- alerts ----------------------------------------------------------------------------------------
 
 
+@action(
+    "/alerts/rules/set",
+    "create or change an alert rule",
+    {
+        "name": FormInput("of the rule; an existing one is changed", required=True),
+        "measure": FormInput(", ".join(MEASURES), "choice", lambda _: MEASURES.items(), required=True),
+        "side": one_of("above or below the limit it alerts", ("above", "below"), default="above"),
+        "limit": FormInput("a fraction, such as 0.02 for 2 %; of requests, a number", "number", required=True),
+        "window_hours": FormInput("over which it is measured, up to now", "number", default="24"),
+        "least_requests": FormInput("in the window, before it says anything", "number", default="100"),
+        "route": any_route("only this one; empty: each by itself"),
+        "enabled": FormInput("false: switched off", "flag", default="true"),
+        "reason": REASON,
+    },
+    title="Create an alert rule",
+)
 def _set_rule(form: ActionForm) -> ActionResult:
     name, limit, route = form.text("name", required=True), form.number("limit"), form.get("route")
     if (problem := NAME.problem(name)) is not None:
@@ -151,7 +253,18 @@ def _set_rule(form: ActionForm) -> ActionResult:
     return ActionResult(f"Rule {name}{'' if rule.enabled else ', switched off'}. {tried}", ALERTS)
 
 
-def _mute(form: ActionForm) -> ActionResult:
+@action(
+    "/alerts/mute",
+    "keep alerts from the sinks for a while",
+    {
+        "kind": FormInput("of alert; empty: every", "choice", _alert_kinds),
+        "route": any_route("only this one; empty: all"),
+        "hours": FormInput("0 ends a mute", "number", default="8"),
+        "reason": REASON,
+    },
+    title="Mute alerts",
+)
+def _mute_alerts(form: ActionForm) -> ActionResult:
     kind, route, hours = form.get("kind"), form.get("route"), form.number("hours")
     if kind and kind not in get_args(AlertKind):
         raise BadRequest(f"kind: unknown {kind[:40]!r}; allowed: {', '.join(get_args(AlertKind))}", param="kind")
@@ -172,7 +285,14 @@ def _mute(form: ActionForm) -> ActionResult:
     return ActionResult(f"{of}: {f'no sink is told for {hours:g} h' if hours else 'sinks are told again'}.", ALERTS)
 
 
-def _test_alert(form: ActionForm) -> ActionResult:
+@action(
+    "/alerts/test",
+    "send a test to every sink",
+    {"rule": FormInput("with what it says now; empty: a plain test", "choice", _rules)},
+    title="Send a test alert",
+    commands=("alerts test",),
+)
+def _send_test_alert(form: ActionForm) -> ActionResult:
     name = form.get("rule")
     rule = next((one for one in latest_rules(form.writer.path) if one.rule == name), None)
     if name and rule is None:
@@ -185,135 +305,19 @@ def _test_alert(form: ActionForm) -> ActionResult:
             )
     if form.rehearsal is not None:
         return ActionResult(f"Each sink would get: {sentence}", ALERTS)
-    try:
-        problems = form.services.send_test(sentence)
-    except ConfigError as error:
-        raise BadRequest(str(error), status=409, code="conflict") from None
+    problems = form.services.send_test(sentence)
     results = ", ".join(f"{sink}: {problem or 'accepted'}" for sink, problem in problems.items())
     return ActionResult(f"{results}. It said: {sentence}", ALERTS)
 
 
-_REASON: Final = {"reason": "why; it stays in the log"}
-_PERSON: Final = {
-    "name": "1 to 64 letters, digits and . _ @ -",
-    "role": ", ".join(ROLES),
-    "tenants": "see only runs of these, with commas between; empty: all",
-    **_REASON,
-}
-_NAME: Final = {"name": "their name", **_REASON}
-_KEY: Final = {
-    "name": "of its holder",
-    "scopes": f"what it may do, with commas between: {', '.join(SCOPES)}; empty: as a plain key",
-    "tenant": "whose requests it sends, and may see",
-    "requests_per_minute": "at most",
-    "tokens_per_day": "at most, prompt and answer",
-    "days": "after which it ends by itself; empty: never",
-    **_REASON,
-}
-_RULE: Final = {
-    "name": "of the rule; an existing one is changed",
-    "measure": ", ".join(MEASURES),
-    "side": "above or below the limit it alerts",
-    "limit": "a fraction, such as 0.02 for 2 %; of requests, a number",
-    "window_hours": "over which it is measured, up to now",
-    "least_requests": "in the window, before it says anything",
-    "route": "only this one; empty: each by itself",
-    "enabled": "false: switched off",
-    **_REASON,
-}
-_MUTE: Final = {
-    "kind": "of alert; empty: every",
-    "route": "only this one; empty: all",
-    "hours": "0 ends a mute",
-    **_REASON,
-}
-_TEST: Final = {"rule": "with what it says now; empty: a plain test"}
 ACCESS_ACTIONS: Final = (
-    Action(
-        "/people/add",
-        "admin",
-        _add_person,
-        "give somebody access",
-        _PERSON,
-        title="Add a person",
-        commands=("admin add",),
-        inputs={"name": "new_person"},
-    ),
-    Action(
-        "/people/reset",
-        "admin",
-        _reset_person,
-        "replace a secret, and end its sessions",
-        _NAME,
-        title="Give a person a new secret",
-        commands=("admin reset-secret",),
-        inputs={"name": "person"},
-    ),
-    Action(
-        "/people/remove",
-        "admin",
-        _remove_person,
-        "end somebody's access",
-        _NAME,
-        title="Remove a person",
-        commands=("admin remove",),
-        inputs={"name": "person"},
-    ),
-    Action(
-        "/keys/create",
-        "admin",
-        _create_key,
-        "make a key for a client",
-        _KEY,
-        title="Create a key",
-        commands=("key create",),
-        inputs={"name": "new_key", "days": "key_days"},
-    ),
-    Action(
-        "/keys/rotate",
-        "admin",
-        _rotate_key,
-        "give the holder of a key another one",
-        {"name": "of its holder", "overlap_hours": "for which the old key lives on", **_REASON},
-        title="Rotate a key",
-        commands=("key rotate",),
-        inputs={"name": "key"},
-    ),
-    Action(
-        "/keys/revoke",
-        "admin",
-        _revoke_key,
-        "end a key now",
-        {"name": "of its holder, or an id", **_REASON},
-        title="Revoke a key",
-        commands=("key revoke",),
-        inputs={"name": "key"},
-    ),
-    Action(
-        "/alerts/rules/set",
-        "operator",
-        _set_rule,
-        "create or change an alert rule",
-        _RULE,
-        title="Create an alert rule",
-        inputs={"name": "new_rule", "route": "any_route"},
-    ),
-    Action(
-        "/alerts/test",
-        "operator",
-        _test_alert,
-        "send a test to every sink",
-        _TEST,
-        title="Send a test alert",
-        commands=("alerts test",),
-    ),
-    Action(
-        "/alerts/mute",
-        "operator",
-        _mute,
-        "keep alerts from the sinks for a while",
-        _MUTE,
-        title="Mute alerts",
-        inputs={"route": "any_route", "kind": "alert_kind"},
-    ),
+    _add_person,
+    _reset_person,
+    _remove_person,
+    _create_key,
+    _rotate_key,
+    _revoke_key,
+    _set_rule,
+    _send_test_alert,
+    _mute_alerts,
 )

@@ -1,14 +1,16 @@
-"""The fields of a requested change, and its rehearsal: the same function, on a writer that writes nothing."""
+"""The changes that the console offers: their forms, and their rehearsal on a writer that writes nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from suffice.console.context import Action, ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
-from suffice.errors import BadRequest
+from suffice.console.auth import Role
+from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
+from suffice.console.form_inputs import FormInput
+from suffice.errors import BadRequest, ConfigError
 from suffice.review.items import MOST_TEXT
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
@@ -121,6 +123,48 @@ class ActionForm(ConsoleVisit):
             message = f"{field}: unknown {what or field} {name[:80]!r}; known: {listed}"
             raise BadRequest(message, param=field, status=404)
         return name
+
+
+@dataclass(frozen=True, slots=True)
+class ActionResult:
+    message: str  # one sentence
+    goes_to: str = ""  # the next page; "": the previous one
+    secret: str = ""  # to be shown once; "": none
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """An endpoint that changes something."""
+
+    path: str  # below /console and below /api
+    summary: str
+    fields: Mapping[str, FormInput]
+    needs: Role
+    by_tenant: bool  # as of `ConsoleEndpoint`
+    title: str  # of its form; "": a page has one of its own
+    commands: tuple[str, ...]  # of the command line that it stands for
+    change: Callable[[ActionForm], ActionResult]
+
+    def run(self, form: ActionForm) -> ActionResult:
+        """Make the change, in a thread. Raises BadRequest for an invalid request, and where the settings forbid it."""
+        try:
+            return self.change(form)
+        except ConfigError as error:
+            raise BadRequest(str(error), status=409, code="conflict") from None
+
+
+def action(
+    path: str,
+    summary: str,
+    fields: Mapping[str, FormInput],
+    *,
+    title: str = "",
+    commands: tuple[str, ...] = (),
+    needs: Role = "operator",
+    by_tenant: bool = False,
+) -> Callable[[Callable[[ActionForm], ActionResult]], Action]:
+    """Make an action of the function that makes the change."""
+    return lambda change: Action(path, summary, fields, needs, by_tenant, title, commands, change)
 
 
 class PreviewRow(ViewRecord, frozen=True):

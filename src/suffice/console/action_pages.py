@@ -7,18 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
-from suffice.console.action_form import PREVIEW, ActionForm, Preview, rehearse
+from suffice.console.action_form import PREVIEW, Action, ActionForm, ActionResult, Preview, rehearse
 from suffice.console.auth import may
-from suffice.console.context import (
-    Action,
-    ActionResult,
-    ConsoleEndpoint,
-    ConsoleVisit,
-    ViewContext,
-    ViewRecord,
-)
+from suffice.console.context import ConsoleEndpoint, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
-from suffice.console.form_inputs import INPUTS, PLAIN, FormField, FormInput
+from suffice.console.form_inputs import FormField
 from suffice.errors import BadRequest
 
 FORMS: Final = "/console/change"  # below it, each action has its form
@@ -117,10 +110,10 @@ class ActionPages:
         """The form, with what the address fills in; where that is all but the reason, with its preview."""
         query, fields = visit.request.query, self.action.fields
         given = {name: query[name] for name in (*fields, "back") if query.get(name)}
-        needed = {name for name in fields if name != "reason" and input_of(self.action, name).required}
+        needed = {name for name, one in fields.items() if name != "reason" and one.required}
         if not needed <= given.keys():
             return await self._form(visit, given)
-        defaults = {name: input_of(self.action, name).default for name in fields}
+        defaults = {name: one.default for name, one in fields.items()}
         filled = replace(visit, request=replace(visit.request, form={**defaults, **given}))
         try:
             return await self._form(visit, given, preview=await self._preview(filled))
@@ -157,7 +150,7 @@ def endpoints_of_action(
     action: Action, render: Render, back_of: Callable[[ConsoleRequest], str]
 ) -> tuple[ConsoleEndpoint, ...]:
     pages, needs, of = ActionPages(action, render, back_of), action.needs, action.by_tenant
-    fields, form = dict(action.fields), f"{FORMS}{action.path}"
+    fields, form = {name: one.hint for name, one in action.fields.items()}, f"{FORMS}{action.path}"
     if action.title:
         fields[PREVIEW] = "true: say what would change, and change nothing"
     forms = (ConsoleEndpoint("GET", form, needs, pages.ask, action.title, HTML, of),) if action.title else ()
@@ -168,21 +161,16 @@ def endpoints_of_action(
     )
 
 
-def input_of(action: Action, name: str) -> FormInput:
-    return INPUTS.get(action.inputs.get(name, name), PLAIN)
-
-
 def _fields_of(
     action: Action, view: ViewContext, values: Mapping[str, str], at: str | None, sentence: str
 ) -> Iterator[FormField]:
     """The fields of a form with their values; `sentence` is what is wrong with the one called `at`."""
     was_sent = "csrf" in values
-    for name, hint in action.fields.items():
-        known = input_of(action, name)
+    for name, known in action.fields.items():
         yield FormField(
             name=name,
             label=name.replace("_", " ").capitalize().replace("em drop", "EM drop"),
-            hint=hint,
+            hint=known.hint,
             kind=known.kind,
             choices=tuple(known.choices(view)) if known.choices is not None else (),
             required=known.required,

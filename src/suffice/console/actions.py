@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from suffice.console.access_actions import ACCESS_ACTIONS
-from suffice.console.action_form import ActionForm, raise_if_refused
-from suffice.console.context import Action, ActionResult
-from suffice.console.experiment_actions import EXPERIMENT_ACTIONS
+from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
+from suffice.console.context import ViewContext
+from suffice.console.experiment_actions import create_experiment
+from suffice.console.form_inputs import ON_ROUTE, REASON, ROUTE, FormInput, one_of
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
-from suffice.errors import BadRequest, ConfigError, SufficeError
+from suffice.errors import BadRequest, SufficeError
 from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm
 from suffice.review.holds import DECISIONS, OverrideKind
@@ -46,17 +49,50 @@ def _lease_next(form: ActionForm) -> ReviewLease | None:
     return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants, third=third)
 
 
-def _lease(form: ActionForm) -> ActionResult:
+@action(
+    "/review/next",
+    "take the next item",
+    {
+        "route": FormInput("only of this one"),
+        "contested": FormInput("true: only items on which reviewers disagree"),
+    },
+    commands=("review next", "review adjudicate"),
+    needs="reviewer",
+    by_tenant=True,
+)
+def _lease_next_item(form: ActionForm) -> ActionResult:
     lease = _lease_next(form)
     return ActionResult("Nothing to review." if lease is None else "", REVIEW)
 
 
-def _ask(form: ActionForm) -> ActionResult:
+@action(
+    "/review/ask",
+    "queue a run for review, whatever the daily cap",
+    {"episode": FormInput("id of the run", required=True), "reason": REASON},
+    title="Ask for a review",
+    commands=("review ask",),
+)
+def _ask_for_review(form: ActionForm) -> ActionResult:
     name, rules = form.text("episode", required=True), {n: r.review for n, r in form.context.settings.routes.items()}
     item = raise_if_refused(ask_about(form.writer, name, rules, form.reason, form.author, now_s=form.now_s))
     return ActionResult(f"Run {item.episode_id} is in the review queue.", REVIEW)
 
 
+@action(
+    "/review/say",
+    "submit a verdict on an item",
+    {
+        "item": FormInput("its episode"),
+        "verdict": FormInput(
+            "both, full, early, neither; right, wrong; first, second (of the two as the page shows them); unsure"
+        ),
+        "corrected": FormInput("the right answer, if you know it"),
+        "reason": FormInput("in your own words"),
+    },
+    commands=("review submit",),
+    needs="reviewer",
+    by_tenant=True,
+)
 def _submit(form: ActionForm) -> ActionResult:
     name, writer = form.get("item"), form.writer
     item = check_item(writer.path, name, form.principal.tenants)
@@ -75,6 +111,13 @@ def _submit(form: ActionForm) -> ActionResult:
     return ActionResult(message, f"{REVIEW}?{urlencode({'changed': name})}")
 
 
+@action(
+    "/review/skip",
+    "return an item without a verdict",
+    {"item": FormInput("its episode"), "reason": FormInput("in your own words")},
+    needs="reviewer",
+    by_tenant=True,
+)
 def _give_back(form: ActionForm) -> ActionResult:
     name = form.get("item")
     check_item(form.writer.path, name, form.principal.tenants)
@@ -86,6 +129,9 @@ def _give_back(form: ActionForm) -> ActionResult:
 # ---- running requests ------------------------------------------------------------------------------
 
 
+_ON_RUN: Final = {"run": FormInput("id of the running request")}
+
+
 def _ask_run(form: ActionForm, wish: str, message: str) -> ActionResult:
     name, live = form.text("run", required=True), form.services.live
     if live is None:
@@ -95,10 +141,30 @@ def _ask_run(form: ActionForm, wish: str, message: str) -> ActionResult:
     return ActionResult(message.format(name), LIVE)
 
 
+@action("/runs/answer-now", "ask a running request for its answer", _ON_RUN)
+def _answer_now(form: ActionForm) -> ActionResult:
+    return _ask_run(form, "answer_now", "{} is asked for its answer at the next place.")
+
+
+@action("/runs/think-more", "let a running request think on", _ON_RUN)
+def _think_more(form: ActionForm) -> ActionResult:
+    return _ask_run(form, "think_more", "{} thinks on: its policy stops it no more.")
+
+
 # ---- views of runs ---------------------------------------------------------------------------------
 
 
-def _save_view(form: ActionForm) -> ActionResult:
+@action(
+    "/views/save",
+    "save a view of runs for yourself, or remove it",
+    {
+        "name": FormInput("of the view"),
+        "query": FormInput("of the page of runs, as in its address; empty removes the view"),
+    },
+    needs="viewer",
+    by_tenant=True,
+)
+def _save_run_view(form: ActionForm) -> ActionResult:
     name, query = form.text("name")[:MOST_VIEW_NAME], form.get("query")
     fields = {field: value for field, value in parse_qsl(query) if field in FILTER_FIELDS}
     if not name:
@@ -113,7 +179,18 @@ def _save_view(form: ActionForm) -> ActionResult:
 # ---- incidents and pauses --------------------------------------------------------------------------
 
 
-def _open_incident(form: ActionForm) -> ActionResult:
+@action(
+    "/incidents/open",
+    "open an incident",
+    {
+        "route": ROUTE,
+        "pauses": FormInput("true: everything runs in full until it is decided", "flag"),
+        "reason": replace(REASON, hint="what is wrong, in a sentence; it stays in the log"),
+    },
+    title="Open an incident",
+    commands=("incident open",),
+)
+def _open_route_incident(form: ActionForm) -> ActionResult:
     name, pauses = form.route, form.flag("pauses")
     incident = open_incident(
         form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
@@ -121,7 +198,22 @@ def _open_incident(form: ActionForm) -> ActionResult:
     return ActionResult(f"Incident {raise_if_refused(incident).incident} is open.", INCIDENTS)
 
 
-def _decide_incident(form: ActionForm) -> ActionResult:
+@action(
+    "/incidents/decide",
+    "decide an incident",
+    {
+        "incident": FormInput("its name", required=True),
+        "decision": one_of(", ".join(DECISIONS), DECISIONS, required=True),
+        "level": FormInput("tighten: none above it", "number"),
+        "max_em_drop": FormInput("tighten: a smaller budget, a fraction", "number"),
+        "publication": FormInput("roll_back: to this one", "number"),
+        "days": FormInput("until it ends by itself", "number", default="30"),
+        "reason": REASON,
+    },
+    title="Decide an incident",
+    commands=("incident decide",),
+)
+def _decide(form: ActionForm) -> ActionResult:
     name, writer = form.get("incident"), form.writer
     route = next((route for route, holds in read_holds(writer.path).routes.items() if holds.case(name)), None)
     if route is None or route not in form.context.settings.routes:
@@ -149,7 +241,14 @@ def _decide_incident(form: ActionForm) -> ActionResult:
     return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
 
 
-def _end_override(form: ActionForm) -> ActionResult:
+@action(
+    "/overrides/end",
+    "end an override",
+    {"route": ROUTE, "number": FormInput("of the override", "number", required=True), "reason": REASON},
+    title="End an override",
+    commands=("override end",),
+)
+def _end_route_override(form: ActionForm) -> ActionResult:
     name, number = form.route, form.count("number") or 0
     ended = raise_if_refused(
         end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
@@ -157,7 +256,25 @@ def _end_override(form: ActionForm) -> ActionResult:
     return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
 
 
-def _set_override(form: ActionForm) -> ActionResult:
+@action(
+    "/overrides/set",
+    "make a route safer until a date",
+    {
+        "route": ROUTE,
+        "kind": one_of(
+            "pin a level, cap it, only observe, or a smaller EM budget", get_args(OverrideKind), required=True
+        ),
+        "level": FormInput("pin, cap: the level; 0 never stops", "number"),
+        "max_em_drop": FormInput("budget: smaller than the settings', a fraction", "number"),
+        "publication": FormInput("pin: an earlier one of the route", "number"),
+        "class": FormInput("cap, observe: only this class of questions"),
+        "days": FormInput("until it ends by itself, at most 30", "number", default="30"),
+        "reason": REASON,
+    },
+    title="Override a route: level, budget or observe",
+    commands=("override set", "policy pin"),
+)
+def _set_route_override(form: ActionForm) -> ActionResult:
     name, kind = form.route, form.one_of("kind", get_args(OverrideKind))
     wanted = OverrideForm(
         kind=kind,
@@ -183,24 +300,42 @@ def _set_override(form: ActionForm) -> ActionResult:
     return ActionResult(f"Route {name}, override {override.number}: {override.after}, until {until}.", INCIDENTS)
 
 
+@action(
+    "/routes/pause", "let every request of a route run in full", ON_ROUTE, title="Pause a route", commands=("pause",)
+)
 def _pause(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     raise_if_refused(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is paused.")
 
 
+@action("/routes/resume", "end a pause of a route", ON_ROUTE, title="Resume a route", commands=("resume",))
 def _resume(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     raise_if_refused(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is resumed.")
 
 
+@action(
+    "/stop-all",
+    "let every request of every route run in full",
+    {"reason": REASON},
+    title="Stop all stopping",
+    commands=("kill",),
+)
 def _stop_all(form: ActionForm) -> ActionResult:
     if form.services.killed():
         raise BadRequest("stopping is switched off already", status=409, code="conflict")
     return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
 
 
+@action(
+    "/release-all",
+    "let what is certified stop again",
+    {"reason": REASON},
+    title="Release: let certified policies stop again",
+    commands=("unkill",),
+)
 def _release_all(form: ActionForm) -> ActionResult:
     if not form.services.killed():
         raise BadRequest("stopping is not switched off", status=409, code="conflict")
@@ -222,6 +357,13 @@ def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
 # ---- rollouts and experiments ----------------------------------------------------------------------
 
 
+@action(
+    "/rollouts/move",
+    "move the rollout that runs on a route, or undo the last one",
+    {"route": ROUTE, "move": one_of(", ".join(rollouts.STEPS), rollouts.STEPS, required=True), "reason": REASON},
+    title="Move a rollout, or roll back",
+    commands=("policy promote", "policy hold", "policy release", "policy rollback"),
+)
 def _move_rollout(form: ActionForm) -> ActionResult:
     name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
     writer = form.writer
@@ -232,27 +374,50 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
 
 
+@action(
+    "/rollouts/propose",
+    "try what a refit has proposed, in steps",
+    {
+        "route": ROUTE,
+        "address": FormInput("of the proposal, v- and twelve digits", required=True),
+        "reason": REASON,
+    },
+    title="Try a proposed policy",
+    commands=("policy propose",),
+)
 def _propose(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
-    try:
-        begun = raise_if_refused(form.services.propose(name, form.get("address"), reason, form.author))
-    except ConfigError as error:  # its models are missing, or have changed
-        raise BadRequest(str(error), status=409, code="conflict") from None
+    begun = raise_if_refused(form.services.propose(name, form.get("address"), reason, form.author))
     return ActionResult(f"Route {name}: {begun.state.fit} is rolled out, starting in shadow.", POLICIES)
 
 
+def _experiments(view: ViewContext) -> Iterable[tuple[str, str]]:
+    return [(name, name) for name in view.settings.experiments]
+
+
+@action(
+    "/experiments/start",
+    "start an experiment, or give it its new weights",
+    {"name": FormInput("as the settings have it", "choice", _experiments, required=True), "reason": REASON},
+    title="Start an experiment of the settings",
+    commands=("experiment start",),
+)
 def _start_experiment(form: ActionForm) -> ActionResult:
     name = form.experiment
     experiment = form.context.settings.experiments[name]
-    try:
-        form.services.check_experiment(form.context.settings, name)
-        run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
-    except ConfigError as error:  # an arm cannot be built now, or its layer has no room
-        raise BadRequest(str(error), status=409, code="conflict") from None
+    form.services.check_experiment(form.context.settings, name)
+    run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     started = raise_if_refused(run, f"experiment {name} ")
     return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)
 
 
+@action(
+    "/experiments/stop",
+    "stop an experiment",
+    {"name": FormInput("as the settings have it", required=True), "reason": REASON},
+    title="Stop an experiment",
+    commands=("experiment stop",),
+)
 def _stop_experiment(form: ActionForm) -> ActionResult:
     name = form.get("name")
     run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
@@ -260,7 +425,15 @@ def _stop_experiment(form: ActionForm) -> ActionResult:
     return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 
-def _reload(form: ActionForm) -> ActionResult:
+@action(
+    "/settings/reload",
+    "apply the changes in the settings file",
+    {},
+    title="Reload the settings file",
+    commands=("reload",),
+    needs="admin",
+)
+def _reload_settings(form: ActionForm) -> ActionResult:
     reload = form.context.services.reload
     if reload is None:
         raise BadRequest("this console runs beside no gateway that could reload", status=409, code="conflict")
@@ -272,227 +445,27 @@ def _reload(form: ActionForm) -> ActionResult:
         raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
 
 
-_REASON: Final = {"reason": "why; it stays in the log"}
-_ON_ROUTE: Final = {"route": "its name", **_REASON}
-_ON_NAME: Final = {"name": "as the settings have it", **_REASON}
-_ON_ITEM: Final = {"item": "its episode", "reason": "in your own words"}
-_LEASE: Final = {"route": "only of this one", "contested": "true: only items on which reviewers disagree"}
-_VERDICT: Final = {
-    "item": "its episode",
-    "verdict": "both, full, early, neither; right, wrong; first, second (of the two as the page shows them); unsure",
-    "corrected": "the right answer, if you know it",
-    "reason": "in your own words",
-}
-_ASK: Final = {"episode": "id of the run", **_REASON}
-_INCIDENT: Final = {
-    "incident": "its name",
-    "decision": ", ".join(DECISIONS),
-    "level": "tighten: none above it",
-    "max_em_drop": "tighten: a smaller budget, a fraction",
-    "publication": "roll_back: to this one",
-    "days": "until it ends by itself",
-    **_REASON,
-}
-_RUN: Final = {"run": "id of the running request"}
-_VIEW: Final = {"name": "of the view", "query": "of the page of runs, as in its address; empty removes the view"}
-_OPEN: Final = {
-    "route": "its name",
-    "pauses": "true: everything runs in full until it is decided",
-    "reason": "what is wrong, in a sentence; it stays in the log",
-}
-_MOVE: Final = {"route": "its name", "move": ", ".join(rollouts.STEPS), **_REASON}
-_PROPOSE: Final = {"route": "its name", "address": "of the proposal, v- and twelve digits", **_REASON}
-_OVERRIDE: Final = {
-    "route": "its name",
-    "kind": "pin a level, cap it, only observe, or a smaller EM budget",
-    "level": "pin, cap: the level; 0 never stops",
-    "max_em_drop": "budget: smaller than the settings', a fraction",
-    "publication": "pin: an earlier one of the route",
-    "class": "cap, observe: only this class of questions",
-    "days": "until it ends by itself, at most 30",
-    **_REASON,
-}
-_END: Final = {"route": "its name", "number": "of the override", **_REASON}
-_MOVE_SUMMARY: Final = "move the rollout that runs on a route, or undo the last one"
-_START_SUMMARY: Final = "start an experiment, or give it its new weights"
-_POLICY: Final = tuple(f"policy {name}" for name in ("promote", "hold", "release", "rollback"))
-_BY_NAME: Final = {"name": "experiment"}
 ACTIONS: Final = (
-    Action(
-        "/review/next",
-        "reviewer",
-        _lease,
-        "take the next item",
-        _LEASE,
-        True,
-        commands=("review next", "review adjudicate"),
-        form_page="/review",
-    ),
-    Action(
-        "/review/say",
-        "reviewer",
-        _submit,
-        "submit a verdict on an item",
-        _VERDICT,
-        True,
-        commands=("review submit",),
-        form_page="/review",
-    ),
-    Action(
-        "/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM, True, form_page="/review"
-    ),
-    Action(
-        "/review/ask",
-        "operator",
-        _ask,
-        "queue a run for review, whatever the daily cap",
-        _ASK,
-        title="Ask for a review",
-        commands=("review ask",),
-    ),
-    Action(
-        "/runs/answer-now",
-        "operator",
-        lambda form: _ask_run(form, "answer_now", "{} is asked for its answer at the next place."),
-        "ask a running request for its answer",
-        _RUN,
-        form_page="/runs/live",
-    ),
-    Action(
-        "/runs/think-more",
-        "operator",
-        lambda form: _ask_run(form, "think_more", "{} thinks on: its policy stops it no more."),
-        "let a running request think on",
-        _RUN,
-        form_page="/runs/live",
-    ),
-    Action(
-        "/views/save",
-        "viewer",
-        _save_view,
-        "save a view of runs for yourself, or remove it",
-        _VIEW,
-        True,
-        form_page="/runs",
-    ),
-    Action(
-        "/incidents/open",
-        "operator",
-        _open_incident,
-        "open an incident",
-        _OPEN,
-        title="Open an incident",
-        commands=("incident open",),
-    ),
-    Action(
-        "/incidents/decide",
-        "operator",
-        _decide_incident,
-        "decide an incident",
-        _INCIDENT,
-        title="Decide an incident",
-        commands=("incident decide",),
-    ),
-    Action(
-        "/rollouts/move",
-        "operator",
-        _move_rollout,
-        _MOVE_SUMMARY,
-        _MOVE,
-        title="Move a rollout, or roll back",
-        commands=_POLICY,
-    ),
-    Action(
-        "/rollouts/propose",
-        "operator",
-        _propose,
-        "try what a refit has proposed, in steps",
-        _PROPOSE,
-        title="Try a proposed policy",
-        commands=("policy propose",),
-    ),
-    Action(
-        "/experiments/start",
-        "operator",
-        _start_experiment,
-        _START_SUMMARY,
-        _ON_NAME,
-        title="Start an experiment of the settings",
-        commands=("experiment start",),
-        inputs=_BY_NAME,
-    ),
-    Action(
-        "/experiments/stop",
-        "operator",
-        _stop_experiment,
-        "stop an experiment",
-        _ON_NAME,
-        title="Stop an experiment",
-        commands=("experiment stop",),
-    ),
-    Action(
-        "/overrides/set",
-        "operator",
-        _set_override,
-        "make a route safer until a date",
-        _OVERRIDE,
-        title="Override a route: level, budget or observe",
-        commands=("override set", "policy pin"),
-    ),
-    Action(
-        "/overrides/end",
-        "operator",
-        _end_override,
-        "end an override",
-        _END,
-        title="End an override",
-        commands=("override end",),
-    ),
-    Action(
-        "/routes/pause",
-        "operator",
-        _pause,
-        "let every request of a route run in full",
-        _ON_ROUTE,
-        title="Pause a route",
-        commands=("pause",),
-    ),
-    Action(
-        "/routes/resume",
-        "operator",
-        _resume,
-        "end a pause of a route",
-        _ON_ROUTE,
-        title="Resume a route",
-        commands=("resume",),
-    ),
-    Action(
-        "/stop-all",
-        "operator",
-        _stop_all,
-        "let every request of every route run in full",
-        _REASON,
-        title="Stop all stopping",
-        commands=("kill",),
-    ),
-    Action(
-        "/release-all",
-        "operator",
-        _release_all,
-        "let what is certified stop again",
-        _REASON,
-        title="Release: let certified policies stop again",
-        commands=("unkill",),
-    ),
-    Action(
-        "/settings/reload",
-        "admin",
-        _reload,
-        "apply the changes in the settings file",
-        {},
-        title="Reload the settings file",
-        commands=("reload",),
-    ),
-    *EXPERIMENT_ACTIONS,
+    _lease_next_item,
+    _submit,
+    _give_back,
+    _ask_for_review,
+    _answer_now,
+    _think_more,
+    _save_run_view,
+    _open_route_incident,
+    _decide,
+    _move_rollout,
+    _propose,
+    _start_experiment,
+    _stop_experiment,
+    _set_route_override,
+    _end_route_override,
+    _pause,
+    _resume,
+    _stop_all,
+    _release_all,
+    _reload_settings,
+    create_experiment,
     *ACCESS_ACTIONS,
 )

@@ -28,7 +28,6 @@ from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 
 if TYPE_CHECKING:
-    from suffice.console.action_form import ActionForm
     from suffice.console.oidc import OidcLogin
 
 T = TypeVar("T")
@@ -277,26 +276,3 @@ class View:
     by_tenant: bool = False  # as of `ConsoleEndpoint`
     tab: str = ""  # its name within the place; "": it has no tab
     follows: tuple[ScopePart, ...] = ()  # parts of the bar that its figures follow; (): it has no bar
-
-
-@dataclass(frozen=True, slots=True)
-class ActionResult:
-    message: str  # one sentence
-    goes_to: str = ""  # the next page; "": the previous one
-    secret: str = ""  # to be shown once; "": none
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """An endpoint that changes something. `run` runs in a thread; it raises BadRequest for an invalid request."""
-
-    path: str  # below /console and below /api
-    needs: Role
-    run: Callable[[ActionForm], ActionResult]
-    summary: str
-    fields: Mapping[str, str]
-    by_tenant: bool = False  # as of `ConsoleEndpoint`
-    title: str = ""  # of its form; "": `form_page` has one of its own
-    commands: tuple[str, ...] = ()  # of the command line that it stands for
-    inputs: Mapping[str, str] = field(default_factory=dict)  # by field: its input, where that has another name
-    form_page: str = ""  # below /console

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, get_args
 
 import msgspec
 
-from suffice.console.action_form import ActionForm, raise_if_refused
-from suffice.console.context import Action, ActionResult
+from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
+from suffice.console.context import ViewContext
+from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
 from suffice.errors import BadRequest, ConfigError
-from suffice.settings import Settings, parse_settings
+from suffice.rollout.results import METRICS
+from suffice.settings import ExperimentUnit, Settings, parse_settings
 from suffice.store.routes.experiments import start_experiment
 
 ARM_KINDS: Final[Mapping[str, str]] = {
@@ -79,7 +82,63 @@ def _with_experiment(form: ActionForm, name: str) -> Settings:
     return settings
 
 
-def _create(form: ActionForm) -> ActionResult:
+def _arm_kinds(_: ViewContext) -> Iterable[tuple[str, str]]:
+    return ARM_KINDS.items()
+
+
+def _metrics(view: ViewContext) -> Iterable[tuple[str, str]]:
+    declared = (name for name, metric in view.settings.metrics.items() if metric.type != "category")
+    return [(name, name) for name in (*METRICS, *declared)]
+
+
+_VALUE: Final = FormInput("for a level, an effort or a budget")
+
+
+@action(
+    "/experiments/create",
+    "create an experiment and start it",
+    {
+        "name": FormInput("of the experiment", required=True, group="1. What you expect"),
+        "hypothesis": FormInput("what you expect, in a sentence", "area", required=True),
+        "primary": FormInput(
+            "the metric that decides: tokens, em, latency, satisfaction, or one of the settings",
+            "choice",
+            _metrics,
+            default="tokens",
+        ),
+        "margin": FormInput(
+            "EM that may be lost at most, in points; the other arm is then tested for being no worse",
+            "number",
+            default="1",
+        ),
+        "control_arm": FormInput(
+            f"what others are compared with: {', '.join(ARM_KINDS)}",
+            "choice",
+            _arm_kinds,
+            default="as_now",
+            group="2. Arms",
+        ),
+        "control_value": _VALUE,
+        "treatment_arm": FormInput(f"what is tried: {', '.join(ARM_KINDS)}", "choice", _arm_kinds, default="level"),
+        "treatment_value": _VALUE,
+        "route": replace(ROUTE, hint="whose requests take part", group="3. Which units take part"),
+        "unit": one_of(
+            "what always gets the same arm: request, conversation, user or tenant",
+            get_args(ExperimentUnit),
+            default="request",
+        ),
+        "share": FormInput(
+            "of the units that take part, a fraction; the rest is served as now", "number", default="0.2"
+        ),
+        "days": FormInput(
+            "after which the worker ends it; empty: never", "number", default="14", group="4. When it ends"
+        ),
+        "end_when_worse": FormInput("true: the worker ends it once an arm is proved worse", "flag", default="true"),
+        "reason": REASON,
+    },
+    title="Create an experiment",
+)
+def create_experiment(form: ActionForm) -> ActionResult:
     name = form.text("name", required=True)
     experiment = _with_experiment(form, name).experiments[name]
     run = start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
@@ -89,37 +148,3 @@ def _create(form: ActionForm) -> ActionResult:
     worse = ", or once an arm is proved worse" if started.end_when_worse else ""
     sentence = f"Experiment {name}: {arms} of {started.share:.0%} of the units; it ends {days}{worse}."
     return ActionResult(sentence, "/console/experiments")
-
-
-_FIELDS: Final = {
-    "name": "of the experiment",
-    "hypothesis": "what you expect, in a sentence",
-    "primary": "the metric that decides: tokens, em, latency, satisfaction, or one of the settings",
-    "margin": "EM that may be lost at most, in points; the other arm is then tested for being no worse",
-    "control_arm": f"what others are compared with: {', '.join(ARM_KINDS)}",
-    "control_value": "for a level, an effort or a budget",
-    "treatment_arm": f"what is tried: {', '.join(ARM_KINDS)}",
-    "treatment_value": "for a level, an effort or a budget",
-    "route": "whose requests take part",
-    "unit": "what always gets the same arm: request, conversation, user or tenant",
-    "share": "of the units that take part, a fraction; the rest is served as now",
-    "days": "after which the worker ends it; empty: never",
-    "end_when_worse": "true: the worker ends it once an arm is proved worse",
-    "reason": "why; it stays in the log",
-}
-EXPERIMENT_ACTIONS: Final = (
-    Action(
-        "/experiments/create",
-        "operator",
-        _create,
-        "create an experiment and start it",
-        _FIELDS,
-        title="Create an experiment",
-        inputs={
-            "name": "new_experiment",
-            "route": "experiment_route",
-            "days": "experiment_days",
-            "treatment_arm": "treatment_arm",
-        },
-    ),
-)

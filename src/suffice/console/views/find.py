@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 from urllib.parse import urlencode
 
+from suffice.console.action_form import Action
 from suffice.console.action_pages import index_of
 from suffice.console.auth import may
-from suffice.console.context import Action, View, ViewContext, ViewRecord
+from suffice.console.context import View, ViewContext, ViewRecord
 from suffice.console.shell import may_see
 from suffice.console.views.settings import sections
 from suffice.store.database.views import find_event, find_keys
