@@ -16,7 +16,7 @@ from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import CheckpointGate, Proposer
 from suffice.episode.samples import sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, ReasoningRun, StepAddition, StreamRelay
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
@@ -271,8 +271,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         excluded=job.api.excluded_methods(job.client.settings.driver),
     )
     fields, events = _reasoning_fields(job, continuer).with_fields(job.signal_fields), job.events
-    needs, cost = job.route.needs, _stop_cost(job, continuer)
-    policy = GuardedPolicy(job.route.policy, needs, ledger, gw.monotonic_s, cost=cost)
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=_stop_cost(job, continuer))
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
         reader = relay.reader
         live = gw.process.live_runs.get(ledger.request.episode_id) or LiveRun(ledger)
@@ -296,8 +295,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         )
         prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
         vectors, lines = gw.vectors(job.route, ledger, keep=KEPT_CALLS), LineSignals(continuer)
-        offered: tuple[StepAddition | None, ...] = (lines if job.line_fields else None, vectors)
-        additions = [one for one in offered if one is not None]
+        additions = [one for one in (lines if job.line_fields else None, vectors) if one is not None]
         run = ReasoningRun(relay, prober=prober, additions=additions, drain=is_measured(ledger.request))
         # In audits too: their clients get the same as those of any run that goes to its end.
         relay.own_end.wanted, reader.close_at_tokens = job.forces_answers, job.answer_reserve(continuer)
