@@ -17,7 +17,7 @@ from suffice.console.app import ConsoleApp, endpoints_of_view
 from suffice.console.auth import ROLES
 from suffice.console.context import View
 from suffice.console.render import HERE
-from suffice.console.views.routes import Routes, routes
+from suffice.console.views.routes import routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -263,7 +263,7 @@ def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, mo
 
 
 def test_a_part_of_a_page_that_is_asked_for_alone_is_a_page(here: Site) -> None:
-    view = View(path="/part", read=routes, record=Routes, template="_routes.html", title="All routes")
+    view = View(path="/part", read=routes, template="_routes.html", title="All routes")
     admin = here.visitor("admin")
     visitor = Visitor(ConsoleApp(here.app.context, endpoints_of_view(view, (view,))), cookies=admin.cookies)
     page, part = visitor.get("/console/part").text, visitor.get("/console/part", hx_request="true").text

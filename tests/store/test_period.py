@@ -17,7 +17,7 @@ from suffice.assurance.estimate import IntervalEstimate, report_of
 from suffice.store.database import schema
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.period import Period, drop_between, read_period, saving_between
+from suffice.store.routes.period import Period, drop_between, read_periods, saving_between
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Request
@@ -74,7 +74,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int,
 
 def period(folder: Path, **what: Any) -> Period:
     with open_reader(folder / "log.db") as connection:
-        return read_period(connection, **({"since_hour": 0, "until_hour": 72, "bucket_hours": 24} | what))
+        return read_periods(connection, **({"since_hour": 0, "until_hour": 72, "bucket_hours": 24} | what))[0]
 
 
 def ends(one: IntervalEstimate | None) -> tuple[float, float]:

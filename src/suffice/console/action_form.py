@@ -16,7 +16,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.rehearsal import RehearsedDecisions
 from suffice.store.people.audit_view import describe_event
-from suffice.store.routes.period import PeriodFigures, read_period
+from suffice.store.routes.period import PeriodFigures, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
@@ -218,10 +218,7 @@ def describe_figures(figures: PeriodFigures) -> str:
 def describe_day(view: ViewContext, route: str) -> str:
     """What stopping did on a route in the last 24 hours, which a change of it is about."""
     hour = int(view.now_s // HOUR_S) + 1
-    figures = read_period(
-        view.connection, since_hour=hour - DAY_HOURS, until_hour=hour, bucket_hours=DAY_HOURS, route=route
-    ).total
-    sums = figures.sums
-    if not sums.n_requests:
+    figures = read_total(view.connection, route, since_hour=hour - DAY_HOURS, until_hour=hour)
+    if not figures.sums.n_requests:
         return f"{route} had no request in the last 24 hours."
     return f"{route} in the last 24 hours: {describe_figures(figures)}."

@@ -34,37 +34,17 @@ from suffice.console.exports import EXPORTS
 from suffice.console.oidc import ATTEMPT_S, Attempt, OidcLogin, person_from, read_attempt, require_package
 from suffice.console.scope import SCOPE_FIELDS, SCOPE_PARTS, ScopePart
 from suffice.console.shell import BELOW, HIDDEN, HOME, NO_CHOICES, linker, read_choices, shell_values
-from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
-from suffice.console.views.changes import GROUPS, Changes, changes
-from suffice.console.views.episodes import (
-    ENDS,
-    LABEL_FILTERS,
-    SORTS,
-    EpisodePage,
-    Episodes,
-    LiveRunsPage,
-    episode,
-    episodes,
-    live_runs,
-)
+from suffice.console.views.alerts import alerts, incidents
+from suffice.console.views.changes import GROUPS, changes
+from suffice.console.views.episodes import ENDS, LABEL_FILTERS, SORTS, episode, episodes, live_runs
 from suffice.console.views.find import FindPage, find
-from suffice.console.views.losses import LossContrast, read_losses
-from suffice.console.views.overview import Overview, overview
-from suffice.console.views.policies import (
-    Experiments,
-    ExperimentView,
-    PoliciesView,
-    RolloutAssessment,
-    experiments,
-    policies,
-    view_assessment,
-    view_experiment,
-)
-from suffice.console.views.report import MonthReport, month_report
-from suffice.console.views.review import ReviewPage, check_item, review_page
-from suffice.console.views.review_effect import bound_moved
-from suffice.console.views.routes import RoutePage, Routes, route, routes
-from suffice.console.views.settings import SettingsPage, settings_page
+from suffice.console.views.losses import read_losses
+from suffice.console.views.overview import overview
+from suffice.console.views.policies import experiments, policies, view_assessment, view_experiment
+from suffice.console.views.report import month_report
+from suffice.console.views.review import bound_moved, check_item, review_page
+from suffice.console.views.routes import route, routes
+from suffice.console.views.settings import settings_page
 from suffice.errors import BadRequest, SufficeError
 from suffice.store.database.views import newest_of
 from suffice.store.routes import rollups
@@ -310,6 +290,14 @@ def _live_part(view: ViewContext) -> ConsoleResponse:
     return ConsoleResponse(body=live[address][1], headers=headers)
 
 
+def _list_actions(view: ViewContext) -> ActionIndex:
+    return index_of(view, ACTIONS)
+
+
+def _find(view: ViewContext) -> FindPage:
+    return find(view, VIEWS, ACTIONS)
+
+
 # ---- the table -------------------------------------------------------------------------------------
 
 MOST_LIVE: Final = 100  # scopes for which the first page is kept
@@ -338,26 +326,15 @@ FIND: Final = {"q": "words, or the beginning of an id"}
 LOSSES: Final = "What differs between lost and kept audits"
 ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"
 VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navigation leads to
-    View(
-        "", "Home", overview, Overview, SCOPE_FIELDS, "", "overview.html", "/overview", tab="Home", follows=SCOPE_PARTS
-    ),
-    View("/routes", "Routes", routes, Routes, SCOPE_FIELDS, tab="Routes", follows=SCOPE_PARTS),
-    View("/route", "Route", route, RoutePage, {**SCOPE_FIELDS, "route": "its name"}, "Routes", follows=SCOPE_PARTS),
-    View(
-        "/report",
-        "Report of a month",
-        month_report,
-        MonthReport,
-        {"month": "as 2026-10"},
-        "Home",
-        tab="Report of a month",
-    ),
-    View("/policies", "Policies and rollouts", policies, PoliciesView, place="Routes", tab="Policies"),
+    View("", "Home", overview, SCOPE_FIELDS, "", "overview.html", "/overview", tab="Home", follows=SCOPE_PARTS),
+    View("/routes", "Routes", routes, SCOPE_FIELDS, tab="Routes", follows=SCOPE_PARTS),
+    View("/route", "Route", route, {**SCOPE_FIELDS, "route": "its name"}, "Routes", follows=SCOPE_PARTS),
+    View("/report", "Report of a month", month_report, MONTH, "Home", tab="Report of a month"),
+    View("/policies", "Policies and rollouts", policies, place="Routes", tab="Policies"),
     View(
         "/runs",
         "Runs",
         episodes,
-        Episodes,
         RUNS,
         "",
         "episodes.html",
@@ -366,32 +343,20 @@ VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navi
         follows=OF_RUN,
         tab="All runs",
     ),
-    View("/runs/live", "Running now", live_runs, LiveRunsPage, {}, "Runs", "live.html", tab="Running now"),
-    View("/runs/{id}", "Run", episode, EpisodePage, {}, "Runs", "episode.html", "/episodes/{id}", by_tenant=True),
-    View("/changes", "Changes", changes, Changes, CHANGES, tab="Audit log", by_tenant=True, follows=ROUTE),
-    View("/alerts", "Alerts", alerts, AlertsPage, place="Changes", tab="Alerts"),
-    View("/incidents", "Incidents", incidents, Incidents, place="Changes", tab="Incidents"),
-    View("/experiments", "Experiments", experiments, Experiments, place="Changes", tab="Experiments"),
+    View("/runs/live", "Running now", live_runs, {}, "Runs", "live.html", tab="Running now"),
+    View("/runs/{id}", "Run", episode, {}, "Runs", "episode.html", "/episodes/{id}", by_tenant=True),
+    View("/changes", "Changes", changes, CHANGES, tab="Audit log", by_tenant=True, follows=ROUTE),
+    View("/alerts", "Alerts", alerts, place="Changes", tab="Alerts"),
+    View("/incidents", "Incidents", incidents, place="Changes", tab="Incidents"),
+    View("/experiments", "Experiments", experiments, place="Changes", tab="Experiments"),
     # Parts that are slow to compute: the pages request them once displayed.
-    View(
-        "/route/losses", LOSSES, read_losses, LossContrast, SCOPE_FIELDS, "Routes", "_losses.html", follows=SCOPE_PARTS
-    ),
-    View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, "Routes", "_weighed.html"),
-    View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, "Changes", "_experiment.html"),
-    View("/review", "Review", review_page, ReviewPage, needs="reviewer", by_tenant=True),
-    View(
-        "/change",
-        "Make a change",
-        lambda look: index_of(look, ACTIONS),
-        ActionIndex,
-        {},
-        "Changes",
-        tab="Make a change",
-    ),
-    View("/settings", BELOW, settings_page, SettingsPage, needs="admin"),
-    View(
-        "/find", "Find", lambda look: find(look, VIEWS, ACTIONS), FindPage, FIND, HIDDEN, "_find.html", by_tenant=True
-    ),
+    View("/route/losses", LOSSES, read_losses, SCOPE_FIELDS, "Routes", "_losses.html", follows=SCOPE_PARTS),
+    View("/policies/weighed", ASSESSMENT, view_assessment, ROLLOUT, "Routes", "_weighed.html"),
+    View("/experiments/shown", RESULT, view_experiment, EXPERIMENT, "Changes", "_experiment.html"),
+    View("/review", "Review", review_page, needs="reviewer", by_tenant=True),
+    View("/change", "Make a change", _list_actions, {}, "Changes", tab="Make a change"),
+    View("/settings", BELOW, settings_page, needs="admin"),
+    View("/find", "Find", _find, FIND, HIDDEN, "_find.html", by_tenant=True),
 )
 ITEM: Final = {"item": "its episode"}
 ENDPOINTS: Final = (  # a path that is not here does not exist

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
 
@@ -267,7 +267,6 @@ class View:
     path: str  # below /console and below /api
     title: str
     read: Callable[[ViewContext], Any]
-    record: type
     fields: Mapping[str, str] = field(default_factory=dict)
     place: str = ""  # in the navigation; "": the title
     template: str = ""  # "": named after the path
@@ -276,3 +275,8 @@ class View:
     by_tenant: bool = False  # as of `ConsoleEndpoint`
     tab: str = ""  # its name within the place; "": it has no tab
     follows: tuple[ScopePart, ...] = ()  # parts of the bar that its figures follow; (): it has no bar
+
+    @property
+    def record(self) -> type:
+        record: type = get_type_hints(self.read)["return"]
+        return record

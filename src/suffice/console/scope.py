@@ -31,6 +31,11 @@ SCOPE_PARTS: Final[tuple[ScopePart, ...]] = ("route", "class", "version", "range
 MOST_NAME: Final = 400
 
 
+def describe_preset(name: str) -> str:
+    days = PRESETS[name]
+    return {0: "since the beginning", 1: "last 24 hours"}.get(days, f"last {days} days")
+
+
 class TimeRange(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # a key of PRESETS, or CUSTOM
     since_hour: int  # since 1970, UTC
@@ -48,7 +53,7 @@ class TimeRange(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         if self.name != CUSTOM:
-            return {0: "since the beginning", 1: "last 24 hours"}.get(self.days, f"last {self.days} days")
+            return describe_preset(self.name)
         first, last = format_bound(self.since_hour), format_bound(self.until_hour, last=True)
         return first if first == last else f"{first} to {last}"
 

@@ -9,7 +9,16 @@ from urllib.parse import urlencode
 
 from suffice.console.auth import Principal, may
 from suffice.console.context import ScopeChoices, View, ViewContext
-from suffice.console.scope import COMPARISONS, CUSTOM, PRESETS, SCOPE_FIELDS, ViewScope, format_bound, parse_scope
+from suffice.console.scope import (
+    COMPARISONS,
+    CUSTOM,
+    PRESETS,
+    SCOPE_FIELDS,
+    ViewScope,
+    describe_preset,
+    format_bound,
+    parse_scope,
+)
 from suffice.errors import BadRequest
 from suffice.store.routes import rollups
 
@@ -18,10 +27,6 @@ BELOW: Final = "Settings"  # the place that stands apart, below the others
 HIDDEN: Final = "Find"  # the place of what is opened by a key
 CHOICES_S: Final = 30.0  # for which what the bar offers is kept
 NO_CHOICES: Final = ScopeChoices(routes=(), classes=(), versions=())
-PRESET_NAMES: Final[Mapping[str, str]] = {
-    name: {0: "since the beginning", 1: "last 24 hours"}.get(days, f"last {days} days")
-    for name, days in PRESETS.items()
-}
 COMPARISON_NAMES: Final[Mapping[str, str]] = {
     "previous": "with the time before",
     "week": "with a week earlier",
@@ -117,7 +122,7 @@ def shell_values(
         "scope": scope,
         "choices": choices,
         "follows": () if view is None else view.follows,
-        "presets": PRESET_NAMES,
+        "presets": {name: describe_preset(name) for name in PRESETS},
         "comparisons": COMPARISON_NAMES,
         "custom": CUSTOM,
         "first_bound": format_bound(scope.range.since_hour) if scope.range.since_hour else "",

@@ -16,7 +16,7 @@ from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkRecei
 from suffice.store.people.audit_view import describe_event
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes.deployments import decisions_of, read_holds
-from suffice.store.routes.period import read_period
+from suffice.store.routes.period import read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_of, route_of
 from suffice.store.rows.preferences import AlertMute, AlertRule
@@ -231,9 +231,7 @@ def _damage(view: ViewContext, route: str, opened_s: float) -> Iterator[tuple[st
         since = {"since it opened": hour} | since
     for heading, first in since.items():
         until = int(view.now_s // HOUR_S) + 1 if first == hour else first + DAY_HOURS
-        figures = read_period(
-            view.connection, since_hour=first, until_hour=until, bucket_hours=until - first, route=route
-        ).total
+        figures = read_total(view.connection, route, since_hour=first, until_hour=until)
         if figures.sums.n_requests:
             yield heading, describe_figures(figures)
 

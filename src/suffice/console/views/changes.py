@@ -8,13 +8,11 @@ from typing import Final
 import msgspec
 
 from suffice.console.context import ViewContext, ViewRecord, page_of
-from suffice.console.views.episodes import MOST_PAGE, PAGE, is_visible, parse_whole_number
+from suffice.console.views.episodes import MOST_PAGE, PAGE, is_own_run, parse_whole_number
 from suffice.errors import BadRequest
 from suffice.store.audit.chain import Head, head
-from suffice.store.database.views import find_event
 from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
 from suffice.store.rows.events import EVENTS
-from suffice.types import Request
 
 AUDIT_CHUNK: Final = 500
 # Bulk rows without a decision: they have pages of their own, or tell a person nothing …
@@ -168,7 +166,7 @@ def change_lines(view: ViewContext) -> Iterator[tuple[int, AuditRow | None]]:
         rows = rows_before(view.connection, before, AUDIT_CHUNK, chained=chained)
         for row in rows:
             line = None
-            if wanted.fits(row[4], row[7]) and _is_own(view, row[6]):
+            if wanted.fits(row[4], row[7]) and is_own_run(view, row[6]):
                 line = _change(entry_of(view.connection, row), chained=chained)
             if line is not None and wanted.who.lower() not in line.author.lower():
                 line = None
@@ -176,14 +174,6 @@ def change_lines(view: ViewContext) -> Iterator[tuple[int, AuditRow | None]]:
         if len(rows) < AUDIT_CHUNK:
             return
         before = rows[-1][0]
-
-
-def _is_own(view: ViewContext, episode_id: str | None) -> bool:
-    """Whether a row is about a run of the visitor's tenants; rows about no run are the whole deployment's."""
-    if view.tenants is None:
-        return True
-    request = None if episode_id is None else find_event(view.connection, Request, episode_id)
-    return request is not None and is_visible(request, view.tenants)
 
 
 def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:

@@ -192,8 +192,7 @@ def episodes(view: ViewContext) -> Episodes:
     wanted, search = parse_filter(view), RunSearch(view)
     limit = parse_whole_number(view.query, "limit", PAGE, most=MOST_PAGE)
     names = find_names(view.connection, wanted.text, most=MOST_NAMED) if _may_be_id(wanted.text) else []
-    if view.tenants is not None:
-        names = [one for one in names if _is_own_run(view, one[0])]
+    names = [one for one in names if is_own_run(view, one[0])]
     entries = () if names else search.entries(wanted)  # an id was meant: texts are not searched for it
     lines, older, cut_short = page_of(view, entries, MOST_SORTED if wanted.sort else limit)
     listed = sort_runs(lines, wanted.sort)[:limit] if wanted.sort else lines
@@ -215,8 +214,11 @@ def _may_be_id(text: str) -> bool:
     return len(text) >= 3 and text.replace("_", "").replace("-", "").isalnum() and text.isascii()
 
 
-def _is_own_run(view: ViewContext, name: str) -> bool:
-    request = find_event(view.connection, Request, name)
+def is_own_run(view: ViewContext, name: str | None) -> bool:
+    """Whether a run is one of the visitor's tenants; what is about no run (None) is the whole deployment's."""
+    if view.tenants is None:
+        return True
+    request = None if name is None else find_event(view.connection, Request, name)
     return request is not None and is_visible(request, view.tenants)
 
 

@@ -168,10 +168,6 @@ def estimate_rate(k: int, n: int) -> IntervalEstimate | None:
     return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
 
 
-def estimate_and_ends(one: IntervalEstimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if one is None else (one.value, one.low, one.high)
-
-
 def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
     if route is None:
         return "This route is in the log and not in the settings: nothing is asked of it any more."

@@ -16,7 +16,7 @@ from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History, describe_saving, read_history
-from suffice.console.views.overview import RouteState, estimate_and_ends, forecasts_of, route_states, states_of
+from suffice.console.views.overview import RouteState, forecasts_of, route_states, states_of
 from suffice.console.views.policies import RoutePolicy, policy_of
 from suffice.console.views.settings import SettingRow, sections
 from suffice.errors import BadRequest
@@ -277,44 +277,38 @@ def _breakdown(
 
 
 def _monitored(one: RouteForecast) -> MonitorState:
-    drop, low, high = estimate_and_ends(one.whole.em_drop if one.whole is not None else None)
+    drop = one.whole.em_drop if one.whole is not None else None
     return MonitorState(
         at=one.at,
         epoch=one.epoch,
-        drop=drop,
-        drop_low=low,
-        drop_high=high,
+        drop=drop.value if drop is not None else None,
+        drop_low=drop.low if drop is not None else None,
+        drop_high=drop.high if drop is not None else None,
         forecast=one.drop.ahead if one.drop is not None else None,
     )
 
 
 def _decision(stored: StoredEvent) -> RouteDecision:
-    what, reason, author, epoch = described(stored.event)
+    event = stored.event
     return RouteDecision(
         seq=stored.seq,
         at_s=stored.at_s,
-        kind=kind_of(stored.event).name,
-        what=what,
-        reason=reason,
-        author=author,
-        epoch=epoch,
+        kind=kind_of(event).name,
+        what=_describe(event),
+        reason=getattr(event, "reason", ""),
+        author="control loop" if isinstance(event, Alarm) else getattr(event, "author", ""),
+        epoch=event.number if isinstance(event, Epoch) else getattr(event, "epoch", 0),
     )
 
 
-def described(event: Event) -> tuple[str, str, str, int]:
+def _describe(event: Event) -> str:
     if isinstance(event, Publication):
         certified = "certified" if event.certified else "not certified"
-        what = f"level {event.level} of {max(0, event.n_levels - 1)}, {certified}"
-        return what, event.reason, event.author, event.epoch
+        return f"level {event.level} of {max(0, event.n_levels - 1)}, {certified}"
     if isinstance(event, AgentPlan):
-        what = "; ".join(describe_class_plan(one) for one in event.classes)
-        return f"agent: {what}", event.reason, event.author, event.epoch
+        return f"agent: {'; '.join(describe_class_plan(one) for one in event.classes)}"
     if isinstance(event, Epoch):
-        return f"epoch {event.number} begins", event.reason, event.author, event.number
+        return f"epoch {event.number} begins"
     if isinstance(event, Alarm):
-        return f"alarm: {event.cause.replace('_', ' ')}", event.reason, "control loop", event.epoch
-    if isinstance(event, Pause):
-        return "paused", event.reason, event.author, 0
-    if isinstance(event, Resumption):
-        return "resumed", event.reason, event.author, 0
-    return kind_of(event).name.replace("_", " "), "", "", 0
+        return f"alarm: {event.cause.replace('_', ' ')}"
+    return {Pause: "paused", Resumption: "resumed"}.get(type(event)) or kind_of(event).name.replace("_", " ")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from suffice.store.database.views import LogReader, LogSource, newest_events, read_kinds
-from suffice.store.routes.period import PeriodFigures, read_period
+from suffice.store.routes.period import PeriodFigures, read_periods, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, RuleMeasure
 
@@ -78,8 +78,7 @@ def _measured(measure: RuleMeasure, figures: PeriodFigures) -> float | None:
 def window_now(log: LogReader, rule: AlertRule, route: str, now_s: float) -> PeriodFigures:
     """The figures of a rule's window: its last hours, the present one included."""
     hour = int(now_s // HOUR_S) + 1
-    since = hour - rule.window_hours
-    return read_period(log, since_hour=since, until_hour=hour, bucket_hours=rule.window_hours, route=route).total
+    return read_total(log, route, since_hour=hour - rule.window_hours, until_hour=hour)
 
 
 def describe_check(rule: AlertRule, check: RuleCheck) -> str:
@@ -106,7 +105,7 @@ def try_rule(log: LogReader, rule: AlertRule, routes: tuple[str, ...], now_s: fl
     n = max(1, TEST_DAYS * DAY_HOURS // rule.window_hours)
     for route in (rule.route,) if rule.route else routes:
         since = hour - n * rule.window_hours
-        period = read_period(log, since_hour=since, until_hour=hour, bucket_hours=rule.window_hours, route=route)
+        period, _ = read_periods(log, since_hour=since, until_hour=hour, bucket_hours=rule.window_hours, route=route)
         n_windows += len(period.buckets)
         n_broken += sum(check_rule(rule, one).broken for one in period.buckets)
         check = check_rule(rule, window_now(log, rule, route, now_s))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from math import exp, sqrt
 from statistics import NormalDist
+from typing import Final
 
 from msgspec import Struct
 
@@ -13,6 +14,8 @@ from suffice.assurance.estimate import AGAINST_AUDITS, MIN_AUDITS, IntervalEstim
 from suffice.store.database.views import LogReader
 from suffice.store.routes.rollups import DAY_HOURS, Group, read_rollups
 from suffice.store.rows.sums import NO_SUMS, RollupSums
+
+CONFIDENCE: Final = 0.95  # of each interval, for one look
 
 
 class PeriodFigures(Struct, frozen=True, kw_only=True):
@@ -33,33 +36,10 @@ class Period(Struct, frozen=True, kw_only=True):
     buckets: tuple[PeriodFigures, ...]  # oldest first; those without requests are missing. Saved tokens add up to total
 
 
-def read_period(
-    log: LogReader,
-    *,
-    since_hour: int,
-    until_hour: int,
-    bucket_hours: int,
-    route: str | None = None,
-    query_class: str | None = None,
-    version: str | None = None,
-    confidence: float = 0.95,
-) -> Period:
-    """Read the figures of [since_hour, until_hour), hours since 1970 (UTC); None: every route, class or version.
-
-    until_hour    may lie ahead: for "until now" give the next midnight
-    bucket_hours  length of a bucket, counted from `since_hour`. If all three are multiples of 24, days are read
-                  instead of hours, which is far less
-    """
-    return read_periods(
-        log,
-        since_hour=since_hour,
-        until_hour=until_hour,
-        bucket_hours=bucket_hours,
-        route=route,
-        query_class=query_class,
-        version=version,
-        confidence=confidence,
-    )[0]
+def read_total(log: LogReader, route: str, *, since_hour: int, until_hour: int) -> PeriodFigures:
+    """Read the figures of one route in [since_hour, until_hour), hours since 1970 (UTC)."""
+    n_hours = until_hour - since_hour
+    return read_periods(log, since_hour=since_hour, until_hour=until_hour, bucket_hours=n_hours, route=route)[0].total
 
 
 def read_periods(
@@ -71,9 +51,14 @@ def read_periods(
     route: str | None = None,
     query_class: str | None = None,
     version: str | None = None,
-    confidence: float = 0.95,
 ) -> tuple[Period, dict[str, Period]]:
-    """Read the figures of all routes together, as `read_period`, and of each by itself."""
+    """Read the figures of [since_hour, until_hour), hours since 1970 (UTC), of all routes together and of each.
+
+    until_hour    may lie ahead: for "until now" give the next midnight
+    bucket_hours  length of a bucket, counted from `since_hour`. If all three are multiples of 24, days are read
+                  instead of hours, which is far less
+    route, query_class, version  None: every one
+    """
     if bucket_hours < 1 or until_hour <= since_hour:
         raise ValueError(f"need bucket_hours >= 1 and until_hour > since_hour; got {bucket_hours=}")
     by_day = not (since_hour % DAY_HOURS or until_hour % DAY_HOURS or bucket_hours % DAY_HOURS)
@@ -98,7 +83,7 @@ def read_periods(
     lengths = {name: one.drawn_tokens / one.drawn_weight for name, one in totals.items() if one.drawn_weight}
 
     def figures(begin: int, end: int, sums: dict[str, RollupSums]) -> PeriodFigures:
-        return _figures(begin, min(end, until_hour), sums, lengths, confidence)
+        return _figures(begin, min(end, until_hour), sums, lengths)
 
     def period(names: Collection[str]) -> Period:
         listed = [
@@ -113,15 +98,13 @@ def read_periods(
     return period(totals), {name: period([name]) for name in totals}
 
 
-def period_figures(sums: RollupSums, begin_hour: int, end_hour: int, confidence: float = 0.95) -> PeriodFigures:
+def period_figures(sums: RollupSums, begin_hour: int, end_hour: int) -> PeriodFigures:
     """The figures of one route's sums over a period."""
     length = {"": sums.drawn_tokens / sums.drawn_weight} if sums.drawn_weight else {}
-    return _figures(begin_hour, end_hour, {"": sums}, length, confidence)
+    return _figures(begin_hour, end_hour, {"": sums}, length)
 
 
-def _figures(
-    begin: int, end: int, by_route: dict[str, RollupSums], lengths: dict[str, float], confidence: float
-) -> PeriodFigures:
+def _figures(begin: int, end: int, by_route: dict[str, RollupSums], lengths: dict[str, float]) -> PeriodFigures:
     total = NO_SUMS
     for one in by_route.values():
         total = total.plus(one)
@@ -130,8 +113,8 @@ def _figures(
         begin_hour=begin,
         end_hour=end,
         sums=total,
-        em_drop=drop_between(total, confidence),
-        saving=saving_between(by_route.values(), confidence),
+        em_drop=drop_between(total),
+        saving=saving_between(by_route.values()),
         would_save=1 - total.would_tokens / total.whole_tokens
         if total.whole_tokens and not total.enforced_weight
         else None,
@@ -142,15 +125,15 @@ def _figures(
     )
 
 
-def drop_between(sums: RollupSums, confidence: float = 0.95) -> IntervalEstimate | None:
+def drop_between(sums: RollupSums) -> IntervalEstimate | None:
     """The drop of the enforced requests; without any, of the observed ones."""
     weights = (sums.pair_weight, sums.pair_squares, sums.lost_weight, sums.gained_weight, sums.pending_weight)
     if sums.pair_weight < 0.5:
         weights = (sums.n_audits, sums.n_audits, sums.n_lost, sums.n_gained, sums.n_pending)
-    return paired_drop(*weights, confidence=confidence)
+    return paired_drop(*weights, confidence=CONFIDENCE)
 
 
-def saving_between(routes: Iterable[RollupSums], confidence: float = 0.95) -> IntervalEstimate | None:
+def saving_between(routes: Iterable[RollupSums]) -> IntervalEstimate | None:
     """1 - spent / full over the enforced requests of all routes; these requests are fixed, and the audit draw random.
 
     The mean of the full runs is Hájek's, with its linearised variance (Särndal, Swensson and Wretman 1992, result
@@ -168,7 +151,7 @@ def saving_between(routes: Iterable[RollupSums], confidence: float = 0.95) -> In
     if not full:
         return None
     is_enough = n_audits >= MIN_AUDITS - 0.5
-    radius = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance) / full
+    radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(variance) / full
     return IntervalEstimate(
         value=1 - spent / full,
         low=1 - spent / full * exp(radius) if is_enough else None,
