@@ -27,6 +27,11 @@ document.addEventListener("securitypolicyviolation",
 for (const name of ["alert", "confirm", "prompt"]) window[name] = () => { window.complaints.push("dialog " + name); };
 window.pwned = () => window.complaints.push("script ran");
 """
+# Parts of a page that come by themselves are there: none says any more that it is being read.
+ARRIVED = (
+    "![...document.querySelectorAll('[hx-trigger=load]')]"
+    ".some((one) => /\\u2026.*as a page of its own/.test(one.innerText))"
+)
 KEYS = {"Enter": ("Enter", 13, "\r"), "Tab": ("Tab", 9, "\t"), "Escape": ("Escape", 27, "")}
 
 

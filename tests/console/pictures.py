@@ -16,7 +16,7 @@ from typing import Final
 
 from PIL import Image
 
-from tests.console.chromium import PROGRAM, Tab, tab
+from tests.console.chromium import ARRIVED, PROGRAM, Tab, tab
 
 PLACES: Final[Mapping[str, str]] = {
     "home": "/console",
@@ -89,13 +89,12 @@ async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
                     if name == "review":
                         await in_hand(page)
                     await asyncio.sleep(0.4)
-                    # Some parts come by themselves, when the log has been read for them.
-                    await page.until("!document.querySelector('[hx-trigger=load]:has(> p.muted:only-child)')")
+                    await page.until(ARRIVED)
                     file = folder / f"{name}-{'dark' if dark else 'light'}-{screen}.png"
                     file.write_bytes(small(await page.picture(most_height=most)))
                     complaints = await page.complaints()
                     assert not complaints, f"{name}: {complaints}"
-                    wide = await page.run("document.documentElement.scrollWidth - innerWidth")
+                    wide = await page.run(f"document.documentElement.scrollWidth - {width}")
                     print(f"{file.name}: {file.stat().st_size:,} bytes{f', {wide} px too wide' if wide > 0 else ''}")
 
 

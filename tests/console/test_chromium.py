@@ -176,13 +176,13 @@ async def test_the_first_page_is_light_and_changes_while_somebody_watches(tmp_pa
         await login(page, url, secret)
         await page.until("document.querySelector('[data-live-said]').textContent === 'live'")
         assert 20_000 < sum(page.weight.values()) < MOST_BYTES
-        assert await page.run("document.querySelectorAll('.plot canvas').length") == 2
+        assert await page.run("document.querySelectorAll('.plot canvas').length") == 3
         await page.run("new Promise((done) => setTimeout(done, 700))")
         more(settings, now_s=time.time())
         with open_worker(settings, learning=False) as here:
             here.once("rollup")
         await page.until("document.body.innerText.includes('41 requests')")
-        assert await page.run("document.querySelectorAll('.plot canvas').length") == 2
+        assert await page.run("document.querySelectorAll('.plot canvas').length") == 3
         assert await page.complaints() == []
         await page.click("[data-theme-switch]", leads_on=False)
         assert await page.run("document.documentElement.dataset.theme") == "dark"

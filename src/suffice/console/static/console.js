@@ -123,6 +123,28 @@
   });
   on("click", "#palette .found a", function (one) { one.closest("dialog").close(); });
 
+  // A list that is narrowed to what has every word of the field; the palette leads here with ?q=.
+  function narrow(form) {
+    var words = form.elements.q.value.toLowerCase().split(/\s+/), n = 0;
+    document.querySelectorAll(form.dataset.filter).forEach(function (one) {
+      var text = (one.dataset.title + " " + one.textContent).toLowerCase();
+      one.hidden = !words.every(function (word) { return text.includes(word); });
+      n += Number(!one.hidden);
+    });
+    document.querySelectorAll(".card:has(" + form.dataset.filter + ")").forEach(function (card) {
+      card.hidden = !card.querySelector(form.dataset.filter + ":not([hidden])");
+    });
+    form.querySelector("[role=status]").textContent = words.join("") ? n + (n === 1 ? " fits" : " fit") : "";
+  }
+  on("input", "[data-filter]", narrow);
+  on("submit", "[data-filter]", function (_, event) { event.preventDefault(); });
+  document.addEventListener("DOMContentLoaded", function () {
+    document.querySelectorAll("[data-filter]").forEach(function (form) {
+      form.elements.q.value = new URLSearchParams(location.search).get("q") || "";
+      narrow(form);
+    });
+  });
+
   on("click", "[data-print]", function () { window.print(); });
 
   // A form that was sent is not sent again by a second click; one that answers with a file leaves this page as it is.
