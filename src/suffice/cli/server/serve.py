@@ -71,13 +71,15 @@ class BackgroundHandler(logging.handlers.QueueHandler):
             self._n_written += n_lines
 
 
-FIRST = """The console's admin secret, shown once and kept as a hash only:
+FIRST = """To log in to the console, open this link and press Log in:
+
+    {link}
+
+It fills in the admin's secret, which is shown this once and kept as a hash only:
 
     {secret}
 
-This link fills it in; press Log in. Lost it? suffice admin reset-secret makes another one.
-
-    {link}
+If it gets lost, suffice admin reset-secret prints a new one.
 """
 
 
