@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import random
+import re
 import sqlite3
 import sys
 import tempfile
@@ -50,21 +52,26 @@ PAGES: Final = (
     "/console",
     "/console?days=all",
     "/console?days=1",
+    "/console/report",
     "/console/routes",
-    "/console/route?name=math",
-    "/console/route?name=math&days=all",
-    "/console/episodes",
-    "/console/episodes?end=degraded",
-    "/console/episodes?route=math&end=differs",
-    "/console/episodes?said=wrong",
-    "/console/episodes/ep_00000007",
+    "/console/route?route=math",
+    "/console/route?route=math&days=all",
+    "/console/route/losses?route=math",
+    "/console/runs",
+    "/console/runs?end=degraded",
+    "/console/runs?route=math&end=differs",
+    "/console/runs?said=wrong",
+    "/console/runs/ep_00000007",
+    "/console/runs/live",
     "/console/changes",
+    "/console/change",
     "/console/settings",
     "/console/review",
     "/console/incidents",
     "/console/alerts",
     "/console/policies",
     "/console/experiments",
+    "/console/find?q=math",
     "/api/overview",
     "/api/openapi.json",
     "/console/login",
@@ -197,23 +204,40 @@ def summed(settings: Settings, path: Path) -> tuple[int, float, float]:
             before = seq
 
 
-async def asked(url: str, secret: str) -> list[tuple[str, int, float, float, int]]:
-    """Every page: status, first byte and whole answer in ms (medians), bytes."""
+async def asked(url: str, secret: str, pid: int) -> list[tuple[str, int, float, float, float, int, int]]:
+    """Every page: status; first byte (median), whole answer (slowest), CPU of the server in ms; bytes, and with gzip.
+
+    The bytes with gzip are those of a page with the scripts, styles and images that it names.
+    """
     told = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         await login(session, url, secret)
         for page in PAGES:
-            firsts, wholes, size, status = [], [], 0, 0
+            firsts, wholes, body, status = [], [], b"", 0
+            used_s = cpu_s(pid)
             for _ in range(RUNS):
                 began = time.perf_counter()
                 async with session.get(url + page, allow_redirects=False, headers=bearer(page, secret)) as got:
-                    await got.content.readany()
+                    first = await got.content.readany()
                     firsts.append((time.perf_counter() - began) * 1e3)
-                    await got.read()
+                    body = first + await got.read()
                     wholes.append((time.perf_counter() - began) * 1e3)
-                    size, status = int(got.headers.get("content-length", 0)), got.status
-            told.append((page, status, median(firsts), max(wholes), size))
+                    status = got.status
+            used_ms = (cpu_s(pid) - used_s) * 1e3 / RUNS
+            parts = [body, *[await static(session, url + place) for place in named(body)]]
+            n_zipped = sum(len(gzip.compress(part, 6)) for part in parts)
+            told.append((page, status, median(firsts), max(wholes), used_ms, len(body), n_zipped))
     return told
+
+
+def named(page: bytes) -> list[str]:
+    """The files that a page names."""
+    return sorted({place.decode() for place in re.findall(rb'(?:src|href)="(/console/static/[^"]+)"', page)})
+
+
+async def static(session: aiohttp.ClientSession, url: str) -> bytes:
+    async with session.get(url) as got:
+        return await got.read()
 
 
 def bearer(page: str, secret: str) -> dict[str, str]:
@@ -228,34 +252,19 @@ async def login(session: aiohttp.ClientSession, url: str, secret: str) -> None:
         assert got.status == 303, got.status
 
 
-async def weight(url: str, secret: str) -> int:
-    """Bytes of the first page with everything that it asks for."""
-    import re
-
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-        await login(session, url, secret)
-        async with session.get(f"{url}/console") as got:
-            page = await got.read()
-        total = len(page)
-        for place in set(re.findall(rb'(?:src|href)="(/console/static/[^"]+)"', page)):
-            async with session.get(url + place.decode()) as got:
-                total += len(await got.read())
-        return total
-
-
 async def watched(
     gateway: GatewayProcess, settings: Settings, path: Path, secret: str, n: int
 ) -> tuple[float, float, int]:
-    """CPU share of the gateway with nobody and with three watchers, while episodes come in; events that were sent."""
+    """CPU share of the gateway with nobody and with three watchers, while episodes come in; changes they were sent."""
     shares, events = [], 0
 
-    async def watch(session: aiohttp.ClientSession) -> int:
-        seen = 0
-        async with session.get(f"{gateway.url}/console/live?days=30", timeout=aiohttp.ClientTimeout(total=None)) as got:
-            async for line in got.content:
-                seen += line.startswith(b"event: overview")
-                counted[0] = seen
-        return seen
+    async def watch(session: aiohttp.ClientSession) -> None:
+        mark = ""
+        while True:
+            async with session.get(f"{gateway.url}/console/live?days=30{mark}", headers={"hx-request": "true"}) as got:
+                counted[0] += bool(await got.read())
+                mark = f"&mark={got.headers['x-mark']}"
+            await asyncio.sleep(settings.console.live_s)
 
     for n_watchers in (0, 3):
         counted = [0]
@@ -307,15 +316,20 @@ def main() -> int:
         people = People.of(settings)
         secret = people.first() or people.reset("admin")
         with GatewayProcess.serving(folder, tables(path)) as gateway:
-            print(f"first page with everything on it: {asyncio.run(weight(gateway.url, secret)) / 1e3:.0f} kB")
-            print(f"{'page':<44} {'status':>6} {'first byte':>11} {'slowest':>9} {'bytes':>8}")
-            for page, status, first, whole, size in asyncio.run(asked(gateway.url, secret)):
-                print(f"{page:<44} {status:>6} {first:>8.1f} ms {whole:>6.0f} ms {size:>8,}")
+            print(
+                f"{'page':<40} {'status':>6} {'first byte':>11} {'slowest':>9} {'CPU':>9} {'bytes':>8} {'gzip, all':>9}"
+            )
+            for page, status, first, whole, used, size, zipped in asyncio.run(
+                asked(gateway.url, secret, gateway.process.pid)
+            ):
+                print(
+                    f"{page:<40} {status:>6} {first:>8.1f} ms {whole:>6.0f} ms {used:>6.0f} ms {size:>8,} {zipped:>9,}"
+                )
             fresh = int(time.time()) * 1_000  # numbers that no earlier run has taken
             alone, with_watchers, events = asyncio.run(watched(gateway, settings, path, secret, fresh))
         print(
             f"CPU of the gateway: {100 * alone:.2f} % with nobody watching, {100 * with_watchers:.2f} % with three who"
-            f" watch ({events} events each): live update costs {100 * (with_watchers - alone):.2f} %"
+            f" watch ({events} changes in all): live update costs {100 * (with_watchers - alone):.2f} %"
         )
     return 0
 
