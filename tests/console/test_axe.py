@@ -36,7 +36,8 @@ AXE: Final = files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
 UNFOLD: Final = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
 # Not whether it can be scrolled, which the browser of a phone hides by zooming out, but how far things reach.
 TOO_WIDE: Final = """(() => {
-  const width = document.documentElement.clientWidth, held = (one) => one.closest('.scroll, [role=region][tabindex], .skip');
+  const width = document.documentElement.clientWidth;
+  const held = (one) => one.closest('.scroll, [role=region][tabindex], .skip');
   return [...document.body.querySelectorAll('*')].filter((one) => !held(one) && one.getClientRects().length
     && one.getBoundingClientRect().right > width + 1).map((one) => one.outerHTML.slice(0, 120)).slice(0, 3);
 })()"""
