@@ -264,7 +264,7 @@ def test_a_start_without_one_of_its_keys_names_the_variable_and_no_value(
 def test_the_terminal_and_every_file_beside_the_log_hold_no_canary(running: Running) -> None:
     """Last in this file: everything above has been asked by now, at the most talkative level of the log."""
     _assert_clean("the terminal", running.gateway.stderr())
-    assert running.gateway.stderr().count(running.admin.encode()) == 1, "shown once"
+    assert running.gateway.stderr().count(running.admin.encode()) == 2, "shown once, and in the link that logs in"
     for path in running.gateway.folder.rglob("*"):
         if path.is_file() and path.name != "suffice.toml":
             data = path.read_bytes()

@@ -148,7 +148,7 @@ def config_of(folder: Path, route: dict[str, Any]) -> Path:
 def status(*arguments: str | Path) -> tuple[str, dict[str, Any]]:
     """What a person and a program read of the one route."""
     said = [str(argument) for argument in arguments]
-    text, plain = (CliRunner().invoke(main, ["status", *said, *more]) for more in ([], ["--json"]))
+    text, plain = (CliRunner().invoke(main, ["status", *said, *more]) for more in (["--all"], ["--json"]))
     assert (text.exit_code, plain.exit_code) == (0, 0), text.output + plain.output
     return text.output, json.loads(plain.stdout.splitlines()[0])
 

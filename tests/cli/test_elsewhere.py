@@ -65,6 +65,8 @@ SETTINGS = {
 
 # Commands that make a deployment, or know none.
 OTHERS = {
+    "init",
+    "completion",
     "demo",
     "config check",
     "config show",

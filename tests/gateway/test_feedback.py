@@ -348,7 +348,7 @@ async def test_our_key_opens_and_is_never_forwarded(serve: Serve, upstream: dict
                 assert response.status == 200
             assert (await say(g, label("e"), headers={"authorization": written})).status == 200
         expected = "Bearer sk-upstream" if upstream else None
-        assert len(g.fake.calls) == 3 * 4
+        assert 3 * 3 <= len(g.fake.calls) <= 3 * 4, "a vote may be decided before its second call arrives"
         assert {call.request.header("authorization") for call in g.fake.calls} == {expected}
         assert not any(KEY in value for call in g.fake.calls for _, value in call.headers)
 

@@ -282,8 +282,7 @@ _RARE: Final = """
 # Of logs that were made when these indexes had no place.
 _PLACED: Final = """
     DO $$ BEGIN
-        IF NOT EXISTS (SELECT 1 FROM pg_indexes WHERE schemaname = current_schema()
-                       AND indexname = 'requests_by_{0}' AND indexdef LIKE '%({0}, seq)%') THEN
+        IF coalesce(pg_get_indexdef(to_regclass('requests_by_{0}')), '') NOT LIKE '%({0}, seq)%' THEN
             DROP INDEX IF EXISTS requests_by_{0};
             CREATE INDEX requests_by_{0} ON events ({0}, seq) WHERE kind = 'request';
         END IF;
