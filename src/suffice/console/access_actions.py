@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
-from suffice.console.auth import ROLES
+from suffice.console.auth import ROLES, Role
 from suffice.console.context import AccessChange, ViewContext
-from suffice.console.form_inputs import REASON, FormInput, any_route, one_of
+from suffice.console.form_inputs import FormInput, any_route, one_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.settings import AlertKind, KeyScope
 from suffice.settings.limits import NAME
@@ -53,7 +53,6 @@ PERSON: Final = FormInput("their name", "choice", _people, required=True)
         "name": FormInput("1 to 64 letters, digits and . _ @ -", required=True),
         "role": one_of(", ".join(ROLES), ROLES, default="reviewer"),
         "tenants": FormInput("see only runs of these, with commas between; empty: all"),
-        "reason": REASON,
     },
     title="Add a person",
     commands=("admin add",),
@@ -61,54 +60,50 @@ PERSON: Final = FormInput("their name", "choice", _people, required=True)
 )
 def _add_person(form: ActionForm) -> ActionResult:
     tenants = tuple(one.strip() for one in form.text("tenants").split(",") if one.strip())
-    return _change_access(
-        form,
-        AccessChange(
-            what="added",
-            name=form.text("name", required=True),
-            role=form.one_of("role", ROLES),
-            tenants=tenants or None,
-            author=form.author,
-            reason=form.reason,
-        ),
-        "has access as {role}; this is their secret, which is not shown again",
-    )
+    sentence = "has access as {role}; this is their secret, which is not shown again"
+    return _change_access(form, "added", sentence, form.one_of("role", ROLES), tenants or None)
 
 
 @action(
     "/people/reset",
     "replace a secret, and end its sessions",
-    {"name": PERSON, "reason": REASON},
+    {"name": PERSON},
     title="Give a person a new secret",
     commands=("admin reset-secret",),
     needs="admin",
 )
 def _reset_person(form: ActionForm) -> ActionResult:
-    change = AccessChange(what="reset", name=form.text("name", required=True), author=form.author, reason=form.reason)
-    return _change_access(form, change, "has a new secret, which is not shown again; their sessions are over")
+    return _change_access(form, "reset", "has a new secret, which is not shown again; their sessions are over")
 
 
 @action(
     "/people/remove",
     "end somebody's access",
-    {"name": PERSON, "reason": REASON},
+    {"name": PERSON},
     title="Remove a person",
     commands=("admin remove",),
     needs="admin",
 )
 def _remove_person(form: ActionForm) -> ActionResult:
-    change = AccessChange(what="removed", name=form.text("name", required=True), author=form.author, reason=form.reason)
-    if change.name == form.author:
+    if form.text("name") == form.author:
         raise BadRequest("name: nobody removes themselves here; another admin does", param="name", status=409)
-    return _change_access(form, change, "has no access any more; their sessions are over")
+    return _change_access(form, "removed", "has no access any more; their sessions are over")
 
 
-def _change_access(form: ActionForm, change: AccessChange, sentence: str) -> ActionResult:
+def _change_access(
+    form: ActionForm,
+    what: Literal["added", "reset", "removed"],
+    sentence: str,
+    role: Role = "reviewer",
+    tenants: tuple[str, ...] | None = None,
+) -> ActionResult:
+    name = form.text("name", required=True)
+    change = AccessChange(what=what, name=name, role=role, tenants=tenants, author=form.author, reason=form.reason)
     try:
         secret = form.services.change_access(change)
     except ConfigError as error:
         raise BadRequest(str(error), param="name", status=409, code="conflict") from None
-    return ActionResult(f"{change.name} {sentence.format(role=change.role)}.", SETTINGS, secret=secret)
+    return ActionResult(f"{name} {sentence.format(role=role)}.", SETTINGS, secret=secret)
 
 
 def _office(form: ActionForm) -> KeyOffice:
@@ -131,7 +126,6 @@ def _office(form: ActionForm) -> KeyOffice:
         "requests_per_minute": FormInput("at most"),
         "tokens_per_day": FormInput("at most, prompt and answer"),
         "days": FormInput("after which it ends by itself; empty: never", "number"),
-        "reason": REASON,
     },
     title="Create a key",
     commands=("key create",),
@@ -169,7 +163,6 @@ def _create_key(form: ActionForm) -> ActionResult:
     {
         "name": FormInput("of its holder", "choice", _holders, required=True),
         "overlap_hours": FormInput("for which the old key lives on", "number", default="24"),
-        "reason": REASON,
     },
     title="Rotate a key",
     commands=("key rotate",),
@@ -189,7 +182,7 @@ def _rotate_key(form: ActionForm) -> ActionResult:
 @action(
     "/keys/revoke",
     "end a key now",
-    {"name": FormInput("of its holder, or an id", "choice", _holders, required=True), "reason": REASON},
+    {"name": FormInput("of its holder, or an id", "choice", _holders, required=True)},
     title="Revoke a key",
     commands=("key revoke",),
     needs="admin",
@@ -215,7 +208,6 @@ def _revoke_key(form: ActionForm) -> ActionResult:
         "least_requests": FormInput("in the window, before it says anything", "number", default="100"),
         "route": any_route("only this one; empty: each by itself"),
         "enabled": FormInput("false: switched off", "flag", default="true"),
-        "reason": REASON,
     },
     title="Create an alert rule",
 )
@@ -260,7 +252,6 @@ def _set_rule(form: ActionForm) -> ActionResult:
         "kind": FormInput("of alert; empty: every", "choice", _alert_kinds),
         "route": any_route("only this one; empty: all"),
         "hours": FormInput("0 ends a mute", "number", default="8"),
-        "reason": REASON,
     },
     title="Mute alerts",
 )
@@ -290,6 +281,7 @@ def _mute_alerts(form: ActionForm) -> ActionResult:
     "send a test to every sink",
     {"rule": FormInput("with what it says now; empty: a plain test", "choice", _rules)},
     title="Send a test alert",
+    asks_why=False,
     commands=("alerts test",),
 )
 def _send_test_alert(form: ActionForm) -> ActionResult:

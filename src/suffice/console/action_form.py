@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from suffice.console.auth import Role
 from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
-from suffice.console.form_inputs import FormInput
+from suffice.console.form_inputs import REASON, FormInput
 from suffice.errors import BadRequest, ConfigError
 from suffice.review.items import MOST_TEXT
 from suffice.settings import Route
@@ -162,8 +162,11 @@ def action(
     commands: tuple[str, ...] = (),
     needs: Role = "operator",
     by_tenant: bool = False,
+    asks_why: bool = True,
 ) -> Callable[[Callable[[ActionForm], ActionResult]], Action]:
-    """Make an action of the function that makes the change."""
+    """Make an action of the function that makes the change. One with a form asks for a reason, too."""
+    if title and asks_why:
+        fields = {**fields, "reason": fields.get("reason", REASON)}
     return lambda change: Action(path, summary, fields, needs, by_tenant, title, commands, change)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from urllib.parse import quote
 
 from suffice.console.action_form import PREVIEW, Action, ActionForm, ActionResult, Preview, rehearse
 from suffice.console.auth import may
@@ -178,9 +177,3 @@ def _fields_of(
             problem=sentence.removeprefix(f"{name}: ") if at == name else "",
             group=known.group,
         )
-
-
-def form_address(path: str, **fields: str) -> str:
-    """The address of an action's form with some fields filled in."""
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items())
-    return f"{FORMS}{path}{'?' if query else ''}{query}"

@@ -11,7 +11,7 @@ from suffice.console.access_actions import ACCESS_ACTIONS
 from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
 from suffice.console.context import ViewContext
 from suffice.console.experiment_actions import create_experiment
-from suffice.console.form_inputs import ON_ROUTE, REASON, ROUTE, FormInput, one_of
+from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, SufficeError
@@ -68,7 +68,7 @@ def _lease_next_item(form: ActionForm) -> ActionResult:
 @action(
     "/review/ask",
     "queue a run for review, whatever the daily cap",
-    {"episode": FormInput("id of the run", required=True), "reason": REASON},
+    {"episode": FormInput("id of the run", required=True)},
     title="Ask for a review",
     commands=("review ask",),
 )
@@ -208,7 +208,6 @@ def _open_route_incident(form: ActionForm) -> ActionResult:
         "max_em_drop": FormInput("tighten: a smaller budget, a fraction", "number"),
         "publication": FormInput("roll_back: to this one", "number"),
         "days": FormInput("until it ends by itself", "number", default="30"),
-        "reason": REASON,
     },
     title="Decide an incident",
     commands=("incident decide",),
@@ -244,7 +243,7 @@ def _decide(form: ActionForm) -> ActionResult:
 @action(
     "/overrides/end",
     "end an override",
-    {"route": ROUTE, "number": FormInput("of the override", "number", required=True), "reason": REASON},
+    {"route": ROUTE, "number": FormInput("of the override", "number", required=True)},
     title="End an override",
     commands=("override end",),
 )
@@ -269,7 +268,6 @@ def _end_route_override(form: ActionForm) -> ActionResult:
         "publication": FormInput("pin: an earlier one of the route", "number"),
         "class": FormInput("cap, observe: only this class of questions"),
         "days": FormInput("until it ends by itself, at most 30", "number", default="30"),
-        "reason": REASON,
     },
     title="Override a route: level, budget or observe",
     commands=("override set", "policy pin"),
@@ -301,48 +299,51 @@ def _set_route_override(form: ActionForm) -> ActionResult:
 
 
 @action(
-    "/routes/pause", "let every request of a route run in full", ON_ROUTE, title="Pause a route", commands=("pause",)
+    "/routes/pause",
+    "let every request of a route run in full",
+    {"route": ROUTE},
+    title="Pause a route",
+    commands=("pause",),
 )
 def _pause(form: ActionForm) -> ActionResult:
-    name, reason = form.route, form.reason
-    raise_if_refused(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    name = form.route
+    raise_if_refused(start_pause(form.writer, name, reason=form.reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is paused.")
 
 
-@action("/routes/resume", "end a pause of a route", ON_ROUTE, title="Resume a route", commands=("resume",))
+@action("/routes/resume", "end a pause of a route", {"route": ROUTE}, title="Resume a route", commands=("resume",))
 def _resume(form: ActionForm) -> ActionResult:
-    name, reason = form.route, form.reason
-    raise_if_refused(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    name = form.route
+    raise_if_refused(end_pause(form.writer, name, reason=form.reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is resumed.")
 
 
 @action(
     "/stop-all",
     "let every request of every route run in full",
-    {"reason": REASON},
+    {},
     title="Stop all stopping",
     commands=("kill",),
 )
 def _stop_all(form: ActionForm) -> ActionResult:
-    if form.services.killed():
-        raise BadRequest("stopping is switched off already", status=409, code="conflict")
     return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
 
 
 @action(
     "/release-all",
     "let what is certified stop again",
-    {"reason": REASON},
+    {},
     title="Release: let certified policies stop again",
     commands=("unkill",),
 )
 def _release_all(form: ActionForm) -> ActionResult:
-    if not form.services.killed():
-        raise BadRequest("stopping is not switched off", status=409, code="conflict")
     return _switch(form, on=False, message="Released: what is certified may stop again.")
 
 
 def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
+    if form.services.killed() == on:
+        already = "stopping is switched off already" if on else "stopping is not switched off"
+        raise BadRequest(already, status=409, code="conflict")
     try:
         form.services.switch(on, form.reason, form.author)
     except OSError as error:
@@ -360,7 +361,7 @@ def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
 @action(
     "/rollouts/move",
     "move the rollout that runs on a route, or undo the last one",
-    {"route": ROUTE, "move": one_of(", ".join(rollouts.STEPS), rollouts.STEPS, required=True), "reason": REASON},
+    {"route": ROUTE, "move": one_of(", ".join(rollouts.STEPS), rollouts.STEPS, required=True)},
     title="Move a rollout, or roll back",
     commands=("policy promote", "policy hold", "policy release", "policy rollback"),
 )
@@ -380,7 +381,6 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     {
         "route": ROUTE,
         "address": FormInput("of the proposal, v- and twelve digits", required=True),
-        "reason": REASON,
     },
     title="Try a proposed policy",
     commands=("policy propose",),
@@ -398,7 +398,7 @@ def _experiments(view: ViewContext) -> Iterable[tuple[str, str]]:
 @action(
     "/experiments/start",
     "start an experiment, or give it its new weights",
-    {"name": FormInput("as the settings have it", "choice", _experiments, required=True), "reason": REASON},
+    {"name": FormInput("as the settings have it", "choice", _experiments, required=True)},
     title="Start an experiment of the settings",
     commands=("experiment start",),
 )
@@ -414,7 +414,7 @@ def _start_experiment(form: ActionForm) -> ActionResult:
 @action(
     "/experiments/stop",
     "stop an experiment",
-    {"name": FormInput("as the settings have it", required=True), "reason": REASON},
+    {"name": FormInput("as the settings have it", required=True)},
     title="Stop an experiment",
     commands=("experiment stop",),
 )
@@ -430,6 +430,7 @@ def _stop_experiment(form: ActionForm) -> ActionResult:
     "apply the changes in the settings file",
     {},
     title="Reload the settings file",
+    asks_why=False,
     commands=("reload",),
     needs="admin",
 )

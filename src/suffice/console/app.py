@@ -319,7 +319,6 @@ CHANGES: Final = {
 }
 ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
 ROUTE: Final[tuple[ScopePart, ...]] = ("route",)
-LOST: Final[tuple[ScopePart, ...]] = ("route", "class", "version", "range")
 OF_RUN: Final[tuple[ScopePart, ...]] = ("route", "class", "range")
 MONTH: Final = {"month": "as 2026-10"}
 FIND: Final = {"q": "words, or the beginning of an id"}

@@ -10,7 +10,7 @@ import msgspec
 
 from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
 from suffice.console.context import ViewContext
-from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
+from suffice.console.form_inputs import ROUTE, FormInput, one_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.rollout.results import METRICS
 from suffice.settings import ExperimentUnit, Settings, parse_settings
@@ -59,11 +59,10 @@ def _table(form: ActionForm) -> dict[str, Any]:
         "unit": form.get("unit") or "request",
         "end_when_worse": form.flag("end_when_worse"),
     }
-    table |= {} if share is None else {"share": share}
     if margin is not None and not 0 <= margin <= 100:
         raise BadRequest(f"margin: got {margin:g}; points of EM, 0 to 100", param="margin")
-    table |= {} if margin is None else {"margins": {"em": margin / 100}}
-    return table | ({} if days is None else {"days": days})
+    optional = {"share": share, "days": days, "margins": None if margin is None else {"em": margin / 100}}
+    return table | {name: value for name, value in optional.items() if value is not None}
 
 
 def _with_experiment(form: ActionForm, name: str) -> Settings:
@@ -134,7 +133,6 @@ _VALUE: Final = FormInput("for a level, an effort or a budget")
             "after which the worker ends it; empty: never", "number", default="14", group="4. When it ends"
         ),
         "end_when_worse": FormInput("true: the worker ends it once an arm is proved worse", "flag", default="true"),
-        "reason": REASON,
     },
     title="Create an experiment",
 )

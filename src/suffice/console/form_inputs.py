@@ -52,7 +52,6 @@ def _any_route(view: ViewContext) -> Iterable[tuple[str, str]]:
 
 ROUTE: Final = FormInput("its name", "choice", routes_of, required=True)
 REASON: Final = FormInput("why; it stays in the log", "area", required=True)
-ON_ROUTE: Final = {"route": ROUTE, "reason": REASON}
 
 
 def any_route(hint: str) -> FormInput:

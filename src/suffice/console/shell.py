@@ -97,8 +97,9 @@ def read_choices(view: ViewContext) -> ScopeChoices:
     known = cache.get(route)
     if known is None or known[0] < view.monotonic_s():
         groups = rollups.read_groups(view.connection, route)
-        listed = tuple(dict.fromkeys([*routes, *groups.routes])), groups.classes, groups.versions
-        known = view.monotonic_s() + CHOICES_S, ScopeChoices(routes=listed[0], classes=listed[1], versions=listed[2])
+        listed = tuple(dict.fromkeys([*routes, *groups.routes]))
+        choices = ScopeChoices(routes=listed, classes=groups.classes, versions=groups.versions)
+        known = view.monotonic_s() + CHOICES_S, choices
         if len(cache) > len(routes) + 8:
             cache.clear()
         cache[route] = known

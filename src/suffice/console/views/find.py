@@ -11,8 +11,9 @@ from suffice.console.action_pages import index_of
 from suffice.console.auth import may
 from suffice.console.context import View, ViewContext, ViewRecord
 from suffice.console.shell import may_see
+from suffice.console.views.episodes import is_own_run
 from suffice.console.views.settings import sections
-from suffice.store.database.views import find_event, find_keys
+from suffice.store.database.views import find_keys
 from suffice.types import Request
 
 MOST_ENTRIES: Final = 30
@@ -90,6 +91,5 @@ def _runs(view: ViewContext, text: str) -> Iterator[FindEntry]:
     if len(text) < LEAST_ID or not text.isascii() or " " in text:
         return
     for key in find_keys(view.connection, Request, text, MOST_RUNS):
-        run = find_event(view.connection, Request, key) if view.tenants is not None else None
-        if view.tenants is None or (run is not None and run.tenant in view.tenants):
+        if is_own_run(view, key):
             yield FindEntry(kind="run", title=f"Run {key}", href=f"/console/runs/{key}")

@@ -93,11 +93,8 @@ def _audits(view: ViewContext, route: str) -> Iterator[tuple[int, tuple[float, E
                 continue
             ended = episode.outcome
             differs = ended.would_answer != ended.answer
-            label = (
-                current_label(read_labels(view.connection, episode.request.episode_id, ended.response_id))
-                if differs
-                else None
-            )
+            labels = read_labels(view.connection, episode.request.episode_id, ended.response_id) if differs else ()
+            label = current_label(labels)
             full = is_right(ended.answer, ended.answer, label, judge)
             early = is_right(ended.would_answer, ended.answer, label, judge)
             # Without a label a difference counts as lost, as in the certificate.
@@ -174,30 +171,30 @@ def _words(one: Episode) -> Iterator[str]:
 
 
 def _of_means(name: str, lost: Sequence[float], kept: Sequence[float], confidence: float) -> PropertyContrast:
-    means, z = (fmean(lost), fmean(kept)), NormalDist().inv_cdf((1 + confidence) / 2)
-    radius = z * sqrt(variance(lost) / len(lost) + variance(kept) / len(kept))
-    difference = means[0] - means[1]
-    return PropertyContrast(
-        name=name,
-        is_share=False,
-        lost=means[0],
-        kept=means[1],
-        difference=difference,
-        low=difference - radius,
-        high=difference + radius,
-    )
+    radius = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance(lost) / len(lost) + variance(kept) / len(kept))
+    return _contrast(name, (fmean(lost), fmean(kept)), (radius, radius), is_share=False)
 
 
 def _of_shares(name: str, lost: tuple[int, int], kept: tuple[int, int], confidence: float) -> PropertyContrast:
     shares = lost[0] / lost[1], kept[0] / kept[1]
     first, second = wilson(*lost, confidence), wilson(*kept, confidence)
-    difference = shares[0] - shares[1]
+    below = sqrt((shares[0] - first.low) ** 2 + (second.high - shares[1]) ** 2)
+    above = sqrt((first.high - shares[0]) ** 2 + (shares[1] - second.low) ** 2)
+    return _contrast(name, shares, (below, above), is_share=True)
+
+
+def _contrast(
+    name: str, values: tuple[float, float], margins: tuple[float, float], *, is_share: bool
+) -> PropertyContrast:
+    """Of lost and kept runs; `margins` are how far the interval of the difference reaches below and above it."""
+    lost, kept = values
+    difference = lost - kept
     return PropertyContrast(
         name=name,
-        is_share=True,
-        lost=shares[0],
-        kept=shares[1],
+        is_share=is_share,
+        lost=lost,
+        kept=kept,
         difference=difference,
-        low=difference - sqrt((shares[0] - first.low) ** 2 + (second.high - shares[1]) ** 2),
-        high=difference + sqrt((first.high - shares[0]) ** 2 + (shares[1] - second.low) ** 2),
+        low=difference - margins[0],
+        high=difference + margins[1],
     )
