@@ -474,7 +474,7 @@ def test_watching_shows_again_only_what_changed(
 
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        route_status.watch_statuses(None, database, None, as_json=False)
+        route_status.watch_statuses(None, database, None, as_json=False, shows_all=False)
     shown = capsys.readouterr().out.split("--- ")[1:]
     assert len(shown) == 2
     assert "other  observes" not in shown[0]

@@ -14,9 +14,18 @@ from suffice.formatting import format_day
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 
 PRESETS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days; 0: all
+PRESET_NAMES: Final[Mapping[str, str]] = {
+    name: {0: "since the beginning", 1: "last 24 hours"}.get(days, f"last {days} days")
+    for name, days in PRESETS.items()
+}
 USUAL_PRESET: Final = "30"
 CUSTOM: Final = "custom"
-COMPARISONS: Final[Mapping[str, int]] = {"previous": 0, "week": 7 * DAY_HOURS, "month": 28 * DAY_HOURS}  # hours back
+# The name of each range that a page offers to compare with, in words, and how many hours back it lies; 0: its length.
+COMPARISONS: Final[Mapping[str, tuple[str, int]]] = {
+    "previous": ("with the time before", 0),
+    "week": ("with a week earlier", 7 * DAY_HOURS),
+    "month": ("with four weeks earlier", 28 * DAY_HOURS),
+}
 SCOPE_FIELDS: Final[Mapping[str, str]] = {
     "route": "only this one",
     "class": "only this class of questions",
@@ -29,11 +38,6 @@ SCOPE_FIELDS: Final[Mapping[str, str]] = {
 ScopePart: TypeAlias = Literal["route", "class", "version", "range", "compare"]
 SCOPE_PARTS: Final[tuple[ScopePart, ...]] = ("route", "class", "version", "range", "compare")
 MOST_NAME: Final = 400
-
-
-def describe_preset(name: str) -> str:
-    days = PRESETS[name]
-    return {0: "since the beginning", 1: "last 24 hours"}.get(days, f"last {days} days")
 
 
 class TimeRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +57,7 @@ class TimeRange(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         if self.name != CUSTOM:
-            return describe_preset(self.name)
+            return PRESET_NAMES[self.name]
         first, last = format_bound(self.since_hour), format_bound(self.until_hour, last=True)
         return first if first == last else f"{first} to {last}"
 
@@ -126,7 +130,7 @@ def _parse_comparison(text: str, window: TimeRange) -> TimeRange | None:
     if not text or not window.since_hour:
         return None
     if text in COMPARISONS:
-        return window.shifted(COMPARISONS[text] or window.n_hours)
+        return window.shifted(COMPARISONS[text][1] or window.n_hours)
     return window.shifted(window.since_hour - parse_bound({"compare": text}, "compare"))
 
 

@@ -9,16 +9,7 @@ from urllib.parse import urlencode
 
 from suffice.console.auth import Principal, may
 from suffice.console.context import ScopeChoices, View, ViewContext
-from suffice.console.scope import (
-    COMPARISONS,
-    CUSTOM,
-    PRESETS,
-    SCOPE_FIELDS,
-    ViewScope,
-    describe_preset,
-    format_bound,
-    parse_scope,
-)
+from suffice.console.scope import COMPARISONS, CUSTOM, PRESET_NAMES, SCOPE_FIELDS, ViewScope, format_bound, parse_scope
 from suffice.errors import BadRequest
 from suffice.store.routes import rollups
 
@@ -27,12 +18,6 @@ BELOW: Final = "Settings"  # the place that stands apart, below the others
 HIDDEN: Final = "Find"  # the place of what is opened by a key
 CHOICES_S: Final = 30.0  # for which what the bar offers is kept
 NO_CHOICES: Final = ScopeChoices(routes=(), classes=(), versions=())
-COMPARISON_NAMES: Final[Mapping[str, str]] = {
-    "previous": "with the time before",
-    "week": "with a week earlier",
-    "month": "with four weeks earlier",
-}
-assert COMPARISON_NAMES.keys() == COMPARISONS.keys()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +108,8 @@ def shell_values(
         "scope": scope,
         "choices": choices,
         "follows": () if view is None else view.follows,
-        "presets": {name: describe_preset(name) for name in PRESETS},
-        "comparisons": COMPARISON_NAMES,
+        "presets": PRESET_NAMES,
+        "comparisons": {name: words for name, (words, _) in COMPARISONS.items()},
         "custom": CUSTOM,
         "first_bound": format_bound(scope.range.since_hour) if scope.range.since_hour else "",
         "last_bound": format_bound(scope.range.until_hour, last=True),

@@ -127,9 +127,7 @@ class RouteStatus:
     since_s: float | None = None  # Unix time since when it does what it does; None: not known
 
 
-def show_statuses(
-    config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool = False
-) -> None:
+def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool) -> None:
     """Print the status of every route, or of one; if the log is unreadable, print the last known deployment."""
     settings = None
     first: tuple[str, ...] = ()
@@ -474,9 +472,7 @@ class _Screen(StringIO):
         return True
 
 
-def watch_statuses(
-    config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool = False
-) -> None:
+def watch_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool) -> None:
     """Show the status again whenever it changes: in place at a terminal, one below the other elsewhere."""
     from contextlib import redirect_stdout
 

@@ -20,7 +20,7 @@ from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.views import LogReader, has_requests, newest_event, newest_request
+from suffice.store.database.views import has_requests, newest_event, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_fleet, read_phases
@@ -77,7 +77,8 @@ class RouteState(ViewRecord, frozen=True):
 
 def route_states(view: LogView, each: Mapping[str, Period], window: TimeRange) -> tuple[RouteState, ...]:
     log = view.connection
-    recent = _recent_sums(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
+    since_hour = DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1)
+    recent = {str(name): one for (name,), one in rollups.read_rollups(log, ("route",), since_hour=since_hour).items()}
     promises = read_promises(log, now_s=view.now_s, killed=view.killed)
     attended, tallies = is_attended(log, view.path), rollups.read_tallies(log)
     phases = read_phases(log, promises.decided, attended=attended)
@@ -94,10 +95,6 @@ def route_states(view: LogView, each: Mapping[str, Period], window: TimeRange) -
         )
         for name in dict.fromkeys([*view.settings.routes, *sorted(each)])
     )
-
-
-def _recent_sums(log: LogReader, since_hour: int) -> dict[str, RollupSums]:
-    return {str(key[0]): one for key, one in rollups.read_rollups(log, ("route",), since_hour=since_hour).items()}
 
 
 def _route_state(
