@@ -84,7 +84,7 @@ _LABELS = """
 
 # The same for many runs at once, without response ids that two answers have.
 _OF_EPISODES: Final = """
-    SELECT episode_id, seq, at_s, body FROM events
+    SELECT episode_id, seq, at_s, body FROM events INDEXED BY feedback_by_episode
     WHERE kind = 'feedback' AND episode_id IN (SELECT value FROM json_each(:names, '$.of')) AND seq <= :until"""
 _OF_RESPONSES: Final = """
     SELECT response_id, seq, at_s, body FROM events
