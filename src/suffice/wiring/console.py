@@ -16,7 +16,6 @@ from suffice.console.auth import ConsoleAuth, Person
 from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequests, ViewCache
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
-from suffice.control.jobs.notify import link_of, send_test
 from suffice.errors import ConfigError
 from suffice.gateway.kill import clear_switch, set_switch
 from suffice.review.items import ReviewItem
@@ -25,7 +24,6 @@ from suffice.settings.reloading import Reload
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
-from suffice.store.people.alerts import Notice
 from suffice.store.routes.rollouts import propose_learned, take_back
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
@@ -35,7 +33,7 @@ from suffice.wiring.files import condition, question_texts, questions_file
 from suffice.wiring.keys import deployment_salt, kill_file, secret
 from suffice.wiring.people import People, change_access
 from suffice.wiring.routes import check_experiment, setup_of
-from suffice.wiring.startup import sinks_of
+from suffice.wiring.startup import send_test
 
 
 @contextlib.contextmanager
@@ -138,7 +136,7 @@ def _services(
         check_experiment=check_experiment,
         rehearsing=lambda dry: _services(settings, path, writer=lambda: dry, notify=lambda: None, reload=None),
         change_access=lambda change: change_access(People.of(settings), writer(), change),
-        send_test=partial(_send_test, settings),
+        send_test=partial(send_test, settings.alerts),
         propose=lambda name, address, reason, who: propose_learned(
             writer(),
             name,
@@ -169,15 +167,6 @@ def _switch(settings: Settings, writer: Callable[[], Decisions], on: bool, reaso
     elif not log.rehearses:
         clear_switch(file)
     log.write_new(KillSwitchState(on=on, reason=by, stamp=time.time_ns(), ordered=True))
-
-
-def _send_test(settings: Settings, sentence: str) -> Mapping[str, str | None]:
-    """Raises ConfigError where no sink is configured, or the environment lacks a secret."""
-    sinks = sinks_of(settings.alerts)
-    if not sinks:
-        raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
-    notice = Notice(kind="test", route="", sentence=sentence, same="", path="/alerts")
-    return send_test(sinks, notice, at_s=time.time(), link=link_of(settings.alerts, notice))
 
 
 def _describe_effect(settings: Settings, item: str) -> str:

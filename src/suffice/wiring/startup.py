@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
 from suffice.console.render import can_render
-from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink, send_notice
+from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink, link_of, send_notice
 from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
@@ -330,6 +330,16 @@ def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
         server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login, tls=alerts.mail_tls)
         results.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
     return (LogSink(), *results) if results else ()
+
+
+def send_test(alerts: Alerts, sentence: str) -> dict[str, str | None]:
+    """Send a test to every sink; return by sink why it was not accepted, None: it was. Raises ConfigError."""
+    sinks = sinks_of(alerts)
+    if not sinks:
+        raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
+    notice = Notice(kind="test", route="", sentence=sentence, same="", path="/alerts")
+    link = link_of(alerts, notice)
+    return {sink.name: send_notice(sink, notice, at_s=time.time(), link=link) for sink in sinks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -16,8 +15,8 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.control.jobs.notify import link_of, notice_headline, send_test
-from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.control.jobs.notify import notice_headline
+from suffice.errors import StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.formatting import format_iso
 from suffice.sanitize import format_cell, printable
@@ -26,13 +25,13 @@ from suffice.store.audit.chain import read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
 from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader
-from suffice.store.people.alerts import Notice, sent_notices
+from suffice.store.people.alerts import sent_notices
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
 from suffice.store.routes.deployments import find_damage
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.evidence import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
-from suffice.wiring.startup import sinks_of
+from suffice.wiring.startup import send_test
 from suffice.wiring.worker import open_decisions
 
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
@@ -52,12 +51,7 @@ def test(path: Path) -> None:
     Exits with 1 when a sink did not accept it, and with 2 when none is configured.
     """
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
-    settings = load_settings(path)
-    sinks = sinks_of(settings.alerts)
-    if not sinks:
-        raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
-    notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
-    problems = send_test(sinks, notice, at_s=time.time(), link=link_of(settings.alerts, notice))
+    problems = send_test(load_settings(path).alerts, "this is a test; nothing is wrong")
     for name, problem in problems.items():
         click.echo(f"{name}: {'accepted' if problem is None else f'FAILED: {problem}'}")
     raise SystemExit(1 if any(problem is not None for problem in problems.values()) else 0)

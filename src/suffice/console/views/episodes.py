@@ -273,6 +273,24 @@ def parse_whole_number(query: Mapping[str, str], name: str, usual: int, *, most:
     return int(text)
 
 
+def walk_runs(
+    view: ViewContext, route: str | None, *, before: int, first: int, text: str = ""
+) -> Iterator[tuple[int, tuple[float, Episode, bool] | None]]:
+    """Yield runs that ended in [first, before) of the log, latest first: place, time, run, whether it is labelled.
+
+    None stands for a place up to which there was none. A text narrows the runs to some that may contain it.
+    """
+    while before > first:
+        since = max(first, before - LOOKED * CHUNK)
+        rows = read_runs_before(view.connection, before, route, CHUNK, tenants=view.tenants, since_seq=since, text=text)
+        for seq, at_s, outcome, request, is_labelled in rows:
+            episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
+            yield seq, (at_s, episode, bool(is_labelled))
+        before = rows[-1][0] if len(rows) == CHUNK else since
+        if before:
+            yield before, None
+
+
 class RunSearch:
     """Walks back through the runs of a log, and remembers how far it has come."""
 
@@ -288,16 +306,12 @@ class RunSearch:
             before = place_at(log, wanted.until_hour * HOUR_S) + 1
         before = min(wanted.before or 2**62, before)
         text = wanted.text.lower()
-        while before > first:
-            since = max(first, before - LOOKED * CHUNK)
-            rows = read_runs_before(log, before, wanted.route, CHUNK, tenants=view.tenants, since_seq=since, text=text)
-            for seq, at_s, outcome, request, is_labelled in rows:
-                self.looked_to_s = at_s
-                episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
-                yield seq, self._match(wanted, episode, at_s, is_labelled=bool(is_labelled))
-            before = rows[-1][0] if len(rows) == CHUNK else since
-            if before:
-                yield before, None
+        for place, run in walk_runs(view, wanted.route, before=before, first=first, text=text):
+            if run is None:
+                yield place, None
+                continue
+            self.looked_to_s, episode, is_labelled = run
+            yield place, self._match(wanted, episode, run[0], is_labelled=is_labelled)
 
     def _match(self, wanted: Filter, episode: Episode, at_s: float, *, is_labelled: bool) -> EpisodeRow | None:
         labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)

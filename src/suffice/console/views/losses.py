@@ -11,19 +11,18 @@ from typing import Final
 from suffice.assurance.bounds import wilson
 from suffice.assurance.runs import UNKNOWN_ENDS, current_label, is_right
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
-from suffice.console.views.episodes import Correctness
+from suffice.console.views.episodes import Correctness, walk_runs
 from suffice.signals.query import class_of
-from suffice.store.database.run_search import place_at, read_runs_before
-from suffice.store.database.views import decoded, read_labels
+from suffice.store.database.run_search import place_at
+from suffice.store.database.views import read_labels
 from suffice.store.routes.rollups import HOUR_S
-from suffice.types import Episode, Outcome, Query, Request
+from suffice.types import Episode, Query
 
 MOST_AUDITS: Final = 600
 LEAST_EACH: Final = 5  # lost and kept ones, for a comparison
 MOST_LISTED: Final = 10
 MOST_VALUES: Final = 12  # of one property
 CONFIDENCE: Final = 0.95
-CHUNK: Final = 200
 NO_QUERY: Final = Query()
 
 
@@ -84,24 +83,19 @@ def _audits(view: ViewContext, route: str) -> Iterator[tuple[int, tuple[float, E
     scope, judge = view.scope, Correctness(view).match(route)
     first = place_at(view.connection, scope.range.since_hour * HOUR_S) if scope.range.since_hour else 0
     before = place_at(view.connection, scope.range.until_hour * HOUR_S) + 1
-    while before > first:
-        rows = read_runs_before(view.connection, before, route, CHUNK, tenants=view.tenants, since_seq=first)
-        for seq, at_s, outcome, request, _ in rows:
-            episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
-            if not _fits(episode, scope.query_class, scope.version):
-                yield seq, None
-                continue
-            ended = episode.outcome
-            differs = ended.would_answer != ended.answer
-            labels = read_labels(view.connection, episode.request.episode_id, ended.response_id) if differs else ()
-            label = current_label(labels)
-            full = is_right(ended.answer, ended.answer, label, judge)
-            early = is_right(ended.would_answer, ended.answer, label, judge)
-            # Without a label a difference counts as lost, as in the certificate.
-            yield seq, (at_s, episode, differs and (full is None or (full and not early)))
-        if len(rows) < CHUNK:
-            return
-        before = rows[-1][0]
+    for place, run in walk_runs(view, route, before=before, first=first):
+        if run is None or not _fits(run[1], scope.query_class, scope.version):
+            yield place, None
+            continue
+        at_s, episode, _ = run
+        ended = episode.outcome
+        differs = ended.would_answer != ended.answer
+        labels = read_labels(view.connection, episode.request.episode_id, ended.response_id) if differs else ()
+        label = current_label(labels)
+        full = is_right(ended.answer, ended.answer, label, judge)
+        early = is_right(ended.would_answer, ended.answer, label, judge)
+        # Without a label a difference counts as lost, as in the certificate.
+        yield place, (at_s, episode, differs and (full is None or (full and not early)))
 
 
 def _fits(episode: Episode, query_class: str | None, version: str | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -287,11 +287,6 @@ def link_of(alert_settings: Alerts, notice: alerts.Notice) -> str | None:
     """The console's page about a notice; None: the settings hold no address of the console."""
     address = alert_settings.link
     return None if address is None else f"{address.rstrip('/')}/console{notice.path}"
-
-
-def send_test(sinks: Iterable[Sink], notice: alerts.Notice, *, at_s: float, link: str | None) -> dict[str, str | None]:
-    """Send one notice to every sink; return by sink why it was not accepted, None: it was."""
-    return {sink.name: send_notice(sink, notice, at_s=at_s, link=link) for sink in sinks}
 
 
 def _flight(sink: str, notice: alerts.Notice, seq: int, at_s: float, *, over: int = 0) -> _Flight:
