@@ -179,3 +179,25 @@ def test_a_histogram_loses_no_value() -> None:
         bins = histogram(values)
         assert sum(one.n for one in bins) == 200
         assert len(bins) <= N_BINS + 1
+
+
+def test_every_audit_with_a_stop_is_compared_as_lost_or_kept(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    people = people_of(settings)
+    writer = LogWriter(Store(url=settings.store.url), now=lambda: time.time() - 60)
+    for number in range(80):
+        request, outcome = made(number)
+        if request.audit:  # each second one; each tenth would have ended with another answer
+            outcome = replace(outcome, stop_step=2, would_answer="7" if number % 10 else "8")
+        assert writer.append(request)
+        assert writer.append(outcome)
+    assert writer.drain(60)
+    writer.close()
+    secret = people.first() or ""
+    with site(settings) as app:
+        admin = Visitor(app)
+        admin.login(secret)
+        told = admin.get("/api/route/losses?route=math&days=all").json
+    assert (told["n_lost"], told["n_kept"]) == (8, 32)
+    assert told["examples"][0] == made(70)[0].episode_id, "the latest first"
+    assert all(one["low"] <= one["difference"] <= one["high"] for one in told["contrasts"])
