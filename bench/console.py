@@ -317,7 +317,7 @@ def main() -> int:
         secret = people.first() or people.reset("admin")
         with GatewayProcess.serving(folder, tables(path)) as gateway:
             print(
-                f"{'page':<40} {'status':>6} {'first byte':>11} {'slowest':>9} {'CPU':>9} {'bytes':>8} {'gzip, all':>9}"
+                f"{'page':<40} {'status':>6} {'first byte':>11} {'slowest':>9} {'CPU':>9} {'bytes':>8} {'gzipped':>9}"
             )
             for page, status, first, whole, used, size, zipped in asyncio.run(
                 asked(gateway.url, secret, gateway.process.pid)
