@@ -42,7 +42,7 @@ PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # for untr
 ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 INTRODUCTION: Final = """\
 A small model votes on questions with known answers, behind Suffice, in four
-parts and about 6 minutes: observe (what stopping would save), prove (until a
+parts and 2 to 6 minutes: observe (what stopping would save), prove (until a
 certificate), act (what it saves), and a swap of the model.
 """
 
