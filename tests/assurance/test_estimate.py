@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.estimate import MIN_AUDITS, RouteReport, pooled_saving, pooled_would_save, report_of
+from suffice.assurance.estimate import MIN_AUDITS, RouteReport, report_of
 from suffice.assurance.runs import Tally, current_label, measure_run
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
@@ -509,16 +509,6 @@ def test_requests_without_rows_are_counted_whole() -> None:
     assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
     assert (found.tokens.client_completion, found.tokens.n_unknown) == (170, 1)
     assert (found.money.governed_usd, found.money.ungoverned_usd, found.money.n_known) == (0.9, 0.3, 12)
-
-
-def test_the_saving_of_several_routes_is_that_of_their_tokens() -> None:
-    large = tallied([*(live(n_tokens=500) for _ in range(30)), *(audit(n_tokens=1_000) for _ in range(30))])
-    small = tallied([*(live(n_tokens=10) for _ in range(30)), *(audit(n_tokens=10) for _ in range(30))])
-    assert pooled_saving([large, small, tallied([run()])]) == near(1 - (45_000 + 600) / (60_000 + 600))
-    assert pooled_saving([tallied([run()])]) is None
-    steps = (step(1, 40), step(2, 60))
-    assert pooled_would_save([tallied([run(steps=steps, stop_step=1, would_answer="4")]), large]) == near(0.6)
-    assert pooled_would_save([large]) is None
 
 
 def test_questions_asked_again_and_again_tell_less() -> None:

@@ -17,7 +17,7 @@ from suffice.assurance.estimate import IntervalEstimate, report_of
 from suffice.store.database import schema
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.period import Period, drop_between, read_periods, saving_between
+from suffice.store.routes.period import Period, drop_between, period_figures, read_periods, saving_between
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Request
@@ -155,6 +155,20 @@ def test_the_whole_log_as_a_period_saves_what_every_other_surface_says(
     assert (total.saved_tokens, total.saved_certified_tokens) == pytest.approx(
         (measured.saved_tokens.value, measured.saved_certified_tokens)
     )
+
+
+def test_the_saving_of_several_routes_is_that_of_their_tokens() -> None:
+    large = RollupSums(
+        enforced_weight=60, enforced_tokens=45_000, drawn_weight=30, drawn_tokens=30_000, drawn_squares=30
+    )
+    small = RollupSums(enforced_weight=60, enforced_tokens=600, drawn_weight=30, drawn_tokens=300, drawn_squares=30)
+    observed = RollupSums(n_requests=1, whole_tokens=100, would_tokens=40)
+    saving = saving_between([large, small, observed])
+    assert saving is not None
+    assert saving.value == pytest.approx(1 - (45_000 + 600) / (60_000 + 600))
+    assert saving_between([observed]) is None
+    assert period_figures(observed, 0, 24).would_save == pytest.approx(0.6)
+    assert period_figures(large, 0, 24).would_save is None
 
 
 def test_nothing_is_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ others complete counts, tokens and money.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -162,21 +162,6 @@ def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None
     enforced, or no audit has ended.
     """
     return _grouped(tally, "saving", _saving, AGAINST_AUDITS, confidence)
-
-
-def pooled_saving(tallies: Iterable[Tally]) -> float | None:
-    spent = full = 0.0
-    for tally in tallies:
-        sums = _sums_by_group(tally, "saving").sum(axis=0)
-        if sums.any() and sums[4]:
-            spent, full = spent + float(sums[1]), full + float(sums[2] * sums[3] / sums[4])
-    return 1 - spent / full if full else None
-
-
-def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
-    known = [_sums_by_group(tally, "would_save").sum(axis=0) for tally in tallies]
-    whole = sum(float(sums[2]) for sums in known)
-    return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 
 
 def em_drop_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
