@@ -6,7 +6,8 @@ import csv
 import io
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from suffice.console.views.decision_path import read_path
 from suffice.console.views.episodes import N_BINS, histogram
 from suffice.settings import Store
 from suffice.store.database.writer import LogWriter
+from suffice.store.rows.events import Event
 from suffice.types import Outcome, Query, Request, StepRecord
 from suffice.wiring.people import People
 from tests.console.visitor import Visitor, people_of, settings_in, site
@@ -64,15 +66,14 @@ def made(number: int) -> tuple[Request, Outcome]:
     return request, outcome
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Visitor, People, Any]]:
-    folder: Path = tmp_path_factory.mktemp("runs")
+@contextmanager
+def console_on(folder: Path, events: Iterable[Event]) -> Iterator[tuple[Visitor, People, Any]]:
+    """The console on a log of these events, with its admin logged in."""
     settings = settings_in(folder)
     people = people_of(settings)
     writer = LogWriter(Store(url=settings.store.url), now=lambda: time.time() - 60)
-    for number in range(N_RUNS):
-        for event in made(number):
-            assert writer.append(event)
+    for event in events:
+        assert writer.append(event)
     assert writer.drain(60)
     writer.close()
     secret = people.first() or ""
@@ -80,6 +81,13 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Visitor, Peo
         admin = Visitor(app)
         admin.login(secret)
         yield admin, people, app
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Visitor, People, Any]]:
+    events = (event for number in range(N_RUNS) for event in made(number))
+    with console_on(tmp_path_factory.mktemp("runs"), events) as opened:
+        yield opened
 
 
 Log = tuple[Visitor, People, Any]
@@ -185,21 +193,13 @@ def test_a_histogram_loses_no_value() -> None:
 
 
 def test_every_audit_with_a_stop_is_compared_as_lost_or_kept(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    people = people_of(settings)
-    writer = LogWriter(Store(url=settings.store.url), now=lambda: time.time() - 60)
+    events = list[Event]()
     for number in range(80):
         request, outcome = made(number)
         if request.audit:  # each second one; each tenth would have ended with another answer
             outcome = replace(outcome, stop_step=2, would_answer="7" if number % 10 else "8")
-        assert writer.append(request)
-        assert writer.append(outcome)
-    assert writer.drain(60)
-    writer.close()
-    secret = people.first() or ""
-    with site(settings) as app:
-        admin = Visitor(app)
-        admin.login(secret)
+        events += request, outcome
+    with console_on(tmp_path, events) as (admin, _, _):
         told = admin.get("/api/route/losses?route=math&days=all").json
     assert (told["n_lost"], told["n_kept"]) == (8, 32)
     assert told["examples"][0] == made(70)[0].episode_id, "the latest first"
