@@ -11,12 +11,11 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
+from suffice.asgi import BrowserPolicy, ClientGone, Message, Receive, Scope, Send
 from suffice.episode.apis import messages, responses
 from suffice.episode.apis.events import ApiFormat
-from suffice.errors import BadRequest, ConfigError, SufficeError, UpstreamError, UpstreamProtocol
+from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
-from suffice.gateway.admin import pull_switch, release_switch, show_switch
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
@@ -24,7 +23,15 @@ from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
 from suffice.gateway.governed_apis import GovernedApi, StoredResponse
 from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
-from suffice.gateway.live_runs import answer_now, list_runs, think_more
+from suffice.gateway.operations import (
+    answer_now,
+    list_runs,
+    pull_switch,
+    release_switch,
+    reload_settings,
+    show_switch,
+    think_more,
+)
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
 from suffice.gateway.rounds_service import decide_step
@@ -99,21 +106,6 @@ async def metrics(gw: GatewayState, exchange: Exchange) -> None:
     body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
     await exchange.start(200, [("content-type", CONTENT_TYPE_LATEST), ("content-length", str(len(body)))])
     await exchange.body(body, more=False)
-
-
-async def reload_settings(gw: GatewayState, exchange: Exchange) -> None:
-    """`POST /v1/admin/reload`: apply the changes in the settings file, all of them or none."""
-    if gw.process.reload is None:
-        await exchange.fail(409, "this process cannot reload its settings", "conflict", kind="invalid_request_error")
-        return
-    try:
-        result = await gw.process.reload(f"key {exchange.caller.name}")
-    except SufficeError as error:
-        message = f"nothing was reloaded: {error}"
-        await exchange.fail(409, message, "conflict", kind="invalid_request_error")
-        return
-    answer = {"applied": result.applied, "need_restart": result.need_restart, "message": result.sentence}
-    await exchange.json(200, msgspec.json.encode(answer))
 
 
 Handler = Callable[[GatewayState, Any], Awaitable[None]]  # Any: the endpoint's subclass of Exchange
@@ -268,8 +260,15 @@ class App:
         except BadRequest as error:
             await exchange.refuse(error, [("allow", ", ".join(sorted(by_method)))] if error.status == 405 else [])
             return
+        await self._handle(exchange, handler)
+
+    async def _handle(self, exchange: Exchange, handler: Handler) -> None:
         try:
             await handler(self.gateway, exchange)
+        except BadRequest as error:
+            await exchange.refuse(error)
+        except ClientGone:
+            pass
         finally:
             if self.gateway.clients.limits.permits:
                 self.gateway.clients.limits.leave(exchange.caller)

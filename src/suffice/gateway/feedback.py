@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.asgi import ClientGone
 from suffice.assurance.labels import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, MOST_TOKENS_COUNTED, TOKEN_HEADER, Caller, forget_oldest, read_token
@@ -311,8 +310,6 @@ def _note(gw: GatewayState, source: LabelSource, receipt: Receipt) -> None:
 async def _refusing(gw: GatewayState, exchange: Exchange) -> AsyncIterator[None]:
     try:
         yield
-    except ClientGone:
-        return
     except BadRequest as error:
         gw.metrics.inc("suffice_feedback_total", "rejected")
         await exchange.refuse(error)

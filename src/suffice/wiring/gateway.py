@@ -26,9 +26,9 @@ from suffice.gateway.app import App
 from suffice.gateway.auth import Clients, KeyRing, Objects
 from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
-from suffice.gateway.live_runs import ask_of, view_of
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
+from suffice.gateway.operations import ask_of, view_of
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings

@@ -1,0 +1,151 @@
+"""What operators ask of a running gateway over HTTP: its kill switch, its settings, and the runs in progress.
+
+`/v1/admin/kill`, `/v1/admin/reload`, `/v1/runs`, and `/v1/runs/{id}/answer-now` and `/think-more`. A reply about a run
+depends on what the caller's own stream shows, never on the draw: see `episode.live_run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from suffice.assurance.labels import BEHAVIOUR
+from suffice.episode.live_run import LiveRun, Wish
+from suffice.errors import BadRequest, SufficeError
+from suffice.gateway.auth import Caller
+from suffice.gateway.context import GatewayState
+from suffice.gateway.exchange import Exchange
+from suffice.gateway.kill import clear_switch, set_switch
+from suffice.gateway.lifecycle import append
+from suffice.gateway.request_parsing import check_body_headers, parse_json
+from suffice.store.rows.events import FeedbackEvent, KillSwitchState
+from suffice.types import Feedback
+
+LIMIT_BYTES: Final = 16 * 1024
+MOST_CHARS: Final = 500
+
+
+async def show_switch(gw: GatewayState, exchange: Exchange) -> None:
+    kill = gw.deployment.kill
+    await exchange.json(200, msgspec.json.encode({"on": kill.on, "reason": kill.reason if kill.on else None}))
+
+
+async def pull_switch(gw: GatewayState, exchange: Exchange) -> None:
+    """`POST /v1/admin/kill` with a reason. Works without the database: a file keeps the state over restarts."""
+    check_body_headers(exchange.headers, LIMIT_BYTES)
+    reason = parse_json(await exchange.read_body(LIMIT_BYTES), gw.settings.server).get("reason")
+    if not isinstance(reason, str) or not 0 < len(reason) <= MOST_CHARS:
+        raise BadRequest(f"reason: must be a text of 1 to {MOST_CHARS} characters", param="reason")
+    await _switch(gw, exchange, reason)
+
+
+async def release_switch(gw: GatewayState, exchange: Exchange) -> None:
+    await _switch(gw, exchange, None)
+
+
+async def _switch(gw: GatewayState, exchange: Exchange, reason: str | None) -> None:
+    """Change the file, then give the order to all replicas; `reason`: None releases the switch."""
+    kill, author = gw.deployment.kill, exchange.caller.name or "the API"
+    problem = "this gateway has no file for its kill switch" if kill.file is None else ""
+    try:
+        if kill.file is not None and reason is None:
+            await asyncio.to_thread(clear_switch, kill.file)
+        elif kill.file is not None and reason is not None:
+            await asyncio.to_thread(set_switch, kill.file, reason, author)
+    except OSError as error:
+        problem = f"{kill.file}: cannot be changed ({error.strerror})"
+    text, stamp = "" if reason is None else f"{reason} ({author})", int(gw.wall_s() * 1e9)
+    order = KillSwitchState(on=reason is not None, reason=text, stamp=stamp, ordered=True)
+    append(gw, order)
+    kill.follow(order, given_here=True)
+    gw.deployment.check_kill()
+    if problem:
+        message = f"{problem}; until it ends, this gateway does as ordered, and the order is in the log's queue"
+        await exchange.fail(503, message, "kill_file", kind="server_error")
+    else:
+        await show_switch(gw, exchange)
+
+
+async def reload_settings(gw: GatewayState, exchange: Exchange) -> None:
+    """`POST /v1/admin/reload`: apply the changes in the settings file, all of them or none."""
+    if gw.process.reload is None:
+        raise BadRequest("this process cannot reload its settings", status=409, code="conflict")
+    try:
+        result = await gw.process.reload(f"key {exchange.caller.name}")
+    except SufficeError as error:
+        raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
+    answer = {"applied": result.applied, "need_restart": result.need_restart, "message": result.sentence}
+    await exchange.json(200, msgspec.json.encode(answer))
+
+
+# --------------------------------------------------------------------------- runs in progress
+
+
+class LiveRunView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str  # of the episode, as `x-suffice-episode-id` of its response
+    route: str
+    model: str
+    mode: str
+    kind: str
+    began_at_s: float  # Unix time
+    tokens: int  # generated so far, as relayed
+    state: str  # "thinking", "answering" or, where there is no thought to cut, "running"
+    wish: str | None  # what was asked of it: "answer_now" or "think_more"
+
+
+async def list_runs(gw: GatewayState, exchange: Exchange) -> None:
+    """The caller's own runs; all of them for a key with the scope `operate`."""
+    runs = (one for one in gw.process.live_runs.values() if _may_ask(exchange.caller, one))
+    body = {"replica": gw.settings.server.replica, "runs": [view_of(one) for one in runs]}
+    await exchange.json(200, msgspec.json.encode(body))
+
+
+def view_of(one: LiveRun) -> LiveRunView:
+    request, reader = one.ledger.request, one.reader
+    return LiveRunView(
+        id=request.episode_id,
+        route=request.route,
+        model=request.model,
+        mode=request.mode,
+        kind=request.kind,
+        began_at_s=request.received_at_s,
+        tokens=0 if reader is None else reader.account.received_tokens,
+        state=one.state,
+        wish=one.wish,
+    )
+
+
+async def answer_now(gw: GatewayState, exchange: Exchange) -> None:
+    await _ask(gw, exchange, "answer_now")
+
+
+async def think_more(gw: GatewayState, exchange: Exchange) -> None:
+    await _ask(gw, exchange, "think_more")
+
+
+async def _ask(gw: GatewayState, exchange: Exchange, wish: Wish) -> None:
+    run = gw.process.live_runs.get(exchange.stored_id or "")
+    if run is None or not _may_ask(exchange.caller, run):  # the same for both, so that ids cannot be tried
+        message = "no run with this id of yours is running on this gateway: it has ended, or another replica has it"
+        raise BadRequest(message, status=409, code="not_running")
+    why_not = ask_of(gw, run, wish, sender=exchange.caller.id)
+    if why_not is not None:
+        raise BadRequest(why_not, status=409, code="cannot_be_asked")
+    await exchange.json(202, msgspec.json.encode(view_of(run)))
+
+
+def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | None:
+    """Pass a person's wish to a run and log it, once; return why that cannot be done, or None."""
+    is_new, episode_id = run.wish is None, run.ledger.request.episode_id
+    why_not = run.ask(wish)
+    if why_not is None and is_new:
+        name, about = f"{wish}:{episode_id}", {"source": BEHAVIOUR, "event": wish, "door": "live"}
+        append(gw, FeedbackEvent(Feedback(feedback_id=name, episode_id=episode_id, sender=sender, **about)))
+    return why_not
+
+
+def _may_ask(caller: Caller, run: LiveRun) -> bool:
+    request = run.ledger.request
+    return caller.may_act("operate") or (not caller.only_feedback and caller.owns(request.sender, request.tenant))
