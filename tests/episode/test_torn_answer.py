@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.episode.torn_answer import SAME_CHARS, goes_on, split_at_close
+from suffice.episode.chain_reader import SAME_CHARS, goes_on, split_at_close
 
 REST = "34 - 9 = 25.\nSo the answer is 25.\nLet me check: 30 + 4 = 34, 34 - 9 = 25."
 

@@ -14,7 +14,7 @@ from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
 from suffice.policy.base import build_policy
-from suffice.policy.returning import return_step, returning, returns_of
+from suffice.policy.protocol import return_step, returning, returns_of
 from suffice.scoring.base import build_scorer
 from suffice.types import Kind, Request
 

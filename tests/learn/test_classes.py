@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.learn.features import find_classes
-from suffice.signals.classes import Classes
+from suffice.signals.features import Classes
 from suffice.types import Query
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.policy.base import build_policy
-from suffice.policy.returning import Returns, return_step, return_steps, returning, returns_of
+from suffice.policy.protocol import Returns, return_step, return_steps, returning, returns_of
 
 Run: TypeAlias = list[tuple[str | None, float | None]]
 NONE = [None] * 24

@@ -16,10 +16,12 @@ from suffice.upstream.drivers import (
     choose_reasoning_fields,
     chosen_by_client,
     effort_problem,
+    effort_refusal,
     least_effort_fields,
+    model_facts,
+    packaged_models,
     thinking_is_off,
 )
-from suffice.upstream.efforts import effort_refusal, model_facts, packaged_models
 
 LEVELS: tuple[Effort, ...] = get_args(Effort)
 ROWS = [(driver, pattern) for driver, tables in packaged_models().items() for pattern in tables]

@@ -18,8 +18,7 @@ from suffice.episode.extra_calls import PrefillStripper
 from suffice.errors import UpstreamProtocol
 from suffice.settings import Effort, Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
-from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, effort_fields
-from suffice.upstream.efforts import model_facts
+from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, effort_fields, model_facts
 from suffice.upstream.prompts import render_prompt
 from suffice.upstream.wire import REASONING_FIELDS, parse_token_count, within
 

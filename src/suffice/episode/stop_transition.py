@@ -20,11 +20,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from suffice.episode.chain_reader import StreamState
+from suffice.episode.chain_reader import StreamState, goes_on, split_at_close
 from suffice.episode.extra_calls import Continuer, Piece
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object
 from suffice.episode.stream_relay import StreamRelay
-from suffice.episode.torn_answer import goes_on, split_at_close
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod, Route
 from suffice.upstream.continuation import Continuation

@@ -10,10 +10,9 @@ from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.line_signals import LineSignals
 from suffice.episode.live_run import LiveRun
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
-from suffice.episode.proposer import CheckpointGate, Proposer
+from suffice.episode.proposer import CheckpointGate, LineSignals, Proposer
 from suffice.episode.samples import sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay

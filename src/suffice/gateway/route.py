@@ -18,7 +18,7 @@ from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
 from suffice.policy.base import Policy, build_policy, version_of
 from suffice.policy.folded_version import FoldedVersion, prompt_fold
-from suffice.policy.returning import returning
+from suffice.policy.protocol import returning
 from suffice.policy.rules import Never
 from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest

@@ -26,7 +26,7 @@ from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.request_parsing import ParsedRequest, last_question
 from suffice.gateway.rounds_service import RunStart, close_old, close_run, open_run
 from suffice.gateway.route import BuiltRoute
-from suffice.policy.returning import returns_of
+from suffice.policy.protocol import returns_of
 from suffice.rollout.assign import joined
 from suffice.telemetry import LOG
 from suffice.upstream.assemble import calls_of

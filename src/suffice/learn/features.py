@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.signals.classes import Classes, FeatureTest, Rule
-from suffice.signals.features import FeatureSet, mark, match_feature, product
+from suffice.signals.features import Classes, FeatureSet, FeatureTest, Rule, mark, match_feature, product
 from suffice.types import Kind, Query
 
 MIN_RUNS = 10  # of a mark

@@ -10,8 +10,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
 from suffice.policy.parameters import Length, Nested, ParameterChecks
-from suffice.policy.protocol import go_on, stop_at_budget
-from suffice.policy.returning import Returns, returns_of
+from suffice.policy.protocol import Returns, go_on, returns_of, stop_at_budget
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import resolve_needs
 from suffice.types import Decision, Signals

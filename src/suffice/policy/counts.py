@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, suffices
+from suffice.policy.rules import Condition, Conditions
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 

@@ -15,8 +15,7 @@ from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, 
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
-from suffice.signals.classes import Classes
-from suffice.signals.features import FeatureSet
+from suffice.signals.features import Classes, FeatureSet
 from suffice.types import Decision, Query, Signals
 
 # Live, a score is summed number by number, in replay column by column, so the last digits may differ. Thresholds are

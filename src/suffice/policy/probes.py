@@ -13,10 +13,9 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
-from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
+from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS, Condition, Conditions
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 

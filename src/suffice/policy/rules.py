@@ -5,18 +5,18 @@ Unknown signals (None or NaN) continue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan
 from operator import ge, le
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, known_column, where
-from suffice.policy.conditions import Condition, Conditions
+from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
-from suffice.policy.protocol import go_on, stop_at_budget
+from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
 TOKENS = ParameterRange(0, 1_000_000_000)
@@ -24,6 +24,42 @@ STEPS = ParameterRange(0, 1_000_000)
 AT_LEAST_ONE = ParameterRange(1, 1_000_000)
 SHARE = ParameterRange(0.0, 1.0)
 SHARE_ABOVE_0 = ParameterRange(0.0, 1.0, low_open=True)
+
+# A field of Signals; what compares its value, or a column, with the bound (false for NaN); the bound; and a sentence
+# for the operator, with {value} and {bound}.
+Condition: TypeAlias = tuple[str, Callable[[Any, float], Any], float, str]
+
+
+class Conditions(ParameterChecks):
+    """Base of policies that stop, because the answer suffices, at a step with an answer where all conditions hold.
+
+    An unknown signal holds no condition. The first condition's value is the score.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def conditions(self) -> Iterator[Condition]: ...
+
+    def decide(self, s: Signals) -> Decision:
+        if s.answer is None:
+            return go_on("no answer yet")
+        first, score = "", None
+        for field, holds, bound, says in self.conditions():
+            value = getattr(s, field)
+            if value is None:
+                return go_on(f"unknown: {field}", score)
+            if not holds(value, bound):
+                return go_on(says.format(value=value, bound=bound), float(value) if score is None else score)
+            if score is None:
+                first, score = says.format(value=value, bound=bound), float(value)
+        return suffices(first, score or 0.0)
+
+    def stops(self, columns: Columns) -> Stops:
+        stop = answered(columns)
+        for field, holds, bound, _ in self.conditions():
+            stop &= holds(known_column(columns, field), bound)
+        return where(stop, SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from operator import eq, ge, le
 from typing import Annotated, ClassVar
 
 from suffice.errors import ConfigError
-from suffice.policy.conditions import Condition, Conditions
 from suffice.policy.parameters import ParameterChecks, ParameterRange
-from suffice.policy.rules import SHARE_ABOVE_0
+from suffice.policy.rules import SHARE_ABOVE_0, Condition, Conditions
 from suffice.scoring.pattern import BadPattern, compile_pattern
 from suffice.signals.fold import need
 from suffice.signals.folds.wording import encode_pattern, pattern_code

@@ -22,8 +22,7 @@ from suffice.replay.study.study import (
 )
 from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import survey
-from suffice.signals.classes import Classes, FeatureTest
-from suffice.signals.features import FeatureSet
+from suffice.signals.features import Classes, FeatureSet, FeatureTest
 from suffice_testing.traces import Synthetic
 from tests.replay.made import batch_of, runs_of
 from tests.replay.study.test_scores import turned_round

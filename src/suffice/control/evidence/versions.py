@@ -29,7 +29,7 @@ from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonica
 from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
 from suffice.policy.folded_version import FoldedVersion, read_version
-from suffice.policy.returning import returning
+from suffice.policy.protocol import returning
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, read_publications
 from suffice.store.routes.deployments import RouteDeployment

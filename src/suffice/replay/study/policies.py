@@ -20,12 +20,11 @@ from suffice.learn.models import PRICES
 from suffice.model.artefact import StopModel
 from suffice.policy.base import POLICIES, build_policy, stops_of
 from suffice.policy.parameters import parameters_of
-from suffice.policy.protocol import Policy
-from suffice.policy.returning import return_step, returns_of
+from suffice.policy.protocol import Policy, return_step, returns_of
 from suffice.replay.study.runs import Halts, RowScores, Runs, find_first_bits, find_first_stops
 from suffice.replay.study.scores import EVEN, PRICED, Spec
 from suffice.signals.base import reads_answers
-from suffice.signals.classes import Classes
+from suffice.signals.features import Classes
 from suffice.types import Kind
 
 ALL: Final[tuple[Kind, ...]] = ("reasoning", "samples", "rounds")

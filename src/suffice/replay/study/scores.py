@@ -40,8 +40,7 @@ from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops,
 from suffice.policy.protocol import Policy, go_on
 from suffice.replay.study.runs import RowScores, Runs, select_runs
 from suffice.replay.study.sums import folds_of
-from suffice.signals.classes import Classes
-from suffice.signals.features import FeatureSet
+from suffice.signals.features import Classes, FeatureSet
 from suffice.types import Decision, Signals
 
 Spec = Mapping[str, Any]  # an argument of `build_policy` whose model is a word

@@ -30,7 +30,7 @@ from suffice.replay.study.scores import (
     score_rows,
 )
 from suffice.replay.study.sums import MARGIN, NONE, QuestionSums, folds_of, sum_halts
-from suffice.signals.classes import Classes
+from suffice.signals.features import Classes
 
 N_LEVELS = 61
 
