@@ -53,7 +53,7 @@ def commit_before_last_migration() -> str:
     """Raise OSError where the history has none."""
 
     def version(text: str) -> int:
-        return int(re.search(r"^VERSION: Final = (\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
+        return max((int(number) for number in re.findall(r"\bMigration\((\d+)", text)), default=0)
 
     now, after = version((ROOT / SCHEMA).read_text(encoding="utf-8")), "HEAD"
     for commit in git("log", "--format=%H", "--", SCHEMA).decode().split():

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import random
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import astuple
 
 from suffice.assurance.estimate import IntervalEstimate, report_of
-from suffice.store.database import schema
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.period import Period, drop_between, period_figures, read_periods, saving_between
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Request
-from suffice.wiring.worker import open_worker
 from tests.control.made import run
-from tests.control.test_rollup import said, settings_for, summed, write
+from tests.control.test_rollup import said, summed, write
 
 AUDIT_SHARE = 0.25
 DAYS = 3
@@ -234,44 +229,3 @@ def test_intervals_cover_the_requests_of_the_period_though_audits_are_drawn_uneq
     assert hits_drop >= 0.93 * 400, hits_drop / 400
     assert hits_saving >= 0.93 * 400, hits_saving / 400
     assert naive < 0.5 * 400, "audits counted alike would be wrong"
-
-
-# ---- a log of the schema before ----------------------------------------------------------------------
-
-
-def made_older(folder: Path) -> None:
-    """Give the log the schema 17 that it would have had."""
-    with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
-        for name in RollupSums.__struct_fields__[RollupSums.__struct_fields__.index("pair_weight") :]:
-            connection.execute(f"ALTER TABLE rollups DROP COLUMN {name}")
-        connection.execute("PRAGMA user_version = 17")
-
-
-@pytest.mark.parametrize("archived", [False, True])
-def test_an_older_log_is_upgraded_and_summed_again_unless_its_days_were_archived(
-    tmp_path: Path, archived: bool
-) -> None:
-    write(tmp_path, [event for number in range(24) for event in enforced(number, 2)])
-    before = summed(tmp_path)
-    made_older(tmp_path)
-    if archived:
-        with closing(sqlite3.connect(tmp_path / "log.db")) as plain, plain:
-            plain.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('day_archived', 'd', 0, 1, '{}')")
-            plain.execute("DELETE FROM events WHERE kind IN ('request', 'outcome')")  # as retention does
-    with open_worker(settings_for(tmp_path), learning=False) as here:
-        assert here.once("rollup") is not None
-    with open_reader(tmp_path / "log.db") as connection:
-        found = rollups.read_rollups(connection, ())[()]
-    if archived:
-        assert found == RollupSums(*astuple(before)[: RollupSums.__struct_fields__.index("pair_weight")])
-    else:
-        assert astuple(found) == pytest.approx(astuple(before))
-    with closing(sqlite3.connect(tmp_path / "log.db")) as plain:
-        assert plain.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
-
-
-def test_a_reader_says_how_an_older_log_is_upgraded(tmp_path: Path) -> None:
-    write(tmp_path, [])
-    made_older(tmp_path)
-    with pytest.raises(Exception, match="suffice store migrate"), open_reader(tmp_path / "log.db"):
-        pass

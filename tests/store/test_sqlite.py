@@ -15,9 +15,10 @@ import pytest
 
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
+from suffice.store.database import schema
 from suffice.store.database.location import sqlite_path
 from suffice.store.database.log import Receipt
-from suffice.store.database.views import read_events
+from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
@@ -340,3 +341,23 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     settings = Store(url=f"sqlite:///{tmp_path}/nowhere/suffice.db")
     with pytest.raises(StoreError, match=r"nowhere does not exist"):
         LogWriter(settings, now=lambda: 0.0)
+
+
+# ---- a log of the schema before ----------------------------------------------------------------------
+
+
+def test_a_log_of_the_schema_before_is_upgraded_and_a_reader_says_how(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    store = Store(url=f"sqlite:///{path}")
+    with closing(LogWriter(store, now=lambda: 1.0)) as log:
+        assert log.append(seen("e1"))
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("DROP TABLE fold_states")
+        plain.execute("PRAGMA user_version = 18")
+    with pytest.raises(StoreError, match="suffice store migrate"), open_reader(path):
+        pass
+    LogWriter(store, now=lambda: 2.0).close()
+    with open_reader(path) as reader:
+        assert reader.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        assert reader.execute("SELECT * FROM fold_states").fetchall() == []
+        assert [one.event for one in read_events(reader)] == [seen("e1")]

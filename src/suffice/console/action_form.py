@@ -14,7 +14,6 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.review.items import MOST_TEXT
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.rehearsal import RehearsedDecisions
 from suffice.store.people.audit_view import describe_event
 from suffice.store.routes.period import PeriodFigures, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
@@ -36,7 +35,7 @@ def raise_if_refused(result: T | str, where: str = "") -> T:
 class ActionForm(ConsoleVisit):
     """The fields of a requested change. Every reader raises BadRequest for an invalid field."""
 
-    rehearsal: RehearsedDecisions | None = None  # None: the change is made
+    rehearsal: Decisions | None = None  # None: the change is made
 
     @property
     def services(self) -> ConsoleServices:
@@ -187,12 +186,12 @@ class Preview(ViewRecord, frozen=True):
 
 def rehearse(action: Action, form: ActionForm) -> Preview:
     """Run a change on a writer that writes nothing. Raises BadRequest where the change would."""
-    rehearsal = RehearsedDecisions(form.context.services.decisions())
+    rehearsal = form.context.services.decisions().rehearsal()
     result = action.run(replace(form, rehearsal=rehearsal))
     name = form.get("route")
 
     def described(view: ViewContext) -> tuple[PreviewRow, ...]:
-        states = [(one, describe_event(view.connection, one)) for one in rehearsal.events]
+        states = [(one, describe_event(view.connection, one)) for one in rehearsal.rehearsed or ()]
         return tuple(
             PreviewRow(kind=kind_named(type(one)), route=route_of(one) or "", before=before, after=after)
             for one, (before, after) in states

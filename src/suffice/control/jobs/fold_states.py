@@ -21,7 +21,7 @@ import msgspec
 
 from suffice.control.jobs.snapshot import UnstorableState, restore_snapshot, take_snapshot
 from suffice.settings import Settings
-from suffice.store.database.fold_states import read_fold_state, write_fold_state
+from suffice.store.database.decisions import read_fold_state, write_fold_state
 from suffice.store.database.views import last_place
 from suffice.store.sql.connection import LogReader
 from suffice.telemetry import LOG

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from hashlib import sha256
-from typing import ClassVar, Final, Self, TypeAlias, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.appender import Appender
@@ -23,8 +24,8 @@ from suffice.store.audit.personal import Part
 from suffice.store.database.location import LogDatabase, LogLocation, database_at
 from suffice.store.database.postgres import PostgresClaim
 from suffice.store.database.presence import ProcessLock
-from suffice.store.database.views import LogReader, open_reader
-from suffice.store.rows.events import Event, to_row
+from suffice.store.database.views import LogReader, find_event, open_reader
+from suffice.store.rows.events import Event, key_of, to_row
 from suffice.store.sql.connection import DATABASE_ERRORS
 
 T = TypeVar("T")
@@ -40,6 +41,9 @@ _TAKE_PART = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALU
                 SET owner = excluded.owner, token = excluded.token, beat = 0, held = 1, until_s = excluded.until_s"""
 _PARTS = "SELECT job, owner, token, held, until_s FROM leases WHERE job >= ? AND job < ?"
 _RELEASE = "UPDATE leases SET held = 0 WHERE job = ?"
+_WRITE_FOLD = """
+    INSERT INTO fold_states (job, route, seq, body) VALUES (?, ?, ?, ?)
+    ON CONFLICT (job, route) DO UPDATE SET seq = excluded.seq, body = excluded.body"""
 _HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
 
 
@@ -67,7 +71,6 @@ class _Sight:
 class Decisions:
     """Opens a log for decisions, or creates it. Raise StoreError."""
 
-    rehearses: ClassVar[bool] = False  # it writes nothing
     path: LogLocation
     _: KW_ONLY
     now: Callable[[], float]
@@ -77,6 +80,7 @@ class Decisions:
     create: InitVar[bool] = True
     owner: int = field(init=False)
     n_new: int = field(init=False, default=0)  # rows added by `write`
+    rehearsed: list[Event] | None = field(init=False, default=None)  # that a rehearsal would write; None: it is none
     database: LogDatabase = field(init=False)
     _claim: ProcessLock | PostgresClaim = field(init=False)
     _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
@@ -93,9 +97,19 @@ class Decisions:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def rehearsal(self) -> Decisions:
+        """Return a writer on the same log, which stays open, that keeps rows instead of writing them: for a preview."""
+        one = copy(self)
+        one.rehearsed = []
+        return one
+
+    @property
+    def rehearses(self) -> bool:
+        return self.rehearsed is not None
+
     def close(self) -> None:
         """Release everything, leases included. Closing again does nothing."""
-        if self._closed:
+        if self._closed or self.rehearses:
             return
         self._closed = True
         with contextlib.suppress(*DATABASE_ERRORS, StoreError), self.transaction() as connection:
@@ -226,6 +240,8 @@ class Decisions:
         lease      under which the decision was made; None: a person made it. An existing row stays unchanged
         all_new    write nothing if any of the rows exists
         """
+        if self.rehearsed is not None:
+            return self._rehearse(self.rehearsed, [*events], all_new=all_new)
         rows = [to_row(event) for event in events]
         with self.transaction() if lease is None else self.leased(lease) as connection:
             at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self.redact)
@@ -240,6 +256,12 @@ class Decisions:
             else:
                 self.n_new += sum(new)
             return new
+
+    def _rehearse(self, rehearsed: list[Event], events: Sequence[Event], *, all_new: bool) -> list[bool]:
+        new = [find_event(self.path, type(one), key_of(one)) is None for one in events]
+        if all(new) or not all_new:
+            rehearsed += [one for one, is_new in zip(events, new, strict=True) if is_new]
+        return new
 
     def write_new(self, *events: Event, artefacts: Mapping[str, str] | None = None) -> bool:
         return all(self.write(None, events, artefacts, all_new=True))
@@ -283,3 +305,26 @@ def read_artefact(connection: LogReader, address: str) -> str | None:
 def is_attended(connection: LogReader, location: LogLocation) -> bool:
     database, query = database_at(location), "SELECT owner FROM leases WHERE held = 1"
     return any(database.is_alive(connection, owner) for (owner,) in connection.execute(query).fetchall())
+
+
+# States of the workers' folds: a cache beside the log, one row for each job and route. It is in the database, because
+# a route's next worker may run on another machine, a state is written under the lease of its route, and erased text has
+# to leave it in the same transaction.
+
+
+def read_fold_state(log: LogReader, job: str, route: str) -> tuple[int, bytes] | None:
+    """Return the place in the log up to which a state was folded, and the state."""
+    row = log.execute("SELECT seq, body FROM fold_states WHERE job = ? AND route = ?", (job, route)).fetchone()
+    return None if row is None else (int(row[0]), bytes(row[1]))
+
+
+def write_fold_state(log: LogReader, job: str, route: str, seq: int, body: bytes, *, built_at_seq: int) -> bool:
+    """Write a state, unless text was erased from the log after the fold was built, which may still hold it."""
+    if log.execute("SELECT 1 FROM events WHERE kind = 'erased' AND seq > ? LIMIT 1", (built_at_seq,)).fetchone():
+        return False
+    log.execute(_WRITE_FOLD, (job, route, seq, body))
+    return True
+
+
+def forget_fold_states(log: LogReader) -> None:
+    log.execute("DELETE FROM fold_states")

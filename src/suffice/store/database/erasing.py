@@ -15,8 +15,7 @@ from typing import Final
 from suffice.store.audit.appender import Appender
 from suffice.store.audit.chain import forget_salts
 from suffice.store.audit.personal import WORDS, Part, without
-from suffice.store.database.decisions import Decisions
-from suffice.store.database.fold_states import forget_fold_states
+from suffice.store.database.decisions import Decisions, forget_fold_states
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.schema import kinds_in
 from suffice.store.database.views import LogReader, query_number

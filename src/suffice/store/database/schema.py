@@ -21,7 +21,6 @@ from suffice.store.sql.connection import has_table
 from suffice.store.sql.postgres import PostgresConnection
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
-VERSION: Final = 18  # of a file's schema: PostgreSQL has later migrations of its own
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
 _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
@@ -210,7 +209,15 @@ _SCRIPT: Final = f"""
 """  # noqa: S608 - constants of this file
 
 
-# A cache that an older log gets, too: what workers have folded of each route (store/database/fold_states.py).
+class Migration(NamedTuple):
+    """A change of the schema. On PostgreSQL, gateways of two versions run side by side during an upgrade."""
+
+    version: int  # of the schema after it
+    oldest: int  # version of the schema whose gateways go on working with it
+    script: str  # in the words of SQLite
+
+
+# A cache of what workers have folded of each route (store/database/decisions.py).
 _FOLD_STATES: Final = """
     CREATE TABLE IF NOT EXISTS fold_states (
         job   TEXT NOT NULL,
@@ -220,39 +227,9 @@ _FOLD_STATES: Final = """
         PRIMARY KEY (job, route)
     );
 """
-
-
-class Migration(NamedTuple):
-    """A change of the schema. On PostgreSQL, gateways of two versions run side by side during an upgrade."""
-
-    version: int  # of the schema after it
-    oldest: int  # version of the schema whose gateways go on working with it
-    script: str
-
-
-_NOTES: Final = """
-    CREATE TABLE notes (                     -- of processes, about now (notes.py)
-        name TEXT COLLATE "C" PRIMARY KEY,
-        body TEXT NOT NULL,
-        at_s DOUBLE PRECISION NOT NULL       -- by the server's clock
-    )"""
-# Sums of the log so far are made again, unless archived days may be missing from it.
-_NEW_SUMS: Final = (
-    *("pair_weight", "pair_squares", "lost_weight", "gained_weight", "pending_weight"),
-    *("enforced_weight", "enforced_tokens", "certified_weight", "certified_tokens"),
-    *("drawn_weight", "drawn_tokens", "drawn_squares", "drawn_square_tokens", "drawn_square_squares"),
-)
-_ENFORCED_SUMS: Final = "\n".join(
-    (
-        *(
-            f"ALTER TABLE rollups ADD COLUMN IF NOT EXISTS {name} DOUBLE PRECISION NOT NULL DEFAULT 0;"
-            for name in _NEW_SUMS
-        ),
-        "DELETE FROM rolled WHERE NOT EXISTS (SELECT 1 FROM events WHERE kind = 'day_archived');\n",
-    )
-)
-_FIRST_VERSION: Final = 16  # of the schema on PostgreSQL
-_FIRST_OF_SQLITE: Final = 17  # older files are refused
+FIRST: Final = Migration(18, 18, _SCRIPT)  # an older log is refused
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18, _FOLD_STATES),)  # after it, in order; never changed
+VERSION: Final = MIGRATIONS[-1].version
 
 _FUNCTIONS: Final = r"""
     -- What the queries take from JSON, as text: null stays null, true is 'true'. PostgreSQL refuses a null character
@@ -262,31 +239,24 @@ _FUNCTIONS: Final = r"""
     CREATE FUNCTION json_each(body TEXT, path TEXT) RETURNS TABLE (value TEXT) LANGUAGE sql IMMUTABLE PARALLEL SAFE
         AS $$ SELECT CASE json_typeof(one) WHEN 'string' THEN one #>> '{}' ELSE one::text END
               FROM json_array_elements(coalesce(json_extract(body, path), '[]')::json) one $$;
+    CREATE TABLE notes (                     -- of processes, about now (notes.py)
+        name TEXT COLLATE "C" PRIMARY KEY,
+        body TEXT NOT NULL,
+        at_s DOUBLE PRECISION NOT NULL       -- by the server's clock
+    );
     CREATE TABLE schema_versions (
         version BIGINT PRIMARY KEY,
         oldest  BIGINT NOT NULL,  -- schema version of the oldest gateways that may go on with it
         at_s    DOUBLE PRECISION NOT NULL
     );
 """
-# Faster than the default, where the server was built with it.
-_COMPRESSION: Final = """
-    DO $$ BEGIN
+_TUNING: Final = """
+    DO $$ BEGIN  -- faster than the default, where the server was built with it
         ALTER TABLE events ALTER body SET COMPRESSION lz4;
     EXCEPTION WHEN feature_not_supported THEN NULL;
     END $$;
-"""
-# For the newest row of a kind: from its statistics, the planner cannot know that all of a kind's rows are old.
-_RARE: Final = """
-    CREATE INDEX IF NOT EXISTS rare ON events (kind, seq) WHERE kind NOT IN ('request', 'outcome', 'feedback');
-"""
-# Of logs that were made when these indexes had no place.
-_PLACED: Final = """
-    DO $$ BEGIN
-        IF coalesce(pg_get_indexdef(to_regclass('requests_by_{0}')), '') NOT LIKE '%({0}, seq)%' THEN
-            DROP INDEX IF EXISTS requests_by_{0};
-            CREATE INDEX requests_by_{0} ON events ({0}, seq) WHERE kind = 'request';
-        END IF;
-    END $$;
+    -- For the newest row of a kind: from its statistics, the planner cannot know that all of a kind's rows are old.
+    CREATE INDEX rare ON events (kind, seq) WHERE kind NOT IN ('request', 'outcome', 'feedback');
 """
 # Types of PostgreSQL; text sorts by its bytes, as SQLite's.
 _TYPES: Final = (
@@ -309,15 +279,8 @@ def _for_postgres(script: str) -> str:
     return script
 
 
-def _postgres_script() -> str:
-    return _FUNCTIONS + _for_postgres(_SCRIPT) + _COMPRESSION + _RARE
-
-
-MIGRATIONS: Final[tuple[Migration, ...]] = (
-    Migration(17, 16, _NOTES),
-    Migration(18, 17, _ENFORCED_SUMS),
-    Migration(19, 17, _for_postgres(_FOLD_STATES) + _RARE + _PLACED.format("owner") + _PLACED.format("route")),
-)  # after the first version on PostgreSQL, in order; never changed
+def _steps_from(version: int) -> list[Migration]:
+    return [one for one in (FIRST, *MIGRATIONS) if one.version > version]
 
 
 def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_s: float) -> int:
@@ -325,9 +288,10 @@ def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_
     if not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (name,)).fetchone():
         connection.run_script(f'CREATE SCHEMA "{name}"')
     version = check_postgres(connection, where, is_new=True)
-    steps = [one for one in (Migration(_FIRST_VERSION, _FIRST_VERSION, ""), *MIGRATIONS) if one.version > version]
+    steps = _steps_from(version)
     for one in steps:
-        connection.run_script(one.script or _postgres_script())
+        script = _for_postgres(one.script)
+        connection.run_script(_FUNCTIONS + script + _TUNING if one is FIRST else script)
         values = (one.version, one.oldest, now_s)
         connection.execute("INSERT INTO schema_versions (version, oldest, at_s) VALUES (?, ?, ?)", values)
     return len(steps)
@@ -350,6 +314,11 @@ def check_postgres(connection: PostgresConnection, where: str, *, is_new: bool =
             f"store {where}: has schema {version}, which needs a gateway of schema {oldest} or later; this one is of"
             f" schema {newest}: upgrade it"
         )
+    if version < FIRST.version:
+        raise StoreError(
+            f"store {where}: has schema {version}, written by an older version; this one reads schema {newest}: keep"
+            " the schema with that version, or name a new one"
+        )
     if version < newest and not is_new:
         raise StoreError(f"store {where}: has schema {version}, this version {newest}: run `suffice store migrate`")
     return int(version)
@@ -361,17 +330,13 @@ def create(connection: sqlite3.Connection, where: str) -> None:
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version, script = check_version(connection, where, may_be_older=True), _SCRIPT
-        if version:
-            later = (one.script for one in MIGRATIONS if version < one.version <= VERSION)
-            script = "".join(later).replace(" IF NOT EXISTS", "").replace("DOUBLE PRECISION", "REAL")
-        else:
+        version = check_version(connection, where, may_be_older=True)
+        if not version:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        for statement in _statements(script):
+        for statement in (each for one in _steps_from(version) for each in _statements(one.script)):
             connection.execute(statement)
         if version != VERSION:
             connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute(_FOLD_STATES)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
@@ -402,13 +367,12 @@ def check_version(connection: sqlite3.Connection, where: str, *, may_be_older: b
     n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
     if application != APPLICATION_ID and (n_objects or version):
         raise StoreError(f"store {where}: is a SQLite file of another program; name a new file")
-    is_upgradable = _FIRST_OF_SQLITE <= version < VERSION
-    if is_upgradable and not may_be_older:
+    if FIRST.version <= version < VERSION and not may_be_older:
         raise StoreError(
             f"store {where}: has schema {version}, this version {VERSION}: run `suffice store migrate`, or start"
             " `suffice serve`"
         )
-    if version not in (0, VERSION) and not is_upgradable:
+    if version and not FIRST.version <= version <= VERSION:
         age, way = ("a newer", "upgrade") if version > VERSION else ("an older", "keep the file with that version")
         raise StoreError(
             f"store {where}: has schema {version}, written by {age} version; this one reads schema {VERSION}: "
