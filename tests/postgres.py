@@ -19,7 +19,7 @@ import pytest
 from suffice.settings import Store
 from suffice.store.database import postgres
 from suffice.store.database.postgres import PostgresDatabase, postgres_database
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import PostgresConnection
 from tests.replicas.postgres import SERVER, PostgresServer
 
 

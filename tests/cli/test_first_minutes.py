@@ -25,8 +25,7 @@ from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.location import log_location
 from suffice.store.database.views import read_episodes, upstream_findings
-from suffice.wiring.files import load_settings
-from suffice.wiring.starter import starter_settings, upstream_table
+from suffice.wiring.files import load_settings, starter_settings, upstream_table
 from suffice_testing import FakeUpstream, ServerBehaviour
 from suffice_testing.chain import SumsModel
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from suffice.settings import Store
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.views import query_number
-from suffice.store.routes.replicas import read_replicas
+from suffice.store.routes.deployments import read_replicas
 from suffice_testing import FakeUpstream
 from tests.replicas.check import Report, check, read_rows
 from tests.replicas.cluster import SECRET, Cluster

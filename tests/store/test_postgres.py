@@ -35,7 +35,7 @@ from suffice.store.database.schema import Migration
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader, query_number, read_events
 from suffice.store.database.writer import LogWriter
-from suffice.store.sql.postgres import PostgresConnection, PostgresError, translate
+from suffice.store.sql import PostgresConnection, PostgresError, translate
 from tests.postgres import connect, empty_log
 from tests.store.made_chain import asked, published, story
 from tests.store.test_log import ended, label

@@ -22,7 +22,7 @@ from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import query_number
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import PostgresConnection
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
 from tests.console.made import fill

@@ -15,7 +15,7 @@ from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import to_row
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import PostgresConnection
 from suffice.types import Outcome, Request, StepRecord, Usage
 from tests.postgres import empty_log
 

@@ -14,8 +14,8 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.settings import AlertKind, KeyScope
 from suffice.settings.limits import NAME
 from suffice.store.database.views import newest_event, open_reader
-from suffice.store.people.alert_rules import MEASURES, latest_rules, try_rule
 from suffice.store.people.keys import KeyOffice, live_keys, valid_keys
+from suffice.store.people.preferences import MEASURES, latest_rules, try_rule
 from suffice.store.rows.preferences import AlertMute, AlertRule
 
 SETTINGS, ALERTS = "/console/settings", "/console/alerts"

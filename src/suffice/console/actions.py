@@ -31,7 +31,7 @@ from suffice.store.people.deciding import (
     start_pause,
     submit_verdict,
 )
-from suffice.store.people.saved_views import save_view
+from suffice.store.people.preferences import save_view
 from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.deployments import read_holds
 

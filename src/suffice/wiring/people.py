@@ -28,11 +28,10 @@ from suffice.rollout.assign import keyed
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import local_path, log_location
-from suffice.store.database.notes import is_note_of, read_notes, write_note
-from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.postgres import PostgresDatabase, is_note_of, read_notes, write_note
 from suffice.store.database.presence import try_lock
 from suffice.store.rows.events import AccessGrant
-from suffice.store.sql.connection import LogReader
+from suffice.store.sql import LogReader
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 from suffice.wiring.keys import deployment_salt, has_secret

@@ -19,11 +19,10 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.key_limits import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.rollout.assign import keyed
 from suffice.settings import Key, Settings
-from suffice.store.database.notes import exchange_notes
-from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.postgres import PostgresDatabase, exchange_notes
 from suffice.store.database.views import usage_of_others
 from suffice.store.database.writer import LogWriter
-from suffice.store.routes.replicas import read_replicas, version_skew
+from suffice.store.routes.deployments import read_replicas, version_skew
 from suffice.store.rows.events import KeyUsage, ReplicaState
 from suffice.telemetry import LOG
 

@@ -28,10 +28,17 @@ from suffice.store.database.location import log_location
 from suffice.telemetry import only_errors
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import find_verdict
-from suffice.wiring.files import data_folder, load_settings, parse_starter
+from suffice.wiring.files import (
+    ROUTE,
+    UPSTREAM,
+    data_folder,
+    load_settings,
+    parse_starter,
+    starter_settings,
+    upstream_table,
+)
 from suffice.wiring.keys import api_key, create_id
 from suffice.wiring.routes import check_routes
-from suffice.wiring.starter import ROUTE, UPSTREAM, starter_settings, upstream_table
 
 URL: Final = "http://127.0.0.1:8080"  # where llama.cpp listens, unless it is told otherwise
 MOST_REQUESTS: Final = 100

@@ -177,9 +177,8 @@ def _observing(url: str, api_key_env: str) -> Settings:
     from suffice.settings import Driver, Upstream
     from suffice.telemetry import only_errors
     from suffice.upstream.client import UpstreamClient
-    from suffice.wiring.files import parse_starter
+    from suffice.wiring.files import UPSTREAM, parse_starter, starter_settings, upstream_table
     from suffice.wiring.keys import api_key
-    from suffice.wiring.starter import UPSTREAM, starter_settings, upstream_table
 
     async def identify(server: Upstream) -> tuple[Driver | None, str]:
         async with UpstreamClient(UPSTREAM, server, api_key(UPSTREAM, server)) as client:

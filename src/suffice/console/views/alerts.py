@@ -11,10 +11,10 @@ from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
 from suffice.store.database.views import job_history, latest_of
-from suffice.store.people.alert_rules import MEASURES, active_mutes, latest_rules, open_rule_alerts
 from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkReceipt, read_alert_log
 from suffice.store.people.audit_view import describe_event
 from suffice.store.people.deciding import fitting, read_snapshot
+from suffice.store.people.preferences import MEASURES, active_mutes, latest_rules, open_rule_alerts
 from suffice.store.routes.deployments import decisions_of, read_holds
 from suffice.store.routes.period import read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S

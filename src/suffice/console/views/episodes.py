@@ -25,7 +25,7 @@ from suffice.store.database.views import (
     locate_event,
     read_labels,
 )
-from suffice.store.people.saved_views import read_saved_views
+from suffice.store.people.preferences import read_saved_views
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows.preferences import SavedView
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request

@@ -23,7 +23,7 @@ from suffice.control.jobs.snapshot import UnstorableState, restore_snapshot, tak
 from suffice.settings import Settings
 from suffice.store.database.decisions import read_fold_state, write_fold_state
 from suffice.store.database.views import last_place
-from suffice.store.sql.connection import LogReader
+from suffice.store.sql import LogReader
 from suffice.telemetry import LOG
 
 SAVE_ROWS: Final = 50_000  # after so many rows of the log a state is written again …

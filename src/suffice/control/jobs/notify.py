@@ -15,7 +15,7 @@ from suffice.formatting import format_iso
 from suffice.settings import Alerts
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people import alerts
-from suffice.store.people.alert_rules import (
+from suffice.store.people.preferences import (
     active_mutes,
     check_rule,
     describe_check,

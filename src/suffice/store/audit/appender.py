@@ -15,8 +15,7 @@ from suffice.store.audit import chain
 from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
 from suffice.store.audit.personal import Part, redact_row, split
 from suffice.store.rows.events import UNCHAINED, Row
-from suffice.store.sql.connection import LogReader
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import LogReader, PostgresConnection
 
 COLUMNS: Final = ("seq", "kind", "key", "episode_id", "route", "at_s", "owner", "body", "response_id")
 _INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS[1:])}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names

@@ -30,7 +30,7 @@ import msgspec
 from suffice.errors import StoreError
 from suffice.store.audit.personal import Part, split, without
 from suffice.store.rows.events import UNCHAINED, Row
-from suffice.store.sql.connection import LogReader, has_table, in_snapshot
+from suffice.store.sql import LogReader, has_table, in_snapshot
 
 FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of an absent part

@@ -22,7 +22,7 @@ import msgspec
 from suffice.store.audit import chain
 from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, Erasure, decode_as
-from suffice.store.sql.connection import LogReader, in_snapshot, stream_rows
+from suffice.store.sql import LogReader, in_snapshot, stream_rows
 
 _ROWS: Final = f"""
     SELECT {chain.COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body

@@ -13,8 +13,7 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import query_number
-from suffice.store.sql.connection import LogReader, in_snapshot
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import LogReader, PostgresConnection, in_snapshot
 
 BATCH_ROWS: Final = 2_000
 # Leases and caches are not copied: the next worker makes them anew.

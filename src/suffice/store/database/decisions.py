@@ -26,7 +26,7 @@ from suffice.store.database.postgres import PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.rows.events import Event, key_of, to_row
-from suffice.store.sql.connection import DATABASE_ERRORS
+from suffice.store.sql import DATABASE_ERRORS
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from suffice.errors import ConfigError, StoreError, StoreFull
@@ -26,8 +26,7 @@ from suffice.settings import Store
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import schema
 from suffice.store.rows.events import Row
-from suffice.store.sql.connection import LogReader
-from suffice.store.sql.postgres import Idle, PostgresConnection, PostgresError
+from suffice.store.sql import Idle, LogReader, PostgresConnection, PostgresError
 
 if TYPE_CHECKING:
     import asyncpg
@@ -321,3 +320,52 @@ def postgres_database(store: Store) -> PostgresDatabase:
         password_file=store.password_file,
         statement_s=store.statement_timeout_s,
     )
+
+
+# ── notes of processes ───────────────────────────────────────────────────────────────────────────
+
+
+class Note(NamedTuple):
+    """What a process says of now, by name: replaced whole, no history, and part of no decision.
+
+    A log in a file needs none: what processes of one machine share stands in files beside it.
+    """
+
+    body: str
+    age_s: float
+    at_s: float  # by the server's clock
+
+
+def write_note(connection: LogReader, name: str, body: str) -> None:
+    """Write a note."""
+    connection.execute(
+        f"INSERT INTO notes (name, body, at_s) VALUES (?, ?, {NOW_S})"  # noqa: S608 - a constant
+        " ON CONFLICT (name) DO UPDATE SET body = excluded.body, at_s = excluded.at_s",
+        (name, body),
+    )
+
+
+def read_notes(connection: LogReader, prefix: str) -> dict[str, Note]:
+    query = f"SELECT name, body, {NOW_S} - at_s, at_s FROM notes WHERE starts_with(name, ?)"  # noqa: S608 - a constant
+    return {name: Note(*note) for name, *note in connection.execute(query, (prefix,)).fetchall()}
+
+
+def is_note_of(database: PostgresDatabase, name: str, at_s: float) -> bool:
+    """Return whether a note is the one of this time, or absent if that is 0, in a single round trip."""
+    written = f"(SELECT at_s FROM \"{database.schema}\".notes WHERE name = '{name}')"  # noqa: S608 - names of ours
+    return database.has_rows(f"SELECT 1 WHERE coalesce({written}, 0) <> {at_s!r}") is False
+
+
+def exchange_notes(
+    database: PostgresDatabase, prefix: str, own: str, answer: Callable[[list[str]], str], *, lasts_s: float
+) -> None:
+    """Write this process's note `prefix + own` in answer to the others', in one transaction. Raise StoreError.
+
+    lasts_s  older notes count no more, and are dropped
+    """
+    with database.transaction() as connection:
+        notes = read_notes(connection, prefix)
+        others = [note.body for name, note in notes.items() if note.age_s <= lasts_s and name != prefix + own]
+        write_note(connection, prefix + own, answer(others))
+        old = [(name,) for name, note in notes.items() if note.age_s > lasts_s and name != prefix + own]
+        connection.executemany("DELETE FROM notes WHERE name = ?", old)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from suffice.store.database.views import last_place, query_rows
-from suffice.store.sql.connection import LogReader
+from suffice.store.sql import LogReader
 from suffice.types import Request
 
 # Written so that SQLite goes backwards through the log instead of sorting all of it, and that PostgreSQL looks for the

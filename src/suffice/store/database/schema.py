@@ -17,8 +17,7 @@ from msgspec.structs import fields
 
 from suffice.errors import StoreError
 from suffice.store.rows.sums import RollupSums
-from suffice.store.sql.connection import has_table
-from suffice.store.sql.postgres import PostgresConnection
+from suffice.store.sql import PostgresConnection, has_table
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
@@ -239,7 +238,7 @@ _FUNCTIONS: Final = r"""
     CREATE FUNCTION json_each(body TEXT, path TEXT) RETURNS TABLE (value TEXT) LANGUAGE sql IMMUTABLE PARALLEL SAFE
         AS $$ SELECT CASE json_typeof(one) WHEN 'string' THEN one #>> '{}' ELSE one::text END
               FROM json_array_elements(coalesce(json_extract(body, path), '[]')::json) one $$;
-    CREATE TABLE notes (                     -- of processes, about now (notes.py)
+    CREATE TABLE notes (                     -- of processes, about now (postgres.py)
         name TEXT COLLATE "C" PRIMARY KEY,
         body TEXT NOT NULL,
         at_s DOUBLE PRECISION NOT NULL       -- by the server's clock

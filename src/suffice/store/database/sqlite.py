@@ -20,7 +20,7 @@ from suffice.files import create_private, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
 from suffice.store.rows.events import Row
-from suffice.store.sql.connection import LogReader
+from suffice.store.sql import LogReader
 
 log = logging.getLogger("suffice.store")
 

@@ -31,8 +31,8 @@ from suffice.store.rows.events import (
     indexed_id,
     kind_named,
 )
-from suffice.store.sql.connection import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
-from suffice.store.sql.connection import Values, in_snapshot
+from suffice.store.sql import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
+from suffice.store.sql import Values, in_snapshot
 from suffice.types import (
     Episode,
     Feedback,

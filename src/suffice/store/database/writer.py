@@ -29,8 +29,7 @@ from suffice.store.database.log import EventLog, Receipt
 from suffice.store.database.postgres import DEAD_S, PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.rows.events import Event, Row, to_row
-from suffice.store.sql.connection import DATABASE_ERRORS, LogReader
-from suffice.store.sql.postgres import PostgresError
+from suffice.store.sql import DATABASE_ERRORS, LogReader, PostgresError
 from suffice.types import Outcome, Request
 
 log = logging.getLogger("suffice.store")

@@ -14,7 +14,7 @@ from suffice.store.audit.chain import repeats
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader, query_rows
 from suffice.store.rows.events import FeedbackEvent, to_row
-from suffice.store.sql.connection import stream_rows
+from suffice.store.sql import stream_rows
 from suffice.types import Feedback, Request
 
 _UNMATCHED: Final = """

@@ -20,8 +20,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.database.sqlite import SqliteDatabase
-from suffice.store.routes.replicas import describe_differences, read_replicas
-from suffice.store.rows.events import Event, KillSwitchState, route_of
+from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
 
@@ -339,3 +338,40 @@ def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:
         yield f"PAUSED: route {one.route} runs in full until somebody resumes it: {one.reason} ({one.author})"
     if rest := [one.route for one in pauses[MOST_PAUSES:]]:
         yield f"PAUSED: {len(rest)} more routes: {', '.join(rest)}"
+
+
+# ── the gateways that run on one log ─────────────────────────────────────────────────────────────
+
+_LATEST_STATES: Final = """
+    SELECT e.seq, e.owner, e.body FROM events e JOIN owners o ON o.id = e.owner WHERE e.kind = 'replica_seen'
+    ORDER BY e.seq"""
+
+
+def read_replicas(location: LogLocation) -> list[ReplicaState]:
+    """Return the state of each living gateway, by name. Raise StoreError."""
+    database, latest = database_at(location), dict[int, ReplicaState]()
+    with views.open_reader(database.location) as reader:
+        for seq, owner, body in reader.execute(_LATEST_STATES).fetchall():
+            latest[owner] = views.decoded(seq, ReplicaState, body)
+        living = [one for owner, one in latest.items() if database.is_alive(reader, owner)]
+    return sorted(living, key=lambda one: one.name)
+
+
+def version_skew(replicas: Sequence[ReplicaState]) -> dict[str, dict[str, list[str]]]:
+    """Return, for each route that gateways serve in different versions, the names of the gateways by version."""
+    served = dict[str, dict[str, list[str]]]()
+    for one in replicas:
+        for route, version in one.versions.items():
+            served.setdefault(route, {}).setdefault(version, []).append(one.name)
+    return {route: by_version for route, by_version in served.items() if len(by_version) > 1}
+
+
+def describe_differences(replicas: Sequence[ReplicaState]) -> Iterator[str]:
+    for route, by_version in version_skew(replicas).items():
+        served = "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(by_version.items()))
+        yield f"VERSION SKEW: route {route} is served in {len(by_version)} versions: {served}"
+    if len({one.secret for one in replicas}) > 1:
+        names = ", ".join(f"{one.name} {one.secret}" for one in replicas)
+        yield f"SECRETS DIFFER: replicas of one log need one SUFFICE_SALT; fingerprints: {names}"
+    if len({one.software for one in replicas}) > 1:
+        yield f"SOFTWARE SKEW: {', '.join(f'{one.name} runs {one.software}' for one in replicas)}"

@@ -14,7 +14,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
 from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart, WorseArm
-from suffice.store.sql.connection import stream_rows
+from suffice.store.sql import stream_rows
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """

@@ -1,4 +1,4 @@
-"""Rules that people set for alerts, what they say of a stretch of traffic, and mutes of alerts."""
+"""What people arrange for themselves and each other: rules for alerts, mutes of alerts, and saved views of runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, LogSource, newest_events, read_kinds
 from suffice.store.routes.period import PeriodFigures, read_periods, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
-from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, RuleMeasure
+from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, RuleMeasure, SavedView
 
 MEASURES: Final[Mapping[RuleMeasure, str]] = {
     "em_drop": "EM drop, paired on audits",
@@ -21,6 +22,7 @@ MEASURES: Final[Mapping[RuleMeasure, str]] = {
 }
 TEST_DAYS: Final = 14
 MOST_MUTES: Final = 200
+MOST_VIEWS: Final = 50  # of one person, removals included, that are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +114,18 @@ def try_rule(log: LogReader, rule: AlertRule, routes: tuple[str, ...], now_s: fl
         now.append(f"{route}: {'ALERT, ' if check.broken else ''}{describe_check(rule, check)}")
     past = f"In the last {TEST_DAYS} days it would have been broken in {n_broken} of {n_windows} windows with requests."
     return f"{past} Now: {'; '.join(now) or 'there is no route'}."
+
+
+def read_saved_views(source: LogSource, person: str) -> tuple[SavedView, ...]:
+    """Return a person's views by name."""
+    latest = dict[str, SavedView]()
+    for one in newest_events(source, SavedView, MOST_VIEWS, prefix=person):
+        latest.setdefault(one.name, one)
+    return tuple(latest[name] for name in sorted(latest) if latest[name].query)
+
+
+def save_view(writer: Decisions, person: str, name: str, query: str) -> bool:
+    """Save a view under a name, in place of an earlier one; "": remove it. Return False after a race."""
+    latest = newest_events(writer.path, SavedView, 1, prefix=person)
+    number = latest[0].number + 1 if latest else 1
+    return writer.write_new(SavedView(person=person, name=name, number=number, query=query))

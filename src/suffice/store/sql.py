@@ -1,8 +1,8 @@
-"""A blocking connection to PostgreSQL over asyncpg, for code that was written for SQLite's.
+"""A connection to the database of a log: SQLite's own, or a blocking one to PostgreSQL over asyncpg that serves as one.
 
-Every statement runs in a transaction, with unnamed prepared statements and settings that end with the transaction, so
-that a connection pooler in transaction mode may stand between. A connection has its own event loop, which runs in the
-thread that asks; a thread that runs a loop already asks another one.
+On PostgreSQL, every statement runs in a transaction, with unnamed prepared statements and settings that end with the
+transaction, so that a connection pooler in transaction mode may stand between. A connection has its own event loop,
+which runs in the thread that asks; a thread that runs a loop already asks another one.
 
 The log's queries are written for SQLite, in what both databases understand: `CAST` where a value of JSON is no text,
 `FILTER`, `ON CONFLICT`, named subqueries. Functions that only SQLite has (`json_extract`, `json_each`) exist in our
@@ -16,11 +16,12 @@ import atexit
 import contextlib
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncpg
@@ -282,3 +283,34 @@ class Idle:
                 idle.append(one)
                 return
         one.close()
+
+
+# ── either database ──────────────────────────────────────────────────────────────────────────────
+
+LogReader: TypeAlias = sqlite3.Connection | PostgresConnection  # opaque outside `store`: passed on, never queried
+Values: TypeAlias = Sequence[object] | Mapping[str, object]
+DATABASE_ERRORS: Final = (sqlite3.Error, PostgresError)
+
+
+@contextlib.contextmanager
+def in_snapshot(connection: LogReader) -> Iterator[LogReader]:
+    """Let every query see one state of the log, whatever other processes write."""
+    with connection:
+        if isinstance(connection, PostgresConnection):
+            connection.begin_snapshot()
+        else:
+            connection.execute("BEGIN")
+        yield connection
+
+
+def stream_rows(connection: LogReader, query: str, values: Values = ()) -> Iterator[Any]:
+    """Yield rows that may be too many to hold at once."""
+    if isinstance(connection, PostgresConnection):
+        return connection.stream(query, values)
+    return connection.execute(query, values)
+
+
+def has_table(connection: LogReader, name: str) -> bool:
+    if isinstance(connection, PostgresConnection):
+        return bool(connection.execute("SELECT to_regclass(?) IS NOT NULL", (name,)).fetchone()[0])
+    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).fetchone() is not None
