@@ -7,5 +7,4 @@ from __future__ import annotations
 
 from suffice.settings.limits import *  # noqa: F403 - the types of their values
 from suffice.settings.parsing import parse_settings as parse_settings
-from suffice.settings.probing import *  # noqa: F403 - where thoughts are cut and probed
 from suffice.settings.tables import *  # noqa: F403 - every table and type of the settings

@@ -13,7 +13,6 @@ import msgspec
 from suffice.errors import ConfigError
 from suffice.settings import tables
 from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, KeyScope, Limits, TextRule
-from suffice.settings.probing import Probe
 from suffice.settings.tables import Settings
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
@@ -219,7 +218,7 @@ def _of_pressure(pressure: tables.Pressure, _: Settings) -> Problems:
 
 
 @problems_of.register
-def _of_probe(probe: Probe, _: Settings) -> Problems:
+def _of_probe(probe: tables.Probe, _: Settings) -> Problems:
     if probe.closing.endswith(" "):
         yield "closing", "must not end in a space: models then lose minus signs"
     if probe.reask_thought.count("{thought}") != 1:

@@ -6,66 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
-from suffice.settings.limits import (
-    LATER_SHARE,
-    AddressLimit,
-    AgentMode,
-    CancelSaves,
-    CandidateShare,
-    Capacity,
-    Confidence,
-    ConsoleRole,
-    DataFile,
-    Days,
-    Direction,
-    Driver,
-    Effort,
-    EmailAddress,
-    EmFraction,
-    ExperimentUnit,
-    FileName,
-    FileUrl,
-    FinishMethod,
-    Fraction,
-    HeaderName,
-    HostName,
-    Interval,
-    KeyScope,
-    LatencyMargin,
-    LayerName,
-    LayerShare,
-    LiveRail,
-    MailPort,
-    MailTls,
-    Margin,
-    MetricLevel,
-    MetricType,
-    NonNegative,
-    NonNegativeInt,
-    OnFallback,
-    Origin,
-    Port,
-    Positive,
-    PositiveInt,
-    PositiveSeconds,
-    Propensity,
-    RelayedPath,
-    ReplicaName,
-    RequestsPerMinute,
-    Reviewers,
-    ReviewsPerDay,
-    SampleRate,
-    Satisfaction,
-    Seconds,
-    SslMode,
-    TenantName,
-    TextPart,
-    TimeLimit,
-    TokenBudget,
-    UsdPerMtok,
-    WarmupUnits,
-)
-from suffice.settings.probing import Probe, Steps
+from suffice.settings.limits import *  # noqa: F403 - the types in which every table is written
 from suffice.types import Kind, Mode, Promise, ReplyForm
 
 
@@ -216,6 +157,32 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     per_day: ReviewsPerDay = 200  # runs of all routes queued for review per UTC day, at most; 0: none
+
+
+class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    max_tokens: int = 16  # of the trial answer
+    formed_tokens: PositiveInt = 256  # of a trial answer that is a tool call or under a schema
+    closing: str = "\n"  # written before the closing tag; must not end in a space
+    answer_prefix: str = ""  # written after the closing tag
+    stop: tuple[str, ...] = ("\n",)  # where a trial answer ends
+    timeout_s: PositiveSeconds = 30.0  # a trial answer that takes longer counts as missing
+    reask_thought: str = "My reasoning so far:\n\n{thought}"  # `re-ask`: the assistant's message
+    reask_ask: str = (  # `re-ask`: the user's message after it
+        "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
+    )
+    reask_tools_ask: str = (  # the same, where the request offers tools
+        "Stop reasoning here. Do what it leads to: call the tools that it chose, or give only the final answer."
+    )
+    propose: dict[str, Any] = {}  # a policy over the stream: probes are sent only where it would stop; empty: all
+    propose_every: NonNegativeInt = 0  # probe also each checkpoint that comes this many after the last; 0: none
+    verified_by: VerifiedBy = "doctor"  # who verified that the upstream continues a text and caches prefixes
+
+
+class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    boundary: str = "line"  # where a step may end: a name of `episode.chain_reader.SEGMENTERS`
+    min_tokens: int = 24  # a step is at least this long
+    growth: float = 1.15  # each step is this much longer than the last: geometric probing
+    max_tokens: int = 512  # a step without a boundary ends here, between words
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
