@@ -261,8 +261,7 @@ def test_what_is_said_of_a_run_that_was_only_counted_counts_once_and_the_last_wo
     total = summed(tmp_path)
     assert (total.n_requests, total.n_governed, total.n_stopped) == (0, 0, 0), "the run itself is in the counts"
     assert (total.n_live_marked, total.n_live_right, total.n_stopped_marked, total.n_stopped_right) == (1, 1, 1, 1)
-    assert (total.n_stopped_rated, total.stopped_rated) == (1, 1.0)
-    assert total.live_marked_excess == 0
+    assert total.stopped_marked_excess == 0
 
 
 def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Path) -> None:

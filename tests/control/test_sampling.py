@@ -128,7 +128,7 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
         assert here.once("rollup") is not None
     with open_reader(database) as connection:
         sums = rollups.read_rollups(connection, ())[()]
-    assert (sums.n_requests, sums.n_governed, sums.n_stopped, sums.n_live_counted) == (100, 100, 98, 100)
+    assert (sums.n_requests, sums.n_governed, sums.n_stopped) == (100, 100, 98)
     assert (sums.completion_tokens, sums.cost_usd, sums.overhead_tokens) == (tokens + 9_800, 50.0, 196)
 
 

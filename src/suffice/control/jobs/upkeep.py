@@ -13,7 +13,6 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
-from suffice.assurance.satisfaction import satisfaction_of
 from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob, why_of
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError
@@ -28,7 +27,6 @@ from suffice.store.database.decisions import Decisions, LeaseLost
 from suffice.store.database.views import (
     EpisodeWithLabels,
     LogReader,
-    StoredLabel,
     last_place,
     open_reader,
     place_before,
@@ -312,26 +310,23 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
         return everyone
     run = rollups.measure_governed_run(item, match)
     weight = 1.0 if rollups.first_about(item.labels) is not None else weight_of(request, outcome)
-    return everyone.plus(_governed(run, request, outcome)).plus(_labelled(run, item.labels, weight))
+    return everyone.plus(_governed(run, request, outcome)).plus(_marked(run, weight))
 
 
 def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
     """What the labels of a run without rows add: the run itself is counted already."""
     if rollups.first_about(item.labels) is None:
         return NO_SUMS
-    return _labelled(rollups.measure_governed_run(item, match), item.labels, 1.0)
+    return _marked(rollups.measure_governed_run(item, match), 1.0)
 
 
 def added_by_cell(cell: UnloggedRequests) -> RollupSums:
     """What requests without rows add: everything that needs no label."""
-    governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
     return RollupSums(
         n_requests=cell.n,
-        n_governed=cell.n if governed else 0,
+        n_governed=0 if cell.ungoverned else cell.n,
         n_failed=sum(n for end, n in cell.ends if end not in ENDED),
         n_stopped=cell.n_stopped,
-        n_live_counted=cell.n_counted if governed else 0,
-        live_tokens=spent if governed else 0,
         saved_tokens=cell.saved_tokens,
         prompt_tokens=cell.prompt_tokens,
         completion_tokens=cell.completion_tokens,
@@ -344,14 +339,10 @@ def added_by_cell(cell: UnloggedRequests) -> RollupSums:
     )
 
 
-def _labelled(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    return _marked(run, weight).plus(_rated(run, labels, weight))
-
-
 def _marked(run: RunNumbers, weight: float) -> RollupSums:
     if run.correct is None:
         return NO_SUMS
-    right, excess, live = int(run.correct), weight * weight - weight, run.enforce and not run.audit
+    right, live = int(run.correct), run.enforce and not run.audit
     return RollupSums(
         n_full_marked=int(run.full),
         n_full_right=right if run.full else 0,
@@ -359,14 +350,11 @@ def _marked(run: RunNumbers, weight: float) -> RollupSums:
         n_stopped_right=right * weight if run.stopped else 0,
         n_live_marked=weight if live else 0,
         n_live_right=right * weight if live else 0,
-        stopped_marked_excess=excess if run.stopped else 0.0,
-        live_marked_excess=excess if live else 0.0,
+        stopped_marked_excess=weight * weight - weight if run.stopped else 0.0,
     )
 
 
 def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums:
-    live = run.enforce and not run.audit
-    full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
     is_replayed = run.full and run.would_spend is not None and run.baseline_tokens is not None
     return RollupSums(
         n_governed=1,
@@ -377,10 +365,6 @@ def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums
         n_pending=int(bool(run.disagrees) and run.drop is None),
         n_lost=int(run.drop == 1),
         n_gained=int(run.drop == -1),
-        n_full_counted=int(full_spent is not None),
-        full_tokens=int(full_spent or 0),
-        n_live_counted=int(live_spent is not None),
-        live_tokens=int(live_spent or 0),
         whole_tokens=round(run.baseline_tokens or 0) if is_replayed else 0,
         would_tokens=int(run.would_spend or 0) if is_replayed else 0,
         saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
@@ -411,17 +395,4 @@ def _enforced(run: RunNumbers, *, is_certified: bool) -> RollupSums:
         drawn_squares=drawn * drawn,
         drawn_square_tokens=drawn * drawn * alone,
         drawn_square_squares=(drawn * alone) ** 2,
-    )
-
-
-def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    newest_first = sorted(labels, key=lambda label: label.seq, reverse=True)
-    latest = next((one for one in (satisfaction_of(label.feedback) for label in newest_first) if one is not None), None)
-    if latest is None:
-        return NO_SUMS
-    return RollupSums(
-        n_full_rated=int(run.full),
-        full_rated=latest if run.full else 0.0,
-        n_stopped_rated=weight if run.stopped else 0,
-        stopped_rated=weight * latest if run.stopped else 0.0,
     )
