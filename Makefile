@@ -52,7 +52,8 @@ demo-agent: $(VENV)/.ready-dev ## the agent while traffic becomes harder, dearer
 demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
 	$(BIN)/suffice demo --console $(ARGS)
 
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A worker without work takes half of what is left to another: tests of a file stay together as long as that costs nothing.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # Left to `make test-full`, each marked `slow`: simulations over many seeds, browsers and other client libraries, waits of
 # many seconds, bodies of 20 MiB and streams of 300 MB. Of each table of cases a sample stays, and all of its properties.
 QUICK := -m "not slow" --hypothesis-profile=quick

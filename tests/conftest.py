@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Generator
@@ -41,6 +44,21 @@ CORE = (
 LEFT = pytest.StashKey[int]()  # how many slow cases a run leaves out
 MOST_S = 400.0  # of one test: what waits for ever fails here, with the place where it waits
 
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 2 * 2**30  # more than the logs of all workers take at one time
+
+
+def _write_to_memory() -> None:
+    """Keep temporary files in memory where there is room: most tests would wait for a disk, which each commit syncs."""
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
+        return
+    found = os.statvfs(MEMORY)
+    if not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= MEMORY_BYTES:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # programs and workers that are started inherit it
+
+
+_write_to_memory()
+
 
 def pytest_configure() -> None:
     """Refuse to test another tree than this one: a copied environment points at the old place."""
@@ -66,6 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for i in range(min(keep, len(group))):
             chosen = group[i * len(group) // keep if keep < len(group) else i]
             chosen.own_markers[:] = [marker for marker in chosen.own_markers if "keep" not in marker.kwargs]
+
+
+def pytest_collection_finish() -> None:
+    """What is collected stays for the whole run: a garbage collection need not walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -126,8 +150,7 @@ def no_log_outlives_its_folder() -> Generator[None]:
             pytest.fail(f"{log.path}: close the log before its folder goes")
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+def _uncovered(item: pytest.Item) -> Generator[None, object, object]:
     """Coverage really rests: a worker of pytest-xdist has two tracers, and to pause one wakes the other."""
     tracer, of_threads = sys.gettrace(), threading.gettrace()
     if item.get_closest_marker("no_cover") is None or not type(tracer).__module__.startswith("coverage"):
@@ -139,6 +162,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     finally:
         sys.settrace(tracer)
         threading.settrace(of_threads)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """A fixture belongs to the test that asks for it first; simulations are fixtures of modules."""
+    return (yield from _uncovered(item))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """The test itself."""
+    return (yield from _uncovered(item))
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

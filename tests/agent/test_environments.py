@@ -17,7 +17,7 @@ from tests.simulators.agent_environments import (
 )
 
 
-@pytest.mark.slow(keep=3)
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("env", ENVIRONMENTS, ids=lambda env: env.name)
 def test_it_earns_what_the_best_fixed_action_earns_and_keeps_the_budget(env: Environment) -> None:
     _, fixed = best_fixed(env)

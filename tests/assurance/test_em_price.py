@@ -38,6 +38,7 @@ def covers(one: IntervalEstimate | None, truth: float) -> bool:
     return one.low <= truth <= one.high
 
 
+@pytest.mark.no_cover
 def test_intervals_cover_the_price_as_often_as_they_say_and_one_without_classes_does_not() -> None:
     n_seeds = 200
     prices = [known(rated(seed)) for seed in range(n_seeds)]

@@ -288,6 +288,7 @@ def test_at_the_reference_rate_a_false_alarm_comes_once_in_a_hundred_thousand_st
     assert n_alarms <= n_stops / STOPS_TO_FALSE_ALARM
 
 
+@pytest.mark.no_cover
 def test_a_slow_rise_does_not_become_the_new_normal() -> None:
     rng = np.random.default_rng(47)
     fidelity = noted(FinishFidelity(41), 33, (rng.random(5_000) < 0.001).tolist())

@@ -138,6 +138,7 @@ def attacks(draw: st.DrawFn) -> tuple[list[TrustedLabel], list[TrustedLabel]]:
     )
 
 
+@pytest.mark.no_cover
 @given(attack=attacks(), max_share=shares)
 @settings(max_examples=120, derandomize=True, deadline=None)
 def test_a_liar_decides_at_most_its_share_and_two_liars_twice_that(

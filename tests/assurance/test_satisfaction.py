@@ -90,12 +90,14 @@ def test_a_harder_week_for_everybody_is_no_reason_to_stop_less() -> None:
     assert moved(verdicts(60, 3_000, floor=0.8, full=0.6, stopped=0.6)) <= 0.05
 
 
+@pytest.mark.no_cover
 def test_stopped_runs_that_people_like_better_never_move_the_level() -> None:
     found = verdicts(60, 2_000, floor=ANYTHING, delta=0.2, full=0.7, stopped=0.85)
     assert moved(found) <= 1 / 60
     assert np.mean([v.drops.mean or 0 for v in found]) == pytest.approx(-0.15, abs=0.02)
 
 
+@pytest.mark.no_cover
 def test_a_larger_fall_takes_fewer_pairs() -> None:
     n_pairs = [
         float(np.median([v.n_pairs for v in verdicts(20, 4_000, floor=ANYTHING, full=0.9, stopped=stopped)]))

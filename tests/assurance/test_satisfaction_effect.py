@@ -218,6 +218,7 @@ def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_r
 SOURCES = st.sampled_from(["a", "b", "c"])
 
 
+@pytest.mark.no_cover
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject) -> None:

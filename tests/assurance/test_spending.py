@@ -43,6 +43,7 @@ def looks(spent: list[float], first: int) -> Iterator[SpendForecast]:
         yield made
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("growth", [0.0, 0.01])
 def test_about_nine_in_ten_forecasts_of_days_and_months_hold_what_is_spent(growth: float) -> None:
     grades = [

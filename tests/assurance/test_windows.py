@@ -59,6 +59,7 @@ def test_a_window_is_as_long_as_the_budget_is_small() -> None:
 # --------------------------------------------------------------------------- which windows there are
 
 
+@pytest.mark.no_cover
 @given(changes=changes_of_share)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_every_request_of_a_window_was_audited_at_its_share_or_more(changes: list[tuple[int, float]]) -> None:

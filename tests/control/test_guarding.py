@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from tests.control.test_worker import fill, settings_for
 
 BUDGET = 0.1
 FIXED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0)  # the traffic below is all audits
-QUIET = msgspec.structs.replace(CONTROL, refit_requests=600)
+QUIET = msgspec.structs.replace(CONTROL, refit_requests=5_000)
 N_HARMED, N_WELL = 1_100, 900
 
 
@@ -41,12 +42,14 @@ def asked(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
     return events
 
 
-EVENTS = [*asked(N_HARMED, harmed=True), *asked(N_WELL, harmed=False, first=N_HARMED)]
+@cache
+def events() -> list[Event]:
+    return [*asked(N_HARMED, harmed=True), *asked(N_WELL, harmed=False, first=N_HARMED)]
 
 
 @pytest.fixture(scope="module")
 def told() -> Story:
-    return story(FIXED, control=QUIET).feed(rows(EVENTS)).settle()
+    return story(FIXED, control=QUIET).feed(rows(events())).settle()
 
 
 def held(told: Story) -> list[Publication]:
@@ -72,7 +75,7 @@ def test_it_is_let_back_by_fresh_audits_of_its_own(told: Story) -> None:
 
 @pytest.mark.slow
 def test_a_replay_holds_the_same_classes(told: Story) -> None:
-    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(EVENTS)).settle()
+    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(events())).settle()
     assert again.published == []
     assert again.loop.held.publication == told.published[-1]
 
@@ -103,7 +106,7 @@ def test_what_a_worker_writes_into_a_real_log_holds_the_class(tmp_path: Path) ->
     settings = settings_for(tmp_path)
     routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET, audit_share=1.0)}
     settings = msgspec.structs.replace(settings, routes=routes, control=QUIET)
-    fill(tmp_path, EVENTS[: 2 * N_HARMED])
+    fill(tmp_path, events()[: 2 * N_HARMED])
     with open_worker(settings) as here:
         assert here.once("certify")
     assert [name for name, _ in read_decided(tmp_path / "log.db").of("r").classes] == ["law"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,11 +18,21 @@ from suffice.learn.rows import (
     weigh_full_runs,
     weigh_labels,
 )
+from suffice.store.database.views import EpisodeWithLabels
 from tests.learn.made import World, episodes, match
 
 N = 3_000
-SEEN = episodes(N, seed=11)
-ALL = build_dataset(episodes(N, seed=11, world=World(mode="observe")), match=match)  # the same runs, each seen in full
+
+
+@cache
+def seen() -> list[EpisodeWithLabels]:
+    return episodes(N, seed=11)
+
+
+@cache
+def in_full() -> Dataset:
+    """The same runs, each seen in full."""
+    return build_dataset(episodes(N, seed=11, world=World(mode="observe")), match=match)
 
 
 def everyone(data: Dataset) -> np.ndarray:
@@ -30,10 +41,10 @@ def everyone(data: Dataset) -> np.ndarray:
 
 def test_full_runs_stand_for_all_traffic_and_unweighted_ones_for_the_hard_runs() -> None:
     """The share that the policy would stop, and the tokens of a full run: here every run was made in full, too."""
-    data = build_dataset(SEEN, match=match)
+    data = build_dataset(seen(), match=match)
     weight = weigh_full_runs(data)
     would_stop, tokens = data.stop >= 0, data.full_tokens
-    true_share, true_tokens = (ALL.stop >= 0).mean(), ALL.full_tokens.mean()
+    true_share, true_tokens = (in_full().stop >= 0).mean(), in_full().full_tokens.mean()
     assert weight.sum() == pytest.approx(N, rel=0.1)
     assert np.average(would_stop, weights=weight) == pytest.approx(true_share, abs=0.05)
     assert np.average(tokens, weights=weight) == pytest.approx(true_tokens, rel=0.01)
@@ -41,7 +52,7 @@ def test_full_runs_stand_for_all_traffic_and_unweighted_ones_for_the_hard_runs()
 
 
 def test_the_odds_follow_the_way_that_a_run_went() -> None:
-    audits = [item.episode for item in SEEN if item.episode.request.audit]
+    audits = [item.episode for item in seen() if item.episode.request.audit]
     stops = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is not None}
     others = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is None}
     assert (stops, others) == ({0.1}, {1.0})
@@ -51,17 +62,17 @@ def test_the_odds_follow_the_way_that_a_run_went() -> None:
 
 
 def test_of_very_many_live_runs_a_part_is_drawn_that_stands_for_all() -> None:
-    data = build_dataset(SEEN, match=match, most_live=300)
+    data = build_dataset(seen(), match=match, most_live=300)
     n_live = int((~data.by_design).sum())
     assert 240 < n_live < 360
     assert data.left_out["live, not stopped, enough others are there"] > 500
     weight = weigh_full_runs(data)
     assert weight.sum() == pytest.approx(N, rel=0.12)
-    assert np.average(data.full_tokens, weights=weight) == pytest.approx(ALL.full_tokens.mean(), rel=0.02)
+    assert np.average(data.full_tokens, weights=weight) == pytest.approx(in_full().full_tokens.mean(), rel=0.02)
 
 
 def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody() -> None:
-    stopped = next(item.episode for item in SEEN if item.episode.outcome.stopped)
+    stopped = next(item.episode for item in seen() if item.episode.outcome.stopped)
     went_on = replace(stopped.outcome, stopped=False, end_reason="done")
     assert fate(stopped.request, stopped.outcome) == "stopped"
     assert fate(stopped.request, went_on) == "by failure"
@@ -75,18 +86,19 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
     asked = build_dataset(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
     assert weigh_labels(asked) is None  # runs that agree have no label at all
     rng = np.random.default_rng(0)
-    dropped = rng.random(len(ALL)) < np.where(good_rows_of_run(ALL, "suffices")[np.maximum(ALL.stop, 0)], 0.9, 0.1)
-    some = replace(ALL, full_right=np.where(dropped, -1, ALL.full_right).astype(np.int8))
+    all_runs = in_full()
+    dropped = rng.random(N) < np.where(good_rows_of_run(all_runs, "suffices")[np.maximum(all_runs.stop, 0)], 0.9, 0.1)
+    some = replace(all_runs, full_right=np.where(dropped, -1, all_runs.full_right).astype(np.int8))
     weight = weigh_labels(some)
     assert weight is not None
-    truth = (ALL.full_right == 0).mean()
+    truth = (in_full().full_right == 0).mean()
     labelled = some.labelled
     assert weight.sum() == pytest.approx(N)
     assert np.average(some.full_right[labelled] == 0, weights=weight[labelled]) == pytest.approx(truth, abs=0.02)
 
 
 def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
-    data = build_dataset(SEEN, match=match)
+    data = build_dataset(seen(), match=match)
     marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
     taken = build_examples(marked, everyone(data), "as-good", half_life=50.0)
     assert taken is not None
@@ -101,8 +113,8 @@ def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> No
 
 def test_what_stopping_pays_is_learned_without_bias_from_the_full_runs() -> None:
     """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
-    data = build_dataset(SEEN, match=match)
-    runs, whole = build_trajectories(data, everyone(data)), build_trajectories(ALL, everyone(ALL))
+    data = build_dataset(seen(), match=match)
+    runs, whole = build_trajectories(data, everyone(data)), build_trajectories(in_full(), everyone(in_full()))
     assert runs is not None
     assert whole is not None
     assert runs.stop_weight is not None
@@ -118,9 +130,9 @@ def test_what_stopping_pays_is_learned_without_bias_from_the_full_runs() -> None
 
 def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
     """Z and D of the shadow stop, from the rows, are those of the outcome's own `would_answer`."""
-    data = build_dataset(SEEN, match=match)
+    data = build_dataset(seen(), match=match)
     runs = audit_runs(data)
-    by_seq = {item.seq: item.episode.outcome for item in SEEN}
+    by_seq = {item.seq: item.episode.outcome for item in seen()}
     outcomes = [by_seq[int(seq)] for seq in data.seq]
     row = np.where(data.stop < 0, data.last, data.stop)
     d = [o.stop_step is not None and o.would_answer != o.answer for o in outcomes]

@@ -47,6 +47,7 @@ def candidate(name: str, why: str = "uncertain", urgency: float = 0.0, **more: o
     return ReviewCandidate(**(known | more))  # type: ignore[arg-type]
 
 
+@pytest.mark.no_cover
 def test_of_a_flood_the_most_urgent_are_kept_and_asked_within_the_cap() -> None:
     rng, waiting = random.Random(0), CandidateQueue()
     urgencies = [rng.random() for _ in range(100_000)]

@@ -279,6 +279,7 @@ def test_audits_without_a_label_widen_and_those_not_seen_count_for_nobody() -> N
     assert comparison.between.high > alone.between.high
 
 
+@pytest.mark.no_cover
 def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
     liked = values(20_000, 9, full=0.75, brisk=0.69)
     found = analyse(
@@ -302,6 +303,7 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
 # --------------------------------------------------------------------------- Simpson, splits, warm-up
 
 
+@pytest.mark.no_cover
 def test_simpson_is_shown_and_not_hidden() -> None:
     """F40: the brisk arm loses 5 points in each class, and its plain mean is higher."""
     found = simpson(20_000, 0, broken=False)
@@ -420,6 +422,7 @@ def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
     )
 
 
+@pytest.mark.no_cover
 @given(data=st.data())
 @settings(max_examples=150, derandomize=True, deadline=None)
 def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> None:

@@ -17,6 +17,7 @@ def audits(share: float, salt: str) -> list[bool]:
     return [assign_audit(f"conversation-{number}", share=share, salt=salt).audit for number in range(N_UNITS)]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.10, 0.5, 0.9])
 def test_the_share_of_audits_is_the_share_that_was_asked_for(share: float) -> None:
     n_audits = sum(audits(share, "salt"))

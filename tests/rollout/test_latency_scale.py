@@ -66,6 +66,7 @@ def seldom(n_wrong: int, rate: float, n: int = N_SEEDS) -> bool:
     return n_wrong == 0 or 1 - binomial_at_most(n_wrong - 1, n, rate) >= 0.001
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow(keep=3)
 @pytest.mark.parametrize("law", LAWS)
 def test_a_route_of_a_fifth_of_a_second_gets_its_proof_under_a_cap_of_a_minute(law: str) -> None:
@@ -74,6 +75,7 @@ def test_a_route_of_a_fifth_of_a_second_gets_its_proof_under_a_cap_of_a_minute(l
     assert [said for said, _ in found].count("fine") >= 5
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("law", "drift"), WORLDS)
 def test_what_is_a_margin_slower_is_proved_to_be_fine_no_more_often_than_promised(law: str, drift: str) -> None:
@@ -81,6 +83,7 @@ def test_what_is_a_margin_slower_is_proved_to_be_fine_no_more_often_than_promise
     assert seldom(said.count("fine"), 0.05)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("law", "drift"), WORLDS)
 def test_what_is_no_slower_is_sent_back_no_more_often_than_promised(law: str, drift: str) -> None:
@@ -88,6 +91,7 @@ def test_what_is_no_slower_is_sent_back_no_more_often_than_promised(law: str, dr
     assert seldom(said.count("harm"), 0.10)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("law", LAWS)
 def test_what_is_half_as_slow_again_goes_back(law: str) -> None:
     found = [looks(LAWS[law], seed, slower=1.5) for seed in range(8)]

@@ -44,6 +44,7 @@ PATTERNS = st.recursive(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=600, derandomize=True, deadline=None)
 @given(pattern=PATTERNS, text=st.text("aab1. \n", max_size=10))
 def test_it_finds_what_python_finds(pattern: str, text: str) -> None:

@@ -94,6 +94,7 @@ def steps(raw: Sequence[Step]) -> list[Step]:
     ]
 
 
+@pytest.mark.no_cover
 @PROPERTY
 @given(kind=st.sampled_from(["reasoning", "samples", "rounds"]), runs=st.lists(st.tuples(QUERIES, RUNS), max_size=4))
 def test_a_row_and_a_matrix_hold_the_same_numbers(kind: Kind, runs: list[tuple[Query | None, list[Step]]]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +19,38 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.database import sqlite
+from suffice.store.database import postgres, sqlite, writer
 from suffice.store.database.location import LogLocation
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request
+from tests.store.feedback_sender import FINISHED, send_feedback
 
+PROCESSES = multiprocessing.get_context("forkserver")  # which imports once for all that it starts
+PROCESSES.set_forkserver_preload([send_feedback.__module__])
 Open = Callable[..., LogWriter]
 Query = Callable[..., list[tuple[Any, ...]]]
 
-# Run as another process: one open request, then feedback for ever, each printed once acknowledged.
-SENDER = """
-import asyncio, sys, time
-from suffice.settings import Store
-from suffice.store.rows.events import FeedbackEvent
-from suffice.store.database.writer import LogWriter
-from suffice.types import Feedback, Request
 
-url, schema, run, n_feedback = *sys.argv[1:4], int(sys.argv[4])
-log = LogWriter(Store(url=url, schema_name=schema), now=time.time)
-log.append(Request(
-    episode_id=f"open-{run}", route="r", kind="reasoning", mode="observe", model="m", stream=False,
-    n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
-    ungoverned=None, received_at_s=time.time()))
+class Sender:
+    """Another process: one open request, then feedback for ever, each told once acknowledged."""
 
-async def send(worker):
-    for i in range(n_feedback):
-        name = f"{run}-{worker}-{i}"
-        receipt = await log.append_durable(FeedbackEvent(Feedback(feedback_id=name, correct=True)))
-        assert not receipt.duplicate
-        print(name, flush=True)
+    def __init__(self, store: Store, run: str, n_feedback: int = 1_000_000) -> None:
+        self.told, theirs = PROCESSES.Pipe(duplex=False)
+        self.process = PROCESSES.Process(target=send_feedback, args=(store, run, n_feedback, theirs))
+        self.process.start()
+        theirs.close()
 
-async def main():
-    await asyncio.gather(*map(send, range(4)))
+    def rest(self) -> Iterator[str]:
+        """What else it tells before it ends or is killed; half a name is none."""
+        with self.told, suppress(EOFError, OSError, pickle.UnpicklingError):
+            while True:
+                yield self.told.recv()
 
-asyncio.run(main())
-print("finished", flush=True)
-sys.stdin.read()
-"""
-
-
-def start_sender(store: Store, run: str, n_feedback: int = 1_000_000) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SENDER, store.url, store.schema_name, run, str(n_feedback)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
 def silence(database: LogLocation) -> None:
@@ -101,15 +90,13 @@ def said(feedback_id: str) -> FeedbackEvent:
 def test_acknowledged_feedback_survives_kill_9(
     open_log: Open, store: Store, database: LogLocation, query: Query
 ) -> None:
-    rng, acknowledged = random.Random(1), []
+    rng, acknowledged = random.Random(1), list[str]()
     for run in range(20):
-        with start_sender(store, str(run)) as sender:
-            assert sender.stdout is not None
-            lines = [sender.stdout.readline() for _ in range(rng.randint(1, 12))]
-            time.sleep(rng.uniform(0, 0.005))
-            sender.send_signal(signal.SIGKILL)
-            lines += sender.stdout.readlines()
-        acknowledged += [line.strip() for line in lines if line.endswith("\n")]
+        sender = Sender(store, str(run))
+        acknowledged += [sender.told.recv() for _ in range(rng.randint(1, 12))]
+        time.sleep(rng.uniform(0, 0.005))
+        sender.kill()
+        acknowledged += sender.rest()
     kept = {row[0] for row in query("SELECT feedback_id FROM feedback")}
     assert len(acknowledged) >= 20
     assert set(acknowledged) <= kept
@@ -127,19 +114,17 @@ def test_acknowledged_feedback_survives_kill_9(
 def test_requests_of_a_living_process_are_not_lost(
     open_log: Open, store: Store, database: LogLocation, query: Query
 ) -> None:
-    with start_sender(store, "living", n_feedback=5) as sender:
-        assert sender.stdout is not None
-        while sender.stdout.readline() not in ("finished\n", ""):
-            pass
-        log = open_log()
-        log.append(seen("mine"))
-        assert log.drain()
-        assert log.recover() == 0
-        assert query("SELECT count(*) FROM requests") == [(2,)]
-        sender.send_signal(signal.SIGKILL)
-        sender.wait()
-        silence(database)
-        assert log.recover() == 1
+    sender = Sender(store, "living", n_feedback=5)
+    while sender.told.recv() != FINISHED:
+        pass
+    log = open_log()
+    log.append(seen("mine"))
+    assert log.drain()
+    assert log.recover() == 0
+    assert query("SELECT count(*) FROM requests") == [(2,)]
+    sender.kill()
+    silence(database)
+    assert log.recover() == 1
     assert query("SELECT episode_id, end_reason FROM outcomes") == [("open-living", "lost")]
 
 
@@ -157,10 +142,11 @@ def test_a_process_that_closed_in_order_may_leave_requests_too(open_log: Open, q
 
 
 def test_several_processes_write_one_log(store: Store, query: Query) -> None:
-    senders = [start_sender(store, name, n_feedback=40) for name in ("a", "b", "c")]
+    senders = [Sender(store, name, n_feedback=40) for name in ("a", "b", "c")]
     for sender in senders:
-        out, _ = sender.communicate()
-        assert out.endswith("finished\n")
+        while sender.told.recv() != FINISHED:
+            pass
+        sender.kill()
     assert query("SELECT count(*), count(DISTINCT feedback_id) FROM feedback") == [(3 * 4 * 40,) * 2]
 
 
@@ -181,12 +167,13 @@ def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
     open_log: Open, database: LogLocation, query: Query, locked: Callable[[], Any]
 ) -> None:
     log = open_log()
-    held, slowest_s, i = threading.Event(), 0.0, 0
+    held, enough, slowest_s, i = threading.Event(), threading.Event(), 0.0, 0
 
     def hold() -> None:
         with locked():
             held.set()
-            time.sleep(3.0)
+            time.sleep(1.0)
+            enough.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -198,8 +185,10 @@ def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
         slowest_s = max(slowest_s, time.perf_counter() - before)
         time.sleep(0.001)
         i += 1
+        if i > 50:  # appends went on all the time
+            enough.set()
     holder.join()
-    assert i > 50, "appends went on all the time"
+    assert i > 50
     assert log.drain()
     assert slowest_s < 2.0, "an append never waits for the database"
     assert query("SELECT count(*), count(DISTINCT episode_id) FROM outcomes") == [(i, i)]
@@ -209,14 +198,16 @@ def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
 
 
 async def test_durable_feedback_fails_in_bounded_time_and_may_be_sent_again(
-    open_log: Open, query: Query, locked: Callable[[], Any]
+    open_log: Open, query: Query, locked: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert writer.DURABLE_TIMEOUT_S < 5.0, "as the interface promises"
+    monkeypatch.setattr(writer, "DURABLE_TIMEOUT_S", 0.5)
     log = open_log()
     with locked():
         before = time.monotonic()
         with pytest.raises(StoreError, match="send it again with the same id"):
             await log.append_durable(said("f"))
-        assert time.monotonic() - before < 30.0
+        assert time.monotonic() - before < 20.0
     log.append(seen("e"))
     assert log.drain()
     assert query("SELECT count(*) FROM feedback") == [(0,)], "what was refused is not written behind the back"
@@ -307,8 +298,9 @@ def test_a_full_disk_fails_feedback_keeps_the_rest_and_recovers_alone(database: 
 
 
 def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left(
-    open_log: Open, locked: Callable[[], Any]
+    open_log: Open, locked: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(postgres, "LOCK_S", 1.0)  # for which a statement waits on the server
     log = open_log()
     with locked():
         log.append(seen("e"))

@@ -240,6 +240,7 @@ async def test_a_head_that_trickles_is_a_timeout() -> None:
             await ask(client)
 
 
+@pytest.mark.no_cover
 async def test_silence_is_counted_from_the_last_bytes_not_from_the_start() -> None:
     drips = (b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n", *[b"x"] * 500)
     async with Scripted(drips) as server, client_of(server.url, idle_timeout_s=2.0) as client:

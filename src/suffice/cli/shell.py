@@ -5,11 +5,12 @@ Imports only click and the standard library, because `--help` waits for it.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -152,10 +153,7 @@ class CommandGroup(click.Group):
         return self.commands
 
     def added(self) -> dict[str, EntryPoint]:
-        from importlib.metadata import entry_points
-
-        points = sorted(entry_points(group="suffice.commands"), key=lambda point: point.name)
-        named = [(point.name.rpartition("."), point) for point in points]
+        named = [(point.name.rpartition("."), point) for point in _entry_points(tuple(sys.path))]
         return {name: point for (place, _, name), point in named if place == self.place and name not in self.own}
 
     def not_installed(self) -> dict[str, tuple[str, str]]:
@@ -192,6 +190,13 @@ class CommandGroup(click.Group):
         lines = [(name, one.get_short_help_str(1_000)) for name, one in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl([*lines, *self.added_lines()])
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> Sequence[EntryPoint]:  # noqa: ARG001 - what is installed depends on it
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group="suffice.commands"), key=lambda point: point.name)
 
 
 def _load(point: EntryPoint) -> click.Command:

@@ -1,0 +1,51 @@
+"""What the processes of `test_faults` do; apart, because each of them imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from multiprocessing.connection import Connection
+
+from suffice.settings import Store
+from suffice.store.database.writer import LogWriter
+from suffice.store.rows.events import FeedbackEvent
+from suffice.types import Feedback, Request
+
+FINISHED = ""
+
+
+def send_feedback(store: Store, run: str, n_feedback: int, told: Connection) -> None:
+    """Leave a request open, send feedback from four tasks at once and tell each name once it is acknowledged."""
+    log = LogWriter(store, now=time.time)
+    log.append(
+        Request(
+            episode_id=f"open-{run}",
+            route="r",
+            kind="reasoning",
+            mode="observe",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=False,
+            propensity=1.0,
+            policy_version="v",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=time.time(),
+        )
+    )
+
+    async def send(worker: int) -> None:
+        for i in range(n_feedback):
+            name = f"{run}-{worker}-{i}"
+            receipt = await log.append_durable(FeedbackEvent(Feedback(feedback_id=name, correct=True)))
+            assert not receipt.duplicate
+            told.send(name)
+
+    async def send_all() -> None:
+        await asyncio.gather(*map(send, range(4)))
+
+    asyncio.run(send_all())
+    told.send(FINISHED)
+    time.sleep(600)  # until it is killed
