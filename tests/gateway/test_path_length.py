@@ -20,10 +20,14 @@ N_TRACED = 5
 
 
 class FilesSeen:
-    """The files of the package whose functions begin or go on in this thread while the block lasts."""
+    """The files of the package whose functions begin or go on in this thread while the block lasts.
+
+    Tasks that run already belong to no request: on a busy machine they fall into every one.
+    """
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self._others = asyncio.all_tasks() - {asyncio.current_task()}
 
     def __enter__(self) -> Self:
         sys.setprofile(self._see)
@@ -34,7 +38,8 @@ class FilesSeen:
 
     def _see(self, frame: FrameType, event: str, _: object) -> None:
         name = frame.f_code.co_filename
-        if event == "call" and name.startswith(PACKAGE) and "/testing/" not in name:
+        is_ours = event == "call" and name.startswith(PACKAGE) and "/testing/" not in name
+        if is_ours and asyncio.current_task() not in self._others:
             self.names.add(name.removeprefix(PACKAGE + "/"))
 
 
