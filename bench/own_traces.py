@@ -19,8 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.trace_questions import traced
 
-from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import QuestionLine, RecordingRecipe, open_recording, read_recorded_questions
+from suffice.replay.record import (
+    Progress,
+    QuestionLine,
+    RecordingRecipe,
+    open_recording,
+    read_recorded_questions,
+    record_runs,
+    upstream_for_recording,
+)
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
 from suffice.cli.offline.record import live_line
-from suffice.replay.record.recorder import Progress
+from suffice.replay.record import Progress
 from suffice.replay.traces.read import read_traces
 from suffice_testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 

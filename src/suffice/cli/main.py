@@ -1,4 +1,4 @@
-"""The table of all commands. Imports only click and the standard library, so that `suffice --help` is instant."""
+"""The table of all commands, and `suffice completion`. Imports little, so that `suffice --help` is instant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 import click
 
 from suffice import __version__
-from suffice.cli.shell import CommandGroup
+from suffice.cli.shell import Command, CommandGroup
 
 # Section of --help → name → (module of this package that has it, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -17,12 +17,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "config": ("server.admin", "Check a settings file, or print it with all defaults."),
         "doctor": ("server.doctor", "Examine a model server or a route before you rely on it."),
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
-        "reload": ("server.reload", "Let running gateways apply the changes in their settings file."),
+        "reload": ("server.serve", "Let running gateways apply the changes in their settings file."),
         "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
         "store": ("operate.store", "Check, upgrade and move the database of the log."),
-        "completion": ("server.completion", "Print what makes a shell complete commands and options."),
+        "completion": ("main", "Print what makes a shell complete commands and options."),
         "admin": ("server.admin", "Manage who may use the console and the control API."),
-        "key": ("server.keys", "Create, list, rotate and revoke keys of clients, without a restart."),
+        "key": ("server.admin", "Create, list, rotate and revoke keys of clients, without a restart."),
     },
     "See what happens": {
         "status": ("inspect.status", "Show EM, tokens and savings per route."),
@@ -89,3 +89,19 @@ class LazyGroup(CommandGroup):
 @click.version_option(__version__, prog_name="suffice")
 def main() -> None:
     """Stop a language-model run when the answer suffices, and know what that costs."""
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete commands and options.
+
+    In ~/.bashrc: eval "$(suffice completion bash)". In ~/.zshrc, behind compinit: eval "$(suffice completion zsh)". In
+    ~/.config/fish/config.fish: suffice completion fish | source.
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None, "click completes all of these shells"
+    click.echo(made(context.find_root().command, {}, "suffice", "_SUFFICE_COMPLETE").source())

@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import QuestionLine, RecordingRecipe, open_recording, read_recorded_questions
+from suffice.replay.record import (
+    Progress,
+    QuestionLine,
+    RecordingRecipe,
+    open_recording,
+    read_recorded_questions,
+    record_runs,
+    upstream_for_recording,
+)
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient

@@ -12,7 +12,7 @@ import pytest
 
 from suffice.episode import vote
 from suffice.errors import ConfigError
-from suffice.replay.record.recording import read_recorded_questions
+from suffice.replay.record import read_recorded_questions
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.replay.traces.rows import RunRow, StepRow

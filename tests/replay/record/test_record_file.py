@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError, StoreError, TraceError
-from suffice.replay.record.recording import open_recording
+from suffice.replay.record import open_recording
 from suffice.replay.traces.rows import RunRow, StepRow
 from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded

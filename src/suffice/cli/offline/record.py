@@ -32,8 +32,14 @@ from suffice.cli.shell import (
 from suffice.edge.math import open_scorer
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
-from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import RecordingRecipe, open_recording, read_recorded_questions
+from suffice.replay.record import (
+    Progress,
+    RecordingRecipe,
+    open_recording,
+    read_recorded_questions,
+    record_runs,
+    upstream_for_recording,
+)
 from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS

@@ -16,7 +16,7 @@ from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader
-from suffice.wiring.files import load_deployment, load_settings
+from suffice.wiring.files import load_settings
 
 N_ROUND_TRIPS = 10
 ENGINES = {  # its name, and what says its version
@@ -31,14 +31,12 @@ def store() -> None:
 
 
 @store.command("check")
-@shell.CONFIG
-@shell.JSON_OBJECT
-def check_store(path: Path, *, as_json: bool) -> None:
+@shell.report(shell.JSON_OBJECT)
+def check_store(settings: Settings) -> shell.CommandReply:
     """Connect to the log's database as a gateway does, and say what it is and how quickly it answers.
 
     Exits with 2 when the log cannot be opened, with the reason.
     """
-    settings = load_deployment(path)
     database = database_at(log_location(settings.store))
     with open_reader(database) as log:
         took, last = list[float](), last_place(log)
@@ -62,7 +60,7 @@ def check_store(path: Path, *, as_json: bool) -> None:
     lines.append(f"a query takes {reply['round_trip_ms']:.2f} ms")
     if ahead_s is not None:
         lines.append(f"the server's clock is {ahead_s:+.1f} s from this machine's; leases follow the server's")
-    shell.print_reply(shell.CommandReply(reply, lines), as_json=as_json)
+    return shell.CommandReply(reply, lines)
 
 
 @store.command()

@@ -1,57 +1,56 @@
-"""`suffice config` and `suffice admin`: settings files, and access to the console and the control API."""
+"""`suffice config`, `admin` and `key`: settings files, and access to the console, the control API and the gateway."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import click
 import msgspec
 
-from suffice.cli.shell import (
-    CONFIG,
-    DATA_DIR,
-    INSECURE_OPEN,
-    CommandGroup,
-    fail,
-    option,
-    print_line,
-    settings_file,
-    stacked,
-    warn,
-)
+from suffice.cli import shell
 from suffice.console.auth import ROLES, Role
-from suffice.errors import SufficeError
+from suffice.errors import ConfigError, SufficeError
 from suffice.formatting import format_iso
 from suffice.plugins import load_plugins
+from suffice.settings import KeyScope, Settings
+from suffice.settings.limits import NAME
+from suffice.store.database.location import log_location
+from suffice.store.database.views import newest_of
+from suffice.store.people.keys import KEY_KINDS, KeyOffice, NewKey, valid_keys
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings, read_settings
+from suffice.wiring.keys import permits_of, presence_files
 from suffice.wiring.people import People, access_changed
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence, route_notes
 from suffice.wiring.startup import preflight
 from suffice.wiring.worker import open_decisions
 
 T = TypeVar("T")
+DAY_S: Final = 86_400.0
+HOUR_S: Final = 3_600.0
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def config() -> None:
     """Check a settings file, or print it with all defaults."""
 
 
-_SETTINGS_FILE = stacked(
-    click.argument("path", metavar="[FILE]", default=settings_file),
-    option("--config", "named", metavar="FILE", help="The same, as other commands name it."),
-    DATA_DIR,
+_SETTINGS_FILE = shell.stacked(
+    click.argument("path", metavar="[FILE]", default=shell.settings_file),
+    shell.option("--config", "named", metavar="FILE", help="The same, as other commands name it."),
+    shell.DATA_DIR,
 )
 
 
 @config.command("check")
 @_SETTINGS_FILE
-@option("--host", help="Address to listen on, as `serve` takes it.")
-@INSECURE_OPEN
+@shell.option("--host", help="Address to listen on, as `serve` takes it.")
+@shell.INSECURE_OPEN
 def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
     """Build everything that FILE describes (default: suffice.toml), without opening a socket.
 
@@ -66,7 +65,7 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
         else:  # they may be for the library alone
             warnings = check_routes(settings)
     except SufficeError as error:
-        fail(f"{path}: {error}")
+        shell.fail(f"{path}: {error}")
     evidence = read_evidence(settings)
     warnings += evidence_warnings(settings, evidence)
     for plugin in load_plugins():
@@ -81,7 +80,7 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
 
 @config.command("show")
 @_SETTINGS_FILE
-@option("--sources", is_flag=True, help="Print one line for each setting, with where its value comes from.")
+@shell.option("--sources", is_flag=True, help="Print one line for each setting, with where its value comes from.")
 def show(path: str, named: str | None, sources: bool) -> None:
     """Print all settings of FILE (default: suffice.toml) as JSON, with defaults and the environment's overrides.
 
@@ -93,7 +92,7 @@ def show(path: str, named: str | None, sources: bool) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
         return
     for place, value, source in _sourced(plain, read.written, read.variables):
-        print_line(f"{place} = {msgspec.json.encode(value).decode()}  # {source}")
+        shell.print_line(f"{place} = {msgspec.json.encode(value).decode()}  # {source}")
 
 
 def _sourced(plain: Any, written: Any, variables: Mapping[str, str], path: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -107,14 +106,14 @@ def _sourced(plain: Any, written: Any, variables: Mapping[str, str], path: str =
     yield path, plain, setters[-1] if setters else "default" if written is ... else "file"
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def admin() -> None:
     """Manage who may use the console and the control API."""
 
 
 @admin.command("reset-secret")
 @click.argument("name", default="admin")
-@CONFIG
+@shell.CONFIG
 def reset_secret(name: str, path: Path) -> None:
     """Give NAME [default: admin] a new secret; the old one and its sessions end."""
     _print_secret(name, _change(path, name, "reset", lambda people: people.reset(name)))
@@ -122,9 +121,9 @@ def reset_secret(name: str, path: Path) -> None:
 
 @admin.command("add")
 @click.argument("name")
-@option("--role", type=click.Choice(ROLES), default="reviewer", help="What they may do.")
-@option("--tenant", "tenants", multiple=True, help="See only runs of this tenant; repeat it for several.")
-@CONFIG
+@shell.option("--role", type=click.Choice(ROLES), default="reviewer", help="What they may do.")
+@shell.option("--tenant", "tenants", multiple=True, help="See only runs of this tenant; repeat it for several.")
+@shell.CONFIG
 def add(name: str, role: Role, tenants: tuple[str, ...], path: Path) -> None:
     """Add NAME and print their secret once."""
     _print_secret(name, _change(path, name, "added", lambda people: people.add(name, role, tenants or None)))
@@ -132,7 +131,7 @@ def add(name: str, role: Role, tenants: tuple[str, ...], path: Path) -> None:
 
 @admin.command("remove")
 @click.argument("name")
-@CONFIG
+@shell.CONFIG
 def remove(name: str, path: Path) -> None:
     """Remove NAME and end their sessions."""
     _change(path, name, "removed", lambda people: people.remove(name))
@@ -140,13 +139,13 @@ def remove(name: str, path: Path) -> None:
 
 
 @admin.command("list")
-@CONFIG
+@shell.CONFIG
 def people(path: Path) -> None:
     """List who has access. Secrets are stored as hashes and cannot be shown."""
     known = People.of(load_deployment(path)).listed()
     for one in known:
         of = "" if one.tenants is None else f"  of {', '.join(one.tenants)}"
-        print_line(f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}{of}")
+        shell.print_line(f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}{of}")
     if not known:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
@@ -165,5 +164,92 @@ def _change(path: Path, name: str, what: Literal["added", "reset", "removed"], c
         with open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(people, name, what)])
     except SufficeError as error:
-        warn(f"the change was made, but the audit log does not record it: {error}")
+        shell.warn(f"the change was made, but the audit log does not record it: {error}")
     return result
+
+
+# ---- keys of clients, which live in the log as hashes
+
+
+@click.group(cls=shell.CommandGroup)
+def key() -> None:
+    """Create, list, rotate and revoke keys of clients, without a restart."""
+
+
+@key.command("create")
+@click.argument("name")
+@shell.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(get_args(KeyScope)), help="What it may do; repeat it."
+)
+@shell.option("--tenant", help="Whose requests it sends and whose it may see.")
+@shell.option("--route", "routes", multiple=True, help="Only this route; repeat it for several.")
+@shell.option("--source", "sources", multiple=True, help="Source of feedback that it may send; repeat it for several.")
+@shell.option("--all-objects", is_flag=True, default=None, help="It may use, list and rate objects of other keys.")
+@shell.option("--requests-per-minute", type=int, metavar="N", help="At most.")
+@shell.option("--concurrency", type=int, metavar="N", help="Requests at once, at most.")
+@shell.option("--tokens-per-day", type=int, metavar="N", help="Prompt and answer, of a UTC day.")
+@shell.option("--usd-per-day", type=float, metavar="USD", help="At the upstreams' prices, of a UTC day.")
+@shell.option("--usd-per-month", type=float, metavar="USD", help="Likewise, of a calendar month.")
+@shell.option("--days", type=float, metavar="D", help="After which it ends by itself.  [default: never]")
+@shell.decision()
+def create_key(by: shell.PendingDecision, name: str, days: float | None, **given: Any) -> shell.CommandReply:
+    """Create a key called NAME, and print it once. The log keeps its hash only."""
+    if (problem := NAME.problem(name)) is not None:
+        raise ConfigError(f"name: {problem}")
+    if name in by.settings.keys:
+        raise ConfigError(f"name: {name!r} is a key of the settings, [keys.{name}]")
+    if not by.settings.server.require_keys:
+        raise ConfigError("server.require_keys: is false, so no key of the log is accepted; set it to true first")
+    table = {field: value for field, value in given.items() if value not in (None, ())}
+    permits_of(table, by.settings)
+    until_s = None if days is None else by.now_s + days * DAY_S
+    return _made(name, _office(by).issue(name, table, until_s=until_s))
+
+
+@key.command("rotate")
+@click.argument("name")
+@shell.option("--overlap-hours", type=float, default=24.0, metavar="H", help="How long the old key stays valid.")
+@shell.decision()
+def rotate_key(by: shell.PendingDecision, name: str, overlap_hours: float) -> shell.CommandReply:
+    """Give the holder of NAME a new key with the same permissions; the old one ends after the overlap."""
+    if not 0 <= overlap_hours <= 24 * 366:
+        raise ConfigError(f"--overlap-hours: got {overlap_hours:g}; 0 to {24 * 366}")
+    return _made(name, _office(by).rotate(name, overlap_s=overlap_hours * HOUR_S))
+
+
+@key.command("revoke")
+@click.argument("name")
+@shell.WAIT
+@shell.decision()
+def revoke_key(by: shell.PendingDecision, name: str, wait_s: float) -> shell.CommandReply:
+    """End all keys of NAME now, or the one key with this id."""
+    n = shell.accepted(_office(by).revoke(name), f"key {name} ")
+    seq = newest_of(by.writer.path, KEY_KINDS)
+    shell.confirm("revoke", presence_files(by.settings), lambda one: one.decided >= seq, wait_s=wait_s)
+    return shell.CommandReply({"name": name, "n_ended": n}, f"{name}: {n} ended")
+
+
+@key.command("list")
+@shell.report(shell.JSON_LINES)
+def list_keys(settings: Settings) -> shell.CommandReply:
+    """List the keys of the log. They are kept as hashes and cannot be shown."""
+    known, now_s, lines = valid_keys(log_location(settings.store)), time.time(), list[str]()
+    for one in known:
+        ended = one.until_s is not None and one.until_s <= now_s
+        until = "" if one.until_s is None else f"{'ended' if ended else 'ends'} {format_iso(one.until_s, ' ')}"
+        permits = ", ".join(f"{field} {msgspec.json.encode(value).decode()}" for field, value in one.permits.items())
+        lines.append(f"{one.name:<24} {one.key_id}  {permits or 'as a key without a table'}  {until}".rstrip())
+    plain = [{**msgspec.to_builtins(one), "digest": None} for one in known]
+    return shell.CommandReply(plain, lines or ["none yet: suffice key create"])
+
+
+def _office(by: shell.PendingDecision) -> KeyOffice:
+    return KeyOffice(
+        writer=by.writer, author=by.author, reason=by.reason, now_s=by.now_s, random_bytes=secrets.token_bytes
+    )
+
+
+def _made(name: str, made: NewKey | str) -> shell.CommandReply:
+    new = shell.accepted(made, f"key {name} ")
+    click.echo(f"{name}: this key is shown once and kept as a hash only", err=True)
+    return shell.CommandReply({"name": name, "key_id": new.issue.key_id, "key": new.key}, new.key)

@@ -1,4 +1,4 @@
-"""`suffice serve` and `suffice worker`, and a non-blocking log handler."""
+"""`suffice serve`, `reload` and `worker`, and a non-blocking log handler."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, CommandReply, fail, option, print_reply, warn
+from suffice.cli.shell import (
+    CONFIG,
+    INSECURE_OPEN,
+    JSON_LINES,
+    UNCONFIRMED,
+    WAIT,
+    Command,
+    CommandReply,
+    fail,
+    option,
+    print_line,
+    print_reply,
+    warn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +42,7 @@ PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
 IDENTIFY_S: Final = 5.0  # for a server to list its models
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
+RELOAD_POLL_S: Final = 0.05
 
 
 class BackgroundHandler(logging.handlers.QueueHandler):
@@ -230,6 +245,46 @@ def _show_first_secret(settings: Settings, page: str) -> str | None:
 
 @click.command(cls=Command)
 @CONFIG
+@WAIT
+def reload(path: Path, wait_s: float) -> None:
+    """Let the gateways on this computer apply the changes in their settings file.
+
+    Each applies all that can change while it runs, or nothing, and says which settings need a restart.
+    """
+    from suffice.store.database.presence import read_presences
+    from suffice.wiring.files import load_deployment
+    from suffice.wiring.keys import presence_files
+    from suffice.wiring.routes import check_routes
+
+    settings = load_deployment(path)
+    check_routes(settings)
+    switches, hangup = presence_files(settings), getattr(signal, "SIGHUP", None)
+    if hangup is None:
+        fail("this system has no SIGHUP; use POST /v1/admin/reload or the console")
+    before = {one.pid: one.n_reloads for one in read_presences(switches) if one.process == "serve"}
+    if not before:
+        fail("no gateway is running on this deployment; one that starts reads the file", 1)
+    for pid in before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, hangup)
+    end_s = time.monotonic() + wait_s
+    while True:
+        there = [one for one in read_presences(switches) if one.process == "serve" and one.pid in before]
+        late = [one for one in there if one.n_reloads == before[one.pid]]
+        if not late or time.monotonic() >= end_s:
+            break
+        time.sleep(RELOAD_POLL_S)
+    for one in there:
+        if one not in late:
+            print_line(f"{one.name}: {one.reloaded}")
+    for one in late:
+        warn(f"{one.name} has not confirmed within {wait_s:g} s")
+    if late:
+        raise SystemExit(UNCONFIRMED)
+
+
+@click.command(cls=Command)
+@CONFIG
 @option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
 @option("--history", is_flag=True, help="Show what was done lately, and end.")
 @JSON_LINES
@@ -274,8 +329,6 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
 
 def _handle_signals(reloads: threading.Event) -> threading.Event:
     """Return an event that SIGINT and SIGTERM set; SIGHUP sets `reloads`, and from a closed terminal both."""
-    import signal
-
     from suffice.files import has_terminal
 
     event, had_terminal = threading.Event(), has_terminal()
