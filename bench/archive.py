@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.learn.made import World, episodes, match
 
 from suffice.executor import Executor, PoolExecutor, RayExecutor, SerialExecutor
+from suffice.replay.archive.days import RouteFiles, archive_row, expand_archives
 from suffice.replay.archive.layout import MANIFESTS, Archive, Manifest, Part
-from suffice.replay.archive.reading import expand_archives
-from suffice.replay.archive.writing import RouteFiles, archive_row
 from suffice.replay.report.text import dump_lines
 from suffice.replay.study.sets import replay_set
 from suffice.replay.study.study import ReplayOptions

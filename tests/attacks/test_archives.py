@@ -18,7 +18,7 @@ import pytest
 
 from suffice.errors import ExecutorError, TraceError
 from suffice.executor import PoolExecutor
-from suffice.replay.archive.reading import expand_archives, read_archived_runs, verify_day
+from suffice.replay.archive.days import expand_archives, read_archived_runs, verify_day
 from suffice.replay.traces import formats, read
 from suffice.replay.traces.read import survey
 from tests.replay.archive.made import archive_log, observed, open_archive, write

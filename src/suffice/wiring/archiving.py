@@ -10,8 +10,8 @@ from typing import Final
 from suffice.control.jobs.base import JobReport, JobWriter, LogJob
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError
+from suffice.replay.archive.days import DayWriter, closed_days
 from suffice.replay.archive.layout import Archive, Manifest
-from suffice.replay.archive.writing import DayWriter, closed_days
 from suffice.settings import Settings
 from suffice.store.database.archiving import DAY_S
 from suffice.store.database.decisions import Decisions

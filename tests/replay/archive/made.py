@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from suffice.assurance.runs import Match
+from suffice.replay.archive.days import DayWriter, closed_days
 from suffice.replay.archive.layout import Archive, Manifest
-from suffice.replay.archive.writing import DayWriter, closed_days
 from suffice.settings import Route, Store
 from suffice.store.database.archiving import DAY_S
 from suffice.store.database.location import LogLocation, log_location

@@ -14,9 +14,8 @@ from polars.testing import assert_frame_equal
 
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.dataset import build_dataset
+from suffice.replay.archive.days import DayWriter, PendingDay, expand_archives, read_archived_runs, verify_day
 from suffice.replay.archive.layout import Archive, part_name, route_in
-from suffice.replay.archive.reading import expand_archives, read_archived_runs, verify_day
-from suffice.replay.archive.writing import DayWriter, PendingDay
 from suffice.replay.study.sets import replay_set
 from suffice.replay.study.study import ReplayOptions
 from suffice.replay.traces.read import read_traces, survey

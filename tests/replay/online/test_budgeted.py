@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from suffice.replay.online.report import describe_confidence, print_online
+from suffice.replay.online.protocol import describe_confidence, print_online
 from tests.replay.online.test_online import replayed
 
 

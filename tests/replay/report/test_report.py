@@ -20,8 +20,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.report.page import write_report
-from suffice.replay.report.plot import draw_classes, draw_frontier
+from suffice.replay.report.page import draw_classes, draw_frontier, write_report
 from suffice.replay.report.text import (
     GROUPS,
     WIDTH,

@@ -10,8 +10,8 @@ import click
 
 from suffice.cli.shell import CONFIG, JSON_LINES, Command, option
 from suffice.errors import ConfigError
+from suffice.replay.archive.days import verify_day
 from suffice.replay.archive.layout import Archive, Manifest
-from suffice.replay.archive.reading import verify_day
 from suffice.settings import Settings
 from suffice.wiring.archiving import cache_folder, write_closed_days
 from suffice.wiring.audit import user_name

@@ -51,7 +51,7 @@ WORKERS = stacked(
 
 def trace_files(sources: Sequence[str]) -> list[Path]:
     """The files among the sources, and those of the archives among them, at a folder or an address."""
-    from suffice.replay.archive.reading import expand_archives
+    from suffice.replay.archive.days import expand_archives
 
     return expand_archives(sources, cache=Path.home() / ".cache" / "suffice" / "archive")
 

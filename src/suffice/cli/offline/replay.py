@@ -22,8 +22,7 @@ from suffice.executor import Executor, build_executor
 from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy
 from suffice.replay.online.drift import parse_drift
-from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
-from suffice.replay.online.report import print_online, write_courses
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, print_online, replay_online, write_courses
 from suffice.replay.report.page import write_report
 from suffice.replay.report.text import WIDTH, dump_lines, print_report
 from suffice.replay.study.sets import SetReport, replay_set

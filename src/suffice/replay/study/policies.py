@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +38,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
 }
 
 
-class ParameterSource(Protocol):
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+ParameterSource: TypeAlias = Any  # a trial of Optuna, which is optional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +57,7 @@ Draw: TypeAlias = Callable[[ParameterSource, str, Size], Any]  # (source, name o
 
 
 def _whole(low: int, high: int | None = None) -> Draw:
-    def draw(trial: ParameterSource, name: str, size: Size) -> int:
+    def draw(trial: ParameterSource, name: str, size: Size) -> Any:
         most = max(1, size.longest if high is None else min(high, size.longest))
         return trial.suggest_int(name, min(low, most), most, log=True)
 
@@ -71,11 +66,7 @@ def _whole(low: int, high: int | None = None) -> Draw:
 
 def _near_1(least: float) -> Draw:
     """A probability from `least` to 0.9999, log-uniform in its distance from 1."""
-
-    def draw(trial: ParameterSource, name: str, _: Size) -> float:
-        return _round(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
-
-    return draw
+    return lambda trial, name, _: _round(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
 
 
 def _between(low: float, high: float, *, log: bool = False) -> Draw:
@@ -86,7 +77,7 @@ def _one_of(*choices: Any) -> Draw:
     return lambda trial, name, _: trial.suggest_categorical(name, choices)
 
 
-def _tokens(trial: ParameterSource, name: str, size: Size) -> int:
+def _tokens(trial: ParameterSource, name: str, size: Size) -> Any:
     return trial.suggest_int(name, size.few_tokens, size.many_tokens, log=True)
 
 
@@ -245,7 +236,7 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
     return {"policy": shape, "policies": [first, _draw_family(trial, "second", second, size)]}
 
 
-def _tokens_or_none(trial: ParameterSource, name: str, size: Size) -> int:
+def _tokens_or_none(trial: ParameterSource, name: str, size: Size) -> Any:
     return _tokens(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
 
 

@@ -9,7 +9,7 @@ all rungs within the target and so overfits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -167,73 +167,62 @@ def measure_rates(sums: Sequence[float]) -> dict[str, float]:
 
 
 class SumsFold:
-    """Accumulates sums batch by batch. Memory: at most 5,120 questions times the policies."""
+    """Accumulates sums batch by batch. Memory: at most 5,120 questions, or groups of them, times the policies."""
 
     def __init__(self, n_policies: int) -> None:
-        self._place: dict[str, int] = {}
-        self._bucketed = False
-        self._fold: list[int] = []
+        self._order: dict[int, int] = {}  # of the questions, by number
         self._base = np.zeros((0, 3))
         self._values = np.zeros((0, n_policies, len(FIELDS)))
-        self._seen: set[int] = set()
 
     @property
     def n_questions(self) -> int:
-        return len(self._seen)
+        return len(self._order)
 
     def add(self, runs: Runs, halts: Sequence[Halts]) -> None:
-        for question in dict.fromkeys(runs.question):
-            self._seen.add(_number(question))
-            self._place_question(question)
-        group = np.array([self._group_of(question) for question in runs.question], np.int64)
-        n_groups = len(self._fold)
-        self._base, self._values = _grow(self._base, n_groups), _grow(self._values, n_groups)
+        number = {question: _number(question) for question in dict.fromkeys(runs.question)}
+        self._make_rows(number.values())
+        group, n_groups = self._rows_of(number[question] for question in runs.question), len(self._base)
         self._base += sum_by_group(group, base_columns(runs), n_groups)
         for at, halt in enumerate(halts):
             self._values[:, at] += sum_by_group(group, columns_of(runs, halt), n_groups)
 
     def merge(self, other: SumsFold) -> None:
         """Add another fold's sums; sums of whole numbers, so in any order the same."""
-        self._seen |= other._seen
-        if other._bucketed and not self._bucketed:
-            self._use_buckets()
-        for question in other._place:
-            self._place_question(question)
-        if other._bucketed:
-            group = np.arange(MAX_GROUPS)
-        else:
-            group = np.array([self._group_of(question) for question in other._place], dtype=np.int64)
-        self._base, self._values = _grow(self._base, len(self._fold)), _grow(self._values, len(self._fold))
+        self._make_rows(other._order)
+        group = self._rows_of(other._numbers)
         np.add.at(self._base, group, other._base)
         np.add.at(self._values, group, other._values)
 
-    def _group_of(self, question: str) -> int:
-        return _number(question) % MAX_GROUPS if self._bucketed else self._place[question]
-
     def sums(self) -> QuestionSums:
-        return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
+        fold = np.array([number % N_FOLDS for number in self._numbers], dtype=np.int64)
+        return QuestionSums(fold=fold, base=self._base, values=self._values)
 
-    def _place_question(self, question: str) -> None:
-        if self._bucketed or question in self._place:
-            return
-        if len(self._place) < MAX_GROUPS:
-            self._place[question] = len(self._fold)
-            self._fold.append(question_fold(question))
-            return
-        self._use_buckets()
+    @property
+    def _is_grouped(self) -> bool:
+        return len(self._order) > MAX_GROUPS
 
-    def _use_buckets(self) -> None:
-        buckets = np.array([_number(known) % MAX_GROUPS for known in self._place], dtype=np.int64)
-        base, values = np.zeros((MAX_GROUPS, 3)), np.zeros((MAX_GROUPS, *self._values.shape[1:]))
-        filled = len(self._base)  # questions of this batch have no sums yet
-        np.add.at(base, buckets[:filled], self._base)
-        np.add.at(values, buckets[:filled], self._values)
-        self._base, self._values, self._bucketed = base, values, True
-        self._fold = [bucket % N_FOLDS for bucket in range(MAX_GROUPS)]
+    @property
+    def _numbers(self) -> Sequence[int]:
+        """The number of each row's question, or of its group."""
+        return range(MAX_GROUPS) if self._is_grouped else list(self._order)
+
+    def _rows_of(self, numbers: Iterable[int]) -> Ints:
+        grouped, order = self._is_grouped, self._order
+        return np.array([number % MAX_GROUPS if grouped else order[number] for number in numbers], dtype=np.int64)
+
+    def _make_rows(self, numbers: Iterable[int]) -> None:
+        """Add rows for new questions; from the first that is too many on, a row for each group."""
+        before = self._numbers
+        for number in numbers:
+            self._order.setdefault(number, len(self._order))
+        rows, n_rows = self._rows_of(before), min(len(self._order), MAX_GROUPS)
+        self._base, self._values = (_spread(sums, rows, n_rows) for sums in (self._base, self._values))
 
 
-def _grow(array: Floats, n_groups: int) -> Floats:
-    return np.concatenate([array, np.zeros((n_groups - len(array), *array.shape[1:]))])
+def _spread(sums: Floats, rows: Ints, n_rows: int) -> Floats:
+    spread = np.zeros((n_rows, *sums.shape[1:]))
+    np.add.at(spread, rows, sums)
+    return spread
 
 
 def columns_of(runs: Runs, halts: Halts) -> tuple[Floats, ...]:

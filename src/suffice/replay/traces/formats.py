@@ -21,16 +21,21 @@ from suffice.replay.traces.columns import TextColumn, TraceColumns
 from suffice.replay.traces.rows import MOST, RUN_COLUMNS, STEP_COLUMNS, Column, RunRow, decode_row
 from suffice.sanitize import text_in
 
+SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 MOST_EXPANDED_BYTES: Final = 4 * 2**30  # of one row group, as its file states
 
 
 @dataclass(frozen=True, slots=True)
 class FileShard:
-    """A part of a file that can be read without the others."""
+    """A part of a file that can be read without the others. Raise TraceError for an unknown suffix."""
 
     path: Path
     row_group: int | None = None  # of a Parquet file; None: the whole file
     first_row: int = 1  # number of its first row in the file
+
+    def __post_init__(self) -> None:
+        if not self.path.name.endswith(SUFFIXES):
+            raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(self.path))
 
     def __str__(self) -> str:
         return f"{self.path}" if self.row_group is None else f"{self.path}, row group {self.row_group}"

@@ -21,7 +21,7 @@ from suffice.errors import ConfigError, TraceError
 from suffice.executor import Executor, SerialExecutor, limit_memory
 from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
-from suffice.replay.traces.formats import FileShard, read_shard, split_file
+from suffice.replay.traces.formats import SUFFIXES, FileShard, read_shard, split_file
 from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.types import Kind
 
@@ -33,9 +33,10 @@ COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 Selection: TypeAlias = Callable[[TraceColumns], Bools]  # the runs of a chunk to keep
 
 
-def parse_where(text: str) -> Selection:
+def parse_where(text: str | None) -> Selection:
+    """Parse conditions; None holds for all runs. Raise ConfigError."""
     tests: dict[tuple[str, bool], list[Callable[[str], object]]] = defaultdict(list)  # (column, wanted) → alternatives
-    for condition in text.split(","):
+    for condition in () if text is None else text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.*?)\s*", condition, re.DOTALL)
         if match is None or match[1] not in COLUMNS:
             allowed = f"COLUMN=VALUE or COLUMN!=VALUE with a column of {', '.join(COLUMNS)}"
@@ -54,9 +55,6 @@ def parse_where(text: str) -> Selection:
     return holds
 
 
-SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-
-
 def set_name(path: str | Path) -> str:
     """Name of the set in a file: its stem without `.dev` and `.heldout`, or the route of an archive's file."""
     name, route = Path(path).name, Path(path).parent.parent.name
@@ -68,42 +66,37 @@ def set_name(path: str | Path) -> str:
 
 
 def read_traces(
-    paths: Iterable[str | Path | FileShard],
+    paths: Iterable[str | Path],
     *,
     where: str | None = None,
     batch_rows: int = BATCH_ROWS,
     keep: Selection | None = None,
 ) -> Iterator[Batch]:
-    """Read files of recorded runs, or parts of them, in batches, in the order of their rows.
+    """Read files of recorded runs in batches, in the order of their rows.
 
     where       conditions such as "task=mmlu_pro,model!=gpt*"
     batch_rows  largest number of runs in a batch, at least 1
+    keep        the matching runs that are wanted; None: all
 
     Memory is one batch plus 8 bytes per run, to find duplicates; each setting in a chunk makes its own batch. Raise
     TraceError (file, row, column) for invalid data and when nothing matches; ConfigError for invalid conditions.
     """
     if batch_rows < 1:
         raise ValueError(f"batch_rows: got {batch_rows}; needs at least 1")
-    selection = None if where is None else parse_where(where)
-    shards = [path if isinstance(path, FileShard) else FileShard(Path(path)) for path in paths]
-    for shard in shards:
-        if not shard.path.name.endswith(SUFFIXES):
-            raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(shard.path))
-    return _read(shards, where, selection, batch_rows, keep)
+    return _read([FileShard(Path(path)) for path in paths], where, parse_where(where), batch_rows, keep)
 
 
 def _read(
-    shards: Sequence[FileShard], where: str | None, selection: Selection | None, batch_rows: int, keep: Selection | None
+    shards: Sequence[FileShard], where: str | None, matches: Selection, batch_rows: int, keep: Selection | None
 ) -> Iterator[Batch]:
     seen: defaultdict[str, Hashes] = defaultdict(lambda: NO_HASHES)
     notes = ReadNotes()
     for shard in shards:
-        n_before = notes.n_rows
+        n_before, name = notes.n_rows, set_name(shard.path)
         for columns in read_shard(shard, batch_rows=batch_rows):
-            name = set_name(shard.path)
             check_columns(columns)
             seen[name] = check_unique(columns, seen[name])
-            yield from as_batches(notes.select(columns, selection, keep), name)
+            yield from as_batches(notes.select(columns, matches, keep), name)
         if notes.n_rows == n_before:
             raise TraceError("contains no runs", file=str(shard.path))
     notes.refuse_nothing(where, [one.path for one in shards])
@@ -121,10 +114,10 @@ class ReadNotes:
     tasks: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
 
-    def select(self, columns: TraceColumns, selection: Selection | None, keep: Selection | None) -> TraceColumns:
+    def select(self, columns: TraceColumns, matches: Selection, keep: Selection | None = None) -> TraceColumns:
         self.tasks.update(columns.texts["task"].words[:10])
         self.models.update(columns.texts["model"].words[:10])
-        chosen = columns if selection is None else columns.select(selection(columns))
+        chosen = columns.select(matches(columns))
         self.n_rows, self.n_chosen = self.n_rows + len(columns), self.n_chosen + len(chosen)
         return chosen if keep is None else chosen.select(keep(chosen))
 
@@ -161,7 +154,9 @@ class Survey:
         if shard is None:
             batches = read_traces(self.files, where=self.where, keep=keep)
         else:
-            batches = _read_checked(shard, self.where, keep)
+            notes, matches = ReadNotes(), parse_where(self.where)
+            chunks = (notes.select(one, matches, keep) for one in read_shard(shard, batch_rows=BATCH_ROWS))
+            batches = (batch for chunk in chunks for batch in as_batches(chunk, set_name(shard.path)))
         for batch in batches:
             yield batch if self.proposer is None else join_unproposed(batch, self.proposer)
 
@@ -174,12 +169,6 @@ class Survey:
             places = [place_of(question, purpose="survey") for question in columns.names("question_id")]
             kept &= np.array(places) < share
         return kept
-
-
-def _read_checked(shard: FileShard, where: str | None, keep: Selection) -> Iterator[Batch]:
-    selection, notes = None if where is None else parse_where(where), ReadNotes()
-    for columns in read_shard(shard, batch_rows=BATCH_ROWS):
-        yield from as_batches(notes.select(columns, selection, keep), set_name(shard.path))
 
 
 def survey(
@@ -204,8 +193,7 @@ def survey(
     for file in files:
         by_set.setdefault(set_name(file), []).append(Path(file))
     paths = [path for of_set in by_set.values() for path in of_set]
-    if where is not None:
-        parse_where(where)
+    parse_where(where)
     run = executor or SerialExecutor()
     shards = list(run.map(split_file, paths))
     parts = run.map(partial(_survey_shard, where), [shard for of_file in shards for shard in of_file])
@@ -241,14 +229,12 @@ class ShardCounts:
 
 
 def _survey_shard(where: str | None, shard: FileShard) -> ShardCounts:
-    if not shard.path.name.endswith(SUFFIXES):
-        raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(shard.path))
     limit_memory(MOST_READ_BYTES)
-    selection, counts = None if where is None else parse_where(where), ShardCounts()
+    matches, counts = parse_where(where), ShardCounts()
     for columns in read_shard(shard, batch_rows=BATCH_ROWS):
         check_columns(columns)
         counts.hashes = check_unique(columns, counts.hashes)
-        for batch in as_batches(counts.notes.select(columns, selection, None), set_name(shard.path)):
+        for batch in as_batches(counts.notes.select(columns, matches), set_name(shard.path)):
             counts.add(batch)
     return counts
 

@@ -1,4 +1,4 @@
-"""Writes closed days of the log as Parquet files: one row per request, in the columns of a trace and some more.
+"""Closed days of the log as Parquet files, one row per request: written, and read as traces or as the log's runs.
 
 No text of a person or a model is archived: answers become letters, equal for equal answers of one run, and every
 verdict that needs the texts is made before (`correct`, `full_em`). So an erasure has nothing to reach here.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +18,12 @@ from typing import Any, Final
 import msgspec
 
 from suffice.assurance.runs import Match, current_label, is_right
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, TraceError
 from suffice.learn.dataset import by_design, fate
-from suffice.replay.archive.layout import MANIFESTS, Archive, Manifest, Part, part_name
+from suffice.replay.archive.layout import MANIFESTS, Archive, Manifest, Part, is_archive, part_name
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
-from suffice.replay.traces.formats import REPLAYABLE, pyarrow, trace_schema
+from suffice.replay.traces.formats import REPLAYABLE, open_parquet, pyarrow, trace_schema
+from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.settings import Route
 from suffice.store.audit.personal import Part as TextPart
 from suffice.store.audit.personal import without
@@ -37,15 +38,18 @@ from suffice.store.database.archiving import (
     range_of_day,
     read_range,
 )
-from suffice.store.database.views import LogReader, decoded
-from suffice.store.rows.events import FeedbackEvent, to_row
-from suffice.types import Feedback, Outcome, Request, StepRecord
+from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, decoded
+from suffice.store.rows.events import FeedbackEvent, decode_as, to_row
+from suffice.types import Episode, Feedback, Outcome, Request, StepRecord
 
 TEXTS: Final[tuple[TextPart, ...]] = ("answers", "comments", "questions", "metadata")
 PART_ROWS: Final = 100_000  # in one file
 GROUP_ROWS: Final = 10_000  # in one row group, which one worker reads
 FLUSH_ROWS: Final = 2_000  # of one route that wait in memory
+BATCH_ROWS: Final = 1_000  # read at once
+_BODIES: Final = ("seq", "request", "outcome_seq", "outcome", "labels")
 _OMITTED: Final = ("question", "gold", "token_source")  # columns of a trace that an archive does not have
+_STEP_FIELDS: Final = STEP_COLUMNS.keys() & {field.name for field in fields(StepRecord)}
 
 Matches = Callable[[Route], AbstractContextManager[Match]]
 
@@ -81,6 +85,9 @@ class ArchivedLabel(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     at_s: float
     feedback: Feedback
+
+
+_LABELS: Final = msgspec.json.Decoder(list[ArchivedLabel])
 
 
 # ---- rows
@@ -162,25 +169,9 @@ def _trace_steps(
 
 
 def _trace_step(step: StepRecord, correct: bool | None) -> dict[str, Any]:
-    return {
-        "tokens": step.tokens,
-        "ctx_tokens": step.ctx_tokens,
-        "answer": step.answer,
-        "correct": correct,
-        "confidence": step.confidence,
-        "mass": step.mass,
-        "logprob": step.logprob,
-        "entropy": step.entropy,
-        "stop_flag": step.reported_done,
-        "action": step.caller_action,
-        "probe_tokens": step.probe_tokens,
-        "logprobs": step.logprobs or None,
-        "margin": step.margin,
-        "closed_entropy": step.closed_entropy,
-        "stated_confidence": step.stated_confidence,
-        "end_margin": step.end_margin,
-        "hedges": step.hedges,
-    }
+    same = {name: getattr(step, name) for name in _STEP_FIELDS}
+    own = {"correct": correct, "stop_flag": step.reported_done, "action": step.caller_action}
+    return same | own | {"logprobs": step.logprobs or None}
 
 
 def _labels(run: StoredRun, right: bool | None) -> str:
@@ -350,3 +341,66 @@ def closed_days(
             return
         yield PendingDay(day, rows)
         since, last = rows.until_seq, day
+
+
+# ---- reading
+
+
+def expand_archives(sources: Iterable[str | Path], *, cache: Path) -> list[Path]:
+    """Replace each archive among trace files by the files of its days. Raise TraceError, ConfigError and StoreError."""
+    files = list[Path]()
+    for source in sources:
+        if not is_archive(source):
+            files.append(Path(source))
+            continue
+        archive = Archive.open(source, cache=cache)
+        own = [archive.fetch(part) for manifest in archive.manifests() for part in manifest.parts if part.n_replayable]
+        if not own:
+            raise TraceError("is an archive without full runs", file=str(source))
+        files += own
+    return files
+
+
+def verify_day(archive: Archive, manifest: Manifest) -> int:
+    """Check a day's files and rows against its manifest; return its rows. Raise TraceError."""
+    n_rows = 0
+    for part in manifest.parts:
+        places = [run.episode.request.route for run in read_part(archive, part)]
+        if len(places) != part.n_rows or set(places) != {part.route}:
+            problem = f"has {len(places):,} requests of {sorted(set(places))}; its manifest says {part.n_rows:,}"
+            raise TraceError(problem, file=archive.place(part.name))
+        n_rows += len(places)
+    return n_rows
+
+
+def read_archived_runs(archive: Archive, route: str) -> Iterator[EpisodeWithLabels]:
+    """Yield the runs of a route in the order of their requests, as `views.read_episodes` does from the log.
+
+    Answers are letters; labels have verdicts instead of references. Raise TraceError.
+    """
+    for manifest in archive.manifests():
+        for part in manifest.parts:
+            if part.route == route:
+                yield from read_part(archive, part)
+
+
+def read_part(archive: Archive, part: Part) -> Iterator[EpisodeWithLabels]:
+    path, number = archive.fetch(part), 0
+    with open_parquet(path, pre_buffer=False) as file:
+        missing = [name for name in _BODIES if name not in file.schema_arrow.names]
+        if missing:
+            raise TraceError("is missing", file=archive.place(part.name), column=missing[0])
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(_BODIES)):
+            for row in batch.to_pylist():
+                number += 1
+                yield _run_of(row, archive.place(part.name), number)
+
+
+def _run_of(row: dict[str, Any], file: str, number: int) -> EpisodeWithLabels:
+    try:
+        request, outcome = decode_as(Request, row["request"]), decode_as(Outcome, row["outcome"])
+        labels = tuple(StoredLabel(one.seq, one.feedback, one.at_s) for one in _LABELS.decode(row["labels"]))
+        seq = max(row["seq"], row["outcome_seq"])
+    except (ValueError, TypeError) as error:
+        raise TraceError(f"cannot be read: {error}", file=file, row=number) from None
+    return EpisodeWithLabels(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels)
