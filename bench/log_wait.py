@@ -1,11 +1,12 @@
 """Does writing the log make clients wait? The gateway's 99th percentile with a log and without, in one run.
 
-    python bench/log_wait.py [--seconds 120] [--database sqlite|postgresql]...
+    python bench/log_wait.py [--seconds 120] [--database sqlite|postgresql]... [--before PATH] [--flush-ms 50]
 
 Gateways that differ in their log alone are asked in turn, in random order, round after round: streams over several
 connections. The overhead of a request is its time to the first event, less the median of the model server's own. Prints
 its median and 99th percentile, the gateway's CPU time a request, and the ratio of the 99th percentile to that without a
-log, with a 95 % interval from resampled rounds. No worker runs beside the gateways.
+log, with a 95 % interval from resampled rounds. No worker runs beside the gateways. `--before` asks gateways of another
+checkout with the same databases, too, in the same rounds.
 """
 
 from __future__ import annotations
@@ -87,22 +88,29 @@ def ratio(with_log: Rounds, without: Rounds, direct: Rounds) -> tuple[float, flo
     return percentile(with_log, direct, 0.99) / percentile(without, direct, 0.99), float(low), float(high)
 
 
-def measure(databases: Sequence[str], seconds: float) -> None:
+def measure(databases: Sequence[str], seconds: float, before: Path | None, flush_ms: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         base = stack.enter_context(upstream(folder))
         targets = {"direct": Target(name="direct", url=base + CHAT)}
-        for one in ("no log", *databases):
-            store = stack.enter_context(postgres(folder / "server")) if one == "postgresql" else ""
+        names = ["no log", *databases] + [f"{one} before" for one in databases if before is not None]
+        for one in names:
+            store = ""
+            if one.startswith("postgresql"):
+                store = stack.enter_context(postgres(folder / one.replace(" ", "-")))
             first = NO_LOG if one == "no log" else ""
-            _, targets[one], _ = stack.enter_context(suffice(base, folder, one, more=ALONE, store=store, first=first))
+            source = before / "src" if before is not None and one.endswith("before") else None
+            more = f"flush_ms = {flush_ms}\n{ALONE}"  # the settings end with the table of the log
+            _, targets[one], _ = stack.enter_context(
+                suffice(base, folder, one, more=more, store=store, first=first, source=source)
+            )
         rounds, used_s = asyncio.run(ask(base, targets, seconds))
     direct = rounds["direct"]
     print(f"{len(direct)} rounds of {AT_ONCE * EACH} streams each; ms to the first event above the model server's own")
-    print(f"{'':<12} {'median':>8} {'99 %':>8} {'CPU ms':>8}  99 %, divided by that without a log (95 % interval)")
-    for name in ("no log", *databases):
+    print(f"{'':<18} {'median':>8} {'99 %':>8} {'CPU ms':>8}  99 %, divided by that without a log (95 % interval)")
+    for name in names:
         waits, cpu_ms = rounds[name], used_s[name] * 1e3 / (len(direct) * AT_ONCE * EACH)
-        line = f"{name:<12} {percentile(waits, direct, 0.5):8.2f} {percentile(waits, direct, 0.99):8.2f} {cpu_ms:8.3f}"
+        line = f"{name:<18} {percentile(waits, direct, 0.5):8.2f} {percentile(waits, direct, 0.99):8.2f} {cpu_ms:8.3f}"
         if name != "no log":
             value, low, high = ratio(waits, rounds["no log"], direct)
             line += f"  {value:.2f} ({low:.2f} to {high:.2f})"
@@ -113,8 +121,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--database", action="append", choices=DATABASES, help="repeatable; both by default")
+    parser.add_argument("--before", type=Path, metavar="PATH", help="checkout of an earlier version, measured as well")
+    parser.add_argument("--flush-ms", type=int, default=50, help="`store.flush_ms` [50]")
     given = parser.parse_args()
-    measure(given.database or DATABASES, given.seconds)
+    measure(given.database or DATABASES, given.seconds, given.before, given.flush_ms)
 
 
 if __name__ == "__main__":

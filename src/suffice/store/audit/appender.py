@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from suffice.store.audit import chain
@@ -24,14 +25,16 @@ _PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
 # Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
 _INSERT_ALL: Final = f"""
-    INSERT INTO events ({", ".join(COLUMNS)})
-    SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0) + row_number() OVER (ORDER BY i),
-        {", ".join(COLUMNS[1:])}
-    FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]),
-            CAST(? AS double precision[]), CAST(? AS bigint[]), CAST(? AS text[]), CAST(? AS text[]))
-        WITH ORDINALITY given ({", ".join(COLUMNS[1:])}, i)
-    WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
-    RETURNING kind, key, seq"""  # noqa: S608 - names
+    WITH added AS (
+        INSERT INTO events ({", ".join(COLUMNS)})
+        SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)
+                + row_number() OVER (ORDER BY i), {", ".join(COLUMNS[1:])}
+        FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]),
+                CAST(? AS double precision[]), CAST(? AS bigint[]), CAST(? AS text[]), CAST(? AS text[]))
+            WITH ORDINALITY given ({", ".join(COLUMNS[1:])}, i)
+        WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
+        RETURNING seq
+    ) SELECT count(*), max(seq) FROM added"""  # noqa: S608 - names
 _EXISTING: Final = """
     SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(? AS text[]), CAST(? AS text[])) given (kind, key)
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
@@ -60,40 +63,58 @@ class Appender:
         if self._redact:
             rows = [(redact_row(row, self._redact), at_s) for row, at_s in rows]
         if isinstance(self._connection, PostgresConnection):
-            return self._insert_all(self._connection, rows)
-        return [self._insert(self._connection, row, at_s) for row, at_s in rows]
+            return self._insert_all(self._connection, rows) if rows else []
+        added = list[AddedRow]()
+        for is_linked, group in groupby(rows, lambda given: given[0].kind not in UNCHAINED):
+            if is_linked:
+                added += [self._insert_linked(self._connection, row, at_s) for row, at_s in group]
+            else:
+                added += self._insert(self._connection, [*group])
+        return added
 
-    def _insert(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
-        cursor = connection.execute(_INSERT, self._values(row, at_s))
-        if cursor.rowcount != 1:
-            (seq,) = connection.execute(_PLACE, (row.kind, row.key)).fetchone()
-            return AddedRow(seq, is_new=False)
-        assert cursor.lastrowid is not None
-        if row.kind not in UNCHAINED:
-            connection.execute(_LINK, self._chained(cursor.lastrowid, row, at_s))
-        return AddedRow(cursor.lastrowid, is_new=True)
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[GivenRow]) -> list[AddedRow]:
+        n_new = connection.executemany(_INSERT, [self._values(*given) for given in rows]).rowcount
+        (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
+        return self._places(rows, n_new, last)
+
+    def _insert_linked(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
+        (added,) = self._insert(connection, [(row, at_s)])
+        if added.is_new:
+            connection.execute(_LINK, self._chained(added.seq, row, at_s))
+        return added
 
     def _insert_all(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
-        given = dict[tuple[str, str], GivenRow]()
-        for row, at_s in rows:
-            given.setdefault((row.kind, row.key), (row, at_s))
-        columns = zip(*(self._values(row, at_s) for row, at_s in given.values()), strict=True)
-        new = connection.execute(_INSERT_ALL, [[*column] for column in columns]) if given else ()
-        places = {(kind, key): AddedRow(seq, is_new=True) for kind, key, seq in new}
+        given = {(row.kind, row.key): (row, at_s) for row, at_s in reversed(rows)}  # the first of those with one name
+        columns = zip(*(self._values(row, at_s) for row, at_s in reversed(given.values())), strict=True)
+        n_new, last = connection.execute(_INSERT_ALL, [[*column] for column in columns]).fetchone()
+        added = self._places(rows, n_new, last or 0)
         links = [
-            self._chained(places[name].seq, row, at_s)
-            for name, (row, at_s) in given.items()
-            if name in places and row.kind not in UNCHAINED
+            self._chained(place.seq, row, at_s)
+            for (row, at_s), place in zip(rows, added, strict=True)
+            if row.kind not in UNCHAINED and place.is_new and n_new and place.seq > last - n_new
         ]
         if links:
             connection.copy("chain", Link._fields, links)
-        if missing := given.keys() - places.keys():
-            for kind, key, seq, owner in connection.execute(_EXISTING, [*zip(*missing, strict=True)]):
-                places[kind, key] = AddedRow(seq, is_new=self._is_retry and owner == self._owner)
+        return added
+
+    def _places(self, rows: Sequence[GivenRow], n_new: int, last: int) -> list[AddedRow]:
+        """Return the places of rows of which `n_new` were just added, the last of them at `last`."""
+        if n_new == len(rows):
+            return [AddedRow(seq, is_new=True) for seq in range(last - n_new + 1, last + 1)]
+        names, known = [(row.kind, row.key) for row, _ in rows], dict[tuple[str, str], tuple[int, int]]()
+        if isinstance(self._connection, PostgresConnection):
+            rows_now = self._connection.execute(_EXISTING, [*zip(*{*names}, strict=True)])
+            known = {(kind, key): (seq, owner) for kind, key, seq, owner in rows_now}
+        else:
+            # A transaction of SQLite that failed is not committed, so a retry finds no rows of its own.
+            known = {name: (self._connection.execute(_PLACE, name).fetchone()[0], -1) for name in names}
+        newest = {*sorted((seq for seq, _ in known.values()), reverse=True)[:n_new]}
         added = list[AddedRow]()
-        for row, _ in rows:
-            added.append(place := places[row.kind, row.key])
-            places[row.kind, row.key] = AddedRow(place.seq, is_new=False)
+        for name in names:
+            seq, owner = known[name]
+            added.append(AddedRow(seq, is_new=seq in newest or (self._is_retry and owner == self._owner)))
+            newest.discard(seq)
+            known[name] = seq, -1
         return added
 
     def _values(self, row: Row, at_s: float) -> tuple[Any, ...]:
