@@ -20,8 +20,7 @@ from scipy.stats import beta
 from tests.simulators.traffic_worlds import scenarios, worlds
 
 from suffice.arrays import Bools, Floats, Ints
-from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.fleet import RouteWealth, require_wealth
+from suffice.assurance.certify import Counts, RouteWealth, log_wealth, require_wealth
 from suffice.control.evidence.cold_start import burst_of, warm_burst
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import FoldedModels, fit_served

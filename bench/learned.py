@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from suffice.errors import ConfigError
-from suffice.learn.export import export_ensemble
 from suffice.learn.features import choose_features
-from suffice.learn.models import Examples, Parts, fit
+from suffice.learn.models import Examples, Parts, export_ensemble, fit
 from suffice.model.artefact import StopModel, TrainingRecord, dump_model, load_model
 from suffice.policy.learned import LearnedPolicy
 from suffice.signals.features import FeatureSet

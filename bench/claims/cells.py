@@ -2,7 +2,7 @@
 
 certified 5 %    the certifier with 5 % audits   half split    one model fitted on one half, the other certifies
 certified 10 %   … with 10 %                     label-free    disagreement in place of the drop
-budgeted 5 %, 10 %: the level follows the audits, an average promise (`learn.budgeting`)
+budgeted 5 %, 10 %: the level follows the audits, an average promise (`learn.certificate`)
 fixed … empirical, labelled-only: the naive designs, see `naive` and `empirical`
 """
 

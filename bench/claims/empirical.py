@@ -11,7 +11,7 @@ from bench.claims.window import Window
 from suffice.arrays import Floats
 from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns
-from suffice.learn.budgeting import affordable_level
+from suffice.learn.certificate import affordable_level
 from suffice.learn.certifier import CertifierDecision, Plan
 from suffice.learn.version import FoldedModels, fit_served
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.assurance.em_price import EMPrice, RatedRun, em_price
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.satisfaction import EMPrice, RatedRun, em_price
 
 PRICE, BY_STOP = 0.6, 0.05
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.fleet import (
+from suffice.assurance.certify import (
     STEP,
     FleetRequirement,
     RouteWealth,

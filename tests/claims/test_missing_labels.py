@@ -17,7 +17,7 @@ from bench.claims.experiments import TWO as EXPERIMENT
 
 from suffice.assurance import satisfaction
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.label_propensity import covariates, label_weights, unexplained_group
+from suffice.assurance.labels import covariates, label_weights, unexplained_group
 from suffice.assurance.satisfaction import FeedbackValue, Measure, RunFeedback, estimate_satisfaction
 from suffice.rollout.analysis import analyse
 from suffice.rollout.results import SATISFACTION, ArmComparison, ExperimentData, MetricValue, UnitAssignment

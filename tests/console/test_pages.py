@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.assurance.fleet import FleetRequirement, RouteWealth
+from suffice.assurance.certify import FleetRequirement, RouteWealth
 from suffice.console import exports, render
 from suffice.console.app import ConsoleApp, endpoints_of_view
 from suffice.console.auth import ROLES

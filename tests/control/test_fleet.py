@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from suffice.assurance.fleet import FleetRequirement, WarmStart
+from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.status import status
 from suffice.control.jobs.certify import Certify

@@ -13,11 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.jobs import fold_states
+from suffice.control.jobs import folds
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.certify import Certify
-from suffice.control.jobs.fold_states import FoldStates
-from suffice.control.jobs.folds import RowRouter
+from suffice.control.jobs.folds import FoldStates, RowRouter
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.snapshot import UnstorableState, restore_snapshot, take_snapshot
@@ -106,8 +105,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_states, "SAVE_ROWS", 1)
-    monkeypatch.setattr(fold_states, "ROW_BYTES", 10**9)
+    monkeypatch.setattr(folds, "SAVE_ROWS", 1)
+    monkeypatch.setattr(folds, "ROW_BYTES", 10**9)
 
 
 def settings_of(store: Store, **changes: Any) -> Settings:
@@ -205,7 +204,7 @@ def take_anothers(path: LogLocation, _: pytest.MonkeyPatch) -> None:
 
 
 def upgrade(_: LogLocation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_states, "code_digest", lambda: "other")
+    monkeypatch.setattr(folds, "code_digest", lambda: "other")
 
 
 Doubt = tuple[Callable[[LogLocation, pytest.MonkeyPatch], None], dict[str, Any]]

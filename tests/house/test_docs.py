@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from suffice import errors, types
-from suffice.assurance.fleet import FleetRequirement, RouteWealth, WarmStart
+from suffice.assurance.certify import FleetRequirement, RouteWealth, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.spending import SpendEstimate, SpendForecast, Spike
 from suffice.cli.main import main

@@ -15,16 +15,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from suffice.learn.export import (
+from suffice.learn.features import FeatureSelection
+from suffice.learn.models import (
+    Examples,
+    Parts,
+    Trajectories,
     export_advantage,
     export_ensemble,
     export_isotonic,
     export_linear,
     export_stop_model,
     export_trees,
+    fit,
+    fit_values,
 )
-from suffice.learn.features import FeatureSelection
-from suffice.learn.models import Examples, Parts, Trajectories, fit, fit_values
 from suffice.model.artefact import StepCost, TrainingRecord, dump_model, load_model
 from suffice.model.ensemble import Ensemble, ModelPart
 

@@ -15,10 +15,9 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints
-from suffice.assurance.em_price import EMPrice
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.ledger import Account
-from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
+from suffice.assurance.satisfaction import SATISFACTION, EMPrice, SatisfactionEffect
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted

@@ -28,8 +28,7 @@ from suffice.assurance.certify import (
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits, mean_over_orders, select_groups
-from suffice.learn.budgeting import Spender
-from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
+from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Spender, Swings, best_claim, hold_level
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 
@@ -49,7 +48,7 @@ class Plan:
 
     max_em_drop: float = 0.02  # fraction
     confidence: float = 0.95  # fraction
-    promise: Promise = "certified"  # "budgeted": an average, see `learn.budgeting`
+    promise: Promise = "certified"  # "budgeted": an average, see `learn.certificate`
     label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
     warm_up: float = 1_000  # full runs at a cold start

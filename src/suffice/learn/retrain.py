@@ -15,9 +15,18 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
-from suffice.learn.export import export_isotonic, export_stop_model, export_value_model
 from suffice.learn.features import sklearn
-from suffice.learn.models import PRICES, FitResult, Parts, Values, fit, fit_values
+from suffice.learn.models import (
+    PRICES,
+    FitResult,
+    Parts,
+    Values,
+    export_isotonic,
+    export_stop_model,
+    export_value_model,
+    fit,
+    fit_values,
+)
 from suffice.learn.rows import (
     Resamples,
     audit_runs,

@@ -7,7 +7,7 @@ The guesses are a ridge regression of each arm's earlier units on class and cova
 weighted by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the
 metric, also when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of
 `assurance.bounds`. Labels that are missing at random weigh by the inverse of their probability, too
-(`assurance.label_propensity`): with weights of at most 1, contributions stay within that range.
+(`assurance.labels`): with weights of at most 1, contributions stay within that range.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).

@@ -13,6 +13,7 @@ import numpy as np
 from suffice.arrays import Bools, Floats, Small
 from suffice.assurance.certify import (
     BETS,
+    FleetRequirement,
     Windows,
     certified_level,
     count_outcomes,
@@ -22,7 +23,6 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
-from suffice.assurance.fleet import FleetRequirement
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay

@@ -14,8 +14,7 @@ from math import floor, log1p
 
 import numpy as np
 
-from suffice.assurance.label_propensity import covariates, label_weights, unexplained_group
-from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
+from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, covariates, label_weights, unexplained_group
 from suffice.assurance.runs import ENDED, Match, measure_run, spent_tokens
 from suffice.assurance.satisfaction import satisfaction_of_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay

@@ -21,9 +21,8 @@ from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, cha
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import recorded_columns
-from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
-from suffice.learn.models import Examples, fit
+from suffice.learn.models import Examples, export_stop_model, fit
 from suffice.learn.version import N_FOLDS, FoldedModels, fit_served, fold_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy

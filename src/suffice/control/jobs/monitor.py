@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal, TypeVar
 
-from suffice.assurance.em_price import RatedRun, em_price
 from suffice.assurance.forecast import (
     Alert,
     ForecastAction,
@@ -21,7 +20,13 @@ from suffice.assurance.forecast import (
 from suffice.assurance.forecast_grades import Of
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, measure_run
-from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction, satisfaction_of_people
+from suffice.assurance.satisfaction import (
+    RatedRun,
+    SatisfactionEffect,
+    em_price,
+    estimate_satisfaction,
+    satisfaction_of_people,
+)
 from suffice.assurance.spending import DAY_HOURS, MOST_DAYS, SpendForecast, find_spike, next_forecast
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures

@@ -2,7 +2,7 @@
 
 A scalar stands for itself; anything else is a list that begins with its tag. Objects are made without their
 constructors and get their fields back, so only what has no fields, such as a closure, cannot be written. Names of
-classes are looked up in this package alone; the caller verifies that the data is its own (`fold_states`).
+classes are looked up in this package alone; the caller verifies that the data is its own (`folds.FoldStates`).
 """
 
 from __future__ import annotations

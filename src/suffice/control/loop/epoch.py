@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
-from suffice.assurance.certify import read_windows
-from suffice.assurance.fleet import WarmStart
+from suffice.assurance.certify import WarmStart, read_windows
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
@@ -104,7 +103,7 @@ class EpochState:
 
     @property
     def delta(self) -> float:
-        """What this epoch's certificates may risk, see `assurance.certify.restart_share` and `assurance.fleet`."""
+        """What this epoch's certificates may risk, see `assurance.certify.restart_share` and `assurance.certify`."""
         return min(1 - self.epoch.confidence, 1 / self.required_wealth) * self.epoch.delta_share
 
     def index_audits(self) -> None:

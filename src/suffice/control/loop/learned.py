@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from suffice.assurance.certify import spent_delta
+from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
-from suffice.assurance.fleet import WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,

@@ -13,9 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent
+from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent, RegretLog
 from suffice.agent.plan import AGENT, FULL, alternatives, describe_ceiling
-from suffice.agent.values import RegretLog
 from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED, spent_tokens
 from suffice.control.evidence.audits import Audit

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from suffice.assurance.fleet import FleetRequirement, WarmStart
+from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from suffice.arrays import Bools, Floats, Ints
 from suffice.errors import ConfigError, TraceError
 from suffice.files import whole_file, write_whole
-from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import (
     MAX_VALUE_ROWS,
@@ -31,6 +30,8 @@ from suffice.learn.models import (
     Target,
     Trajectories,
     Values,
+    export_stop_model,
+    export_value_model,
     fit,
     fit_values,
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from suffice.assurance.fleet import FleetRequirement, fleet_sentence
+from suffice.assurance.certify import FleetRequirement, fleet_sentence
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window

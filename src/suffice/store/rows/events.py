@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.fleet import FleetRequirement, WarmStart
 from suffice.assurance.forecast import Alert, ForecastAction, RouteForecast
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.assurance.spending import SpendForecast
