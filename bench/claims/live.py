@@ -26,10 +26,10 @@ from bench.claims.live_truth import Item, Truth, items, request_of, right
 
 from suffice.arrays import Bools, Floats, Ints
 from suffice.control.evidence.cold_start import burst_of
-from suffice.control.evidence.versions import ServedVersion, read_back
+from suffice.control.evidence.versions import read_back
 from suffice.control.loop.epoch import Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
-from suffice.learn.version import N_FOLDS
+from suffice.learn.version import N_FOLDS, ServedVersion
 from suffice.policy.folded_version import prompt_fold
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route

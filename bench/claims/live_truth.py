@@ -17,12 +17,11 @@ from bench.claims.live_scenarios import COURSES, PROFILES
 
 from suffice.arrays import Floats, Ints
 from suffice.assurance.runs import SequencedLabel
-from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import build_dataset
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
-from suffice.learn.version import N_FOLDS
+from suffice.learn.version import N_FOLDS, ServedVersion
 from suffice.types import Episode, Feedback, Outcome, Query, Request, StepRecord, Usage
 
 

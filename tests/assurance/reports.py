@@ -17,7 +17,6 @@ def estimate_route(
     route: str,
     match: Match,
     confidence: float = 0.95,
-    n_dropped: int | None = None,
     unkept: Iterable[UnloggedRequests] = (),
 ) -> RouteReport:
     tally = Tally()
@@ -27,7 +26,7 @@ def estimate_route(
         tally.add(request, item.episode.outcome, None if request.ungoverned is not None else measure_run(item, match))
     for cell in unkept:
         tally.add_unkept(cell)
-    return report_of(tally, route=route, confidence=confidence, n_dropped=n_dropped)
+    return report_of(tally, route=route, confidence=confidence)
 
 
 class RatedRun(NamedTuple):

@@ -206,10 +206,14 @@ def test_versions_that_spend_delta_share_all_of_it() -> None:
 # --------------------------------------------------------------------------- what is printed
 
 
+def proved_drop(gained: int, same: int, lost: int) -> float | None:
+    return smallest_proved_drop(counts_of(gained, same, lost), delta=0.05)
+
+
 @given(gained=st.integers(0, 50), same=st.integers(0, 3_000), lost=st.integers(0, 50))
 @settings(max_examples=40, derandomize=True, deadline=None)
 def test_the_smallest_proved_drop_is_where_the_certificate_begins_to_pass(gained: int, same: int, lost: int) -> None:
-    proved = smallest_proved_drop(gained, same, lost, delta=0.05)
+    proved = proved_drop(gained, same, lost)
     if proved is None:
         assert wealth(gained, same, lost, 0.999) < LIMIT
         return
@@ -219,8 +223,8 @@ def test_the_smallest_proved_drop_is_where_the_certificate_begins_to_pass(gained
 
 
 def test_nothing_is_proved_by_too_little() -> None:
-    assert smallest_proved_drop(0, 0, 0, delta=0.05) is None
-    assert smallest_proved_drop(0, 0, 20, delta=0.05) is None
+    assert proved_drop(0, 0, 0) is None
+    assert proved_drop(0, 0, 20) is None
 
 
 @pytest.mark.parametrize(

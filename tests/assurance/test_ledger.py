@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from suffice.assurance.estimate import Account, LedgerEntry, accounts
 from suffice.assurance.guarantee import KNOWN_AUDITS, Guarantee, sentence
-from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import RunNumbers
 
 AUDIT = RunNumbers(

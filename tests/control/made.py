@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from suffice.control.evidence.versions import ServedVersion, read_back
+from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import Job, Worker
 from suffice.control.loop.epoch import Resolution, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
+from suffice.learn.version import ServedVersion
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent

@@ -154,7 +154,7 @@ def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
     here = armed().feed(rows(log)).settle()
     assert here.published == []
     assert isinstance(here.loop.source, PairedEvidence)
-    lost = [pair for pair in here.loop.source.pairs() if pair.z == 1]
+    lost = [pair for pair in here.loop.source.pairs(here.loop.state.audits) if pair.z == 1]
     assert len(lost) == 80
 
 
@@ -249,7 +249,7 @@ def test_what_a_word_makes_of_a_pair(word: dict[str, Any], z: int | None) -> Non
     """The full run said 4 and the arm 7. A word on the full run alone never says that the arm was right."""
     here = armed().feed(rows([*pairs(1, lost_each=1, labelled=False), said(**word)]))
     assert isinstance(here.loop.source, PairedEvidence)
-    (pair,) = here.loop.source.pairs()
+    (pair,) = here.loop.source.pairs(here.loop.state.audits)
     assert (pair.disagrees, pair.z) == (True, z)
 
 
@@ -263,7 +263,7 @@ def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
     here = armed().feed(rows(pairs(30, lost_each=1)))
     here.loop.state.context = replace(here.loop.context, match=match)
     source = PairedEvidence(here.loop.state)
-    assert source.pairs() == source.pairs()
+    assert source.pairs(source.state.audits) == source.pairs(source.state.audits)
     assert sorted(set(asked)) == sorted(asked)
 
 

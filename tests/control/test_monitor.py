@@ -94,7 +94,7 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     with open_worker(settings_for(folder)) as here:
         looked(here)
         monitor = next(job for job in here.jobs if isinstance(job, Monitor))
-        windows = monitor._folds["r"].forecaster.windows
+        windows = monitor._memory["r"].forecaster.windows
         summaries = windows.summaries(400)
     assert len(summaries) == 4
     served, level = windows.replayed.served, windows.replayed.level

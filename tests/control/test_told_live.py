@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.estimate import METHOD, Account, IntervalEstimate
 from suffice.assurance.forecast import RouteForecast
-from suffice.assurance.ledger import METHOD, Account
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
 from suffice.types import Publication

@@ -115,12 +115,13 @@ def spent_delta(delta: float, version: int) -> float:
     return delta * 6 / (np.pi**2 * version**2)
 
 
-def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> float | None:
-    """The smallest drop that these audits refute at `delta`; None: no drop below 1."""
-    counts = Counts(np.array([gained]), np.array([same]), np.array([lost]))
+def smallest_proved_drop(counts: Counts, *, delta: float, bets: Sequence[float] = BETS) -> float | None:
+    """The smallest drop that these audits, at one level, refute at `delta`; None: no drop below 1."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: got {delta}; above 0 and below 1")
 
     def refutes(drop: float) -> bool:
-        return float(log_wealth(counts, max_em_drop=drop)[0]) >= log(1 / delta)
+        return float(log_wealth(counts, max_em_drop=drop, bets=bets)[0]) >= log(1 / delta)
 
     low, high = 0.0, 1 - 1e-9
     if not refutes(high):

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+import numpy as np
+
 from suffice.assurance.bounds import Interval, exact_binomial
-from suffice.assurance.certify import smallest_proved_drop
+from suffice.assurance.certify import Counts, smallest_proved_drop
 
 FIDELITY_RISK: Final = 0.01  # probability that the bound is too low; add it to delta
 FIDELITY_CONFIDENCE: Final = 1 - FIDELITY_RISK
@@ -62,7 +64,8 @@ def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool
     if not anytime:
         upper = exact_binomial(n_differing, n, 2 * confidence - 1).high
     else:
-        proved = smallest_proved_drop(0, n - n_differing, n_differing, delta=1 - confidence)
+        counts = Counts(*(np.array([one]) for one in (0, n - n_differing, n_differing)))
+        proved = smallest_proved_drop(counts, delta=1 - confidence)
         upper = 1.0 if proved is None else proved
     return Fidelity(n=n, n_differing=n_differing, upper=upper)
 

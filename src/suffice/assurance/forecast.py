@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints
+from suffice.assurance.estimate import Account
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
-from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, EMPrice, SatisfactionEffect
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals

@@ -17,14 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import (
-    Counts,
-    check_budget,
-    count_outcomes,
-    log_bets,
-    mixed,
-    weighted_log_wealth,
-)
+from suffice.assurance.certify import check_budget, count_outcomes, log_bets, smallest_proved_drop, weighted_log_wealth
 
 # Fractions of the largest bet. The best one is about (epsilon - drop) / (lost + gained), which noise makes small: the
 # 0.25 of `certify` loses on pairs that differ by chance on every sixth question.
@@ -94,6 +87,7 @@ def certify_arm(
     weights = np.array([pair.weight for pair in counted])
     log_e = float(weighted_log_wealth(z, weights, max_em_drop=max_em_drop, bets=BETS)[0])
     full_tokens = sum(pair.full_tokens for pair in counted)
+    proved = smallest_proved_drop(count_outcomes(z), delta=delta, bets=BETS)
     return PairedCertificate(
         is_certified=log_e >= log(1 / delta),
         log_e=log_e,
@@ -101,23 +95,11 @@ def certify_arm(
         n_disagree=sum(pair.disagrees for pair in counted),
         n_gained=int((z < 0).sum()),
         n_lost=int((z > 0).sum()),
-        drop_high=upper_drop(count_outcomes(z), delta=delta),
+        drop_high=1.0 if proved is None else proved,
         saved_share=1 - sum(pair.arm_tokens for pair in counted) / full_tokens if full_tokens else None,
         n_repeats=len(repeats),
         n_repeats_disagree=sum(pair.disagrees for pair in repeats),
     )
-
-
-def upper_drop(counts: Counts, *, delta: float) -> float:
-    """The smallest drop that the pairs of an arm refute at `delta`, at every look; 1 if none."""
-    if not 0 < delta < 1:
-        raise ValueError(f"delta: got {delta}; above 0 and below 1")
-    low, high = 0.0, 1.0
-    for _ in range(24):
-        middle = min(max((low + high) / 2, 1e-9), 1 - 1e-9)
-        wealth = mixed(log_bets(counts.gained, counts.same, counts.lost, middle, bets=BETS))[0]
-        low, high = (low, middle) if wealth >= log(1 / delta) else (middle, high)
-    return high
 
 
 def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: float) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, find_first_passages
+from suffice.learn.features import FeatureSelection
 from suffice.policy.folded_version import FoldedVersion
 
 N_FOLDS: Final = 5
@@ -156,11 +157,21 @@ def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bo
     return runs.x[example], good[example], weight[example]
 
 
-def fold_version(version: FoldedVersion) -> FoldedModels:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedVersion(FoldedModels):
+    version: FoldedVersion
+
+    @property
+    def features(self) -> FeatureSelection:
+        return FeatureSelection(tuple(self.version.models[0].features), ())
+
+
+def fold_version(version: FoldedVersion) -> ServedVersion:
     """The version as it serves and is certified; feature rows must be in the order of its models' features."""
     levels = np.array(version.levels, dtype=np.float64)
     cost = version.models[0].cost
-    return FoldedModels(
+    return ServedVersion(
+        version=version,
         models=tuple(model.suffices.scores for model in version.models),
         levels=np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1),
         cost_exponent=cost.exponent,

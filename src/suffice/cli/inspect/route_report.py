@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from suffice.agent.plan import describe_plan
-from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, RouteReport
+from suffice.assurance.estimate import Account, IntervalEstimate, MoneyTotals, RouteReport
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
-from suffice.assurance.ledger import Account
 from suffice.assurance.money import usd
 from suffice.assurance.runs import TokenTotals
 from suffice.assurance.satisfaction import SatisfactionEffect
@@ -225,8 +224,6 @@ def _traffic(one: RouteStatus) -> Lines:
         yield "audits missing", _missing(one)
     yield "labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"
     yield "failed open", frequencies(report.degraded) or "never"
-    if report.n_dropped is not None:
-        yield "dropped events", f"{report.n_dropped:,}"
 
 
 def frequencies(counts: Mapping[str, int], before: str = "") -> str:

@@ -29,11 +29,11 @@ from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay
 from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
 from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
+from suffice.control.evidence.versions import loader, published_on
 from suffice.edge.math import Matches
 from suffice.errors import ConfigError
 from suffice.learn.certificate import PendingAudits
-from suffice.learn.version import as_served
+from suffice.learn.version import ServedVersion, as_served, fold_version
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.experiment import Arm
@@ -255,7 +255,7 @@ class RolloutAssessor:
         candidate = version_at(log, held.state.candidate, secret=secret)
         if held.state.fit:
             self._evidence = CandidateEvidence(
-                version=as_served_version(models_of(candidate)),
+                version=fold_version(models_of(candidate)),
                 match=of_route.match,
                 wave=of_route.route.wave,
                 number=held.number,

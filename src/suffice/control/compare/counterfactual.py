@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, is_right
 from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
-from suffice.control.evidence.versions import ServedVersion, answer_of, policy_stops
+from suffice.control.evidence.versions import answer_of, policy_stops
 from suffice.learn.dataset import recorded_columns
-from suffice.learn.version import as_served
+from suffice.learn.version import ServedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence

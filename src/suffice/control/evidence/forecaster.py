@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from sys import intern
 from typing import Final
 
@@ -43,8 +43,8 @@ from suffice.assurance.sampling import worth
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
 from suffice.control.evidence.run_join import LabelDelay
-from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself
-from suffice.learn.version import MOST_AUDITS
+from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, by_itself
+from suffice.learn.version import MOST_AUDITS, ServedVersion
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database import views
@@ -58,7 +58,7 @@ class KeptRun(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     episode_id: str
     query_class: str
-    version: str
+    policy_version: str
     mode: Mode
     certified: bool
     audit: bool
@@ -77,62 +77,42 @@ class KeptRun(msgspec.Struct, frozen=True, gc=False, array_like=True):
     @classmethod
     def of(cls, episode: Episode) -> KeptRun:
         request, outcome = episode.request, episode.outcome
+        same = {name: getattr(request, name) for name in _OF_REQUEST}
+        same |= {name: getattr(outcome, name) for name in _OF_OUTCOME}
         return cls(
-            episode_id=request.episode_id,
             query_class=intern(class_of(request.query)),
-            version=intern(request.policy_version),
-            mode=request.mode,
-            certified=request.certified,
-            audit=request.audit,
-            propensity=request.propensity,
-            delivery=request.delivery,
-            conversation=request.conversation,
-            keep_rate=request.keep_rate,
-            kept_by=request.kept_by,
-            end_reason=outcome.end_reason,
-            answer=outcome.answer,
-            would_answer=outcome.would_answer,
-            stopped=outcome.stopped,
-            stop_step=outcome.stop_step,
             completion_tokens=None if outcome.usage is None else outcome.usage.completion_tokens,
+            **same | {"policy_version": intern(request.policy_version)},
         )
 
     def episode(self) -> Episode:
         """The episode with what was kept; other fields are unknown."""
         tokens = self.completion_tokens
         request = Request(
-            episode_id=self.episode_id,
             route="",
             kind="reasoning",
-            mode=self.mode,
             model="",
             stream=False,
             n_samples=1,
-            audit=self.audit,
-            propensity=self.propensity,
-            policy_version=self.version,
-            certified=self.certified,
             question_key="",
             ungoverned=None,
             received_at_s=0.0,
             query=Query(query_class=self.query_class),
-            delivery=self.delivery,
-            conversation=self.conversation,
-            keep_rate=self.keep_rate,
-            kept_by=self.kept_by,
+            **{name: getattr(self, name) for name in _OF_REQUEST},
         )
         outcome = Outcome(
-            episode_id=self.episode_id,
-            end_reason=self.end_reason,
             status=0,
-            answer=self.answer,
             response_id=None,
             usage=None if tokens is None else Usage(prompt_tokens=0, completion_tokens=tokens),
-            would_answer=self.would_answer,
-            stopped=self.stopped,
-            stop_step=self.stop_step,
+            **{name: getattr(self, name) for name in _OF_OUTCOME},
         )
         return Episode(request=request, outcome=outcome)
+
+
+# The fields that a kept run takes over as they are.
+_OF_REQUEST, _OF_OUTCOME = (
+    tuple(one.name for one in fields(kind) if one.name in KeptRun.__struct_fields__) for kind in (Request, Outcome)
+)
 
 
 @dataclass(slots=True)

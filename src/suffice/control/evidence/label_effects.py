@@ -14,7 +14,8 @@ from suffice.assurance.guarantee import audits_needed
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, recorded_audit, verdicts
-from suffice.control.evidence.versions import ServedVersion, active_version
+from suffice.control.evidence.versions import active_version
+from suffice.learn.version import ServedVersion
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route

@@ -23,7 +23,7 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import recorded_columns
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, export_stop_model, fit
-from suffice.learn.version import N_FOLDS, FoldedModels, fit_served, fold_version
+from suffice.learn.version import N_FOLDS, FoldedModels, ServedVersion, fit_served, fold_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
@@ -45,15 +45,6 @@ class ModelScores:
 
     def __call__(self, x: Floats) -> Floats:
         return self.model.suffices.scores(x)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ServedVersion(FoldedModels):
-    version: FoldedVersion
-
-    @property
-    def features(self) -> FeatureSelection:
-        return FeatureSelection(tuple(self.version.models[0].features), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +74,7 @@ def fit_audited_version(runs: AuditRuns, learner: LiveLearner, **options: Any) -
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None
     models = tuple(model.model for model in fitted.models if isinstance(model, ModelScores))
-    return as_served_version(FoldedVersion(models=models, levels=tuple(map(tuple, fitted.levels[:, 1:].tolist()))))
-
-
-def as_served_version(version: FoldedVersion) -> ServedVersion:
-    made = fold_version(version)
-    return ServedVersion(models=made.models, levels=made.levels, cost_exponent=made.cost_exponent, version=version)
+    return fold_version(FoldedVersion(models=models, levels=tuple(map(tuple, fitted.levels[:, 1:].tolist()))))
 
 
 def written(version: FoldedVersion) -> str:
@@ -97,7 +83,7 @@ def written(version: FoldedVersion) -> str:
 
 def read_back(address: str, body: str | None) -> ServedVersion:
     """Parse the artefact under an address. Raises ConfigError if it is missing or does not match the address."""
-    return as_served_version(read_version(address, body))
+    return fold_version(read_version(address, body))
 
 
 def published_on(log: LogReader, route: str) -> Callable[[int], Publication | None]:

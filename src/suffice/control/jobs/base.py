@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
-from typing import ClassVar, Final, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
 from suffice.edge.math import Matches, open_match
@@ -37,6 +37,7 @@ FIRST_REST_S: Final = 5.0
 LONGEST_REST_S: Final = 600.0
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +264,7 @@ class JobPass:
 
 
 @dataclass(kw_only=True)
-class RouteJob(LogJob, ABC):
+class RouteJob(LogJob, ABC, Generic[M]):
     """A job that works route by route. A route that fails rests for a while, and the others continue."""
 
     is_shared: ClassVar[bool] = True  # workers may share it: what it decides for a route needs no other route
@@ -274,6 +275,7 @@ class RouteJob(LogJob, ABC):
     _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes that have failed
     _failed: dict[str, str] = field(init=False, default_factory=dict)  # reason by route, in this pass
     _tokens: dict[str, int] = field(init=False, default_factory=dict)  # of this worker's parts, usually routes
+    _memory: dict[str, M] = field(init=False, default_factory=dict)  # what the job knows of a route from earlier passes
 
     @abstractmethod
     def concerns(self, route: Route) -> bool:
@@ -286,6 +288,7 @@ class RouteJob(LogJob, ABC):
     def forget(self) -> None:
         super().forget()
         self._tokens = {}
+        self._memory.clear()
 
     def parts(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return what workers share, by part: these routes. Parts of one key go to one worker."""
@@ -308,6 +311,7 @@ class RouteJob(LogJob, ABC):
 
     def drop(self, name: str) -> None:
         """Drop what is in memory of a route: another worker may have worked on it since."""
+        self._memory.pop(name, None)
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         """Do a route's work; None if it fails."""
@@ -344,7 +348,7 @@ class RouteJob(LogJob, ABC):
 
 
 @dataclass(kw_only=True)
-class ProposalJob(RouteJob):
+class ProposalJob(RouteJob[M]):
     failing = "nothing proposed"
     rests_s: ClassVar[float]  # between two looks at a route
 

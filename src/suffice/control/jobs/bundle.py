@@ -19,13 +19,14 @@ from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.certify import BETS
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
-from suffice.control.evidence.versions import ServedVersion, read_back
+from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.certify import loop_of
 from suffice.control.loop.epoch import ReplayMismatch, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.learn.certificate import Certificate
+from suffice.learn.version import ServedVersion
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts
 from suffice.store.database.decisions import read_artefact

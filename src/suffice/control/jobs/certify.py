@@ -23,7 +23,7 @@ from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of, warm_burst
 from suffice.control.evidence.run_join import LabelJoin, remember
-from suffice.control.evidence.versions import ServedVersion, loader, read_back
+from suffice.control.evidence.versions import loader, read_back
 from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, JobPass, JobReport, JobWriter, T
 from suffice.control.jobs.folds import FoldJob
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
@@ -31,6 +31,7 @@ from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.errors import ConfigError, StoreError
+from suffice.learn.version import ServedVersion
 from suffice.review.holds import incident_of_pause
 from suffice.settings import Route, Settings
 from suffice.store.database import views
@@ -81,12 +82,12 @@ class Certify(FoldJob[RouteLoop]):
 
     def _decide_fleet(self, here: JobPass) -> None:
         routes = {name: route for name, route in self.settings.routes.items() if self.concerns(route)}
-        made = change_requirement(self._folds, self.settings, routes, before=self._required, author=self.author)
+        made = change_requirement(self._memory, self.settings, routes, before=self._required, author=self.author)
         if made is not None:
             here.writer.write([made])
             self._required = made
         if self.settings.assurance.fleet_confidence is not None:
-            starts = warm_starts(self._folds, self.settings, here.log, author=self.author)
+            starts = warm_starts(self._memory, self.settings, here.log, author=self.author)
             if starts:
                 here.writer.write(starts)
 
@@ -98,7 +99,7 @@ class Certify(FoldJob[RouteLoop]):
             return None
 
     def _give_up(self, name: str, reason: str, here: JobPass) -> None:
-        loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
+        loop, held = self._memory.pop(name, None), read_decided(here.log).of(name)
         at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
         self._begin_epoch(name, held, here.writer, views.last_place(here.log), reason, at=at)
 
@@ -252,9 +253,6 @@ class Critical(FoldJob[DeliveredAnswers]):
 
     def given(self, name: str, fold: DeliveredAnswers | None) -> Mapping[str, object]:
         return {"match": self.match(name) if fold is None else fold.match}
-
-    def resume(self, name: str, fold: DeliveredAnswers, here: JobPass) -> bool:  # noqa: ARG002 - follows from rows
-        return True
 
     def conclude(self, name: str, fold: DeliveredAnswers, here: JobPass) -> None:
         self._holds, at_s = read_holds(here.log, self._holds), last_at_s(here.log)

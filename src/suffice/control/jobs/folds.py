@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -86,11 +86,10 @@ class RowRouter:
 
 
 @dataclass(kw_only=True)
-class FoldJob(RouteJob, Generic[F]):
+class FoldJob(RouteJob[F]):
     """A job that folds the log once for all routes."""
 
     reads_senders: ClassVar[bool] = False  # see `RowRouter`
-    _folds: dict[str, F] = field(init=False, default_factory=dict)
     _states: FoldStates = field(init=False)
     _router: RowRouter | None = field(init=False, default=None)  # None: a fold begins earlier than the rows it has seen
     _sentences: defaultdict[str, list[str]] = field(init=False, default_factory=lambda: defaultdict(list))  # by route
@@ -109,9 +108,9 @@ class FoldJob(RouteJob, Generic[F]):
     def given(self, name: str, fold: F | None) -> Mapping[str, object]:
         """Return what is not part of a fold's state but comes from this process, by name; None: it is to be made."""
 
-    @abstractmethod
-    def resume(self, name: str, fold: F, here: JobPass) -> bool:
+    def resume(self, name: str, fold: F, here: JobPass) -> bool:  # noqa: ARG002 - most folds follow from rows alone
         """Bring a fold that was made from its state up to what the log has decided; False: it does not fit."""
+        return True
 
     def feed(self, fold: F, stored: StoredEvent, here: JobPass) -> None:  # noqa: ARG002 - most folds decide nothing
         fold.feed(stored)
@@ -126,13 +125,6 @@ class FoldJob(RouteJob, Generic[F]):
     def add_sentence(self, name: str, sentence: str) -> None:
         self._sentences[name].append(sentence)
 
-    def forget(self) -> None:
-        super().forget()
-        self._folds.clear()
-
-    def drop(self, name: str) -> None:
-        self._folds.pop(name, None)
-
     def leave(self, name: str, why: str) -> None:
         self.drop(name)
         super().leave(name, why)
@@ -141,34 +133,34 @@ class FoldJob(RouteJob, Generic[F]):
         self._sentences.clear()
         self.begin(here.log)
         for name in names:
-            if name not in self._folds:
+            if name not in self._memory:
                 self._router = None
                 fold = self.attempt(name, here, self._open_fold, name, here)
                 if fold is not None:
-                    self._folds[name] = fold
+                    self._memory[name] = fold
         last = self._read(here)
         self.prepare()
-        for name, fold in list(self._folds.items()):
+        for name, fold in list(self._memory.items()):
             self.attempt(name, here, self.conclude, name, fold, here)
-        for name, fold in list(self._folds.items()):
+        for name, fold in list(self._memory.items()):
             self.attempt(name, here, self._save, name, fold, here)
-        n = {name: fold.n for name, fold in self._folds.items()}
+        n = {name: fold.n for name, fold in self._memory.items()}
         return [self.report(name, *self._sentences[name], read_to_seq=last, at=n.get(name, 0)) for name in names]
 
     def _read(self, here: JobPass) -> int:
         """Feed the rows since the last pass; return the place of the last one."""
-        last = min((fold.seq for fold in self._folds.values()), default=0)
+        last = min((fold.seq for fold in self._memory.values()), default=0)
         if self._router is None:
-            self._router = RowRouter(self._folds, reads_senders=self.reads_senders)
+            self._router = RowRouter(self._memory, reads_senders=self.reads_senders)
         for row in rows_since(here.log, last, here.writer):
             last = row.seq
-            folds = [(name, self._folds[name]) for name in self._router.routes_of(row) if name in self._folds]
+            folds = [(name, self._memory[name]) for name in self._router.routes_of(row) if name in self._memory]
             if not folds:
                 continue
             stored = row.stored()
             for name, fold in folds:
                 self.attempt(name, here, self.feed, fold, stored, here)
-        for fold in self._folds.values():
+        for fold in self._memory.values():
             fold.seq = max(fold.seq, last)
         return last
 
@@ -177,7 +169,7 @@ class FoldJob(RouteJob, Generic[F]):
         return fold if fold is not None and self.resume(name, fold, here) else self.build(name, here)
 
     def _save(self, name: str, fold: F, here: JobPass) -> None:
-        if self._states.is_due(name, fold.seq, len(self._folds)):
+        if self._states.is_due(name, fold.seq, len(self._memory)):
             self._states.save(here.writer.keep, name, fold.seq, fold, self.given(name, fold))
 
 

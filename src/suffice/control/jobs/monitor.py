@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal, TypeVar
 
+from suffice.assurance.estimate import Account, LedgerEntry, accounts
 from suffice.assurance.forecast import (
     Alert,
     ForecastAction,
     RouteForecast,
 )
 from suffice.assurance.forecast_grades import Of
-from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.satisfaction import (
     RatedRun,
@@ -32,9 +32,10 @@ from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.forecaster import KeptRun, RouteForecaster, WatchedRun
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, remember
-from suffice.control.evidence.versions import ServedVersion, loader
+from suffice.control.evidence.versions import loader
 from suffice.control.jobs.base import JobPass, since
 from suffice.control.jobs.folds import FoldJob
+from suffice.learn.version import ServedVersion
 from suffice.settings import Route, Settings
 from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
@@ -85,7 +86,7 @@ class RunAccounts:
         if self.cap_tokens is None:
             return ()
         entries = [
-            LedgerEntry(query_class=one.kept.query_class, version=one.kept.version, run=one.numbers)
+            LedgerEntry(query_class=one.kept.query_class, version=one.kept.policy_version, run=one.numbers)
             for one in self.runs.values()
         ]
         result = accounts(
@@ -124,7 +125,7 @@ class RunAccounts:
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
         newest_first = reversed(self.runs.values())
-        latest: Iterable[str] = dict.fromkeys(one.kept.version for one in newest_first)
+        latest: Iterable[str] = dict.fromkeys(one.kept.policy_version for one in newest_first)
         versions: set[str | None] = {None, *islice(latest, MOST_VERSIONS)}
         classes = {None, *largest}
         return tuple(one for one in rows if one.version in versions and one.query_class in classes)
@@ -260,7 +261,7 @@ class Monitor(FoldJob[RouteWatch]):
 
     def begin(self, log: views.LogReader) -> None:
         decided = read_decided(log)
-        self._folds = {name: one for name, one in self._folds.items() if one.epoch == decided.of(name).n_epochs}
+        self._memory = {name: one for name, one in self._memory.items() if one.epoch == decided.of(name).n_epochs}
 
     def build(self, name: str, here: JobPass) -> RouteWatch:
         """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""

@@ -70,18 +70,10 @@ LEAST_REST: Final = 20.0  # times the duration of the last look, at least, betwe
 
 
 @dataclass(kw_only=True)
-class Advance(ProposalJob):
+class Advance(ProposalJob[RolloutAssessor]):  # of running rollouts
     name = "advance"
     failing = "stays where it is"
     rests_s = 5.0
-    _assessors: dict[str, RolloutAssessor] = field(init=False, default_factory=dict)  # of running rollouts, by route
-
-    def forget(self) -> None:
-        super().forget()
-        self._assessors.clear()
-
-    def drop(self, name: str) -> None:
-        self._assessors.pop(name, None)
 
     def concerns(self, route: Route) -> bool:
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
@@ -90,7 +82,7 @@ class Advance(ProposalJob):
         """Take the step that the evidence supports; return what was done, or "". None: no rollout is running."""
         trial = read_running_rollouts(read_rollouts(here.log)).get(name)
         # The assessor is put back only after the look: one that failed half-way may have skipped a row.
-        assessor = self._assessors.pop(name, None)
+        assessor = self._memory.pop(name, None)
         if trial is None:
             return None
         began_s = self.monotonic_s()
@@ -100,7 +92,7 @@ class Advance(ProposalJob):
         for row in rows_since(here.log, assessor.gathering.seq, here.writer):
             assessor.gathering.feed(row.stored())
         seen = assessor.see(here.log, trial, held, now_s=self.now())
-        self._assessors[name] = assessor
+        self._memory[name] = assessor
         ended_s = self.monotonic_s()
         self._due_s[name] = max(self._due_s[name], ended_s + LEAST_REST * (ended_s - began_s))
         here.writer.renew()
@@ -142,18 +134,10 @@ def _fit(refit: Refit) -> tuple[VersionProposal | str, float]:
 
 
 @dataclass(kw_only=True)
-class Retrain(RouteJob):
+class Retrain(RouteJob[int]):  # position up to which a fit failed
     name = "retrain"
     failing = "nothing proposed"
     rests_s: ClassVar[float] = 30.0  # between two checks whether a fit is due
-    _tried: dict[str, int] = field(init=False, default_factory=dict)  # position up to which a fit failed, by route
-
-    def forget(self) -> None:
-        super().forget()
-        self._tried.clear()
-
-    def drop(self, name: str) -> None:
-        self._tried.pop(name, None)
 
     def concerns(self, route: Route) -> bool:
         return route.is_learned
@@ -196,7 +180,7 @@ class Retrain(RouteJob):
         route, reason = self.settings.routes[name], self._due(name, held, here.log)
         if reason is None:
             return None
-        self._tried[name] = here.until
+        self._memory[name] = here.until
         served = active_version(here.log, held)
         parent = None if served is None else served.version
         here.writer.renew()
@@ -265,7 +249,7 @@ class Retrain(RouteJob):
 
     def _due(self, name: str, held: RouteDeployment, log: views.LogReader) -> Reason | None:
         before, epoch, alarm = views.newest_event(log, ProposedVersion, route=name), held.epoch, held.alarm
-        last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
+        last = max(before.read_to_seq if before is not None else 0, self._memory.get(name, 0))
         n_requests, n_full = views.counts_since(log, name, last or since(name, held, log))
         n_since_alarm = None
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
@@ -283,7 +267,7 @@ MOVED_BUDGET: Final = 0.2  # relative change of an EM budget that is worth propo
 
 
 @dataclass(kw_only=True)
-class ProposeBudget(ProposalJob):
+class ProposeBudget(ProposalJob[None]):
     """Proposes the EM budget that the owner's floor of satisfaction affords, by the latest look of `monitor`."""
 
     name = "budget"
@@ -367,25 +351,20 @@ class LiveSums:
 
 
 @dataclass(kw_only=True)
-class SamplingJob(ProposalJob):
+class SamplingJob(ProposalJob[LiveSums]):
     name = "sampling"
     is_shared = False  # it is cheap, and a look needs the sums of the looks before
     failing = "rates left as they are"
     rests_s = 30.0
-    _looks: dict[str, LiveSums] = field(init=False, default_factory=dict)
-
-    def forget(self) -> None:
-        super().forget()
-        self._looks.clear()
 
     def concerns(self, route: Route) -> bool:
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
     def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str | None:  # noqa: ARG002 - one signature for all
         """Read new runs, and set the rates that have changed; None: there are too few new runs."""
-        log, seen = here.log, self._looks.get(name)
+        log, seen = here.log, self._memory.get(name)
         if seen is None:
-            seen = self._looks[name] = LiveSums(views.place_before(log, name, FIRST_REQUESTS), here.until)
+            seen = self._memory[name] = LiveSums(views.place_before(log, name, FIRST_REQUESTS), here.until)
         elif views.requests_since(log, name, seen.looked_to) < STEP_REQUESTS:
             return None
         since, to = seen.read_to, seen.looked_to

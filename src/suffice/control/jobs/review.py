@@ -133,7 +133,7 @@ class ReviewJob(FoldJob[Candidates]):
 
     def begin(self, log: LogReader) -> None:
         self._reviews = read_reviews(log, self._reviews)
-        for fold in self._folds.values():
+        for fold in self._memory.values():
             self._update(fold, log)
 
     def build(self, name: str, here: JobPass) -> Candidates:
@@ -181,7 +181,7 @@ class ReviewJob(FoldJob[Candidates]):
         now_s = self._now_s = self.now()
         day, queue, demands = day_number(now_s), self._reviews.queue, list[select.Demand]()
         n_queued = queue.items_on(day)
-        for name, fold in self._folds.items():
+        for name, fold in self._memory.items():
             rules, (n_chosen, n_drawn) = self.settings.routes[name].review, n_queued.get(name, (0, 0))
             most_chosen = rules.per_day - select.n_control(rules)
             drawings = queue.drawings.get(name, ())

@@ -14,12 +14,13 @@ from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, RepeatedDeliveries, StartOrder, UnreturnedAudits
-from suffice.control.evidence.versions import LiveLearner, ServedVersion
+from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
 from suffice.errors import SufficeError
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
+from suffice.learn.version import ServedVersion
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, RolloutMove, RolloutStart, RolloutUndo

@@ -26,14 +26,7 @@ from suffice.control.evidence.audits import (
 )
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import Ratings
-from suffice.control.evidence.versions import (
-    FIXED,
-    LiveLearner,
-    ServedVersion,
-    fit_audited_version,
-    fixed_policy_rows,
-    written,
-)
+from suffice.control.evidence.versions import FIXED, LiveLearner, fit_audited_version, fixed_policy_rows, written
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
@@ -41,7 +34,7 @@ from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.version import FoldedModels, as_served
+from suffice.learn.version import FoldedModels, ServedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.stages import State

@@ -131,7 +131,7 @@ class PairedEvidence(EvidenceSource):
         if len(state.audits) > MOST_KEPT:
             state.audits = state.audits[-MOST_KEPT:]
             state.index_audits()
-        pairs, now = self.pairs(), float(state.n)
+        pairs, now = self.pairs(state.audits), float(state.n)
         state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier()
         alarm = self._alarm(pairs, now)
         if alarm is not None:
@@ -179,11 +179,9 @@ class PairedEvidence(EvidenceSource):
                 return alarm
         return None
 
-    def pairs(self) -> list[PairedAudit]:
-        state = self.state
-        return pair_audits(
-            state.audits, state.context.cached_match, timeout=self._timeout, callers=state.traffic.callers
-        )
+    def pairs(self, audits: Sequence[Audit], window: Window | None = None) -> list[PairedAudit]:
+        match, callers = self.state.context.cached_match, self.state.traffic.callers
+        return pair_audits(audits, match, timeout=self._timeout, callers=callers, window=window)
 
     def _windowed(self) -> list[PairedAudit]:
         """The pairs of the certificate's window; audits that should have returned by now count as lost."""
@@ -202,8 +200,7 @@ class PairedEvidence(EvidenceSource):
             PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
-        callers = state.traffic.callers
-        return pair_audits(inside, state.context.cached_match, timeout=timeout, callers=callers, window=window) + lost
+        return self.pairs(inside, window) + lost
 
     @property
     def _timeout(self) -> float:
