@@ -27,13 +27,13 @@ from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay
 from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair
-from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
+from suffice.control.evidence.audits import Audit, Verdicts, verdicts
 from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.versions import loader, published_on
+from suffice.control.evidence.versions import loader, published_on, version_rows
 from suffice.edge.math import Matches
 from suffice.errors import ConfigError
 from suffice.learn.certificate import PendingAudits
-from suffice.learn.version import ServedVersion, as_served, fold_version
+from suffice.learn.version import ServedVersion, fold_version
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.experiment import Arm
@@ -151,8 +151,7 @@ class CandidateEvidence:
     def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> None:
         """Judge audits at each level by the labels that count; no label changes a run that broke off."""
         version = self.version
-        rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
-        rows = as_served(rows, version.version)
+        rows = version_rows(version, audits, match=self.match, wave=self.wave, counts=counts)
         at = version.rows(rows)
         disagrees = rows.d[at] & ~rows.abandoned[:, np.newaxis]
         disagrees[:, 0] = False

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, is_right
-from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
-from suffice.control.evidence.versions import answer_of, policy_stops
+from suffice.control.evidence.audits import Audit, verdicts
+from suffice.control.evidence.versions import answer_of, policy_stops, version_rows
 from suffice.learn.dataset import recorded_columns
-from suffice.learn.version import ServedVersion, as_served
+from suffice.learn.version import ServedVersion
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence
@@ -115,10 +115,10 @@ class AuditReplay:
         return stops
 
     def _stops(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> Mapping[str, Stop]:
-        rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.route.wave, counts={})
         if not level:
             return {}
-        steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]
+        rows = version_rows(version, audits, match=self.match, wave=self.route.wave, counts={})
+        steps = version.rows_at(rows, level) - rows.starts[:-1]
         runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
         columns = recorded_columns((), self.route.kind, runs)
         return {

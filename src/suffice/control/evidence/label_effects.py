@@ -13,8 +13,8 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import audits_needed
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match, measure_run
-from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, recorded_audit, verdicts
-from suffice.control.evidence.versions import active_version
+from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit, verdicts
+from suffice.control.evidence.versions import active_version, version_rows
 from suffice.learn.version import ServedVersion
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
@@ -86,7 +86,7 @@ class _Evaluation:
     ) -> LabelEffect:
         audits, route, made = self.audits(episodes), self.route, self.held.publication
         counts = verdicts([one for one in audits if one.labels], self.match)
-        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=route.wave, counts=counts)
+        runs = version_rows(served, audits, match=self.match, wave=route.wave, counts=counts)
         rows = served.rows(runs)
         z, delta = runs.losses(rows), 1 - route.confidence
         budget = (None if made is None else made.evidence.max_em_drop) or route.max_em_drop

@@ -23,7 +23,7 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import recorded_columns
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, export_stop_model, fit
-from suffice.learn.version import N_FOLDS, FoldedModels, ServedVersion, fit_served, fold_version
+from suffice.learn.version import N_FOLDS, FoldedModels, ServedVersion, as_served, fit_served, fold_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
@@ -121,6 +121,14 @@ def active_version(log: LogReader, held: RouteDeployment) -> ServedVersion | Non
     return None if made is None or not made.fit else loader(log)(made.fit)
 
 
+def version_rows(
+    served: ServedVersion, audits: Sequence[Audit], *, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns:
+    """Audits as rows that the version reads and may stop as it does live, in their order."""
+    runs = audits_to_rows(audits, chosen=served.features, match=match, wave=wave, counts=counts)
+    return as_served(runs, served.version)
+
+
 # --------------------------------------------------------------------------- audits at the active level
 
 
@@ -161,7 +169,7 @@ class ReplayedAudits:
         return self._judged
 
     def _judge(self, served: ServedVersion, audits: Sequence[Audit]) -> None:
-        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=self.wave, counts=self._counts)
+        runs = version_rows(served, audits, match=self.match, wave=self.wave, counts=self._counts)
         rows = served.rows(runs)
         if not len(runs):
             return
