@@ -225,6 +225,17 @@ def test_a_changed_promise_keeps_the_pairs() -> None:
     assert here.published[-1].evidence.max_em_drop == 0.2
 
 
+def test_a_changed_promise_does_not_forget_the_pairs_that_have_not_returned() -> None:
+    """Every fifth call never returns: without these, what did return would certify the arm."""
+    log = [one for at, one in enumerate(pairs(100)) if isinstance(one, Request) or at % 10 != 1]
+    here = armed().feed(rows(log)).settle()
+    route = Route(upstream="up", effort="low", mode="enforce", max_em_drop=0.2, confidence=0.9)
+    here.loop.state.context = replace(here.loop.context, route=route)
+    here.settle().feed(rows(pairs(20, first=100), first=5_000))
+    assert (here.loop.certifier.pending.at <= 100).sum() == 20
+    assert (here.published, here.loop.level) == ([], 0)
+
+
 # --------------------------------------------------------------------------- words
 
 

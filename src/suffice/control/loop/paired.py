@@ -132,7 +132,7 @@ class PairedEvidence(EvidenceSource):
             state.audits = state.audits[-MOST_KEPT:]
             state.index_audits()
         pairs, now = self.pairs(state.audits), float(state.n)
-        state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier()
+        state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier(state.epoch.pending)
         alarm = self._alarm(pairs, now)
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
