@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError
@@ -142,6 +143,7 @@ class ParameterChecks:
             object.__setattr__(self, parameter.name, value)
 
 
+@cache
 def parameters_of(policy: type) -> tuple[Parameter, ...]:
     hints = get_type_hints(policy, include_extras=True)
     return tuple(_parameter(field, hints[field.name]) for field in dataclasses.fields(policy))
