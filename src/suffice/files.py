@@ -68,6 +68,15 @@ def tighten(path: Path) -> str | None:
     return f"{path}: could be read by others (mode {mode:04o}); its mode is {mode & PRIVATE:04o} now"
 
 
+def file_mark(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is written or replaced: inode, bytes, time in nanoseconds; None: unreadable."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def read_start(path: Path, most_bytes: int) -> bytes:
     """Return the first bytes of a file without blocking, b"" for a pipe without a writer. Raise OSError."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

@@ -58,19 +58,16 @@ class Rows:
     """The rows of a statement, with the cursor methods of SQLite that the queries use."""
 
     def __init__(self, rows: Sequence[Any], rowcount: int) -> None:
-        self._rows, self._n_taken, self.rowcount = rows, 0, rowcount
+        self._rows, self.rowcount = iter(rows), rowcount
 
     def fetchone(self) -> Any:
-        row = self._rows[self._n_taken] if self._n_taken < len(self._rows) else None
-        self._n_taken += 1
-        return row
+        return next(self._rows, None)
 
     def fetchall(self) -> list[Any]:
-        return [*self]
+        return [*self._rows]
 
     def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
+        return self._rows
 
 
 class PostgresConnection:

@@ -29,7 +29,6 @@ from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.operations import ask_of, view_of
-from suffice.gateway.route import BuiltRoute
 from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
 from suffice.settings.reloading import Reload
@@ -49,7 +48,7 @@ from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
 from suffice.wiring.replicas import replica_name, share_limits, watch_replicas
-from suffice.wiring.routes import build_route, check_routes
+from suffice.wiring.routes import build_routes, check_routes
 from suffice.wiring.startup import (
     LogKnowledge,
     LogRetry,
@@ -102,7 +101,10 @@ def _build_state(
             langfuse_secret=result.langfuse_secret if result is not None else None,
         ),
         deployment=Deployment(
-            routes=_routes(settings, begun.known), metrics=metrics, monotonic_s=time.monotonic, salt=begun.secret
+            routes=build_routes(settings, begun.known.evidence),
+            metrics=metrics,
+            monotonic_s=time.monotonic,
+            salt=begun.secret,
         ),
         sampling=LogSampler(settings=settings, salt=begun.secret),
     )
@@ -120,13 +122,6 @@ def _build_state(
             for route in gw.deployment.routes
         )
     return gw
-
-
-def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
-    return tuple(
-        build_route(name, route, known.evidence, settings.upstreams.get(route.upstream))
-        for name, route in settings.routes.items()
-    )
 
 
 def _restore(gw: GatewayState, known: LogKnowledge) -> None:
@@ -193,7 +188,7 @@ def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, know
     for statistics in gw.statistics.values():
         statistics.n_requests = 0  # requests served since are in the log's queue, and counted at the next start
     _restore(gw, known)
-    fresh = _routes(settings, known)
+    fresh = build_routes(settings, known.evidence)
     gw.deployment.routes = tuple(
         replace(now, refused=own.refused) for now, own in zip(gw.deployment.routes, fresh, strict=True)
     )

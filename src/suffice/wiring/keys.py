@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.files import read_start
+from suffice.files import file_mark, read_start
 from suffice.rollout.assign import sender_key
 from suffice.settings import Key, Settings, Upstream
 from suffice.settings.checks import check_limits, key_problems
@@ -64,7 +64,7 @@ class SecretFiles:
             named = client.settings.api_key_file
             if not named:
                 continue
-            mark = (client, *_mark_of(Path(named)))
+            mark = client, file_mark(Path(named))
             if self._marks.get(name) == mark:
                 continue
             self._marks[name] = mark
@@ -72,14 +72,6 @@ class SecretFiles:
                 client.api_key = read_secret(f"upstreams.{name}.api_key_file", Path(named))
             except ConfigError as error:
                 LOG.error("%s; the key before it stays in use", error)
-
-
-def _mark_of(file: Path) -> tuple[int, ...]:
-    try:
-        status = file.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def secret(where: str, variable: str) -> str | None:

@@ -23,7 +23,7 @@ import msgspec
 from suffice.console.auth import Person, Role, Roster, invite, name_problem, signed
 from suffice.console.context import AccessChange
 from suffice.errors import ConfigError, SufficeError
-from suffice.files import whole_file
+from suffice.files import file_mark, whole_file
 from suffice.rollout.assign import keyed
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -37,9 +37,7 @@ from suffice.wiring.audit import user_name
 from suffice.wiring.keys import deployment_salt, has_secret
 
 if TYPE_CHECKING:
-    from suffice.console.context import AccessChange
     from suffice.gateway.auth import Caller
-    from suffice.store.database.decisions import Decisions
 
 ADMIN: Final = "admin"  # the name of the person created at the first start
 LOCK_S: Final = 5.0  # for another writer to finish
@@ -75,16 +73,10 @@ class People:
         return nullcontext()
 
     def now(self) -> Roster | None:
-        try:
-            status = self.file.stat()
-        except OSError:
-            self._seen, self._roster = None, None
-            return None
-        mark = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if mark != self._seen:
+        if (mark := file_mark(self.file)) != self._seen:
             self._seen = mark
             try:
-                self._roster = self._read()
+                self._roster = None if mark is None else self._read()
             except ConfigError as error:
                 self._roster = None
                 LOG.error("console: nobody can log in: %s", error)

@@ -30,7 +30,7 @@ from suffice.upstream.client import UpstreamClient
 from suffice.wiring.audit import config_change
 from suffice.wiring.console import reconfigure
 from suffice.wiring.keys import key_ring
-from suffice.wiring.routes import build_route, read_evidence, route_notes
+from suffice.wiring.routes import build_routes, read_evidence, route_notes
 from suffice.wiring.startup import Preflight, preflight
 
 FORGET_S = 60.0  # after which a removed upstream is forgotten
@@ -122,10 +122,6 @@ class Reloader:
             for name, upstream in settings.upstreams.items()
             if upstream != gw.settings.upstreams.get(name)
         }
-        routes = tuple(
-            build_route(name, route, evidence, settings.upstreams.get(route.upstream))
-            for name, route in settings.routes.items()
-        )
         added = [name for name in settings.routes if name not in gw.settings.routes]
         return _Prepared(
             reload=result,
@@ -136,7 +132,7 @@ class Reloader:
                 for name, one in checked.embedders.items()
                 if name not in gw.embedders or settings.routes[name].embeddings != gw.settings.routes[name].embeddings
             },
-            routes=routes,
+            routes=build_routes(settings, evidence),
             n_requests=n_requests_of(log_location(settings.store), added, most=FIRST_REQUESTS),
         )
 

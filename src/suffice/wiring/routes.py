@@ -174,6 +174,13 @@ def build_route(
     return replace(built, setup=setup)
 
 
+def build_routes(settings: Settings, evidence: StartupEvidence) -> tuple[BuiltRoute, ...]:
+    return tuple(
+        build_route(name, route, evidence, settings.upstreams.get(route.upstream))
+        for name, route in settings.routes.items()
+    )
+
+
 def _build_proposer(probe: Probe | None) -> Policy | None:
     if probe is None or not (probe.propose or probe.propose_every):
         return None

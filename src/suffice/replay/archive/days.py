@@ -25,6 +25,7 @@ from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
 from suffice.replay.traces.formats import REPLAYABLE, open_parquet, pyarrow, trace_schema
 from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.settings import Route
+from suffice.store.audit.chain import head
 from suffice.store.audit.personal import Part as TextPart
 from suffice.store.audit.personal import without
 from suffice.store.database.archiving import (
@@ -32,7 +33,6 @@ from suffice.store.database.archiving import (
     DayRange,
     StoredRun,
     archived_days,
-    chain_position,
     ends_at_s,
     first_request,
     range_of_day,
@@ -264,7 +264,7 @@ class DayWriter:
 
         Raise ConfigError if the archive has the day from another log, and StoreError.
         """
-        rows, position = pending.rows, chain_position(log, pending.rows.until_seq)
+        rows, position = pending.rows, head(log, pending.rows.until_seq)
         before = self.archive.manifest(pending.day)
         if before is not None:
             if (before.since_seq, before.until_seq, before.chain) != (rows.since_seq, rows.until_seq, position):

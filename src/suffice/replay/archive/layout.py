@@ -21,7 +21,7 @@ import msgspec
 from suffice.errors import ConfigError, StoreError, TraceError
 from suffice.extras import how_to_install
 from suffice.files import make_folder, whole_file
-from suffice.store.database.archiving import ChainPosition
+from suffice.store.audit.chain import Head
 
 MANIFESTS: Final = "manifests"
 NO_ROUTE: Final = "__HIVE_DEFAULT_PARTITION__"  # of requests that matched none, as Hive and its readers name null
@@ -51,7 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     since_seq: int
     until_seq: int
     n_requests: int
-    chain: ChainPosition | None  # of the audit log at the day's end; None: it had no chain
+    chain: Head | None  # of the audit log at the day's end; None: it had no chain
     parts: tuple[Part, ...]
     format: int = 1
 

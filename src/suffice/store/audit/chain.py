@@ -39,7 +39,8 @@ CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
 _HEAD: Final = """
     SELECT (SELECT link FROM chain ORDER BY place LIMIT 1), place, coalesce(seq, 0), link
-    FROM chain ORDER BY place DESC LIMIT 1"""
+    FROM chain WHERE coalesce(seq, 0) <= ? ORDER BY place DESC LIMIT 1"""
+_LAST_SEQ: Final = 2**63 - 1
 ENCODE: Final = msgspec.json.Encoder().encode
 _PLACES: Final = struct.Struct(">QQB").pack
 
@@ -110,11 +111,11 @@ def require_chain(connection: LogReader) -> None:
         raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
 
 
-def head(connection: LogReader) -> Head | None:
-    """Return the end of the chain; None if it is empty or dropped."""
+def head(connection: LogReader, until_seq: int = _LAST_SEQ) -> Head | None:
+    """Return the end of the chain, or where it stood at a place of the log; None if it is empty or dropped."""
     if not has_table(connection, "chain"):
         return None
-    row = connection.execute(_HEAD).fetchone()
+    row = connection.execute(_HEAD, (until_seq,)).fetchone()
     return None if row is None else Head(bytes(row[0]).hex(), int(row[1]), int(row[2]), bytes(row[3]).hex())
 
 

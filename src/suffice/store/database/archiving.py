@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-import msgspec
-
 from suffice.store.database import views
 from suffice.store.database.decisions import Decisions
 from suffice.store.rows.events import DayArchive
@@ -33,8 +31,6 @@ _RUNS: Final = """
     SELECT r.seq, r.at_s, r.body, r.key, o.seq, o.body, o.response_id
     FROM events r JOIN events o ON o.kind = 'outcome' AND o.key = r.key
     WHERE r.seq > :after AND r.seq <= :until AND +r.kind = 'request' ORDER BY r.seq LIMIT :limit"""
-_CHAINED: Final = "SELECT place, link FROM chain WHERE coalesce(seq, 0) <= ? ORDER BY place DESC LIMIT 1"
-_BEGIN: Final = "SELECT link FROM chain ORDER BY place LIMIT 1"
 _REMOVABLE: Final = "SELECT seq, key FROM events WHERE seq <= ? AND +kind = 'request' ORDER BY seq LIMIT ?"
 
 
@@ -55,14 +51,6 @@ class StoredRun:
     outcome_seq: int
     outcome: str
     labels: tuple[views.StoredLabel, ...]
-
-
-class ChainPosition(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the audit log's chain stood at the end of a day; hexadecimal links."""
-
-    begin: str  # of its first row: which chain it is
-    place: int
-    link: str
 
 
 def ends_at_s(day: str) -> float:
@@ -88,14 +76,6 @@ def read_range(log: views.LogReader, day: DayRange) -> Iterator[StoredRun]:
         log, _RUNS, {"until": day.until_seq}, after=day.since_seq
     ):
         yield StoredRun(seq, float(at_s), request, ended, outcome, views.read_labels(log, key, response))
-
-
-def chain_position(log: views.LogReader, seq: int) -> ChainPosition | None:
-    """Return where the chain stood at a place of the log; None: there is no chain."""
-    begin, at = views.query_rows(log, _BEGIN), views.query_rows(log, _CHAINED, (seq,))
-    if not begin or not at:
-        return None
-    return ChainPosition(begin=bytes(begin[0][0]).hex(), place=int(at[0][0]), link=bytes(at[0][1]).hex())
 
 
 def archived_days(log: views.LogReader) -> list[DayArchive]:

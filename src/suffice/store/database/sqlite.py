@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from suffice.errors import StoreError, StoreFull
-from suffice.files import create_private, tighten
+from suffice.files import create_private, file_mark, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
 from suffice.store.rows.events import Row
@@ -180,16 +180,9 @@ class SqliteDatabase:
 
     def _find_last_write(self, now_s: float) -> LastWrite | None:
         """By its files; None: it is too recent to tell it from the next one."""
-        writes = list[tuple[int, int, int] | None]()
-        for file in self.files[:2]:
-            try:
-                status = file.stat()
-            except OSError:
-                writes.append(None)
-            else:
-                writes.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        writes = tuple(file_mark(file) for file in self.files[:2])
         is_recent = any(one is not None and now_s - one[2] / 1e9 < CLOCK_TICK_S for one in writes)
-        return None if is_recent else tuple(writes)
+        return None if is_recent else writes
 
     def purge(self) -> bool:
         """Rewrite the file without its free pages and empty the write-ahead log.

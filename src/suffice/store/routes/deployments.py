@@ -6,9 +6,9 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from suffice.assurance.certify import FleetRequirement, fleet_sentence
 from suffice.errors import StoreError
@@ -22,6 +22,8 @@ from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +77,21 @@ NOTHING: Final = RouteDeployment()
 
 
 @dataclass(frozen=True, slots=True)
-class DeploymentState:
+class RouteStates(Generic[S]):
+    """A state of each route, up to a place in the log."""
+
     seq: int
-    routes: Mapping[str, RouteDeployment]
+    routes: Mapping[str, S]
+    nothing: S  # of the other routes
 
-    def of(self, route: str) -> RouteDeployment:
-        return self.routes.get(route, NOTHING)
+    def of(self, route: str) -> S:
+        return self.routes.get(route, self.nothing)
 
 
-NOTHING_DECIDED: Final = DeploymentState(0, {})
+DeploymentState: TypeAlias = RouteStates[RouteDeployment]
+Holds: TypeAlias = RouteStates[RouteHolds]
+NOTHING_DECIDED: Final = DeploymentState(0, {}, NOTHING)
+NOTHING_HELD: Final = Holds(0, {}, NO_HOLDS)
 
 
 def read_decided(source: views.LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
@@ -91,7 +99,8 @@ def read_decided(source: views.LogSource, known: DeploymentState = NOTHING_DECID
     rows = views.read_newer(source, "decisions", known.seq)
     if not rows:
         return known
-    return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
+    routes = fold_decisions((stored.event for stored in rows), known.routes)
+    return replace(known, seq=rows[-1].seq, routes=routes)
 
 
 def fold_decisions(events: Iterable[Event], known: Mapping[str, RouteDeployment]) -> dict[str, RouteDeployment]:
@@ -117,18 +126,6 @@ def decisions_of(connection: views.LogReader, route: str, n: int) -> list[Stored
     return views.read_events_where(connection, condition, (route, n), index="decisions")
 
 
-@dataclass(frozen=True, slots=True)
-class Holds:
-    seq: int = 0
-    routes: Mapping[str, RouteHolds] = field(default_factory=dict)
-
-    def of(self, route: str) -> RouteHolds:
-        return self.routes.get(route, NO_HOLDS)
-
-
-NOTHING_HELD: Final = Holds()
-
-
 def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
     """Return the holds, updated from `known`; the same object if nothing is new. Raise StoreError."""
     rows = views.read_newer(source, "holds", known.seq)
@@ -139,7 +136,7 @@ def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
         event = stored.event
         if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
             routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, stored.at_s)
-    return Holds(rows[-1].seq, routes)
+    return replace(known, seq=rows[-1].seq, routes=routes)
 
 
 def read_kill_order(source: views.LogSource) -> KillSwitchState | None:
