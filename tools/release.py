@@ -32,9 +32,11 @@ PLACES = {
     "deploy/Dockerfile": r"(-t suffice:)(\S+)",
     "docs/how-to/deploy-kubernetes.md": r"(registry\.example\.com/suffice:)(\d[^\s`]*)",
     **{
-        f"contrib/suffice-{name}/pyproject.toml": r'(^version = ")([^"]+)'
-        for name in ("demo", "finetune", "label-studio", "testing")
+        path.relative_to(ROOT).as_posix(): r'(^version = ")([^"]+)'
+        for path in sorted(ROOT.glob("contrib/suffice-*/pyproject.toml"))
     },
+    "contrib/suffice-loop/typescript/package.json": r'(^  "version": ")([^"]+)',
+    "contrib/suffice-loop/typescript/package-lock.json": r'("name": "suffice-loop",\n\s+"version": ")([^"]+)',
 }
 
 

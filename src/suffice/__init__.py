@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from suffice.policy.base import Policy
     from suffice.types import Decision, Outcome, Signals
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AsyncEpisode", "Decision", "Episode", "Governor", "Outcome", "Policy", "Signals", "__version__"]
 
 _FROM = {
