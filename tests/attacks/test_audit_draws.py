@@ -194,12 +194,14 @@ async def _both(serve: Serve, says: Any, route: Mapping[str, Any], more: Mapping
         assert audits == others
 
 
+@pytest.mark.slow(keep=13)
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("kind", ["observe", "enforce", "samples"])
 async def test_no_reply_tells_an_audit(serve: Serve, kind: str, asked: str) -> None:
     await _both(serve, CHAIN, KINDS[kind], ASKED[asked])
 
 
+@pytest.mark.slow(keep=9)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("upstream", UPSTREAMS)
 async def test_no_reply_of_a_broken_upstream_tells_an_audit(serve: Serve, upstream: str, *, stream: bool) -> None:

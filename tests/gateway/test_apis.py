@@ -57,6 +57,7 @@ async def test_in_off_and_observe_the_client_gets_what_the_engine_sends(
     assert said.report is None
 
 
+@pytest.mark.slow(keep=13)
 @BOTH
 @EITHER_FORM
 @pytest.mark.parametrize("slots", [1, 3])
@@ -236,6 +237,7 @@ def test_both_requests_are_one_chat() -> None:
     assert (of_responses["messages"], of_responses["max_tokens"], why) == (expected, 7, None)
 
 
+@pytest.mark.slow(keep=9)
 @BOTH
 @EITHER_FORM
 @pytest.mark.parametrize("driver", ["llama.cpp", "vllm"])

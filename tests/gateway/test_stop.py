@@ -114,6 +114,7 @@ async def test_a_message_is_continued_behind_the_tag_that_doctor_saw(serve: Serv
         assert (answer.text, answer.told["stopped"], answer.told["degraded"]) == ("4", True, [])
 
 
+@pytest.mark.slow(keep=11)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("method", METHODS)

@@ -19,10 +19,10 @@ NUMBERS = [one for one in Rules.__struct_fields__ if one not in ("automatic", "r
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1, "1", True, None])
-def test_a_number_that_is_none_is_refused_with_its_place(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^rollout\.{name}: got "):
-        Rules(**{name: value})
+def test_a_number_that_is_none_is_refused_with_its_place(name: str) -> None:
+    for value in (math.nan, math.inf, -1, "1", True, None):
+        with pytest.raises(ConfigError, match=rf"^rollout\.{name}: got "):
+            Rules(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,18 @@ from suffice.settings import parse_settings
 from suffice.settings.environment import override_settings
 from tests.house.levels import LEVELS, RAW
 
-FIELDS = [
-    ((*level, field.name), field)
+SETTINGS = parse_settings(RAW)
+TABLES = {
+    level: [
+        (*level, field.name)
+        for field in msgspec.structs.fields(model)
+        if not (level == () or (isinstance(field.default_factory, type) and issubclass(field.default_factory, dict)))
+    ]
     for level, model in LEVELS.items()
-    for field in msgspec.structs.fields(model)
-    if not (level == () or (isinstance(field.default_factory, type) and issubclass(field.default_factory, dict)))
-]
+}
+EVERY_TABLE = pytest.mark.parametrize(
+    "paths", [paths for paths in TABLES.values() if paths], ids=lambda paths: ".".join(paths[0][:-1])
+)
 
 
 def variable_of(path: tuple[str, ...]) -> str:
@@ -35,30 +41,27 @@ def at(raw: dict[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=lambda one: ".".join(one) if isinstance(one, tuple) else "")
-def test_every_setting_takes_the_value_that_it_has_in_a_file(
-    path: tuple[str, ...], field: msgspec.structs.FieldInfo
-) -> None:
+@EVERY_TABLE
+def test_every_setting_takes_the_value_that_it_has_in_a_file(paths: list[tuple[str, ...]]) -> None:
     """The value that the settings show, written into its variable, gives the same settings."""
-    settings = parse_settings(RAW)
-    value = msgspec.to_builtins(at(msgspec.structs.asdict(settings), path))
-    text = value if isinstance(value, str) else json.dumps(value)
-    merged, variables = override_settings(RAW, {variable_of(path): text})
-    assert variables == {".".join(path): variable_of(path)}
-    assert at(merged, path) == (value if isinstance(value, str) else json.loads(text))
-    assert parse_settings(merged) == settings
+    for path in paths:
+        value = msgspec.to_builtins(at(msgspec.structs.asdict(SETTINGS), path))
+        text = value if isinstance(value, str) else json.dumps(value)
+        merged, variables = override_settings(RAW, {variable_of(path): text})
+        assert variables == {".".join(path): variable_of(path)}
+        assert at(merged, path) == (value if isinstance(value, str) else json.loads(text)), path
+        assert parse_settings(merged) == SETTINGS, path
 
 
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=lambda one: ".".join(one) if isinstance(one, tuple) else "")
-def test_a_misspelt_variable_is_answered_with_the_nearest(
-    path: tuple[str, ...], field: msgspec.structs.FieldInfo
-) -> None:
-    wrong = (*path[:-1], path[-1] + "x")
-    with pytest.raises(ConfigError) as refused:
-        override_settings(RAW, {variable_of(wrong): "1"})
-    assert str(refused.value) == (
-        f"{variable_of(wrong)}: unknown setting {'.'.join(wrong)!r}; did you mean {variable_of(path)}?"
-    )
+@EVERY_TABLE
+def test_a_misspelt_variable_is_answered_with_the_nearest(paths: list[tuple[str, ...]]) -> None:
+    for path in paths:
+        wrong = (*path[:-1], path[-1] + "x")
+        with pytest.raises(ConfigError) as refused:
+            override_settings(RAW, {variable_of(wrong): "1"})
+        assert str(refused.value) == (
+            f"{variable_of(wrong)}: unknown setting {'.'.join(wrong)!r}; did you mean {variable_of(path)}?"
+        )
 
 
 @pytest.mark.parametrize(
