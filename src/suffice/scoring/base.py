@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.choice import ChoiceScorer, YesNoScorer
@@ -42,6 +42,7 @@ class Scorer(Protocol):
 
 Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table from the settings
 
+_MAX_CHARS = 1_000  # of a parameter
 _OURS: tuple[Any, ...] = (
     *(ChoiceScorer, DateScorer, JsonScorer, ListScorer, MathScorer, NumberScorer),
     *(QuantityScorer, RegexScorer, SquadScorer, TextScorer, ToolCallScorer, WholeScorer, YesNoScorer),
@@ -83,7 +84,7 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
     name = given.pop("scorer", None)
     if not isinstance(name, str) or name not in SCORERS:
         raise ConfigError(f"{where}: unknown name {shorten(name)}; {name_hint(name, SCORERS)}")
-    _check_names(where, name, given)
+    _check_parameters(where, name, given)
     if given.get("compare") is not None:
         if depth > 1:
             raise ConfigError(f"{where}.compare: scorers nested three deep; at most two levels")
@@ -96,11 +97,25 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
         raise ConfigError(f"{where}{str(error).removeprefix('scorer')}") from None
 
 
-def _check_names(where: str, name: str, given: Mapping[str, Any]) -> None:
+def _check_parameters(where: str, name: str, given: Mapping[str, Any]) -> None:
     known = {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
-    for key in given:
+    hints = get_type_hints(SCORERS[name], localns={"Scorer": Scorer}) if SCORERS[name] in _OURS else {}
+    for key, value in given.items():
         if key not in known:
             raise ConfigError(f"{where}: {name} has no parameter {shorten(key)}; {name_hint(key, known)}")
+        if (need := _unmet(value, hints.get(key))) is not None:
+            raise ConfigError(f"{where}.{key}: got {shorten(value)}; {need}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in given:
             raise ConfigError(f"{where}.{key}: missing; {name} needs it")
+
+
+def _unmet(value: object, kind: object) -> str | None:
+    """Return what a parameter of this type needs; None: the value fits."""
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"allowed: {', '.join(get_args(kind))}"
+    if kind is bool:
+        return None if isinstance(value, bool) else "allowed: true, false"
+    if kind is str and not (isinstance(value, str) and 0 < len(value) <= _MAX_CHARS):
+        return f"need a text of 1 to {_MAX_CHARS:,} characters"
+    return None

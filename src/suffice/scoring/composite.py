@@ -17,8 +17,6 @@ from suffice.scoring.text import (
     ByNormalForm,
     TextScorer,
     cap_answer,
-    check_flag,
-    check_text,
     digest_text,
     is_digest,
     last_announced,
@@ -61,7 +59,6 @@ class JsonScorer(ByComparer):
     _steps: tuple[str | int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_text("scorer.path", self.path)
         object.__setattr__(self, "_steps", _parse_path(self.path))
 
     def extract(self, text: str) -> str | None:
@@ -211,9 +208,6 @@ class ListScorer(ByNormalForm):
 
     ordered: bool = False
     compare: Scorer = field(default_factory=TextScorer)
-
-    def __post_init__(self) -> None:
-        check_flag("scorer.ordered", self.ordered)
 
     def extract(self, text: str) -> str | None:
         r"""Return the list of the last ``\boxed{…}``, else in final bullets, else in the announced text, or all."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.text import ByNormalForm, check_word, last_part, marked_answer
+from suffice.scoring.text import ByNormalForm, last_part, marked_answer
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch; the English short forms.
 _MONTH_WORDS = (
@@ -56,9 +56,6 @@ class DateScorer(ByNormalForm):
     name: ClassVar[str] = "date"
 
     order: Literal["as-written", "dmy", "mdy"] = "as-written"
-
-    def __post_init__(self) -> None:
-        check_word("scorer.order", self.order, ("as-written", "dmy", "mdy"))
 
     def extract(self, text: str) -> str | None:
         """Return the date in the last box, else the announced one, else the most exact one, of equals the last."""

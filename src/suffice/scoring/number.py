@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from suffice.scoring.text import AnnouncementPattern, ByNormalForm, check_word, last_boxed, last_part
+from suffice.scoring.text import AnnouncementPattern, ByNormalForm, last_boxed, last_part
 
 MAX_DIGITS = 1_000
 _MAX_FRACTION_DIGITS = 18  # longer ones are compared as written …
@@ -66,9 +66,6 @@ class NumberScorer(ByNormalForm):
     name: ClassVar[str] = "number"
 
     percent: Literal["keep", "drop", "share"] = "keep"
-
-    def __post_init__(self) -> None:
-        check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:
         """Return the number in the last box, else the one announced last, else the last one in the text.

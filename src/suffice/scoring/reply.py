@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from suffice.scoring.composite import canonical_json, parse_json
-from suffice.scoring.text import MAX_ANSWER_CHARS, TextScorer, check_flag, digest_text, is_digest
+from suffice.scoring.text import MAX_ANSWER_CHARS, TextScorer, digest_text, is_digest
 from suffice.types import ReplyForm
 
 if TYPE_CHECKING:
@@ -60,9 +60,6 @@ class ToolCallScorer:
     name: str = field(init=False, default="tool-call")
     ordered: bool = True
     compare: Scorer = field(default_factory=TextScorer)
-
-    def __post_init__(self) -> None:
-        check_flag("scorer.ordered", self.ordered)
 
     def extract(self, text: str) -> str | None:
         if text.startswith(JSON) and getattr(self.compare, "reads_json", False):

@@ -12,7 +12,7 @@ import re
 import string
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -193,28 +193,6 @@ class ByComparer(ByNormalForm):
         return super().match(answer, gold) if self.compare is None else self.compare.match(answer, gold)
 
 
-# ---- parameters of scorers
-
-_MAX_CHARS = 1_000
-
-
-def check_word(where: str, value: object, words: Iterable[str]) -> None:
-    """Raise ConfigError for a value that is not one of the words."""
-    known = tuple(words)
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{where}: got {shorten(value)}; allowed: {', '.join(known)}")
-
-
-def check_flag(where: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: got {shorten(value)}; allowed: true, false")
-
-
-def check_text(where: str, value: object) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_CHARS:
-        raise ConfigError(f"{where}: got {shorten(value)}; need a text of 1 to {_MAX_CHARS:,} characters")
-
-
 def shorten(value: object) -> str:
     if not isinstance(value, str):
         return f"a value of type {type(value).__name__}"
@@ -359,8 +337,6 @@ class RegexScorer(ByComparer):
     _pattern: Pattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_text("scorer.pattern", self.pattern)
-        check_flag("scorer.ignore_case", self.ignore_case)
         try:
             compiled = compile_pattern(self.pattern, ignore_case=self.ignore_case)
         except BadPattern as error:
