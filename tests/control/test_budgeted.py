@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.gateway.route import is_servable
-from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
+from suffice.review.route_guarantee import GuaranteeInputs, covers, guarantee_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.deployments import phase_of
 from suffice.types import BudgetAccount, Epoch
@@ -75,8 +74,9 @@ def test_another_promise_keeps_the_audits_and_counts_anew(whole: Story) -> None:
 
 def test_a_gateway_whose_owner_wants_a_certificate_does_not_act_on_it(whole: Story) -> None:
     made = replace(whole.published[-1], setup=build_route("r", BUDGETED).setup)
-    assert is_servable(build_route("r", BUDGETED), made)
-    assert not is_servable(build_route("r", PLAIN), made)
+    served, other = build_route("r", BUDGETED), build_route("r", PLAIN)
+    assert covers(served.settings, served.settings.max_em_drop, served.setup, made)
+    assert not covers(other.settings, other.settings.max_em_drop, other.setup, made)
 
 
 def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None:

@@ -59,7 +59,7 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
             assert not isinstance(begun, str)
         g.gateway.deployment.notify()
         async with asyncio.timeout(30):
-            while not g.gateway.deployment.variants.experiments:  # noqa: ASYNC110 - there is no event
+            while not g.gateway.deployment.variants.running.experiments:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.005)
         for begin in range(0, N, 20):  # the warm-up first, and whole
             await asyncio.gather(*(g.ask(chat(f"q{n}")) for n in range(begin, begin + 20)))

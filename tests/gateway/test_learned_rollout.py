@@ -101,25 +101,27 @@ async def test_it_acts_as_far_as_it_is_certified_for_its_share_and_for_nobody_el
     async with serve(FOUR, route=ROUTE) as g:
         begin(g)
         g.gateway.deployment.notify()
-        await until(lambda: bool(g.gateway.deployment.variants.trials) and g.gateway.deployment.routes[0].certified)
+        await until(
+            lambda: bool(g.gateway.deployment.variants.running.trials) and g.gateway.deployment.routes[0].certified
+        )
         shadow, _ = await lengths(g, 0)
         assert shadow == {("", 5): 40}, "in shadow nobody is served by it"
         moved(g, promoted)
         moved(g, promoted)
         moved(g, promoted)
-        await until(lambda: g.gateway.deployment.variants.trials["r"].state.share == 0.5)
+        await until(lambda: g.gateway.deployment.variants.running.trials["r"].state.share == 0.5)
         uncertified, runs = await lengths(g, 40)
         assert set(uncertified) == {("candidate", 8), ("control", 5)}, "uncertified it stops nobody"
         assert not any(run.request.certified for run in runs if run.request.arms[0].arm == "candidate")
         for level, steps in ((1, 3), (2, 2)):
             moved(g, at_level(level))
-            await until(lambda level=level: g.gateway.deployment.variants.trials["r"].state.level == level)  # type: ignore[misc]
+            await until(lambda level=level: g.gateway.deployment.variants.running.trials["r"].state.level == level)  # type: ignore[misc]
             found, runs = await lengths(g, 40 + 40 * level)
             assert set(found) == {("candidate", steps), ("control", 5)}
             mine = [run.request for run in runs if run.request.arms[0].arm == "candidate"]
             assert {(one.policy_version, one.certified) for one in mine} == {(f"{BOLDER.address}@{level}", True)}
         moved(g, at_level(0))
-        await until(lambda: g.gateway.deployment.variants.trials["r"].state.level == 0)
+        await until(lambda: g.gateway.deployment.variants.running.trials["r"].state.level == 0)
         back, _ = await lengths(g, 160)
         assert set(back) == {("candidate", 8), ("control", 5)}, "its certificate is gone, and it stops nobody"
 
@@ -129,7 +131,9 @@ async def test_it_is_served_only_beside_what_it_was_compared_with(serve: Serve) 
         begin(g)
         for move in (at_level(2), promoted, promoted, promoted):
             moved(g, move)
-        await until(lambda: bool(g.gateway.deployment.variants.trials) and g.gateway.deployment.routes[0].certified)
+        await until(
+            lambda: bool(g.gateway.deployment.variants.running.trials) and g.gateway.deployment.routes[0].certified
+        )
         both, _ = await lengths(g, 0)
         assert set(both) == {("candidate", 2), ("control", 5)}
         write(g.gateway.settings, began(2))
@@ -155,7 +159,7 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
             )
         await until(lambda: g.gateway.deployment.routes[0].certified)
         await asyncio.sleep(0.3)
-        assert g.gateway.deployment.variants.trials == {}
+        assert g.gateway.deployment.variants.running.trials == {}
         found, _ = await lengths(g, 0)
         assert found == {("", 5): 40}
 
@@ -247,7 +251,7 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
                 str,
             )
         g.gateway.deployment.notify()
-        await until(lambda: bool(g.gateway.deployment.variants.trials))
+        await until(lambda: bool(g.gateway.deployment.variants.running.trials))
         for _ in range(12):
             await ask(g, asked, 48)
             asked += 48

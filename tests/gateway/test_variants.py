@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.route import RolloutTrial
+from suffice.gateway.route import RolloutTrial, RunningVariants
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules
 from suffice.rollout.versions import Version, VersionLineage
@@ -106,7 +106,7 @@ async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) ->
     async with serve(FOUR, route=ROUTE) as g:
         with open_decisions(g.gateway.settings) as writer:
             assert not isinstance(experiments.start_experiment(writer, "e", written(), author="ann", reason="x"), str)
-        await told(g, lambda variants: variants.experiments)
+        await told(g, lambda variants: variants.running.experiments)
         for n in range(2):
             await asyncio.gather(*(g.ask(chat(f"q{n}", user=f"user {user}")) for user in range(24)))
         assert (await g.ask(chat("nobody"))).status == 200
@@ -133,7 +133,7 @@ async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) ->
 async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(serve: Serve) -> None:
     async with serve(FOUR, route={**ROUTE, "audit_share": 0.0}) as g:
         held = begin(g, BOLDER)
-        await told(g, lambda variants: variants.trials)
+        await told(g, lambda variants: variants.running.trials)
         counts = []
         for at in range(6):
             if at in (1, 2, 3, 4):
@@ -166,7 +166,7 @@ async def bring(g: Served, policy: dict[str, Any], name: str) -> str:
     made = (await asyncio.to_thread(begin, g, policy, name=name)).state.candidate
     for _ in range(4):
         await asyncio.to_thread(step, g)
-    await told(g, lambda variants: variants.standing.get("r") == policy)
+    await told(g, lambda variants: variants.running.standing.get("r") == policy)
     await g.kept(made)
     return made
 
@@ -206,7 +206,7 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
         async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
             assert await drawn(g) == n_drawn, serves or "the last-good file has it still"
             assert g.gateway.metrics.value("suffice_versions_refused_total", route="r") == bool(serves)
-            assert bool(g.gateway.deployment.variants.trials) is not bool(serves), (
+            assert bool(g.gateway.deployment.variants.running.trials) is not bool(serves), (
                 "nothing is compared with what does not serve"
             )
             file = await g.kept()
@@ -221,7 +221,7 @@ async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serv
     async with serve(FOUR, route=ROUTE) as g:
         assert g.gateway.share(g.gateway.deployment.routes[0]) == 0
         begin(g, BOLDER, Rules(audit_share=0.8))
-        await told(g, lambda variants: variants.trials)
+        await told(g, lambda variants: variants.running.trials)
         assert g.gateway.share(g.gateway.deployment.routes[0]) == 0.8
 
 
@@ -229,10 +229,12 @@ async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeyp
     async with serve(FOUR, route=ROUTE) as g:
         begin(g, BOLDER)
         await asyncio.to_thread(step, g)
-        await told(g, lambda variants: variants.trials)
+        await told(g, lambda variants: variants.running.trials)
         monkeypatch.setattr(Follower, "apply", lambda *_: None)  # the next read would bring the real one back
-        state = replace(g.gateway.deployment.variants.trials["r"].state, share=1.0)
-        g.gateway.deployment.variants.trials = {"r": RolloutTrial(state=state, policy={"policy": "gone"})}
+        state = replace(g.gateway.deployment.variants.running.trials["r"].state, share=1.0)
+        g.gateway.deployment.variants.running = RunningVariants(
+            trials={"r": RolloutTrial(state=state, policy={"policy": "gone"})}
+        )
         assert (await g.ask(chat())).status == 200
         episode = await g.episode()
     assert (len(episode.outcome.steps), episode.request.arms) == (5, ())
@@ -244,7 +246,7 @@ async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Se
         step(g)  # without an await: a gateway that has read the whole version goes on with it
         with open_decisions(g.gateway.settings) as writer, writer.transaction() as connection:
             connection.execute("UPDATE artefacts SET body = replace(body, '2', '1')")
-        await told(g, lambda variants: variants.trials == {})
+        await told(g, lambda variants: variants.running.trials == {})
         assert (await g.ask(chat())).status == 200
         assert len((await g.episode()).outcome.steps) == 5
 

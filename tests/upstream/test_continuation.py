@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.episode.extra_calls import PrefillStripper
+from suffice.errors import UpstreamProtocol
 from suffice.settings import Driver, Effort, FinishMethod, Probe, Template, Upstream
 from suffice.upstream.continuation import SAMPLING, Prompt, build_continuation, close_thought, cut_at
 from suffice.upstream.drivers import DRIVERS
@@ -185,7 +186,7 @@ def test_a_template_of_the_owner_writes_the_prompt() -> None:
     template = Template(begin="<s>", turn="[{role}]{content}\n", generate="[assistant]")
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "{role}"}]}]
     assert write_prompt(template, messages) == "<s>[system]S\n[user]{role}\n[assistant]"
-    with pytest.raises(ValueError, match="more than text"):
+    with pytest.raises(UpstreamProtocol, match="more than text"):
         write_prompt(template, [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
 
 

@@ -36,18 +36,24 @@ def learnt(first: Frame, *, without_usage: bool = False) -> TextPattern:
     return pattern
 
 
+def text_in(pattern: TextPattern, raw: bytes) -> str:
+    """The text of one frame; "" where it must be parsed."""
+    texts, _, end = pattern.run_in(raw, 0)
+    return "".join(texts) if end == len(raw) else ""
+
+
 @given(st.sampled_from(FIELDS), TEXT.filter(bool), TEXT, st.booleans())
 def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spaced: bool) -> None:
     pattern = learnt(frame(chunk(field, first), spaced=spaced))
     again = frame(chunk(field, second), spaced=spaced)
-    found = pattern.text_of(again.raw)
+    found = text_in(pattern, again.raw)
     if found:
         assert again.data is not None
         read = decode_chunk(again.data).choices
         assert read is not None
         assert read[0].delta is not None
         assert getattr(read[0].delta, pattern.field) == found
-        assert pattern.edit(again) is again
+        assert pattern.run_in(again.raw, 0)[1] is again.raw
 
 
 @pytest.mark.parametrize("spaced", [False, True])
@@ -55,7 +61,7 @@ def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spa
 def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
     pattern = learnt(frame(chunk(field, " so"), spaced=spaced))
     for text in (" 17", "é", "然后", " plus/minus", "?", "}", '"', "\\", "\n", 'say "so"\n', "\u2028"):
-        assert pattern.text_of(frame(chunk(field, text), spaced=spaced).raw) == text
+        assert text_in(pattern, frame(chunk(field, text), spaced=spaced).raw) == text
     assert pattern.field == field
 
 
@@ -72,14 +78,14 @@ def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
     ids=str,
 )
 def test_whatever_differs_is_left_to_the_parser(other: Frame) -> None:
-    assert learnt(frame(chunk("reasoning", " so"))).text_of(other.raw) == ""
+    assert text_in(learnt(frame(chunk("reasoning", " so"))), other.raw) == ""
 
 
 def test_a_bare_control_character_or_broken_utf8_is_left_to_the_parser() -> None:
     first = frame(chunk("reasoning", " so"))
     pattern = learnt(first)
     for bad in (b"\x01", b"\t", b"\xff", b"\xe4\xbd"):
-        assert pattern.text_of(first.raw.replace(b" so", bad)) == ""
+        assert text_in(pattern, first.raw.replace(b" so", bad)) == ""
 
 
 def choice_with(**fields: Any) -> dict[str, Any]:
@@ -107,30 +113,30 @@ def choice_with(**fields: Any) -> dict[str, Any]:
 )
 def test_only_a_chunk_that_says_one_text_is_learnt(body: dict[str, Any]) -> None:
     first = frame(body)
-    assert learnt(first).text_of(first.raw) == ""
+    assert text_in(learnt(first), first.raw) == ""
 
 
 def test_a_text_that_stands_elsewhere_too_is_not_mistaken_for_the_field() -> None:
     body = {"note": {"reasoning": " so"}} | chunk("reasoning", " so")
     pattern = learnt(frame(body))
-    assert pattern.text_of(frame(body | {"note": {"reasoning": " 17"}}).raw) == ""
+    assert text_in(pattern, frame(body | {"note": {"reasoning": " 17"}}).raw) == ""
 
 
 def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
     pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
     again = frame(chunk("reasoning", " 17", usage=None))
-    shown = pattern.edit(again)
-    assert json.loads(shown.data or b"") == chunk("reasoning", " 17")
-    assert shown.raw == b"data: " + (shown.data or b"") + b"\n\n"
+    _, shown, _ = pattern.run_in(again.raw, 0)
+    assert json.loads(shown[6:]) == chunk("reasoning", " 17")
+    assert (shown[:6], shown[-2:]) == (b"data: ", b"\n\n")
 
 
 @pytest.mark.parametrize("timings", [{"usage": None, "n": 1}, {"n": 1, "usage": None}, {"usage": None}], ids=str)
 def test_an_empty_usage_that_stands_deeper_stays(timings: dict[str, Any]) -> None:
     body = chunk("reasoning", " so", usage=None, timings=timings)
     pattern = learnt(frame(body), without_usage=True)
-    if pattern.text_of(frame(body).raw):
-        shown = pattern.edit(frame(body))
-        assert json.loads(shown.data or b"") == chunk("reasoning", " so", timings=timings)
+    if text_in(pattern, frame(body).raw):
+        _, shown, _ = pattern.run_in(frame(body).raw, 0)
+        assert json.loads(shown[6:]) == chunk("reasoning", " so", timings=timings)
 
 
 def test_chunks_that_never_repeat_are_given_up() -> None:
@@ -140,7 +146,7 @@ def test_chunks_that_never_repeat_are_given_up() -> None:
         first = frame(chunk("reasoning", " so", created=at))
         pattern.learn(first, decode_chunk(first.data or b""), without_usage=False)
     assert not pattern.learns
-    assert pattern.text_of(first.raw) == " so"
+    assert text_in(pattern, first.raw) == " so"
     assert pattern.learns
 
 
@@ -168,7 +174,7 @@ def test_a_run_is_the_chunks_that_match_one_by_one(frames: list[Frame], n_cut: i
     expected, at = [], 5
     for each in frames:
         at += len(each.raw)
-        text = pattern.text_of(each.raw)
+        text = text_in(pattern, each.raw)
         if not text or at > len(data):
             break
         expected.append((text, each.raw))
@@ -206,11 +212,11 @@ def test_real_chunks_with_a_usage_are_read_without_parsing_them(stream: Stream, 
     splitter, pattern, n_matched = SseSplitter(), TextPattern(), 0
     for each in splitter.feed(stream.body):
         read = decode_chunk(each.data or b"") if each.data not in (None, b"[DONE]") else Chunk()
-        if text := pattern.text_of(each.raw):
+        if text := text_in(pattern, each.raw):
             n_matched += 1
             assert read.choices is not None
             assert (text, pattern.usage) == (getattr(read.choices[0].delta, pattern.field), read.usage)
-            shown = json.loads(pattern.edit(each).data or b"")
+            shown = json.loads(pattern.run_in(each.raw, 0)[1][6:])
             whole = json.loads(each.data or b"")
             assert shown == ({k: v for k, v in whole.items() if k != "usage"} if is_edited else whole)
         else:
@@ -245,7 +251,19 @@ def test_a_run_with_usages_is_the_chunks_one_by_one(pieces: list[tuple[str, int]
         assert pattern.usage == decode_chunk(frames[n_whole - 1].data or b"").usage
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([" so", '"', "\\", '"sequence_number":7']), st.integers(0, 10**6)), max_size=8)
+)
+def test_a_run_of_numbered_events_is_the_events_one_by_one(pieces: list[tuple[str, int]]) -> None:
+    """Whatever their numbers, and up to the first event that has another form."""
+    pattern = learnt(frame(chunk("reasoning", " so", sequence_number=1)))
+    raws = [frame(chunk("reasoning", text, sequence_number=n)).raw for text, n in pieces]
+    data = b"".join([*raws, frame(chunk("reasoning", " so", sequence_number="2")).raw])
+    texts, sent, end = pattern.run_in(data, 0)
+    assert (texts, sent, end) == ([text for text, _ in pieces], b"".join(raws), sum(map(len, raws)))
+
+
 def test_counts_outside_of_the_usage_are_not_taken_for_it() -> None:
     beside = {"timings": {"completion_tokens": 3}}
     for body in (counted("reasoning", " so", 3, **beside), beside | counted("reasoning", " so", 3)):
-        assert learnt(frame(body), without_usage=True).text_of(frame(body).raw) == ""
+        assert text_in(learnt(frame(body), without_usage=True), frame(body).raw) == ""

@@ -17,6 +17,7 @@ from suffice.files import json_object
 from suffice.scoring.base import Scorer
 from suffice.settings import Driver
 from suffice.types import Episode, Finding, Findings, RouteFindings
+from suffice.upstream.assemble import first_message
 from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, honoured, url_key
 
 # ---- Examines a route: whether the answers of its full runs can be read, and how often the model agrees with itself
@@ -117,10 +118,10 @@ async def _run(session: ServerSession, body: Mapping[str, Any], scorer: Scorer) 
             reply = await session.whole(sent)
     except (TimeoutError, UpstreamError):
         return False, None
-    message = reply.choices[0].get("message") if reply.status == 200 and reply.choices else None
-    if not isinstance(message, Mapping):
+    message, settings = first_message(reply.body), session.settings
+    if reply.status != 200 or not message:
         return False, None
-    content, settings = message.get("content"), session.settings
+    content = message.get("content")
     text = content if isinstance(content, str) else ""
     _, closed, after = text.rpartition(settings.think_close)
     if not closed and text.lstrip().startswith(settings.think_open):

@@ -20,7 +20,7 @@ from suffice.settings import Effort, Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import CONTROL_PATH, DRIVERS, effort_fields, model_facts
 from suffice.upstream.prompts import render_prompt
-from suffice.upstream.wire import REASONING_FIELDS, parse_token_count, within
+from suffice.upstream.wire import REASONING_FIELDS, items_in, parse_token_count, within
 
 Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
 
@@ -51,8 +51,7 @@ def _ms(seconds: float) -> str:
 
 async def _models(session: ServerSession) -> Result:
     status, body = await session.get("/v1/models")
-    listed = within(body, "data")
-    items = listed if isinstance(listed, list) else []
+    items = items_in(body, "data")
     if status != 200 or not items:
         return Result("no", f"/v1/models answered {status} and listed no models")
     mine = next((one for one in items if within(one, "id") == session.model), None)

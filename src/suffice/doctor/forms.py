@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.settings import FinishMethod, Probe
@@ -42,15 +42,12 @@ FIELDS: Mapping[Form, Mapping[str, Any]] = {
 WORDS: Mapping[Form, str] = {"json": "JSON under a schema", "tools": "a tool's call that `tool_choice` requires"}
 
 
-class EndedRun(NamedTuple):
-    seen: StreamTranscript
-    ended_at: int  # pieces of thought before the request to end it; 0: the thought was over before
-    status: int  # of the answer to that request
-    success: bool  # as it says
+async def end_thought(session: ServerSession, body: Mapping[str, Any]) -> tuple[StreamTranscript, int, int, bool]:
+    """Run a request, end its thought by the control endpoint, and read on to the answer's end. Raise UpstreamError.
 
-
-async def end_thought(session: ServerSession, body: Mapping[str, Any]) -> EndedRun:
-    """Run a request, end its thought by the control endpoint, and read on to the answer's end. Raise UpstreamError."""
+    Return what came; the pieces of thought before the request to end it, 0 if the thought was over before; the status
+    of the answer to that request; and whether it reports success.
+    """
     seen, ended_at, status, success = StreamTranscript(), 0, 0, False
     facts, name, tag = DRIVERS[session.settings.driver], f"doctor-{secrets.token_hex(8)}", session.settings.think_close
     control = facts.control or DRIVERS["llama.cpp"].control
@@ -66,7 +63,7 @@ async def end_thought(session: ServerSession, body: Mapping[str, Any]) -> EndedR
                     break
             if ended_at and seen.n_thought_pieces > ended_at + 3 * SLACK:
                 break
-    return EndedRun(seen, ended_at, status, success)
+    return seen, ended_at, status, success
 
 
 async def keeps_form(form: Form, method: FinishMethod, session: ServerSession) -> Result:

@@ -14,6 +14,7 @@ from suffice.errors import UpstreamError
 from suffice.settings import Driver, Upstream
 from suffice.types import Verdict
 from suffice.upstream import wire
+from suffice.upstream.assemble import first_message
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 from suffice.upstream.drivers import DRIVERS
 
@@ -53,13 +54,11 @@ class ServerReply:
 class WholeResponse(ServerReply):
     @property
     def choices(self) -> list[Mapping[str, Any]]:
-        result = self.body.get("choices")
-        return [c for c in result if isinstance(c, Mapping)] if isinstance(result, list) else []
+        return [choice for choice in wire.items_in(self.body, "choices") if isinstance(choice, dict)]
 
     @property
     def text(self) -> str:
-        message = self.choices[0].get("message") if self.choices else None
-        parts = (wire.within(message, name) for name in (*wire.REASONING_FIELDS, "content"))
+        parts = map(first_message(self.body).get, (*wire.REASONING_FIELDS, "content"))
         return "".join(part for part in parts if isinstance(part, str))
 
 
@@ -151,8 +150,7 @@ class ServerSession:
     async def models(self, key: str = "id") -> list[str]:
         """Return the names of the models, or what else is listed of each, such as `owned_by`. Raise UpstreamError."""
         status, body = await self.get("/v1/models")
-        listed = wire.within(body, "data") if status == 200 else None
-        names = [wire.within(one, key) for one in listed] if isinstance(listed, list) else []
+        names = [wire.within(one, key) for one in (wire.items_in(body, "data") if status == 200 else ())]
         return [name for name in names if isinstance(name, str)]
 
     async def engine(self) -> Driver | None:

@@ -10,8 +10,9 @@ from typing import Self
 
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.upstream.allowance import retry_after_s
+from suffice.upstream.assemble import first_message
 from suffice.upstream.client import helper_client
-from suffice.upstream.wire import decode_json, encode_json, within
+from suffice.upstream.wire import decode_json, encode_json
 
 MAX_CHARS = 20_000  # of a question, an answer or a reference; longer ones are cut in the middle
 MAX_REPLY_BYTES = 2**20
@@ -115,12 +116,11 @@ class JudgeModel:
                 wait_s = min(retry_after_s(headers, wall_s=time.time()) or 0.0, LONGEST_PAUSE_S)
                 may_pass = status in _BUSY or status >= 500
                 return "", f"the server answered {status}", wait_s if may_pass else None
-            choices = within(decode_json(raw), "choices")
+            text = first_message(decode_json(raw)).get("content")
         except UpstreamProtocol:
             return "", "the reply is not JSON", 0.0
         except UpstreamError as error:
             return "", f"the call failed: {type(error).__name__}", 0.0
-        text = within(choices[0], "message", "content") if isinstance(choices, list) and choices else None
         return text if isinstance(text, str) else "", "", 0.0
 
 

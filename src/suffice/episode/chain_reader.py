@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
@@ -16,7 +16,10 @@ from suffice.scoring.base import Scorer
 from suffice.settings import Steps
 from suffice.types import Step
 from suffice.upstream.assemble import CallParts
-from suffice.upstream.wire import Choice, Chunk, TokenLogprob, logprobs_of, reasoning_of
+from suffice.upstream.wire import Choice, Chunk, logprobs_of, reasoning_of
+
+if TYPE_CHECKING:
+    from suffice.episode.proposer import CheckpointGate
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched, so that memory is bounded
@@ -304,14 +307,6 @@ def goes_on(answer: str, rest_of_thought: str) -> bool:
     return len(rest) == SAME_CHARS and answer.strip().startswith(rest)
 
 
-class CheckpointFilter(Protocol):
-    """See `episode.proposer.CheckpointGate`. Both methods return the step that is complete, if any."""
-
-    def read(self, tokens: Sequence[TokenLogprob]) -> Checkpoint | None: ...
-
-    def offer(self, point: Checkpoint) -> Checkpoint | None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineBudget:
     """The thought tokens after which the engine was instructed to close the thought by itself."""
@@ -348,7 +343,7 @@ class ChainReader:
         tags: tuple[str, str],
         opened: bool = False,
         budget: EngineBudget | None = None,
-        gate: CheckpointFilter | None = None,
+        gate: CheckpointGate | None = None,
     ) -> None:
         self.account, self.ledger, self.budget = account, ledger, budget
         self.state = StreamState()
@@ -382,10 +377,6 @@ class ChainReader:
     def can_cut_at(self, step: int) -> bool:
         """Return whether the thought is open and holds no beginning of a call, neither at the end of a step nor now."""
         return self.is_in_thought and not any(_opens_call(text) for text in (self.thought_at(step)[0], self.thought))
-
-    def note_exceeded_budget(self) -> None:
-        if self.is_over_budget:
-            self.ledger.fail_open("budget")  # the engine did not enforce it
 
     @property
     def is_over_budget(self) -> bool:

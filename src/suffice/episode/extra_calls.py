@@ -37,7 +37,6 @@ from suffice.upstream.drivers import (
     find_verdict,
     finish_methods,
     honoured,
-    key_header,
     thinking_is_off,
 )
 from suffice.upstream.prompts import ask_field, render_prompt
@@ -113,12 +112,6 @@ class Continuer:
         ways = continuing_methods(self.settings, self.body, self.client.findings)
         return next((m for m in ways if m != "native"), None)
 
-    @property
-    def _continued_upstream(self) -> Upstream:
-        """The settings with what doctor saw of the chat template: a message may be continued behind its opening tag."""
-        opens = honoured(self.client.findings, "opens_thought")
-        return msgspec.structs.replace(self.settings, think_opened=True) if opens else self.settings
-
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self.ledger.n_extra_calls + keep < self.max_extra_calls
@@ -144,7 +137,10 @@ class Continuer:
         self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
     ) -> Continuation:
         """Build the request that answers after `thought`. Raise UpstreamError if the upstream cannot serve it."""
-        prompt = await self.prompt(text=True) if method == "raw" else None
+        prompt, upstream = await self.prompt(text=True) if method == "raw" else None, self.settings
+        if method == "prefill" and honoured(self.client.findings, "opens_thought"):
+            # The message is continued behind the opening tag, which doctor saw in the chat template.
+            upstream = msgspec.structs.replace(upstream, think_opened=True)
         if method == "raw" and prompt is None:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} cannot render a chat template")
         try:
@@ -152,7 +148,7 @@ class Continuer:
                 method,
                 self.body,
                 thought,
-                upstream=self._continued_upstream if method == "prefill" else self.settings,
+                upstream=upstream,
                 probe=self.probe,
                 prompt=prompt,
                 max_tokens=max_tokens,
@@ -189,8 +185,8 @@ class Continuer:
             stack.callback(setattr, account, "is_open", False)
             self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))
-            header = key_header(self.settings.driver, has_own=api.has_own_key)
-            opened = self.client.open(path, encode_json(request.body), headers, extra=True, key_header=header)
+            content, x_api_key = encode_json(request.body), api.has_own_key
+            opened = self.client.open(path, content, headers, extra=True, x_api_key=x_api_key)
             call = await stack.enter_async_context(opened)
             self.ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
@@ -222,8 +218,8 @@ class Continuer:
 
 
 class Prober:
-    def __init__(self, continuer: Continuer, scorer: Scorer, ledger: Ledger) -> None:
-        self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
+    def __init__(self, continuer: Continuer, scorer: Scorer) -> None:
+        self._continuer, self._scorer, self._ledger = continuer, scorer, continuer.ledger
 
     def ready(self) -> bool:
         """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
@@ -291,14 +287,7 @@ class Prober:
 
 
 async def ask_paired_call(
-    continuer: Continuer,
-    ledger: Ledger,
-    scorer: Scorer,
-    body: Mapping[str, Any],
-    *,
-    api: ApiFormat,
-    arm: str,
-    propensity: float,
+    continuer: Continuer, scorer: Scorer, body: Mapping[str, Any], *, api: ApiFormat, arm: str, propensity: float
 ) -> None:
     """In an audit, send the client's question once more with an arm's fields, for the record only.
 
@@ -308,6 +297,7 @@ async def ask_paired_call(
     The client has its full answer by then; the call is sent now or not at all. A call that was sent and failed is
     recorded without an answer, which counts against the arm.
     """
+    ledger = continuer.ledger
     audit, n_before = ledger.audit, len(ledger.calls)
     opened = continuer.settings.think_opened and not thinking_is_off(body)
     request = Continuation(path=api.path, body=dict(body), opened=opened)

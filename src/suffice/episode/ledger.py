@@ -38,6 +38,11 @@ _STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
     *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "end_margin", "missing"),
 )
+# Shared by an outcome and the parts of a ledger.
+_REPLY_FIELDS = ("status", "answer", "response_id", "vote", "unclosed", "model", "system_fingerprint")
+_STOP_FIELDS = ("would_answer", "decision", "finish_method", "handover_ms")
+_AUDIT_FIELDS = ("finish_step", "finish_answer", "pair_arm", "pair_propensity", "pair_answer")
+_SIGNAL_FIELDS = ("draft_distance", "hedge_rate", "loop_share", "known_words", "pattern_code")  # kept of a step
 
 
 @dataclass(slots=True)
@@ -278,13 +283,13 @@ class Ledger:
             return None
 
     def note_reply(self, scorer: Scorer, text: str, calls: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Note the reply that the client gets."""
         self.reply.answer = self.extract(scorer, text, calls)
         if self.turn is not None:
             self.turn.note(text, calls, self)
 
     def record_step(self, step: Step, signals: Signals, decision: Decision) -> None:
-        same = {name: getattr(step, name) for name in _STEP_FIELDS}
+        same: dict[str, Any] = {name: getattr(step, name) for name in _STEP_FIELDS}
+        same |= {name: getattr(signals, name) for name in _SIGNAL_FIELDS}
         self.steps.append(
             StepRecord(
                 **same,
@@ -293,11 +298,6 @@ class Ledger:
                 reason=decision.reason,
                 hedges=None if signals.hedges is None else int(signals.hedges),
                 caller_action=step.action,
-                draft_distance=signals.draft_distance,
-                hedge_rate=signals.hedge_rate,
-                loop_share=signals.loop_share,
-                known_words=signals.known_words,
-                pattern_code=signals.pattern_code,
             )
         )
         if decision.action == "stop" and self.stop.step is None:
@@ -413,22 +413,19 @@ class Ledger:
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
         stop, reply, audit = self.stop, self.reply, self.audit
         known, cost = self.client_prompt_tokens(), self.cost()
+        parts: tuple[tuple[object, tuple[str, ...]], ...]
+        parts = (reply, _REPLY_FIELDS), (stop, _STOP_FIELDS), (audit, _AUDIT_FIELDS)
+        same: dict[str, Any] = {name: getattr(part, name) for part, names in parts for name in names}
         return Outcome(
+            **same,
             episode_id=self.request.episode_id,
             end_reason=self.end_reason or ("stopped" if stop.acted else "truncated" if reply.truncated else default),
-            status=reply.status,
-            answer=reply.answer,
-            response_id=reply.response_id,
             usage=self.usage(),
             overhead=self.overhead(),
             calls=tuple(c.close(known) for c in self.calls),
             stopped=stop.acted,
             stop_reason=stop.reason,
             stop_step=stop.step,
-            would_answer=stop.would_answer,
-            decision=stop.decision,
-            finish_method=stop.finish_method,
-            handover_ms=stop.handover_ms,
             tokens_saved_estimate=self.costs.tokens_saved if stop.acted else None,
             estimate_method=self.costs.estimate_method if stop.acted else None,
             cost_usd=None if cost is None else cost.total_usd,
@@ -436,18 +433,9 @@ class Ledger:
             would_cost_usd=self.would_cost_usd(),
             saved_usd_estimate=self.saved_usd(),
             degraded=self.failed_open,
-            vote=reply.vote,
             steps=tuple(self.steps),
-            unclosed=reply.unclosed,
             duration_s=now_s - self.started_s,
             ttft_s=None if reply.first_byte_s is None else reply.first_byte_s - self.started_s,
-            model=reply.model,
-            system_fingerprint=reply.system_fingerprint,
-            finish_step=audit.finish_step,
-            finish_answer=audit.finish_answer,
-            pair_arm=audit.pair_arm,
-            pair_propensity=audit.pair_propensity,
-            pair_answer=audit.pair_answer,
             pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
         )
 

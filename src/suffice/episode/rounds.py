@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +23,12 @@ CONTINUE_REASON = "the run goes on"
 Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # answers, confidences → step to use, from 1
 
 
+_FINITE = (-sys.float_info.max, sys.float_info.max)
+_SPANS = {"confidence": (0.0, 1.0), "stated_confidence": (0.0, 1.0), "entropy": _FINITE, "logprob": _FINITE}
+# Fields of a report that are fields of `Step`, too.
+_STEP_FIELDS = (*("tokens", "text", "ctx_tokens", "action", "logprobs", "reported_done"), *_SPANS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     answer: str | None = None  # as it would be used now; None: read from `text` by the route's scorer
@@ -39,7 +45,7 @@ class StepReport:
     ctx_tokens: int = 0  # prompt tokens read at this step
 
     def __post_init__(self) -> None:
-        """Raise BadRequest for wrong types and negative counts. A number that is no probability counts as unknown."""
+        """Raise BadRequest for wrong types and negative counts. A number that cannot be what it says is unknown."""
         for name in ("tokens", "ctx_tokens"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
@@ -52,6 +58,14 @@ class StepReport:
         sources: object = self.sources
         if not isinstance(sources, tuple) or not all(isinstance(one, str) for one in sources):
             raise BadRequest("step.sources: must be a list of strings", param="step.sources")
+        for name, (low, high) in _SPANS.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and low <= value <= high):
+                object.__setattr__(self, name, None)
+        if not all(isinstance(value, int | float) for value in self.logprobs):
+            object.__setattr__(self, "logprobs", ())
+        if not isinstance(self.reported_done, bool):
+            object.__setattr__(self, "reported_done", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,22 +210,8 @@ class RoundsRun:
         source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
         answer = self._normalise_answer(report)
         self._n_chars += len(report.answer or "") + len(answer or "")
-        return Step(
-            index=index,
-            tokens=report.tokens,
-            answer=answer,
-            answer_source=None if answer is None else source,
-            logprobs=_numbers(report.logprobs),
-            entropy=_finite(report.entropy),
-            text=report.text,
-            ctx_tokens=report.ctx_tokens,
-            confidence=_probability(report.confidence),
-            logprob=_finite(report.logprob),
-            stated_confidence=_probability(report.stated_confidence),
-            action=report.action,
-            reported_done=report.reported_done if isinstance(report.reported_done, bool) else None,
-            vector=vector,
-        )
+        same = {name: getattr(report, name) for name in _STEP_FIELDS}
+        return Step(index=index, answer=answer, answer_source=None if answer is None else source, vector=vector, **same)
 
     def add_usage(self, report: StepReport) -> None:
         spent = self.ledger.reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
@@ -253,17 +253,5 @@ class RoundsRun:
         return last_answer(answers)
 
 
-def last_answer(answers: Sequence[str | None], _confidences: Sequence[float | None] = ()) -> int:
+def last_answer(answers: Sequence[str | None]) -> int:
     return next((i for i in range(len(answers), 0, -1) if answers[i - 1] is not None), len(answers))
-
-
-def _numbers(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(values) if all(isinstance(v, int | float) for v in values) else ()
-
-
-def _finite(value: float | None) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _probability(value: float | None) -> float | None:
-    return value if isinstance(value, int | float) and 0.0 <= value <= 1.0 else None

@@ -18,7 +18,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
-from suffice.upstream.assemble import LIMIT_BYTES, Assembler, calls_of
+from suffice.upstream.assemble import LIMIT_BYTES, Assembler, calls_of, first_message
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.drivers import CHAT_PATH
 from suffice.upstream.wire import REASONING_FIELDS, Choice, encode_frame, encode_json, logprobs_of, reasoning_of
@@ -114,7 +114,9 @@ class SampleRun:
             # Its traceback would hold on to everything that was read.
             return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
-        answer = self.ledger.extract(self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:], completion_calls(body))
+        answer = self.ledger.extract(
+            self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:], calls_of(first_message(body))
+        )
         return Sample(index, body, answer, account.completion_tokens)
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
@@ -143,7 +145,7 @@ class SampleRun:
         result = vote.count_votes([s.answer for s in good])
         winner = good[result.winner - 1]
         body, reply = dict(winner.body or {}), self.ledger.reply
-        self.ledger.note_reply(self.scorer, completion_text(body), completion_calls(body))
+        self.ledger.note_reply(self.scorer, completion_text(body), calls_of(first_message(body)))
         reply.vote, reply.answer, reply.response_id = result.counts, result.answer, body.get("id")
         reply.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]
@@ -175,12 +177,6 @@ async def sample_refusal(call: Call) -> UpstreamError:
     return UpstreamProtocol(f"the upstream answered {call.content_type!r} instead of the requested stream")
 
 
-def completion_calls(body: Mapping[str, Any]) -> list[Any]:
-    choices = body.get("choices")
-    message = choices[0].get("message") if choices else None
-    return calls_of(message) if isinstance(message, Mapping) else []
-
-
 def mean_logprob(body: Mapping[str, Any]) -> float | None:
     """Return the mean log-probability of a completion's tokens; None if they were not listed."""
     choice = (body.get("choices") or [{}])[0]
@@ -193,27 +189,20 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 def completion_text(body: Mapping[str, Any]) -> str:
-    try:
-        return str(body["choices"][0]["message"].get("content") or "")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return ""
-
-
-def _streamed(name: str, value: Any) -> Any:
-    """Return a message's field as a delta has it: calls are numbered."""
-    return [{"index": n, **call} for n, call in enumerate(value)] if name == "tool_calls" else value
+    return str(first_message(body).get("content") or "")
 
 
 def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
-    """Return a completion as the events of a stream."""
     head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
     head["object"] = "chat.completion.chunk"
     choice = body["choices"][0]
     message = dict(choice["message"])
+    if message.get("tool_calls"):
+        message["tool_calls"] = [{"index": n, **call} for n, call in enumerate(message["tool_calls"])]
     # The thought precedes the answer: clients may show parts in the order of arrival.
     parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
     deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
-    deltas += [{k: _streamed(k, v)} for k, v in parts if k != "role" and v not in (None, "")]
+    deltas += [{k: v} for k, v in parts if k != "role" and v not in (None, "")]
     choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     if "logprobs" in choice:
         choices[-1]["logprobs"] = choice["logprobs"]

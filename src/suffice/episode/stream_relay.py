@@ -6,12 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
-from suffice.episode.extra_calls import Prober
-from suffice.episode.ledger import suffice_object
+from suffice.episode.extra_calls import Prober, Vectors
+from suffice.episode.ledger import Ledger, suffice_object
+from suffice.episode.proposer import LineSignals
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.types import Step
 from suffice.upstream.client import Call
@@ -318,9 +319,10 @@ class StreamRelay:
         state = reader.state
         if state.done or state.failed:
             return None
-        if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
-            self._fold_repeated((text,), points)
-            return self._pattern.edit(frame)
+        texts, sent, end = self._pattern.run_in(frame.raw, 0)
+        if texts and end == len(frame.raw) and self._folds_by_pattern:
+            self._fold_repeated(texts, points)
+            return frame if sent is frame.raw else Frame(raw=sent, data=sent[6:-2])
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
             return frame if frame.raw.startswith(b":") else None
@@ -410,11 +412,6 @@ class StreamRelay:
         return closing + answer
 
 
-class StepAddition(Protocol):
-    async def add_to(self, step: Step) -> Step:
-        """Return the step, the next one of its run, with what another server knows of it."""
-
-
 class ReasoningRun:
     """Yields the steps of one chain of thought while relaying it, and schedules their probes.
 
@@ -428,7 +425,7 @@ class ReasoningRun:
         relay: StreamRelay,
         *,
         prober: Prober | None = None,
-        additions: Sequence[StepAddition] = (),
+        additions: Sequence[LineSignals | Vectors] = (),
         drain: bool = False,
     ) -> None:
         self.relay, self.reader = relay, relay.reader
@@ -504,3 +501,46 @@ class ReasoningRun:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if self.relay.has_read:
             waiting.extend(await self.relay.advance())
+
+
+Wish: TypeAlias = Literal["answer_now", "think_more"]
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """A request that is running now, and what a person may ask of it: the answer at once, or no stop.
+
+    What a person asks of a run is evidence of nothing but that: the run ends as "asked", whatever its route and its
+    draw, and an audit that ends so counts as lost at every level, like one whose client left. So nobody can improve a
+    certificate by asking, and the caller, who cannot know which runs are audits, gets the same reply and stream in all.
+    """
+
+    ledger: Ledger
+    reader: ChainReader | None = None  # of the thought that is relayed; None: there is none to cut
+    can_finish: bool = False  # there is a way to close the thought
+    wish: Wish | None = None  # the first that was asked; a second is refused
+
+    @property
+    def state(self) -> str:
+        """As its client can see it."""
+        if self.reader is None:
+            return "running"
+        phase = self.reader.state.phase
+        return "answering" if phase == "answering" or self.reader.state.ended else "thinking"
+
+    def ask(self, wish: Wish) -> str | None:
+        """Take a person's wish; return why that cannot be done, or None. The same wish again changes nothing."""
+        if self.wish == wish:
+            return None
+        if self.wish is not None:
+            return f"this run was asked for something else before: {self.wish.replace('_', ' ')}"
+        if self.reader is None:
+            return "only a chain of thought can be asked for its answer, or for more thought"
+        if self.state == "answering":
+            return "its answer has begun"
+        if wish == "answer_now" and not self.can_finish:
+            return "its upstream has no way to close a thought; see suffice doctor"
+        self.wish, self.ledger.end_reason = wish, "asked"
+        if wish == "answer_now":
+            self.reader.close_at_tokens = 0  # at the next place that is neither in a call nor in a tag
+        return None

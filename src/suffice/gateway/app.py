@@ -12,8 +12,6 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from suffice.asgi import BrowserPolicy, ClientGone, Message, Receive, Scope, Send
-from suffice.episode.apis import messages, responses
-from suffice.episode.apis.events import ApiFormat
 from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.auth import ANYONE, Caller
@@ -131,15 +129,10 @@ class Endpoint:
 
 
 def _passed(method: str, path: str, api: Api, kind: type[Passthrough] = Passthrough) -> Endpoint:
-    """Return an endpoint that is never governed. `path` lacks the upstream's prefix /v1."""
+    """`path` lacks the upstream's prefix /v1."""
     made = kind(api, method, f"/v1{path}" if api.is_json else path)
     spends = method == "POST" and "{id}" not in path
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
-
-
-def _governed(path: str, api: Api, written: ApiFormat) -> Endpoint:
-    made = GovernedApi(api, "POST", f"/v1{path}", written)
-    return Endpoint(path, "POST", made, exchange=api.exchange, x_api_key=api.x_api_key, spends=True)
 
 
 # With and without /v1.
@@ -157,12 +150,12 @@ API = (
     Endpoint("/admin/reload", "POST", reload_settings, needs="admin"),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
-    _governed("/responses", RESPONSES, responses.RESPONSES),
+    _passed("POST", "/responses", RESPONSES, GovernedApi),
     _passed("GET", "/responses/{id}", RESPONSES, StoredResponse),
     _passed("DELETE", "/responses/{id}", RESPONSES, StoredResponse),
     _passed("POST", "/responses/{id}/cancel", RESPONSES),
     _passed("GET", "/responses/{id}/input_items", RESPONSES),
-    _governed("/messages", MESSAGES, messages.MESSAGES),
+    _passed("POST", "/messages", MESSAGES, GovernedApi),
     _passed("POST", "/messages/count_tokens", MESSAGES),
 )
 OWN = (

@@ -447,6 +447,10 @@ class Clients:
     def __post_init__(self) -> None:
         self.limits = KeyLimits(self.keys.callers)
 
+    def isolates(self, caller: Caller) -> bool:
+        """Return whether this caller may see only a part of what clients have made."""
+        return self.keys.has_tenants and not caller.sees_all
+
     def follow_keys(self, issued: Sequence[KeyIssue]) -> None:
         """Accept the keys of the settings and these from now on; requests in flight go on with theirs."""
         if self.build_keys is not None:

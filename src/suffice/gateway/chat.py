@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
+from suffice.assurance.money import full_vote_tokens
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
-from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.live_run import LiveRun
+from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.proposer import CheckpointGate, LineSignals, Proposer
-from suffice.episode.samples import sample_refusal
+from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
+from suffice.episode.stream_relay import ClientView, LiveRun, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured
-from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
-from suffice.gateway.governed_samples import govern_samples
+from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery
 from suffice.gateway.lifecycle import (
     AdmittedRequest,
     Arrival,
@@ -35,6 +34,7 @@ from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
 from suffice.gateway.turns import STOPPED, Turn, TurnRequest, begin_turn
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import REPEAT_SHARE, assign_audit
+from suffice.settings import FinishMethod
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Request, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
@@ -44,14 +44,16 @@ from suffice.upstream.drivers import (
     ReasoningFields,
     cancel_saves,
     choose_reasoning_fields,
-    key_header,
+    has_field,
+    honoured,
     merge_fields,
     reply_form,
     thinking_is_off,
 )
-from suffice.upstream.wire import encode_json
+from suffice.upstream.wire import DONE, encode_json
 
 REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
+RelayCall: TypeAlias = Callable[[Purpose], Awaitable[None]]  # passes the request through
 
 
 async def chat(gw: GatewayState, exchange: Exchange) -> None:
@@ -60,7 +62,7 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
     async def admitted(episode_id: str) -> AdmittedRequest:
         check_body_headers(exchange.headers, limits.max_body_bytes)
         parsed = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
-        if gw.clients.keys.has_tenants and not caller.sees_all:
+        if gw.clients.isolates(caller):
             await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
         return await admit_chat(gw, exchange, episode_id, parsed)
 
@@ -85,12 +87,7 @@ async def admit_chat(
     named, options, samples, reason, turn = dict(exchange.headers), parsed.options, 1, None, None
     conversation = options.get("conversation_id") or named.get("x-conversation-id")
     route = find_route(gw, parsed.model, named, exchange.caller)
-    version = named.get("x-suffice-policy-version") or options.get("policy_version")
-    known = "none" if route is None else route.policy_version
-    # A client cannot choose the level.
-    if version is not None and str(version).partition("@")[0] != known:
-        message = f"policy version {str(version)[:80]!r} is not active on this route; active: {known}"
-        raise BadRequest(message, param="policy_version", code="unknown_policy_version")
+    _check_version(named.get("x-suffice-policy-version") or options.get("policy_version"), route)
     if route is not None:
         parsed = parsed.for_model(route.settings.model)
         client = gw.upstreams.get(route.settings.upstream)
@@ -120,6 +117,8 @@ async def admit_chat(
     )
     served, request, retry_after_s = admit(gw, arrival, route, reason)
     return AdmittedRequest(
+        gw=gw,
+        exchange=exchange,
         parsed=parsed,
         route=served,
         upstream=(served.settings.upstream if served is not None else "") or gw.fallback_upstream(),
@@ -127,6 +126,14 @@ async def admit_chat(
         retry_after_s=retry_after_s,
         turn=turn,
     )
+
+
+def _check_version(version: str | None, route: BuiltRoute | None) -> None:
+    """Raise BadRequest for a policy version that is not active. A client cannot choose the level."""
+    known = "none" if route is None else route.policy_version
+    if version is not None and version.partition("@")[0] != known:
+        message = f"policy version {version[:80]!r} is not active on this route; active: {known}"
+        raise BadRequest(message, param="policy_version", code="unknown_policy_version")
 
 
 async def _begin_turn(
@@ -155,8 +162,8 @@ async def _begin_turn(
     return await begin_turn(gw, request)
 
 
-async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-    request, client = admitted.request, gw.upstreams[admitted.upstream]
+async def _answer(admitted: AdmittedRequest, ledger: Ledger) -> None:
+    gw, exchange, request, client = admitted.gw, admitted.exchange, admitted.request, admitted.client
 
     async def relay(purpose: Purpose) -> None:
         if purpose == "main":
@@ -164,85 +171,49 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         headers = gw.clients.keys.without_keys(exchange.headers)
         await pass_through(exchange, client, CHAT_PATH, admitted.parsed.forwarded, headers, ledger, purpose=purpose)
 
-    await answer(gw, admitted, ledger, exchange, CHAT, relay)
+    await answer(admitted, ledger, CHAT, relay)
 
 
 async def answer(
-    gw: GatewayState,
     admitted: AdmittedRequest,
     ledger: Ledger,
-    exchange: Exchange,
     api: ApiFormat,
-    relay: Callable[[Purpose], Awaitable[None]],
+    relay: RelayCall,
     *,
     began: Callable[[ChatEvents], None] = lambda _: None,
 ) -> None:
-    """Answer a request of any API, governed where it may be.
-
-    relay  passes it through
-    began  is called with what follows the client's stream
-    """
+    """Answer a request of any API, governed where it may be. `began` gets what follows the client's stream."""
+    gw, exchange, request, turn = admitted.gw, admitted.exchange, admitted.request, admitted.turn
+    route, parsed = admitted.route, admitted.parsed
     if admitted.retry_after_s is not None:
-        gw.metrics.inc("suffice_shed_total", admitted.request.route)
+        gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route must run every request in full for now, and its model server is at capacity; retry later"
         raise OverloadError(message, retry_after_s=admitted.retry_after_s)
-    turn = admitted.turn
+    held, ledger.turn = None if turn is None else turn.held, turn
     try:
-        ledger.turn = turn
-        await _answer_turn(gw, admitted, ledger, exchange, api, relay, began)
+        if route is None or (request.ungoverned is not None and held is None):
+            await relay("main")
+        else:
+            client, created_s = admitted.client, int(request.received_at_s)
+            began(events := api.new_events(model=parsed.model, created_s=created_s, is_body=not parsed.stream))
+            job = GovernedRequest(
+                gw=gw,
+                route=route,
+                client=client,
+                parsed=parsed,
+                headers=_governed_headers(route, request, client, gw.clients.keys.without_keys(exchange.headers)),
+                ledger=ledger,
+                exchange=exchange,
+                api=api,
+                events=events,
+                held=held,
+            )
+            await _govern(job, relay)
         if turn is not None:
             await turn.end(ledger)
     finally:
         if turn is not None:
             turn.cancel()
-
-
-async def _answer_turn(
-    gw: GatewayState,
-    admitted: AdmittedRequest,
-    ledger: Ledger,
-    exchange: Exchange,
-    api: ApiFormat,
-    relay: Callable[[Purpose], Awaitable[None]],
-    began: Callable[[ChatEvents], None],
-) -> None:
-    request, client = admitted.request, gw.upstreams[admitted.upstream]
-    held = None if admitted.turn is None else admitted.turn.held
-    if admitted.route is None or (request.ungoverned is not None and held is None):
-        await relay("main")
-        return
-    headers = gw.clients.keys.without_keys(exchange.headers)
-    parsed, created_s = admitted.parsed, int(request.received_at_s)
-    began(events := api.new_events(model=parsed.model, created_s=created_s, is_body=not parsed.stream))
-    job = GovernedRequest(
-        gw=gw,
-        route=admitted.route,
-        client=client,
-        parsed=parsed,
-        headers=_governed_headers(admitted.route, request, client, headers),
-        ledger=ledger,
-        exchange=exchange,
-        api=api,
-        events=events,
-        held=held,
-    )
-    try:
-        if held is not None:
-            await _deliver_held(job)
-        else:
-            await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
-    except UpstreamError:
-        raise
-    except Exception as error:
-        if exchange.status:
-            raise  # part of a response was sent
-        # A broken optimiser costs tokens, never an answer: call again without governing.
-        LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
-        ledger.forget_run("govern")
-        await relay("rerun")
-
-
-# --------------------------------------------------------------------------- governed
 
 
 def _governed_headers(
@@ -254,21 +225,34 @@ def _governed_headers(
     return mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id)
 
 
-# --------------------------------------------------------------------------- reasoning
+# --------------------------------------------------------------------------- governed
 
 
-async def govern_reasoning(job: GovernedRequest) -> None:
+async def _govern(job: GovernedRequest, relay: RelayCall) -> None:
+    """Answer a governed request. A broken optimiser costs tokens, never an answer: the request is then passed through.
+
+    Raise UpstreamError, and any other error once a part of the response was sent.
+    """
+    ledger = job.ledger
+    try:
+        if job.held is not None:
+            await _deliver_held(job)
+        else:
+            await (_govern_samples if ledger.request.kind == "samples" else _govern_reasoning)(job)
+    except UpstreamError:
+        raise
+    except Exception as error:
+        if job.exchange.status:
+            raise
+        LOG.error("episode %s: governing failed (%s)", ledger.request.episode_id, type(error).__name__)
+        ledger.forget_run("govern")
+        await relay("rerun")
+
+
+async def _govern_reasoning(job: GovernedRequest) -> None:
     route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.disclosure.includes_probes = job.route.acts or route.probe is None
-    continuer = Continuer(
-        client=job.client,
-        probe=job.probe,
-        body=job.parsed.chat,
-        headers=job.headers,
-        ledger=ledger,
-        max_extra_calls=route.max_extra_calls,
-        excluded=job.api.excluded_methods(job.client.settings.driver),
-    )
+    continuer = _continuer(job, max_extra_calls=route.max_extra_calls)
     fields, events = _reasoning_fields(job, continuer).with_fields(job.signal_fields), job.events
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=_stop_cost(job, continuer))
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
@@ -292,7 +276,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             monotonic_s=gw.monotonic_s,
             began_s=gw.monotonic_s(),
         )
-        prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
+        prober = Prober(continuer, job.route.scorer) if _probes(job) else None
         vectors, lines = gw.vectors(job.route, ledger, keep=KEPT_CALLS), LineSignals(continuer)
         additions = [one for one in (lines if job.line_fields else None, vectors) if one is not None]
         run = ReasoningRun(relay, prober=prober, additions=additions, drain=is_measured(ledger.request))
@@ -302,7 +286,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         reader.note_ignored_effort()
         if stop is not None:
             relay.own_end.wanted = False
-            reader.note_exceeded_budget()
+            if reader.is_over_budget:
+                ledger.fail_open("budget")  # the engine did not enforce it
             estimate_saved(gw, ledger, stop.tokens_used)
             await transition.carry_out(*reader.thought_at(stop.step))
             return
@@ -320,13 +305,21 @@ async def govern_reasoning(job: GovernedRequest) -> None:
 
 
 async def _deliver_held(job: GovernedRequest) -> None:
-    """Deliver the reply that ends an agent's run, as it was read."""
-    body, headers = job.parsed.chat, job.headers
-    continuer = Continuer(
-        client=job.client, probe=job.probe, max_extra_calls=0, body=body, headers=headers, ledger=job.ledger
-    )
+    continuer = _continuer(job, max_extra_calls=0)
     async with job.keep_alive(), _open_relay(job, NO_FIELDS, continuer, job.events, rerun_of=None) as relay:
         await relay.rest()
+
+
+def _continuer(job: GovernedRequest, *, max_extra_calls: int) -> Continuer:
+    return Continuer(
+        client=job.client,
+        probe=job.probe,
+        body=job.parsed.chat,
+        headers=job.headers,
+        ledger=job.ledger,
+        max_extra_calls=max_extra_calls,
+        excluded=job.api.excluded_methods(job.client.settings.driver),
+    )
 
 
 async def _never_failing(ledger: Ledger, measurement: Coroutine[Any, Any, None]) -> None:
@@ -375,20 +368,14 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full."""
     ledger, route = job.ledger, job.route.settings
-    if route.probe is None:
-        return
-    fields = choose_reasoning_fields(route, job.client.settings, job.parsed.chat, methods=(), policy_budget_tokens=None)
-    fields = job.api.fields(fields, job.client.settings.driver)
+    fields = NO_FIELDS if route.probe is None else _chosen_fields(job)
     if not fields.fields or not continuer.may_call(keep=0):
         return
     point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
-    body, scorer = job.upstream_body, job.route.scorer
-    if point < REPEAT_SHARE:
-        await ask_paired_call(continuer, ledger, scorer, body, api=job.api, arm="full", propensity=REPEAT_SHARE)
-    else:
-        body = merge_fields(body, fields.fields)
-        arm, propensity = fields.arm(route), 1 - REPEAT_SHARE
-        await ask_paired_call(continuer, ledger, scorer, body, api=job.api, arm=arm, propensity=propensity)
+    body, arm, propensity = job.upstream_body, "full", REPEAT_SHARE
+    if point >= REPEAT_SHARE:
+        body, arm, propensity = merge_fields(body, fields.fields), fields.arm(route), 1 - REPEAT_SHARE
+    await ask_paired_call(continuer, job.route.scorer, body, api=job.api, arm=arm, propensity=propensity)
 
 
 @asynccontextmanager
@@ -433,7 +420,7 @@ async def _open_relay(
         )
         delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers, events)
         continuer.thinks_inline = lambda: reader.state.inline
-        if sent.has_effort:
+        if sent.effort is not None:
             ledger.stop.finish_method, reader.is_thought_off = "effort", sent.effort == "none"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begin only now: until something is sent, a failure can be retried.
@@ -456,11 +443,11 @@ async def _accepted(
     for sent in (fields, NO_FIELDS) if is_offered else (NO_FIELDS,):
         account, content = job.ledger.open_call(purpose), encode_json(merge_fields(body, sent.fields))
         # The call after a refusal is an extra call, which is not retried.
-        extra, header = refused or purpose == "rerun", key_header(client.settings.driver, has_own=job.api.has_own_key)
-        async with client.open(job.api.path, content, headers, extra=extra, key_header=header) as call:
+        extra = refused or purpose == "rerun"
+        async with client.open(job.api.path, content, headers, extra=extra, x_api_key=job.api.has_own_key) as call:
             if sent.fields and call.status in REFUSALS:
                 account.discarded = refused = True
-                if sent.has_effort:
+                if sent.effort is not None:
                     job.ledger.report_effort(f"effort: the upstream refused {sent.effort!r} ({call.status})")
                 continue
             if fields.fields and not sent.fields and call.status == 200:
@@ -490,15 +477,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
         return NO_FIELDS
     budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
-    fields = choose_reasoning_fields(
-        route,
-        job.client.settings,
-        job.parsed.chat,
-        methods=continuer.methods,
-        policy_budget_tokens=budget,
-        run=job.ledger.request.episode_id,
-    )
-    fields = job.api.fields(fields, job.client.settings.driver)
+    fields = _chosen_fields(job, methods=continuer.methods, policy_budget_tokens=budget)
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
@@ -506,6 +485,20 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     if fields.refusal is not None:
         job.ledger.report_effort(fields.refusal)
     return fields
+
+
+def _chosen_fields(
+    job: GovernedRequest, *, methods: tuple[FinishMethod, ...] = (), policy_budget_tokens: int | None = None
+) -> ReasoningFields:
+    fields = choose_reasoning_fields(
+        job.route.settings,
+        job.client.settings,
+        job.parsed.chat,
+        methods=methods,
+        policy_budget_tokens=policy_budget_tokens,
+        run=job.ledger.request.episode_id,
+    )
+    return job.api.fields(fields, job.client.settings.driver)
 
 
 def _segmenter(job: GovernedRequest) -> Segmenter:
@@ -523,3 +516,63 @@ def _gate(job: GovernedRequest, close_tag: str) -> CheckpointGate | None:
         return CheckpointGate(close_tag=close_tag) if job.route.reads("end-of-thought") else None
     proposer = Proposer(policy, every=probe.propose_every)
     return CheckpointGate(close_tag=close_tag, proposer=proposer, skipped=job.ledger.extra.skipped)
+
+
+# --------------------------------------------------------------------------- samples
+
+
+async def _govern_samples(job: GovernedRequest) -> None:
+    ledger, n = job.ledger, job.ledger.request.n_samples
+    if job.parsed.body.get("temperature") == 0:
+        n = 1
+        ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
+    reads_first = job.route.reads("wording")
+    asks = reads_first and honoured(job.client.findings, "logprobs_stream")
+    run = SampleRun(
+        client=job.client,
+        body=job.upstream_body | ({"logprobs": True} if asks else {}),
+        headers=job.headers,
+        ledger=ledger,
+        scorer=job.route.scorer,
+        n_samples=n,
+        wave=job.route.settings.wave,
+        first_alone=reads_first,
+        max_bytes=job.gw.settings.server.max_sample_bytes,
+        continues_after_failure=not job.may_act,
+    )
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s)
+
+    def record(step: Step, signals: Signals, decision: Decision) -> bool:
+        ledger.record_step(step, signals, decision)
+        return job.may_act and not run.is_decided()
+
+    async with job.keep_alive():
+        stop = await run_episode(run.steps(), policy.observe, policy, record)
+        body = run.result()
+        if stop is not None:
+            ledger.stop.acted, ledger.stop.finish_method = True, "vote"
+            drawn = [s.tokens for s in run.seen]
+            ledger.costs.full_tokens = full_vote_tokens(drawn, n)
+            ledger.costs.tokens_saved = round(ledger.costs.full_tokens - sum(drawn))
+            ledger.costs.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
+        await _deliver_vote(job, body)
+
+
+async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
+    ledger, exchange = job.ledger, job.exchange
+    usage = ledger.usage()
+    body.pop("timings", None)  # of one sample
+    if not has_field(job.parsed.body, "logprobs"):
+        body["choices"][0].pop("logprobs", None)  # requested for us
+    if usage is not None:
+        body["usage"] = usage_json(usage)
+    if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:
+        body["suffice"] = suffice_object(ledger)
+    if not job.parsed.stream:
+        await exchange.json(200, encode_json(body))
+        return
+    if not exchange.status:
+        await exchange.start(200, SSE_HEADERS, events=True)
+    for frame in as_chunks(body, wants_usage=job.parsed.wants_usage):
+        await exchange.body(frame)
+    await exchange.body(DONE, more=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -13,13 +13,13 @@ from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
+from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.live_run import LiveRun
 from suffice.episode.rounds import RoundsRun
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Clients, RequestKey, forget_oldest, sign_token
-from suffice.gateway.kept_responses import KeptResponses
+from suffice.gateway.auth import Caller, Clients, RequestKey, forget_oldest, sign_token
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
@@ -38,6 +38,7 @@ from suffice.store.rows.events import RequestCount, RowRates
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient
+from suffice.upstream.wire import encode_json
 
 CHECK_RUNS = 100  # full runs between two checks whether a route's answers can be extracted
 OPEN_RUNS = 10_000  # open caller-driven loops; beyond it the one idle longest is closed
@@ -122,6 +123,59 @@ class OpenRuns:
             yield run
 
 
+MOST_KEPT_BYTES: Final = 64 * 2**20  # of all kept responses, with their conversations
+KEPT_S: Final = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResponse:
+    caller: Caller
+    items: bytes  # the conversation up to and with this response, as a JSON list
+    body: bytes  # as the client got it
+    is_ours: bool  # the engine has another one, or none
+    kept_s: float
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.items) + len(self.body)
+
+
+@dataclass(slots=True)
+class KeptResponses:
+    """Delivered responses, for requests that refer to one: a stopped one is not what the engine has kept.
+
+    Of this process alone, bounded in bytes and in time: the oldest ones are forgotten first.
+    """
+
+    _kept: dict[str, KeptResponse] = field(default_factory=dict)  # by id, the oldest first
+    _n_bytes: int = 0
+
+    def keep(
+        self, caller: Caller, given: Sequence[Any], response: Mapping[str, Any], *, is_ours: bool, now_s: float
+    ) -> None:
+        name = response.get("id")
+        if not isinstance(name, str):
+            return
+        items = encode_json([*given, *as_input(response)])
+        self.drop(name)
+        made = KeptResponse(caller=caller, items=items, body=encode_json(response), is_ours=is_ours, kept_s=now_s)
+        self._kept[name] = made
+        self._n_bytes += made.n_bytes
+        while self._n_bytes > MOST_KEPT_BYTES or now_s - next(iter(self._kept.values())).kept_s > KEPT_S:
+            self.drop(next(iter(self._kept)))
+
+    def get(self, name: Any, caller: Caller, *, now_s: float) -> KeptResponse | None:
+        """Return a response that this caller may see; None: it is not kept."""
+        kept = self._kept.get(name) if isinstance(name, str) else None
+        if kept is None or now_s - kept.kept_s > KEPT_S:
+            return None
+        return kept if caller.owns(kept.caller.id, kept.caller.permits.tenant) else None
+
+    def drop(self, name: str | None) -> None:
+        kept = self._kept.pop(name or "", None)
+        self._n_bytes -= 0 if kept is None else kept.n_bytes
+
+
 # --------------------------------------------------------------------------- rows in the log
 
 COUNT_S: Final = 60.0  # longest time that counts wait …
@@ -138,7 +192,6 @@ _Cell: TypeAlias = tuple[str, str, str]
 
 
 def _amounts_of(outcome: Outcome) -> dict[str, Any]:
-    """Return what one request adds to the sums of `UnloggedRequests`."""
     usage, spent = outcome.usage, outcome.overhead
     amounts: dict[str, Any] = {
         "n": 1,
@@ -413,12 +466,12 @@ class Deployment:
     def guarantee_of(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
         """Return a function that determines the guarantee as of now; for a reply that shows none it is never called."""
         killed, unread, classes = self.kill.on, self.serves == "full", self.classes.get(route.name)
-        experiments, trials = self.variants.experiments, self.variants.trials
+        running = self.variants.running
         return lambda: route.guarantee(
             killed=killed,
             unread=unread,
             classes=classes,
-            beside=read_other_arms(experiments, trials).get(route.name, ()),
+            beside=read_other_arms(running.experiments, running.trials).get(route.name, ()),
         )
 
     def export_gauges(self) -> None:

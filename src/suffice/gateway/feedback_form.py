@@ -13,6 +13,7 @@ import msgspec
 from suffice.assurance.labels import BEHAVIOUR
 from suffice.assurance.satisfaction import scaled
 from suffice.errors import BadRequest, ConfigError
+from suffice.gateway.request_parsing import check_known, read_text
 from suffice.rollout.assign import joined, sender_key
 from suffice.settings import Metric
 from suffice.settings.checks import span_of
@@ -38,9 +39,7 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
 
     declared  the settings' metrics; None: leave the check of metric values to the server
     """
-    for key in body:
-        if key not in FIELDS:
-            raise BadRequest(f"{key[:80]}: unknown field; known: {', '.join(FIELDS)}", param=key[:80])
+    check_known(body, FIELDS)
     given = {k: v for k, v in body.items() if v is not None}
     if "event" in given:
         given.setdefault("source", BEHAVIOUR)
@@ -48,10 +47,7 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
         if not given.get(key):
             raise BadRequest(f"{key}: is needed, a non-empty string", param=key)
     for key, limit in _LIMITS.items():
-        value = given.get(key, "")
-        if not isinstance(value, str) or len(value) > limit:
-            raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
-        if "\x00" in value:
+        if "\x00" in (read_text(given, key, limit) or ""):
             raise BadRequest(f"{key}: must not hold NUL characters", param=key)
     if "episode_id" not in given and "response_id" not in given:
         raise BadRequest("episode_id or response_id: one of them must name the request", param="episode_id")

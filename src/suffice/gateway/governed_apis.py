@@ -1,18 +1,18 @@
-"""Responses and Messages: governed like chat where their thought can be cut, else relayed."""
+"""`POST /v1/responses` and `/v1/messages`: governed like chat where their thought can be cut, else relayed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from suffice.episode.apis.events import ENGINES, ApiFormat, ChatEvents
+from suffice.episode.apis.events import ENGINES, ChatEvents
+from suffice.episode.apis.responses import items_of, with_conversation
 from suffice.episode.ledger import Ledger
 from suffice.gateway.chat import admit_chat, answer
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.kept_responses import items_of, with_conversation
 from suffice.gateway.lifecycle import AdmittedRequest
 from suffice.gateway.passthrough import Passthrough, ResponsesExchange
 from suffice.gateway.route import BuiltRoute
@@ -20,11 +20,8 @@ from suffice.upstream.drivers import has_field
 from suffice.upstream.wire import encode_json
 
 
-@dataclass(frozen=True, slots=True)
 class GovernedApi(Passthrough):
-    """`POST /v1/responses` and `POST /v1/messages`."""
-
-    format: ApiFormat
+    """A vote is one chat completion, so other APIs govern only a thought."""
 
     async def _admit(self, gw: GatewayState, exchange: Exchange, episode_id: str) -> AdmittedRequest:
         parsed = await self._read_allowed(gw, exchange)
@@ -32,10 +29,10 @@ class GovernedApi(Passthrough):
         if previous is not None:
             kept = gw.responses.get(previous, exchange.caller, now_s=gw.monotonic_s())
             if kept is not None:
-                whole = with_conversation(kept, parsed.body)
+                whole = with_conversation(kept.items, parsed.body)
                 if kept.is_ours:
                     parsed = replace(parsed, body=whole, changed=True)
-        chat, reason = self.format.as_chat(whole)
+        chat, reason = self.api.format.as_chat(whole)
         parsed = replace(parsed, as_chat=chat)
         if isinstance(exchange, ResponsesExchange) and parsed.body.get("store") is not False:
             exchange.items = items_of(whole)
@@ -43,38 +40,39 @@ class GovernedApi(Passthrough):
         def refusal(route: BuiltRoute) -> str | None:
             if reason is not None or route.settings.kind == "reasoning":
                 return reason or _unwritten(chat) or _signed(gw, route)
-            return "endpoint"  # a vote is one chat completion
+            return "endpoint"
 
-        return await admit_chat(gw, exchange, episode_id, parsed, api=self.format, refusal=refusal)
+        return await admit_chat(gw, exchange, episode_id, parsed, api=self.api.format, refusal=refusal)
 
-    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
+    async def _respond(self, admitted: AdmittedRequest, ledger: Ledger) -> None:
+        gw, exchange = admitted.gw, admitted.exchange
+
         def began(events: ChatEvents) -> None:
             if not isinstance(exchange, ResponsesExchange):
                 return
             given, caller = exchange.items, exchange.caller
 
             def look() -> None:
-                self._note_created(gw, exchange, admitted, ledger, ledger.reply.response_id)
+                self._note_created(admitted, ledger, ledger.reply.response_id)
                 if events.is_over and given is not None:
                     exchange.on_part, now_s = None, gw.monotonic_s()
                     gw.responses.keep(caller, given, events.body(), is_ours=events.is_ours, now_s=now_s)
 
             exchange.on_part = look
 
-        relay = partial(self.relay, gw, exchange, admitted, ledger)
-        await answer(gw, admitted, ledger, exchange, self.format, relay, began=began)
+        await answer(admitted, ledger, self.api.format, partial(self.relay, admitted, ledger), began=began)
 
 
-@dataclass(frozen=True, slots=True)
 class StoredResponse(Passthrough):
     """`GET` and `DELETE /v1/responses/{id}`: a stopped response is not what the engine has kept."""
 
-    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
+    async def _respond(self, admitted: AdmittedRequest, ledger: Ledger) -> None:
+        gw, exchange = admitted.gw, admitted.exchange
         kept = gw.responses.get(exchange.stored_id, exchange.caller, now_s=gw.monotonic_s())
         if self.method == "DELETE":
             gw.responses.drop(exchange.stored_id)
         if kept is None or not kept.is_ours:
-            await self.relay(gw, exchange, admitted, ledger)
+            await self.relay(admitted, ledger)
             return
         gone = {"id": exchange.stored_id, "object": "response", "deleted": True}
         await exchange.json(200, encode_json(gone) if self.method == "DELETE" else kept.body)

@@ -65,15 +65,16 @@ class _Use:
         """Raise KeyLimitError if a budget is used up."""
         self.start_day(utc_day(wall_s))
         day_left_s = DAY_S - wall_s % DAY_S
-        if permits.tokens_per_day is not None and self.n_tokens >= permits.tokens_per_day:
-            message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
-            raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=day_left_s)
-        if permits.usd_per_day is not None and self.day_usd >= permits.usd_per_day:
-            message = f"this key has used its {permits.usd_per_day:g} US dollars of today (UTC)"
-            raise KeyLimitError(message, limit="usd_per_day", retry_after_s=day_left_s)
-        if permits.usd_per_month is not None and self.month_usd >= permits.usd_per_month:
-            message = f"this key has used its {permits.usd_per_month:g} US dollars of this month (UTC)"
-            raise KeyLimitError(message, limit="usd_per_month", retry_after_s=_month_left_s(wall_s))
+        spent: tuple[tuple[Limit, float, str, float], ...] = (
+            ("tokens_per_day", self.n_tokens, "tokens of today", day_left_s),
+            ("usd_per_day", self.day_usd, "US dollars of today", day_left_s),
+            ("usd_per_month", self.month_usd, "US dollars of this month", _month_left_s(wall_s)),
+        )
+        for limit, used, what, left_s in spent:
+            most = getattr(permits, limit)
+            if most is not None and used >= most:
+                message = f"this key has used its {most:.15g} {what} (UTC)"
+                raise KeyLimitError(message, limit=limit, retry_after_s=left_s)
 
 
 class KeyLimits:
@@ -87,7 +88,6 @@ class KeyLimits:
         self.add(callers)
 
     def traffic(self, *, now_s: float) -> dict[str, KeyTraffic]:
-        """Return what this gateway has admitted, by sender."""
         return {sender: use.traffic(now_s) for sender, use in self._uses.items()}
 
     def hold(self, reserved: Mapping[str, KeyTraffic], *, n_gateways: int, now_s: float) -> None:

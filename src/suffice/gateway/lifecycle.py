@@ -21,9 +21,9 @@ from suffice.assurance.sampling import ended_badly
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.extra_calls import Continuer, HeldCall
 from suffice.episode.ledger import CostBasis, Ledger, RunTrace
-from suffice.episode.live_run import LiveRun
 from suffice.episode.proposer import LISTED_TOKENS
 from suffice.episode.samples import SampleRefusal
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
 from suffice.gateway.context import GatewayState, may_stop, runs_in_full
@@ -80,12 +80,18 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedRequest:
+    gw: GatewayState
+    exchange: Exchange
     parsed: ParsedRequest
     route: BuiltRoute | None
     upstream: str
     request: Request
     retry_after_s: int | None = None  # set if the request is shed
     turn: Turn | None = None  # of an agent's run, if its route governs turns
+
+    @property
+    def client(self) -> UpstreamClient:
+        return self.gw.upstreams[self.upstream]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +169,7 @@ class GovernedRequest:
 
 
 Admit = Callable[[str], Awaitable[AdmittedRequest]]  # takes the episode id
-Answer = Callable[[GatewayState, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
+Answer = Callable[[AdmittedRequest, Ledger], Coroutine[Any, Any, None]]
 
 
 async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str) -> None:
@@ -186,7 +192,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         exchange.own_headers += reply_headers(admitted.request)
         open_ledger(gw, ledger, admitted.route, token, lambda: format_conversation(messages or ()))
         gw.process.live_runs[episode_id] = LiveRun(ledger)
-        end = await _answer(gw, admitted, ledger, exchange, answer)
+        end = await _answer(admitted, ledger, answer)
     except BadRequest as error:
         end = "rejected"
         await exchange.refuse(error)
@@ -221,11 +227,10 @@ def begin_trace(gw: GatewayState, exchange: Exchange) -> RunTrace | None:
     return trace
 
 
-async def _answer(
-    gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange, answer: Answer
-) -> EndReason:
+async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> EndReason:
+    exchange = admitted.exchange
     try:
-        left = await supervise(answer(gw, admitted, ledger, exchange), exchange)
+        left = await supervise(answer(admitted, ledger), exchange)
     except OverloadError as error:
         await exchange.refuse(error)
         return "rejected"
@@ -240,7 +245,7 @@ async def _answer(
     except UpstreamError as error:
         # The run refers to this error and its traceback to the run: a cycle that would keep the data read.
         error.with_traceback(None)
-        gw.metrics.inc("suffice_upstream_errors_total", admitted.upstream, error.code)
+        admitted.gw.metrics.inc("suffice_upstream_errors_total", admitted.upstream, error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
     except Exception as error:  # noqa: BLE001 - as above, with the tokens spent so far on record

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -22,13 +22,20 @@ from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.route import BuiltRoute, RolloutTrial, apply_pause, apply_pin, deploy_route, observe_route
+from suffice.gateway.route import (
+    BuiltRoute,
+    RolloutTrial,
+    RunningVariants,
+    apply_pause,
+    apply_pin,
+    deploy_route,
+    observe_route,
+)
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version, read_version
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.assign import AuditAssignment
-from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.location import LogLocation, database_at
@@ -203,13 +210,6 @@ class _FollowedRoute:
     replacement: str = ""  # … and of its replacement
 
 
-@dataclass(frozen=True, slots=True)
-class _RunningVariants:
-    experiments: tuple[RunningExperiment, ...] = ()
-    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)
-    standing: Mapping[str, PolicyTable] = field(default_factory=dict)
-
-
 class Follower:
     """One gateway's view of the decisions. `read_changes` may run in a thread; `apply` runs on the event loop."""
 
@@ -223,7 +223,7 @@ class Follower:
     ) -> None:
         self._gw, self._database, self._good_writer = gw, database_at(log), good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
-        self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
+        self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, RunningVariants()
         self._seq = 0  # place in the log up to which it was read …
         self._is_current = False  # … and everything known; False: a read failed, or the settings have changed
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
@@ -252,12 +252,6 @@ class Follower:
         self._monitor.follow(route.name for route in routes)
         self._changed = True  # since the last write of the last-good file
         self._is_current = False
-
-    @property
-    def _due_writer(self) -> LastGoodWriter | None:
-        """The writer of the last-good file if that is due."""
-        writer = self._good_writer
-        return writer if writer is not None and writer.is_due(changed=self._changed) else None
 
     def wake(self) -> None:
         self._notified.set()
@@ -333,7 +327,7 @@ class Follower:
             policy = self._versions.policy(connection, rollout.state.candidate)
             if isinstance(policy, Mapping):
                 trials[name] = RolloutTrial(state=rollout.state, policy=policy)
-        self._running = _RunningVariants(experiments, trials, serving)
+        self._running = RunningVariants(experiments, trials, serving)
 
     def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
         own, *later = line
@@ -404,8 +398,8 @@ class Follower:
         self._deliveries = []
         self._changed = self._changed or deployment.kill.order != self._order
         deployment.kill.follow(self._order)
-        self._changed = self._changed or bool(changed) or deployment.variants.standing != self._running.standing
-        self._set_variants(self._running)
+        self._changed = self._changed or bool(changed) or deployment.variants.running.standing != self._running.standing
+        deployment.variants.running = self._running
         for name, route in changed.items():
             deployment.activate(name, route)
         if deployment.serves:
@@ -414,10 +408,6 @@ class Follower:
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
             deployment.kill.presence.update(decided=self._seq)
-
-    def _set_variants(self, running: _RunningVariants) -> None:
-        variants = self._gw.deployment.variants
-        variants.experiments, variants.trials, variants.standing = running.experiments, running.trials, running.standing
 
     def serve_last_good(self, *, age_s: float) -> None:
         """Serve the last-good file until the log can be read. Routes that it does not know run in full."""
@@ -437,14 +427,13 @@ class Follower:
             own = own_version(base.settings).address if base.settings.policy else ""
             if known.standing is not None and known.instead_of == own:  # else the settings' new policy serves
                 serving[name], followed.own, followed.replacement = known.standing, own, known.active_policy
-        self._running = replace(self._running, standing=serving)
-        self._gw.deployment.variants.standing = serving
+        self._running = self._gw.deployment.variants.running = replace(self._running, standing=serving)
         self._gw.deployment.serves = "last good"
         self._export_unread()
 
     def _run_in_full(self, why: str) -> None:
         self._rebuild, self._gw.deployment.serves = True, "full"
-        self._set_variants(_RunningVariants())
+        self._gw.deployment.variants.running = RunningVariants()
         for name, one in self._routes.items():
             self._gw.deployment.activate(name, observe_route(one.base, f"the log cannot be read, and {why}"))
         self._export_unread()
@@ -511,7 +500,8 @@ class Follower:
                 with self._failing_open(is_reading=True):
                     self.apply(await asyncio.to_thread(self.read_changes))
             with self._failing_open(is_reading=True):
-                if (writer := self._due_writer) is not None:
+                writer = self._good_writer
+                if writer is not None and writer.is_due(changed=self._changed):
                     await asyncio.to_thread(self._keep, writer)
             await self._notified.wait()
             self._notified.clear()

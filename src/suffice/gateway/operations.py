@@ -1,7 +1,7 @@
 """What operators ask of a running gateway over HTTP: its kill switch, its settings, and the runs in progress.
 
 `/v1/admin/kill`, `/v1/admin/reload`, `/v1/runs`, and `/v1/runs/{id}/answer-now` and `/think-more`. A reply about a run
-depends on what the caller's own stream shows, never on the draw: see `episode.live_run`.
+depends on what the caller's own stream shows, never on the draw: see `episode.stream_relay.LiveRun`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from suffice.assurance.labels import BEHAVIOUR
-from suffice.episode.live_run import LiveRun, Wish
+from suffice.episode.stream_relay import LiveRun, Wish
 from suffice.errors import BadRequest, SufficeError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState
@@ -141,8 +141,11 @@ def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | 
     is_new, episode_id = run.wish is None, run.ledger.request.episode_id
     why_not = run.ask(wish)
     if why_not is None and is_new:
-        name, about = f"{wish}:{episode_id}", {"source": BEHAVIOUR, "event": wish, "door": "live"}
-        append(gw, FeedbackEvent(Feedback(feedback_id=name, episode_id=episode_id, sender=sender, **about)))
+        name = f"{wish}:{episode_id}"
+        given = Feedback(
+            feedback_id=name, episode_id=episode_id, source=BEHAVIOUR, event=wish, sender=sender, door="live"
+        )
+        append(gw, FeedbackEvent(given))
     return why_not
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from suffice.episode.apis import messages, responses
+from suffice.episode.apis.events import CHAT, ApiFormat
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
 from suffice.gateway.auth import MOST_ID_CHARS, object_in
@@ -26,7 +28,6 @@ from suffice.store.rows.events import StoredObject
 from suffice.types import Purpose
 from suffice.upstream.assemble import AnswerFacts, read_answer
 from suffice.upstream.client import Call, Headers, UpstreamClient
-from suffice.upstream.drivers import key_header
 from suffice.upstream.wire import encode_json
 
 HEAD_BYTES = 16 * 1024
@@ -48,21 +49,21 @@ async def pass_through(
     *,
     purpose: Purpose = "main",
     method: str = "POST",
-    key_header: str = "authorization",
+    x_api_key: bool = False,
     mark: bytes = b'"delta"',
     reads_head: bool = False,
     note_id: NoteId | None = None,
 ) -> None:
     """Relay one call byte for byte, events whole. Raise UpstreamError if there is no response to relay.
 
-    key_header  the header for the upstream's key
+    x_api_key   as for `UpstreamClient.open`
     mark        occurs once in each event with text
     reads_head  whether the first events tell what the last ones do not
     note_id     is called with the id in a stream's first events, before they are sent, until it returns True
     """
     account, extra, kept = ledger.open_call(purpose), purpose == "rerun", Excerpt(reads_head=reads_head)
     try:
-        async with client.open(path, body, headers, method=method, key_header=key_header, extra=extra) as call:
+        async with client.open(path, body, headers, method=method, x_api_key=x_api_key, extra=extra) as call:
             if not (200 <= call.status < 300 or 400 <= call.status < 600):
                 raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
             account.began = True
@@ -71,8 +72,9 @@ async def pass_through(
             await exchange.start(call.status, call.headers, events=events)
             if events:
                 await _relay_events(exchange, call, account, mark, kept, note_id)
-            else:
-                await _relay_bytes(exchange, call, kept)
+            while not (events or exchange.complete) and (data := await call.read()):
+                kept.add(data)
+                await exchange.body(data, more=not call.at_end)  # a short response is one write
             if not exchange.complete:
                 await exchange.body(b"", more=False)
             account.cancelled = False
@@ -115,14 +117,6 @@ class Excerpt:
         if len(self.tail) > 2 * TAIL_BYTES:
             self._head = self.head
             del self.tail[:-TAIL_BYTES]
-
-
-async def _relay_bytes(exchange: Exchange, call: Call, kept: Excerpt) -> None:
-    while data := await call.read():
-        kept.add(data)
-        await exchange.body(data, more=not call.at_end)  # a short response is one write
-        if exchange.complete:
-            break
 
 
 async def _relay_events(
@@ -215,12 +209,13 @@ class Api:
     mark: bytes = b'"delta"'  # occurs once in each event with text
     x_api_key: bool = False  # clients may send their key in `x-api-key`
     is_json: bool = True  # the body is parsed
+    format: ApiFormat = CHAT  # where it is governed
 
 
 COMPLETIONS = Api(mark=b'"text"')
 EMBEDDINGS = Api()
-RESPONSES = Api(exchange=ResponsesExchange)
-MESSAGES = Api(exchange=MessagesExchange, x_api_key=True)
+RESPONSES = Api(exchange=ResponsesExchange, format=responses.RESPONSES)
+MESSAGES = Api(exchange=MessagesExchange, x_api_key=True, format=messages.MESSAGES)
 ENGINE = Api(mark=b'"content"', is_json=False)
 
 
@@ -256,20 +251,22 @@ class Passthrough:
             upstream = stored.upstream
         if self.api.is_json and route is not None:
             parsed = parsed.for_model(route.settings.model)
-        return AdmittedRequest(parsed=parsed, route=served, upstream=upstream, request=request)
+        return AdmittedRequest(
+            gw=gw, exchange=exchange, parsed=parsed, route=served, upstream=upstream, request=request
+        )
 
     async def _read_allowed(self, gw: GatewayState, exchange: Exchange) -> ParsedRequest:
         """Read the body. Raise BadRequest also for one that names what another key has made."""
         if not _QUERY.fullmatch(_query_of(exchange)):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
         parsed = await self._read(gw, exchange)
-        if _is_shared(gw, exchange):
+        if gw.clients.isolates(exchange.caller):
             await gw.clients.objects.check_body(exchange.caller, parsed.raw, parsed.body)
         return parsed
 
     async def _stored(self, gw: GatewayState, exchange: Exchange) -> StoredObject | None:
         objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
-        object_id, is_shared = exchange.stored_id or object_id, _is_shared(gw, exchange)
+        object_id, is_shared = exchange.stored_id or object_id, gw.clients.isolates(exchange.caller)
         if object_id is None:
             if is_object and self.method != "POST" and is_shared:
                 message = "this list shows what other keys have made; a key with all_objects may see it"
@@ -296,26 +293,19 @@ class Passthrough:
             return replace(read_unparsed(raw.strip()), body=body)
         return read_unparsed(raw)
 
-    async def _answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
+    async def _answer(self, admitted: AdmittedRequest, ledger: Ledger) -> None:
         try:
-            await self._respond(gw, exchange, admitted, ledger)
+            await self._respond(admitted, ledger)
         finally:
-            self._note_created(gw, exchange, admitted, ledger, ledger.reply.response_id)
+            self._note_created(admitted, ledger, ledger.reply.response_id)
 
-    def _note_created(
-        self,
-        gw: GatewayState,
-        exchange: Exchange,
-        admitted: AdmittedRequest,
-        ledger: Ledger,
-        object_id: str | None,
-    ) -> bool:
+    def _note_created(self, admitted: AdmittedRequest, ledger: Ledger, object_id: str | None) -> bool:
         """Record who made an object, if the request did; return whether there is nothing left to record."""
         if not self.creates:
             return True
-        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
+        gw, caller = admitted.gw, admitted.exchange.caller
+        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= admitted.exchange.status < 300:
             return False
-        caller = exchange.caller
         made = StoredObject(
             object_id=object_id, sender=caller.id, upstream=admitted.upstream, tenant=caller.permits.tenant
         )
@@ -323,18 +313,11 @@ class Passthrough:
             append(gw, made, ledger)
         return True
 
-    async def _respond(self, gw: GatewayState, exchange: Exchange, admitted: AdmittedRequest, ledger: Ledger) -> None:
-        await self.relay(gw, exchange, admitted, ledger)
+    async def _respond(self, admitted: AdmittedRequest, ledger: Ledger) -> None:
+        await self.relay(admitted, ledger)
 
-    async def relay(
-        self,
-        gw: GatewayState,
-        exchange: Exchange,
-        admitted: AdmittedRequest,
-        ledger: Ledger,
-        purpose: Purpose = "main",
-    ) -> None:
-        request, client = admitted.request, gw.upstreams[admitted.upstream]
+    async def relay(self, admitted: AdmittedRequest, ledger: Ledger, purpose: Purpose = "main") -> None:
+        gw, exchange, request, client = admitted.gw, admitted.exchange, admitted.request, admitted.client
         if purpose == "main":
             gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
         path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)
@@ -347,17 +330,13 @@ class Passthrough:
             ledger,
             purpose=purpose,
             method=self.method,
-            key_header=key_header(client.settings.driver, has_own=self.api.x_api_key),
+            x_api_key=self.api.x_api_key,
             mark=self.api.mark,
             reads_head=True,
-            note_id=partial(self._note_created, gw, exchange, admitted, ledger) if self.creates else None,
+            note_id=partial(self._note_created, admitted, ledger) if self.creates else None,
         )
 
 
 def _query_of(exchange: Exchange) -> bytes:
     query: bytes = exchange.scope.get("query_string", b"")
     return query
-
-
-def _is_shared(gw: GatewayState, exchange: Exchange) -> bool:
-    return gw.clients.keys.has_tenants and not exchange.caller.sees_all

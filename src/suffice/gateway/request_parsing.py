@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from suffice.settings import Server
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query
 from suffice.upstream.drivers import reply_form
-from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
+from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite, items_in, within
 
 T = TypeVar("T")
 
@@ -281,9 +281,23 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not isinstance(samples, int) or isinstance(samples, bool) or not 1 <= samples <= 256:
         raise BadRequest("suffice.samples: must be a whole number from 1 to 256", param="suffice.samples")
     for key in ("policy_version", "conversation_id"):
-        if not isinstance(options.get(key), str | None) or len(options.get(key) or "") > MOST_NAME_CHARS:
-            message = f"suffice.{key}: must be a string of at most {MOST_NAME_CHARS} characters"
-            raise BadRequest(message, param=f"suffice.{key}")
+        read_text(options, key, MOST_NAME_CHARS, where="suffice.")
+
+
+def check_known(table: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
+    """Raise BadRequest for a field that is not among these; `where` is the path of the table, with its dot."""
+    for key in table:
+        if key not in known:
+            raise BadRequest(f"{where}{key[:80]}: unknown field; known: {', '.join(known)}", param=f"{where}{key[:80]}")
+
+
+def read_text(table: Mapping[str, Any], key: str, most_chars: int, *, where: str = "") -> str | None:
+    """Return a field; None if it is null or missing. Raise BadRequest for anything but a text of so many characters."""
+    value = table.get(key)
+    if value is not None and (not isinstance(value, str) or len(value) > most_chars):
+        message = f"{where}{key}: must be a string of at most {most_chars} characters"
+        raise BadRequest(message, param=f"{where}{key}")
+    return value
 
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
@@ -304,15 +318,9 @@ def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
 
 
 def last_question(body: Mapping[str, Any]) -> str | None:
-    messages = body.get("messages")
-    of_users = (
-        message
-        for message in reversed(messages if isinstance(messages, list) else [])
-        if isinstance(message, Mapping) and message.get("role") == "user"
-    )
-    content = next(of_users, {}).get("content")
+    of_users = (message for message in reversed(items_in(body, "messages")) if within(message, "role") == "user")
+    content = within(next(of_users, None), "content")
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-    texts = [text for text in parts if isinstance(text, str)]
+    texts = [text for part in content if isinstance(text := within(part, "text"), str)]
     return "\n".join(texts) if texts else None

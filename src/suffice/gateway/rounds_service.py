@@ -19,7 +19,7 @@ from suffice.gateway.auth import ANYONE, Caller, token_header
 from suffice.gateway.context import GatewayState, may_stop
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import Arrival
-from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
+from suffice.gateway.request_parsing import check_body_headers, check_known, parse_json, read_aside, read_text
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import MOST_SOURCES
 from suffice.rollout.assign import joined
@@ -120,14 +120,10 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
     ledger.steps = []  # logged; the run stays in memory for repeated calls
 
 
-def close_old(gw: GatewayState) -> None:
-    for run in gw.runs.pop_old(now_s=gw.monotonic_s()):
-        close_run(gw, run, "client_left")
-
-
-def close_all(gw: GatewayState) -> None:
-    for run in gw.runs.pop_old(now_s=inf):
-        close_run(gw, run, "shutdown")
+def close_old(gw: GatewayState, *, at_shutdown: bool = False) -> None:
+    """Close the abandoned runs; all of them at shutdown."""
+    for run in gw.runs.pop_old(now_s=inf if at_shutdown else gw.monotonic_s()):
+        close_run(gw, run, "shutdown" if at_shutdown else "client_left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,21 +221,21 @@ def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
     """Raise BadRequest, naming the field and what is allowed. `conversation` comes from the headers."""
-    _check_known(body, FIELDS, "")
-    route = _text(body, "route", ID_CHARS)
+    check_known(body, FIELDS)
+    route = read_text(body, "route", ID_CHARS)
     if not route:
         raise BadRequest("route: is needed, the name of a route", param="route")
     step = _step(body["step"]) if body.get("step") is not None else None
     for name in ("done", "aborted"):
         if not isinstance(body.get(name), bool | None):
             raise BadRequest(f"{name}: must be true or false", param=name)
-    episode_id, question = _text(body, "episode_id", ID_CHARS), _text(body, "question", LIMIT_BYTES)
+    episode_id, question = read_text(body, "episode_id", ID_CHARS), read_text(body, "question", LIMIT_BYTES)
     start = RunStart(
         question=question or "",
-        key=_text(body, "key", 1_000) or conversation,
-        model=_text(body, "model", ID_CHARS) or "",
+        key=read_text(body, "key", 1_000) or conversation,
+        model=read_text(body, "model", ID_CHARS) or "",
         metadata=_metadata(body.get("metadata")),
-        query_class=_text(body, "query_class", ID_CHARS) or "",
+        query_class=read_text(body, "query_class", ID_CHARS) or "",
         planned_steps=body.get("planned_steps"),
     )
     if start.planned_steps is not None and not _is_count(start.planned_steps):
@@ -259,7 +255,7 @@ def read_decide(body: dict[str, Any], conversation: str | None = None) -> Decide
 def _step(step: Any) -> tuple[int, StepReport]:
     if not isinstance(step, dict):
         raise BadRequest("step: must be an object", param="step")
-    _check_known(step, STEP_FIELDS, "step.")
+    check_known(step, STEP_FIELDS, "step.")
     index: Any = step.get("index")
     if not _is_count(index):
         raise BadRequest("step.index: is needed, a whole number from 1", param="step.index")
@@ -268,7 +264,7 @@ def _step(step: Any) -> tuple[int, StepReport]:
     signals = step.get("signals") or {}
     if not isinstance(signals, dict):
         raise BadRequest("step.signals: must be an object", param="step.signals")
-    _check_known(signals, SIGNAL_FIELDS, "step.signals.")
+    check_known(signals, SIGNAL_FIELDS, "step.signals.")
     logprobs, sources = signals.get("logprobs") or [], step.get("sources") or []
     if not isinstance(logprobs, list) or len(logprobs) > MAX_LOGPROBS:
         message = f"step.signals.logprobs: must be a list of at most {MAX_LOGPROBS} numbers"
@@ -278,19 +274,6 @@ def _step(step: Any) -> tuple[int, StepReport]:
         raise BadRequest(message, param="step.sources")
     known = {k: v for k, v in signals.items() if v is not None} | {"logprobs": tuple(logprobs)}
     return index, StepReport(answer=step.get("answer"), tokens=step["tokens"], sources=tuple(sources), **known)
-
-
-def _check_known(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise BadRequest(f"{where}{key[:80]}: unknown field; known: {', '.join(known)}", param=f"{where}{key[:80]}")
-
-
-def _text(body: dict[str, Any], key: str, limit: int) -> str | None:
-    value = body.get(key)
-    if value is not None and (not isinstance(value, str) or len(value) > limit):
-        raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
-    return value
 
 
 def _is_count(value: Any) -> bool:

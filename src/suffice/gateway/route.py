@@ -20,9 +20,8 @@ from suffice.policy.base import Policy, build_policy, version_of
 from suffice.policy.folded_version import FoldedVersion, prompt_fold
 from suffice.policy.protocol import returning
 from suffice.policy.rules import Never
-from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest
-from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
+from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, covers, effective_publication, guarantee_of
 from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, draw_by_odds, with_arm
 from suffice.rollout.stages import State, place
@@ -32,7 +31,7 @@ from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
-from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, Publication, ReplyForm
+from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, ReplyForm
 from suffice.upstream.drivers import (
     STOPS,
     allows_probes,
@@ -289,10 +288,6 @@ class LevelPolicies(Sequence[Policy]):
         return policy
 
 
-def is_servable(route: BuiltRoute, made: Publication) -> bool:
-    return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
-
-
 def observe_route(base: BuiltRoute, why: str) -> BuiltRoute:
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
@@ -302,7 +297,7 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     settings, made = base.settings, held.publication
     in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
     waiting = replace(base, active=held, in_burst=in_burst)
-    if made is None or not held.level or not is_servable(base, made):
+    if made is None or not held.level or not covers(settings, settings.max_em_drop, base.setup, made):
         return waiting
     if settings.is_paired and made.arm in settings.arms:
         return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
@@ -344,6 +339,13 @@ class RolloutTrial:
     models: FoldedVersion | None = None  # or a learned candidate, up to the level of `state`
 
 
+@dataclass(frozen=True, slots=True)
+class RunningVariants:
+    experiments: tuple[RunningExperiment, ...] = ()
+    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route, at most one each
+    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # of finished rollouts, by route
+
+
 @dataclass(slots=True, kw_only=True)
 class Variants:
     """One gateway's experiments and rollouts. A variant that cannot be built draws no arm, so none is logged.
@@ -353,16 +355,14 @@ class Variants:
 
     salt: str
     metrics: Metrics
-    experiments: tuple[RunningExperiment, ...] = ()
-    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route, at most one each
-    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # of finished rollouts, by route
+    running: RunningVariants = field(default_factory=RunningVariants)
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
     def place(
         self, route: BuiltRoute, units: Callable[[], Units], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """Return the route for a request and its drawn arms; the same object if nothing varies it."""
-        varies = self.experiments or route.name in self.trials or route.name in self.standing
+        varies = self.running.experiments or route.name in self.running.trials or route.name in self.running.standing
         if not varies and route.plan is None:
             return route, ()
         try:
@@ -373,22 +373,22 @@ class Variants:
             return route, ()
 
     def audit_share(self, route: str) -> float:
-        trial = self.trials.get(route)
+        trial = self.running.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
     def _place(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         served, drawn = self._with_rollout(route, units, question)
         if served is route and route.plan is not None:
             served, drawn = self._with_plan(route, route.plan, units["request"] or "")
-        for one in draw_arms(self.experiments, route=route.name, units=units, salt=self.salt):
-            arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
+        for one in draw_arms(self.running.experiments, route=route.name, units=units, salt=self.salt):
+            arm = next(e for e in self.running.experiments if e.name == one.experiment).arm(one.arm)
             varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
             if varied is not None:
                 served, drawn = varied, (*drawn, one)
         return served, drawn
 
     def _with_rollout(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
-        standing, trial = self.standing.get(route.name), self.trials.get(route.name)
+        standing, trial = self.running.standing.get(route.name), self.running.trials.get(route.name)
         if standing is not None:
             route = self._with_policy(route, standing) or route
         if trial is None or (trial.state.fit and not _is_comparable(route, trial.state)):

@@ -33,7 +33,7 @@ from suffice.upstream.assemble import calls_of
 from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.continuation import Continuation
 from suffice.upstream.drivers import find_verdict, thinking_is_off
-from suffice.upstream.wire import encode_json, within
+from suffice.upstream.wire import encode_json, items_in, within
 
 MISSING: Final = TrialAnswer(answer=None, tokens=0, is_missing=True)
 MOST_PENDING_CHARS: Final = 16_384  # kept of a turn's text while its tools run
@@ -92,9 +92,8 @@ def _uncached(message: Any) -> Any:
 
 def tool_names(chat: Mapping[str, Any]) -> list[str]:
     """Return the names of the tools that a request offers; "" for one that has none."""
-    tools = chat.get("tools")
-    listed = tools if isinstance(tools, list) else []
-    return [str(within(one, str(within(one, "type") or "function"), "name") or "") for one in listed]
+    tools = items_in(chat, "tools")
+    return [str(within(one, str(within(one, "type") or "function"), "name") or "") for one in tools]
 
 
 # --------------------------------------------------------------------------- one turn
@@ -257,7 +256,6 @@ class Turn:
             self._step.cancel()
 
     def report(self) -> dict[str, Any]:
-        """Return what the reply says of the run."""
         ledger = self.run.ledger
         return {
             "route": ledger.request.route,
@@ -298,7 +296,8 @@ def _find_turn(gw: GatewayState, request: TurnRequest) -> Turn | None:
     run, reason = None, "conversation"
     if request.conversation and place is not None:
         opening = joined("turns", request.route.name, request.caller.namespace, request.conversation, place.opening)
-        run = _open_run_of(gw, request, opening)
+        run = gw.runs.get(gw.runs.opened.get(opening, ""), sender=request.caller.id, now_s=gw.monotonic_s())
+        run = None if run is None or run.is_over else run
         if names and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names):
             run, reason = _continued(gw, request, place, opening, run), "unknown_run"
         else:
@@ -312,11 +311,6 @@ def _find_turn(gw: GatewayState, request: TurnRequest) -> Turn | None:
     if run.ledger.request.ungoverned is not None:
         return None
     return Turn(gw=gw, run=run, state=run.turns, request=request, place=place)
-
-
-def _open_run_of(gw: GatewayState, request: TurnRequest, opening: str) -> RoundsRun | None:
-    known = gw.runs.get(gw.runs.opened.get(opening, ""), sender=request.caller.id, now_s=gw.monotonic_s())
-    return None if known is None or known.is_over else known
 
 
 def _continued(

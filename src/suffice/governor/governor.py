@@ -128,9 +128,8 @@ class EpisodeBase:
         self._state.check()
         with self._lock:
             if self._ended is not None:
-                raise ClosedError(
-                    f"episode.step: this run is over: {self._ended}; open the next one with gov.episode()"
-                )
+                message = f"episode.step: this run is over: {self._ended}; open the next one with gov.episode()"
+                raise ClosedError(message)
             index = len(self.history) + 1
             try:
                 decision = self._run.take(index, report, done=done)

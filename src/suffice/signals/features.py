@@ -176,49 +176,40 @@ def _over_steps(count: Column, step: Column) -> Column:
     return count / np.maximum(step, 1.0)
 
 
-def _remaining(step: float, share: float) -> float | None:
-    return round(step / share) - step if 0.0 < share <= 1.0 else None
-
-
-def _remaining_many(step: Column, share: Column) -> Column:
-    usable = np.where((share > 0.0) & (share <= 1.0), share, np.nan)
-    return np.round(step / usable) - step
-
-
-def _lead_share(lead: float, remaining: float) -> float:
-    return min(_MOST_LEAD, lead / remaining) if remaining > 0 else _MOST_LEAD
-
-
-def _lead_share_many(lead: Column, remaining: Column) -> Column:
-    return np.where(remaining > 0, np.minimum(_MOST_LEAD, lead / np.maximum(remaining, 1.0)), _MOST_LEAD)
-
-
-def _settled(lead: float, remaining: float) -> float:
-    return 1.0 if remaining == 0 or lead > remaining else 0.0
-
-
-def _settled_many(lead: Column, remaining: Column) -> Column:
-    return np.asarray((remaining == 0) | (lead > remaining), dtype=np.float64)
-
-
-_STREAK = "Steps in a row with the same trial answer over the steps so far."
-_REMAINING = "Planned steps that are still to come; unknown without a plan."
-_LEAD = "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan."
-_SETTLED = "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan."
 DERIVED: Final[Mapping[str, DerivedField]] = {
     "tokens_per_step": DerivedField(
         "Tokens generated so far over the steps so far.", ("tokens_used", "step"), _over_step, _over_steps
     ),
-    "streak_share": DerivedField(_STREAK, ("answer_streak", "step"), _over_step, _over_steps),
+    "streak_share": DerivedField(
+        "Steps in a row with the same trial answer over the steps so far.",
+        ("answer_streak", "step"),
+        _over_step,
+        _over_steps,
+    ),
     "vote_share": DerivedField(
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
     "lead": DerivedField(
         "Votes of the leading answer minus those of the runner-up.", ("top_votes", "second_votes"), sub, sub
     ),
-    "remaining_steps": DerivedField(_REMAINING, ("step", "step_share"), _remaining, _remaining_many),
-    "lead_share": DerivedField(_LEAD, ("lead", "remaining_steps"), _lead_share, _lead_share_many),
-    "settled": DerivedField(_SETTLED, ("lead", "remaining_steps"), _settled, _settled_many),
+    "remaining_steps": DerivedField(
+        "Planned steps that are still to come; unknown without a plan.",
+        ("step", "step_share"),
+        lambda step, share: round(step / share) - step if 0.0 < share <= 1.0 else None,
+        lambda step, share: np.round(step / np.where((share > 0.0) & (share <= 1.0), share, np.nan)) - step,
+    ),
+    "lead_share": DerivedField(
+        "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan.",
+        ("lead", "remaining_steps"),
+        lambda lead, left: min(_MOST_LEAD, lead / left) if left > 0 else _MOST_LEAD,
+        lambda lead, left: np.where(left > 0, np.minimum(_MOST_LEAD, lead / np.maximum(left, 1.0)), _MOST_LEAD),
+    ),
+    "settled": DerivedField(
+        "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan.",
+        ("lead", "remaining_steps"),
+        lambda lead, left: 1.0 if left == 0 or lead > left else 0.0,
+        lambda lead, left: np.asarray((left == 0) | (lead > left), dtype=np.float64),
+    ),
 }
 
 

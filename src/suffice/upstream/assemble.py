@@ -21,6 +21,7 @@ from suffice.upstream.wire import (
     decode_json,
     encode_json,
     is_given,
+    items_in,
     last_events,
     parse_token_count,
     within,
@@ -72,7 +73,7 @@ class Assembler:
             raise UpstreamError(f"upstream: the stream carried an error{_error_words(chunk['error'])}")
         if any(key in chunk for key in _LISTED):  # otherwise it is a vendor's own event
             self._add_top(chunk)
-            self._add_choices(chunk.get("choices"))
+            self._add_choices(items_in(chunk, "choices"))
 
     def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
         """Add chunks that equal `template` except for one text field; return False if they must be added one by one."""
@@ -91,8 +92,7 @@ class Assembler:
             if key not in _LISTED and key not in _STREAM_ONLY:
                 self._room.keep(self._top, key, value, first_wins=key in _FIRST_WINS, join_lists=False)
 
-    def _add_choices(self, choices: Any) -> None:
-        choices = choices if isinstance(choices, list) else []
+    def _add_choices(self, choices: list[Any]) -> None:
         for choice in choices:
             if isinstance(choice, Mapping):
                 index = choice.get("index")
@@ -102,9 +102,8 @@ class Assembler:
                     self._choices[index] = _ChoiceParts(self._room)
                 self._choices[index].add(choice)
             if max(len(self._choices), len(choices)) > MOST_CHOICES:
-                raise UpstreamProtocol(
-                    f"upstream: an answer has more than {MOST_CHOICES} choices; at most that many are allowed"
-                )
+                message = f"upstream: an answer has more than {MOST_CHOICES} choices; at most that many are allowed"
+                raise UpstreamProtocol(message)
 
     def result(self) -> dict[str, Any]:
         """Return the assembled response. Raise UpstreamProtocol if the stream held none or broke off."""
@@ -141,9 +140,8 @@ class _Room:
     def take(self, n_bytes: int) -> None:
         self._left -= n_bytes
         if self._left < 0:
-            raise UpstreamProtocol(
-                f"upstream: an answer takes more than {self._limit} bytes of memory; at most that many are kept"
-            )
+            message = f"upstream: an answer takes more than {self._limit} bytes of memory; at most that many are kept"
+            raise UpstreamProtocol(message)
 
     def add_text(self, table: dict[str, Any], key: str, piece: str) -> None:
         text = table.get(key)
@@ -181,12 +179,8 @@ class _Room:
                 continue
             if not isinstance(value, str):
                 self.keep(function, name, value, join_lists=False)
-            elif name != "name" or not isinstance(before, StringIO) or not _equals(before, value):
+            elif name != "name" or not isinstance(before, StringIO) or before.getvalue() != value:
                 self.add_text(function, name, value)
-
-
-def _equals(text: StringIO, value: str) -> bool:
-    return text.tell() == len(value) and text.getvalue() == value
 
 
 def _size_of(value: Any) -> int:
@@ -339,8 +333,6 @@ class _Message:
 
 
 class CallParts:
-    """Puts the tool calls of one streamed message together."""
-
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self._message = _Message(_Room(limit_bytes))
 
@@ -355,10 +347,14 @@ class CallParts:
         return calls_of(self._message.result(None))
 
 
+def first_message(body: object) -> Mapping[str, Any]:
+    """Return the message of a completion's first choice; {} if it has none."""
+    message = next((within(choice, "message") for choice in items_in(body, "choices")), None)
+    return message if isinstance(message, dict) else {}
+
+
 def calls_of(message: Mapping[str, Any]) -> list[Any]:
-    """Return the calls in a message, as in its `tool_calls`."""
-    calls = message.get("tool_calls")
-    return [call for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+    return [call for call in items_in(message, "tool_calls") if isinstance(call, dict)]
 
 
 def _error_words(error: Any) -> str:
@@ -482,11 +478,10 @@ def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:
-    choices = value.get("choices")
     reasons = [
         value.get("stop_reason"),
         within(value, "delta", "stop_reason"),
         within(value, "incomplete_details", "reason"),
-        *(within(choice, "finish_reason") for choice in (choices if isinstance(choices, list) else ())),
+        *(within(choice, "finish_reason") for choice in items_in(value, "choices")),
     ]
     return any(reason in _TRUNCATED for reason in reasons) or value.get("stop_type") == "limit"

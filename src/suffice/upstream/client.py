@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self, TypeAlias
 
 from yarl import URL
 
@@ -150,10 +150,7 @@ class Call:
             self._connection.cut()
 
 
-class ShortResponse(NamedTuple):
-    status: int
-    body: bytes
-    headers: list[tuple[str, str]]  # those that a client may see
+ShortResponse: TypeAlias = tuple[int, bytes, list[tuple[str, str]]]  # status, body, headers that a client may see
 
 
 class UpstreamClient:
@@ -183,9 +180,7 @@ class UpstreamClient:
     async def __aexit__(self, *_: object) -> None:
         self._pool.close()
 
-    def _head(
-        self, method: str, path: str, headers: Headers, n_bytes: int | None, key_header: str = "authorization"
-    ) -> str:
+    def _head(self, method: str, path: str, headers: Headers, n_bytes: int | None, *, x_api_key: bool = False) -> str:
         """Return the request's head without its end. Raise ValueError for a line break in any of its parts."""
         headers = list(headers)
         dropped = NEVER_SENT_UP | hop_by_hop(headers)
@@ -201,8 +196,8 @@ class UpstreamClient:
                 has_login = has_login or lower == "authorization"
             lines.append(f"{name}: {value}")
         if self.api_key is not None:
-            bearer = "Bearer " if key_header == "authorization" else ""
-            lines.append(f"{key_header}: {bearer}{self.api_key}")
+            is_plain = x_api_key and self.settings.driver != "vllm"  # which checks `authorization` only
+            lines.append(f"x-api-key: {self.api_key}" if is_plain else f"authorization: Bearer {self.api_key}")
         elif self._login is not None and not has_login:
             lines.append(f"authorization: {self._login}")
         if n_bytes is not None:
@@ -220,15 +215,17 @@ class UpstreamClient:
         headers: Headers = (),
         *,
         method: str = "POST",
-        key_header: str = "authorization",
+        x_api_key: bool = False,
         extra: bool = False,
     ) -> AsyncIterator[Call]:
         """Send one request and yield the open response; retry only while nothing came back.
 
+        x_api_key  whether hosted servers of this API take the key in that header
+
         An `extra` call is never retried, so that a request causes at most 1 + `retries` + its route's `max_extra_calls`
         attempts. Raise UpstreamDown if no connection can be made, UpstreamTimeout if no response begins.
         """
-        head = self._head(method, path, headers, None if body is None else len(body), key_header)
+        head = self._head(method, path, headers, None if body is None else len(body), x_api_key=x_api_key)
         takes_slot = path.partition("?")[0].endswith(GENERATES)
         self.n_open += takes_slot
         try:
@@ -297,7 +294,7 @@ class UpstreamClient:
         """
         try:
             async with asyncio.timeout(timeout_s), self.open(path, body, _json_headers(headers), method=method) as call:
-                return ShortResponse(call.status, await call.read_all(most_bytes), call.headers)
+                return call.status, await call.read_all(most_bytes), call.headers
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
             raise self._with_address(UpstreamTimeout(message)) from None

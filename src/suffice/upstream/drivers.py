@@ -273,28 +273,22 @@ class ReasoningFields:
     refusal: str | None = None  # why a level is not among them
 
     @property
-    def has_effort(self) -> bool:
-        return self.effort is not None
-
-    @property
     def name(self) -> str:
         """What is requested of which model, to remember whether an upstream accepts it; "": nothing."""
         names = ",".join(sorted(self.fields))
-        return f"{names}={self.effort} {self.model}" if self.has_effort else names
+        return f"{names}={self.effort} {self.model}" if self.effort is not None else names
 
     def arm(self, route: Route) -> str:
         """Return the effort or budget as outcomes name it; "" if neither is requested."""
-        if self.has_effort:
+        if self.effort is not None:
             return f"effort={route.effort}"
         return "" if self.budget_tokens is None else f"budget_tokens={self.budget_tokens}"
 
     @property
     def site(self) -> str:
-        return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else self._other_site
-
-    @property
-    def _other_site(self) -> str:
-        return "logprobs" if "logprobs" in self.fields else "native"
+        if self.effort is not None:
+            return "effort"
+        return "budget" if self.budget_tokens is not None else "logprobs" if "logprobs" in self.fields else "native"
 
     def with_fields(self, fields: Mapping[str, Any]) -> ReasoningFields:
         return replace(self, fields=merge_fields(self.fields, fields)) if fields else self
@@ -411,11 +405,6 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 def allows_probes(findings: Findings | None) -> bool:
     """Return whether doctor saw the server continue a text and cache prefixes; else a probe is useless or costly."""
     return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")
-
-
-def key_header(driver: Driver, *, has_own: bool) -> str:
-    """Return the header for an upstream's key, for an API that `has_own`. vLLM checks `authorization` only."""
-    return "x-api-key" if has_own and driver != "vllm" else "authorization"
 
 
 # ---- what form of reply a request asks for, and the ways to give it

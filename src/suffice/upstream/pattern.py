@@ -76,19 +76,11 @@ class TextPattern:
             completion_tokens_details=None if reasoning is None else TokenDetails(None, numbers[reasoning]),
         )
 
-    def text_of(self, raw: bytes) -> str:
-        """Return the text of a frame that matches; "" if it must be parsed as any other."""
-        if self._until_count:
-            texts, _, end = self._counted_run_in(raw, 0)
-            return texts[0] if end == len(raw) and len(texts) == 1 else ""
-        if not raw.startswith(self._before) or not raw.endswith(self._after):
-            return ""
-        text = _string_in(raw[self._n_before : -self._n_after])
-        self._matched = self._matched or bool(text)
-        return text
-
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        """Return texts, bytes and end of the matching chunks from `at` on, within WINDOW_BYTES to bound the cost."""
+        """Return texts, bytes for the client and end of the matching chunks from `at` on.
+
+        At most WINDOW_BYTES are read, to bound the cost. A frame without a match must be parsed as any other.
+        """
         if not data.startswith(self._before, at):
             return [], b"", at
         if self._until_count:
@@ -124,44 +116,41 @@ class TextPattern:
         return texts, before + (after + before).join(parts) + after, end
 
     def _counted_run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        before, mark, middles, tails, ends = self._before, self._until_count, list[bytes](), list[list[bytes]](), [at]
-        while data.startswith(before, ends[-1]) and ends[-1] - at < WINDOW_BYTES:
-            start = ends[-1] + self._n_before
-            cut = data.find(mark, start)
-            numbers, end = self._numbers_in(data, cut + len(mark))
-            if cut < 0 or not numbers:
+        middle, *rest = data[at + self._n_before : at + WINDOW_BYTES].split(self._until_count)
+        last, middles, tails = self._behind[-1], list[bytes](), list[bytes]()
+        for piece in rest:
+            tail, goes_on, following = piece.partition(self._between)
+            tail = tail if goes_on else piece[: max(0, piece.find(last))]  # the run's last chunk
+            is_one = len(self._behind) == 1 and len(tail) <= _MOST_DIGITS and tail.isdigit()
+            if not (is_one or self._numbers_in(tail + last)):
                 break
-            middles.append(data[start:cut])
-            tails.append(numbers)
-            ends.append(end)
+            middles.append(middle)
+            tails.append(tail)
+            middle = following
+            if not goes_on:
+                break
         texts = _strings_in(middles) if middles else []
         if not texts:
             return [], b"", at
         n, self._matched = len(texts), True
-        self._last = [*map(int, tails[n - 1])]
+        self._last = [*map(int, self._numbers_in(tails[n - 1] + last))]
+        end = at + n * (self._n_before + len(self._until_count) + len(last)) + sum(map(len, (*middles[:n], *tails[:n])))
         if self._edited is None:
-            return texts, data[at : ends[n]], ends[n]
+            return texts, data[at:end], end
         before, after = self._edited
-        return texts, before + (after + before).join(middles[:n]) + after, ends[n]
+        return texts, before + (after + before).join(middles[:n]) + after, end
 
-    def _numbers_in(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        """Return the numbers from `at` on and the end of what follows the last; none if something else is there."""
-        numbers = list[bytes]()
+    def _numbers_in(self, data: bytes) -> list[bytes]:
+        """Return the numbers in the end of a chunk; none if something else is there."""
+        numbers, at = list[bytes](), 0
         for behind in self._behind:
             stop = data.find(behind, at, at + _MOST_DIGITS + len(behind))
             number = data[at : max(at, stop)]
             if not number.isdigit():
-                return [], at
+                return []
             numbers.append(number)
             at = stop + len(behind)
-        return numbers, at
-
-    def edit(self, frame: Frame) -> Frame:
-        if self._edited is None:
-            return frame
-        end = -self._n_after if not self._until_count else frame.raw.find(self._until_count, self._n_before)
-        raw = frame.raw[self._n_before : end].join(self._edited)
-        return Frame(raw, raw[6:-2])
+        return numbers
 
     def learn(
         self,
@@ -198,7 +187,8 @@ class TextPattern:
         self.field, (self._before, self._after), self._edited = field, cut, edited
         self.template = b"?".join(inner if edited is None else (edited[0][len(head) :], edited[1][:-2]))
         self._n_before, self._n_after = len(self._before), len(self._after)
-        self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
+        self._n_around = self._n_before + self._n_after
+        self._between = (self._behind[-1] if self._behind else self._after) + self._before
 
     def _learn_counts(self, tail: bytes, chunk: Chunk, decode: Callable[[bytes], Chunk]) -> bool:
         """Learn the numbers in what follows the text; return False if the usage is more or less than these."""

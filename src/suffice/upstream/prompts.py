@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from suffice.upstream.client import Headers, UpstreamClient
 from suffice.upstream.continuation import Prompt
 from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.wire import encode_json
+
+T = TypeVar("T")
 
 TIMEOUT_S = 5.0
 
@@ -26,48 +28,29 @@ async def render_prompt(
 
     Raise UpstreamError.
     """
-    facts = DRIVERS[driver]
-    if client.settings.template is not None:
-        prompt = _own_prompt(client.settings.template, body)
-        return await _counted(client, prompt, body, headers) if facts.counts_prompts else prompt
+    facts, template = DRIVERS[driver], client.settings.template
+    if template is not None:
+        own = Prompt(text=write_prompt(template, body["messages"]), n_tokens=None)
+        return await _counted(client, own, body, headers) if facts.counts_prompts else own
     wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
     fields = {k: body[k] for k in wanted if k in body}
     if facts.writes_prompt == "apply-template":
-        prompt = await ask_field(client, "/apply-template", fields, "prompt", headers)
-        if not isinstance(prompt, str):
-            raise UpstreamProtocol("/apply-template: the upstream returned no prompt")
+        prompt = await _required(client, "/apply-template", fields, "prompt", str, headers)
         whole = {"content": prompt, "add_special": True, "parse_special": True}
         tokens = await ask_field(client, "/tokenize", whole, "tokens", headers)
         return Prompt(text=prompt, n_tokens=len(tokens) if isinstance(tokens, list) else None)
     if facts.writes_prompt == "tokenize":
         fields.pop("reasoning_effort", None)
         fields |= {"messages": name_thoughts(body["messages"]), "add_generation_prompt": True}
-        model = {"model": body.get("model")}
-        tokens = await ask_field(client, "/tokenize", model | fields, "tokens", headers)
-        if not isinstance(tokens, list):
-            raise UpstreamProtocol("/tokenize: the upstream returned no tokens")
-        written = await _text_of_tokens(client, model, tokens, facts.detokenized, headers) if text else None
-        return Prompt(text=written, n_tokens=len(tokens))
+        model, written = {"model": body.get("model")}, None
+        listed: list[Any] = await _required(client, "/tokenize", model | fields, "tokens", list, headers)
+        if text:
+            # `return_token_strs` would write spaces and bytes in the tokenizer's own symbols. Without the option SGLang
+            # leaves out the template's own tokens.
+            options = {**model, "tokens": listed, "skip_special_tokens": False}
+            written = await _required(client, "/detokenize", options, facts.detokenized, str, headers)
+        return Prompt(text=written, n_tokens=len(listed))
     return None
-
-
-async def _text_of_tokens(
-    client: UpstreamClient, model: Mapping[str, Any], tokens: list[Any], key: str, headers: Headers
-) -> str:
-    """Use `/detokenize`: `return_token_strs` would write spaces and bytes in the tokenizer's own symbols."""
-    # Without the option SGLang leaves out the template's own tokens.
-    options = {**model, "tokens": tokens, "skip_special_tokens": False}
-    written = await ask_field(client, "/detokenize", options, key, headers)
-    if not isinstance(written, str):
-        raise UpstreamProtocol("/detokenize: the upstream returned no prompt")
-    return written
-
-
-def _own_prompt(template: Template, body: Mapping[str, Any]) -> Prompt:
-    try:
-        return Prompt(text=write_prompt(template, body["messages"]), n_tokens=None)
-    except ValueError as error:
-        raise UpstreamProtocol(str(error)) from None
 
 
 async def _counted(client: UpstreamClient, prompt: Prompt, body: Mapping[str, Any], headers: Headers) -> Prompt:
@@ -75,6 +58,15 @@ async def _counted(client: UpstreamClient, prompt: Prompt, body: Mapping[str, An
     with suppress(UpstreamError):
         count = await ask_field(client, "/tokenize", fields, "count", headers)
     return replace(prompt, n_tokens=count if isinstance(count, int) else None)
+
+
+async def _required(
+    client: UpstreamClient, path: str, fields: Mapping[str, Any], key: str, kind: type[T], headers: Headers
+) -> T:
+    value = await ask_field(client, path, fields, key, headers)
+    if not isinstance(value, kind):
+        raise UpstreamProtocol(f"{path}: the upstream returned no {key}")
+    return value
 
 
 async def ask_field(
@@ -109,7 +101,7 @@ def name_thoughts(messages: Sequence[Any]) -> list[Any]:
 
 
 def write_prompt(template: Template, messages: Sequence[Any]) -> str:
-    """Render messages by the configured template. Raise ValueError for a message that is more than text."""
+    """Render messages by the configured template. Raise UpstreamProtocol for a message that is more than text."""
     text = template.begin
     for message in messages:
         turn = template.turn.replace("{role}", str(message.get("role", "user")))
@@ -122,5 +114,5 @@ def _text_of(content: Any) -> str:
         return content
     parts = content if isinstance(content, list) else []
     if not parts or not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in parts):
-        raise ValueError("template: a message contains more than text")
+        raise UpstreamProtocol("template: a message contains more than text")
     return "".join(p["text"] for p in parts)

@@ -74,9 +74,8 @@ class SseSplitter:
             raws = self._cut_at_line_feeds(data)
         longest = max(map(len, raws), default=0)
         if max(longest, len(self._rest)) > self._limit:
-            raise UpstreamProtocol(
-                f"upstream: an event has more than {self._limit} bytes; at most that many are allowed"
-            )
+            message = f"upstream: an event has more than {self._limit} bytes; at most that many are allowed"
+            raise UpstreamProtocol(message)
         return [self._frame(raw) for raw in raws]
 
     def close(self) -> list[Frame]:
@@ -293,9 +292,8 @@ def decode_json(data: bytes) -> Any:
     try:
         return _clean(json.loads(data.decode(), parse_constant=_refuse, parse_float=finite))
     except (ValueError, RecursionError):
-        raise UpstreamProtocol(
-            f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"
-        ) from None
+        message = f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"
+        raise UpstreamProtocol(message) from None
 
 
 def within(value: object, *path: str) -> Any:
@@ -303,6 +301,12 @@ def within(value: object, *path: str) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def items_in(value: object, *path: str) -> list[Any]:
+    """Return the list at a path of keys; [] if there is none."""
+    items = within(value, *path)
+    return items if isinstance(items, list) else []
 
 
 def _check_items(data: bytes) -> None:
@@ -411,14 +415,10 @@ def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
         table = decode_json(raw)
     except UpstreamProtocol:
         return ()
-    if not isinstance(table, Mapping):
-        return ()
-    if isinstance(table.get("content"), list):
-        return tuple(read for item in table["content"] if (read := _chat_logprob(item)))
-    tokens, values, tops = table.get("tokens"), table.get("token_logprobs"), table.get("top_logprobs")
-    if not isinstance(tokens, list) or not isinstance(values, list):
-        return ()
-    tops = chain(tops if isinstance(tops, list) else (), repeat(None))
+    if listed := items_in(table, "content"):
+        return tuple(read for item in listed if (read := _chat_logprob(item)))
+    tokens, values = items_in(table, "tokens"), items_in(table, "token_logprobs")
+    tops = chain(items_in(table, "top_logprobs"), repeat(None))
     return tuple(
         TokenLogprob(str(token), float(value), _pairs(top.items() if isinstance(top, Mapping) else ()))
         for token, value, top in zip(tokens, values, tops, strict=False)
@@ -429,8 +429,7 @@ def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
 def _chat_logprob(item: Any) -> TokenLogprob | None:
     if not isinstance(item, Mapping) or not _is_number(item.get("logprob")):
         return None
-    top = item.get("top_logprobs")
-    rivals = [t for t in top if isinstance(t, Mapping)] if isinstance(top, list) else []
+    rivals = [t for t in items_in(item, "top_logprobs") if isinstance(t, Mapping)]
     pairs = _pairs((t.get("token"), t.get("logprob")) for t in rivals)
     return TokenLogprob(str(item.get("token", "")), float(item["logprob"]), pairs)
 

@@ -18,7 +18,7 @@ import msgspec
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.console.context import LiveRequests, RunningRequest
-from suffice.episode.live_run import Wish
+from suffice.episode.stream_relay import Wish
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
@@ -299,7 +299,7 @@ async def build_gateway(
         finally:
             gw.process.ready = False
             await _await_handlers(gw)
-            rounds_service.close_all(gw)
+            rounds_service.close_old(gw, at_shutdown=True)
             lifecycle.write_counts(gw, all_of_them=True)
 
 

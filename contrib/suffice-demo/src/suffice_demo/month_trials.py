@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import SufficeError
-from suffice.gateway.route import BuiltRoute, RolloutTrial, Variants
+from suffice.gateway.route import BuiltRoute, RolloutTrial, RunningVariants, Variants
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.experiment import units_of
 from suffice.rollout.results import summarize_arm
@@ -70,10 +70,10 @@ class MonthTrials:
         now = rollouts.read_running_rollouts(runs).get(ROUTE)
         own = rollouts.own_version(self.base.settings).address
         serves = rollouts.read_serving_version(runs, ROUTE, own)
-        self.variants.experiments = experiments.read_running_experiments(tried)
-        self.variants.standing = {} if serves == own else {ROUTE: self._tables[serves]}
-        self.variants.trials = (
-            {} if now is None else {ROUTE: RolloutTrial(state=now.state, policy=self._tables[now.state.candidate])}
+        self.variants.running = RunningVariants(
+            experiments.read_running_experiments(tried),
+            {} if now is None else {ROUTE: RolloutTrial(state=now.state, policy=self._tables[now.state.candidate])},
+            {} if serves == own else {ROUTE: self._tables[serves]},
         )
 
     def ask(self, number: int, *, at_s: float) -> tuple[Request, Outcome, str]:

@@ -83,7 +83,6 @@ class ChatEvents:
         return [_frame_of(state, {"content": text})]
 
     def calls(self, state: StreamState, deltas: Sequence[Any]) -> list[Frame]:
-        """Write deltas of tool calls in chat's form."""
         return [_frame_of(state, {"tool_calls": list(deltas)})]
 
     def closing(
@@ -170,9 +169,8 @@ class NativeEvents(ChatEvents):
         """Return whether there is room for one more value. Raise UpstreamProtocol if the client needs it."""
         self._kept_bytes += len(value) if isinstance(value, str) else len(encode_json(value))
         if self._kept_bytes > KEPT_BYTES and self._is_body:
-            raise UpstreamProtocol(
-                f"upstream: an answer takes more than {KEPT_BYTES} bytes; at most that many are kept"
-            )
+            message = f"upstream: an answer takes more than {KEPT_BYTES} bytes; at most that many are kept"
+            raise UpstreamProtocol(message)
         return self._kept_bytes <= KEPT_BYTES
 
     def _add(self, text: Any) -> str:
@@ -234,11 +232,26 @@ class NativeEvents(ChatEvents):
     def end_mark(self) -> list[Frame]:
         return []
 
+    def calls(self, state: StreamState, deltas: Sequence[Any]) -> list[Frame]:
+        frames = list[Frame]()
+        for delta in deltas:
+            name, arguments = within(delta, "function", "name"), within(delta, "function", "arguments")
+            if isinstance(name, str) and name:
+                frames += self._open_call(state, str(delta.get("id") or ""), name)
+            if isinstance(arguments, str) and arguments:
+                frames.append(self._arguments(self._add(arguments)))
+        return frames
+
+    def _open_call(self, state: StreamState, call_id: str, name: str) -> list[Frame]:
+        raise NotImplementedError
+
+    def _arguments(self, text: str) -> Frame:
+        raise NotImplementedError
+
     def _with_report(self, event: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
     def edited(self, frame: Frame, report: dict[str, Any] | None) -> Frame:
-        """Return an event of the engine as the client gets it."""
         return frame if report is None else event_frame(self._with_report(decode_json(frame.data or b"{}"), report))
 
     def rewritten(
@@ -273,17 +286,6 @@ def call_chunk(index: int, **fields: Any) -> Chunk:
     return delta_chunk(tool_calls=msgspec.Raw(msgspec.json.encode([{"index": index} | fields])))
 
 
-def opening_of(delta: Any) -> tuple[str, str]:
-    """Return (id, name) of the call that a delta of chat's form opens; ("", "") if it opens none."""
-    name = within(delta, "function", "name")
-    return (str(delta.get("id") or ""), name) if isinstance(name, str) and name else ("", "")
-
-
-def arguments_of(delta: Any) -> str:
-    text = within(delta, "function", "arguments")
-    return text if isinstance(text, str) else ""
-
-
 # ---- what is known of each API
 
 ENGINES: frozenset[Driver] = frozenset({"llama.cpp", "vllm", "sglang"})  # thoughts in the clear, unsigned
@@ -313,7 +315,6 @@ class ApiFormat:
         return ("native",) if driver in ENGINES else ("native", "raw", "prefill", "re-ask")
 
     def fields(self, fields: ReasoningFields, driver: Driver) -> ReasoningFields:
-        """Return an effort or a budget of thought in this API's own fields."""
         if self.events is None or not fields.fields or driver == self.own_driver:
             return fields
         if fields.effort is not None:

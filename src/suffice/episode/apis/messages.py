@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -11,15 +11,13 @@ from suffice.episode.apis.events import (
     ApiFormat,
     Block,
     NativeEvents,
-    arguments_of,
     call_chunk,
     delta_chunk,
     event_frame,
-    opening_of,
 )
 from suffice.episode.chain_reader import StreamState
 from suffice.types import Usage
-from suffice.upstream.wire import Choice, Chunk, Frame, encode_json, within
+from suffice.upstream.wire import Choice, Chunk, Frame, encode_json, items_in, within
 
 _FINISH_OF_STOP = {
     "end_turn": "stop",
@@ -28,12 +26,7 @@ _FINISH_OF_STOP = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
-_STOP_OF_FINISH = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-}
+_STOP_OF_FINISH = {finish: stop for stop, finish in reversed(_FINISH_OF_STOP.items())}
 _KINDS = {"thinking": "thought", "text": "text", "tool_use": "call"}
 
 
@@ -115,18 +108,15 @@ class MessagesEvents(NativeEvents):
         return [event_frame({"type": "message_stop"})]
 
     def text(self, state: StreamState, text: str) -> list[Frame]:  # noqa: ARG002
-        frames = self._opened({"type": "text", "text": ""}) if not self._writes("text") else []
+        last = self._open
+        frames = self._opened({"type": "text", "text": ""}) if last is None or last.kind != "text" else []
         return [*frames, self._delta("text_delta", "text", self._add(text))]
 
-    def calls(self, state: StreamState, deltas: Sequence[Any]) -> list[Frame]:  # noqa: ARG002
-        frames: list[Frame] = []
-        for delta in deltas:
-            call_id, name = opening_of(delta)
-            if name:
-                frames += self._opened({"type": "tool_use", "id": call_id, "name": name, "input": {}})
-            if text := arguments_of(delta):
-                frames.append(self._delta("input_json_delta", "partial_json", self._add(text)))
-        return frames
+    def _open_call(self, state: StreamState, call_id: str, name: str) -> list[Frame]:  # noqa: ARG002
+        return self._opened({"type": "tool_use", "id": call_id, "name": name, "input": {}})
+
+    def _arguments(self, text: str) -> Frame:
+        return self._delta("input_json_delta", "partial_json", text)
 
     def closing(
         self,
@@ -143,9 +133,6 @@ class MessagesEvents(NativeEvents):
         if report is not None:
             event = self._with_report(event, report)
         return [*self._closed(), event_frame(event), *self.end_mark()]
-
-    def _writes(self, kind: str) -> bool:
-        return self._open is not None and self._open.kind == kind
 
     def _opened(self, block: dict[str, Any]) -> list[Frame]:
         frames = self._closed()
@@ -209,8 +196,7 @@ def messages_as_chat(body: Mapping[str, Any]) -> tuple[dict[str, Any], str | Non
     chat = {name: value for name, value in body.items() if name not in _READ or name in _SAME}
     refusals = list[str]()
     messages = _system_of(body.get("system"))
-    turns = body.get("messages")
-    for turn in turns if isinstance(turns, list) else ():
+    for turn in items_in(body, "messages"):
         messages += _turn_as_chat(turn, refusals)
     chat["messages"] = messages
     if body.get("stop_sequences"):
@@ -270,7 +256,7 @@ def _result_text(content: Any, refusals: list[str]) -> str:
 
 
 def _tools_as_chat(body: Mapping[str, Any], refusals: list[str]) -> dict[str, Any]:
-    tools, choice = body["tools"] if isinstance(body["tools"], list) else [], body.get("tool_choice")
+    tools, choice = items_in(body, "tools"), body.get("tool_choice")
     if not all(isinstance(tool, dict) and tool.get("type") in (None, "custom") for tool in tools):
         refusals.append("server_tools")
         return {"tools": tools}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -11,15 +12,13 @@ from suffice.episode.apis.events import (
     ApiFormat,
     Block,
     NativeEvents,
-    arguments_of,
     call_chunk,
     delta_chunk,
     event_frame,
-    opening_of,
 )
 from suffice.episode.chain_reader import StreamState
 from suffice.types import Usage
-from suffice.upstream.wire import Choice, Chunk, Frame, encode_json, parse_token_count, within
+from suffice.upstream.wire import Choice, Chunk, Frame, encode_json, items_in, parse_token_count, within
 
 _KINDS = {"reasoning": "thought", "message": "text", "function_call": "call"}
 _REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
@@ -118,17 +117,12 @@ class ResponsesEvents(NativeEvents):
         delta = {"content_index": 0, "delta": self._add(text), "logprobs": []}
         return [*frames, self._event("response.output_text.delta", **delta)]
 
-    def calls(self, state: StreamState, deltas: Sequence[Any]) -> list[Frame]:
-        frames: list[Frame] = []
-        for delta in deltas:
-            call_id, name = opening_of(delta)
-            if name:
-                item = {"type": "function_call", "call_id": call_id, "name": name, "arguments": ""}
-                frames += self._opened(state, "fc", item)
-            if text := arguments_of(delta):
-                kind = "response.function_call_arguments.delta"
-                frames.append(self._event(kind, delta=self._add(text)))
-        return frames
+    def _open_call(self, state: StreamState, call_id: str, name: str) -> list[Frame]:
+        item = {"type": "function_call", "call_id": call_id, "name": name, "arguments": ""}
+        return self._opened(state, "fc", item)
+
+    def _arguments(self, text: str) -> Frame:
+        return self._event("response.function_call_arguments.delta", delta=text)
 
     def closing(
         self, state: StreamState, finish: str, *, usage: Usage | None, report: dict[str, Any] | None
@@ -233,10 +227,7 @@ def responses_as_chat(body: Mapping[str, Any]) -> tuple[dict[str, Any], str | No
     messages, instructions = list[dict[str, Any]](), body.get("instructions")
     if isinstance(instructions, str) and instructions:
         messages.append({"role": "system", "content": instructions})
-    items = body.get("input")
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
-    for item in items if isinstance(items, list) else ():
+    for item in items_of(body):
         _add_item(messages, item, refusals)
     chat["messages"] = messages
     if body.get("max_output_tokens") is not None:
@@ -276,8 +267,7 @@ def _add_item(messages: list[dict[str, Any]], item: Any, refusals: list[str]) ->
             output = _parts_of(item.get("output"), refusals)
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
         case "reasoning":
-            parts = item.get("content")
-            texts = [within(part, "text") for part in (parts if isinstance(parts, list) else ())]
+            texts = [within(part, "text") for part in items_in(item, "content")]
             if item.get("encrypted_content") or not texts:
                 refusals.append("signed")
             thought = "".join(text for text in texts if isinstance(text, str))
@@ -297,7 +287,7 @@ def _parts_of(content: Any, refusals: list[str]) -> Any:
 
 
 def _tools_as_chat(body: Mapping[str, Any], refusals: list[str]) -> dict[str, Any]:
-    tools, choice = body["tools"] if isinstance(body["tools"], list) else [], body.get("tool_choice")
+    tools, choice = items_in(body, "tools"), body.get("tool_choice")
     if not all(within(tool, "type") == "function" for tool in tools):
         refusals.append("server_tools")
         return {"tools": tools}
@@ -309,6 +299,29 @@ def _tools_as_chat(body: Mapping[str, Any], refusals: list[str]) -> dict[str, An
             refusals.append("server_tools")
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     return chat if choice is None else chat | {"tool_choice": choice}
+
+
+# ---- conversations that a request refers to by the id of a response
+
+
+def items_of(body: Mapping[str, Any]) -> list[Any]:
+    text = body.get("input")
+    return [{"role": "user", "content": text}] if isinstance(text, str) else items_in(body, "input")
+
+
+def as_input(response: Mapping[str, Any]) -> Iterable[Any]:
+    """Return items of an output as a later request carries them: a thought only where a call followed it."""
+    waiting = deque(item for item in items_in(response, "output") if isinstance(item, dict))
+    while waiting:
+        item = waiting.popleft()
+        if item.get("type") != "reasoning" or (waiting and waiting[0].get("type") == "function_call"):
+            yield item
+
+
+def with_conversation(items: bytes, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request that refers to a response as one that carries the `items` of its conversation."""
+    whole = {name: value for name, value in body.items() if name != "previous_response_id"}
+    return whole | {"input": [*msgspec.json.decode(items), *items_of(body)]}
 
 
 RESPONSES = ApiFormat(

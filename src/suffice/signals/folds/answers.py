@@ -220,13 +220,14 @@ class Confidence(LastStepFold):
         step = self._step
         if step is None or step.answer is None:
             return dict.fromkeys(self.fields)
-        logprobs = step.logprobs
-        geometric = geometric_mean_probability(logprobs)
-        given = probability(step.confidence)
+        logprobs, given = step.logprobs, probability(step.confidence)
+        geometric, arithmetic = geometric_mean_probability(logprobs), None
+        if geometric is not None:  # DEER's first form
+            arithmetic = sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
         return {
             "confidence": geometric if given is None else given,
             "confidence_min": None if geometric is None else math.exp(min(0.0, *logprobs)),
-            "confidence_mean": None if geometric is None else _arithmetic_mean(logprobs),
+            "confidence_mean": arithmetic,
             "confidence_margin": probability(step.margin),
             "mass": probability(step.mass),
             "entropy": nats(step.entropy),
@@ -343,11 +344,6 @@ def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
     if not logprobs or not all(logprob <= ROUNDING for logprob in logprobs):
         return None
     return math.exp(sum(min(0.0, logprob) for logprob in logprobs) / len(logprobs))
-
-
-def _arithmetic_mean(logprobs: tuple[float, ...]) -> float:
-    """Mean probability of the tokens, DEER's first form; at least one is needed, each at most ROUNDING."""
-    return sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
 
 
 class EndOfThought(LastStepFold):
