@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,31 @@ TRACES = stacked(
         help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
     ),
 )
+
+
+def study_options(*, policies: str, classes: str, margin: str) -> Callable[[Any], Any]:
+    """The options that narrow a study; each text is the part of the help that differs between commands."""
+    from suffice.replay.study.sums import MARGIN
+
+    learned = "comma-separated; 'learned' stands for the learned scores"
+    return stacked(
+        option("--policies", metavar="NAMES", help=f"{policies}, {learned}."),
+        option(
+            "--classes",
+            type=click.IntRange(2, 64),
+            metavar="N",
+            help=f"{classes} a level for each of at most N classes that are found in the data.",
+        ),
+        option(
+            "--margin",
+            type=click.FloatRange(0, 10),
+            metavar="Z",
+            default=MARGIN,
+            show_default=False,
+            help=f"Standard errors that {margin}. [default: {MARGIN:g}]",
+        ),
+    )
+
 
 WORKERS = stacked(
     option("--workers", type=click.IntRange(1, 10_000), metavar="N", help="Processes. [default: one a processor]"),

@@ -14,7 +14,15 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from suffice.cli.offline import TRACES, WORKERS, command_line, split_names, trace_files, trace_progress
+from suffice.cli.offline import (
+    TRACES,
+    WORKERS,
+    command_line,
+    split_names,
+    study_options,
+    trace_files,
+    trace_progress,
+)
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.episode.proposer import Proposer
 from suffice.errors import ConfigError
@@ -27,7 +35,6 @@ from suffice.replay.report.page import write_report
 from suffice.replay.report.text import WIDTH, dump_lines, print_report
 from suffice.replay.study.sets import SetReport, replay_set
 from suffice.replay.study.study import ReplayOptions
-from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey
 
 Selector = Callable[[Sequence[Path]], list[Survey]]
@@ -42,30 +49,16 @@ OFFLINE = stacked(
         help="Fit models and pick points on these files, and freeze both; may be given several times.",
     ),
     option(
-        "--policies",
-        metavar="NAMES",
-        help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.",
-    ),
-    option(
         "--policy",
         "written",
         multiple=True,
         metavar="JSON",
         help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
     ),
-    option(
-        "--classes",
-        type=click.IntRange(2, 64),
-        metavar="N",
-        help="Also ours with a level for each of at most N classes that are found in the data.",
-    ),
-    option(
-        "--margin",
-        type=click.FloatRange(0, 10),
-        metavar="Z",
-        default=MARGIN,
-        show_default=False,
-        help="Standard errors that a frozen point keeps from the target. [default: 1]",
+    study_options(
+        policies="Only these rules of the grid",
+        classes="Also ours with",
+        margin="a frozen point keeps from the target",
     ),
 )
 _SHARE, _SURE = click.FloatRange(0, 1), click.FloatRange(0.5, 1, max_open=True)

@@ -10,14 +10,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from suffice.cli.offline import TRACES, command_line, split_names, trace_files, trace_progress
+from suffice.cli.offline import TRACES, command_line, split_names, study_options, trace_files, trace_progress
 from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.text import as_plain, describe_percent, describe_points, dump_json
 from suffice.replay.study.scores import PolicyProposal, build_proposal, format_toml, title_of, write_proposal
 from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, make_bench, tune_runs
-from suffice.replay.study.sums import MARGIN, N_FOLDS
+from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import Survey, survey
 from suffice.sanitize import printable
 
@@ -32,24 +32,10 @@ from suffice.sanitize import printable
     metavar="S",
     help="Seconds for all searches together; results then depend on the machine. [default: none]",
 )
-@option(
-    "--policies",
-    metavar="NAMES",
-    help="Search among these alone, comma-separated; 'learned' stands for the learned scores.",
-)
-@option(
-    "--classes",
-    type=click.IntRange(2, 64),
-    metavar="N",
-    help="Learned scores may have a level for each of at most N classes that are found in the data.",
-)
-@option(
-    "--margin",
-    type=click.FloatRange(0, 10),
-    metavar="Z",
-    default=MARGIN,
-    show_default=False,
-    help="Standard errors that a drop keeps from the target in the search. [default: 1]",
+@study_options(
+    policies="Search among these alone",
+    classes="Learned scores may have",
+    margin="a drop keeps from the target in the search",
 )
 @option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the searches, the models and the bootstrap.")
 @option("--route", default="tuned", metavar="NAME", help="Name of the route that is written.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,28 +128,19 @@ def _propose_policy(
     return rollouts.start_candidate(writer, one, author=author, reason=reason, name=rollout, rules=rules, secret=secret)
 
 
-@policy.command()
-@click.argument("route")
-@shell.decision(_NEEDS_NO_LOG)
-def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    """Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded."""
-    return _step("promote", by, route)
+def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
+    by.rules(route)
+    result = shell.accepted(rollouts.step(by.writer, route, step, **by.signed))
+    sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
+    return shell.CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
 
 
-@policy.command()
-@click.argument("route")
-@shell.decision(_NEEDS_NO_LOG)
-def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    """Hold ROUTE's rollout where it is; harm still rolls it back."""
-    return _step("hold", by, route)
-
-
-@policy.command()
-@click.argument("route")
-@shell.decision(_NEEDS_NO_LOG)
-def release(by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    """Resume ROUTE's rollout after a hold."""
-    return _step("release", by, route)
+for name, what in {
+    "promote": "Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded.",
+    "hold": "Hold ROUTE's rollout where it is; harm still rolls it back.",
+    "release": "Resume ROUTE's rollout after a hold.",
+}.items():
+    policy.command(name, help=what)(click.argument("route")(shell.decision(_NEEDS_NO_LOG)(partial(_step, name))))
 
 
 @policy.command()
@@ -162,13 +154,6 @@ def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     undone = shell.accepted(take_back(by.writer, route, rules, **by.signed, secret=deployment_salt(by.settings)))
     text = f"route {route}: {undone.first.active} serves again; running gateways follow within a second"
     return shell.CommandReply(undone.state, text)
-
-
-def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    by.rules(route)
-    result = shell.accepted(rollouts.step(by.writer, route, step, **by.signed))
-    sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
-    return shell.CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
 
 
 @policy.command()

@@ -7,7 +7,7 @@ import math
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +123,21 @@ async def connect(client: UpstreamClient, model: str | None, *, timeout_s: float
     return session
 
 
+async def examine_server(
+    session: ServerSession, upstream: str, *, only: Collection[str] = EXPERIMENTS, quiet: bool = False
+) -> Findings:
+    """Run experiments; a terminal shows which, unless `quiet`."""
+    with Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status("starting") as line:
+        return await examine(
+            session,
+            upstream=upstream,
+            examination_id=create_id("ex"),
+            at_s=time.time(),
+            only=only,
+            on_start=lambda experiment: line.update(f"trying {experiment}"),
+        )
+
+
 async def append_findings(settings: Settings, event: Event) -> None:
     if not log_location(settings.store).exists():
         deployment_salt(settings)  # a log without its secret would look as if that had been lost
@@ -143,15 +158,7 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
         session = await connect(client, options.model, timeout_s=options.timeout_s)
         driver = options.driver or (upstream.driver if name else await session.engine())
         client.settings = msgspec.structs.replace(upstream, driver=driver or upstream.driver)
-        screen = Console(stderr=True, quiet=options.as_json or not sys.stderr.isatty())
-        with screen.status("starting") as line:
-            result = await examine(
-                session,
-                upstream=name,
-                examination_id=create_id("ex"),
-                at_s=time.time(),
-                on_start=lambda experiment: line.update(f"trying {experiment}"),
-            )
+        result = await examine_server(session, name, quiet=options.as_json)
     if settings is None:
         kept = "Not kept: there is no settings file here (--config)."
     elif not name:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
 
 from suffice.cli import shell
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.cli.server.doctor import append_findings, connect
+from suffice.cli.server.doctor import append_findings, connect, examine_server
 from suffice.cli.server.serve import serve
-from suffice.doctor.examine import SHORT, examine, recommend
+from suffice.doctor.examine import SHORT, recommend
 from suffice.errors import ConfigError, UpstreamError
 from suffice.files import write_whole
 from suffice.scoring.base import build_scorer
@@ -37,7 +35,7 @@ from suffice.wiring.files import (
     starter_settings,
     upstream_table,
 )
-from suffice.wiring.keys import api_key, create_id
+from suffice.wiring.keys import api_key
 from suffice.wiring.routes import check_routes
 
 URL: Final = "http://127.0.0.1:8080"  # where llama.cpp listens, unless it is told otherwise
@@ -109,15 +107,7 @@ async def _examine_and_write(server: Upstream, file: Path, *, model: str | None,
         except UpstreamError as error:
             shell.fail(error, 1)
         driver = await session.engine()
-        with Console(stderr=True, quiet=not sys.stderr.isatty()).status("starting") as line:
-            findings = await examine(
-                session,
-                upstream=UPSTREAM,
-                examination_id=create_id("ex"),
-                at_s=time.time(),
-                only=SHORT,
-                on_start=lambda experiment: line.update(f"trying {experiment}"),
-            )
+        findings = await examine_server(session, UPSTREAM, only=SHORT)
     if find_verdict(findings, "reachable") != "yes":
         shell.fail(f"{server.url}: {findings.findings[0].evidence}; nothing was written", 1)
     recommendation = recommend(findings, name=UPSTREAM, url=server.url, driver=driver)

@@ -205,6 +205,7 @@ def vote_winners(answer_code: NDArray[np.int32], offset: Ints) -> NDArray[np.int
     return winners
 
 
+_NUMBERS: Final = [name for name, column in STEP_COLUMNS.items() if column.type == "number"]
 _SOURCE: Final[Mapping[Kind, AnswerSource]] = {"reasoning": "probe", "samples": "sample", "rounds": "caller"}
 
 
@@ -263,28 +264,22 @@ class Batch:
 
     def steps(self, i: int) -> list[Step]:
         start, end = int(self.offset[i]), int(self.offset[i + 1])
-        source, confidence = _SOURCE[self.kind], _known(self.confidence[start:end])
-        unknown: list[float | None] = [None] * (end - start)
-        answers = self.answer[start:end]
+        source, answers = _SOURCE[self.kind], self.answer[start:end]
+        numbers = {name: _known(getattr(self, name)[start:end]) for name in _NUMBERS}
+        if self.stated:
+            numbers |= {"stated_confidence": numbers["confidence"], "confidence": [None] * (end - start)}
         columns: dict[str, Iterable[Any]] = {  # by field of a step
             "index": range(1, end - start + 1),
             "tokens": self.tokens[start:end].tolist(),
             "answer": answers,
             "answer_source": [None if answer is None else source for answer in answers],
             "logprobs": self.logprobs[start:end],
-            "entropy": _known(self.entropy[start:end]),
             "text": [text or "" for text in self.text[start:end]],
             "probe_tokens": np.maximum(self.probe_tokens[start:end], 0).tolist(),
             "ctx_tokens": self.ctx_tokens[start:end].tolist(),
-            "confidence": unknown if self.stated else confidence,
-            "mass": _known(self.mass[start:end]),
-            "margin": _known(self.margin[start:end]),
-            "closed_entropy": _known(self.closed_entropy[start:end]),
-            "end_margin": _known(self.end_margin[start:end]),
-            "logprob": _known(self.logprob[start:end]),
-            "stated_confidence": confidence if self.stated else _known(self.stated_confidence[start:end]),
             "reported_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
             "action": self.action[start:end],
+            **numbers,
         }
         rows = zip(*columns.values(), strict=True)
         return [Step(**dict(zip(columns, row, strict=True))) for row in rows]
