@@ -139,7 +139,7 @@ def judge(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, s
     for label, margin in MARGINS.items():
         study.options = replace(options, margin=margin)
         frozen = study.freeze(pools_of(ladders, options.scores), None)
-        halts = study.halts(frozen, runs)
+        halts = study.applied.halts(frozen, runs)
         for name in (OURS, "published"):
             rung = frozen.rungs[name]
             note = "never stops" if rung is None else rung.label

@@ -515,27 +515,36 @@ WAIT = option(
 )
 
 
+def wait_for_gateways(
+    switches: Sequence[Path], is_late: Callable[[Presence], bool], *, wait_s: float
+) -> tuple[list[Presence], list[Presence], float]:
+    """Wait until no gateway is late; return who is there, the gateways that are late, and the seconds that it took.
+
+    switches  kill switch files beside which gateways announce themselves
+    wait_s    at most
+    """
+    from suffice.store.database.presence import read_presences
+
+    began_s = time.monotonic()
+    while True:
+        there, waited_s = list(read_presences(switches)), time.monotonic() - began_s
+        late = [one for one in there if one.process == "serve" and is_late(one)]
+        if not late or waited_s >= wait_s:
+            return there, late, waited_s
+        time.sleep(_POLL_S)
+
+
 def confirm(command: str, switches: Sequence[Path], has_applied: Callable[[Presence], bool], *, wait_s: float) -> None:
     """Wait until every running gateway has applied a change and report; exit with `UNCONFIRMED` if one has not.
 
-    switches     kill switch files beside which gateways announce themselves
     has_applied  whether an announcement shows the change
     wait_s       at most; 0: do not wait
 
     Callers' own loops (`Governor`) read the state before each decision: they are named, not waited for.
     """
-    from suffice.store.database.presence import read_presences
-
     if not wait_s:
         return
-    began_s = time.monotonic()
-    while True:
-        there = read_presences(switches)
-        gateways, waited_s = [one for one in there if one.process == "serve"], time.monotonic() - began_s
-        late = [one for one in gateways if not has_applied(one)]
-        if not late or waited_s >= wait_s:
-            break
-        time.sleep(_POLL_S)
+    there, late, waited_s = wait_for_gateways(switches, lambda one: not has_applied(one), wait_s=wait_s)
     for one in there:
         if one in late:
             why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
@@ -544,7 +553,7 @@ def confirm(command: str, switches: Sequence[Path], has_applied: Callable[[Prese
             click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
         else:
             click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
-    if not gateways:
+    if all(one.process != "serve" for one in there):
         where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
         warn(
             f"no gateway confirmed: none is running that announces itself in {where};"

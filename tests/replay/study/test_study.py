@@ -55,7 +55,9 @@ def test_a_frozen_point_and_its_models_hold_nothing_of_their_own_folds_labels(ki
     }
     assert any(isinstance(rung, ScoreRung) for rung in a.rungs.values())
     mine = select_runs(runs, first.fold == v)
-    for (name, halt), other in zip(first.halts(a, mine).items(), second.halts(b, mine).values(), strict=True):
+    for (name, halt), other in zip(
+        first.applied.halts(a, mine).items(), second.applied.halts(b, mine).values(), strict=True
+    ):
         assert halt.row.tolist() == other.row.tolist(), name
         assert halt.code.tolist() == other.code.tolist(), name
     others = [name for name in a.rungs if first.freeze(pools(first), 0).rungs[name] != a.rungs[name]]
@@ -73,7 +75,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
         summing = SumsFold(1)
         for v in range(N_FOLDS):
             mine = select_runs(runs, study.fold == v)
-            summing.add(mine, [study.halts(frozen[v], mine)[pool.name]])
+            summing.add(mine, [study.applied.halts(frozen[v], mine)[pool.name]])
         expected = summing.sums().values.sum(axis=(0, 1))
         found = nested.frozen(pool, study.options.max_em_drop).values.sum(axis=(0, 1))
         np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -84,7 +86,7 @@ def test_a_point_that_nobody_dares_is_the_full_run() -> None:
     study = Study(runs, build_ladders("rounds", longest=8)[:2], ReplayOptions(max_em_drop=0.0, margin=9.0, scores=()))
     frozen = study.freeze(pools_of(study.ladders, ()), 0)
     assert set(frozen.rungs.values()) == {None}
-    for halt in study.halts(frozen, runs).values():
+    for halt in study.applied.halts(frozen, runs).values():
         assert halt.row.tolist() == runs.last.tolist()
         assert not halt.code.any()
 
@@ -177,7 +179,7 @@ def test_sums_of_a_point_are_what_its_halts_cost(nested: NestedRungs) -> None:
     study = study_of(runs)
     rung = study.ladders[1].rungs[-1]
     frozen = study.freeze((), None)
-    (halt,) = study.halts(type(frozen)(rungs={"one": rung}), runs).values()
+    (halt,) = study.applied.halts(type(frozen)(rungs={"one": rung}), runs).values()
     at = nested.all.slices[study.ladders[1].name].stop - 1
     by_hand = np.stack(columns_of(runs, halt), axis=1).sum(axis=0)
     np.testing.assert_allclose(nested.all.sums.values[:, at].sum(axis=0), by_hand)

@@ -116,9 +116,7 @@ def submit(
         if place is None:
             shell.fail(f"unknown item {item!r}; see suffice review list", 1)
         form = VerdictForm(item=item, reviewer=name, word=word, corrected=corrected, reason=reason)
-        result = deciding.submit_verdict(writer, form, now_s=time.time())
-        if isinstance(result, str):
-            shell.fail(result, 1)
+        result = shell.accepted(deciding.submit_verdict(writer, form, now_s=time.time()))
         effect = _effect(settings, place.item)
     if as_json:
         shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.sentence})

@@ -27,6 +27,7 @@ from suffice.cli.shell import (
     option,
     print_line,
     print_reply,
+    wait_for_gateways,
     warn,
 )
 
@@ -42,7 +43,6 @@ PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
 IDENTIFY_S: Final = 5.0  # for a server to list its models
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
-RELOAD_POLL_S: Final = 0.05
 
 
 class BackgroundHandler(logging.handlers.QueueHandler):
@@ -267,15 +267,9 @@ def reload(path: Path, wait_s: float) -> None:
     for pid in before:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, hangup)
-    end_s = time.monotonic() + wait_s
-    while True:
-        there = [one for one in read_presences(switches) if one.process == "serve" and one.pid in before]
-        late = [one for one in there if one.n_reloads == before[one.pid]]
-        if not late or time.monotonic() >= end_s:
-            break
-        time.sleep(RELOAD_POLL_S)
+    there, late, _ = wait_for_gateways(switches, lambda one: one.n_reloads == before.get(one.pid), wait_s=wait_s)
     for one in there:
-        if one not in late:
+        if one.pid in before and one not in late:
             print_line(f"{one.name}: {one.reloaded}")
     for one in late:
         warn(f"{one.name} has not confirmed within {wait_s:g} s")

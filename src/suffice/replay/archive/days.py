@@ -49,6 +49,8 @@ FLUSH_ROWS: Final = 2_000  # of one route that wait in memory
 BATCH_ROWS: Final = 1_000  # read at once
 _BODIES: Final = ("seq", "request", "outcome_seq", "outcome", "labels")
 _OMITTED: Final = ("question", "gold", "token_source")  # columns of a trace that an archive does not have
+_OF_REQUEST: Final = ("mode", "audit", "propensity", "policy_version", "certified")
+_OF_OUTCOME: Final = ("stopped", "end_reason", "tokens_saved_estimate")
 _STEP_FIELDS: Final = STEP_COLUMNS.keys() & {field.name for field in fields(StepRecord)}
 
 Matches = Callable[[Route], AbstractContextManager[Match]]
@@ -131,17 +133,11 @@ def archive_row(run: StoredRun, match: Match | None) -> dict[str, Any]:
         "fate": fate(request, outcome),
         "seq": run.seq,
         "received_at": datetime.fromtimestamp(request.received_at_s, UTC),
-        "mode": request.mode,
-        "audit": request.audit,
-        "propensity": request.propensity,
-        "policy_version": request.policy_version,
-        "certified": request.certified,
-        "stopped": outcome.stopped,
-        "end_reason": outcome.end_reason,
+        **{name: getattr(request, name) for name in _OF_REQUEST},
+        **{name: getattr(outcome, name) for name in _OF_OUTCOME},
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,
         "probe_tokens": outcome.overhead.probe_tokens,
-        "tokens_saved_estimate": outcome.tokens_saved_estimate,
         "request": to_row(request).body,
         "outcome": body,
         "outcome_seq": run.outcome_seq,

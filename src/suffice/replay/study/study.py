@@ -120,6 +120,7 @@ class Study:
         self._laid = lay_ladders(ladders, runs)
         read = sorted({score.query_signals for score in options.scores} | {True}) if options.scores else []
         self._fits = {key: CrossFit(runs, seed=options.seed, query_signals=key, tick=tick) for key in read}
+        self.applied = FrozenScores(options.scores, {key: fit.chosen for key, fit in self._fits.items()})
 
     def train(self, v: int | None) -> Bools:
         """The runs on questions outside fold `v`, or all, shape (E,)."""
@@ -152,13 +153,6 @@ class Study:
         if models:
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
         return FoldChoice(rungs=rungs, saved=saved, models=models)
-
-    @property
-    def applied(self) -> FrozenScores:
-        return FrozenScores(self.options.scores, {key: fit.chosen for key, fit in self._fits.items()})
-
-    def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
-        return self.applied.halts(frozen, runs)
 
 
 @dataclass(frozen=True, slots=True)
