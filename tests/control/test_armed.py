@@ -207,6 +207,14 @@ def test_an_arm_at_the_edge_of_its_budget_does_not_flap() -> None:
     assert published <= 6, "no more than a rise and a fall a stream"
 
 
+def test_an_arm_that_fell_counts_for_the_fleet_with_the_proof_that_it_needs_now() -> None:
+    proved, lost = (pairs(n, first=at, lost_each=e, labelled=False) for n, at, e in ((600, 0, 50), (400, 600, 18)))
+    here = armed().feed(rows(proved))
+    assert (here.loop.level, here.loop.source.delta_part) == (1, 1.0)
+    here.feed(rows(lost, first=1 + len(proved)))
+    assert (here.loop.level, here.loop.source.delta_part) == (0, pytest.approx(0.1))
+
+
 def test_what_is_kept_is_bounded_and_is_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_KEPT > WINDOW
     monkeypatch.setattr("suffice.control.loop.paired.MOST_KEPT", 300)

@@ -115,6 +115,10 @@ class PairedEvidence(EvidenceSource):
     def log_wealth(self) -> float:
         return self._log_e
 
+    @property
+    def delta_part(self) -> float:
+        return super().delta_part / self._divisor
+
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
 
@@ -209,9 +213,12 @@ class PairedEvidence(EvidenceSource):
 
     @property
     def _arm_delta(self) -> float:
+        return self.state.delta / self._divisor
+
+    @property
+    def _divisor(self) -> float:
         """An arm that lost its certificate needs a stronger proof to return, so that it does not alternate."""
-        delta = self.state.delta
-        return delta / RETURN_DIVISOR if self._fell and not self.level else delta
+        return RETURN_DIVISOR if self._fell and not self.level else 1.0
 
     def _draft(self, held: RouteDeployment, certificate: PairedCertificate) -> Draft | None:
         state, before, route = self.state, held.publication, self.state.context.route
