@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from suffice.assurance.certify import restart_share
 from suffice.assurance.paired import WINDOW
 from suffice.cli.main import main
 from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
+from suffice.rollout.assign import FIRST_SHARE
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent
@@ -166,6 +168,8 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
     assert reason.startswith(("audits lose more", "audits disagree more often"))
     assert here.loop.state.epoch.number == 2
     assert here.loop.state.epoch.burst == 0, "nobody wants a thousand requests asked twice"
+    earned = restart_share(here.loop.state.epoch.at, window=WINDOW, share=FIRST_SHARE)
+    assert here.loop.state.epoch.delta_share == earned < 0.03, "a window of pairs is used for long"
 
 
 def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:

@@ -104,7 +104,7 @@ class EpochState:
 
     @property
     def delta(self) -> float:
-        """What this epoch's certificates may risk, see `assurance.certify.restart_share` and `assurance.certify`."""
+        """What this epoch's certificates may risk, see `assurance.certify.restart_share` and the fleet there."""
         return min(1 - self.epoch.confidence, 1 / self.required_wealth) * self.epoch.delta_share
 
     def index_audits(self) -> None:

@@ -8,6 +8,7 @@ the arm itself changes them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Final
 
@@ -106,6 +107,7 @@ class PairedEvidence(EvidenceSource):
         self._watched_to = 0  # position of the last pair in the watch
         self._log_e = -inf  # of the arm, at the last look
         self._fell = False  # the arm has lost its certificate in this epoch
+        state.certifier.plan = replace(state.certifier.plan, window=WINDOW)  # by which a later epoch earns its delta
         route = state.context.route
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=2)
