@@ -10,12 +10,12 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.labels import JUDGE, JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match, SequencedLabel, current_label
-from suffice.edge.judge import Grade
+from suffice.edge.judge import JudgeModel
 from suffice.types import Feedback, Outcome
 
 MOST_CALLS: Final = 200  # answers graded in one call
@@ -79,15 +79,6 @@ def pair_grades(
 # --------------------------------------------------------------------------- asking a judge
 
 
-class Grades(Protocol):
-    @property
-    def model(self) -> str: ...
-
-    async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Grade one answer; an error of the server gives no grade and is not raised."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgingResult:
     n_full: int  # full runs of the route
@@ -104,7 +95,7 @@ class JudgingResult:
 
 async def judge_labels(
     episodes: Iterable[LabelledEpisode],
-    judge: Grades,
+    judge: JudgeModel,
     append: Callable[[Feedback], Awaitable[object]],
     *,
     questions: Mapping[str, str],
@@ -157,7 +148,7 @@ async def judge_labels(
 
 @dataclass(slots=True)
 class _Grading:
-    judge: Grades
+    judge: JudgeModel
     append: Callable[[Feedback], Awaitable[object]]
     questions: Mapping[str, str]
     calls_left: int
