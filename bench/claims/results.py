@@ -19,7 +19,6 @@ MADE_BY = (
     "src/suffice/learn/version.py",
     "src/suffice/learn/certifier.py",
     "src/suffice/assurance/certify.py",
-    "src/suffice/assurance/certify.py",
     "src/suffice/assurance/labels.py",
     "src/suffice/assurance/drift.py",
     "tests/simulators/traffic_worlds",
@@ -31,7 +30,7 @@ MADE_BY = (
     "bench/claims/window.py",
     "bench/claims/naive.py",
     "bench/claims/empirical.py",
-    "src/suffice/learn/budgeting.py",
+    "src/suffice/learn/certificate.py",
 )
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
 Line: TypeAlias = dict[str, Any]  # as `cells.run_cell` returns it
