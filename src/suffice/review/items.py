@@ -25,7 +25,7 @@ MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewItem:
+class ReviewSubject:
     episode_id: str
     route: str
     why: ReviewReason
@@ -33,19 +33,23 @@ class ReviewItem:
     shows: Shows  # which answers to judge
     full_answer: str | None  # normalised, as in the log; None: no answer, or no full run
     early_answer: str | None  # the stop's, delivered or not
+    deadline_s: float | None = None  # Unix time after which its label counts as missing; None: none
+    question_key: str = ""  # as in the request's row
+    query_class: str = ""  # as in the request's row
+    tenant: str = ""  # as in the request's row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewItem(ReviewSubject):
     priority: float  # higher comes first
     day: int  # days since 1970-01-01 UTC; the item counts for this day's cap
     n_reviewers: int  # independent verdicts required, at least 1
     requested_at_s: float  # Unix time
     author: str  # a worker, or a person
-    deadline_s: float | None = None  # Unix time after which its label counts as missing; None: none
     lease_s: float = 900.0  # duration of a reviewer's lease
     open_until_s: float | None = None  # Unix time after which it expires; None: never
     propensity: float | None = None  # P(drawn) in the control share's draw; None: picked on purpose
     drawing: int | None = None  # number of that draw on the route
-    question_key: str = ""  # as in the request's row
-    query_class: str = ""  # as in the request's row
-    tenant: str = ""  # as in the request's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

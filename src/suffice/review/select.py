@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil, floor
 from typing import Final, TypeAlias
 
-from suffice.review.items import DAY_S, ControlDraw, ReviewItem, ReviewReason, Shows, day_number
+from suffice.review.items import DAY_S, ControlDraw, ReviewItem, ReviewReason, ReviewSubject, Shows, day_number
 from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
@@ -33,19 +33,8 @@ LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop with another an
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewCandidate:
-    episode_id: str
-    route: str
-    why: ReviewReason
-    because: str  # a sentence for the reviewer
-    shows: Shows
-    full_answer: str | None
-    early_answer: str | None
+class ReviewCandidate(ReviewSubject):
     urgency: float = 0.0  # within its kind, in [0, 1)
-    deadline_s: float | None = None
-    question_key: str = ""
-    query_class: str = ""
-    tenant: str = ""
 
     @property
     def priority(self) -> float:

@@ -167,12 +167,8 @@ class _Judge:
             arm=arm,
             metric=metric.name,
             paired=paired,
-            n=0,
-            effect=None,
-            between=None,
             confidence=1 - alpha / 2,
             margin=margin,
-            verdict="inconclusive",
             why="nothing was measured yet",
         )
         if self.withheld is not None:

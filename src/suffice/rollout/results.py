@@ -72,12 +72,12 @@ class ArmComparison:
     arm: str
     metric: str
     paired: bool  # from audits that show both arms
-    n: int  # units, or audits
-    effect: float | None  # arm minus control, in the metric's unit
-    between: Interval | None
     confidence: float  # of this interval alone
     margin: float | None  # acceptable loss; None: not set
-    verdict: Verdict
+    n: int = 0  # units, or audits
+    effect: float | None = None  # arm minus control, in the metric's unit
+    between: Interval | None = None
+    verdict: Verdict = "inconclusive"
     why: str = ""  # why it is withheld or not measured
     control_mean: float | None = None
     plain: float | None = None  # difference of the two means, which the mix of classes may bias

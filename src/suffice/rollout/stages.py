@@ -101,7 +101,7 @@ class StepOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transition:
+class Transition(StepOrder):
     rollout: str
     number: int  # from 1; of two with the same number only one can be written
     move: Move
@@ -109,11 +109,6 @@ class Transition:
     step: int
     share: float
     audit_share: float | None
-    at: int  # requests of the route
-    now_s: float  # Unix time
-    by: str  # "evidence", or a person
-    reason: str  # a sentence
-    readings: tuple[GuardrailValue, ...] = ()  # the evidence for it
     level: int = 0  # of a certified learned candidate; the highest at which it acts
 
 

@@ -33,13 +33,13 @@ from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
 from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
-from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.location import LogLocation, database_at, log_location
 from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.views import find_event
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.feedback import owners_of
-from suffice.store.routes.deployments import find_damage, is_large
+from suffice.store.routes.deployments import is_large
 from suffice.store.rows.events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
@@ -307,7 +307,7 @@ def _look_for_damage(path: LogLocation, gw: GatewayState) -> None:
     """Check a large log in a thread; a small one was checked when it was opened."""
 
     def look() -> None:
-        damage = find_damage(path, within_s=MOST_CHECK_S)
+        damage = database_at(path).find_damage(within_s=MOST_CHECK_S)
         if damage:
             LOG.warning("store %s: LOG DAMAGED: %s; requests are still served; restore a backup", path, damage)
             if gw.deployment.kill.presence is not None:

@@ -23,11 +23,10 @@ from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.chain import read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
-from suffice.store.database.location import log_location
+from suffice.store.database.location import database_at, log_location
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import sent_notices
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
-from suffice.store.routes.deployments import find_damage
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.evidence import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
@@ -114,7 +113,7 @@ def verify(settings: Settings, heads: tuple[Path, ...], as_json: bool) -> None:
     own, key, log = Path(settings.audit.file), audit_key(settings), log_location(settings.store)
     files = heads or ((own,) if settings.audit.file and own.exists() else ())
     kept = [(file, one) for file in files for one in read_heads(file, key=key)]
-    checked, damage = find_damage(log, thorough=True), ""
+    checked, damage = database_at(log).find_damage(thorough=True), ""
     try:
         with open_reader(log) as connection:
             damage = checked or ""

@@ -22,6 +22,7 @@ from suffice.store.sql import PostgresConnection, has_table
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
 _LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
+MOST_TEXT: Final = 300  # characters of what is wrong with a page
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
 
 # Partial indexes over rare kinds, so that polling for new rows is cheap.
@@ -383,9 +384,15 @@ def check_version(connection: sqlite3.Connection, where: str, *, may_be_older: b
 def check_pages(connection: sqlite3.Connection, where: str) -> None:
     if _pragma(connection, "page_size") * _pragma(connection, "page_count") > QUICK_CHECK_BYTES:
         return
-    verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    if verdict != "ok":
+    if verdict := find_bad_page(connection):
         raise StoreError(f"store {where}: damaged ({verdict}); restore a backup or name a new file")
+
+
+def find_bad_page(connection: sqlite3.Connection, *, thorough: bool = False) -> str:
+    """Return what SQLite finds wrong with its pages first; "": nothing."""
+    pragma = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
+    verdict = " ".join(str(connection.execute(pragma).fetchone()[0]).split())
+    return "" if verdict == "ok" else verdict[:MOST_TEXT]
 
 
 def _statements(script: str) -> list[str]:

@@ -31,6 +31,7 @@ PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other proces
 CHECKPOINT_PAGES: Final = 2_000  # of 8 KiB, in the write-ahead log: pages of indexes are written often until then
 CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
 _WAITING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGE_CODES: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 # SQLite's of both files: inode, bytes, time in nanoseconds. PostgreSQL's: places of the last row, and of the sums.
 LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int]
@@ -168,6 +169,26 @@ class SqliteDatabase:
     def exists(self) -> bool:
         return self.path.is_file()
 
+    def find_damage(self, *, within_s: float | None = None, thorough: bool = False) -> str | None:
+        """Return what is wrong with the log's pages; "": nothing; None: not checked in time, or unreadable.
+
+        within_s  None: no limit. SQLite before 3.41 does not stop inside a table
+        thorough  compare indexes with their tables too; several times slower
+        """
+        try:
+            with contextlib.closing(self.connect_reader()) as connection:
+                if within_s is not None:
+                    end_s = time.monotonic() + within_s
+                    connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)
+                return schema.find_bad_page(connection, thorough=thorough)
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            return str(error)[: schema.MOST_TEXT] if code in _DAMAGE_CODES else None
+        except UnicodeDecodeError as error:  # names in the schema
+            return f"damaged names: {error.reason}"
+        except (OSError, StoreError):
+            return None
+
     def size_bytes(self) -> int:
         return self.path.stat().st_size
 
@@ -219,7 +240,7 @@ class SqliteDatabase:
         path, code = self.path, getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _WAITING_CODES:
             return StoreError(f"store {path}: another process has held it for {OPEN_BUSY_S:.0f} s; try again")
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, UnicodeDecodeError):
+        if code in _DAMAGE_CODES or isinstance(error, UnicodeDecodeError):
             return StoreError(
                 f"store {path}: the file is damaged or no SQLite database ({error}); restore a backup or name a new"
                 " file"

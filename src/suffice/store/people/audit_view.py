@@ -93,7 +93,7 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
         event = decoded(seq, EVENTS[kind], body)
         record = event.feedback if isinstance(event, events.FeedbackEvent) else event
         who, why = _first(record, _WHO), _first(record, _WHY)
-        before, after = _states(connection, event, record)
+        before, after = describe_event(connection, event)
     return AuditEntry(
         place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link or b"").hex(), body
     )
@@ -101,14 +101,7 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
 
 def describe_event(connection: LogReader, event: Event) -> tuple[str, str]:
     """Say the state before and after an event, in words."""
-    return _states(connection, event, event.feedback if isinstance(event, events.FeedbackEvent) else event)
-
-
-def _first(record: Any, names: tuple[str, ...]) -> str:
-    return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
-
-
-def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]:
+    record: Any = event.feedback if isinstance(event, events.FeedbackEvent) else event
     if isinstance(event, Publication):
         earlier = find_event(connection, Publication, f"{event.route}:{event.number - 1}")
         return "" if earlier is None else _published(earlier), _published(event)
@@ -122,6 +115,10 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
         if after
         else _decided(event) or _of_experiment(event) or _of_alerts(event) or (before, _list_fields(event, record))
     )
+
+
+def _first(record: Any, names: tuple[str, ...]) -> str:
+    return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
 
 
 def _decided(event: Event) -> tuple[str, str] | None:

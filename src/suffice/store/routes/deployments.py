@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
 from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
@@ -256,35 +254,6 @@ def _phase_name(held: RouteDeployment) -> PhaseName:
     return "certified" if held.publication.spending is None else "budgeted"
 
 
-MOST_TEXT: Final = 300  # characters
-
-
-def find_damage(path: LogLocation, *, within_s: float | None = None, thorough: bool = False) -> str | None:
-    """Return what is wrong with a log's pages; "": nothing; None: not checked in time, or unreadable.
-
-    within_s  None: no limit. SQLite before 3.41 does not stop inside a table
-    thorough  compare indexes with their tables too; several times slower
-    """
-    database = database_at(path)
-    if not isinstance(database, SqliteDatabase):  # a server checks its own pages
-        return ""
-    try:
-        with contextlib.closing(database.connect_reader()) as connection:
-            if within_s is not None:
-                end_s = time.monotonic() + within_s
-                connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)
-            pragma = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
-            verdict = " ".join(str(connection.execute(pragma).fetchone()[0]).split())
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return str(error)[:MOST_TEXT] if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else None
-    except UnicodeDecodeError as error:  # names in the schema
-        return f"damaged names: {error.reason}"
-    except (OSError, StoreError):
-        return None
-    return "" if verdict == "ok" else verdict[:MOST_TEXT]
-
-
 def is_large(path: LogLocation) -> bool:
     try:
         return database_at(path).size_bytes() > QUICK_CHECK_BYTES
@@ -308,7 +277,7 @@ def describe_condition(
         sentences.append("NO GATEWAY: no process serves this log now")
     damage = next((one.damage for one in processes if one.damage), "")
     if checks and not damage and not is_large(path):
-        damage = find_damage(path, within_s=CHECK_S) or ""
+        damage = database_at(path).find_damage(within_s=CHECK_S) or ""
     if damage:
         sentences.append(f"LOG DAMAGED: {damage}; restore a backup: what is shown may be incomplete")
     return tuple(sentences)
