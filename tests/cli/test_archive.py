@@ -13,9 +13,8 @@ from tests.replay.archive.made import observed, write
 from suffice.cli.main import main
 from suffice.errors import StoreError
 from suffice.replay.archive.layout import Archive
-from suffice.wiring.archiving import LEASE
 from suffice.wiring.files import load_settings
-from suffice.wiring.worker import open_decisions, open_worker
+from suffice.wiring.worker import LEASE, open_decisions, open_worker
 
 SETTINGS = """
 [upstreams.u]

@@ -13,10 +13,9 @@ from suffice.errors import ConfigError
 from suffice.replay.archive.days import verify_day
 from suffice.replay.archive.layout import Archive, Manifest
 from suffice.settings import Settings
-from suffice.wiring.archiving import cache_folder, write_closed_days
 from suffice.wiring.audit import user_name
 from suffice.wiring.files import load_deployment
-from suffice.wiring.worker import open_decisions
+from suffice.wiring.worker import cache_folder, open_decisions, write_closed_days
 
 
 @click.command(cls=Command)

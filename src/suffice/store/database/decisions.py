@@ -278,10 +278,8 @@ class Decisions:
                 return result
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[LogReader]:
-        with self.database.transaction() as connection:
-            yield connection
+    def transaction(self) -> contextlib.AbstractContextManager[LogReader]:
+        return self.database.transaction()
 
 
 def _read_parts(connection: LogReader, job: str) -> dict[str, _PartRow]:
