@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help install docs engine engine-suite demo demo-agent demo-console test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help install docs engine engine-suite demo demo-agent demo-console walkthrough test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -51,6 +51,9 @@ demo-agent: $(VENV)/.ready-dev ## the agent while traffic becomes harder, dearer
 
 demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
 	$(BIN)/suffice demo --console $(ARGS)
+
+walkthrough: $(VENV)/.ready-dev ## twelve tasks in the console, in a browser, and pictures of every page (3 minutes, needs chromium); ARGS=--visible shows them
+	$(PY) -m tests.console.walkthrough $(ARGS)
 
 # A worker without work takes half of what is left to another: tests of a file stay together as long as that costs nothing.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal

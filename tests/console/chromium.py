@@ -152,6 +152,10 @@ class Tab:
         told = await self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(told["data"])
 
+    async def shown(self) -> bytes:
+        """What the screen shows now, as a PNG."""
+        return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
+
     async def complaints(self) -> list[str]:
         """Everything that should not have happened on this page."""
         return [*await self.run("window.complaints"), *self.said, *self.dialogs]
@@ -162,14 +166,14 @@ class Tab:
 
 
 @asynccontextmanager
-async def tab(*options: str) -> AsyncIterator[Tab]:
+async def tab(*options: str, headless: bool = True) -> AsyncIterator[Tab]:
     """A page of a fresh browser, started with these options."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(  # noqa: ASYNC220 - once; the protocol is what is asynchronous
             [
                 PROGRAM,
-                "--headless=new",
+                *(["--headless=new"] if headless else []),
                 "--no-sandbox",
                 "--disable-gpu",
                 "--disable-dev-shm-usage",

@@ -32,6 +32,7 @@ from suffice.store.people.deciding import ask_about, decide_incident, open_incid
 from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_decided
 from suffice.store.rows.events import Event, FeedbackEvent, KillSwitchState
 from suffice.types import Episode, Outcome, Request
+from suffice.wiring.routes import setup_of
 from suffice_demo.month_traffic import (
     MATH,
     MONTH,
@@ -52,6 +53,7 @@ ROUTE: Final = "math"
 DAYS: Final = 30
 DAY_S: Final = 86_400
 EACH: Final = 60  # requests between two rounds of the control loop
+N_REVIEWED: Final = 12  # runs that wait for a person at the end
 SELDOM: Final = 4  # rounds per round of the job `monitor`, which is most of the work
 WEBHOOK: Final[str] = MONTH["settings"]["alerts"]["webhook_url_env"]
 MOST_BYTES: Final = 64 * 1024  # of an alert
@@ -82,11 +84,12 @@ class Month:
     watcher: Worker  # with the job `monitor`
     trials: MonthTrials
     clock: Clock
+    setup: str  # of the route that certifies itself, as its gateway has it
     rng: random.Random
     loop_rng: random.Random  # of loops, so that their number does not change the draws of other routes
     full_tokens: list[int] = field(default_factory=list)  # of full runs, to estimate the saving of a stop
     held: RouteDeployment = NOTHING
-    doubtful: str = ""  # the latest loop whose early answer differs
+    doubtful: dict[str, str] = field(default_factory=dict)  # why to review a run whose early answer differs, by its id
     killed: bool = False
     n: int = 0
     n_looks: int = 0
@@ -96,10 +99,12 @@ class Month:
         level = 0 if burst or self.killed else self.held.level
         request, outcome, right = self._full_run(MATH, ROUTE, 1.0 if burst else SHARE)
         version = made.version if made is not None and level else ""
-        request = replace(request, policy_version=version, certified=level > 0)
+        request = replace(request, policy_version=version, certified=level > 0, setup=self.setup)
         because = "the risk is below the level's threshold"
         replayed = self._replayed(request, outcome, level)
         ended = end_run(outcome, replayed, self.full_tokens, acts=not request.audit, because=because)
+        if ended.would_answer not in (None, ended.answer):
+            self.doubtful[ended.episode_id] = "the votes changed their mind"
         self._write(request, ended, right, self.rng)
 
     def observe(self) -> None:
@@ -125,7 +130,7 @@ class Month:
         self.n += 1
         for event in events:
             if isinstance(event, Outcome) and event.would_answer not in (None, event.answer):
-                self.doubtful = event.episode_id
+                self.doubtful[event.episode_id] = "it took the first date it found"
 
     def pull_switch(self, *, on: bool) -> None:
         reason = "a drill: ann tries the switch" if on else "the drill is over"
@@ -144,8 +149,9 @@ class Month:
         succeed(decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, form, now_s=self.clock.at_s))
 
     def request_review(self) -> None:
-        rules = {"research": self.settings.routes["research"].review}
-        ask_about(self.writer, self.doubtful, rules, "it took the first date it found", AUTHOR, now_s=self.clock.at_s)
+        rules = {name: route.review for name, route in self.settings.routes.items()}
+        for name, reason in list(self.doubtful.items())[-N_REVIEWED:]:
+            ask_about(self.writer, name, rules, reason, AUTHOR, now_s=self.clock.at_s)
 
     def look(self, *jobs: str) -> None:
         if not self.log.drain(20):
@@ -233,6 +239,7 @@ def month(
                 worker=worker(certify, retrain, advance, notify, rollup),
                 watcher=worker(monitor),
                 clock=clock,
+                setup=setup_of(settings, ROUTE),
                 rng=random.Random(seed),
                 loop_rng=random.Random(seed + 1),
                 trials=MonthTrials(

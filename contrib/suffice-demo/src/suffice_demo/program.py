@@ -98,7 +98,7 @@ REVIEWER = "rita"
 
 
 def _run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
-    settings = _demonstrated(console, folder) or _made_up(console, folder, small=small)
+    settings = _demonstrated(console, folder) or made_up_month(console, folder, small=small)
     people = People.of(settings)
     admins = people.reset("admin")
     known = {one.name for one in people.listed()}
@@ -127,7 +127,8 @@ def _demonstrated(console: Console, folder: Path) -> Settings | None:
     return settings
 
 
-def _made_up(console: Console, folder: Path, *, small: bool) -> Settings:
+def made_up_month(console: Console, folder: Path, *, small: bool = False) -> Settings:
+    """Draw a month into the folder's `console.db`, unless it is there; return its settings."""
     database = folder / "console.db"
     settings = settings_for(database)
     if database.is_file():

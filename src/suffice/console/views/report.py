@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from suffice.console.context import ViewContext, ViewRecord
-from suffice.console.scope import CUSTOM, TimeRange
+from suffice.console.scope import CUSTOM, TimeRange, format_bound
 from suffice.console.views.history import History, describe_saving, read_history
 from suffice.console.views.overview import RouteState, route_states
 from suffice.errors import BadRequest
@@ -19,6 +19,8 @@ MOST_MONTHS: Final = 24  # to choose from
 
 class MonthReport(ViewRecord, frozen=True):
     month: str  # as 2026-10
+    first_day: str  # as 2026-10-01
+    last_day: str
     is_over: bool
     months: tuple[str, ...]  # with sums, latest first
     headline: str
@@ -39,6 +41,8 @@ def month_report(view: ViewContext) -> MonthReport:
     states = [one for one in route_states(view, each, window) if one.sums.n_requests]
     return MonthReport(
         month=month,
+        first_day=format_bound(window.since_hour),
+        last_day=format_bound(window.until_hour, last=True),
         is_over=view.now_s >= window.until_hour * HOUR_S,
         months=months,
         headline=describe_saving(history, window),
