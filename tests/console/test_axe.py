@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from suffice.console import render
 from suffice.console.actions import ACTIONS
 from suffice.console.app import VIEWS
 from suffice.console.views.report import format_month
@@ -85,7 +86,7 @@ async def on_screen(page: Tab, width: int, *, dark: bool) -> Examination:
 @pytest.mark.parametrize(("width", "dark"), SCREENS)
 async def test_every_page_and_form(tmp_path: Path, width: int, dark: bool) -> None:
     settings = settings_in(tmp_path)
-    secret = people_of(settings).first() or ""
+    secret, rita = people_of(settings).first() or "", people_of(settings).add("rita", "reviewer")
     fill(tmp_path, settings, now_s=time.time())
     async with served(settings) as url, tab() as page:
         seen = await on_screen(page, width, dark=dark)
@@ -96,10 +97,27 @@ async def test_every_page_and_form(tmp_path: Path, width: int, dark: bool) -> No
         await seen.examine("a login refused")
         await login(page, url, secret)
         await seen.visit(url, [*pages(), *NO_SUCH])
+        await page.go(f"{url}/console/change/people/add")
+        await page.run("document.getElementById('field-name').value = 'axe'")
+        await page.click("main form button.main")
+        assert "Shown once" in await page.text("main")
+        await seen.examine("a new person's secret")
         await page.go(f"{url}/console/review")
         await page.press("Enter")
         await page.until("document.querySelector('[name=item]') !== null")
         await seen.examine("an item to review")
+        signed_in = render.page("signed_in.html", {"title": "Logged in", "back": "/console"}).decode()
+        kept = signed_in.replace('<meta http-equiv="refresh"', '<meta name="was-refresh"')  # the page leads on at once
+        (tmp_path / "signed-in.html").write_text(kept.replace("<head>", f'<head><base href="{url}">'))
+        await page.go((tmp_path / "signed-in.html").as_uri())
+        await seen.examine("logged in by a provider")
+        await page.send("Network.clearBrowserCookies")
+        await login(page, url, rita)
+        await page.go(f"{url}/console/settings")
+        assert "403" in await page.text("main")
+        await seen.examine("a page for others")
+        await page.send("Network.clearBrowserCookies")
+        await login(page, url, secret)
         for dialog in ("palette", "keys"):
             await page.go(f"{url}/console")
             await page.run(f"document.getElementById('{dialog}').showModal()")

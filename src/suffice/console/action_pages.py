@@ -149,7 +149,7 @@ def endpoints_of_action(
     action: Action, render: Render, back_of: Callable[[ConsoleRequest], str]
 ) -> tuple[ConsoleEndpoint, ...]:
     pages, needs, of = ActionPages(action, render, back_of), action.needs, action.by_tenant
-    fields, form = {name: one.hint for name, one in action.fields.items()}, f"{FORMS}{action.path}"
+    fields, form = {name: one.summary for name, one in action.fields.items()}, f"{FORMS}{action.path}"
     if action.title:
         fields[PREVIEW] = "true: say what would change, and change nothing"
     forms = (ConsoleEndpoint("GET", form, needs, pages.ask, action.title, HTML, of),) if action.title else ()
@@ -176,4 +176,5 @@ def _fields_of(
             value=values.get(name, "" if was_sent else known.default),
             problem=sentence.removeprefix(f"{name}: ") if at == name else "",
             group=known.group,
+            of=known.of,
         )

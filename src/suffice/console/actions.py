@@ -263,10 +263,10 @@ def _end_route_override(form: ActionForm) -> ActionResult:
         "kind": one_of(
             "pin a level, cap it, only observe, or a smaller EM budget", get_args(OverrideKind), required=True
         ),
-        "level": FormInput("pin, cap: the level; 0 never stops", "number"),
-        "max_em_drop": FormInput("budget: smaller than the settings', a fraction", "number"),
-        "publication": FormInput("pin: an earlier one of the route", "number"),
-        "class": FormInput("cap, observe: only this class of questions"),
+        "level": FormInput("the level; 0 never stops", "number", of=("pin", "cap")),
+        "max_em_drop": FormInput("smaller than the settings', a fraction", "number", of=("budget",)),
+        "publication": FormInput("an earlier one of the route", "number", of=("pin",)),
+        "class": FormInput("only this class of questions", of=("cap", "observe")),
         "days": FormInput("until it ends by itself, at most 30", "number", default="30"),
     },
     title="Override a route: level, budget or observe",

@@ -21,6 +21,11 @@ class FormInput:
     required: bool = False
     default: str = ""
     group: str = ""  # heading of the fieldset; "": the one before
+    of: tuple[str, ...] = ()  # values of the field `kind` that it belongs to; empty: all
+
+    @property
+    def summary(self) -> str:
+        return f"{', '.join(self.of)}: {self.hint}" if self.of else self.hint
 
 
 class FormField(ViewRecord, frozen=True):
@@ -35,6 +40,7 @@ class FormField(ViewRecord, frozen=True):
     value: str
     problem: str  # why the value was refused; "": it was not
     group: str
+    of: tuple[str, ...]  # as of `FormInput`
 
 
 def one_of(hint: str, values: Iterable[str], *, required: bool = False, default: str = "") -> FormInput:

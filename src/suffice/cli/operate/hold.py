@@ -174,7 +174,8 @@ def show_incident(settings: Settings, name: str) -> shell.CommandReply:
     path, now_s = log_location(settings.store), time.time()
     route, case = _find_incident(path, name)
     with open_reader(path) as connection:
-        now = deciding.read_snapshot(connection, route, shell.find_settings(settings, route))
+        rules, setup = shell.find_settings(settings, route), setup_of(settings, route)
+        now = deciding.read_snapshot(connection, route, rules, setup=setup)
         able = deciding.fitting(connection, now, now_s=now_s)
     holds, one = describe_state(now, now_s=now_s), case.incident
     lines = [

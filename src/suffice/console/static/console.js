@@ -53,6 +53,17 @@
     document.querySelectorAll("form.scope [name]").forEach(function (one) { one.disabled = false; });
   });
 
+  // A field that belongs to some kinds of a change is shown for those, and sent for those.
+  function showKinds(form) {
+    var kind = form.elements.kind;
+    form.querySelectorAll("[data-of]").forEach(function (part) {
+      part.hidden = Boolean(kind && kind.value) && !part.dataset.of.split(" ").includes(kind.value);
+      part.querySelectorAll("[name]").forEach(function (one) { one.disabled = part.hidden; });
+    });
+  }
+  on("change", "form.wide-form", showKinds);
+  document.addEventListener("DOMContentLoaded", function () { document.querySelectorAll("form.wide-form").forEach(showKinds); });
+
   // A link to a folded part unfolds it.
   function openTarget() {
     var part = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));

@@ -209,7 +209,7 @@ def incidents(view: ViewContext) -> Incidents:
 
 def _open(view: ViewContext, case: Case) -> OpenCase:
     name = case.incident.route
-    now = read_snapshot(view.connection, name, view.settings.routes[name])
+    now = read_snapshot(view.connection, name, view.settings.routes[name], setup=view.services.setup_of(name))
     publications = fitting(view.connection, now, now_s=view.now_s)[:20]
     back = tuple(Back(publication=made, why_not=why or "") for made, why in publications)
     can = tuple(one for one in DECISIONS if one != "roll_back" or any(not each.why_not for each in back))

@@ -182,7 +182,11 @@ def _published(
     versions: Sequence[RouteBreakdown],
 ) -> tuple[PublishedPolicy, ...]:
     by_version = {one.name: one.figures for one in versions}
-    now = read_snapshot(view.connection, name, settings) if settings is not None else None
+    now = (
+        read_snapshot(view.connection, name, settings, setup=view.services.setup_of(name))
+        if settings is not None
+        else None
+    )
     refusals = dict[int, str]()
     if now is not None:
         refusals = {made.number: why or "" for made, why in fitting(view.connection, now, now_s=view.now_s)}
