@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from suffice.assurance.bounds import Interval
-from suffice.console.context import LiveRequests, RunningRequest
+from suffice.console.context import LiveRequests
 from suffice.console.views.policies import plot_interval
+from suffice.episode.stream_relay import LiveRunView
 from suffice.rollout.results import ArmComparison
 from tests.console.conftest import Site
 
 RUNS = [
-    RunningRequest(
+    LiveRunView(
         id=f"ep_{n}",
         route="math",
         model="m",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,11 @@ from suffice.control.evidence.audits import recorded_audit
 from suffice.episode.stream_relay import LiveRun
 from suffice.learn.dataset import fate
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import FeedbackEvent
+from suffice.store.database.writer import LogWriter
+from suffice.store.rows.events import FeedbackEvent, ReplicaState
+from suffice.types import Request
 from suffice_testing import Fault
+from tests.control.made import traffic
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 from tests.gateway.test_stop import N_THOUGHT, assert_one_ordinary_stream, chain, enforcing
@@ -172,3 +176,26 @@ async def test_a_run_is_its_own_keys_and_an_operators(serve: Serve, monkeypatch:
         assert (await say(g, run["id"], "answer-now", OPS)).status == 202
         await asking
         assert (await g.outcome()).end_reason == "asked"
+
+
+async def test_a_run_of_another_replica_is_named_to_those_who_may_ask_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYS_OF_THIS_TEST", "sk-ann, sk-bob")
+    monkeypatch.setenv("OPS_OF_THIS_TEST", "sk-ops")
+    server = {"api_keys_env": "KEYS_OF_THIS_TEST"}
+    keys = {"ops": {"key_env": "OPS_OF_THIS_TEST", "scopes": ["operate"]}}
+    begun, ended = traffic(1, seed=3)
+    assert isinstance(begun, Request)
+    async with serve(slow(), route=ROUTES["live"], server=server, keys=keys) as g:
+        there = LogWriter(g.gateway.settings.store, now=time.time)
+        state = ReplicaState(gateway="other", number=1, name="east", software="0", secret="s")
+        assert all(there.append(one) for one in (state, begun))
+        assert there.drain(20)
+        told = (await say(g, begun.episode_id, "answer-now", OPS)).json["error"]
+        assert (told["code"], "the replica east has it" in told["message"]) == ("not_running", True)
+        assert "east" not in (await say(g, begun.episode_id, "answer-now", BOB)).json["error"]["message"]
+        there.append(ended)
+        assert there.drain(20)
+        assert "east" not in (await say(g, begun.episode_id, "answer-now", OPS)).json["error"]["message"]
+        there.close()

@@ -13,6 +13,7 @@ import msgspec
 from suffice.console.auth import NOBODY, ConsoleAuth, Needs, Principal, Role
 from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
 from suffice.console.scope import ScopePart, TimeRange, ViewScope, parse_scope
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
 from suffice.rollout.results import ExperimentResult
@@ -58,23 +59,9 @@ class ViewCache:
     choices: dict[str | None, tuple[float, ScopeChoices]] = field(default_factory=dict)  # by route, with their end
 
 
-class RunningRequest(ViewRecord, frozen=True):
-    """A request that runs on the gateway beside the console, as its client sees it."""
-
-    id: str  # of the episode
-    route: str
-    model: str
-    mode: str
-    kind: str
-    began_at_s: float
-    tokens: int  # so far
-    state: str  # thinking, answering, or running
-    wish: str | None  # answer_now or think_more; None: nothing was asked of it
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRequests:
-    runs: Callable[[], Sequence[RunningRequest]]
+    runs: Callable[[], Sequence[LiveRunView]]
     ask: Callable[[str, str, str], str | None]  # id, wish, author; returns why it cannot be done
 
 

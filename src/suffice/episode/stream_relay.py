@@ -506,6 +506,21 @@ class ReasoningRun:
 Wish: TypeAlias = Literal["answer_now", "think_more"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRunView:
+    """A run as its client sees it."""
+
+    id: str  # of the episode, as `x-suffice-episode-id` of its response
+    route: str
+    model: str
+    mode: str
+    kind: str
+    began_at_s: float  # Unix time
+    tokens: int  # generated so far, as relayed
+    state: str  # "thinking", "answering" or, where there is no thought to cut, "running"
+    wish: str | None  # what was asked of it: "answer_now" or "think_more"
+
+
 @dataclass(slots=True)
 class LiveRun:
     """A request that is running now, and what a person may ask of it: the answer at once, or no stop.
@@ -527,6 +542,20 @@ class LiveRun:
             return "running"
         phase = self.reader.state.phase
         return "answering" if phase == "answering" or self.reader.state.ended else "thinking"
+
+    def view(self) -> LiveRunView:
+        request = self.ledger.request
+        return LiveRunView(
+            id=request.episode_id,
+            route=request.route,
+            model=request.model,
+            mode=request.mode,
+            kind=request.kind,
+            began_at_s=request.received_at_s,
+            tokens=0 if self.reader is None else self.reader.account.received_tokens,
+            state=self.state,
+            wish=self.wish,
+        )
 
     def ask(self, wish: Wish) -> str | None:
         """Take a person's wish; return why that cannot be done, or None. The same wish again changes nothing."""

@@ -57,7 +57,7 @@ class KillSwitch:
         self._replaced = (self.order,) if given_here else ()
         self.order = order
         if self._stamp is None and order is not None:
-            self._set(on=self._by_environment or order.on, reason=order.reason, stamp=order.stamp)
+            self._set(on=self._by_environment or order.on, reason=order.reason, stamp=order.stamp, is_ordered=True)
         self._announce()
 
     def _announce(self) -> None:
@@ -81,15 +81,18 @@ class KillSwitch:
             return
         self._stamp, before = stamp, self._stamp
         if stamp is None:
-            is_ordered = self.order is not None and self.order.on
-            self._set(on=self._by_environment or is_ordered, reason=self.reason, stamp=before or 0)
+            stays = self._by_environment or (self.order is not None and self.order.on)
+            is_ordered = self.order is not None and self.order.stamp > (before or 0)  # the file went because of it
+            self._set(on=stays, reason=self.reason, stamp=before or 0, is_ordered=is_ordered)
         else:
             self._set(on=True, reason=switch_reason(self.file) or NO_REASON, stamp=stamp)
 
-    def _set(self, *, on: bool, reason: str, stamp: int) -> None:
+    def _set(self, *, on: bool, reason: str, stamp: int, is_ordered: bool = False) -> None:
+        """`is_ordered`: a person's order, which is in the log, says the same."""
         changed, self.on, self.reason = on != self.on, on, reason
         if changed:
             LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: active policies may stop again")
+        if changed and not is_ordered:
             self._notify(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def apply(self, route: BuiltRoute) -> BuiltRoute:

@@ -7,21 +7,27 @@ depends on what the caller's own stream shows, never on the draw: see `episode.s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from suffice.assurance.labels import BEHAVIOUR
 from suffice.episode.stream_relay import LiveRun, Wish
-from suffice.errors import BadRequest, SufficeError
+from suffice.errors import BadRequest, StoreError, SufficeError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.kill import clear_switch, set_switch
 from suffice.gateway.lifecycle import append
 from suffice.gateway.request_parsing import check_body_headers, parse_json
+from suffice.settings import Settings
+from suffice.store.database.location import log_location
+from suffice.store.routes.deployments import find_running
 from suffice.store.rows.events import FeedbackEvent, KillSwitchState
-from suffice.types import Feedback
+from suffice.types import Feedback, Request
 
 LIMIT_BYTES: Final = 16 * 1024
 MOST_CHARS: Final = 500
@@ -46,9 +52,12 @@ async def release_switch(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def _switch(gw: GatewayState, exchange: Exchange, reason: str | None) -> None:
-    """Change the file, then give the order to all replicas; `reason`: None releases the switch."""
+    """Obey the order here, change the file, then give it to all replicas; `reason`: None releases the switch."""
     kill, author = gw.deployment.kill, exchange.caller.name or "the API"
     problem = "this gateway has no file for its kill switch" if kill.file is None else ""
+    text, stamp = "" if reason is None else f"{reason} ({author})", int(gw.wall_s() * 1e9)
+    order = KillSwitchState(on=reason is not None, reason=text, stamp=stamp, ordered=True)
+    kill.follow(order, given_here=True)
     try:
         if kill.file is not None and reason is None:
             await asyncio.to_thread(clear_switch, kill.file)
@@ -56,10 +65,7 @@ async def _switch(gw: GatewayState, exchange: Exchange, reason: str | None) -> N
             await asyncio.to_thread(set_switch, kill.file, reason, author)
     except OSError as error:
         problem = f"{kill.file}: cannot be changed ({error.strerror})"
-    text, stamp = "" if reason is None else f"{reason} ({author})", int(gw.wall_s() * 1e9)
-    order = KillSwitchState(on=reason is not None, reason=text, stamp=stamp, ordered=True)
     append(gw, order)
-    kill.follow(order, given_here=True)
     gw.deployment.check_kill()
     if problem:
         message = f"{problem}; until it ends, this gateway does as ordered, and the order is in the log's queue"
@@ -83,38 +89,11 @@ async def reload_settings(gw: GatewayState, exchange: Exchange) -> None:
 # --------------------------------------------------------------------------- runs in progress
 
 
-class LiveRunView(msgspec.Struct, frozen=True, kw_only=True):
-    id: str  # of the episode, as `x-suffice-episode-id` of its response
-    route: str
-    model: str
-    mode: str
-    kind: str
-    began_at_s: float  # Unix time
-    tokens: int  # generated so far, as relayed
-    state: str  # "thinking", "answering" or, where there is no thought to cut, "running"
-    wish: str | None  # what was asked of it: "answer_now" or "think_more"
-
-
 async def list_runs(gw: GatewayState, exchange: Exchange) -> None:
     """The caller's own runs; all of them for a key with the scope `operate`."""
-    runs = (one for one in gw.process.live_runs.values() if _may_ask(exchange.caller, one))
-    body = {"replica": gw.settings.server.replica, "runs": [view_of(one) for one in runs]}
+    runs = (one for one in gw.process.live_runs.values() if _may_ask(exchange.caller, one.ledger.request))
+    body = {"replica": gw.settings.server.replica, "runs": [one.view() for one in runs]}
     await exchange.json(200, msgspec.json.encode(body))
-
-
-def view_of(one: LiveRun) -> LiveRunView:
-    request, reader = one.ledger.request, one.reader
-    return LiveRunView(
-        id=request.episode_id,
-        route=request.route,
-        model=request.model,
-        mode=request.mode,
-        kind=request.kind,
-        began_at_s=request.received_at_s,
-        tokens=0 if reader is None else reader.account.received_tokens,
-        state=one.state,
-        wish=one.wish,
-    )
 
 
 async def answer_now(gw: GatewayState, exchange: Exchange) -> None:
@@ -127,13 +106,15 @@ async def think_more(gw: GatewayState, exchange: Exchange) -> None:
 
 async def _ask(gw: GatewayState, exchange: Exchange, wish: Wish) -> None:
     run = gw.process.live_runs.get(exchange.stored_id or "")
-    if run is None or not _may_ask(exchange.caller, run):  # the same for both, so that ids cannot be tried
-        message = "no run with this id of yours is running on this gateway: it has ended, or another replica has it"
+    if run is None or not _may_ask(exchange.caller, run.ledger.request):  # the same for both: ids cannot be tried
+        may_ask = partial(_may_ask, exchange.caller)
+        where = await asyncio.to_thread(describe_elsewhere, gw.settings, exchange.stored_id or "", may_ask)
+        message = f"no run with this id of yours is running on this gateway: {where}"
         raise BadRequest(message, status=409, code="not_running")
     why_not = ask_of(gw, run, wish, sender=exchange.caller.id)
     if why_not is not None:
         raise BadRequest(why_not, status=409, code="cannot_be_asked")
-    await exchange.json(202, msgspec.json.encode(view_of(run)))
+    await exchange.json(202, msgspec.json.encode(run.view()))
 
 
 def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | None:
@@ -149,6 +130,14 @@ def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | 
     return why_not
 
 
-def _may_ask(caller: Caller, run: LiveRun) -> bool:
-    request = run.ledger.request
+def describe_elsewhere(settings: Settings, episode_id: str, may_ask: Callable[[Request], bool]) -> str:
+    """Say where a run is that this gateway does not have, as far as the log knows and the asker may know."""
+    with suppress(StoreError, OSError):
+        found = find_running(log_location(settings.store), episode_id)
+        if found is not None and may_ask(found[0]) and found[1] not in ("", settings.server.replica):
+            return f"the replica {found[1]} has it; ask there"
+    return "it has ended, or another replica has it"
+
+
+def _may_ask(caller: Caller, request: Request) -> bool:
     return caller.may_act("operate") or (not caller.only_feedback and caller.owns(request.sender, request.tenant))

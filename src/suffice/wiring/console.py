@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cache, partial
+from typing import TypeAlias
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
@@ -35,6 +36,8 @@ from suffice.wiring.people import People, change_access
 from suffice.wiring.routes import check_experiment, setup_of
 from suffice.wiring.startup import send_test
 
+Obey: TypeAlias = Callable[[KillSwitchState], object]  # by the gateway in this process
+
 
 @contextlib.contextmanager
 def console(
@@ -46,6 +49,7 @@ def console(
     reload: Callable[[str], Reload] | None = None,
     holder: Callable[[str], Person | None] = lambda _: None,
     live: LiveRequests | None = None,
+    obey: Obey = lambda _: None,
 ) -> Iterator[ConsoleApp]:
     """Yield the console on a log.
 
@@ -70,7 +74,13 @@ def console(
                 monotonic_s=time.monotonic,
             ),
             services=_services(
-                settings, path, writer=_opened_once(stack, decisions), notify=notify, reload=reload, live=live
+                settings,
+                path,
+                writer=_opened_once(stack, decisions),
+                notify=notify,
+                reload=reload,
+                live=live,
+                obey=obey,
             ),
             oidc=_oidc(settings),
             now=time.time,
@@ -122,6 +132,7 @@ def _services(
     notify: Callable[[], None],
     reload: Callable[[str], Reload] | None,
     live: LiveRequests | None = None,
+    obey: Obey = lambda _: None,
 ) -> ConsoleServices:
     return ConsoleServices(
         decisions=writer,
@@ -129,7 +140,7 @@ def _services(
         reload=reload,
         live=live,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
-        switch=partial(_switch, settings, writer),
+        switch=partial(_switch, settings, writer, obey),
         warnings=lambda: condition(settings, checks=False),
         setup_of=partial(setup_of, settings),
         effect_of=partial(_describe_effect, settings),
@@ -159,14 +170,21 @@ def _services(
     )
 
 
-def _switch(settings: Settings, writer: Callable[[], Decisions], on: bool, reason: str, author: str) -> None:
-    """Change the switch's file, then give the order to the replicas on other machines. Raise OSError."""
-    file, by, log = kill_file(settings), f"{reason} ({author})", writer()
-    if on and not log.rehearses:
-        set_switch(file, reason, author)
-    elif not log.rehearses:
-        clear_switch(file)
-    log.write_new(KillSwitchState(on=on, reason=by, stamp=time.time_ns(), ordered=True))
+def _switch(
+    settings: Settings, writer: Callable[[], Decisions], obey: Obey, on: bool, reason: str, author: str
+) -> None:
+    """Obey the order here, change the switch's file, then give the order to all replicas. Raise OSError."""
+    file, log = kill_file(settings), writer()
+    order = KillSwitchState(on=on, reason=f"{reason} ({author})", stamp=time.time_ns(), ordered=True)
+    try:
+        if not log.rehearses:
+            obey(order)
+        if on and not log.rehearses:
+            set_switch(file, reason, author)
+        elif not log.rehearses:
+            clear_switch(file)
+    finally:
+        log.write_new(order)
 
 
 def _describe_effect(settings: Settings, item: str) -> str:

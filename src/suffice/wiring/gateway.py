@@ -13,12 +13,10 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import replace
 from functools import partial
 
-import msgspec
-
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.console.context import LiveRequests, RunningRequest
-from suffice.episode.stream_relay import Wish
+from suffice.console.context import LiveRequests
+from suffice.episode.stream_relay import LiveRunView, Wish
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
@@ -28,7 +26,7 @@ from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampl
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
-from suffice.gateway.operations import ask_of, view_of
+from suffice.gateway.operations import ask_of, describe_elsewhere
 from suffice.gateway.tracing import open_tracer
 from suffice.settings import Settings
 from suffice.settings.reloading import Reload
@@ -40,10 +38,10 @@ from suffice.store.database.views import find_event
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.feedback import owners_of
 from suffice.store.routes.deployments import is_large
-from suffice.store.rows.events import StoredObject
+from suffice.store.rows.events import KillSwitchState, StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
-from suffice.wiring.console import console
+from suffice.wiring.console import Obey, console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
@@ -212,19 +210,30 @@ def _live_requests(gw: GatewayState) -> LiveRequests:
     """The running requests for the console's threads; what is asked of one is asked in the gateway's own thread."""
     loop = asyncio.get_running_loop()
 
-    def runs() -> list[RunningRequest]:
-        views = (view_of(one) for one in list(gw.process.live_runs.values()))
-        return [RunningRequest(**msgspec.structs.asdict(one)) for one in views]
+    def runs() -> list[LiveRunView]:
+        return [one.view() for one in list(gw.process.live_runs.values())]
 
     async def ask(name: str, wish: Wish, author: str) -> str | None:
         run = gw.process.live_runs.get(name)
-        return "it has ended, or another replica has it" if run is None else ask_of(gw, run, wish, sender=author)
+        if run is None:
+            return await asyncio.to_thread(describe_elsewhere, gw.settings, name, lambda _: True)
+        return ask_of(gw, run, wish, sender=author)
 
     def ask_in_thread(name: str, wish: str, author: str) -> str | None:
         wanted: Wish = "answer_now" if wish == "answer_now" else "think_more"
         return asyncio.run_coroutine_threadsafe(ask(name, wanted, author), loop).result(ASK_S)
 
     return LiveRequests(runs=runs, ask=ask_in_thread)
+
+
+def _obey_in_thread(gw: GatewayState) -> Obey:
+    """Orders about the kill switch from the console's threads, obeyed before its file says so."""
+    loop = asyncio.get_running_loop()
+
+    async def obey(order: KillSwitchState) -> None:
+        gw.deployment.kill.follow(order, given_here=True)
+
+    return lambda order: asyncio.run_coroutine_threadsafe(obey(order), loop).result(ASK_S)
 
 
 def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
@@ -239,6 +248,7 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
             reload=_reload_in_thread(gw),
             holder=lambda key: person_with(gw.clients.keys.holder(key)),
             live=_live_requests(gw),
+            obey=_obey_in_thread(gw),
         )
     )
     return dict.fromkeys(MOUNTS, site)

@@ -9,9 +9,10 @@ from operator import eq
 from typing import Final
 
 from suffice.assurance.runs import UNKNOWN_ENDS, Match, current_label, is_right
-from suffice.console.context import RunningRequest, UnknownNameError, ViewContext, ViewRecord, page_of
+from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
@@ -464,7 +465,7 @@ MOST_LIVE: Final = 200
 
 
 class LiveRunsPage(ViewRecord, frozen=True):
-    lines: tuple[RunningRequest, ...]  # the longest running first
+    lines: tuple[LiveRunView, ...]  # the longest running first
     n_running: int
     replica: str  # whose requests these are
     is_here: bool  # whether a gateway runs in this process

@@ -19,7 +19,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
-from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
+from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Request, Resumption
 
 S = TypeVar("S")
 
@@ -312,6 +312,11 @@ _LATEST_STATES: Final = """
     SELECT e.seq, e.owner, e.body FROM events e JOIN owners o ON o.id = e.owner WHERE e.kind = 'replica_seen'
     ORDER BY e.seq"""
 
+_RUNNING: Final = """
+    SELECT q.body, q.owner FROM events q WHERE q.kind = 'request' AND q.key = ? AND NOT EXISTS (
+        SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = q.key)"""
+_STATE_OF: Final = "SELECT body FROM events WHERE kind = 'replica_seen' AND owner = ? ORDER BY seq DESC LIMIT 1"
+
 
 def read_replicas(location: LogLocation) -> list[ReplicaState]:
     """Return the state of each living gateway, by name. Raise StoreError."""
@@ -321,6 +326,16 @@ def read_replicas(location: LogLocation) -> list[ReplicaState]:
             latest[owner] = views.decoded(seq, ReplicaState, body)
         living = [one for owner, one in latest.items() if database.is_alive(reader, owner)]
     return sorted(living, key=lambda one: one.name)
+
+
+def find_running(location: LogLocation, episode_id: str) -> tuple[Request, str] | None:
+    """Return a request without an outcome, and the name of the gateway that wrote it. Raise StoreError."""
+    for body, owner in views.query_rows(location, _RUNNING, (episode_id,)):
+        states = views.query_rows(location, _STATE_OF, (owner,))
+        return views.decoded(0, Request, body), next(
+            (views.decoded(0, ReplicaState, one).name for (one,) in states), ""
+        )
+    return None
 
 
 def version_skew(replicas: Sequence[ReplicaState]) -> dict[str, dict[str, list[str]]]:

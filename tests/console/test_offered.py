@@ -1,0 +1,82 @@
+"""What the console offers would succeed, and what a change shows is what it asks for."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from suffice.gateway.kill import KillSwitch
+from suffice.store.people.audit_view import entries
+from suffice.store.rows.events import KillSwitchState
+from suffice.wiring.keys import kill_file
+from suffice.wiring.routes import setup_of
+from tests.console.made import decided, fill
+from tests.console.visitor import Visitor, people_of, settings_in, site
+from tests.control.test_upkeep import append
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_rolling_back_is_offered_where_the_evidence_is_of_the_present_settings(tmp_path: Path, is_same: bool) -> None:
+    settings = settings_in(tmp_path)
+    secret, setup = people_of(settings).first() or "", setup_of(settings, "math") if is_same else "other settings"
+    with site(settings) as app:
+        (*begun, first) = decided("math", "as it came out", setup)
+        append(tmp_path / "log.db", *begun, first)
+        second = type(first)(**{**_fields(first), "number": 2, "level": 2})
+        append(tmp_path / "log.db", second)
+        visitor = Visitor(app)
+        visitor.login(secret)
+        page = visitor.get("/console/route?route=math").text
+        assert ("kind=pin" in page) == is_same
+        assert ("was gathered on other settings" in page) == (not is_same)
+
+
+def _fields(event: object) -> dict[str, object]:
+    return {name: getattr(event, name) for name in type(event).__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def test_the_fields_of_an_override_say_to_which_kinds_they_belong(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        page = visitor.get("/console/change/overrides/set?kind=pin&route=math").text
+        assert page.count('data-of="') == 4
+        assert 'data-of="pin cap"' in page
+
+
+def test_an_order_about_the_switch_is_one_row_and_a_file_by_other_hands_is_one_too(tmp_path: Path) -> None:
+    rows, file = list[KillSwitchState](), tmp_path / "kill"
+    switch = KillSwitch(file, notify=rows.append)
+    for on in (True, False):
+        order = KillSwitchState(on=on, reason="a drill (ann)", stamp=time.time_ns(), ordered=True)
+        switch.follow(order, given_here=True)
+        file.write_text("a drill (ann)") if on else file.unlink()
+        switch.check()
+        assert switch.on == on
+    assert rows == [], "the order itself is the row"
+    file.write_text("by hand")
+    os.utime(file, ns=(time.time_ns() + 10**6,) * 2)  # a clock of files may be coarse
+    switch.check()
+    file.unlink()
+    switch.check()
+    assert [one.on for one in rows] == [True, False]
+
+
+def test_the_console_gives_one_order(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time())
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        form = {"csrf": visitor.token(), "reason": "a drill", "back": "/console"}
+        assert visitor.post("/console/stop-all", form).status == 303
+    assert kill_file(settings).exists()
+    assert [(one.who, one.why) for one in entries(tmp_path / "log.db", kind="kill_switched")] == [
+        ("", "a drill (admin)")
+    ]
