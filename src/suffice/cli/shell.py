@@ -62,13 +62,22 @@ def settings_file() -> Path:
     return next((file for file in files if file.exists()), Path(SETTINGS_FILES[0]))
 
 
+_DATA_DIR: Final = "suffice.data_dir"  # of a command's context
+
+
+def given_data_dir() -> str:
+    """The `--data-dir` of the command that runs, which the next one needs as well; "": none was given."""
+    context = click.get_current_context(silent=True)
+    return "" if context is None else str(context.meta.get(_DATA_DIR, ""))
+
+
 def _name_data_dir(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
     """Put the directory into the environment while the command runs: there, all that reads settings finds it."""
     import os
 
     if folder is not None:
         before = os.environ.get("SUFFICE_DATA_DIR")
-        os.environ["SUFFICE_DATA_DIR"] = str(folder)
+        os.environ["SUFFICE_DATA_DIR"] = context.meta[_DATA_DIR] = str(folder)
         restore = partial(os.environ.pop, "SUFFICE_DATA_DIR", None)
         context.call_on_close(restore if before is None else partial(os.environ.update, SUFFICE_DATA_DIR=before))
 

@@ -31,7 +31,14 @@ from suffice.scoring.base import asks_judge
 from suffice.settings import Alerts, Settings
 from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog
-from suffice.store.database.views import last_place, n_requests_of, newest_events, read_recent
+from suffice.store.database.views import (
+    has_requests,
+    last_place,
+    n_requests_of,
+    newest_events,
+    open_reader,
+    read_recent,
+)
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import valid_keys
@@ -105,10 +112,15 @@ def refuse_lost_log(settings: Settings) -> None:
 
 
 def warn_of_lost_secret(settings: Settings) -> None:
-    """Warn if there is a log, and its secret is gone: a new one is about to be made."""
+    """Warn if there is a log with requests, and its secret is gone: a new one is about to be made.
+
+    Before any request, as after `suffice admin add`, nothing was signed or drawn with one.
+    """
     path = log_location(settings.store)
-    with contextlib.suppress(StoreError):
-        if not has_secret(settings) and last_place(path):
+    if has_secret(settings):
+        return
+    with contextlib.suppress(StoreError), open_reader(path) as connection:
+        if has_requests(connection):
             LOG.warning(
                 "store %s: its secret is missing on this machine (%s, or SUFFICE_SALT), and a new one is made. What the"
                 " old one signed is refused: feedback tokens, the last-good file, versions on trial; a retry may be"

@@ -24,7 +24,17 @@ from suffice.assurance.runs import Match, Tally
 from suffice.assurance.spending import SpendForecast
 from suffice.cli.inspect import route_report
 from suffice.cli.inspect.route_summary import policy_in_words, since_when, summarize, summary_lines
-from suffice.cli.shell import fail, load_optional_settings, loud, print_facts, print_json, terminal_width, warn, wrapped
+from suffice.cli.shell import (
+    fail,
+    given_data_dir,
+    load_optional_settings,
+    loud,
+    print_facts,
+    print_json,
+    terminal_width,
+    warn,
+    wrapped,
+)
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
@@ -124,6 +134,7 @@ class RouteStatus:
     pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
     held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
     policy: str = ""  # its name, with its parameters
+    needs_probe: bool = False  # without a table [routes.NAME.probe], nothing of it can be certified
     since_s: float | None = None  # Unix time since when it does what it does; None: not known
 
 
@@ -146,7 +157,8 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
     for sentence in first:
         click.echo(loud(wrapped(printable(sentence), later="  ", width=_width()), err=as_json), err=as_json)
     configured = () if settings is None else tuple(settings.routes)
-    named = "".join(f" --{name} {quote(str(file))}" for name, file in (("config", config), ("db", db)) if file)
+    given = {"config": config, "db": db, "data-dir": given_data_dir()}
+    named = "".join(f" --{name} {quote(str(file))}" for name, file in given.items() if file)
     print_statuses(statuses, as_json=as_json, shows_all=shows_all, options=named)
     silent = [
         name for name in configured if route in (None, name) and name not in {one.report.route for one in statuses}
@@ -331,6 +343,7 @@ def _status(
         pairs=pairs,
         held=held,
         policy=policy_in_words(configured, newest.policy_version),
+        needs_probe=configured is not None and configured.kind == "reasoning" and configured.probe is None,
     )
 
 

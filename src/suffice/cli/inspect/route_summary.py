@@ -221,6 +221,8 @@ def _next_of_evidence(one: RouteStatus, route: str) -> Step:
 
 
 def _wait_for_audits(one: RouteStatus, phase: Phase | None, table: str) -> str:
+    if one.promise_state == "observe" and one.needs_probe:
+        return f"to have it certified, write a table {table[:-1]}.probe]: without probes, nothing proves a stop"
     if phase is not None and phase.n_audits and phase.n_missing is None and not phase.level:
         return "no number of audits like these certifies a level: raise max_em_drop, or wait for a refit"
     n = phase.n_missing if phase is not None and phase.n_audits else one.evidence.n_missing
