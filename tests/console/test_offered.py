@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from suffice.gateway.kill import KillSwitch
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import KillSwitchState
+from suffice.types import Publication
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import setup_of
 from tests.console.made import decided, fill
@@ -25,17 +27,13 @@ def test_rolling_back_is_offered_where_the_evidence_is_of_the_present_settings(t
     with site(settings) as app:
         (*begun, first) = decided("math", "as it came out", setup)
         append(tmp_path / "log.db", *begun, first)
-        second = type(first)(**{**_fields(first), "number": 2, "level": 2})
-        append(tmp_path / "log.db", second)
+        assert isinstance(first, Publication)
+        append(tmp_path / "log.db", replace(first, number=2, level=2))
         visitor = Visitor(app)
         visitor.login(secret)
         page = visitor.get("/console/route?route=math").text
         assert ("kind=pin" in page) == is_same
         assert ("was gathered on other settings" in page) == (not is_same)
-
-
-def _fields(event: object) -> dict[str, object]:
-    return {name: getattr(event, name) for name in type(event).__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def test_the_fields_of_an_override_say_to_which_kinds_they_belong(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 from rich.console import Console
@@ -23,11 +23,12 @@ from tests.console.walkthrough import served_month, take_pictures
 
 REVIEW_S = 20.0  # for ten verdicts
 PAGE = Path(__file__).parents[2] / "docs" / "console" / "README.md"
+Test = TypeVar("Test", bound=Callable[..., Any])
 NO_BROWSER = pytest.mark.skipif(PROGRAM is None, reason="chromium is not installed: apt-get install chromium")
 
 
-def in_a_browser(test: Callable[..., Any]) -> Callable[..., Any]:
-    return pytest.mark.slow(NO_BROWSER(test))
+def in_a_browser(test: Test) -> Test:
+    return cast(Test, pytest.mark.slow(NO_BROWSER(test)))
 
 
 @pytest.fixture(scope="session")

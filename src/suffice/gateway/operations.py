@@ -25,6 +25,7 @@ from suffice.gateway.lifecycle import append
 from suffice.gateway.request_parsing import check_body_headers, parse_json
 from suffice.settings import Settings
 from suffice.store.database.location import log_location
+from suffice.store.database.presence import replica_name
 from suffice.store.routes.deployments import find_running
 from suffice.store.rows.events import FeedbackEvent, KillSwitchState
 from suffice.types import Feedback, Request
@@ -134,7 +135,7 @@ def describe_elsewhere(settings: Settings, episode_id: str, may_ask: Callable[[R
     """Say where a run is that this gateway does not have, as far as the log knows and the asker may know."""
     with suppress(StoreError, OSError):
         found = find_running(log_location(settings.store), episode_id)
-        if found is not None and may_ask(found[0]) and found[1] not in ("", settings.server.replica):
+        if found is not None and may_ask(found[0]) and found[1] not in ("", replica_name(settings)):
             return f"the replica {found[1]} has it; ask there"
     return "it has ended, or another replica has it"
 

@@ -33,7 +33,7 @@ from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
 from suffice.store.database.location import LogLocation, database_at, log_location
 from suffice.store.database.log import EventLog
-from suffice.store.database.presence import Announcement
+from suffice.store.database.presence import Announcement, replica_name
 from suffice.store.database.views import find_event
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.feedback import owners_of
@@ -45,7 +45,7 @@ from suffice.wiring.console import Obey, console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
-from suffice.wiring.replicas import replica_name, share_limits, watch_replicas
+from suffice.wiring.replicas import share_limits, watch_replicas
 from suffice.wiring.routes import build_routes, check_routes
 from suffice.wiring.startup import (
     LogKnowledge,

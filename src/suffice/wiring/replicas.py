@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,8 +16,9 @@ from suffice.errors import StoreError
 from suffice.gateway.context import GatewayState
 from suffice.gateway.key_limits import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.rollout.assign import keyed
-from suffice.settings import Key, Settings
+from suffice.settings import Key
 from suffice.store.database.postgres import PostgresDatabase, exchange_notes
+from suffice.store.database.presence import replica_name
 from suffice.store.database.views import usage_of_others
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_replicas, version_skew
@@ -29,10 +28,6 @@ from suffice.telemetry import LOG
 LOOK_S: Final = 5.0  # between two looks at the other replicas
 SHARE_S: Final = 1.0  # between two exchanges of what keys use
 TRAFFIC: Final = "traffic/"  # prefix of the notes with it
-
-
-def replica_name(settings: Settings) -> str:
-    return settings.server.replica or f"{socket.gethostname()}:{os.getpid()}"
 
 
 class ReplicaWatch:

@@ -22,12 +22,18 @@ import msgspec
 
 from suffice.files import read_start
 from suffice.sanitize import printable
+from suffice.settings import Settings
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
 SIZE_BYTES: Final = 4_096  # fixed size of the file, so that a reader never sees the tail of a longer, older text
 MOST_REASON_BYTES: Final = 2_000  # read of the switch's file at most
 NO_REASON: Final = "no reason is given"
+
+
+def replica_name(settings: Settings) -> str:
+    """Return the name of this process among the gateways of a log."""
+    return settings.server.replica or f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
