@@ -134,9 +134,9 @@ def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | 
 def describe_elsewhere(settings: Settings, episode_id: str, may_ask: Callable[[Request], bool]) -> str:
     """Say where a run is that this gateway does not have, as far as the log knows and the asker may know."""
     with suppress(StoreError, OSError):
-        found = find_running(log_location(settings.store), episode_id)
-        if found is not None and may_ask(found[0]) and found[1] not in ("", replica_name(settings)):
-            return f"the replica {found[1]} has it; ask there"
+        running = find_running(log_location(settings.store), episode_id)
+        if running is not None and may_ask(running[0]) and running[1] not in ("", replica_name(settings)):
+            return f"the replica {running[1]} has it; ask there"
     return "it has ended, or another replica has it"
 
 
