@@ -143,8 +143,8 @@ async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(s
                     now = held.state.candidate
                     assert not isinstance(rollouts.undo(writer, "r", now, author="ann", reason="x"), str)
             if at:
-                await told(g, lambda v, at=at: at > 3 or v.trials["r"].state.step == at)
-                await told(g, lambda v, at=at: bool(v.standing) == (at == 4))
+                await told(g, lambda v, at=at: at > 3 or v.running.trials["r"].state.step == at)
+                await told(g, lambda v, at=at: bool(v.running.standing) == (at == 4))
             await asyncio.gather(*(g.ask(chat(f"{at} {n}")) for n in range(40)))
             await g.quiet()
             runs = [item.episode for item in (await g.episodes(40 * (at + 1)))[-40:]]
