@@ -17,8 +17,11 @@ import pytest
 from suffice.console.views.decision_path import read_path
 from suffice.console.views.episodes import N_BINS, histogram
 from suffice.settings import Store
+from suffice.store.database.run_search import read_runs_before
 from suffice.store.database.writer import LogWriter
+from suffice.store.routes.rollups import ReadTo
 from suffice.store.rows.events import Event
+from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Query, Request, StepRecord
 from suffice.wiring.people import People
 from tests.console.visitor import Visitor, people_of, settings_in, site
@@ -204,3 +207,21 @@ def test_every_audit_with_a_stop_is_compared_as_lost_or_kept(tmp_path: Path) -> 
     assert (told["n_lost"], told["n_kept"]) == (8, 32)
     assert told["examples"][0] == made(70)[0].episode_id, "the latest first"
     assert all(one["low"] <= one["difference"] <= one["high"] for one in told["contrasts"])
+
+
+@pytest.mark.parametrize(("n_stopped", "n_listed"), [(0, 0), (1, 50)])
+def test_a_search_reads_only_days_for_which_the_sums_have_such_runs(
+    log: Log, monkeypatch: pytest.MonkeyPatch, n_stopped: int, n_listed: int
+) -> None:
+    views, looked = "suffice.console.views.episodes", list[int]()
+
+    def read(*arguments: Any, **named: Any) -> Any:
+        looked.append(1)
+        return read_runs_before(*arguments, **named)
+
+    day = int(time.time() - 60) // 86_400
+    monkeypatch.setattr(f"{views}.read_runs_before", read)
+    monkeypatch.setattr(f"{views}.read_to", lambda _: ReadTo(seq=2**40, last=2**40, at_s=0.0))
+    monkeypatch.setattr(f"{views}.read_rollups", lambda *_, **__: {(day,): RollupSums(n_stopped=n_stopped)})
+    assert len(lines(log, "end=stopped")) == n_listed
+    assert bool(looked) is bool(n_stopped)

@@ -12,7 +12,7 @@ from suffice.console.views.episodes import MOST_PAGE, PAGE, is_own_run, parse_wh
 from suffice.errors import BadRequest
 from suffice.store.audit.chain import Head, head
 from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
-from suffice.store.rows.events import EVENTS
+from suffice.store.rows.events import EVENTS, UNCHAINED
 
 AUDIT_CHUNK: Final = 500
 # Bulk rows without a decision: they have pages of their own, or tell a person nothing …
@@ -97,14 +97,10 @@ class ChangeFilter(ViewRecord, frozen=True):
         named = {"kind": self.kind, "group": self.group, "route": self.route, "who": self.who}
         return {name: value for name, value in named.items() if value}
 
-    def fits(self, kind: str, route: str | None) -> bool:
-        if self.kind and kind != self.kind:
-            return False
-        if self.group and kind not in GROUPS[self.group][1]:
-            return False
-        if not self.kind and not self.group and kind in QUIET:
-            return False
-        return not self.route or route == self.route
+    @property
+    def kinds(self) -> frozenset[str]:
+        kinds = GROUPS[self.group][1] if self.group else EVENTS.keys() - (frozenset() if self.kind else QUIET)
+        return frozenset(kind for kind in kinds if not self.kind or kind == self.kind)
 
 
 class Changes(ViewRecord, frozen=True):
@@ -161,19 +157,18 @@ def parse_change_filter(view: ViewContext) -> ChangeFilter:
 def change_lines(view: ViewContext) -> Iterator[tuple[int, AuditRow | None]]:
     """Yield the place of each row, latest first, with the change if it matches."""
     wanted, chained = parse_change_filter(view), head(view.connection) is not None
-    before = wanted.before
-    while True:
-        rows = rows_before(view.connection, before, AUDIT_CHUNK, chained=chained)
+    before, kinds = wanted.before, wanted.kinds - (UNCHAINED if chained else frozenset())
+    while kinds:
+        rows = rows_before(view.connection, before, AUDIT_CHUNK, kinds=kinds, chained=chained)
         for row in rows:
-            line = None
-            if wanted.fits(row[4], row[7]) and is_own_run(view, row[6]):
+            line, before = None, row[2]
+            if (not wanted.route or row[7] == wanted.route) and is_own_run(view, row[6]):
                 line = _change(entry_of(view.connection, row), chained=chained)
             if line is not None and wanted.who.lower() not in line.author.lower():
                 line = None
-            yield row[0], line
+            yield before, line
         if len(rows) < AUDIT_CHUNK:
             return
-        before = rows[-1][0]
 
 
 def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:

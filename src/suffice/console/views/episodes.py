@@ -8,7 +8,7 @@ from math import floor, inf, log10
 from operator import eq
 from typing import Final
 
-from suffice.assurance.runs import UNKNOWN_ENDS, Match, current_label, is_right
+from suffice.assurance.runs import ENDED, UNKNOWN_ENDS, Match, current_label, is_right
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
@@ -27,7 +27,7 @@ from suffice.store.database.views import (
     read_labels,
 )
 from suffice.store.people.preferences import read_saved_views
-from suffice.store.routes.rollups import HOUR_S
+from suffice.store.routes.rollups import DAY_HOURS, HOUR_S, read_rollups, read_to
 from suffice.store.rows.preferences import SavedView
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
@@ -44,6 +44,7 @@ ENDS: Final[Mapping[str, str]] = {
     "failed": "failed or broken off",
     "degraded": "Suffice failed open",
 }
+COUNTED: Final[Mapping[str, str]] = {"stopped": "n_stopped", "failed": "n_failed", "degraded": "n_degraded"}
 LABEL_FILTERS: Final[Mapping[str, str]] = {
     "": "labelled or not",
     "labelled": "labelled",
@@ -307,12 +308,30 @@ class RunSearch:
             before = place_at(log, wanted.until_hour * HOUR_S) + 1
         before = min(wanted.before or 2**62, before)
         text = wanted.text.lower()
-        for place, run in walk_runs(view, wanted.route, before=before, first=first, text=text):
-            if run is None:
-                yield place, None
-                continue
-            self.looked_to_s, episode, is_labelled = run
-            yield place, self._match(wanted, episode, run[0], is_labelled=is_labelled)
+        for low, high in self._stretches(wanted, first, before):
+            for place, run in walk_runs(view, wanted.route, before=high, first=low, text=text):
+                if run is None:
+                    yield place, None
+                    continue
+                self.looked_to_s, episode, is_labelled = run
+                yield place, self._match(wanted, episode, run[0], is_labelled=is_labelled)
+
+    def _stretches(self, wanted: Filter, first: int, before: int) -> Iterator[tuple[int, int]]:
+        """Yield parts of [first, before), latest first, in which runs can match: the sums say which days have none."""
+        log, counted = self._view.connection, COUNTED.get(wanted.end)
+        if counted is None:
+            yield first, before
+            return
+        low, day_s = max(first, min(before, read_to(log).seq + 1)), DAY_HOURS * HOUR_S
+        if low < before:
+            yield low, before  # not summed up yet
+        for (day,), sums in reversed(read_rollups(log, ("day",), route=wanted.route).items()):
+            if getattr(sums, counted) and low > first:
+                # An hour more on both sides: the clocks of several machines differ.
+                high = min(low, place_at(log, (int(day) + 1) * day_s + HOUR_S) + 1)
+                low = max(first, place_at(log, int(day) * day_s - HOUR_S))
+                if low < high:
+                    yield low, high
 
     def _match(self, wanted: Filter, episode: Episode, at_s: float, *, is_labelled: bool) -> EpisodeRow | None:
         labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
@@ -335,7 +354,7 @@ def _fits(wanted: Filter, episode: Episode) -> bool:
         "full": full,
         "audit": request.audit and request.ungoverned is None,
         "differs": full and _differs(outcome),
-        "failed": outcome.end_reason not in ("done", "stopped", "truncated"),
+        "failed": outcome.end_reason not in ENDED,
         "degraded": bool(outcome.degraded),
     }[wanted.end]
 
