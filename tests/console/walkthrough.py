@@ -117,6 +117,7 @@ async def until_attended(page: Tab, url: str) -> None:
         while "no control loop looks after" in await page.text("main"):
             await asyncio.sleep(2.0)
             await page.go(f"{url}/console")
+    page.said.clear()  # a console that begins may be busy
 
 
 async def picture_pages(page: Tab, url: str, album: Album, names: Sequence[str]) -> None:
