@@ -185,9 +185,11 @@ class Cluster:
     def __enter__(self) -> Self:
         self.gateways[0].start()  # makes the log
         self.wait_ready(self.gateways[:1])
-        for member in self.members[1:]:
-            member.start()
-        self.wait_ready()
+        for gateway in self.gateways[1:]:
+            gateway.start()
+        self.wait_ready()  # a worker refuses a log that is still to be migrated
+        for worker in self.workers:
+            worker.start()
         self._supervisor.start()
         return self
 
