@@ -14,6 +14,7 @@ from suffice.errors import StoreError
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import Incident, Override, OverrideEnd
 from suffice.settings import Route
+from suffice.store.database import sqlite
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader
@@ -86,8 +87,9 @@ def test_a_roll_back_that_does_not_fit_changes_nothing(
 
 @pytest.mark.sqlite_only
 def test_a_roll_back_while_the_file_is_locked_loses_nothing(
-    writer: Decisions, database: LogLocation, query: Query
+    writer: Decisions, database: LogLocation, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.5)  # for which a transaction waits
     writer.write(None, told())
     before = query("SELECT count(*) FROM events")
     with closing(sqlite3.connect(str(database), isolation_level=None)) as other:

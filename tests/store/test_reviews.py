@@ -13,6 +13,7 @@ import pytest
 from suffice.errors import StoreError
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import Submission
+from suffice.store.database import sqlite
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader, read_events
@@ -119,8 +120,9 @@ def test_one_form_sent_by_many_windows_at_once_is_one_verdict(
 
 @pytest.mark.sqlite_only
 def test_a_locked_file_loses_nothing_and_says_what_to_do(
-    writer: Decisions, database: LogLocation, query: Query
+    writer: Decisions, database: LogLocation, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.5)  # for which a transaction waits
     writer.write_new(item())
     lease_next(writer, "ann", now_s=1.0)
     before = query("SELECT count(*) FROM events")
