@@ -8,7 +8,7 @@ from suffice.settings import Store
 from suffice.store.audit.appender import Appender
 from suffice.store.database.location import database_at, log_location
 from suffice.store.people.audit_view import rows_before
-from suffice.store.rows.events import FeedbackEvent, key_of, to_row
+from suffice.store.rows.events import Event, FeedbackEvent, key_of, to_row
 from suffice.types import Feedback
 from tests.store.made_chain import published
 
@@ -20,7 +20,8 @@ def test_the_latest_decisions_are_found_without_reading_the_labels_around_them(s
     for n_labels in (10, 2_000):
         with database.transaction() as connection:
             labels = [FeedbackEvent(Feedback(feedback_id=f"f{n_labels}-{i}")) for i in range(n_labels)]
-            rows = [(to_row(event), 1.0) for event in (published(n_labels), *labels)]
+            events: list[Event] = [published(n_labels), *labels]
+            rows = [(to_row(event), 1.0) for event in events]
             Appender(connection, owner=owner).add_all(rows)
         with database.reader() as log:
             counted = list[int]()
