@@ -20,7 +20,8 @@ NUMBERS = [one for one in Rules.__struct_fields__ if one not in ("automatic", "r
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_is_none_is_refused_with_its_place(name: str) -> None:
-    for value in (math.nan, math.inf, -1, "1", True, None):
+    values: tuple[Any, ...] = (math.nan, math.inf, -1, "1", True, None)
+    for value in values:
         with pytest.raises(ConfigError, match=rf"^rollout\.{name}: got "):
             Rules(**{name: value})
 

@@ -138,7 +138,8 @@ class ParameterChecks:
     needs_note: ClassVar[str] = ""  # set where the needed folds depend on the parameters
 
     def __post_init__(self) -> None:
-        for parameter in parameters_of(type(self)):
+        policy: type = type(self)
+        for parameter in parameters_of(policy):
             value = parameter.read(f"policy.{self.name}", getattr(self, parameter.name))
             object.__setattr__(self, parameter.name, value)
 
