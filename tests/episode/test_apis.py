@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from suffice.episode.apis.events import ApiFormat, NativeEvents
 from suffice.episode.apis.messages import MESSAGES
 from suffice.episode.apis.responses import RESPONSES
-from suffice.episode.chain_reader import ChainReader, Checkpoint, Segmenter
+from suffice.episode.chain_reader import ChainReader, Checkpoint, Segmenter, StreamState
 from suffice.episode.ledger import Ledger
 from suffice.episode.stream_relay import ClientView, StreamRelay
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
 from suffice.types import Usage
 from suffice.upstream.client import Call
-from suffice.upstream.wire import Frame
+from suffice.upstream.wire import Choice, Delta, Frame
 from tests.episode.runs import BytesCall, Kept, request
 from tests.gateway.api_streams import read_said
 
@@ -163,3 +163,13 @@ async def test_a_stop_anywhere_in_the_thought_is_closed_as_the_api_wants_it(
     assert isinstance(relay.events, NativeEvents)
     whole = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
     assert (whole.thought, whole.text, whole.report) == (said.thought, said.text, said.report)
+
+
+@BOTH
+def test_a_rerun_that_refuses_says_so(api: ApiFormat) -> None:
+    refused = Choice(delta=Delta(refusal="I will not."))
+    events = api.new_events(model="m")
+    assert isinstance(events, NativeEvents)
+    frame = events.rerun().rewritten(StreamState(), refused, None, None, None)
+    assert frame is not None
+    assert b"I will not." in frame.raw

@@ -266,6 +266,8 @@ class NativeEvents(ChatEvents):
         if choice is None:
             return None
         frames, delta = self._client.text(state, answer) if answer else [], choice.delta
+        if delta is not None and delta.refusal:
+            frames += self._client.text(state, delta.refusal)
         if delta is not None and delta.calls_tool:
             frames += self._client.calls(state, msgspec.json.decode(delta.tool_calls))
         if choice.finish_reason is not None:
