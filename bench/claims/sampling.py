@@ -37,8 +37,8 @@ from suffice.edge.math import open_match
 from suffice.episode.ledger import Ledger
 from suffice.executor import build_executor
 from suffice.gateway import lifecycle
+from suffice.gateway.clients import KeyLimits
 from suffice.gateway.context import GatewayState, LogSampler
-from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.load_control import LoadControl
 from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit

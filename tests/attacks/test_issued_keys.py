@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.gateway.auth import Caller
-from suffice.gateway.key_limits import KeyLimitError, KeyLimits, days_of_month
+from suffice.gateway.clients import KeyLimitError, KeyLimits, days_of_month
 from suffice.settings import Key, parse_settings
 from suffice.store.people.keys import valid_keys
 from suffice.wiring.keys import key_ring

@@ -436,7 +436,7 @@ def at_terminal(arguments: list[str], *, code: str = STATUS, **environment: str)
     ],
 )
 def test_since_when_is_read_from_the_decisions(events: str, is_paused: bool, acts: bool, since: float | None) -> None:
-    from suffice.cli.inspect.route_summary import since_when
+    from suffice.cli.inspect.route_status import since_when
     from suffice.store.database.log import StoredEvent
     from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 
@@ -459,7 +459,7 @@ def test_since_when_is_read_from_the_decisions(events: str, is_paused: bool, act
 def test_watching_shows_again_only_what_changed(
     database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from suffice.cli.inspect import route_status
+    from suffice.cli.inspect import status_output
 
     looks = [0]
 
@@ -474,7 +474,7 @@ def test_watching_shows_again_only_what_changed(
 
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        route_status.watch_statuses(None, database, None, as_json=False, shows_all=False)
+        status_output.watch_statuses(None, database, None, as_json=False, shows_all=False)
     shown = capsys.readouterr().out.split("--- ")[1:]
     assert len(shown) == 2
     assert "other  observes" not in shown[0]

@@ -19,14 +19,15 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.estimate import ReportEstimates
 from suffice.assurance.runs import Match
-from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_statuses
+from suffice.cli.inspect.route_status import RouteStatus, read_statuses
 from suffice.cli.inspect.route_summary import summarize
+from suffice.cli.inspect.status_output import print_statuses
 from suffice.console.context import LogView
 from suffice.console.scope import parse_scope
 from suffice.console.views.overview import route_states
 from suffice.control.jobs.upkeep import added_by
 from suffice.formatting import format_percent, format_points
-from suffice.gateway.auth import Clients
+from suffice.gateway.clients import Clients
 from suffice.gateway.context import Deployment, GatewayState, LogSampler
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower

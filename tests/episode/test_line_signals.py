@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from suffice.episode import proposer
+from suffice.episode import line_signals
 from suffice.episode.extra_calls import Continuer
 from suffice.episode.ledger import Ledger
-from suffice.episode.proposer import LineSignals
+from suffice.episode.line_signals import LineSignals
 from suffice.types import Step
 from suffice.upstream.wire import encode_json
 from tests.episode.runs import request
@@ -46,7 +46,7 @@ async def test_an_engine_that_reports_no_lines_is_asked_once_and_costs_signals(a
 
 
 async def test_a_step_has_the_last_margin_and_the_mean_of_its_own_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proposer, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(line_signals, "WAITS_S", (0.0, 0.0))
     rows = [[2, 7.0, -1.0], [3, 5.0, -4.0], [9, 0.2, -0.5]]
     lines = lines_of(Engine((200, {"signals": []}), (200, {"signals": rows})))
     read = await lines.add_to(step(5))

@@ -13,7 +13,7 @@ from suffice.gateway.auth import (
     object_in,
     references,
 )
-from suffice.gateway.key_limits import KeyLimitError, KeyLimits, utc_day
+from suffice.gateway.clients import KeyLimitError, KeyLimits, utc_day
 from suffice.settings import Key, Route, parse_settings
 from suffice.store.rows.events import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring

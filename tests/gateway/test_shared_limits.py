@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.gateway.auth import Caller
-from suffice.gateway.key_limits import RESERVED_S, KeyLimitError, KeyLimits, reserve
+from suffice.gateway.clients import RESERVED_S, KeyLimitError, KeyLimits, reserve
 from suffice.server import serve_in_loop
 from suffice.settings import Key, Store, parse_settings
 from suffice.store.database.writer import LogWriter

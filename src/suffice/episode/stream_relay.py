@@ -12,7 +12,7 @@ from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
 from suffice.episode.extra_calls import Prober, Vectors
 from suffice.episode.ledger import Ledger, suffice_object
-from suffice.episode.proposer import LineSignals
+from suffice.episode.line_signals import LineSignals
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.types import Step
 from suffice.upstream.client import Call

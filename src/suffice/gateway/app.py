@@ -16,10 +16,10 @@ from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProto
 from suffice.gateway import feedback
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.chat import chat
+from suffice.gateway.clients import KeyLimitError
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import CONTEXT, Exchange, headers_of
 from suffice.gateway.governed_apis import GovernedApi, StoredResponse
-from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.operations import (
     answer_now,

@@ -6,18 +6,16 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from suffice.errors import BadRequest
-from suffice.gateway.key_limits import KeyLimits
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
 from suffice.settings import Key, KeyScope, Route
-from suffice.store.rows.events import KeyIssue, StoredObject
+from suffice.store.rows.events import StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
@@ -148,6 +146,10 @@ class KeyRing:
     def without_keys(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the headers to send upstream: a gateway with keys of its own forwards none."""
         return [(k, v) for k, v in headers if k not in KEY_HEADERS] if self.asks_for_keys else headers
+
+    def isolates(self, caller: Caller) -> bool:
+        """Return whether this caller may see only a part of what clients have made."""
+        return self.has_tenants and not caller.sees_all
 
 
 def _sent_once(headers: list[tuple[str, str]], name: str) -> list[str]:
@@ -423,36 +425,3 @@ def object_in(path: str) -> tuple[bool, str | None]:
             behind = parts[at + 1] if at + 1 < len(parts) else None
             return True, None if behind in _CALLS else behind
     return False, None
-
-
-# --------------------------------------------------------------------------- all of it
-
-Named: TypeAlias = tuple[str | None, str | None]  # (episode id, response id) of a request, either one
-
-
-@dataclass(slots=True, kw_only=True)
-class Clients:
-    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; empty: open to all
-    limits: KeyLimits = field(init=False)
-    deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
-    objects: Objects = field(default_factory=Objects)
-    # Looks up the senders of requests and their tenants in the log; called in a thread, raises StoreError.
-    owners_of: Callable[[Sequence[Named]], list[frozenset[tuple[str, str]]]] = lambda named: [frozenset()] * len(named)
-    # Builds the keys anew, with those that the log has now.
-    build_keys: Callable[[Sequence[KeyIssue]], KeyRing] | None = None  # None: keys never change
-    issued: tuple[KeyIssue, ...] = ()  # of the log, as the keys were built last
-    by_token: Counter[str] = field(default_factory=Counter)  # feedback with each answer's token, the latest last
-    langfuse_secret: str | None = None  # for signatures of Langfuse's webhooks; None: none
-
-    def __post_init__(self) -> None:
-        self.limits = KeyLimits(self.keys.callers)
-
-    def isolates(self, caller: Caller) -> bool:
-        """Return whether this caller may see only a part of what clients have made."""
-        return self.keys.has_tenants and not caller.sees_all
-
-    def follow_keys(self, issued: Sequence[KeyIssue]) -> None:
-        """Accept the keys of the settings and these from now on; requests in flight go on with theirs."""
-        if self.build_keys is not None:
-            self.issued, self.keys = tuple(issued), self.build_keys(issued)
-            self.limits.add(self.keys.callers)

@@ -11,8 +11,9 @@ from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
+from suffice.episode.line_signals import LineSignals
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
-from suffice.episode.proposer import CheckpointGate, LineSignals, Proposer
+from suffice.episode.proposer import CheckpointGate, Proposer
 from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, LiveRun, ReasoningRun, StreamRelay
@@ -62,7 +63,7 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
     async def admitted(episode_id: str) -> AdmittedRequest:
         check_body_headers(exchange.headers, limits.max_body_bytes)
         parsed = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
-        if gw.clients.isolates(caller):
+        if gw.clients.keys.isolates(caller):
             await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
         return await admit_chat(gw, exchange, episode_id, parsed)
 

@@ -19,7 +19,8 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Caller, Clients, RequestKey, forget_oldest, sign_token
+from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
+from suffice.gateway.clients import Clients
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants

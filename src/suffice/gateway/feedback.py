@@ -165,7 +165,7 @@ def _out_of_scope(source: str) -> BadRequest:
 
 async def _owned(gw: GatewayState, source: LabelSource, rows: Sequence[Row]) -> list[Row]:
     """Return the rows, with a refusal in place of each on another key's answer. Rows on unknown answers stay."""
-    if not gw.clients.isolates(source.caller):
+    if not gw.clients.keys.isolates(source.caller):
         return list(rows)
     named = [(row.episode_id, row.response_id) for row in rows if isinstance(row, Feedback)]
     owners = iter(await asyncio.to_thread(gw.clients.owners_of, named))

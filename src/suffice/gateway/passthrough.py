@@ -260,13 +260,13 @@ class Passthrough:
         if not _QUERY.fullmatch(_query_of(exchange)):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
         parsed = await self._read(gw, exchange)
-        if gw.clients.isolates(exchange.caller):
+        if gw.clients.keys.isolates(exchange.caller):
             await gw.clients.objects.check_body(exchange.caller, parsed.raw, parsed.body)
         return parsed
 
     async def _stored(self, gw: GatewayState, exchange: Exchange) -> StoredObject | None:
         objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
-        object_id, is_shared = exchange.stored_id or object_id, gw.clients.isolates(exchange.caller)
+        object_id, is_shared = exchange.stored_id or object_id, gw.clients.keys.isolates(exchange.caller)
         if object_id is None:
             if is_object and self.method != "POST" and is_shared:
                 message = "this list shows what other keys have made; a key with all_objects may see it"

@@ -21,7 +21,8 @@ from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
-from suffice.gateway.auth import Clients, KeyRing, Objects
+from suffice.gateway.auth import KeyRing, Objects
+from suffice.gateway.clients import Clients
 from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S

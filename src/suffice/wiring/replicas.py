@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from suffice.errors import StoreError
+from suffice.gateway.clients import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.gateway.context import GatewayState
-from suffice.gateway.key_limits import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.rollout.assign import keyed
 from suffice.settings import Key
 from suffice.store.database.postgres import PostgresDatabase, exchange_notes

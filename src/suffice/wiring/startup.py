@@ -23,8 +23,8 @@ from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.files import tighten
+from suffice.gateway.clients import days_of_month
 from suffice.gateway.context import GatewayState
-from suffice.gateway.key_limits import days_of_month
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.scoring.base import asks_judge

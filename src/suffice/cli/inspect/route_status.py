@@ -1,51 +1,30 @@
-"""Reads the status of each route from the event log and prints it for `suffice status`."""
+"""Reads the status of each route from the event log."""
 
 from __future__ import annotations
 
 import operator
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
-from io import StringIO
-from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING
-
-import click
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from suffice.assurance.estimate import RouteReport, report_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.assurance.spending import SpendForecast
-from suffice.cli.inspect import route_report
-from suffice.cli.inspect.route_summary import policy_in_words, since_when, summarize, summary_lines
-from suffice.cli.shell import (
-    fail,
-    given_data_dir,
-    load_optional_settings,
-    loud,
-    print_facts,
-    print_json,
-    terminal_width,
-    warn,
-    wrapped,
-)
 from suffice.edge.math import open_match
-from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.errors import ConfigError
 from suffice.formatting import format_time
 from suffice.review.holds import Override, describe_override, unexpired
 from suffice.review.queue import ItemState
 from suffice.review.route_guarantee import RouteGuarantee
-from suffice.sanitize import printable
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import (
@@ -67,26 +46,21 @@ from suffice.store.routes.deployments import (
     Phase,
     RouteDeployment,
     phase_of,
-    read_fleet,
     read_phases,
 )
 from suffice.store.routes.experiments import read_worse_arms
-from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
+from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm, route_of
-from suffice.types import Request
-from suffice.wiring.files import condition, require_log
-from suffice.wiring.keys import good_file, kill_file
+from suffice.types import Epoch, Pause, Publication, Request, Resumption
+from suffice.wiring.keys import kill_file
 
 if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
     from suffice.control.evidence.audits import Audit
-    from suffice.gateway.last_good import GoodRoute
 
 EXACT = "exact string equality (no --config, so no route scorers)"
-# Prefixes of lines that are highlighted.
-LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
 DECIDED_STATES = ("paused", "certified", "budgeted", "burst", "searching")  # that the control loop brought about
 _FIRST = "SELECT at_s FROM events WHERE kind = 'request' AND route = ? ORDER BY seq LIMIT 1"
-MANY_ROWS = 50_000  # not yet in rollups: reading them takes seconds
+LEARNED: Final = "a learned policy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,87 +110,6 @@ class RouteStatus:
     policy: str = ""  # its name, with its parameters
     needs_probe: bool = False  # without a table [routes.NAME.probe], nothing of it can be certified
     since_s: float | None = None  # Unix time since when it does what it does; None: not known
-
-
-def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool) -> None:
-    """Print the status of every route, or of one; if the log is unreadable, print the last known deployment."""
-    settings = None
-    first: tuple[str, ...] = ()
-    try:
-        settings, database = _sources(config, db)
-        if settings is not None and db is None:
-            require_log(settings, config or "suffice.toml")
-            first = condition(settings)
-        _warn_of_rows(database)
-        statuses, fleet = read_statuses(database, settings, route), read_fleet(database)
-    except (SufficeError, OSError) as error:
-        why = [str(error), *map(printable, first)]
-        if settings is not None and db is None and isinstance(error, StoreError | OSError):
-            why += _last_good(settings, route)
-        fail("\n".join(why))
-    for sentence in first:
-        click.echo(loud(wrapped(printable(sentence), later="  ", width=_width()), err=as_json), err=as_json)
-    configured = () if settings is None else tuple(settings.routes)
-    given = {"config": config, "db": db, "data-dir": given_data_dir()}
-    named = "".join(f" --{name} {quote(str(file))}" for name, file in given.items() if file)
-    print_statuses(statuses, as_json=as_json, shows_all=shows_all, options=named)
-    silent = [
-        name for name in configured if route in (None, name) and name not in {one.report.route for one in statuses}
-    ]
-    if not as_json and (silent or not statuses):
-        of = f" on {', '.join(silent)}" if statuses else ""
-        click.echo(wrapped(f"{database}: no requests yet{of}", width=_width()))
-        if not statuses:
-            click.echo("  next: send one, or see what the model server can do\n      suffice doctor" + named)
-    if fleet:
-        click.echo(wrapped(fleet, width=_width()), err=as_json)
-
-
-def _width() -> int:
-    """At a terminal, its own; elsewhere lines are whole, for grep."""
-    return terminal_width() if sys.stdout.isatty() else 10_000
-
-
-def print_statuses(
-    statuses: Sequence[RouteStatus], *, as_json: bool, shows_all: bool = True, options: str = ""
-) -> None:
-    """Print JSON, everything that is known, or three lines a route; `options` of the command are needed by others."""
-    if not as_json and not shows_all:
-        summaries = [summarize(one, options=options) for one in statuses]
-        for line, is_loud in summary_lines(summaries, now_s=time.time(), width=_width()):
-            click.echo(loud(line) if is_loud else line)
-        return
-    for one in statuses:
-        if not as_json:
-            sections = route_report.status_sections(one)
-            width = max(22, *(len(what) for section in sections for what, _ in section))
-            print_facts(f"route {one.report.route or '(no route matched)'}", sections, loud=LOUD, width=width)
-            click.echo()
-            continue
-        plain = msgspec.to_builtins(one)
-        report = plain.pop("report")
-        report.pop("audits_at_s")
-        plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
-        summary = summarize(one, options=options)
-        texts = {"now": summary.now, "effect": summary.effect, "next": summary.next_step, "command": summary.command}
-        print_json({**report, "governed_share": one.report.governed_share, **plain, "summary": texts})
-
-
-def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, LogLocation]:
-    settings = load_optional_settings(config) if config is not None or db is None else None
-    if db is not None:
-        return settings, db
-    if settings is None:
-        raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
-    return settings, log_location(settings.store)
-
-
-def _warn_of_rows(database: LogLocation) -> None:
-    with open_reader(database) as connection:
-        n_behind = read_to(connection).n_behind
-    if n_behind > MANY_ROWS:
-        way_out = "suffice worker --once rollup does that once for all"
-        warn(f"reads {n_behind:,} rows that no worker has summed up yet; {way_out}")
 
 
 def read_statuses(database: LogLocation, settings: Settings | None, route: str | None) -> list[RouteStatus]:
@@ -391,7 +284,7 @@ def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str,
         waiting.setdefault(one.item.route, []).append(one)
     return {
         name: RouteHoldings(
-            overrides=_describe_overrides(holds.of(name).overrides, now_s),
+            overrides=describe_overrides(holds.of(name).overrides, now_s),
             incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in holds.of(name).open_cases),
             n_to_review=len(waiting.get(name, ())),
             n_contradicted=sum(one.needs_third for one in waiting.get(name, ())),
@@ -400,7 +293,7 @@ def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str,
     }
 
 
-def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
+def describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
     return tuple(
         f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
         for one in unexpired(overrides, now_s)
@@ -440,65 +333,36 @@ def read_pairs(
     )
 
 
-def _last_good(settings: Settings, route: str | None) -> list[str]:
-    from suffice.wiring.startup import last_good
-
-    try:
-        good = last_good(settings)
-    except (ConfigError, OSError) as error:
-        return [f"and the last-good file cannot be used: {error}"]
-    if good is None:
-        return []
-    now_s, until_s = time.time(), good.at_s + settings.store.last_good_s
-    serves = f"may be served until {format_time(until_s)}" if now_s < until_s else "is too old to be served"
-    full = "" if now_s < until_s else ": all runs in full"
-    named = {name: one for name, one in good.routes.items() if route in (None, name)}
-    width = max(map(len, named), default=0)
-    return [
-        f"{good_file(settings)} records what was active at {format_time(good.at_s)}, and {serves}{full}",
-        *(f"  {name:<{width}}  {_describe_good(one, now_s)}" for name, one in named.items()),
-    ]
+def since_when(decisions: Iterable[StoredEvent], *, is_paused: bool, acts: bool) -> float | None:
+    """Since when (Unix time) a route has been paused, has acted or has run in full; its decisions newest first."""
+    since_s = None
+    for stored in decisions:
+        event = stored.event
+        if isinstance(event, Pause):
+            return stored.at_s if is_paused else since_s
+        if isinstance(event, Resumption):
+            return stored.at_s if since_s is None else since_s
+        if isinstance(event, Publication) and bool(event.level and event.may_act) != acts:
+            return since_s
+        if isinstance(event, Epoch) and acts:
+            return since_s
+        if isinstance(event, Publication | Epoch):
+            since_s = stored.at_s
+    return since_s
 
 
-def _describe_good(one: GoodRoute, now_s: float) -> str:
-    held, made = one.held, one.held.publication
-    sentences = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
-    if held.pause is not None:
-        sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
-    elif made is not None and held.level:
-        proved = "certified" if made.certified else "budgeted"
-        sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
-    elif one.standing is not None:
-        sentences.append(f"the policy that a rollout activated: {one.standing.get('policy')}")
-    else:
-        sentences.append("no level is active")
-    return printable("; ".join((*sentences, *_describe_overrides(one.overrides, now_s))))
+def policy_in_words(route: Route | None, version: str) -> str:
+    """The name of a route's policy, with its parameters; a learned one has no name but that."""
+    name = version.partition("@")[0]
+    if route is None:
+        return LEARNED if name.startswith("v-") or not name else name
+    if route.certifies_itself and not route.is_owned:
+        return LEARNED
+    values = {name: value for name, value in route.policy.items() if name != "policy"}
+    arms = " or ".join(route.arms)
+    return str(route.policy.get("policy") or arms or name or "no policy") + _in_brackets(values)
 
 
-WATCH_S = 2.0  # between two looks
-
-
-class _Screen(StringIO):
-    """Text for a terminal, with its colours."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def watch_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool, shows_all: bool) -> None:
-    """Show the status again whenever it changes: in place at a terminal, one below the other elsewhere."""
-    from contextlib import redirect_stdout
-
-    before, is_terminal = "", sys.stdout.isatty()
-    while True:
-        text = _Screen() if is_terminal else StringIO()
-        with redirect_stdout(text):
-            show_statuses(config, db, route, as_json=as_json, shows_all=shows_all)
-        if text.getvalue() != before:
-            before = text.getvalue()
-            if is_terminal:
-                click.clear()
-            elif not as_json:
-                click.echo(f"--- {format_time(time.time())}")
-            click.echo(before, nl=False)
-        time.sleep(WATCH_S)
+def _in_brackets(values: Mapping[str, object]) -> str:
+    plain = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, int | float)]
+    return f" ({', '.join(plain)})" if plain else ""

@@ -13,18 +13,14 @@ from suffice.cli.shell import wrapped
 from suffice.formatting import format_bounds, format_percent, format_points
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
-from suffice.types import Epoch, Pause, Publication, Resumption
 
 if TYPE_CHECKING:
     from suffice.cli.inspect.route_status import RouteStatus
-    from suffice.settings import Route
-    from suffice.store.database.log import StoredEvent
 
 MANY_ROUTES: Final = 20  # above it, each route has one line
 # States that hold a route back against its owner's wish, or let it act without proof: first in the list, in red.
 ALARMING: Final = ("killed", "paused", "unread", "uncertified", "unreadable", "held", "void", "unattended")
 
-LEARNED: Final = "a learned policy"
 NOTHING_TO_DO: Final = "nothing to do"
 
 Step: TypeAlias = tuple[str, str]  # what to do next, and the command for it; "": nothing to type
@@ -57,41 +53,6 @@ def summarize(one: RouteStatus, *, options: str = "") -> RouteSummary:
         command=f"{command}{options}" if command else "",
         urgency=_urgency(one),
     )
-
-
-def since_when(decisions: Iterable[StoredEvent], *, is_paused: bool, acts: bool) -> float | None:
-    """Since when (Unix time) a route has been paused, has acted or has run in full; its decisions newest first."""
-    since_s = None
-    for stored in decisions:
-        event = stored.event
-        if isinstance(event, Pause):
-            return stored.at_s if is_paused else since_s
-        if isinstance(event, Resumption):
-            return stored.at_s if since_s is None else since_s
-        if isinstance(event, Publication) and bool(event.level and event.may_act) != acts:
-            return since_s
-        if isinstance(event, Epoch) and acts:
-            return since_s
-        if isinstance(event, Publication | Epoch):
-            since_s = stored.at_s
-    return since_s
-
-
-def policy_in_words(route: Route | None, version: str) -> str:
-    """The name of a route's policy, with its parameters; a learned one has no name but that."""
-    name = version.partition("@")[0]
-    if route is None:
-        return LEARNED if name.startswith("v-") or not name else name
-    if route.certifies_itself and not route.is_owned:
-        return LEARNED
-    values = {name: value for name, value in route.policy.items() if name != "policy"}
-    arms = " or ".join(route.arms)
-    return str(route.policy.get("policy") or arms or name or "no policy") + _in_brackets(values)
-
-
-def _in_brackets(values: Mapping[str, object]) -> str:
-    plain = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, int | float)]
-    return f" ({', '.join(plain)})" if plain else ""
 
 
 # --------------------------------------------------------------------------- what it does now

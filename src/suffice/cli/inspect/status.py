@@ -24,7 +24,7 @@ def status(
 
     Example: suffice status --watch
     """
-    from suffice.cli.inspect.route_status import show_statuses, watch_statuses
+    from suffice.cli.inspect.status_output import show_statuses, watch_statuses
 
     show = watch_statuses if watch else show_statuses
     show(config, db, route, as_json=as_json, shows_all=shows_all)

@@ -1,4 +1,4 @@
-"""Limits of clients' keys: requests, tokens and dollars, over all gateways of one log.
+"""All that is known of clients, and the limits of their keys: requests, tokens and dollars, over all gateways of a log.
 
 What a key spends is logged, and every gateway counts the rows of the others. Requests a minute and at once are shared
 out on a server: every second each gateway reserves what it has admitted and a part of what no gateway has reserved,
@@ -9,18 +9,16 @@ whole limit.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from suffice.errors import OverloadError
+from suffice.gateway.auth import Caller, DeliveryMemory, KeyRing, Objects
 from suffice.settings import Key
-from suffice.store.rows.events import KeyUsage
-
-if TYPE_CHECKING:
-    from suffice.gateway.auth import Caller
+from suffice.store.rows.events import KeyIssue, KeyUsage
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400
@@ -195,3 +193,32 @@ def _month_left_s(wall_s: float) -> float:
     now = datetime.fromtimestamp(wall_s, UTC)
     month = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
     return month.timestamp() - wall_s
+
+
+# --------------------------------------------------------------------------- all that is known of clients
+
+Named: TypeAlias = tuple[str | None, str | None]  # (episode id, response id) of a request, either one
+
+
+@dataclass(slots=True, kw_only=True)
+class Clients:
+    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; empty: open to all
+    limits: KeyLimits = field(init=False)
+    deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
+    objects: Objects = field(default_factory=Objects)
+    # Looks up the senders of requests and their tenants in the log; called in a thread, raises StoreError.
+    owners_of: Callable[[Sequence[Named]], list[frozenset[tuple[str, str]]]] = lambda named: [frozenset()] * len(named)
+    # Builds the keys anew, with those that the log has now.
+    build_keys: Callable[[Sequence[KeyIssue]], KeyRing] | None = None  # None: keys never change
+    issued: tuple[KeyIssue, ...] = ()  # of the log, as the keys were built last
+    by_token: Counter[str] = field(default_factory=Counter)  # feedback with each answer's token, the latest last
+    langfuse_secret: str | None = None  # for signatures of Langfuse's webhooks; None: none
+
+    def __post_init__(self) -> None:
+        self.limits = KeyLimits(self.keys.callers)
+
+    def follow_keys(self, issued: Sequence[KeyIssue]) -> None:
+        """Accept the keys of the settings and these from now on; requests in flight go on with theirs."""
+        if self.build_keys is not None:
+            self.issued, self.keys = tuple(issued), self.build_keys(issued)
+            self.limits.add(self.keys.callers)
