@@ -141,7 +141,7 @@ def stream(raw: bytes) -> object:
     account, answer = CallAccount(purpose="main"), AnswerOnly("<think>", ("<think>", "</think>"), opened=False)
     for at in range(0, len(raw), READ_BYTES):
         for frame in splitter.feed(raw[at : at + READ_BYTES]):
-            if frame.data is None or pattern.text_of(frame.raw):
+            if frame.data is None or pattern.run_in(frame.raw, 0)[0]:
                 continue
             chunk = decode_chunk(frame.data)
             choice = first_choice(chunk)

