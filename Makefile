@@ -71,7 +71,7 @@ FAST := $(addprefix tests/,assurance policy signals scoring model settings rollo
 test test-full fast attacks: export OPENBLAS_NUM_THREADS := 1
 test test-full fast attacks: export OMP_NUM_THREADS := 1
 
-test: $(VENV)/.ready-dev ## run the tests but the slow ones, and the coverage gate of the core (8 minutes); or only ARGS, all of them
+test: $(VENV)/.ready-dev ## run the tests but the slow ones, and the coverage gate of the core (6 minutes); or only ARGS, all of them
 	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),$(QUICK) --cov --cov-report=term $(PARALLEL) --durations=15)
 
 fast: $(VENV)/.ready-dev ## run the tests of the core and its contracts, without servers (1 minute)
