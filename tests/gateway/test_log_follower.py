@@ -261,8 +261,7 @@ async def test_a_decision_that_cannot_be_read_leaves_everything_as_it_is(serve: 
 async def test_a_promotion_is_seen_within_two_seconds_and_a_pause_within_one(serve: Serve, on_a_server: bool) -> None:
     """Though nobody tells the gateway; its own requests are not read again, those of others are."""
     with empty_log() if on_a_server else contextlib.nullcontext() as made:
-        store = {} if made is None else {"url": made.url, "schema_name": made.schema_name}
-        async with serve(FOUR, route=ROUTE, store=store) as g:
+        async with serve(FOUR, route=ROUTE, on=made) as g:
             told, took_s = g.gateway.settings, list[float]()
             for events in (
                 (began(), published(told, 2)),

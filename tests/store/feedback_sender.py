@@ -14,32 +14,38 @@ from suffice.types import Feedback, Request
 FINISHED = ""
 
 
+def seen(episode_id: str) -> Request:
+    return Request(
+        episode_id=episode_id,
+        route="r",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
+    )
+
+
+def said(feedback_id: str) -> FeedbackEvent:
+    return FeedbackEvent(Feedback(feedback_id=feedback_id, correct=True))
+
+
 def send_feedback(store: Store, run: str, n_feedback: int, told: Connection) -> None:
     """Leave a request open, send feedback from four tasks at once and tell each name once it is acknowledged."""
     log = LogWriter(store, now=time.time)
-    log.append(
-        Request(
-            episode_id=f"open-{run}",
-            route="r",
-            kind="reasoning",
-            mode="observe",
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=1.0,
-            policy_version="v",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=time.time(),
-        )
-    )
+    log.append(seen(f"open-{run}"))
 
     async def send(worker: int) -> None:
         for i in range(n_feedback):
             name = f"{run}-{worker}-{i}"
-            receipt = await log.append_durable(FeedbackEvent(Feedback(feedback_id=name, correct=True)))
+            receipt = await log.append_durable(said(name))
             assert not receipt.duplicate
             told.send(name)
 

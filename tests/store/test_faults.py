@@ -23,9 +23,8 @@ from suffice.store.database import postgres, sqlite, writer
 from suffice.store.database.location import LogLocation
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.writer import LogWriter
-from suffice.store.rows.events import FeedbackEvent
-from suffice.types import Feedback, Outcome, Request
-from tests.store.feedback_sender import FINISHED, send_feedback
+from suffice.types import Outcome
+from tests.store.feedback_sender import FINISHED, said, seen, send_feedback
 
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once for all that it starts
 PROCESSES.set_forkserver_preload([send_feedback.__module__])
@@ -60,31 +59,8 @@ def silence(database: LogLocation) -> None:
             connection.execute("UPDATE owners SET beat_s = 0")
 
 
-def seen(episode_id: str) -> Request:
-    return Request(
-        episode_id=episode_id,
-        route="r",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-    )
-
-
 def ended(episode_id: str) -> Outcome:
     return Outcome(episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None)
-
-
-def said(feedback_id: str) -> FeedbackEvent:
-    return FeedbackEvent(Feedback(feedback_id=feedback_id, correct=True))
 
 
 def test_acknowledged_feedback_survives_kill_9(
