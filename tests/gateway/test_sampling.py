@@ -48,8 +48,8 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
     spent = {one.outcome.usage.completion_tokens for one in rows if one.outcome.usage and not one.request.audit}
     assert {cell.completion_tokens / cell.n for cell in cells} <= spent, "all live runs are alike here, counted or not"
     for one in rows:
-        stands_for = 1 if one.request.audit else pytest.approx(1 / one.request.keep_rate)
-        assert weight_of(one.request, one.outcome) == stands_for
+        is_sure = one.request.audit or one.request.kept_by == "end"  # a pause of the machine may cost a probe its slot
+        assert weight_of(one.request, one.outcome) == (1 if is_sure else pytest.approx(1 / one.request.keep_rate)), one
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
     with open_reader(database) as connection:
         told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
@@ -66,8 +66,9 @@ async def test_a_retry_is_kept_with_its_first_delivery_and_each_turn_of_a_conver
         for turn in range(40):
             await g.ask(chat(f"turn {turn}"), headers={"x-conversation-id": "talk"})
         database = g.database
-    turns = [one.request for one in kept(database) if one.request.conversation]
-    units = Counter(one.request.unit for one in kept(database) if not one.request.conversation)
+    drawn = [one.request for one in kept(database) if one.request.kept_by == "lot"]
+    turns = [one for one in drawn if one.conversation]
+    units = Counter(one.unit for one in drawn if not one.conversation)
     assert set(units.values()) <= {3}
     assert 0 < len(turns) < 40  # but for one run in a million: all or none, were they kept together
 
