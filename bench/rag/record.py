@@ -4,12 +4,15 @@
 
 A line is one question in the form of `suffice replay`, with neither its text nor its gold answer. A killed recording
 goes on where it stopped; questions come as 1, 501, 2, 502 …, first all of 2Wiki, then MuSiQue. Needs the package
-suffice-demo, and fetches its weights (1.1 GB) the first time.
+suffice-demo, and fetches its weights (1.1 GB) the first time. `--url` names a llama.cpp server of the same weights that
+runs already, such as one built for this processor; `--part 1/2` and `2/2` share the questions between two recordings,
+each with a server and a file of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -70,12 +73,17 @@ def trace_row(name: str, question: Question, rounds: Sequence[Round], scorer: Sc
     )
 
 
-def record_set(model: Model, folder: Path, name: str, limit: int, log: RunLog) -> Iterator[Round]:
-    """Record what is missing of the first `limit` questions, and yield their rounds."""
+def record_set(
+    model: Model, folder: Path, name: str, limit: int, log: RunLog, *, part: tuple[int, int] = (1, 1)
+) -> Iterator[Round]:
+    """Record what is missing of the first `limit` questions, and yield their rounds.
+
+    part  (k, n): every n-th question, from the k-th on
+    """
     scorer, passages = build_scorer(SCORER), read_passages(folder, name)
     index = PassageIndex(passages)
     known = {question_id for dataset, *_, question_id in log.ids if dataset == name}
-    for question in interleave(read_questions(folder, name))[:limit]:
+    for question in interleave(read_questions(folder, name))[:limit][part[0] - 1 :: part[1]]:
         if question.id in known:
             continue
         # Cuts the server's cache back to what all calls share, so that a run does not depend on the one before.
@@ -93,9 +101,35 @@ def main() -> int:
     parser.add_argument("--only", choices=SETS, help="one of the two sets")
     parser.add_argument("--limit", type=int, default=10**9, help="questions of each set")
     parser.add_argument("--threads", type=int, default=2, help="of the model server")
+    parser.add_argument("--url", help="of a model server that runs already")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="K/N", help="every N-th question from the K-th on"
+    )
     asked = parser.parse_args()
-    folder = data_folder()
+    with RunLog(asked.out) as log, _served(asked.url, asked.threads) as url:
+        begin, done = time.monotonic(), 0
+        for name in (asked.only,) if asked.only else SETS:
+            recorded = record_set(LlamaServer(url), data_folder(), name, asked.limit, log, part=asked.part)
+            for n_rounds, _ in enumerate(recorded, 1):
+                if n_rounds % N_ROUNDS == 0:
+                    done += 1
+                    seconds = (time.monotonic() - begin) / done
+                    print(f"{name}: {len(log.ids)} runs recorded, {seconds:.0f} s a question", file=sys.stderr)
+    return 0
 
+
+def _part(text: str) -> tuple[int, int]:
+    k, n = (int(number) for number in text.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError(text)
+    return k, n
+
+
+@contextlib.contextmanager
+def _served(url: str | None, n_threads: int) -> Iterator[str]:
+    if url:
+        yield url
+        return
     from suffice_demo.local import weights
     from suffice_demo.local.server import LocalServer, ServerSpec
 
@@ -104,18 +138,11 @@ def main() -> int:
         alias=MODEL,
         n_parallel=1,
         ctx_tokens_per_slot=4096,
-        n_threads=asked.threads,
+        n_threads=n_threads,
         idle_cache_mib=0,
     )
-    with RunLog(asked.out) as log, LocalServer(spec, start_timeout_s=START_TIMEOUT_S) as server:
-        begin, done = time.monotonic(), 0
-        for name in (asked.only,) if asked.only else SETS:
-            for n_rounds, _ in enumerate(record_set(LlamaServer(server.url), folder, name, asked.limit, log), 1):
-                if n_rounds % N_ROUNDS == 0:
-                    done += 1
-                    seconds = (time.monotonic() - begin) / done
-                    print(f"{name}: {len(log.ids)} runs recorded, {seconds:.0f} s a question", file=sys.stderr)
-    return 0
+    with LocalServer(spec, start_timeout_s=START_TIMEOUT_S) as server:
+        yield server.url
 
 
 if __name__ == "__main__":
