@@ -16,6 +16,7 @@ Kind: TypeAlias = Literal["reasoning", "samples", "rounds"]
 Mode: TypeAlias = Literal["off", "observe", "enforce"]
 Action: TypeAlias = Literal["continue", "stop"]
 StopReason: TypeAlias = Literal["suffices", "hopeless", "budget"]
+Wish: TypeAlias = Literal["answer_now", "think_more"]  # what a person asks of a running request
 AnswerSource: TypeAlias = Literal["text", "probe", "sample", "caller"]
 Verdict: TypeAlias = Literal[
     "yes",  # works

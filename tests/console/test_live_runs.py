@@ -23,7 +23,7 @@ RUNS = [
         state=state,
         wish=None,
     )
-    for n, state in ((2, "thinking"), (1, "answering"))
+    for n, state in ((4, "looping"), (3, "sampling"), (2, "thinking"), (1, "answering"))
 ]
 
 
@@ -42,9 +42,9 @@ def with_runs(here: Site) -> list[tuple[str, str, str]]:
 def test_what_runs_is_listed_and_asked_by_who_may(here: Site) -> None:
     asked, admin = with_runs(here), here.visitor("admin")
     page = admin.get("/console/runs/live").text
-    assert page.count("Answer now: ep_2") == 1
+    assert all(page.count(f"Answer now: ep_{n}") == 1 for n in (2, 3, 4))
     assert "Answer now: ep_1" not in page, "an answer that has begun is not cut"
-    assert [one["id"] for one in admin.get("/api/runs/live").json["lines"]] == ["ep_1", "ep_2"]
+    assert [one["id"] for one in admin.get("/api/runs/live").json["lines"]] == ["ep_1", "ep_2", "ep_3", "ep_4"]
     form = {"csrf": admin.token(), "run": "ep_2", "back": "/console/runs/live"}
     assert admin.post("/console/runs/answer-now", form).headers["location"] == "/console/runs/live"
     assert asked == [("ep_2", "answer_now", "console admin")]

@@ -11,6 +11,7 @@ import pytest
 
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence.audits import recorded_audit
+from suffice.episode.ledger import StopState
 from suffice.episode.stream_relay import LiveRun
 from suffice.learn.dataset import fate
 from suffice.store.database.views import read_events
@@ -142,11 +143,11 @@ async def test_an_answer_that_has_begun_is_not_cut(serve: Serve) -> None:
 
 
 def test_where_no_thought_can_be_closed_nothing_is_promised_and_nothing_marked() -> None:
-    reader: Any = SimpleNamespace(state=SimpleNamespace(phase="thinking", ended=False), close_at_tokens=None)
-    ledger: Any = SimpleNamespace(end_reason=None)
+    reader: Any = SimpleNamespace(state=SimpleNamespace(phase="thinking", ended=False))
+    ledger: Any = SimpleNamespace(end_reason=None, stop=StopState())
     for run in (LiveRun(ledger), LiveRun(ledger, reader)):
         assert run.ask("answer_now") is not None
-        assert (run.wish, ledger.end_reason, reader.close_at_tokens) == (None, None, None)
+        assert (ledger.stop.wish, ledger.end_reason) == (None, None)
     assert LiveRun(ledger, reader).ask("think_more") is None, "to go on takes no way to close"
 
 

@@ -367,6 +367,10 @@ class ChainReader:
             return False
         return not any(self._tail.endswith(self.close_tag[:n]) for n in range(1, len(self.close_tag)))
 
+    def close_now(self) -> None:
+        """Have the thought closed at the next place that is neither in a call nor in a tag."""
+        self.close_at_tokens = 0
+
     @property
     def must_close(self) -> bool:
         limit = self.close_at_tokens

@@ -27,6 +27,7 @@ from suffice.types import (
     StopReason,
     UpstreamCall,
     Usage,
+    Wish,
 )
 from suffice.upstream.wire import WireUsage
 
@@ -131,6 +132,7 @@ class StopState:
     acted: bool = False  # the run was stopped
     finish_method: str | None = None
     handover_ms: float | None = None
+    wish: Wish | None = None  # what a person asked of the run; then its policy stops it no more
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from suffice.types import AnswerSource, Decision, Step, Usage
 MAX_STEPS = 2_000  # of one run; later steps are counted and the run goes on
 MAX_CHARS = 256 * 1024  # of all answers of one run; likewise
 CONTINUE_REASON = "the run goes on"
+ANSWER_NOW = Decision(action="stop", reason="a person asked for the answer now")
 
 Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # answers, confidences → step to use, from 1
 
@@ -116,7 +117,7 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        return self.may_act and not self.is_killed()
+        return self.may_act and not self.is_killed() and self.ledger.stop.wish is None
 
     @property
     def id(self) -> str:
@@ -146,7 +147,8 @@ class RoundsRun:
             self._n_excess += 1
             self.add_usage(report)
             self.ledger.fail_open("steps")
-            return Decision(action="continue", reason="the run is too long: the policy evaluates no further steps")
+            reason = "the run is too long: the policy evaluates no further steps"
+            return ANSWER_NOW if self.ledger.stop.wish == "answer_now" else Decision(action="continue", reason=reason)
         if index != expected:
             message = f"step.index: got {index}; the next step of this run is {expected}"
             raise BadRequest(message, status=409, param="step.index", code="step_gap")
@@ -172,7 +174,7 @@ class RoundsRun:
         self.seen.append(StepRecordBrief(report.answer, report.tokens, step.answer, confidence, effective))
         if decision.stop and self.ledger.stop.step == index:
             self.ledger.stop.would_answer = self.answer_of(self._choose_step(acting=True))
-        self.ledger.stop.acted = effective.stop  # a stop that is not acted on does not count as stopped
+        self.ledger.stop.acted = effective.stop and self.acts  # a stop that is not acted on does not count as stopped
         return effective
 
     @property
@@ -229,6 +231,8 @@ class RoundsRun:
 
     def _apply_mode(self, decision: Decision) -> Decision:
         """Return a stop only if it may act. In enforce mode all other decisions look alike, to hide audits."""
+        if self.ledger.stop.wish == "answer_now":
+            return ANSWER_NOW
         if decision.stop and self.acts:
             return decision
         if self.ledger.request.mode == "enforce":

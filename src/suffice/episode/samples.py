@@ -58,25 +58,36 @@ class SampleRun:
     continues_after_failure: bool = False  # observe and audits: more samples are drawn after a failed one
     seen: list[Sample] = field(default_factory=list)  # in launch order
     _encoded: bytes = b""  # one body for all samples, if there is no seed
+    _running: list[asyncio.Task[Sample]] = field(default_factory=list)
+    _n_good: int = 0  # samples that ended well, read or not
+    _is_cut: bool = False  # a person asked for the answer
 
     def is_decided(self) -> bool:
         return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None
 
+    def cut(self) -> None:
+        """End the vote with the samples that there are, or with the first to come."""
+        self._is_cut = True
+        for task in self._running if self._n_good else ():
+            if task is not asyncio.current_task():
+                task.cancel()
+
     async def steps(self) -> AsyncGenerator[Step, None]:
         """Yield one step per sample until the vote is decided. Closing the generator cancels the running samples."""
-        running: list[asyncio.Task[Sample]] = []
         try:
-            while not self.is_decided():
+            while not self.is_decided() and not (self._is_cut and self._n_good):
                 first = len(self.seen) + 1
                 last = self._wave_end(first)
                 if last == first:
                     return
-                running = [asyncio.create_task(self._draw(i)) for i in range(first, last)]
-                for task in running:
-                    sample = await task
-                    self.seen.append(sample)
+                self._running = [asyncio.create_task(self._draw(i)) for i in range(first, last)]
+                for task in self._running:
+                    await asyncio.wait((task,))
+                    if task.cancelled():
+                        continue  # by `cut`
+                    self.seen.append(sample := task.result())
                     yield Step(
-                        index=sample.index,
+                        index=len(self.seen),
                         tokens=sample.tokens,
                         answer=sample.answer,
                         answer_source="sample",
@@ -92,9 +103,9 @@ class SampleRun:
                     if not self.continues_after_failure:
                         return  # do not send more calls to a struggling upstream; vote on the samples received
         finally:
-            for task in running:
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
 
     def _wave_end(self, first: int) -> int:
         """Return the index after the wave from `first`, or `first` for none: while paused, only sample 1 is drawn."""
@@ -114,6 +125,9 @@ class SampleRun:
             # Its traceback would hold on to everything that was read.
             return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
+        self._n_good += 1
+        if self._is_cut:
+            self.cut()
         answer = self.ledger.extract(
             self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:], calls_of(first_message(body))
         )

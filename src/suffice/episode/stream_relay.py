@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
@@ -14,7 +14,7 @@ from suffice.episode.extra_calls import Prober, Vectors
 from suffice.episode.ledger import Ledger, suffice_object
 from suffice.episode.line_signals import LineSignals
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.types import Step
+from suffice.types import Step, Wish
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.wire import (
@@ -503,9 +503,6 @@ class ReasoningRun:
             waiting.extend(await self.relay.advance())
 
 
-Wish: TypeAlias = Literal["answer_now", "think_more"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRunView:
     """A run as its client sees it."""
@@ -516,8 +513,8 @@ class LiveRunView:
     mode: str
     kind: str
     began_at_s: float  # Unix time
-    tokens: int  # generated so far, as relayed
-    state: str  # "thinking", "answering" or, where there is no thought to cut, "running"
+    tokens: int  # generated so far: as relayed, of a vote's samples, or as the caller's loop reports
+    state: str  # "thinking", "answering", "sampling", "looping" or, where there is nothing to cut, "running"
     wish: str | None  # what was asked of it: "answer_now" or "think_more"
 
 
@@ -531,17 +528,25 @@ class LiveRun:
     """
 
     ledger: Ledger
-    reader: ChainReader | None = None  # of the thought that is relayed; None: there is none to cut
-    can_finish: bool = False  # there is a way to close the thought
-    wish: Wish | None = None  # the first that was asked; a second is refused
+    reader: ChainReader | None = None  # of the thought that is relayed; None: there is none
+    cut: Callable[[], None] | None = None  # ends the thought, the vote or the loop; None: there is no way to
 
     @property
     def state(self) -> str:
         """As its client can see it."""
-        if self.reader is None:
+        if self.reader is not None:
+            is_over = self.reader.state.phase == "answering" or self.reader.state.ended
+            return "answering" if is_over else "thinking"
+        if self.cut is None:
             return "running"
-        phase = self.reader.state.phase
-        return "answering" if phase == "answering" or self.reader.state.ended else "thinking"
+        return "sampling" if self.ledger.request.kind == "samples" else "looping"
+
+    @property
+    def _n_tokens(self) -> int:
+        ledger, usage = self.ledger, self.ledger.reply.caller_usage
+        if self.reader is not None:
+            return self.reader.account.received_tokens
+        return sum(c.completion_tokens for c in ledger.calls) if usage is None else usage.completion_tokens
 
     def view(self) -> LiveRunView:
         request = self.ledger.request
@@ -552,24 +557,25 @@ class LiveRun:
             mode=request.mode,
             kind=request.kind,
             began_at_s=request.received_at_s,
-            tokens=0 if self.reader is None else self.reader.account.received_tokens,
+            tokens=self._n_tokens,
             state=self.state,
-            wish=self.wish,
+            wish=self.ledger.stop.wish,
         )
 
     def ask(self, wish: Wish) -> str | None:
         """Take a person's wish; return why that cannot be done, or None. The same wish again changes nothing."""
-        if self.wish == wish:
+        before = self.ledger.stop.wish
+        if before == wish:
             return None
-        if self.wish is not None:
-            return f"this run was asked for something else before: {self.wish.replace('_', ' ')}"
-        if self.reader is None:
-            return "only a chain of thought can be asked for its answer, or for more thought"
+        if before is not None:
+            return f"this run was asked for something else before: {before.replace('_', ' ')}"
+        if self.state == "running":
+            return "it passes through, or its vote is over: there is nothing to cut or to prolong"
         if self.state == "answering":
             return "its answer has begun"
-        if wish == "answer_now" and not self.can_finish:
+        if wish == "answer_now" and self.cut is None:
             return "its upstream has no way to close a thought; see suffice doctor"
-        self.wish, self.ledger.end_reason = wish, "asked"
-        if wish == "answer_now":
-            self.reader.close_at_tokens = 0  # at the next place that is neither in a call nor in a tag
+        self.ledger.stop.wish, self.ledger.end_reason = wish, "asked"
+        if wish == "answer_now" and self.cut is not None:
+            self.cut()
         return None

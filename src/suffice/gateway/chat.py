@@ -258,15 +258,15 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=_stop_cost(job, continuer))
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
         reader = relay.reader
-        live = gw.process.live_runs.get(ledger.request.episode_id) or LiveRun(ledger)
-        live.reader, live.can_finish = reader, bool(continuer.methods)
+        live = _live_run(job)
+        live.reader, live.cut = reader, reader.close_now if continuer.methods else None
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             ledger.record_step(step, signals, decision)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
-            return is_possible and live.wish is None and reader.can_cut_at(step.index)
+            return is_possible and ledger.stop.wish is None and reader.can_cut_at(step.index)
 
         transition = StopTransition(
             relay=relay,
@@ -299,10 +299,14 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
         elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
             # Otherwise record a probed answer, so that the full and the stopped arm are closed in the same way.
             ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
-        if is_measured(ledger.request) and live.wish is None:
+        if is_measured(ledger.request) and ledger.stop.wish is None:
             await _never_failing(ledger, _measure_finish(job, reader, prober))
-    if is_measured(ledger.request) and live.wish is None:
+    if is_measured(ledger.request) and ledger.stop.wish is None:
         await _never_failing(ledger, _ask_paired_call(job, continuer))
+
+
+def _live_run(job: GovernedRequest) -> LiveRun:
+    return job.gw.process.live_runs.get(job.ledger.request.episode_id) or LiveRun(job.ledger)
 
 
 async def _deliver_held(job: GovernedRequest) -> None:
@@ -545,11 +549,13 @@ async def _govern_samples(job: GovernedRequest) -> None:
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:
         ledger.record_step(step, signals, decision)
-        return job.may_act and not run.is_decided()
+        return job.may_act and ledger.stop.wish is None and not run.is_decided()
 
     async with job.keep_alive():
+        live = _live_run(job)
+        live.cut = run.cut
         stop = await run_episode(run.steps(), policy.observe, policy, record)
-        body = run.result()
+        live.cut, body = None, run.result()
         if stop is not None:
             ledger.stop.acted, ledger.stop.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]

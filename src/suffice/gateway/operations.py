@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from suffice.assurance.labels import BEHAVIOUR
-from suffice.episode.stream_relay import LiveRun, Wish
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, StoreError, SufficeError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState
@@ -28,7 +28,7 @@ from suffice.store.database.location import log_location
 from suffice.store.database.presence import replica_name
 from suffice.store.routes.deployments import find_running
 from suffice.store.rows.events import FeedbackEvent, KillSwitchState
-from suffice.types import Feedback, Request
+from suffice.types import Feedback, Request, Wish
 
 LIMIT_BYTES: Final = 16 * 1024
 MOST_CHARS: Final = 500
@@ -120,7 +120,7 @@ async def _ask(gw: GatewayState, exchange: Exchange, wish: Wish) -> None:
 
 def ask_of(gw: GatewayState, run: LiveRun, wish: Wish, *, sender: str) -> str | None:
     """Pass a person's wish to a run and log it, once; return why that cannot be done, or None."""
-    is_new, episode_id = run.wish is None, run.ledger.request.episode_id
+    is_new, episode_id = run.ledger.stop.wish is None, run.ledger.request.episode_id
     why_not = run.ask(wish)
     if why_not is None and is_new:
         name = f"{wish}:{episode_id}"

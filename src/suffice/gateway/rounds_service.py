@@ -13,6 +13,7 @@ from suffice.asgi import ClientGone
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import ANYONE, Caller, token_header
@@ -105,6 +106,7 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
     """Write the run's outcome. Idempotent. An aborted run ends as "client_left"."""
     if run.is_over:
         return
+    gw.process.live_runs.pop(run.id, None)
     run.finish()
     ledger = run.ledger
     if end != "done":
@@ -189,6 +191,10 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     await exchange.json(200, msgspec.json.encode(answer))
 
 
+def _at_next_step() -> None:
+    """A loop that was asked for its answer learns it from its next decision."""
+
+
 def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun:
     caller, key = exchange.caller, dict(exchange.headers).get("idempotency-key")
     routes = gw.deployment.routes
@@ -207,6 +213,8 @@ def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun
         run = open_run(gw, route, call.start, caller=caller, idempotency_key=key)
         run.ledger.trace = lifecycle.begin_trace(gw, exchange)
         gw.runs.put(run, key=opening, now_s=gw.monotonic_s())
+        cut = _at_next_step if run.ledger.request.ungoverned is None else None
+        gw.process.live_runs[run.id] = LiveRun(run.ledger, cut=cut)
         close_old(gw)
         return run
     known = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())

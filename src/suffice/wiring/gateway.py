@@ -16,7 +16,7 @@ from functools import partial
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.console.context import LiveRequests
-from suffice.episode.stream_relay import LiveRunView, Wish
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lifecycle, rounds_service
@@ -41,6 +41,7 @@ from suffice.store.people.feedback import owners_of
 from suffice.store.routes.deployments import is_large
 from suffice.store.rows.events import KillSwitchState, StoredObject
 from suffice.telemetry import LOG, Metrics
+from suffice.types import Wish
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import Obey, console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
