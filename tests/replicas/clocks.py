@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 import time
 import urllib.request
@@ -16,7 +15,7 @@ from suffice.store.database.views import query_number
 from suffice.store.routes.deployments import read_replicas
 from suffice_testing import FakeUpstream
 from tests.replicas.check import Report, check, read_rows
-from tests.replicas.cluster import SECRET, Cluster
+from tests.replicas.cluster import Cluster
 from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer
@@ -34,7 +33,6 @@ class ClockPlan:
 
 
 def run_clocks(plan: ClockPlan) -> Report:
-    os.environ["SUFFICE_SALT"] = SECRET
     with (
         tempfile.TemporaryDirectory(prefix="suffice-clocks-") as folder,
         FakeUpstream.in_thread(model(plan.delay_s)) as fake,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,13 @@ main()
 RESTART_S = 0.3  # between a death and the next start
 START_S = 90.0
 SECRET = "one secret for all replicas"
+
+
+def environment(source: Path | None = None) -> dict[str, str]:
+    """Return the environment of a program of a cluster. source: the tree that it is imported from; None: this one."""
+    own = [] if source is None else [str(source)]
+    paths = os.pathsep.join([*own, *(path for path in sys.path if path)])
+    return {**os.environ, "PYTHONPATH": paths, "SUFFICE_SALT": SECRET}
 
 
 class Process(Protocol):
@@ -93,8 +101,6 @@ class Member:
         return self.process is None or self.process.poll() is not None
 
     def start(self) -> None:
-        own = [] if self.source is None else [str(self.source)]
-        paths = os.pathsep.join([*own, *(path for path in sys.path if path)])
         entry = ENTRY.format(
             shift_s=self.shift_s,
             count_tasks_s=self.count_tasks_s,
@@ -104,9 +110,7 @@ class Member:
         command = [sys.executable, "-c", entry, *self.arguments]
         self.n_starts += 1
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, "SUFFICE_SALT": SECRET}
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(self.source))
 
     def kill(self) -> None:
         assert self.process is not None
@@ -133,6 +137,8 @@ class Cluster:
     settings  of every gateway; `store.url`, `server.port` and the files of each replica are set here
     server    the database that is supervised too; None: a SQLite file in the folder
     shift_s   how far the clock of the last gateway is ahead
+
+    Logs of members that died by themselves are copied to `kept_logs`, which outlives the folder.
     """
 
     def __init__(
@@ -156,6 +162,8 @@ class Cluster:
         for member in self.members:
             member.count_tasks_s = count_tasks_s
         self.database_deaths: list[tuple[float, float]] = []  # from, to: when it could be reached again
+        self.died = set[str]()  # members whose process ended by itself
+        self.kept_logs = folder.parent / f"{folder.name}-logs"
         self._stays_down = set[str]()
         self._is_over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
@@ -183,35 +191,48 @@ class Cluster:
         return str(self.folder / f"g{n}.toml")
 
     def __enter__(self) -> Self:
-        self.gateways[0].start()  # makes the log
-        self.wait_ready(self.gateways[:1])
-        for gateway in self.gateways[1:]:
-            gateway.start()
-        self.wait_ready()  # a worker refuses a log that is still to be migrated
-        for worker in self.workers:
-            worker.start()
+        try:
+            self.gateways[0].start()  # makes the log
+            self.wait_ready(self.gateways[:1])
+            for gateway in self.gateways[1:]:
+                gateway.start()
+            self.wait_ready()  # a worker refuses a log that is still to be migrated
+            for worker in self.workers:
+                worker.start()
+        except BaseException:
+            self._stop()
+            raise
         self._supervisor.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._is_over.set()
         self._supervisor.join()
-        for member in self.members:
-            if not member.is_dead:
-                assert member.process is not None
-                member.process.terminate()
-        for member in self.members:
-            if member.process is not None:
-                try:
-                    member.process.wait(30)
-                except subprocess.TimeoutExpired:
-                    member.kill()
+        self._stop()
+
+    def _stop(self) -> None:
+        running = [member for member in self.members if not member.is_dead]
+        for member in running:
+            assert member.process is not None
+            member.process.terminate()
+        for member in running:
+            assert member.process is not None
+            try:
+                member.process.wait(30)
+            except subprocess.TimeoutExpired:
+                member.kill()
+        for name in sorted(self.died):
+            self.kept_logs.mkdir(exist_ok=True)
+            kept = shutil.copy(self.folder / f"{name}.txt", self.kept_logs)
+            print(f"{name} died by itself; its log: {kept}", file=sys.stderr)
 
     def wait_ready(self, gateways: list[Member] | None = None) -> None:
         end_s = time.monotonic() + START_S
         for gateway in self.gateways if gateways is None else gateways:
             while not gateway.is_ready():
-                if time.monotonic() > end_s:
+                is_hopeless = gateway.is_dead and not self._supervisor.is_alive()
+                if is_hopeless or time.monotonic() > end_s:
+                    self.died |= {gateway.name} if gateway.is_dead else set()
                     raise RuntimeError(f"{gateway.name} is not ready: {gateway.log.read_text()[-3000:]}")
                 time.sleep(0.1)
 
@@ -225,6 +246,8 @@ class Cluster:
         while not self._is_over.wait(0.05):
             for member in self.members:
                 if member.is_dead and member.name not in self._stays_down and not self._is_over.wait(RESTART_S):
+                    if member.process is not None and member.process.returncode != -signal.SIGKILL:
+                        self.died.add(member.name)
                     member.start()
             server = self.server
             if server is not None and server.is_dead and "database" not in self._stays_down:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from suffice_testing import Answerer, FakeUpstream, Reply, ScriptedThought
 from tests.replicas.check import Report, check, unfinished
-from tests.replicas.cluster import SECRET, Cluster
+from tests.replicas.cluster import Cluster
 from tests.replicas.load import History, Load
 from tests.replicas.postgres import PostgresServer
 
@@ -85,7 +84,6 @@ class Result:
 
 
 def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> Result:
-    os.environ["SUFFICE_SALT"] = SECRET
     began_s, rng, kills = time.monotonic(), random.Random(plan.seed), Counter[str]()
     with (
         tempfile.TemporaryDirectory(prefix="suffice-replicas-") as folder,

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Literal
 
 from suffice_testing import FakeUpstream
 from tests.replicas.check import Report, check, read_rows
-from tests.replicas.cluster import SECRET, Cluster, Member
+from tests.replicas.cluster import Cluster, Member
 from tests.replicas.kills import model, settings
 from tests.replicas.load import Call, Load
 from tests.replicas.postgres import PostgresServer
@@ -134,7 +133,6 @@ def disk_full(cluster: Cluster) -> Iterator[Callable[[], None]]:
 
 def run_outage(plan: OutagePlan, tell: Callable[[str], None] = lambda _: None) -> Report:
     """Raise OSError where the fault cannot be made."""
-    os.environ["SUFFICE_SALT"] = SECRET
     with (
         tempfile.TemporaryDirectory(prefix="suffice-outage-") as folder,
         FakeUpstream.in_thread(model(plan.delay_s)) as fake,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 import urllib.request
@@ -21,7 +20,7 @@ from suffice.types import Pause
 from suffice_testing import FakeUpstream
 from tests.replicas.balancer import Balancer
 from tests.replicas.check import Report, check
-from tests.replicas.cluster import SECRET, Cluster, Member
+from tests.replicas.cluster import Cluster, Member
 from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer
@@ -39,7 +38,6 @@ class RollingPlan:
 
 
 def run_rolling(plan: RollingPlan, tell: Callable[[str], None] = lambda _: None) -> Report:
-    os.environ["SUFFICE_SALT"] = SECRET
     with (
         tempfile.TemporaryDirectory(prefix="suffice-rolling-") as folder,
         FakeUpstream.in_thread(model(plan.delay_s)) as fake,

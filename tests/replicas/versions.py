@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from suffice_testing import FakeUpstream
 from tests.replicas.check import Report, check, command
-from tests.replicas.cluster import SECRET, Cluster, Member
+from tests.replicas.cluster import Cluster, Member
 from tests.replicas.kills import model, settings
 from tests.replicas.load import Load
 from tests.replicas.postgres import PostgresServer
@@ -79,7 +78,6 @@ def old_source(folder: Path) -> tuple[Path, str]:
 
 def run_versions(plan: VersionsPlan, tell: Callable[[str], None] = lambda _: None) -> Report:
     """Raise OSError where there is no history."""
-    os.environ["SUFFICE_SALT"] = SECRET
     with (
         tempfile.TemporaryDirectory(prefix="suffice-old-") as tree,
         tempfile.TemporaryDirectory(prefix="suffice-versions-") as folder,
@@ -127,27 +125,14 @@ def _decide(cluster: Cluster, source: Path) -> dict[str, float]:
     for name, tree in (("old", source), ("new", ROOT / "src")):
         for words, state in (("pause", True), ("resume", False)):
             began_s = time.monotonic()
-            arguments = [words, "stopped", "--config", cluster.config(), "--reason", "a drill"]
-            _run(tree, *arguments)
+            done = command(words, "stopped", "--config", cluster.config(), "--reason", "a drill", source=tree)
+            assert done.returncode == 0, done.stdout + done.stderr
             while not all(_is_paused(one) is state for one in cluster.gateways):
                 if time.monotonic() - began_s > WITHIN_S:
                     break
                 time.sleep(0.05)
             delays[f"a {words} by the {name} version is obeyed by both"] = time.monotonic() - began_s
     return delays
-
-
-def _run(tree: Path, *words: str) -> None:
-    paths = os.pathsep.join([str(tree), *(path for path in sys.path if path)])
-    program = "from suffice.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _is_paused(gateway: Member) -> bool:
