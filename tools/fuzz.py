@@ -39,7 +39,7 @@ from suffice.gateway.request_parsing import (
 from suffice.gateway.rounds_service import read_decide
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
-from suffice.model.ensemble import Ensemble, Isotonic, Linear
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import read_version
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import imported_feedback
@@ -250,7 +250,7 @@ policy = { policy = "answer_convergence", k = 3 }
 MODEL = artefact.dump_model(
     StopModel(
         features=("step", "logit(confidence)"),
-        suffices=Ensemble((Linear((0.5, 0.25), 0.1),), Isotonic((0.5,), (0.5,))),
+        suffices=Ensemble((Linear((0.5, 0.25), 0.1),)),
         trained=TrainingRecord(
             n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)
         ),

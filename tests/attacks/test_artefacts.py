@@ -22,7 +22,7 @@ from suffice.errors import ConfigError, TraceError
 from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
 from suffice.model.artefact import StopModel, TrainingRecord, canonical, dump_model, load_model
-from suffice.model.ensemble import Ensemble, Isotonic, Linear
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion as Models
 from suffice.policy.folded_version import load_version, read_version
 from suffice.policy.learned import LearnedPolicy
@@ -254,22 +254,14 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "20,001 features": lambda plain: plain.update(features=["confidence"] * 20_001),
     "a feature without end": lambda plain: plain.update(features=["(" * 1_999, "confidence"]),
     "code for a feature": lambda plain: plain.update(features=["__import__('os').system('true')", "confidence"]),
-    "a schema of the future": lambda plain: plain.update(schema=2),
+    "a schema of the future": lambda plain: plain.update(schema=3),
     "a schema of the past": lambda plain: plain.update(schema=0),
     "a schema that is true": lambda plain: plain.update(schema=True),
     "a schema as a fraction": lambda plain: plain.update(schema=1.0),
     "a weight of NaN": lambda plain: plain["suffices"]["parts"][0].update(weights=[math.nan, 0.0]),
     "a weight of infinity": lambda plain: plain["suffices"]["parts"][0].update(weights=[math.inf, 0.0]),
     "a weight beyond all sums": lambda plain: plain["suffices"]["parts"][0].update(weights=[1e301, 0.0]),
-    "a calibration that falls": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1, 0.2], "probabilities": [0.9, 0.1]}
-    ),
-    "a calibration of two points at one place": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1, 0.1], "probabilities": [0.1, 0.9]}
-    ),
-    "a calibration above 1": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1], "probabilities": [1.1]}
-    ),
+    "a key that no reader knows": lambda plain: plain["suffices"].update(calibration=None),
     "a cost that makes risks vanish": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 1e300}),
     "a cost of nothing": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 0.0}),
     "a class that always stops": lambda plain: plain.update(classes={"easy": 1e9}),
@@ -325,19 +317,18 @@ def test_a_kept_version_with_another_level_is_another_one() -> None:
 # ---- numbers that are allowed one by one -----------------------------------------------------------------------------
 
 
-def _model(weights: tuple[float, ...], features: tuple[str, ...], calibration: Isotonic | None = None) -> StopModel:
+def _model(weights: tuple[float, ...], features: tuple[str, ...]) -> StopModel:
     return StopModel(
         features=features,
-        suffices=Ensemble((Linear(weights, 0.0),), calibration),
+        suffices=Ensemble((Linear(weights, 0.0),)),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
     )
 
 
-@pytest.mark.parametrize("calibration", [None, Isotonic((0.1, 0.9), (0.2, 0.8))], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("weights", [(1e300, -1e300), (-1e300, 1e300)], ids=str)
-def test_weights_that_come_to_no_number_stop_no_run(weights: tuple[float, float], calibration: Isotonic | None) -> None:
+def test_weights_that_come_to_no_number_stop_no_run(weights: tuple[float, float]) -> None:
     """Each is in its range; the products overflow, and infinity less infinity is no number."""
-    model = load_model(dump_model(_model((*weights, 0.0), ("tokens_used", "step", "confidence"), calibration)))
+    model = load_model(dump_model(_model((*weights, 0.0), ("tokens_used", "step", "confidence"))))
     seen = Signals(step=10**9, tokens_used=10**9, answer="7", confidence=0.95, agreement=0.9)
     assert model.suffices.score([1e9, 1e9, 0.95]) < 0.5
     assert LearnedPolicy(model=model, threshold=0.5).decide(seen).action == "continue"
@@ -346,7 +337,7 @@ def test_weights_that_come_to_no_number_stop_no_run(weights: tuple[float, float]
 def test_what_judges_the_evidence_decides_as_what_serves() -> None:
     """A model may not stop live where its own replay says that it does not: nothing would be certified."""
     rng = np.random.default_rng(0)
-    for trees in (some_trees(rng, 3, 9), some_trees(rng, 30, 3)):
+    for trees in (some_trees(rng, 3, 8), some_trees(rng, 30, 3)):
         model = StopModel(
             features=("step", "tokens_used", "confidence", "agreement", "unknown(confidence)"),
             suffices=Ensemble((trees, Linear((1e300, -1e300, 1e300, -1e300, 0.0), 0.0))),

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from suffice.learn.features import FeatureSelection
@@ -22,7 +21,6 @@ from suffice.learn.models import (
     Trajectories,
     export_advantage,
     export_ensemble,
-    export_isotonic,
     export_linear,
     export_stop_model,
     export_trees,
@@ -63,26 +61,15 @@ def agree(part: ModelPart, expected: Matrix, seen: Matrix) -> None:
     np.testing.assert_allclose(alone, expected[:500], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_a_logistic_regression_with_its_scaler(scaled: bool) -> None:
+def test_a_logistic_regression_with_its_scaler() -> None:
     matrix, label, seen = data()
-    if not scaled:
-        matrix, seen = matrix[:, [0, 3, 4, 6]], seen[:, [0, 3, 4, 6]]
-    steps = [StandardScaler(), LogisticRegression(C=1.0)] if scaled else [LogisticRegression(C=1.0)]
-    fitted: Any = make_pipeline(*steps).fit(matrix, label)
+    fitted: Any = make_pipeline(StandardScaler(), LogisticRegression(C=1.0)).fit(matrix, label)
     part = export_linear(fitted)
     agree(part, fitted.decision_function(seen), seen)
     np.testing.assert_allclose(Ensemble((part,)).scores(seen), fitted.predict_proba(seen)[:, 1], atol=1e-6)
-    assert export_linear(fitted[-1]) == export_linear(make_pipeline(fitted[-1]))
 
 
-def test_a_ridge_regression_behind_two_scalers() -> None:
-    matrix, label, seen = data()
-    fitted = make_pipeline(StandardScaler(with_std=False), StandardScaler(), Ridge()).fit(matrix, label)
-    agree(export_linear(fitted), fitted.predict(seen), seen)
-
-
-@pytest.mark.parametrize(("leaves", "early"), [(6, False), (8, True), (31, False)])
+@pytest.mark.parametrize(("leaves", "early"), [(6, False), (8, True)])
 def test_boosted_trees_that_classify(leaves: int, early: bool) -> None:
     matrix, label, seen = data()
     grower = HistGradientBoostingClassifier(max_iter=20, max_leaf_nodes=leaves, early_stopping=early, random_state=0)
@@ -93,19 +80,6 @@ def test_boosted_trees_that_classify(leaves: int, early: bool) -> None:
     np.testing.assert_allclose(Ensemble((part,)).scores(seen), fitted.predict_proba(seen)[:, 1], atol=1e-6)
 
 
-def test_boosted_trees_that_estimate_a_number() -> None:
-    matrix, label, seen = data()
-    fitted = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix, label * 3.0 - 1)
-    agree(export_trees(fitted), fitted.predict(seen), seen)
-
-
-def test_trees_that_met_missing_values_in_training_read_rows_without_any() -> None:
-    matrix, label, seen = data()
-    matrix[::3, 0] = np.nan
-    fitted = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix, label)
-    agree(export_trees(fitted), fitted.predict(seen), seen)
-
-
 def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_features() -> None:
     matrix, label, seen = data()
     linear: Any = make_pipeline(StandardScaler(), LogisticRegression()).fit(matrix, label)
@@ -114,11 +88,7 @@ def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_feat
     logits = (linear.decision_function(seen) + trees.decision_function(seen[:, :3])) / 2
     np.testing.assert_allclose(both.scores(seen), 1 / (1 + np.exp(-logits)), atol=1e-6)
     np.testing.assert_allclose(small.scores(seen), trees.predict_proba(seen[:, :3])[:, 1], atol=1e-6)
-    wider = export_ensemble([make_pipeline(LogisticRegression()).fit(matrix[:, 3:4], label)], n_features=8)
-    wider.check(8)
     assert export_ensemble([], n_features=8, otherwise=0.25).score(seen[0].tolist()) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="Pipeline: fitted on 8 features of 7"):
-        export_ensemble([linear], n_features=7)
 
 
 @pytest.mark.parametrize("parts", ["ensemble", "linear", "trees"])
@@ -157,33 +127,7 @@ def test_a_value_model_stops_where_stopping_is_worth_more() -> None:
 
 
 def test_no_part_is_surer_than_one_in_ten_thousand() -> None:
-    sure = LogisticRegression(C=1e6).fit([[-1.0], [1.0]], [0, 1])
+    sure = make_pipeline(StandardScaler(), LogisticRegression(C=1e6)).fit([[-1.0], [1.0]], [0, 1])
     ensemble = export_ensemble([sure], n_features=1)
     assert [ensemble.score([x]) for x in (-1e6, 1e6)] == pytest.approx([1e-4, 1 - 1e-4])
     assert ensemble.scores(np.array([[-1e6], [1e6]])) == pytest.approx([1e-4, 1 - 1e-4])
-
-
-def test_an_isotonic_curve() -> None:
-    rng = np.random.default_rng(1)
-    score = rng.random(500).round(2)
-    fitted = IsotonicRegression(out_of_bounds="clip").fit(score, rng.random(500) < score)
-    curve, at = export_isotonic(fitted), np.concatenate([[-1.0, 0.0, 1.0, 2.0], score, rng.random(500)])
-    np.testing.assert_allclose(curve.many(at), fitted.predict(at), atol=1e-9)
-    np.testing.assert_allclose([curve.one(x) for x in at.tolist()], fitted.predict(at), atol=1e-9)
-
-
-def test_what_cannot_be_exported_is_refused() -> None:
-    matrix, label, _ = data(n_rows=200)
-    three = np.arange(200) % 3
-    with pytest.raises(ValueError, match=r"classes: got \[.*\]; two, 0 and 1"):
-        export_linear(LogisticRegression().fit(matrix[:, :2], three))
-    with pytest.raises(ValueError, match="classes: got"):
-        export_trees(HistGradientBoostingClassifier(max_iter=2).fit(matrix, three))
-    with pytest.raises(ValueError, match="step 'minmaxscaler': got MinMaxScaler; StandardScaler before"):
-        export_linear(make_pipeline(MinMaxScaler(), LogisticRegression()).fit(matrix, label))
-    with pytest.raises(ValueError, match="splits on categories"):
-        export_trees(HistGradientBoostingClassifier(max_iter=2, categorical_features=[3]).fit(matrix, matrix[:, 3] > 0))
-    with pytest.raises(ValueError, match="link is LogLink"):
-        export_trees(HistGradientBoostingRegressor(loss="poisson", max_iter=2).fit(matrix, label))
-    with pytest.raises(ValueError, match="out_of_bounds='clip'"):
-        export_isotonic(IsotonicRegression().fit([0, 1], [0, 1]))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model, load_model
-from suffice.model.ensemble import Ensemble, Isotonic, Linear
+from suffice.model.ensemble import Ensemble, Linear
 from tests.model.forest import N_FEATURES, rows, some_trees
 
 PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
@@ -30,7 +30,7 @@ def models(draw: st.DrawFn) -> StopModel:
     """Models with and without each of their parts, with floats of any size and classes of any text."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     linear = Linear(tuple(draw(st.lists(FLOATS, min_size=N_FEATURES, max_size=N_FEATURES))), draw(FLOATS))
-    ensemble = Ensemble((linear, some_trees(rng, 3, 9)), draw(st.none() | st.just(Isotonic((0.1, 0.7), (0.0, 1.0)))))
+    ensemble = Ensemble((linear, some_trees(rng, 3, 8)))
     return StopModel(
         features=FEATURES,
         suffices=ensemble,
@@ -52,7 +52,7 @@ def models(draw: st.DrawFn) -> StopModel:
 def plain() -> dict[str, Any]:
     """A small model as JSON has it."""
     rng = np.random.default_rng(0)
-    ensemble = Ensemble((Linear((0.5,) * N_FEATURES, 0.1), some_trees(rng, 2, 3)), Isotonic((0.5,), (0.5,)))
+    ensemble = Ensemble((Linear((0.5,) * N_FEATURES, 0.1), some_trees(rng, 2, 3)))
     return StopModel(
         features=FEATURES,
         suffices=ensemble,
@@ -97,11 +97,11 @@ def test_addresses_in_logs_stay_what_they_were() -> None:
         trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
     )
     assert dump_model(model) == (
-        b'{"classes":{},"cost":{"exponent":0.0,"scale":1.0},"features":["step"],"hopeless":null,"schema":1,'
-        b'"suffices":{"calibration":null,"parts":[{"intercept":-1.0,"kind":"linear","weights":[0.1]}]},'
+        b'{"classes":{},"cost":{"exponent":0.0,"scale":1.0},"features":["step"],"hopeless":null,"schema":2,'
+        b'"suffices":{"parts":[{"intercept":-1.0,"kind":"linear","weights":[0.1]}]},'
         b'"trained":{"digest":"","n_episodes":1,"n_questions":1,"seed":0,"target":"as-good","versions":{}}}'
     )
-    assert model.address == "m-14757b75ba1d"
+    assert model.address == "m-bee8eb4fb55e"
 
 
 def changed(path: str, value: object) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def changed(path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "model.schema: got 2; this version reads 1"),
-        ("schema", True, "model.schema: got True; this version reads 1"),
-        ("schema", None, "model.schema: got None; this version reads 1"),
+        ("schema", 3, "model.schema: got 3; this version reads 2"),
+        ("schema", True, "model.schema: got True; this version reads 2"),
+        ("schema", None, "model.schema: got None; this version reads 2"),
         ("features", "step", "model.features: got a str; a list of at most 1,000,000"),
         ("features", [], "model.features: got 0; 1 to 20,000"),
         ("features.1", 7, "model.features[1]: got 7; a text of at most 2,000 characters"),
@@ -137,7 +137,6 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("suffices.parts.1.trees", {}, "model.suffices.parts[1].trees: got a dict; a list"),
         ("suffices.parts.1.trees.1.left.0", 0, "model.suffices.parts[1].trees[1].left[0]: got 0; a whole number"),
         ("suffices.parts.1.trees.1.left.0", 10**30, "model.suffices.parts[1].trees[1].left[0]: got a whole number"),
-        ("suffices.calibration.probabilities", [2.0], "model.suffices.calibration.probabilities[0]: got 2.0; a"),
         ("hopeless", [], "model.hopeless: got a list; a table"),
         ("hopeless.parts.0.intercept", math.inf, "model.hopeless.parts[0].intercept: got inf"),
         ("classes", [], "model.classes: got a list; a table"),
@@ -175,12 +174,10 @@ def test_what_may_not_stand_at_a_place_is_refused_with_it(path: str, value: obje
         "cost",
         "trained",
         "suffices.parts",
-        "suffices.calibration",
         "suffices.parts.0.kind",
         "suffices.parts.0.intercept",
         "suffices.parts.1.baseline",
         "suffices.parts.1.trees.0.value",
-        "suffices.calibration.scores",
         "cost.scale",
         "trained.digest",
     ],
@@ -235,7 +232,6 @@ PATHS = st.sampled_from(
         "suffices.parts.0",
         "suffices.parts.1.trees.0",
         "suffices.parts.1.trees.0.feature",
-        "suffices.calibration",
         "trained.versions",
     ]
 )

@@ -215,7 +215,7 @@ def test_it_can_be_sent_to_another_process() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 7}, r"policy\.learned\.model\.schema: got 7; this version reads 1"),
+        ({"schema": 7}, r"policy\.learned\.model\.schema: got 7; this version reads 2"),
         (
             {"features": ["logit(confidense)", "step", "n_words", "lead"]},
             r"policy\.learned\.model\.features\[0\]: unknown field 'confidense'; did you mean 'confidence'",
@@ -225,7 +225,7 @@ def test_it_can_be_sent_to_another_process() -> None:
             r"policy\.learned\.model\.features: got none that reads the run; at least one",
         ),
         (
-            {"suffices": {"parts": [{"kind": "linear", "weights": [1.0], "intercept": 0.0}], "calibration": None}},
+            {"suffices": {"parts": [{"kind": "linear", "weights": [1.0], "intercept": 0.0}]}},
             r"policy\.learned\.model\.suffices\.parts\[0\]\.weights: got 1; one for each of 4 features",
         ),
     ],

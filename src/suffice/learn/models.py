@@ -34,7 +34,7 @@ from suffice.arrays import Bools, Floats, Ints
 from suffice.errors import ConfigError
 from suffice.learn.features import FeatureSelection, sklearn
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
-from suffice.model.ensemble import LEAF, Ensemble, Isotonic, Linear, ModelPart, Tree, Trees
+from suffice.model.ensemble import LEAF, Ensemble, Linear, Tree, Trees
 
 Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]
 Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
@@ -336,22 +336,10 @@ def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
-    """The mean of the logits of fitted models, each clipped to that of 0.0001 … 0.9999; `otherwise` without models.
-
-    Each reads the first features of a row. Raise ValueError for a model of more features, or that cannot be exported.
-    """
+    """The mean of the logits of models as `fit` makes them, each clipped; the probability `otherwise` without any."""
     if not trained:
         return Ensemble((Linear((0.0,) * n_features, math.log(otherwise / (1.0 - otherwise))),))
-    return Ensemble(tuple(_part(fitted, n_features) for fitted in trained))
-
-
-def _part(fitted: Any, n_features: int) -> ModelPart:
-    if fitted.n_features_in_ > n_features:
-        raise ValueError(f"{type(fitted).__name__}: fitted on {fitted.n_features_in_} features of {n_features}")
-    if hasattr(fitted, "_predictors"):
-        return export_trees(fitted)
-    linear = export_linear(fitted)
-    return Linear((*linear.weights, *(0.0,) * (n_features - len(linear.weights))), linear.intercept)
+    return Ensemble(tuple(export_trees(one) if hasattr(one, "_predictors") else export_linear(one) for one in trained))
 
 
 def export_advantage(values: Values, at: int) -> Linear:
@@ -364,52 +352,21 @@ def export_advantage(values: Values, at: int) -> Linear:
 
 
 def export_linear(fitted: Any) -> Linear:
-    """Export a linear model, alone or in a Pipeline after StandardScalers. Raise ValueError for any other."""
-    *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
-    _check_classes(last)
-    weights = np.array(last.coef_, dtype=np.float64).reshape(-1)
-    intercept = float(np.array(last.intercept_).reshape(-1)[0])
-    for name, scaler in reversed(scalers):
-        if type(scaler).__name__ != "StandardScaler":
-            raise ValueError(f"step {name!r}: got {type(scaler).__name__}; StandardScaler before a linear model")
-        if scaler.scale_ is not None:
-            weights /= scaler.scale_
-        if scaler.mean_ is not None and scaler.with_mean:
-            intercept -= float(weights @ scaler.mean_)
-    return Linear(tuple(weights.tolist()), intercept)
+    """A LogisticRegression in a Pipeline behind a StandardScaler."""
+    scaler, regression = fitted[0], fitted[-1]
+    weights = regression.coef_[0] / scaler.scale_
+    return Linear(tuple(weights.tolist()), float(regression.intercept_[0]) - float(weights @ scaler.mean_))
 
 
 def export_trees(fitted: Any) -> Trees:
-    """A HistGradientBoostingClassifier of two classes (as logit) or Regressor (as prediction).
-
-    Raise ValueError for more classes, for splits on categories, and for a link other than logit or identity.
-    """
-    _check_classes(fitted)
+    """A HistGradientBoostingClassifier of two classes and at most `MOST_LEAVES` leaves a tree, as logit."""
     # scikit-learn keeps these private; tests compare with its predictions and so notice a change.
-    loss, predictors = fitted._loss, fitted._predictors  # noqa: SLF001
+    predictors = fitted._predictors  # noqa: SLF001
     baseline = float(np.array(fitted._baseline_prediction).reshape(-1)[0])  # noqa: SLF001
-    link = type(loss.link).__name__
-    if link not in ("LogitLink", "IdentityLink"):
-        raise ValueError(f"loss {fitted.loss!r}: its link is {link}; LogitLink or IdentityLink")
     return Trees(baseline, tuple(_tree(predictor.nodes) for (predictor,) in predictors))
 
 
-def export_isotonic(fitted: Any) -> Isotonic:
-    """Export rising predictions in [0, 1] with `out_of_bounds="clip"`. Raise ValueError for any other regression."""
-    if not fitted.increasing_ or fitted.out_of_bounds != "clip":
-        raise ValueError("IsotonicRegression: needs increasing=True and out_of_bounds='clip'")
-    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
-
-
-def _check_classes(fitted: Any) -> None:
-    classes = getattr(fitted, "classes_", None)
-    if classes is not None and (len(classes) != 2 or bool(classes[0]) or not bool(classes[1])):
-        raise ValueError(f"classes: got {list(classes)[:5]}; two, 0 and 1 or False and True")
-
-
 def _tree(nodes: Any) -> Tree:
-    if nodes["is_categorical"].any():
-        raise ValueError("HistGradientBoosting: splits on categories; features must be numbers")
     is_leaf = nodes["is_leaf"].astype(bool)
     # A split for missing values has an infinite threshold; here nothing is missing and all rows go left. A threshold is
     # often a value of the training data, which may differ in its last digit when computed live.

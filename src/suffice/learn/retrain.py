@@ -15,13 +15,11 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
-from suffice.learn.features import sklearn
 from suffice.learn.models import (
     PRICES,
     FitResult,
     Parts,
     Values,
-    export_isotonic,
     export_stop_model,
     export_value_model,
     fit,
@@ -49,7 +47,6 @@ from suffice.learn.version import (
     level_risk,
 )
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
-from suffice.model.ensemble import Isotonic
 from suffice.policy.folded_version import FoldedVersion
 
 # ---- The report card of a version: calibration, savings, harm, and a comparison with its parent
@@ -57,7 +54,6 @@ from suffice.policy.folded_version import FoldedVersion
 Learned: TypeAlias = Literal["as-good", "hopeless"]
 
 N_BINS: Final = 10
-_MOST_KNOTS: Final = 20  # points of the curve for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +70,6 @@ class Calibration:
     bins: tuple[Bin, ...]
     ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by rows
     bias: IntervalEstimate  # mean said - mean seen; above 0 the model is overconfident
-    displayed: Isotonic | None  # from predicted to observed, for people; thresholds do not use it
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
@@ -120,19 +115,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
         bins=tuple(bins),
         ece=draws.estimate(sums, lambda sums: gap(sums, np.abs), n=len(rows), pivot=True),
         bias=draws.estimate(sums, lambda sums: gap(sums, np.asarray), n=len(rows)),
-        displayed=_isotonic(p, good, weight),
     )
-
-
-def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
-    if len(np.unique(p)) < 2:
-        return None
-    regression = sklearn("isotonic").IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0)
-    whole = export_isotonic(regression.fit(p, good, weight))
-    if len(whole.scores) <= _MOST_KNOTS:
-        return whole
-    at = np.unique(np.quantile(p, np.linspace(0, 1, _MOST_KNOTS)))
-    return Isotonic(tuple(at.tolist()), tuple(whole.many(at).tolist()))
 
 
 Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]

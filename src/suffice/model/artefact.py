@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.ensemble import COLUMNS, Ensemble, Isotonic, Linear, ModelPart, Tree, Trees
+from suffice.model.ensemble import COLUMNS, Ensemble, Linear, ModelPart, Tree, Trees
 from suffice.model.reading import (
     ModelTable,
     check_list,
@@ -24,7 +24,7 @@ from suffice.model.reading import (
     parse_whole,
 )
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MOST_FEATURES: Final = 20_000
 MOST_CLASSES: Final = 1_000
 MOST_RULES: Final = 64
@@ -156,9 +156,7 @@ def load_model(source: object, *, where: str = "model") -> StopModel:
 
 
 def _ensemble(table: ModelTable) -> Ensemble:
-    curve = table.table_or_none("calibration")
-    calibration = None if curve is None else curve.build(Isotonic, "scores", "probabilities")
-    return table.build(Ensemble, parts=tuple(map(_part, table.tables("parts"))), calibration=calibration)
+    return table.build(Ensemble, parts=tuple(map(_part, table.tables("parts"))))
 
 
 def _part(table: ModelTable) -> ModelPart:

@@ -1,9 +1,9 @@
-"""One probability from several models: the mean of their logits, optionally calibrated."""
+"""One probability from several models: the mean of their logits."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import getitem, mul
@@ -18,9 +18,8 @@ from suffice.model.reading import check_list, exact_float, locate_errors, number
 # ---- Sums of binary trees over features that are never missing
 
 MOST_TREES: Final = 2_000
-MOST_NODES: Final = 2_047  # of one tree
-MOST_DEPTH: Final = 64
-MOST_LEAVES: Final = 8  # of a tree that QuickScorer evaluates
+MOST_LEAVES: Final = 8  # of one tree: a byte of QuickScorer
+MOST_NODES: Final = 2 * MOST_LEAVES - 1
 _MOST_FEATURES: Final = 1_000_000
 _CHUNK: Final = 8_192  # rows at once, to fit the processor's cache
 COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
@@ -57,8 +56,6 @@ class Tree:
                 self._check_child(name, at, parents, is_leaf=feature == LEAF)
         if len(parents) != n_nodes:
             raise ConfigError(f"left: {n_nodes - len(parents)} of {n_nodes} nodes have no parent")
-        if self.depth > MOST_DEPTH:
-            raise ConfigError(f"left: got a tree {self.depth} deep; at most {MOST_DEPTH}")
 
     def _check_child(self, name: str, at: int, parents: dict[int, int], *, is_leaf: bool) -> None:
         child: int = getattr(self, name)[at]
@@ -68,18 +65,6 @@ class Tree:
             raise ConfigError(f"{name}[{at}]: got {child}, which has a parent; each node has one")
         else:
             parents[child] = at
-
-    @property
-    def depth(self) -> int:
-        depths = [0] * len(self.feature)
-        for at, feature in enumerate(self.feature):
-            if feature != LEAF:
-                depths[self.left[at]] = depths[self.right[at]] = depths[at] + 1
-        return max(depths)
-
-    @property
-    def is_small(self) -> bool:
-        return self.feature.count(LEAF) <= MOST_LEAVES
 
     def plain(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in COLUMNS}
@@ -106,15 +91,13 @@ class Tree:
 class Trees:
     baseline: float
     trees: tuple[Tree, ...]
-    _small: _QuickScorer = field(init=False, repr=False, compare=False)
-    _large: tuple[Tree, ...] = field(init=False, repr=False, compare=False)
+    _scorer: _QuickScorer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
-        object.__setattr__(self, "_small", _QuickScorer([tree for tree in self.trees if tree.is_small]))
-        object.__setattr__(self, "_large", tuple(tree for tree in self.trees if not tree.is_small))
+        object.__setattr__(self, "_scorer", _QuickScorer(self.trees))
 
     def check(self, n_features: int) -> None:
         for at, tree in enumerate(self.trees):
@@ -125,42 +108,17 @@ class Trees:
         return {"kind": "trees", "baseline": self.baseline, "trees": [tree.plain() for tree in self.trees]}
 
     def raw(self, row: Sequence[float]) -> float:
-        total = self.baseline + self._small.one(row)
-        for tree in self._large:
-            total += _walk(tree, row)
-        return total
+        return self.baseline + self._scorer.one(row)
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        total = self.baseline + self._small.many(matrix)
-        for tree in self._large:
-            total += _descend(tree, matrix)
-        return total
-
-
-def _walk(tree: Tree, row: Sequence[float]) -> float:
-    at = 0
-    while (feature := tree.feature[at]) != LEAF:
-        at = tree.left[at] if row[feature] <= tree.threshold[at] else tree.right[at]
-    return tree.value[at]
-
-
-def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    itself = np.arange(len(tree.feature))
-    is_leaf = np.array(tree.feature) == LEAF
-    feature, threshold = np.where(is_leaf, 0, tree.feature), np.array(tree.threshold)
-    left, right = np.where(is_leaf, itself, tree.left), np.where(is_leaf, itself, tree.right)
-    rows, node = np.arange(len(matrix)), np.zeros(len(matrix), dtype=np.int64)
-    for _ in range(tree.depth):
-        goes_left = matrix[rows, feature[node]] <= threshold[node]
-        node = np.where(goes_left, left[node], right[node])
-    return np.array(tree.value)[node]
+        return self.baseline + self._scorer.many(matrix)
 
 
 class _QuickScorer:
     __slots__ = ("_all", "_n_bytes", "_plan", "_tables")
 
-    def __init__(self, small: Sequence[Tree]) -> None:
-        trees = [tree.leafed() for tree in small]
+    def __init__(self, columns: Sequence[Tree]) -> None:
+        trees = [tree.leafed() for tree in columns]
         self._n_bytes = len(trees)
         self._all = int.from_bytes(bytes((1 << len(values)) - 1 for _, values in trees), "little")
         self._tables = [_table(values) for _, values in trees]
@@ -249,48 +207,10 @@ ModelPart: TypeAlias = Linear | Trees  # each gives a logit for a row, and for t
 
 
 @dataclass(frozen=True, slots=True)
-class Isotonic:
-    """A rising curve: linear between its points, constant beyond the ends."""
-
-    scores: tuple[float, ...]  # strictly rising
-    probabilities: tuple[float, ...]  # one for each, in [0, 1], never falling
-
-    def __post_init__(self) -> None:
-        scores = numbers("scores", self.scores)
-        probabilities = numbers("probabilities", self.probabilities, least=0.0, most=1.0)
-        if not scores or len(scores) != len(probabilities):
-            raise ConfigError(
-                f"probabilities: got {len(probabilities)} for {len(scores)} scores; one for each, and at least one"
-            )
-        for i in range(1, len(scores)):
-            if not (scores[i - 1] < scores[i] and probabilities[i - 1] <= probabilities[i]):
-                raise ConfigError(f"scores[{i}]: scores must rise from point to point, and probabilities not fall")
-        object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "probabilities", probabilities)
-
-    def plain(self) -> dict[str, Any]:
-        return {"scores": list(self.scores), "probabilities": list(self.probabilities)}
-
-    def one(self, score: float) -> float:
-        above = bisect_right(self.scores, score)
-        if above == 0:
-            return self.probabilities[0]
-        if above == len(self.scores):
-            return self.probabilities[-1]
-        x0, x1 = self.scores[above - 1], self.scores[above]
-        y0, y1 = self.probabilities[above - 1], self.probabilities[above]
-        return y0 + (y1 - y0) * (score - x0) / (x1 - x0)
-
-    def many(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.interp(scores, self.scores, self.probabilities))
-
-
-@dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The sigmoid of the mean of the parts' clipped logits, then calibration. A nan is the lowest logit."""
+    """The sigmoid of the mean of the parts' clipped logits. A nan is the lowest logit."""
 
     parts: tuple[ModelPart, ...]
-    calibration: Isotonic | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.parts) <= MOST_PARTS:
@@ -302,8 +222,7 @@ class Ensemble:
                 part.check(n_features)
 
     def plain(self) -> dict[str, Any]:
-        calibration = None if self.calibration is None else self.calibration.plain()
-        return {"parts": [part.plain() for part in self.parts], "calibration": calibration}
+        return {"parts": [part.plain() for part in self.parts]}
 
     def raw(self, row: Sequence[float]) -> float:
         total = 0.0
@@ -317,9 +236,7 @@ class Ensemble:
         return np.asarray(np.mean(logits, axis=0))
 
     def score(self, row: Sequence[float]) -> float:
-        p = 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are clipped, so this cannot overflow
-        return p if self.calibration is None else self.calibration.one(p)
+        return 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are clipped, so this cannot overflow
 
     def scores(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        p = 1.0 / (1.0 + np.exp(-self.raws(matrix)))
-        return p if self.calibration is None else self.calibration.many(p)
+        return np.asarray(1.0 / (1.0 + np.exp(-self.raws(matrix))))
