@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from math import log, sqrt
 from statistics import NormalDist
 from typing import Final
@@ -27,44 +25,8 @@ class Kappa:
     value: float | None  # None: all verdicts are equal, which chance alone would explain
     low: float | None  # ends of the interval; None: too few items
     high: float | None
-    error: float | None  # standard error; None: as `value`
     observed: float  # share of pairs of verdicts that are equal
     n_items: int
-    n_raters: int
-    method: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    overall: Kappa | None  # Fleiss; None: no item has two verdicts
-    pairs: tuple[tuple[str, str, Kappa], ...]  # Cohen, for each two who judged the same items, the most items first
-    n_contradicted: int  # with contradicting verdicts, adjudicated or not
-
-
-def cohen(table: Sequence[Sequence[float]]) -> Kappa:
-    """Cohen's kappa of two raters, with its large-sample interval.
-
-    Cohen (1960), Educ. Psychol. Meas. 20(1); standard error after Fleiss, Cohen and Everitt (1969), Psychol. Bull.
-    72(5), eq. 13, which does not assume that the raters agree by chance alone.
-
-    table  items by category of the first rater (rows) and of the second one (columns), square
-    """
-    counts = np.array(table, dtype=np.float64)
-    n = float(counts.sum())
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or n <= 0 or (counts < 0).any():
-        raise ValueError(f"table: need a square of counts, at least one above 0; got shape {counts.shape}, sum {n:g}")
-    p = counts / n
-    rows, columns = p.sum(axis=1), p.sum(axis=0)
-    observed, chance = float(np.trace(p)), float(rows @ columns)
-    if 1 - chance < 1e-12:
-        return _kappa(observed, None, None, n=round(n), n_raters=2, method="Cohen")
-    value = (observed - chance) / (1 - chance)
-    diagonal = float((np.diag(p) * (1 - (rows + columns) * (1 - value)) ** 2).sum())
-    weights = (rows[np.newaxis, :] + columns[:, np.newaxis]) ** 2  # of cell (i, j): row total j and column total i
-    apart = float((p * weights).sum() - (np.diag(p) * np.diag(weights)).sum())
-    variance = diagonal + (1 - value) ** 2 * apart - (value - chance * (1 - value)) ** 2
-    error = sqrt(max(0.0, variance) / n) / (1 - chance)
-    return _kappa(observed, value, error, n=round(n), n_raters=2, method="Cohen")
 
 
 def fleiss(counts: Sequence[Sequence[int]]) -> Kappa:
@@ -73,53 +35,32 @@ def fleiss(counts: Sequence[Sequence[int]]) -> Kappa:
     Fleiss (1971), Psychol. Bull. 76(5); standard error after Gwet (2021), Educ. Psychol. Meas. 81(4), which does not
     assume that the raters agree by chance alone.
 
-    counts  verdicts by item (rows) and category (columns); at least two for each item
+    counts  verdicts by item (rows) and category (columns), of at least one item; at least two for each
     """
     table = np.array(counts, dtype=np.float64)
-    if table.ndim != 2 or not len(table) or (table < 0).any() or (table.sum(axis=1) < 2).any():
-        raise ValueError("counts: need at least one item, and two verdicts or more for each")
     raters = table.sum(axis=1)
     same: Floats = (table * (table - 1)).sum(axis=1) / (raters * (raters - 1))
     shares: Floats = (table / raters[:, np.newaxis]).mean(axis=0)
-    observed, chance = float(same.mean()), float(shares @ shares)
-    n, n_raters = len(table), round(raters.max())
+    observed, chance, n = float(same.mean()), float(shares @ shares), len(table)
     if 1 - chance < 1e-12:
-        return _kappa(observed, None, None, n=n, n_raters=n_raters, method="Fleiss")
-    value = (observed - chance) / (1 - chance)
-    each = (same - chance) / (1 - chance)
-    by_chance = (table / raters[:, np.newaxis]) @ shares
-    moved = each - 2 * (1 - value) * (by_chance - chance) / (1 - chance)
-    error = sqrt(float(((moved - value) ** 2).sum()) / (n * (n - 1))) if n > 1 else None
-    return _kappa(observed, value, error, n=n, n_raters=n_raters, method="Fleiss")
-
-
-def agreement(places: Iterable[ItemState]) -> Agreement:
-    judged = [place for place in places if len(place.verdicts) >= 2 and len(place.independent) >= 2]
-    categories = [{one.reviewer: one.category for one in place.independent} for place in judged]
-    names = sorted({category for one in categories for category in one.values()})
-    pairs = []
-    for first, second in combinations(sorted({name for one in categories for name in one}), 2):
-        both = [(one[first], one[second]) for one in categories if first in one and second in one]
-        if both:
-            met = Counter(both)
-            table = [[met[row, column] for column in names] for row in names]
-            pairs.append((first, second, cohen(table)))
-    counts = [[list(one.values()).count(name) for name in names] for one in categories]
-    return Agreement(
-        overall=fleiss(counts) if counts else None,
-        pairs=tuple(sorted(pairs, key=lambda pair: -pair[2].n_items)),
-        n_contradicted=sum(one.needs_third for one in judged),
-    )
-
-
-def _kappa(observed: float, value: float | None, error: float | None, *, n: int, n_raters: int, method: str) -> Kappa:
-    low = high = None
-    if value is not None and error is not None and n >= LEAST_ITEMS:
+        return Kappa(value=None, low=None, high=None, observed=observed, n_items=n)
+    value, low, high = (observed - chance) / (1 - chance), None, None
+    if n >= LEAST_ITEMS:
+        each = (same - chance) / (1 - chance)
+        by_chance = (table / raters[:, np.newaxis]) @ shares
+        moved = each - 2 * (1 - value) * (by_chance - chance) / (1 - chance)
+        error = sqrt(float(((moved - value) ** 2).sum()) / (n * (n - 1)))
         radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
         low, high = max(-1.0, value - radius), min(1.0, value + radius)
-    return Kappa(
-        value=value, low=low, high=high, error=error, observed=observed, n_items=n, n_raters=n_raters, method=method
-    )
+    return Kappa(value=value, low=low, high=high, observed=observed, n_items=n)
+
+
+def agreement(places: Iterable[ItemState]) -> Kappa | None:
+    """Fleiss' kappa of the independent verdicts; None: no item has two."""
+    judged = [place for place in places if len(place.verdicts) >= 2 and len(place.independent) >= 2]
+    categories = [[one.category for one in place.independent] for place in judged]
+    names = sorted({category for one in categories for category in one})
+    return fleiss([[one.count(name) for name in names] for one in categories]) if categories else None
 
 
 METHOD = "control share, weighted by its odds; Hoeffding"

@@ -149,8 +149,7 @@ def stats(settings: Settings, route: str | None) -> shell.CommandReply:
         plain.append({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
         lines.append(f"route {name}")
         lines.append("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
-        lines.append(f"  agreement  {_kappa(agree.overall)}")
-        lines += [f"    {first} and {second}: {_kappa(kappa)}" for first, second, kappa in agree.pairs]
+        lines.append(f"  agreement  {_kappa(agree)}")
         if em is None:
             lines.append(f"  EM         unknown: none of {n_drawings:,} drawings is through")
         else:
@@ -165,7 +164,7 @@ def _kappa(kappa: Kappa | None) -> str:
     if kappa.value is None:
         return f"{kappa.observed:.0%} equal on {kappa.n_items:,} items; kappa is not defined: all verdicts are the same"
     ends = "too few items for an interval" if kappa.low is None else f"[{kappa.low:.2f}, {kappa.high or 0:.2f}]"
-    return f"kappa {kappa.value:.2f} {ends} ({kappa.method}), {kappa.observed:.0%} equal on {kappa.n_items:,} items"
+    return f"kappa {kappa.value:.2f} {ends}, {kappa.observed:.0%} equal on {kappa.n_items:,} items"
 
 
 def _go_through(

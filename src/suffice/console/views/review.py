@@ -125,7 +125,7 @@ def review_page(view: ViewContext) -> ReviewPage:
             RouteReviews(
                 route=route,
                 counts=queue.counts(now_s=now_s, route=route),
-                kappa=agreement(queue.of(route)).overall,
+                kappa=agreement(queue.of(route)),
                 em=em_of(queue, route),
             )
             for route in view.settings.routes
