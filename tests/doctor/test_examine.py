@@ -29,10 +29,8 @@ async def test_a_server_that_does_everything_is_believed() -> None:
     async with FakeUpstream(model(delay_s=0.005), ServerBehaviour(**GOOD)) as fake:
         findings, url = await examine_fake(fake), fake.url
     seen = verdicts(findings)
-    # The fake keeps no slot apart, cannot turn its cache off and has neither limits nor a list of contexts.
+    # The fake has neither limits nor a list of contexts.
     other = {
-        "id_slot": "ignored",
-        "cache_prompt": "ignored",
         "rate_limits": "no",
         "context": "no",
         "line_signals": "no",
@@ -62,7 +60,6 @@ LIES = {
     "stream_options": ("stream_usage", "no usage"),
     "continue_final_message": ("prefill", "started over"),
     "max_completion_tokens": ("max_completion_tokens", "a cap of 4 was exceeded: 24 pieces"),
-    "seed": ("seed", "the same seed gave"),
 }
 
 
@@ -121,7 +118,7 @@ async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
         FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake,
         open_session(fake) as session,
     ):
-        session.n_slots, session.can_list_slots = 2, True
+        session.n_slots = 2
         result = await cancel(session)
     assert result.verdict == "no"
     assert "1 still running" in result.evidence

@@ -265,11 +265,7 @@ def _probes(findings: Findings) -> str:
 
 
 def _added(findings: Findings) -> str:
-    fields = {
-        "stream_options.include_usage": "stream_usage",
-        "logprobs": "logprobs_stream",
-        "cache_prompt": "cache_prompt",
-    }
+    fields = {"stream_options.include_usage": "stream_usage", "logprobs": "logprobs_stream"}
     may = [field for field, experiment in fields.items() if honoured(findings, experiment)]
     return f"Fields that may be added to a request: {', '.join(may) or 'none'}."
 

@@ -70,12 +70,6 @@ async def reachable(session: ServerSession) -> Result:
     return Result("yes", f"200 in {_ms(answer.took_s)}")
 
 
-async def _unknown_fields(session: ServerSession) -> Result:
-    sentence = "a field that no server knows was answered"
-    await session.whole(session.body(HELLO, 1, suffice_unknown_field=1), refusal=sentence)
-    return Result("yes", f"{sentence} 200")
-
-
 async def _capped(name: str, session: ServerSession) -> Result:
     body = session.body(COUNT, CAP)
     del body[session.cap_field]
@@ -136,27 +130,6 @@ async def _n(session: ServerSession) -> Result:
     return Result("yes" if count == 2 else "ignored", f"n = 2 gave {count} answer{'s' if count != 1 else ''}")
 
 
-async def _seed(session: ServerSession) -> Result:
-    """Send the same seed twice, and another one: only the comparison shows whether it matters."""
-    ask = "Write one unusual sentence about the sea."
-
-    async def text(**more: Any) -> str | None:
-        answer = await session.whole(session.body(ask, 16, **more))
-        return answer.text if answer.status == 200 else None
-
-    greedy = [await text(seed=7) for _ in range(2)]
-    if None in greedy:
-        return Result("no", "a request with a seed was refused")
-    first, again, other = [await text(seed=s, temperature=1.5) for s in (7, 7, 8)]
-    cold = f"temperature 0: two runs {'the same' if greedy[0] == greedy[1] else 'differ'}"
-    if first != again:
-        both = f"{quoted(first or '')} and {quoted(again or '')}"
-        return Result("ignored", f"temperature 1.5: the same seed gave {both}; {cold}")
-    if first == other:
-        return Result("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
-    return Result("yes", f"temperature 1.5: the same seed gave the same text, another seed another; {cold}")
-
-
 async def _slots(session: ServerSession) -> Result:
     status, props = await session.get("/props")
     if status == 200:
@@ -165,7 +138,6 @@ async def _slots(session: ServerSession) -> Result:
         session.context_tokens = session.context_tokens or context
     status, listed = await session.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
-        session.can_list_slots = True
         session.n_slots = session.n_slots or len(listed)
         session.context_tokens = session.context_tokens or _positive(within(listed[0], "n_ctx"))
     if session.n_slots is None:
@@ -440,7 +412,6 @@ async def _prefix_cache(session: ServerSession) -> Result:
     if warm.n_cached is None or longer.n_cached is None or not warm.n_prompt:
         sure = faster or cold_s >= 4 * CLEAR_S  # a quick cold prompt leaves nothing to save
         return Result("yes" if faster else "no" if sure else "unclear", f"nothing reported; {clock}")
-    session.reports_cache = True
     reported = f"cached {warm.n_cached:,} of {warm.n_prompt:,} prompt tokens again, {longer.n_cached:,} with a suffix"
     if min(warm.n_cached, longer.n_cached) < SEEN_SHARE * warm.n_prompt:
         return Result("no", f"{reported}; {clock}")
@@ -459,43 +430,6 @@ def _long_prompt(session: ServerSession, most_words: int) -> str:
 
 async def _first_token(session: ServerSession, text: str, **more: Any) -> StreamTranscript:
     return await session.stream(session.body(text, 1, stream_options={"include_usage": True}, **more))
-
-
-async def _cache_prompt(session: ServerSession) -> Result:
-    if not session.reports_cache:
-        return Result("unclear", "the server does not report what its cache served")
-    prompt = _long_prompt(session, FEW_WORDS)
-    await _first_token(session, prompt)
-    warm = await _first_token(session, prompt, cache_prompt=True)
-    if warm.status != 200:
-        return Result("no", f"answered {warm.refused}")
-    off = await _first_token(session, prompt, cache_prompt=False)
-    counts = f"cached {warm.n_cached or 0:,} of {warm.n_prompt or 0:,} with true, {off.n_cached or 0:,} with false"
-    if not warm.n_cached:
-        return Result("unclear", f"{counts}: there is no cache to turn off")
-    return Result("yes" if (off.n_cached or 0) < warm.n_cached / 2 else "ignored", counts)
-
-
-async def _id_slot(session: ServerSession) -> Result:
-    """Request the last slot, then the first, and check which one works; only if the server is idle.
-
-    llama.cpp's server may load another conversation into a busy slot that is requested by number.
-    """
-    n_slots = session.n_slots
-    if not session.can_list_slots or not n_slots or n_slots < 2:
-        why = "the server has one slot" if n_slots == 1 else "/slots does not report which slot is busy"
-        return Result("unclear", why)
-    results = []
-    for wanted in (n_slots - 1, 0):
-        if await _busy(session) != []:
-            return Result("unclear", "another request is running, and the test could corrupt its answer")
-        async with session.begun(session.body(COUNT, LONG_CAP, id_slot=wanted), lambda s: s.n_pieces > 0) as seen:
-            if seen.status != 200:
-                return Result("no", f"answered {seen.refused}")
-            results.append((wanted, await _busy(session) or []))
-        await _quiet(session)
-    text = "; ".join(f"requested {wanted}, busy: {busy}" for wanted, busy in results)
-    return Result("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
 
 
 async def cancel(session: ServerSession) -> Result:
@@ -557,7 +491,6 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "models": ("lists its models", _models),
     "slots": ("reports how many requests it serves at once", _slots),
     "context": ("reports its maximum context length", _context),
-    "unknown_fields": ("accepts a field that it does not know", _unknown_fields),
     "max_tokens": ("`max_tokens` caps the answer", partial(_capped, "max_tokens")),
     "max_completion_tokens": (
         "`max_completion_tokens` caps the answer",
@@ -569,7 +502,6 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "logprobs_stream": ("returns log-probabilities in a stream too", _logprobs_stream),
     "tool_stream": ("streams a tool call piece by piece", _tool_stream),
     "n": ("`n = 2` returns two answers", _n),
-    "seed": ("equal seeds give equal texts, and different seeds different ones", _seed),
     "opens_thought": ("the chat template writes the opening tag of the thought", _opens_thought),
     "prefill": ("continues an assistant's last message", _prefill),
     "raw": ("`/v1/completions` continues the text of the chat template", _raw),
@@ -579,8 +511,6 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "line_signals": ("reports the margin to the end of thought at the ends of lines", line_signals),
     "effort": ("takes reasoning efforts, and a higher one makes the thought longer", _effort),
     "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
-    "cache_prompt": ("`cache_prompt = false` turns the prefix cache off, so the field is honoured", _cache_prompt),
-    "id_slot": ("`id_slot` chooses the slot", _id_slot),
     "cancel": ("stops generating when the client hangs up", cancel),
     "rate_limits": ("reports its rate limits in headers", _rate_limits),
 }

@@ -105,9 +105,7 @@ class ServerSession:
         self.n_slots: int | None = None
         self.context_tokens: int | None = None
         self.thought: StreamTranscript | None = None  # the run without a budget, for comparison
-        self.can_list_slots = False
         self.opens_thought = False  # whether its chat template writes the opening tag
-        self.reports_cache = False  # whether usage includes the cached tokens
         self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
         self.n_calls = 0
 
