@@ -22,20 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nested import NestedRungs, nest, open_study, share_of
+from suffice.arrays import Floats
 from suffice.errors import SufficeError
+from suffice.learn.audits import find_first_passages
 from suffice.learn.features import MAX_CLASSES as MOST_CLASSES
-from suffice.replay.study.policies import ScoreRung
-from suffice.replay.study.runs import select_runs
-from suffice.replay.study.scores import SCORES, Score
+from suffice.replay.study.policies import ScoreRung, halts_at, levels_of
+from suffice.replay.study.runs import Halts, Runs, select_runs
+from suffice.replay.study.scores import SCORES, Score, ScoredRows
 from suffice.replay.study.sets import FALLBACKS
 from suffice.replay.study.study import (
+    N_LEVELS,
     LadderPool,
-    ReplayOptions,
     RungSums,
     Study,
     lay_ladders,
     lay_score,
-    pick_by_class,
+    number_classes,
     sum_rungs,
 )
 from suffice.replay.study.sums import (
@@ -49,6 +51,7 @@ from suffice.replay.study.sums import (
     sum_halts,
 )
 from suffice.replay.traces.read import survey
+from suffice.signals.features import Classes
 
 N_DRAWS = 1_000
 SMALL_CLASS = 200  # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
@@ -158,6 +161,57 @@ def of_class(study: Study, pooled: RungSums, keep: NDArray[np.bool_], v: int) ->
     return sum_rungs(runs, laid)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassLevels:
+    """A score at a level for each large class, and one for the rest."""
+
+    score: Score
+    level: float
+    classes: Classes
+    levels: Mapping[str, float]  # by name of the class
+
+    def halts(self, scored: ScoredRows, runs: Runs) -> Halts:
+        level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
+        different, which = np.unique(level, return_inverse=True)
+        row = find_first_passages(scored.risk, runs.starts, different)[which, np.arange(len(runs))]
+        return Halts.at(row, scored.codes, runs, asks=True)
+
+
+def pick_by_class(
+    study: Study, v: int | None, scores: Sequence[Score], target: float
+) -> tuple[ClassLevels, float] | None:
+    """The levels by class that save most on the questions outside fold `v`, and their saving; None: there are none."""
+    train = study.train(v)
+    partition, training = number_classes(study.runs, train, MOST_CLASSES), select_runs(study.runs, train)
+    best: tuple[ClassLevels, float] | None = None
+    for score in scores:
+        if score.target == "value" or partition.classes is None:
+            continue  # each level of the value model is a separate model, and a route has one
+        scored = study.risk(score, v).select(train[study.runs.run_of_row])
+        levels = levels_of(scored.risk, N_LEVELS)
+        pooled = pick_level(training, scored, levels, target)
+        if pooled is None:
+            continue
+        of_class = {}
+        for at, name in enumerate(partition.names):
+            mine = partition.number[train] == at
+            rows = scored.select(mine[training.run_of_row])
+            of_class[name] = pick_level(select_runs(training, mine), rows, levels, target) or 0.0
+        rung = ClassLevels(score=score, level=pooled, classes=partition.classes, levels=of_class)
+        sums = sum_halts(training, [rung.halts(scored, training)])
+        drop, error, saved = (float(value[0, 0]) for value in sums.measure(sums.weights(None)))
+        if drop + MARGIN * error <= target and saved > (best[1] if best else 0):
+            best = rung, saved
+    return best
+
+
+def pick_level(runs: Runs, scored: ScoredRows, levels: Floats, target: float) -> float | None:
+    sums = sum_halts(runs, halts_at(scored.risk, levels, runs, scored.codes))
+    at = sums.measure(sums.weights(None))
+    choice = int(at.pick([slice(0, len(levels))], target, MARGIN)[0])
+    return None if choice == NONE else float(levels[choice])
+
+
 def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
     """Each question under the levels by found class that were picked without its fold, where these save more there."""
     pool = pool_of(variant, study)
@@ -165,14 +219,13 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
     values = pooled.values.copy()
     place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
     for v in range(N_FOLDS):
-        options = ReplayOptions(max_em_drop=target, margin=MARGIN, classes=MOST_CLASSES, scores=variant.scores)
-        picked = pick_by_class(study, v, options)
+        picked = pick_by_class(study, v, variant.scores, target)
         if picked is None or picked[1] <= saved_in_pick(nested, pool, v, target):
             continue
         mine, rung = study.fold == v, picked[0]
-        scored = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
+        scored = study.risk(rung.score, v)
         rows, runs = mine[study.runs.run_of_row], select_runs(study.runs, mine)
-        sums = sum_halts(runs, [rung.halts(*scored.select(rows), runs)])
+        sums = sum_halts(runs, [rung.halts(scored.select(rows), runs)])
         values[[place[question] for question in dict.fromkeys(runs.question)]] = sums.values
     return QuestionSums(fold=pooled.fold, base=pooled.base, values=values)
 

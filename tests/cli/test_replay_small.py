@@ -18,7 +18,6 @@ WORDS = {
     "replay with a report": (*PLAIN[:-1], "--out", "report"),
     "replay of plain rules": PLAIN,
     "replay of learned rules": ("replay", "--policies", "learned", "--no-report"),
-    "replay of classes": ("replay", "--policies", "learned", "--classes", "3", "--no-report"),
     "replay with files to fit": ("replay", "--fit", "few.parquet", "--no-report"),
     "replay online": ("replay", "--online", "--seeds", "2", "--no-report"),
     "replay online on halves": ("replay", "--online", "--seeds", "2", "--disjoint", "--no-report"),

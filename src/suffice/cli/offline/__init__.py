@@ -40,19 +40,13 @@ TRACES = stacked(
 )
 
 
-def study_options(*, policies: str, classes: str, margin: str) -> Callable[[Any], Any]:
+def study_options(*, policies: str, margin: str) -> Callable[[Any], Any]:
     """The options that narrow a study; each text is the part of the help that differs between commands."""
     from suffice.replay.study.sums import MARGIN
 
     learned = "comma-separated; 'learned' stands for the learned scores"
     return stacked(
         option("--policies", metavar="NAMES", help=f"{policies}, {learned}."),
-        option(
-            "--classes",
-            type=click.IntRange(2, 64),
-            metavar="N",
-            help=f"{classes} a level for each of at most N classes that are found in the data.",
-        ),
         option(
             "--margin",
             type=click.FloatRange(0, 10),

@@ -57,7 +57,6 @@ OFFLINE = stacked(
     ),
     study_options(
         policies="Only these rules of the grid",
-        classes="Also ours with",
         margin="a frozen point keeps from the target",
     ),
 )
@@ -201,13 +200,13 @@ def _console(width: int) -> Console:
     return console if console.is_terminal else Console(width=width)
 
 
-def _replay_options(policies: str | None, written: Sequence[str], classes: int | None, **given: Any) -> ReplayOptions:
+def _replay_options(policies: str | None, written: Sequence[str], **given: Any) -> ReplayOptions:
     specs = dict[str, dict[str, Any]]()
     for text in written:
         spec = read_policy(text)
         parameters = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
         specs[f"{spec.get('policy')} {parameters}".strip()] = spec
-    return ReplayOptions(families=split_names(policies), policies=specs, classes=classes or 0, **given)
+    return ReplayOptions(families=split_names(policies), policies=specs, **given)
 
 
 def _replay(

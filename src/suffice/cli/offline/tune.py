@@ -34,8 +34,13 @@ from suffice.sanitize import printable
 )
 @study_options(
     policies="Search among these alone",
-    classes="Learned scores may have",
     margin="a drop keeps from the target in the search",
+)
+@option(
+    "--classes",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Learned scores may have a level for each of at most N classes that are found in the data.",
 )
 @option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the searches, the models and the bootstrap.")
 @option("--route", default="tuned", metavar="NAME", help="Name of the route that is written.")

@@ -24,7 +24,6 @@ from suffice.policy.protocol import Policy, return_step, returns_of
 from suffice.replay.study.runs import Halts, RowScores, Runs, find_first_bits, find_first_stops
 from suffice.replay.study.scores import EVEN, PRICED, Spec
 from suffice.signals.base import reads_answers
-from suffice.signals.features import Classes
 from suffice.types import Kind
 
 ALL: Final[tuple[Kind, ...]] = ("reasoning", "samples", "rounds")
@@ -301,17 +300,10 @@ class ScoreRung:
     score: str  # name of a score of the study
     level: float
     label: str
-    classes: Classes | None = None  # classifies queries, where some classes have their own levels
-    levels: Mapping[str, float] = field(default_factory=dict)  # by name of the class
     spec: ClassVar[None] = None
 
     def halts(self, risk: RowScores, code: NDArray[np.int8], runs: Runs) -> Halts:
-        if self.classes is None:
-            return halts_at(risk, np.array([self.level]), runs, code)[0]
-        level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
-        different, which = np.unique(level, return_inverse=True)
-        row = find_first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
-        return Halts.at(row, code, runs, asks=True)
+        return halts_at(risk, np.array([self.level]), runs, code)[0]
 
 
 Rung: TypeAlias = PolicyRung | ScoreRung

@@ -131,6 +131,7 @@ class TunedSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneOptions(StudyOptions):
+    classes: int = 0  # most classes with levels of their own; 0: none
     trials: int = 200  # per search; one search per fold and one on all questions
     time_limit_s: float | None = None  # for all searches together; None: no limit
     policies: tuple[str, ...] = ()  # names to search, "learned" for the learned scores; (): all that apply

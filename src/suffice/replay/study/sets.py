@@ -53,7 +53,6 @@ from suffice.replay.study.study import (
     Tick,
     lay_ladders,
     lay_score,
-    pick_by_class,
     sum_rungs,
 )
 from suffice.replay.study.sums import (
@@ -63,7 +62,6 @@ from suffice.replay.study.sums import (
     SumsFold,
     base_columns,
     columns_of,
-    compare_nested,
     folds_of,
     measure_rates,
     sum_by_group,
@@ -229,13 +227,12 @@ def _step_order(part: SetPart) -> tuple[int, str]:
 # Published policies that `ours` may fall back on, one ladder each; near duplicates would only add chances for a fluke.
 FALLBACKS = ("fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2")
 
-OURS, BY_CLASS = "ours", "ours_by_class"
+OURS = "ours"
 HINDSIGHT = {"published": "hindsight", "ours": "ours_hindsight"}  # pool → its line picked in hindsight
 DETAILED = ("ours", "published", "hindsight")  # lines reported by class and by step
 FAMILIES: Mapping[str, tuple[Family, Choice]] = {
     "full": ("full", "fixed"),
     OURS: ("ours", "frozen"),
-    BY_CLASS: ("ours", "frozen"),
     "ours_hindsight": ("ours", "hindsight"),
     "published": ("published", "frozen"),
     "hindsight": ("published", "hindsight"),
@@ -269,7 +266,7 @@ def replay_set(
     study = Study(source, published, replace(options, scores=scores), tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
     folds: Sequence[int | None] = [None] if fit else range(N_FOLDS)
-    frozen = [_with_classes(study, v, study.freeze(pools, v)) for v in folds]
+    frozen = [study.freeze(pools, v) for v in folds]
     tick("picking")
     here = _sum_rungs_here(study, frozen[0], sample) if fit else study.sum_rungs(None)
     added = {
@@ -313,15 +310,6 @@ def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Ladder
     rules = dict.fromkeys(map(family_of, names))
     alone = [LadderPool(rule, tuple(name for name in names if family_of(name) == rule)) for rule in rules]
     return (*ours, *published, *alone)
-
-
-def _with_classes(study: Study, v: int | None, frozen: FoldChoice) -> FoldChoice:
-    options = study.options
-    if not options.classes or OURS not in frozen.rungs:
-        return frozen
-    picked = pick_by_class(study, v, options)
-    rung = frozen.rungs[OURS] if picked is None or picked[1] <= frozen.saved[OURS] else picked[0]
-    return replace(frozen, rungs={**frozen.rungs, BY_CLASS: rung})
 
 
 def _sum_rungs_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
@@ -446,14 +434,13 @@ class _Judge:
             frontier=self._frontier(here),
             by_class=whole.parts.by_class(),
             by_step=whole.parts.by_step(),
-            notes=(*self._notes(count, misses), *self._describe_classes(names, sums)),
+            notes=tuple(self._notes(count, misses)),
             fitted_on=fitted_on,
         )
 
     def names(self) -> list[str]:
         rungs, pools = self.frozen[0].rungs, [pool.name for pool in self.pools]
-        first = [name for name in (OURS, BY_CLASS) if name in rungs]
-        return list(dict.fromkeys(["full", *first, *pools, *rungs, "oracle_agree", "oracle_correct"]))
+        return list(dict.fromkeys(["full", *pools, *rungs, "oracle_agree", "oracle_correct"]))
 
     def _measure_misses(self) -> dict[str, tuple[float, float]]:
         """By pool, the share of splits that miss the target: picked with the margin, and plainly."""
@@ -550,31 +537,12 @@ class _Judge:
             share = count["answered"] / max(1, count["runs"])
             yield f"only {share:.0%} of the full runs gave an answer; the others count as wrong"
 
-    def _describe_classes(self, names: Sequence[str], sums: QuestionSums) -> Iterator[str]:
-        if BY_CLASS not in names:
-            return
-        rungs = [one.rungs[BY_CLASS] for one in self.frozen]
-        classed = [rung for rung in rungs if isinstance(rung, ScoreRung) and rung.classes is not None]
-        if not classed:
-            yield "no classes were found that are large enough and save more with levels of their own"
-            return
-        first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
-        rng = np.random.default_rng(self.options.seed)
-        by = compare_nested(first, other, n_draws=self.options.n_draws, rng=rng)
-        saved, drop = by.saved_interval, by.drop_interval
-        classes = "; ".join(f"{name} ({level:.3g})" for name, level in classed[0].levels.items())
-        yield (
-            f"levels by found class, in {len(classed)} of {len(rungs)} folds, against one level for all: saved"
-            f" {100 * by.saved:+.1f} points ({100 * saved.low:+.1f} to {100 * saved.high:+.1f}), drop"
-            f" {100 * by.drop:+.2f} ({100 * drop.low:+.2f} to {100 * drop.high:+.2f}). Classes of the first: {classes}"
-        )
-
 
 def _describe_choice(name: str, rungs: Sequence[Rung | None]) -> str:
     def label(rung: Rung | None) -> str:
         if rung is None:
             return "never stops"
-        return rung.score if isinstance(rung, ScoreRung) and rung.classes is None else rung.label
+        return rung.score if isinstance(rung, ScoreRung) else rung.label
 
     labels = Counter(map(label, rungs))
     if len(labels) == 1:

@@ -16,7 +16,7 @@ import numpy as np
 from suffice.arrays import Bools, Floats
 from suffice.learn.features import MIN_CLASS_RUNS, FeatureSelection, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
-from suffice.replay.study.runs import Halts, Runs, never_halt, select_runs
+from suffice.replay.study.runs import Halts, Runs, never_halt
 from suffice.replay.study.scores import (
     HOPELESS_KEY,
     SCORES,
@@ -44,7 +44,6 @@ class StudyOptions:
     margin: float = MARGIN  # in standard errors, between the target and the drop where a point is picked
     probe_tokens: int | None = None  # per probe; None: as recorded, else 15 for `reasoning`
     scores: tuple[Score, ...] = SCORES  # (): no learned scores
-    classes: int = 0  # most classes with levels of their own; 0: none
     seed: int = 0
     n_draws: int = 1_000  # of the bootstrap
 
@@ -69,7 +68,6 @@ class FoldChoice:
     """The choice of one fold, or of the `fit` runs: a rung for each pool, and the models it needs."""
 
     rungs: Mapping[str, Rung | None]  # by pool; None: never stop
-    saved: Mapping[str, float] = field(default_factory=dict)  # by pool: token reduction on the training questions
     models: Mapping[str, Model] = field(default_factory=dict)  # by score, and "hopeless"
 
 
@@ -141,18 +139,16 @@ class Study:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
         rung_sums = self.sum_rungs(v)
         rungs: dict[str, Rung | None] = {}
-        saved: dict[str, float] = {}
         for pool in pools:
             sums, of_pool, slices = rung_sums.of(pool.ladders)
             at = sums.measure(sums.weights(v))
             choice = int(at.pick(slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
-            saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
         left_out = () if v is None else (v,)
         models = {s.name: self._fits[s.query_signals].model(s.key, left_out) for s in self.options.scores}
         if models:
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
-        return FoldChoice(rungs=rungs, saved=saved, models=models)
+        return FoldChoice(rungs=rungs, models=models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +182,6 @@ class FrozenScores:
 # ---- classes found in the data
 
 MIN_QUESTIONS: Final = 20  # per class
-NEVER: Final = 0.0  # a level below every risk
 
 
 class ClassPartition(NamedTuple):
@@ -217,40 +212,3 @@ def find_large_classes(of_run: Sequence[str], question: Sequence[str], keep: Boo
     return tuple(
         name for name, own in questions.items() if len(own) >= MIN_CLASS_RUNS and len(set(own)) >= MIN_QUESTIONS
     )
-
-
-def pick_by_class(study: Study, v: int | None, options: ReplayOptions) -> tuple[ScoreRung, float] | None:
-    """The rung by class that saves most on the questions outside fold `v`, or on all, and its saving.
-
-    None if the runs do not divide into two large classes, or no rung keeps the target.
-    """
-    train = study.train(v)
-    partition, training = number_classes(study.runs, train, options.classes), select_runs(study.runs, train)
-    best: tuple[ScoreRung, float] | None = None
-    for score in options.scores:
-        if score.target == "value" or partition.classes is None:
-            continue  # each level of the value model is a separate model, and a route has one
-        scored = study.risk(score, v).select(train[study.runs.run_of_row])
-        levels = levels_of(scored.risk, N_LEVELS)
-        pooled = _pick_level(training, scored, levels, options)
-        if pooled is None:
-            continue
-        of_class = {}
-        for at, name in enumerate(partition.names):
-            mine = partition.number[train] == at
-            rows = scored.select(mine[training.run_of_row])
-            of_class[name] = _pick_level(select_runs(training, mine), rows, levels, options) or NEVER
-        label = f"{score.name}, by class"
-        rung = ScoreRung(score=score.name, level=pooled, classes=partition.classes, levels=of_class, label=label)
-        sums = sum_halts(training, [rung.halts(*scored, training)])
-        drop, error, saved = (float(value[0, 0]) for value in sums.measure(sums.weights(None)))
-        if options.excess(drop, error) <= 0 and saved > (best[1] if best else 0):
-            best = rung, saved
-    return best
-
-
-def _pick_level(runs: Runs, scored: ScoredRows, levels: Floats, options: ReplayOptions) -> float | None:
-    sums = sum_halts(runs, halts_at(scored.risk, levels, runs, scored.codes))
-    at = sums.measure(sums.weights(None))
-    choice = int(at.pick([slice(0, len(levels))], options.max_em_drop, options.margin)[0])
-    return None if choice == NONE else float(levels[choice])
