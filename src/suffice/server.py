@@ -250,7 +250,7 @@ def _url_of(listener: socket.socket) -> str:
 async def _reload(gw: GatewayState) -> None:
     try:
         if gw.process.reload is not None and not gw.process.draining:
-            await gw.process.reload("SIGHUP")
+            await gw.process.reload("SIGHUP", "")
     except SufficeError:  # logged, and nothing has changed
         pass
     except Exception as error:  # noqa: BLE001 - requests are served as before

@@ -124,11 +124,23 @@ class ActionForm(ConsoleVisit):
         return name
 
 
+class PreviewRow(ViewRecord, frozen=True):
+    """A row that the change would write, or a setting that it would change."""
+
+    kind: str  # of the row, or the setting's path
+    before: str  # the state before, in words; "": none
+    after: str
+    route: str = ""  # "": none
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ActionResult:
     message: str  # one sentence
     goes_to: str = ""  # the next page; "": the previous one
     secret: str = ""  # to be shown once; "": none
+    rows: tuple[PreviewRow, ...] = ()  # of a rehearsal, which are no rows of the log
+    effect: str = ""  # of a rehearsal
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +181,10 @@ def action(
     return lambda change: Action(path, summary, fields, needs, by_tenant, title, commands, change)
 
 
-class PreviewRow(ViewRecord, frozen=True):
-    """A row that the change would write."""
-
-    kind: str
-    route: str  # "": none
-    before: str  # the state before, in words; "": none
-    after: str
-
-
 class Preview(ViewRecord, frozen=True):
     message: str  # what would be said of it
     rows: tuple[PreviewRow, ...]
-    effect: str  # what the route did lately; "": the change is about no route
+    effect: str  # what the route did lately, or what is known of the settings; "": nothing to say
 
 
 def rehearse(action: Action, form: ActionForm) -> Preview:
@@ -199,10 +202,10 @@ def rehearse(action: Action, form: ActionForm) -> Preview:
 
     return Preview(
         message=result.message,
-        rows=form.context.read_now(form, described),
+        rows=(*result.rows, *form.context.read_now(form, described)),
         effect=form.context.read_now(form, lambda view: describe_day(view, name))
         if name in form.context.settings.routes
-        else "",
+        else result.effect,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from suffice.console.access_actions import ACCESS_ACTIONS
-from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
+from suffice.console.action_form import ActionForm, ActionResult, PreviewRow, action, raise_if_refused
 from suffice.console.context import ViewContext
 from suffice.console.experiment_actions import create_experiment
 from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
@@ -430,20 +430,30 @@ def _stop_experiment(form: ActionForm) -> ActionResult:
     "apply the changes in the settings file",
     {},
     title="Reload the settings file",
-    asks_why=False,
     commands=("reload",),
     needs="admin",
 )
 def _reload_settings(form: ActionForm) -> ActionResult:
-    reload = form.context.services.reload
+    reload, reason = form.services.reload, form.reason
     if reload is None:
         raise BadRequest("this console runs beside no gateway that could reload", status=409, code="conflict")
-    if form.rehearsal is not None:
-        return ActionResult("The file is read again; if all of it can be applied it is, and otherwise nothing is.")
     try:
-        return ActionResult(f"Reloaded: {reload(form.author).sentence}.", "/console/settings")
+        result = reload(None if form.rehearsal is not None else form.author, reason)
     except SufficeError as error:
         raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
+    if form.rehearsal is None:
+        return ActionResult(f"Reloaded: {result.sentence}.", "/console/settings")
+    rows = tuple(
+        PreviewRow(
+            kind=one.path,
+            before="not set" if one.before is None else one.before,
+            after="not set" if one.after is None else one.after,
+            note=one.waits and f"needs a restart: {one.waits}",
+        )
+        for one in result.changes
+    )
+    sentence = result.sentence[:1].upper() + result.sentence[1:]
+    return ActionResult(f"{sentence}.", rows=rows, effect=" ".join(result.notes))
 
 
 ACTIONS: Final = (

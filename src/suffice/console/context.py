@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from suffice.console.oidc import OidcLogin
 
 T = TypeVar("T")
+# Applies changed settings, by an author for a reason; without an author it says what would change.
+ReloadNow: TypeAlias = Callable[[str | None, str], Reload]
 
 LOOK_S: Final = 0.3  # the longest search for rows of a rare filter; the page tells where it stopped
 DAY_S: Final = 86_400
@@ -79,7 +81,7 @@ class AccessChange:
 class ConsoleServices:
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
-    reload: Callable[[str], Reload] | None  # applies changed settings, by an author; None: they cannot be reloaded
+    reload: ReloadNow | None  # None: the settings cannot be reloaded
     live: LiveRequests | None  # None: no gateway runs in this process
     killed: Callable[[], bool]  # whether the kill switch is on
     switch: Callable[[bool, str, str], None]  # pull or release the kill switch: reason, author; raises OSError

@@ -495,7 +495,7 @@ class Deployment:
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
 
 
-Reloading: TypeAlias = Callable[[str], Awaitable[Reload]]
+Reloading: TypeAlias = Callable[[str | None, str], Awaitable[Reload]]
 
 
 @dataclass(slots=True)
@@ -505,7 +505,8 @@ class ProcessState:
     n_live: int = 0  # running handlers, of any path
     tracer: Tracer | None = None  # None: traces are off
     live_runs: dict[str, LiveRun] = field(default_factory=dict)  # by episode
-    reload: Reloading | None = None  # applies changed settings, by an author; None: they cannot be reloaded
+    # Applies changed settings, by an author for a reason; without an author it says what would change. None: it cannot.
+    reload: Reloading | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -22,7 +22,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.kill import clear_switch, set_switch
 from suffice.gateway.lifecycle import append
-from suffice.gateway.request_parsing import check_body_headers, parse_json
+from suffice.gateway.request_parsing import check_body_headers, check_known, parse_json
 from suffice.settings import Settings
 from suffice.store.database.location import log_location
 from suffice.store.database.presence import replica_name
@@ -76,14 +76,31 @@ async def _switch(gw: GatewayState, exchange: Exchange, reason: str | None) -> N
 
 
 async def reload_settings(gw: GatewayState, exchange: Exchange) -> None:
-    """`POST /v1/admin/reload`: apply the changes in the settings file, all of them or none."""
+    """`POST /v1/admin/reload`: apply the changes in the settings file, all of them or none; `preview`: list them."""
+    body, raw = dict[str, Any](), await exchange.read_body(LIMIT_BYTES)
+    if raw:
+        check_body_headers(exchange.headers, LIMIT_BYTES)
+        body = parse_json(raw, gw.settings.server)
+    check_known(body, ("preview", "reason"))
+    is_preview, reason = body.get("preview", False), body.get("reason", "")
+    if not isinstance(is_preview, bool):
+        raise BadRequest("preview: must be true or false", param="preview")
+    if not isinstance(reason, str) or len(reason) > MOST_CHARS:
+        raise BadRequest(f"reason: must be a text of at most {MOST_CHARS} characters", param="reason")
     if gw.process.reload is None:
         raise BadRequest("this process cannot reload its settings", status=409, code="conflict")
     try:
-        result = await gw.process.reload(f"key {exchange.caller.name}")
+        result = await gw.process.reload(None if is_preview else f"key {exchange.caller.name}", reason)
     except SufficeError as error:
         raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
-    answer = {"applied": result.applied, "need_restart": result.need_restart, "message": result.sentence}
+    answer = {
+        "done": not is_preview,
+        "applied": result.applied,
+        "need_restart": result.need_restart,
+        "changes": result.changes,
+        "notes": result.notes,
+        "message": result.sentence,
+    }
     await exchange.json(200, msgspec.json.encode(answer))
 
 

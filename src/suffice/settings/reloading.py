@@ -24,23 +24,92 @@ AT_START: Final[Mapping[type[msgspec.Struct], frozenset[str]]] = {
     tables.Store: frozenset(tables.Store.__struct_fields__),
 }
 
+# Why they wait for a restart.
+REASONS: Final[Mapping[type[msgspec.Struct], str]] = {
+    tables.Server: "sockets, their limits and the file of the switch are set up when the process starts",
+    tables.Console: "its socket is opened when the process starts",
+    tables.Retention: "what is kept of a request is decided when the process starts",
+    tables.Telemetry: "logs, metrics and traces are set up when the process starts",
+    tables.Store: "the log is opened when the process starts",
+}
+_NO_TABLE: Final = "{}"  # a table without entries, in loggable form
+
 
 def can_reload(table: type[msgspec.Struct], field: str) -> bool:
     return field not in AT_START.get(table, ())
 
 
+class PlannedChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting, or a whole table that is new or gone, before and after a reload, in loggable form."""
+
+    path: str  # such as `routes.math.max_em_drop`
+    before: str | None  # JSON, or the size of a table; None: it is not there
+    after: str | None
+    waits: str = ""  # why it stays as it was until a restart; "": it does not
+
+    @property
+    def sentence(self) -> str:
+        sides = " → ".join("not set" if one is None else one for one in (self.before, self.after))
+        return f"{self.path}: {sides}" + (f" (needs a restart: {self.waits})" if self.waits else "")
+
+
 class Reload(msgspec.Struct, frozen=True, kw_only=True):
-    """A reload's result: paths of settings, such as `routes.math.max_em_drop`."""
+    """A reload's result, or its preview: paths of settings, such as `routes.math.max_em_drop`."""
 
     settings: Settings  # those of the file, where they can be reloaded, else those that the process started with
     applied: tuple[str, ...]
     need_restart: tuple[str, ...]  # they differ from the file until a restart
+    changes: tuple[PlannedChange, ...] = ()  # both of them, by path
+    notes: tuple[str, ...] = ()  # on changed routes: what they cost, and what keeps them from a certificate
+    is_preview: bool = False  # nothing was changed
 
     @property
     def sentence(self) -> str:
-        applied = f"{len(self.applied)} settings changed: {', '.join(self.applied)}" if self.applied else "no change"
+        n, verb = len(self.applied), "would change" if self.is_preview else "changed"
+        applied = f"{n} {'setting' if n == 1 else 'settings'} {verb}: {', '.join(self.applied)}" if n else "no change"
         later = f"; these need a restart and stay as they were: {', '.join(self.need_restart)}"
         return applied + (later if self.need_restart else "")
+
+
+def planned_changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[PlannedChange, ...]:
+    """Compare settings in loggable form, path to JSON. A table that one of them does not have is one change.
+
+    >>> [one.sentence for one in planned_changes({"store.url": '"a"'}, {"store.url": '"b"', "keys.ann.scopes": "[]"})]
+    ... # doctest: +ELLIPSIS
+    ['keys.ann: not set → 1 setting', 'store.url: "a" → "b" (needs a restart: the log is opened ...)']
+    """
+    old, new = ({path: one for path, one in side.items() if one != _NO_TABLE} for side in (before, after))
+    old_tables, new_tables = ({one for path in side for one in _tables_of(path)} for side in (old, new))
+    only_one_has = old_tables ^ new_tables
+    changes = dict[str, PlannedChange]()
+    for path in sorted(one for one in old.keys() | new.keys() if old.get(one) != new.get(one)):
+        table = next((one for one in _tables_of(path) if one in only_one_has), "")
+        sides = [_size(table, side) if table else side.get(path) for side in (old, new)]
+        changes[table or path] = PlannedChange(path=table or path, before=sides[0], after=sides[1], waits=_waits(path))
+    return tuple(changes.values())
+
+
+def _tables_of(path: str) -> list[str]:
+    """The tables that hold a setting, but for the outermost.
+
+    >>> _tables_of("routes.math.match.model")
+    ['routes.math', 'routes.math.match']
+    """
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(2, len(parts))]
+
+
+def _size(table: str, side: Mapping[str, str]) -> str | None:
+    n = sum(one.startswith(f"{table}.") for one in side)
+    return f"{n} {'setting' if n == 1 else 'settings'}" if n else None
+
+
+def _waits(path: str) -> str:
+    name, _, field = path.partition(".")
+    table = getattr(Settings(), name, None)
+    if not isinstance(table, msgspec.Struct) or can_reload(type(table), field.partition(".")[0]):
+        return ""
+    return REASONS[type(table)]
 
 
 def merge_settings(before: Settings, after: Settings) -> Reload:

@@ -14,14 +14,13 @@ from typing import TypeAlias
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth, Person
-from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequests, ViewCache
+from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequests, ReloadNow, ViewCache
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.errors import ConfigError
 from suffice.gateway.kill import clear_switch, set_switch
 from suffice.review.items import ReviewItem
 from suffice.settings import Settings
-from suffice.settings.reloading import Reload
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
@@ -46,14 +45,14 @@ def console(
     *,
     decisions: Callable[[], Decisions],
     notify: Callable[[], None] = lambda: None,
-    reload: Callable[[str], Reload] | None = None,
+    reload: ReloadNow | None = None,
     holder: Callable[[str], Person | None] = lambda _: None,
     live: LiveRequests | None = None,
     obey: Obey = lambda _: None,
 ) -> Iterator[ConsoleApp]:
     """Yield the console on a log.
 
-    reload  applies changed settings by an author; None: they cannot be reloaded here
+    reload  None: the settings cannot be reloaded here
     holder  of a client's key that may act here, by that key
     live    requests that run now, of the gateway in this process
     """
@@ -130,7 +129,7 @@ def _services(
     *,
     writer: Callable[[], Decisions],
     notify: Callable[[], None],
-    reload: Callable[[str], Reload] | None,
+    reload: ReloadNow | None,
     live: LiveRequests | None = None,
     obey: Obey = lambda _: None,
 ) -> ConsoleServices:
@@ -145,7 +144,7 @@ def _services(
         setup_of=partial(setup_of, settings),
         effect_of=partial(_describe_effect, settings),
         check_experiment=check_experiment,
-        rehearsing=lambda dry: _services(settings, path, writer=lambda: dry, notify=lambda: None, reload=None),
+        rehearsing=lambda dry: _services(settings, path, writer=lambda: dry, notify=lambda: None, reload=reload),
         change_access=lambda change: change_access(People.of(settings), writer(), change),
         send_test=partial(send_test, settings.alerts),
         propose=lambda name, address, reason, who: propose_learned(

@@ -15,7 +15,7 @@ from functools import partial
 
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.console.context import LiveRequests
+from suffice.console.context import LiveRequests, ReloadNow
 from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
@@ -196,16 +196,16 @@ def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, know
     gw.deployment.log_problem = None
 
 
-def _reload_in_thread(gw: GatewayState) -> Callable[[str], Reload]:
+def _reload_in_thread(gw: GatewayState) -> ReloadNow:
     """A reload for the console's threads, which wait for it."""
     loop = asyncio.get_running_loop()
 
-    async def reload(author: str) -> Reload:
+    async def reload(author: str | None, reason: str) -> Reload:
         if gw.process.reload is None:
             raise ConfigError("this process cannot reload its settings")
-        return await gw.process.reload(author)
+        return await gw.process.reload(author, reason)
 
-    return lambda author: asyncio.run_coroutine_threadsafe(reload(author), loop).result(RELOAD_S)
+    return lambda author, reason: asyncio.run_coroutine_threadsafe(reload(author, reason), loop).result(RELOAD_S)
 
 
 def _live_requests(gw: GatewayState) -> LiveRequests:

@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.edge.embedder import HttpEmbedder
@@ -22,12 +24,12 @@ from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
 from suffice.settings.checks import check_settings
-from suffice.settings.reloading import Reload, merge_settings
+from suffice.settings.reloading import Reload, merge_settings, planned_changes
 from suffice.store.database.location import log_location
 from suffice.store.database.views import n_requests_of
 from suffice.telemetry import LOG
 from suffice.upstream.client import UpstreamClient
-from suffice.wiring.audit import config_change
+from suffice.wiring.audit import config_change, loggable_settings
 from suffice.wiring.console import reconfigure
 from suffice.wiring.keys import key_ring
 from suffice.wiring.routes import build_routes, read_evidence, route_notes
@@ -62,11 +64,16 @@ class Reloader:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _n_reloads: int = 0
 
-    async def reload(self, author: str) -> Reload:
-        """Apply what has changed. Raises ConfigError and StoreError, and then nothing has."""
+    async def reload(self, author: str | None, reason: str = "") -> Reload:
+        """Apply what has changed, or say what a reload would do. Raises ConfigError and StoreError; then nothing has.
+
+        author  None: only say it
+        """
         async with self._lock:
+            if author is None:
+                return msgspec.structs.replace((await self._read()).reload, is_preview=True)
             try:
-                result = await self._reload(author)
+                result = await self._reload(author, reason or "reloaded while the gateway runs")
             except SufficeError as error:
                 self._announce(f"nothing was reloaded: {error}")
                 LOG.error("reload: nothing has changed: %s", error)
@@ -81,22 +88,25 @@ class Reloader:
         if presence is not None:  # suffice reload waits for this
             presence.update(n_reloads=self._n_reloads, reloaded=sentence[:MOST_REPORT_CHARS])
 
-    async def _reload(self, author: str) -> Reload:
+    async def _read(self) -> _Prepared:
         if self.read is None:
             raise ConfigError("these settings come from no file; start suffice serve with one to reload it")
-        gw = self.app.gateway
-        if gw.deployment.log_problem is not None:
-            raise ConfigError(f"a reload is recorded in the log, which cannot be opened: {gw.deployment.log_problem}")
-        prepared = await asyncio.to_thread(self._prepare, await asyncio.to_thread(self.read))
+        problem = self.app.gateway.deployment.log_problem
+        if problem is not None:
+            raise ConfigError(f"a reload is recorded in the log, which cannot be opened: {problem}")
+        return await asyncio.to_thread(self._prepare, await asyncio.to_thread(self.read))
+
+    async def _reload(self, author: str, reason: str) -> Reload:
+        prepared = await self._read()
         settings = prepared.reload.settings
         if not prepared.reload.applied:
             return prepared.reload
         path = log_location(settings.store)
-        change = await asyncio.to_thread(
-            config_change, settings, path, process="serve", author=author, reason="reloaded while the gateway runs"
-        )
+        change = await asyncio.to_thread(config_change, settings, path, process="serve", author=author, reason=reason)
         if change is not None:
-            await gw.log.append_durable(change)
+            await self.app.gateway.log.append_durable(change)
+        for note in prepared.reload.notes:
+            LOG.info(note)
         for embedder in prepared.embedders.values():
             await self.stack.enter_async_context(embedder)
         for client in prepared.clients.values():
@@ -115,8 +125,6 @@ class Reloader:
         checked = preflight(settings, host=self.checked.host, insecure_open=self.checked.insecure_open)
         evidence = read_evidence(settings)
         changed = [name for name in settings.routes if not _is_same(name, gw.settings, settings)]
-        for note in route_notes(settings, evidence, changed):
-            LOG.info(note)
         clients = {
             name: UpstreamClient(name, upstream, checked.upstream_keys[name], evidence.upstreams.get(name))
             for name, upstream in settings.upstreams.items()
@@ -124,7 +132,11 @@ class Reloader:
         }
         added = [name for name in settings.routes if name not in gw.settings.routes]
         return _Prepared(
-            reload=result,
+            reload=msgspec.structs.replace(
+                result,
+                changes=planned_changes(loggable_settings(gw.settings), loggable_settings(read)),
+                notes=tuple(route_notes(settings, evidence, changed)),
+            ),
             checked=checked,
             clients=clients,
             embedders={

@@ -245,11 +245,13 @@ def _show_first_secret(settings: Settings, page: str) -> str | None:
 
 @click.command(cls=Command)
 @CONFIG
+@option("--preview", is_flag=True, help="Say what would change, and change nothing.")
 @WAIT
-def reload(path: Path, wait_s: float) -> None:
+def reload(path: Path, preview: bool, wait_s: float) -> None:
     """Let the gateways on this computer apply the changes in their settings file.
 
-    Each applies all that can change while it runs, or nothing, and says which settings need a restart.
+    Each applies all that can change while it runs, or nothing, and says which settings need a restart. A preview
+    compares the file with the settings that the log recorded last.
     """
     from suffice.store.database.presence import read_presences
     from suffice.wiring.files import load_deployment
@@ -258,6 +260,9 @@ def reload(path: Path, wait_s: float) -> None:
 
     settings = load_deployment(path)
     check_routes(settings)
+    if preview:
+        _print_preview(settings)
+        return
     switches, hangup = presence_files(settings), getattr(signal, "SIGHUP", None)
     if hangup is None:
         fail("this system has no SIGHUP; use POST /v1/admin/reload or the console")
@@ -275,6 +280,21 @@ def reload(path: Path, wait_s: float) -> None:
         warn(f"{one.name} has not confirmed within {wait_s:g} s")
     if late:
         raise SystemExit(UNCONFIRMED)
+
+
+def _print_preview(settings: Settings) -> None:
+    from suffice.settings.reloading import planned_changes
+    from suffice.store.database.location import log_location
+    from suffice.store.database.views import newest_event
+    from suffice.store.rows.events import ConfigChange
+    from suffice.wiring.audit import loggable_settings
+
+    recorded = newest_event(log_location(settings.store), ConfigChange)
+    if recorded is None:
+        fail("no settings are recorded in the log yet; a gateway that starts reads the file", 1)
+    for one in planned_changes(recorded.settings, loggable_settings(settings)):
+        print_line(one.sentence)
+    print_line(f"compared with what the log recorded last, by {recorded.author}: {recorded.reason}")
 
 
 @click.command(cls=Command)
