@@ -1,18 +1,21 @@
 """One saving and one promise: on generated logs every surface shows the same, and it is true.
 
-Each log is shown by `suffice status` (text and --json), the console's view and, for some, its pages and `/api`, by the
-gauges of a gateway that follows the log, and by what that gateway would write into a reply.
+Each log is shown by `suffice status` (text and --json), the console's views, its report of the month and, for some, its
+pages, `/api` and exported table, by alert rules, by the gauges of a gateway that follows the log, and by what that
+gateway would write into a reply.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
 import sqlite3
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Final
 
 import pytest
 from prometheus_client import generate_latest
@@ -22,9 +25,11 @@ from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
 from suffice.cli.inspect.route_summary import summarize
 from suffice.cli.inspect.status_output import print_statuses
-from suffice.console.context import LogView
+from suffice.console.context import LogView, ViewContext
 from suffice.console.scope import parse_scope
+from suffice.console.views.history import describe_saving, read_history
 from suffice.console.views.overview import route_states
+from suffice.console.views.report import MonthReport, month_report
 from suffice.control.jobs.upkeep import added_by
 from suffice.formatting import format_percent, format_points
 from suffice.gateway.clients import Clients
@@ -37,9 +42,11 @@ from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import open_reader
 from suffice.store.database.writer import LogWriter
+from suffice.store.people.preferences import MEASURES, check_rule
 from suffice.store.routes import rollups
 from suffice.store.routes.period import Period, PeriodFigures, read_periods
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
+from suffice.store.rows.preferences import AlertRule, RuleMeasure
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import Metrics
 from suffice.wiring.keys import kill_file
@@ -49,6 +56,7 @@ from tests.contracts.generated_logs import Made, make
 
 N_LOGS, BLOCKS = 1_000, 16  # so that a block has about 60
 SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own application
+MONTH: Final = "2023-11"  # of every row of a generated log
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +163,9 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
         window = parse_scope({"days": "all"}, 2e9).range
         whole, each = read_periods(connection, since_hour=0, until_hour=window.until_hour, bucket_hours=24 * 7)
         pages = {one.name: one for one in route_states(look, each, window)}
+        report = report_on(look)
+        home, _ = read_history(asking(look, days="all"), None)
+        told_at_home = describe_saving(home, window)
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():
@@ -178,7 +189,9 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
         assert guarantee.stops == can_stop(gw, name), (name, guarantee.state, made.settings.routes[name])
         if guarantee.stops:
             assert "runs in full" not in one.promise
+        assert_one_alert(one, pages[name].figures)
     assert_one_total([one.report.measured for one in statuses.values()], whole, gauges)
+    assert_one_report(report, {name: one.figures for name, one in pages.items()}, whole, told_at_home)
     return {name: (one, one.promise_state) for name, one in statuses.items()}
 
 
@@ -217,6 +230,62 @@ def assert_one_effect(
         assert "uncertified" in shown.lower() or one.promise_state == "uncertified", (
             "a saving that nobody certified says so"
         )
+
+
+def asking(look: LogView, **query: str) -> ViewContext:
+    """What a view is given when its page is asked for."""
+    visit: Any = SimpleNamespace(request=SimpleNamespace(query=query))
+    return ViewContext(**{name: getattr(look, name) for name in LogView.__dataclass_fields__}, visit=visit)
+
+
+def report_on(look: LogView) -> MonthReport:
+    return month_report(asking(look, month=MONTH))
+
+
+def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whole: Period, told_at_home: str) -> None:
+    """The month holds the whole log, so its figures are those of the whole log, and so is its sentence."""
+    known = {name: one for name, one in pages.items() if one.sums.n_requests}
+    assert {one.name for one in report.routes} == known.keys()
+    for shown, figures in [
+        *((one.figures, known[one.name]) for one in report.routes),
+        (report.history.total, whole.total),
+    ]:
+        assert shown.sums == figures.sums
+        assert (shown.saving, shown.em_drop, shown.would_save) == (figures.saving, figures.em_drop, figures.would_save)
+        assert (shown.saved_tokens, shown.saved_certified_tokens) == (
+            figures.saved_tokens,
+            figures.saved_certified_tokens,
+        )
+    assert told_at_home.partition(", ")[2] == report.headline.partition(", ")[2]
+
+
+def assert_one_alert(one: RouteStatus, figures: PeriodFigures) -> None:
+    """What an alert rule compares with its limit is what the status says."""
+    values = {measure: check_rule(rule_on(measure), figures).value for measure in MEASURES}
+    counted, measured = one.report, one.report.measured
+    assert values["requests"] == counted.n_requests == figures.sums.n_requests
+    assert figures.sums.n_stopped == counted.n_stopped
+    for measure, estimate in (("saved", measured.saving), ("em_drop", measured.em_drop)):
+        value = values[measure]  # type: ignore[index]
+        assert value == (None if estimate is None else pytest.approx(estimate.value, abs=1e-9))
+    if counted.n_requests:
+        assert values["stopped"] == counted.n_stopped / counted.n_requests
+
+
+def rule_on(measure: RuleMeasure) -> AlertRule:
+    return AlertRule(
+        rule="r",
+        revision=1,
+        route="",
+        measure=measure,
+        side="above",
+        limit=0.0,
+        window_hours=24,
+        least_requests=0,
+        enabled=True,
+        author="a",
+        reason="a test",
+    )
 
 
 def assert_one_total(routes: list[ReportEstimates], whole: Period, gauges: str) -> None:
@@ -262,15 +331,39 @@ def check_pages(made: Made, statuses: dict[str, RouteStatus]) -> None:
         visitor = Visitor(app)
         visitor.login(secret)
         plain = {one["name"]: one for one in visitor.get("/api/routes?days=all").json["routes"]}
+        monthly = {one["name"]: one for one in visitor.get(f"/api/report?month={MONTH}").json["routes"]}
+        printed_month = without_tags(visitor.get(f"/console/report?month={MONTH}").text)
+        table = exported(visitor)
         for name, one in statuses.items():
             saving = one.report.measured.saving
             assert plain[name]["promise"] == one.promise
             assert plain[name]["saving"] == (None if saving is None else vars_of(saving))
-            page = re.sub(r"<[^>]+>", "", visitor.get(f"/console/route?days=all&name={name}").text)
-            page = page.replace("&#39;", "'").replace("&#34;", '"')
+            page = without_tags(visitor.get(f"/console/route?days=all&name={name}").text)
             assert one.promise in page
+            rows = [row for row in table if row["route"] == name]
+            assert len(rows) == plain[name]["figures"]["sums"]["n_requests"] == one.report.n_requests
+            assert sum(row["stopped"] == "yes" for row in rows) == one.report.n_stopped
+            if rows:
+                assert monthly[name]["figures"]["sums"] == plain[name]["figures"]["sums"]
+                for figure in ("saving", "em_drop", "saved_tokens", "saved_certified_tokens"):
+                    assert monthly[name]["figures"][figure] == plain[name]["figures"][figure], figure
+            drop = one.report.measured.em_drop
             if saving is not None:
-                assert f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}") in page
+                shown = f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}")
+                assert shown in page
+                assert shown in printed_month
+            if drop is not None:
+                assert f"{100 * drop.value:.2f}".replace("-", "\N{MINUS SIGN}") in printed_month
+
+
+def without_tags(page: str) -> str:
+    return re.sub(r"<[^>]+>", "", page).replace("&#39;", "'").replace("&#34;", '"')
+
+
+def exported(visitor: Visitor) -> list[dict[str, str]]:
+    """The rows of the exported table of all runs."""
+    sent = visitor.post("/console/episodes.csv?days=all", {"csrf": visitor.token()})
+    return list(csv.DictReader(io.StringIO(sent.body.decode("utf-8-sig"))))
 
 
 @pytest.mark.slow
