@@ -308,7 +308,7 @@ def run_server(
         stop = StopSignal()
         sys.setswitchinterval(SWITCH_S)
         gc.collect()
-        gc.freeze()  # excludes loaded modules from garbage collection; requests leave few cycles
+        gc.freeze()  # excludes loaded modules from garbage collection; requests leave no cycles
         gc.set_threshold(20_000, 20, 20)
         with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, checked, read, listeners, listening, stop))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -151,7 +152,7 @@ class StreamRelay:
         while not self.reader.state.ended:
             await self.advance()
         if self.failure is not None:
-            raise self.failure
+            raise copy(self.failure)
 
     async def aclose(self) -> None:
         """Cancel a pending read; the owner of the call closes the call itself."""
@@ -191,7 +192,8 @@ class StreamRelay:
                 if points or self.reader.state.ended or not to_step or self.reader.must_close:
                     return points
         except UpstreamError as error:
-            self.failure, self.reader.state.ended = error, True
+            # A copy: one with a traceback would hold the frames that hold this relay.
+            self.failure, self.reader.state.ended = copy(error), True
             raise
 
     def _relay_on_arrival(self, data: bytes) -> bool:

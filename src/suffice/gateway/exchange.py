@@ -257,9 +257,8 @@ class BodyDelivery(Delivery):
         dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
         self._assembler = Assembler(BODY_LIMIT_BYTES)
-        self.texts_now = self._add_texts
 
-    def _add_texts(self, template: bytes, field: str, texts: list[str]) -> bool:
+    def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
         """Add repeated chunks by their texts, much faster than by parsing each."""
         try:
             return self._events.is_native or self._assembler.add_repeated(template, field, texts)

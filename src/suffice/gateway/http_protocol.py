@@ -11,6 +11,7 @@ from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import Any
+from weakref import ref
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -199,7 +200,10 @@ class LimitedHttp(HttpToolsProtocol):
         cycle.on_response = partial(self._answered, cycle)
         if self.parser.should_upgrade():
             cycle.keep_alive = False  # the parser stops after it
-        self.scope["extensions"] = {HANG_UP: self._hang_up.subscribe, WRITE_NOW: partial(_write_now, cycle)}  # type: ignore[dict-item]
+        write_now = partial(
+            _write_now, ref(cycle)
+        )  # the cycle has the scope: a reference back would be a cycle of them
+        self.scope["extensions"] = {HANG_UP: self._hang_up.subscribe, WRITE_NOW: write_now}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
@@ -336,8 +340,11 @@ async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receiv
     await app(scope, receive, plain)
 
 
-def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
+def _write_now(of: ref[RequestResponseCycle], data: bytes) -> bool:
     """Write a part of a stream as the cycle's `send` would. Return False if that would wait."""
+    cycle = of()
+    if cycle is None:
+        return False
     blocked = cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete
     if blocked or not data or cycle.scope["method"] == "HEAD":
         return False

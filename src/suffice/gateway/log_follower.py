@@ -20,6 +20,7 @@ from suffice.assurance.estimate import em_drop_of, saving_of, token_saving_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
+from suffice.gateway.auth import forget_oldest
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
 from suffice.gateway.route import (
@@ -62,6 +63,7 @@ from suffice.store.rows.events import KeyIssue, KillSwitchState, RowRates, Versi
 from suffice.telemetry import LOG, Metrics
 
 FIRST_ROWS: Final = 20_000  # of the log, in which a gateway looks for earlier deliveries when it starts
+MOST_VERSIONS: Final = 1_000  # of rollouts, in memory, the running ones among them; else they are read again
 LOOK_S: Final = 0.5  # between two polls of the log; a notification triggers one at once
 WARN_AGAIN_S: Final = 60.0  # between two identical warnings
 _VARYING: Final = (
@@ -108,12 +110,14 @@ class VersionCache:
                 models = models_of(version_at(connection, state.candidate, secret=self._salt))
             except ConfigError as error:
                 LOG.error("control: %s; it is not served", error)
+            forget_oldest(self._candidates, MOST_VERSIONS - 1)
             self._candidates[state.candidate] = models
         models = self._candidates[state.candidate]
         return None if models is None else RolloutTrial(state=state, models=models)
 
     def policy(self, connection: LogReader, address: str) -> PolicyTable | str:
         if address not in self.policies:
+            forget_oldest(self.policies, MOST_VERSIONS - 1)
             self.policies[address] = self._read_policy(connection, address)
         return self.policies[address]
 

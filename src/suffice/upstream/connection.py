@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -38,7 +39,7 @@ ArrivalCallback: TypeAlias = Callable[[bytes], bool]  # of a body; True: it cons
 class ConnectionBroken(Exception):
     """The connection ended or carried no HTTP; `began`: after a part of the response had arrived."""
 
-    def __init__(self, message: str, *, began: bool) -> None:
+    def __init__(self, message: str, *, began: bool = False) -> None:
         super().__init__(message)
         self.began = began
 
@@ -228,7 +229,7 @@ class Connection(asyncio.Protocol):
         coroutine, because every chunk of every stream pays for each layer here.
         """
         if self._waiting.error is not None:
-            raise self._waiting.error
+            raise copy(self._waiting.error)  # one with a traceback would hold the frames that hold this connection
         return self._waiting.begin(on_arrival)
 
     def rest(self) -> None:

@@ -143,7 +143,7 @@ class NativeEvents(ChatEvents):
     ) -> None:
         self._model, self._created_s, self._is_body = model, created_s, is_body
         self.rewrites = client is not None
-        self._client = client or self  # what the client has seen
+        self._first = client  # run whose events the client has seen; None: this one
         self._facts = AnswerFacts()
         self._blocks: list[Block] = []
         self._kept_bytes = 0
@@ -205,6 +205,10 @@ class NativeEvents(ChatEvents):
             self._blocks[-1].texts += texts
 
     # ---- what the client has seen
+
+    @property
+    def _client(self) -> NativeEvents:
+        return self._first or self  # a reference to itself would keep the whole response until a full collection
 
     @property
     def _open(self) -> Block | None:
