@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from suffice.console.actions import ACTIONS
 from suffice.gateway.kill import KillSwitch
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import KillSwitchState
@@ -75,6 +78,64 @@ def test_the_console_gives_one_order(tmp_path: Path) -> None:
         form = {"csrf": visitor.token(), "reason": "a drill", "back": "/console"}
         assert visitor.post("/console/stop-all", form).status == 303
     assert kill_file(settings).exists()
-    assert [(one.who, one.why) for one in entries(tmp_path / "log.db", kind="kill_switched")] == [
-        ("", "a drill (admin)")
-    ]
+    assert [(one.who, one.why) for one in entries(tmp_path / "log.db", kind="kill_switched")] == [("admin", "a drill")]
+
+
+# Forms that change nothing of what is served: sessions, the reviewer's desk, own views, exports and running requests.
+NO_PREVIEW = ("login", "logout", "review/say", "review/next", "views/save", "runs/", "episodes.csv", "changes.csv")
+
+
+def test_every_form_on_a_page_can_say_first_what_it_would_do() -> None:
+    n_forms = 0
+    for template in (files("suffice.console") / "templates").iterdir():
+        for form in re.findall(r'<form method="post".*?</form>', template.read_text("utf-8"), re.DOTALL):
+            path = re.search(r'action="/console/([^"]*)"', form)
+            if path is None or not path[1].startswith(NO_PREVIEW):
+                n_forms += 1
+                assert "preview" in form, (template.name, form)
+    assert n_forms >= 5
+
+
+# Fields with what is plausible in them; each is then given what is wrong, and has to say so beside itself.
+PLAUSIBLE = {
+    "route": "math",
+    "reason": "why",
+    "name": "drill",
+    "kind": "observe",
+    "days": "3",
+    "role": "viewer",
+    "measure": "em_drop",
+    "limit": "0.02",
+    "hours": "8",
+    "hypothesis": "h",
+    "treatment_arm": "full",
+    "control_arm": "as_now",
+    "decision": "tighten",
+    "incident": "i",
+    "move": "rollback",
+}
+KIND_OF = {"level": "cap", "max_em_drop": "budget", "publication": "pin"}
+WRONG = {"number": ("abc", "-5"), "choice": ("nope",), "text": ("\x00",), "area": ("",), "flag": ()}
+ANY_NUMBER = {("/alerts/rules/set", "limit")}
+# What is refused here whatever is written: no client's key is accepted, nothing is certified, and nothing runs.
+REFUSED_HERE = ("/keys/create", "/rollouts/propose", "/release-all", "/experiments/start", "/incidents/decide")
+
+
+def test_what_is_wrong_with_a_field_is_said_beside_it(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time())
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        for action in (one for one in ACTIONS if one.title and one.path not in REFUSED_HERE):
+            for name, field in action.fields.items():
+                if name == "reason":  # see `test_a_preview_changes_nothing_and_says_what_the_change_then_does`
+                    continue
+                for wrong in () if (action.path, name) in ANY_NUMBER else WRONG[field.kind]:
+                    form = {each: PLAUSIBLE.get(each, one.default) for each, one in action.fields.items()}
+                    form["kind"] = KIND_OF.get(name, "budget" if "level" in form else "")
+                    form |= {name: wrong, "csrf": visitor.token(), "preview": "1"}
+                    page = visitor.post(f"/console{action.path}", form)
+                    problems = re.findall(r'id="problem-(\w+)"', page.text)
+                    assert (page.status >= 400, problems) == (True, [name]), (action.path, name, wrong)

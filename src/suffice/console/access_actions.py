@@ -173,7 +173,7 @@ def _rotate_key(form: ActionForm) -> ActionResult:
     hours = 24.0 if hours is None else hours
     if not 0 <= hours <= 24 * 366:
         raise BadRequest(f"overlap_hours: got {hours:g}; 0 to {24 * 366}", param="overlap_hours")
-    made = raise_if_refused(_office(form).rotate(name, overlap_s=hours * HOUR_S), f"key {name} ")
+    made = raise_if_refused(_office(form).rotate(name, overlap_s=hours * HOUR_S), f"key {name} ", fields={"": "name"})
     return ActionResult(
         f"{name} has another key, not shown again; the old one ends in {hours:g} h.", SETTINGS, made.key
     )
@@ -189,7 +189,7 @@ def _rotate_key(form: ActionForm) -> ActionResult:
 )
 def _revoke_key(form: ActionForm) -> ActionResult:
     name = form.text("name", required=True)
-    n = raise_if_refused(_office(form).revoke(name), f"key {name} ")
+    n = raise_if_refused(_office(form).revoke(name), f"key {name} ", fields={"": "name"})
     return ActionResult(f"{n} of {name} ended.", SETTINGS)
 
 

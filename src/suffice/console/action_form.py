@@ -20,14 +20,19 @@ from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
 MOST_CHARS: Final = 2_000  # of a reason
+NO_FIELDS: Final[Mapping[str, str]] = {}
 PREVIEW: Final = "preview"  # the field that asks for a rehearsal
 T = TypeVar("T")
 
 
-def raise_if_refused(result: T | str, where: str = "") -> T:
-    """Return the result. Raises BadRequest if it is a sentence that explains a refusal."""
+def raise_if_refused(result: T | str, where: str = "", *, fields: Mapping[str, str] = NO_FIELDS) -> T:
+    """Return the result. Raises BadRequest if it is a sentence that explains a refusal.
+
+    fields  the field that is wrong, by how the sentence begins
+    """
     if isinstance(result, str):
-        raise BadRequest(f"{where}{result}", status=409, code="conflict")
+        field = next((field for start, field in fields.items() if result.startswith(start)), None)
+        raise BadRequest(f"{where}{result}", param=field, status=409, code="conflict")
     return result
 
 

@@ -179,6 +179,18 @@ def _save_run_view(form: ActionForm) -> ActionResult:
 # ---- incidents and pauses --------------------------------------------------------------------------
 
 
+_OVERRIDE_FIELDS: Final = {  # as of `raise_if_refused`
+    "budget:": "max_em_drop",
+    "pin: got level": "level",
+    "cap: got level": "level",
+    "expires in": "days",
+    "accept: got": "days",
+    "publication": "publication",
+    "roll back: name": "publication",
+    "tighten: name": "level",
+}
+
+
 @action(
     "/incidents/open",
     "open an incident",
@@ -204,10 +216,10 @@ def _open_route_incident(form: ActionForm) -> ActionResult:
     {
         "incident": FormInput("its name", required=True),
         "decision": one_of(", ".join(DECISIONS), DECISIONS, required=True),
-        "level": FormInput("tighten: none above it", "number"),
-        "max_em_drop": FormInput("tighten: a smaller budget, a fraction", "number"),
-        "publication": FormInput("roll_back: to this one", "number"),
-        "days": FormInput("until it ends by itself", "number", default="30"),
+        "level": FormInput("none above it", "number", of=("tighten",)),
+        "max_em_drop": FormInput("a smaller budget, a fraction", "number", of=("tighten",)),
+        "publication": FormInput("to this one", "number", of=("roll_back",)),
+        "days": FormInput("until it ends by itself", "number", default="30", of=("tighten", "roll_back", "accept")),
     },
     title="Decide an incident",
     commands=("incident decide",),
@@ -236,7 +248,8 @@ def _decide(form: ActionForm) -> ActionResult:
         publication=form.count("publication"),
         setup=form.services.setup_of(route),
     )
-    rows = raise_if_refused(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
+    where = f"{name} " if isinstance(decided, str) and decided.startswith("is ") else ""
+    rows = raise_if_refused(decided, where, fields=_OVERRIDE_FIELDS)
     return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
 
 
@@ -292,7 +305,8 @@ def _set_route_override(form: ActionForm) -> ActionResult:
             now_s=form.now_s,
             publication=form.count("publication"),
             setup=form.services.setup_of(name),
-        )
+        ),
+        fields=_OVERRIDE_FIELDS,
     )
     until = format_time(override.expires_at_s)
     return ActionResult(f"Route {name}, override {override.number}: {override.after}, until {until}.", INCIDENTS)
@@ -421,7 +435,7 @@ def _start_experiment(form: ActionForm) -> ActionResult:
 def _stop_experiment(form: ActionForm) -> ActionResult:
     name = form.get("name")
     run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
-    raise_if_refused(run, f"experiment {name[:80]} ")
+    raise_if_refused(run, f"experiment {name[:80]} ", fields={"": "name"})
     return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 

@@ -21,7 +21,7 @@ class FormInput:
     required: bool = False
     default: str = ""
     group: str = ""  # heading of the fieldset; "": the one before
-    of: tuple[str, ...] = ()  # values of the field `kind` that it belongs to; empty: all
+    of: tuple[str, ...] = ()  # values of the field `kind` or `decision` that it belongs to; empty: all
 
     @property
     def summary(self) -> str:

@@ -120,7 +120,8 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Log
     if db is not None:
         return settings, db
     if settings is None:
-        raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
+        message = "no suffice.toml in this folder: begin with suffice init --upstream URL, or name a file with --config"
+        raise ConfigError(f"{message}, or a log with --db")
     return settings, log_location(settings.store)
 
 

@@ -55,7 +55,7 @@
 
   // A field that belongs to some kinds of a change is shown for those, and sent for those.
   function showKinds(form) {
-    var kind = form.elements.kind;
+    var kind = form.elements.kind || form.elements.decision;
     form.querySelectorAll("[data-of]").forEach(function (part) {
       part.hidden = Boolean(kind && kind.value) && !part.dataset.of.split(" ").includes(kind.value);
       part.querySelectorAll("[name]").forEach(function (one) { one.disabled = part.hidden; });

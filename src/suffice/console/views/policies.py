@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.rollout.evidence import GuardrailValue
 from suffice.rollout.results import ArmComparison, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
+from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import newest_event
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
@@ -24,6 +27,7 @@ from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
+MOST_NAME_CHARS: Final = 80
 MOST_PAST: Final = 10  # rollouts of a route that have ended
 
 
@@ -44,6 +48,7 @@ class RoutePolicy(ViewRecord, frozen=True):
     past: tuple[RolloutRun, ...]  # ended, the latest first
     published: tuple[PublicationRow, ...]  # the latest first
     proposal: ProposedVersion | None  # the newest proposal of a refit, not active by itself
+    names: Mapping[str, str]  # of the fixed policies in its rollouts, by address
 
 
 class PoliciesView(ViewRecord, frozen=True):
@@ -75,6 +80,10 @@ def policy_of(
         for stored in decisions_of(view.connection, name, MOST_DECISIONS)
         if isinstance(stored.event, Publication)
     ]
+    running = read_running_rollouts(rollouts).get(name)
+    past = tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST]
+    states = [one.state for one in (*past, *((running,) if running else ()))]
+    addresses = {address for state in states for address in (state.candidate, state.active)}
     return RoutePolicy(
         route=name,
         mode=route.mode,
@@ -82,11 +91,24 @@ def policy_of(
         activated="" if serving == own else serving,
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
-        rollout=read_running_rollouts(rollouts).get(name),
-        past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
+        rollout=running,
+        past=past,
         published=tuple(published[:MOST_PUBLICATIONS]),
         proposal=newest_event(view.connection, ProposedVersion, route=name),
+        names={one: name_policy(view, one, route.policy if one == own else None) for one in addresses},
     )
+
+
+def name_policy(view: ViewContext, address: str, table: Mapping[str, Any] | None = None) -> str:
+    """A fixed policy by its name and parameters, such as `stable-answer, streak 3`; learned models by their address.
+
+    table  the policy, if it is known; None: read what the log keeps at the address
+    """
+    if table is None:
+        kept = read_artefact(view.connection, address) if address.startswith("pv-") else None
+        table = {} if kept is None else msgspec.json.decode(kept.partition("\n")[2]).get("body", {})
+    parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in table.items()]
+    return ", ".join(parts)[:MOST_NAME_CHARS] or address
 
 
 class RolloutAssessment(ViewRecord, frozen=True):

@@ -104,6 +104,8 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
         event = decoded(seq, EVENTS[kind], body)
         record = event.feedback if isinstance(event, events.FeedbackEvent) else event
         who, why = _first(record, _WHO), _first(record, _WHY)
+        if isinstance(event, events.KillSwitchState) and event.ordered and why.endswith(")"):  # "reason (author)"
+            why, _, who = why[:-1].rpartition(" (")
         before, after = describe_event(connection, event)
     return AuditEntry(
         place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link or b"").hex(), body
