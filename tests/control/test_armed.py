@@ -367,7 +367,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     assert "with 95 % confidence" in promise
     result = CliRunner().invoke(main, ["status", "--config", str(config), "--json"])
     plain = json.loads(result.stdout)
-    assert (plain["pairs"]["n"], plain["pairs"]["n_missing"], plain["control"]["arm"]) == (460, 0, "effort=low")
+    assert (plain["pairs"][0]["n"], plain["pairs"][0]["n_missing"], plain["control"]["arm"]) == (460, 0, "effort=low")
 
 
 def test_a_certificate_is_a_row_that_people_can_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ so that the certificate covers the mix that is served. Pure: evidence comes in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import erf, exp, pi, sqrt
 from typing import Final, Literal
@@ -237,22 +237,30 @@ class Agent:
         self.values.age(c, n_requests)
         self.values.add_full(c, full_tokens)
         cost, level = self.values.add_audit(c, setting, tokens), self._served[c, setting]
-        if is_watched and level:
+        if is_watched and level and not np.isnan(cost[level]):
             self._watch(c, setting, float(cost[level]))
 
     def add_losses(self, c: int, z: Floats) -> None:
-        """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0 or -1."""
+        """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0, -1 or nan."""
         self.values.add_losses(c, z)
         best = self._best[c]
-        if self.bounds.token_price is None and best:
-            step = exp(PRICE_STEP * (self.bounds.max_em_drop - z[self._served[c, best - 1]]))
+        lost = z[self._served[c, best - 1]]
+        if self.bounds.token_price is None and best and not np.isnan(lost):
+            step = exp(PRICE_STEP * (self.bounds.max_em_drop - lost))
             self.token_price = min(PRICE_RANGE[1], max(PRICE_RANGE[0], self.token_price * step))
 
-    def look(self, proven: Sequence[int], *, horizon: Sequence[float]) -> AgentChoice:
+    def look(
+        self,
+        proven: Sequence[int],
+        *,
+        horizon: Sequence[float],
+        admits: Callable[[Sequence[int]], bool] = lambda _: True,
+    ) -> AgentChoice:
         """Decide until the next look.
 
         proven   the highest level that each class may use
         horizon  requests of each class over which what is learned stays true
+        admits   whether classes may get these levels together; if not, each gets its highest, or full runs
         """
         values, price = self.values, self.token_price
         relative = values.relative_tokens
@@ -260,10 +268,12 @@ class Agent:
         value = -of_cost * values.cost - values.loss[:, np.newaxis] - self.bounds.latency_price * values.seconds
         error = np.sqrt((of_cost * values.cost_error()) ** 2 + values.loss_error()[:, np.newaxis] ** 2)
         spread = of_cost * values.spread
-        n_levels = self.shape[2]
+        most_levels = [min(most, self.shape[2] - 1) for most in proven]
+        chosen = [self._choose_levels(c, value[c], error[c], most, price) for c, most in enumerate(most_levels)]
+        if not admits([int(levels[0]) for levels in chosen]):
+            chosen = [np.minimum(levels, 1) * most for levels, most in zip(chosen, most_levels, strict=True)]
         classes = []
-        for c, most in enumerate(proven):
-            levels = self._choose_levels(c, value[c], error[c], min(most, n_levels - 1), price)
+        for c, (most, levels) in enumerate(zip(proven, chosen, strict=True)):
             at = np.arange(len(levels)), levels
             stops = levels > 0
             choice = choose(
@@ -355,17 +365,14 @@ class ActionValues:
         return cost
 
     def add_audit(self, c: int, setting: int, tokens: Floats) -> Floats:
-        """Add what each level would have used, shape (levels,); return the costs."""
+        """Add what each level would have used, shape (levels,), nan where that is unknown; return the costs."""
         cost = tokens / self.full_tokens[c]
-        self._runs[0, c, setting] += 1
-        self._runs[1, c, setting] += cost
-        self._runs[2, c, setting] += cost**2
+        self._runs[:3, c, setting] += np.nan_to_num([~np.isnan(cost), cost, cost**2])
         return np.asarray(cost)
 
     def add_losses(self, c: int, z: Floats) -> None:
-        """Add an audit's EM drop at each level: +1 the right answer was lost, -1 one was gained, 0 neither."""
-        self._losses[0, c] += 1
-        self._losses[1, c] += z
+        """Add an audit's EM drop at each level: +1 an answer was lost, -1 one was gained, 0 neither, nan: unknown."""
+        self._losses[:, c] += np.nan_to_num([~np.isnan(z), z])
 
     def replace(self, c: int, setting: int, saving: float) -> None:
         """Replace the costs under a setting, which have changed, by a few runs with this saving."""

@@ -42,6 +42,8 @@ def with_settings(route: Route, name: str) -> Route:
     if what == "growth":
         steps = msgspec.structs.replace(route.steps, growth=float(value))
         return msgspec.structs.replace(route, steps=steps)
+    if what == "effort":
+        return msgspec.structs.replace(route, effort=value)
     if what == "wave":
         return msgspec.structs.replace(route, wave=int(value))
     if name:

@@ -10,8 +10,8 @@ right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, log, nan
 from typing import Final
 
@@ -27,6 +27,8 @@ WINDOW: Final = 2_000  # latest pairs that count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedAudit:
+    arm: str = ""  # of the second call; "": the run ended before that, and any arm could have been drawn
+    query_class: str = ""
     disagrees: bool  # the answers differ
     z: int | None  # full right - arm right; None: they differ without a label
     due: float  # when a missing label counts as a loss, in any unit of time
@@ -71,6 +73,21 @@ class PairedCertificate:
             f"{arm}: EM lower by {100 * self.drop:.2f} points on {self.n} pairs, less than {100 * self.drop_high:.2f}"
             f" proved; {disagreement:.1%} of answers differ from the full run's, and {own} between two full runs"
         )
+
+
+def pairs_of(pairs: Iterable[PairedAudit], arm_of: Callable[[str], str], n_arms: int) -> list[PairedAudit]:
+    """Return the repeats and the pairs of the arms that `arm_of` gives to query classes; "" for a class in full.
+
+    Each of `n_arms` arms is drawn as often. An audit that ended before its second call depends on no draw, so its
+    factor is the mean over them.
+    """
+    chosen = []
+    for pair in pairs:
+        if pair.is_repeat or (pair.arm and pair.arm == arm_of(pair.query_class)):
+            chosen.append(pair)
+        elif not pair.arm:
+            chosen.append(replace(pair, weight=pair.weight / n_arms) if n_arms > 1 else pair)
+    return chosen
 
 
 def certify_arm(

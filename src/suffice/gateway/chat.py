@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
+from suffice.agent.plan import with_settings
 from suffice.assurance.money import full_vote_tokens
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
@@ -371,15 +372,18 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
-    """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full."""
-    ledger, route = job.ledger, job.route.settings
-    fields = NO_FIELDS if route.probe is None else _chosen_fields(job)
+    """In an audit of a route with effort or budget arms, call a second time, with one of them or in full."""
+    efforts = job.route.settings.efforts
+    point = assign_audit(job.ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
+    place = (point - REPEAT_SHARE) / (1 - REPEAT_SHARE)  # of the arm among all; below 0: a second full run
+    effort = efforts[int(max(0.0, place) * len(efforts))] if efforts else ""
+    fields = NO_FIELDS if job.route.settings.probe is None else _chosen_fields(job, effort=effort)
     if not fields.fields or not continuer.may_call(keep=0):
         return
-    point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
     body, arm, propensity = job.upstream_body, "full", REPEAT_SHARE
-    if point >= REPEAT_SHARE:
-        body, arm, propensity = merge_fields(body, fields.fields), fields.arm(route), 1 - REPEAT_SHARE
+    if place >= 0:
+        body, arm = merge_fields(body, fields.fields), fields.arm
+        propensity = (1 - REPEAT_SHARE) / max(1, len(efforts))
     await ask_paired_call(continuer, job.route.scorer, body, api=job.api, arm=arm, propensity=propensity)
 
 
@@ -482,8 +486,9 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
         return NO_FIELDS
     budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
-    fields = _chosen_fields(job, methods=continuer.methods, policy_budget_tokens=budget)
-    if job.route.arm and fields.arm(route) not in ("", job.route.arm):
+    effort = job.route.arm.removeprefix("effort=") if isinstance(route.effort, tuple) else ""
+    fields = _chosen_fields(job, effort=effort, methods=continuer.methods, policy_budget_tokens=budget)
+    if job.route.arm and fields.arm not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
         estimate_saved(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
@@ -493,10 +498,16 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
 
 
 def _chosen_fields(
-    job: GovernedRequest, *, methods: tuple[FinishMethod, ...] = (), policy_budget_tokens: int | None = None
+    job: GovernedRequest,
+    *,
+    effort: str = "",
+    methods: tuple[FinishMethod, ...] = (),
+    policy_budget_tokens: int | None = None,
 ) -> ReasoningFields:
+    """Return the fields with an effort of the route's; "": its most expensive one."""
+    route = job.route.settings
     fields = choose_reasoning_fields(
-        job.route.settings,
+        with_settings(route, f"effort={effort}") if effort else route,
         job.client.settings,
         job.parsed.chat,
         methods=methods,

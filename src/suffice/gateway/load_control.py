@@ -15,6 +15,7 @@ from typing import Final
 from suffice.assurance import load_level
 from suffice.assurance.load_level import Admission
 from suffice.gateway.route import BuiltRoute
+from suffice.review.holds import lowest
 from suffice.settings import Route, Upstream
 from suffice.store.rows.events import OperatingMove
 from suffice.telemetry import LOG, Metrics
@@ -354,9 +355,9 @@ class LoadControl:
 
 
 def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
-    """Return the route for a request. One without levels is unchanged, but level 0 removes a certified arm."""
-    if route.arm and place.level == 0:
-        return replace(route, certified=False, arm="")
+    """Return the route for a request. One without levels is unchanged; a certified arm is a level."""
+    if route.arm:
+        return route.at_arm(lowest(place.level, route.ceiling))
     if not route.levels or place.level is None:
         return route
     pin = route.holding.pin

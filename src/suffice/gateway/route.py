@@ -78,7 +78,7 @@ class BuiltRoute:
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no active learned version
     active: RouteDeployment = NOTHING  # the control loop's publication
     in_burst: bool = False  # every request is an audit now
-    arm: str = ""  # the certified active effort or budget, as outcomes name it; "": none
+    arm: str = ""  # the certified effort or budget for this request, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
     floor: int | None = None  # budgeted mode: the highest certified level; None: certified mode
     promise: Promise = "certified"  # for which this request's level was chosen
@@ -114,12 +114,21 @@ class BuiltRoute:
         return self._with_ceiling(ceiling, question_key, plan)
 
     def _with_ceiling(self, ceiling: int | None, question_key: str, plan: ClassPlan | None) -> BuiltRoute:
-        if not self.folds:  # an arm or the operator's policy has no levels to lower
-            if ceiling == 0:
-                return replace(self, certified=False, arm="")
-            return self if plan is self.plan else replace(self, plan=plan)
+        if not self.folds:
+            if ceiling is None and plan is self.plan:
+                return self
+            return replace(self.at_arm(ceiling), ceiling=ceiling, plan=plan if ceiling != 0 else None)
         levels = self.folds[prompt_fold(question_key, len(self.folds))]
         return replace(self, levels=levels, ceiling=ceiling, plan=plan)
+
+    def at_arm(self, level: int | None) -> BuiltRoute:
+        """Return the route with the arm of this level in place of a higher one; 0: in full, None: as it is."""
+        if level == 0:
+            return replace(self, certified=False, arm="")
+        arms = self.settings.arms
+        if level is None or self.arm not in arms[level:]:
+            return self
+        return replace(self, arm=arms[level - 1], policy_version=arms[level - 1])
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Return whether the answering model matches the evidence, as far as both are known."""
@@ -299,7 +308,7 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     waiting = replace(base, active=held, in_burst=in_burst)
     if made is None or not held.level or not covers(settings, settings.max_em_drop, base.setup, made):
         return waiting
-    if settings.is_paired and made.arm in settings.arms:
+    if settings.is_paired and made.arm in settings.arms[made.level - 1 : made.level]:
         return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
     if settings.is_owned and made.version == own_version(settings).address:  # exactly the certified policy
         return replace(waiting, certified=True)
@@ -422,9 +431,7 @@ class Variants:
         drawn = next(one for one in plan.draws if one.settings == draw.arm)
         settings = route.settings if drawn.settings == FULL else with_settings(route.settings, drawn.settings)
         served = replace(route, settings=settings, ceiling=lowest(route.ceiling, drawn.ceiling), plan=None)
-        if drawn.ceiling == 0 and not route.folds:
-            served = replace(served, certified=False, arm="")
-        return served, (draw,)
+        return served if served.folds else served.at_arm(served.ceiling), (draw,)
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         state, models = trial.state, trial.models

@@ -192,6 +192,8 @@ def effective_publication(made: Publication | None, epoch: int, holding: ActiveO
 
 def pin_publication(made: Publication, publication: Publication) -> Publication:
     """The earlier `publication` of the same epoch, with the restrictions of the newest one, `made`."""
+    if publication.arm and publication.level > made.level:
+        return made
     level = min(publication.level, made.level) if publication.fit == made.fit else publication.level
     classes = dict(publication.classes)
     for name, most in made.classes:  # present restrictions of classes apply to it, too

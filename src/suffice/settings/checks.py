@@ -12,7 +12,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings import tables
-from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, KeyScope, Limits, TextRule
+from suffice.settings.limits import EMAIL_ADDRESS, LIVE_GUARDRAILS, NAME, Effort, KeyScope, Limits, TextRule
 from suffice.settings.tables import Settings
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
@@ -193,6 +193,7 @@ def _of_route(route: tables.Route, settings: Settings) -> Problems:
         what = "policy" if route.policy else " and ".join(route.arms)
         moves = "which moves a level that the route has learned"
         yield "promise", f"got 'budgeted', {moves}, beside {what}; allowed: 'certified'"
+    yield from _of_efforts(route)
     own = settings.routes.get(route.turns)
     if route.turns and (own is None or own.kind != "rounds"):
         rounds = {name: one for name, one in settings.routes.items() if one.kind == "rounds"}
@@ -205,6 +206,18 @@ def _of_route(route: tables.Route, settings: Settings) -> Problems:
         yield "embeddings", "belongs to 'rounds' and 'reasoning'; samples are no drafts of each other"
     if route.pressure is not None and not route.upstream:
         yield "pressure", "needs a route with an upstream, whose load is measured"
+
+
+def _of_efforts(route: tables.Route) -> Problems:
+    efforts = route.efforts
+    if isinstance(route.effort, tuple) and list(efforts) != [one for one in get_args(Effort)[::-1] if one in efforts]:
+        yield "effort", f"got {list(efforts)}; each level once, from the most expensive to the cheapest"
+    if route.effort == ():
+        yield "effort", "is an empty list; at least one level"
+    if len(efforts) > 1 and route.policy:
+        yield "effort", "several are certified by paired calls, which go with no policy; write one"
+    if route.is_paired and efforts and route.budget_tokens is not None:
+        yield "budget_tokens", "goes with no effort where paired calls certify it; write one of them"
 
 
 @problems_of.register

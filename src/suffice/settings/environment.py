@@ -111,7 +111,8 @@ def _value(text: str, hint: Any, where: str) -> Any:
     if text == "null" and type(None) in types:
         return None
     is_text = any(one is str or get_origin(one) is Literal for one in types)
-    if is_text and not (text.startswith("{") and any(get_origin(one) is dict for one in types)):
+    brackets = {"{": dict, "[": tuple}
+    if is_text and not any(get_origin(one) is brackets.get(text[:1], str) for one in types):
         return text
     for read in (json.loads, _toml_value):
         try:

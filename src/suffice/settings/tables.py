@@ -262,7 +262,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     judge: Judge | None = None  # None: no judge model
     review: Review = Review()  # which runs people review
     rollout: Rollout = Rollout()  # how a new version reaches traffic: the deployment's rules, some replaced
-    effort: Effort | None = None  # sent with the call where the route acts; None: the client's
+    # Sent with the call where the route acts; several: the proved ones, from the most expensive; None: the client's.
+    effort: Effort | tuple[Effort, ...] | None = None
     budget_tokens: TokenBudget | None = None  # of reasoning, enforced by the engine where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
     fallback_capacity: Capacity | None = None  # further tokens/s that the upstream can serve for it; None: unknown
@@ -289,13 +290,18 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return self.is_learned or self.is_owned
 
     @property
+    def efforts(self) -> tuple[Effort, ...]:
+        return (self.effort,) if isinstance(self.effort, str) else self.effort or ()
+
+    @property
     def arms(self) -> tuple[str, ...]:
-        effort = () if self.effort is None else (f"effort={self.effort}",)
-        return effort if self.budget_tokens is None else (*effort, f"budget_tokens={self.budget_tokens}")
+        """Its efforts and its budget, as outcomes name them; where pairs certify them, arm k is level k."""
+        efforts = tuple(f"effort={effort}" for effort in self.efforts)
+        return efforts if self.budget_tokens is None else (*efforts, f"budget_tokens={self.budget_tokens}")
 
     @property
     def is_paired(self) -> bool:
-        """Its effort or budget is certified by audits with a paired call."""
+        """Its efforts or its budget are certified by audits with a paired call."""
         return bool(self.arms) and not self.policy and self.mode != "off"
 
     @property

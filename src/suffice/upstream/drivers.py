@@ -278,10 +278,11 @@ class ReasoningFields:
         names = ",".join(sorted(self.fields))
         return f"{names}={self.effort} {self.model}" if self.effort is not None else names
 
-    def arm(self, route: Route) -> str:
-        """Return the effort or budget as outcomes name it; "" if neither is requested."""
+    @property
+    def arm(self) -> str:
+        """The effort or budget as outcomes name it; "" if neither is requested."""
         if self.effort is not None:
-            return f"effort={route.effort}"
+            return f"effort={self.effort}"
         return "" if self.budget_tokens is None else f"budget_tokens={self.budget_tokens}"
 
     @property
@@ -325,7 +326,7 @@ def choose_reasoning_fields(
     limit = None if budget is None else budget_fields(facts, known, budget, closing)
     if limit is not None:
         return ReasoningFields(fields=fields | limit, budget_tokens=budget, model=model)
-    level = route.effort
+    level = next(iter(route.efforts), None)
     if level is None:
         return ReasoningFields(fields=fields)
     refusal = effort_refusal(known, model, level)
@@ -370,13 +371,12 @@ def effort_problem(route: Route, upstream: Upstream) -> str | None:
     if route.budget_tokens is not None and budget_fields(facts, known, route.budget_tokens, "\n") is None:
         whose = f"driver {upstream.driver!r} has no field for" if known is None else f"{model} does not take"
         return f"budget_tokens: {whose} a reasoning budget"
-    if route.effort is None:
-        return None
     if known is not None:
-        return effort_refusal(known, model, route.effort)
+        return next((why for level in route.efforts if (why := effort_refusal(known, model, level))), None)
     tables = [*upstream.models.values(), *packaged_models().get(upstream.driver, {}).values()]
-    of_some_model = not model and any(route.effort in one.efforts for one in tables)
-    return None if of_some_model or facts.effort(route.effort) is not None else _no_field(upstream, route.effort)
+    of_some_model = set() if model else {level for one in tables for level in one.efforts}
+    unknown = (one for one in route.efforts if one not in of_some_model and facts.effort(one) is None)
+    return next((_no_field(upstream, level) for level in unknown), None)
 
 
 def _no_field(upstream: Upstream, level: Effort) -> str:

@@ -58,7 +58,7 @@ def _standing(one: RouteStatus) -> Lines:
     yield "policy", one.policy_version or "none"
     if one.control is None:
         yield "certified", _certified(one.report)
-    elif one.pairs is not None:
+    elif one.pairs:
         yield from _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
     else:
         acts = one.promise_state in ("certified", "budgeted")
@@ -169,21 +169,11 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
     return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
 
 
-def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
-    sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
-    yield "phase", _pair_phase(one, phase, sure, promise_state)
-    if one.em_drop is None or one.em_drop_high is None:
-        yield "pairs", f"none yet: each audit is to be run a second time, with {one.arm}"
-    else:
-        drop = f"EM drop {100 * one.em_drop:+.2f} points, below {100 * one.em_drop_high:.2f} proved at {sure}"
-        differing = f"{one.n_disagree / one.n:.1%} of the answers differ"
-        yield "pairs", f"{one.n:,} audits run again with {one.arm}: {drop}; {differing}"
-    if one.n_missing is None:
-        yield "pairs missing", f"no number of such pairs would prove {goal}"
-    elif one.n_missing:
-        yield "pairs missing", f"about {one.n_missing:,} more at the rates seen, for {goal}"
-    else:
-        yield "pairs missing", f"none: these prove {goal}"
+def _pair_lines(arms: Sequence[PairStatus], phase: Phase, *, promise_state: str) -> Lines:
+    one = arms[0]
+    yield "phase", _pair_phase(arms, phase, promise_state)
+    for arm in arms:
+        yield from _arm_lines(arm, f"{arm.arm}: " if len(arms) > 1 else "")
     noise = "not compared yet: one pair in ten is a second full run"
     if one.n_repeats:
         share = one.n_repeats_disagree / one.n_repeats
@@ -194,15 +184,32 @@ def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
     yield from _ending_lines(phase)
 
 
-def _pair_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
+def _arm_lines(one: PairStatus, which: str) -> Lines:
+    sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
+    if one.em_drop is None or one.em_drop_high is None:
+        yield "pairs", f"none yet: each audit is to be run a second time, with {one.arm}"
+    else:
+        drop = f"EM drop {100 * one.em_drop:+.2f} points, below {100 * one.em_drop_high:.2f} proved at {sure}"
+        differing = f"{one.n_disagree / one.n:.1%} of the answers differ"
+        yield "pairs", f"{one.n:,} audits run again with {one.arm}: {drop}; {differing}"
+    if one.n_missing is None:
+        yield "pairs missing", f"{which}no number of such pairs would prove {goal}"
+    elif one.n_missing:
+        yield "pairs missing", f"{which}about {one.n_missing:,} more at the rates seen, for {goal}"
+    else:
+        yield "pairs missing", f"{which}none: these prove {goal}"
+
+
+def _pair_phase(arms: Sequence[PairStatus], phase: Phase, promise_state: str) -> str:
+    first, sure = arms[0].arm, f"{arms[0].confidence:.0%}"
     if phase.phase == "paused":
         return f"PAUSED until somebody resumes it: {phase.reason}"
     if phase.level:
         ends = "" if promise_state == "certified" else "; not acted on"
         return f"certified, {phase.arm}: a drop below {100 * (phase.max_em_drop or 0):g} points at {sure}{ends}"
     if promise_state == "uncertified":
-        return f"UNCERTIFIED: {one.arm} acts, and is not proved"
-    return f"all in full: {one.arm} is not proved"
+        return f"UNCERTIFIED: {first} acts, and is not proved"
+    return f"all in full: {first} is not proved"
 
 
 # --------------------------------------------------------------------------- traffic, EM, tokens and money

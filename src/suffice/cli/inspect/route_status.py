@@ -55,6 +55,7 @@ from suffice.types import Epoch, Pause, Publication, Request, Resumption
 from suffice.wiring.keys import kill_file
 
 if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
+    from suffice.assurance.paired import PairedAudit
     from suffice.control.evidence.audits import Audit
 
 EXACT = "exact string equality (no --config, so no route scorers)"
@@ -105,7 +106,7 @@ class RouteStatus:
     worse_arms: tuple[WorseArm, ...] = ()  # of running experiments
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
-    pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
+    pairs: tuple[PairStatus, ...] = ()  # of each effort, or of the budget, that paired calls certify
     held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
     policy: str = ""  # its name, with its parameters
     needs_probe: bool = False  # without a table [routes.NAME.probe], nothing of it can be certified
@@ -198,7 +199,7 @@ def _status(
         phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
-    forecast, refused, pairs = newest_event(connection, RouteForecast, route=name), None, None
+    forecast, refused = newest_event(connection, RouteForecast, route=name), None
     budget = newest_event(connection, ProposedBudget, route=name)
     if configured is None:
         promise = _promise_without_settings(name, newest.mode, promises)
@@ -206,7 +207,6 @@ def _status(
         if configured.mode == "enforce":
             refused = promises.refusal(connection, name, configured, tally)
         promise = promises.of(name, configured, forecast, setup=newest.setup or None, unreadable=refused is not None)
-        pairs = read_pairs(connection, name, configured, scorer.match, promises.decided.of(name))
     return RouteStatus(
         # One uncertified newest request is enough to report it, even before it has ended.
         report=replace(report, certified=report.certified and newest.certified),
@@ -233,7 +233,7 @@ def _status(
         worse_arms=read_worse_arms(connection, name),
         promise=promise.sentence,
         promise_state=promise.state,
-        pairs=pairs,
+        pairs=read_pairs(connection, name, configured, scorer.match, promises.decided.of(name)),
         held=held,
         policy=policy_in_words(configured, newest.policy_version),
         needs_probe=configured is not None and configured.kind == "reasoning" and configured.probe is None,
@@ -301,14 +301,14 @@ def describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[str
 
 
 def read_pairs(
-    connection: LogReader, name: str, route: Route, match: Match, held: RouteDeployment
-) -> PairStatus | None:
-    if not route.is_paired:
-        return None
-    from suffice.assurance.paired import certify_arm
+    connection: LogReader, name: str, route: Route | None, match: Match, held: RouteDeployment
+) -> tuple[PairStatus, ...]:
+    if route is None or not route.is_paired:
+        return ()
+    from suffice.assurance.paired import pairs_of
     from suffice.control.evidence.audits import recorded_audit
     from suffice.control.jobs.base import since
-    from suffice.control.loop.paired import is_pair, latest_arm, pair_audits
+    from suffice.control.loop.paired import is_pair, pair_audits
 
     audits: list[Audit] = []
     behind, callers = since(name, held, connection), set[str]()
@@ -317,10 +317,18 @@ def read_pairs(
         if is_pair(item.episode.request, item.episode.outcome, route.arms):
             audits.append(recorded_audit(item))
     pairs = pair_audits(audits, match, timeout=0, callers=callers - {""})
-    budget, delta = route.max_em_drop, 1 - route.confidence
+    n_arms = len(route.arms)
+    return tuple(_pair_status(arm, pairs_of(pairs, lambda _, arm=arm: arm, n_arms), route) for arm in route.arms)  # type: ignore[misc]
+
+
+def _pair_status(arm: str, pairs: Sequence[PairedAudit], route: Route) -> PairStatus:
+    from suffice.assurance.paired import certify_arm
+    from suffice.control.loop.paired import arm_part
+
+    budget, delta = route.max_em_drop, (1 - route.confidence) * arm_part(len(route.arms))
     certificate = certify_arm(pairs, max_em_drop=budget, delta=delta, now=0)
     return PairStatus(
-        arm=latest_arm(audits, route.arms),
+        arm=arm,
         n=certificate.n,
         n_disagree=certificate.n_disagree,
         em_drop=certificate.drop if certificate.n else None,

@@ -213,8 +213,10 @@ def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
 def _describe_no_next_level(phase: Phase, route: Route) -> str:
     if phase.spending is not None:
         return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
-    arm = phase.arm or " or ".join(route.arms)
-    return f"Nothing: {arm} is proved." if phase.level else f"{arm} is not proved: suffice status counts its pairs."
+    unproved = route.arms[phase.level :]
+    if phase.level and not unproved:
+        return f"Nothing: {phase.arm} is proved."
+    return f"{' or '.join(unproved)} is not proved: suffice status counts its pairs."
 
 
 def _in_days(n: int, a_day: float | None) -> str:

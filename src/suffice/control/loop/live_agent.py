@@ -6,7 +6,7 @@ certificate holds for whatever it does. Plans are rows: a replay of the log read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -34,7 +34,10 @@ FORGET: Final = 0.98  # weight of earlier finishes when one more is measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditCosts:
-    """Tokens of an audit's full run, and those at each level, shape (levels,); `stops`: which levels end it early."""
+    """Tokens of an audit's full run, and those at each level, shape (levels,); `stops`: which levels end it early.
+
+    nan: a paired call shows one arm, and nothing of the other levels.
+    """
 
     audit: Audit
     full_tokens: float
@@ -151,7 +154,7 @@ class LiveAgent:
         return max(1.0, (at - before) * float(self._n_runs[c] / self._n_runs.sum())) if before else 1.0
 
     def add_losses(self, costs: AuditCosts, z: Floats) -> None:
-        """Add the EM drop of an audit at each level, once it counts: +1, 0 or -1, shape (levels,)."""
+        """Add the EM drop of an audit at each level, once it counts: +1, 0, -1 or nan, shape (levels,)."""
         request = costs.audit.episode.request
         c, (arm, share) = self._class(request), _drawn(request)
         if c is None:
@@ -162,19 +165,30 @@ class LiveAgent:
             return
         level = min(self.choice.classes[c].levels[setting], len(z) - 1) if self.choice.classes[c].best else 0
         saved = (costs.full_tokens - costs.tokens) * costs.stops / (self._full[1] / self._full[0])
-        self._regret.add(setting, share, level, self.agent.token_price * saved - z)
+        gain, n_known = self.agent.token_price * saved - z, int((~np.isnan(z[1:])).sum())
+        self._regret.add(setting, share, level, np.nan_to_num(gain) * ((len(z) - 1) / max(1, n_known)))
 
     # ---- decisions -------------------------------------------------------------------------------
 
-    def look(self, n: int, level_of: Callable[[str], int]) -> None:
-        """Decide anew at request `n`. `level_of` gives the highest level that a class may use, by its name."""
+    def look(
+        self, n: int, level_of: Callable[[str], int], admits: Callable[[Mapping[str, int]], bool] = lambda _: True
+    ) -> None:
+        """Decide anew at request `n`.
+
+        level_of  gives the highest level that a class may use, by its name
+        admits    whether classes may get these levels together; if not, all get the highest, or full runs
+        """
         n_full, total = self._full
         if self.route.token_price and n_full:
             self.agent.token_price = self.route.token_price * total / n_full / 1_000
         proven = [0] * MOST_CLASSES
         for name, c in self._classes.items():
             proven[c] = level_of(name)
-        self.choice = self.agent.look(proven, horizon=self._horizon())
+        self.choice = self.agent.look(
+            proven,
+            horizon=self._horizon(),
+            admits=lambda levels: admits({name: levels[c] for name, c in self._classes.items()}),
+        )
         self._proven = proven
         self._events += [(n, event) for event in self.choice.events]
 

@@ -1,4 +1,4 @@
-"""Pairs of calls as evidence for a route whose upstream cannot be cut: its effort or its token budget.
+"""Pairs of calls as evidence for a route whose upstream cannot be cut: its efforts or its token budget.
 
 For what a pair proves, see `assurance.paired`. An audit that its client left and a failed second call count against the
 arm. There is no burst, because a pair costs a second call. Signals of all traffic are not checked for drift, because
@@ -7,8 +7,8 @@ the arm itself changes them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -17,18 +17,20 @@ import numpy as np
 from suffice.assurance.certify import Window, e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
-from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm
+from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share
+from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import Episode, EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
 FULL: Final = "full"  # how outcomes name a second full run
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
+MIXED_PART: Final = 0.2  # of delta, for the assignments of several arms to query classes
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
@@ -81,9 +83,12 @@ def _differs(outcome: Outcome) -> bool:
 def _pair(audit: Audit, z: int | None, *, due: float, weight: float) -> PairedAudit:
     outcome = audit.outcome
     if outcome.pair_arm is None:  # the client left before the second call, which counts as lost for the arm
-        return PairedAudit(disagrees=True, z=1, due=due, weight=weight)
+        query_class = class_of(audit.episode.request.query)
+        return PairedAudit(query_class=query_class, disagrees=True, z=1, due=due, weight=weight)
     disagrees = _differs(outcome)
     return PairedAudit(
+        arm=outcome.pair_arm,
+        query_class=class_of(audit.episode.request.query),
         disagrees=disagrees,
         z=z if disagrees else 0,
         due=due,
@@ -94,23 +99,37 @@ def _pair(audit: Audit, z: int | None, *, due: float, weight: float) -> PairedAu
     )
 
 
-def latest_arm(audits: Sequence[Audit], arms: Sequence[str]) -> str:
-    """The arm of the latest pair: of an effort and a budget, it is the one that the upstream accepts."""
-    latest_first = (audit.outcome.pair_arm for audit in reversed(audits))
-    return next((arm for arm in latest_first if arm not in (None, FULL)), None) or arms[0]
+def arm_part(n_arms: int) -> float:
+    """The part of delta for each arm of a route."""
+    return 1.0 if n_arms == 1 else (1 - MIXED_PART) / n_arms
+
+
+@dataclass(slots=True)
+class PairedArm:
+    """An effort or a budget with what the loop knows of it."""
+
+    name: str
+    watch: AuditWatch | None = None  # ends the epoch while the arm is active; None: it has not been active
+    watched_to: int = 0  # position of the last pair in the watch
+    has_fallen: bool = False  # it has lost its certificate in this epoch
 
 
 class PairedEvidence(EvidenceSource):
+    """Level k is the k-th arm, in the order of the settings: from the most expensive to the cheapest.
+
+    Arms are accepted in this order until one fails, each with its own part of delta: a handful of arms can afford it,
+    and the claims about all of them then hold together, whatever drifts.
+    """
+
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
-        self._watch: AuditWatch | None = None  # ends the epoch while the arm is active
-        self._watched_to = 0  # position of the last pair in the watch
-        self._log_e = -inf  # of the arm, at the last look
-        self._fell = False  # the arm has lost its certificate in this epoch
-        state.certifier.plan = replace(state.certifier.plan, window=WINDOW)  # by which a later epoch earns its delta
         route = state.context.route
+        self._arms = [PairedArm(name) for name in route.arms]
+        self._log_e = -inf  # of the first arm, at the last look
+        self._window = WINDOW * len(self._arms)  # audits
+        state.certifier.plan = replace(state.certifier.plan, window=self._window)  # by it a later epoch earns its delta
         if route.agent == "auto":
-            self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=2)
+            self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=len(self._arms) + 1)
         self._read_to = self._judged_to = 0  # positions of the last pair and outcome that the agent has
 
     @property
@@ -119,7 +138,7 @@ class PairedEvidence(EvidenceSource):
 
     @property
     def delta_part(self) -> float:
-        return super().delta_part / self._divisor
+        return super().delta_part * self._part(0)
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
@@ -127,60 +146,113 @@ class PairedEvidence(EvidenceSource):
     def note_end(self, episode: Episode) -> None:
         request = episode.request
         if self.agent is not None:
-            level = int(request.certified and request.policy_version in self.state.context.route.arms)
-            self.agent.add_run(request, episode.outcome, level)
+            self.agent.add_run(request, episode.outcome, self._level_of(request.policy_version) * request.certified)
+
+    def _level_of(self, arm: str) -> int:
+        """The level of an arm, from 1; 0: it is none of the route's."""
+        return next((level for level, one in enumerate(self._arms, 1) if one.name == arm), 0)
 
     # ---- a look ----------------------------------------------------------------------------------
 
     def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
-        state = self.state
-        if len(state.audits) > MOST_KEPT:
-            state.audits = state.audits[-MOST_KEPT:]
+        state, most = self.state, MOST_KEPT * len(self._arms)
+        if len(state.audits) > most:
+            state.audits = state.audits[-most:]
             state.index_audits()
         pairs, now = self.pairs(state.audits), float(state.n)
         state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier(state.epoch.pending)
         alarm = self._alarm(pairs, now)
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
-        certificate = certify_arm(self._windowed(), max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now)
-        self._log_e = certificate.log_e
-        self._fell |= self.level == 1 and not certificate.is_certified
-        self.level = int(certificate.is_certified)
-        if self.level and self._watch is None:  # the audits that certified the arm are no news about it
-            reference = Reference(n_disagreeing=certificate.n_disagree, n_lost=certificate.n_lost, n=certificate.n)
-            self._watch = AuditWatch(max_em_drop=state.epoch.max_em_drop, reference=reference)
-            self._watched_to = state.audits[-1].seq
-        draft = self._draft(held, certificate)
+        windowed = self._windowed()
+        certificates = [
+            self._certificate(windowed, lambda _, arm=arm.name: arm, delta=self._delta(place))  # type: ignore[misc]
+            for place, arm in enumerate(self._arms)
+        ]
+        self._log_e = certificates[0].log_e
+        self._accept(certificates)
+        draft = self._draft(held, certificates)
         if self.agent is not None:
             self._feed_agent(self.agent, pairs, now)
-            self.agent.look(state.n, lambda _: self.level)
+            self.agent.look(state.n, lambda _: self.level, lambda levels: self._admits(levels, windowed))
         return draft
+
+    def _certificate(
+        self, pairs: Sequence[PairedAudit], arm_of: Callable[[str], str], *, delta: float
+    ) -> PairedCertificate:
+        """The certificate of the arms that query classes get."""
+        mine, budget = pairs_of(pairs, arm_of, len(self._arms)), self.state.epoch.max_em_drop
+        return certify_arm(mine, max_em_drop=budget, delta=delta, now=float(self.state.n))
+
+    def _part(self, place: int) -> float:
+        """The part of delta for an arm: one that lost its certificate needs a stronger proof, lest it alternates."""
+        part = arm_part(len(self._arms))
+        return part / RETURN_DIVISOR if self._arms[place].has_fallen and place >= self.level else part
+
+    def _delta(self, place: int) -> float:
+        return self.state.delta * self._part(place)
+
+    def _accept(self, certificates: Sequence[PairedCertificate]) -> None:
+        before, self.level = self.level, 0
+        for arm, certificate in zip(self._arms, certificates, strict=True):
+            if not certificate.is_certified:
+                break
+            self.level += 1
+            if arm.watch is None:  # the audits that certified the arm are no news about it
+                reference = Reference(n_disagreeing=certificate.n_disagree, n_lost=certificate.n_lost, n=certificate.n)
+                arm.watch = AuditWatch(max_em_drop=self.state.epoch.max_em_drop, reference=reference)
+                arm.watched_to = self.state.audits[-1].seq
+        for arm in self._arms[self.level : before]:
+            arm.has_fallen = True
+
+    def _admits(self, levels: Mapping[str, int], windowed: Sequence[PairedAudit]) -> bool:
+        """Whether query classes may get these levels. Different arms are certified together, like one more arm.
+
+        Each of the arms loses less than the budget over all classes, which bounds no mixture: each may lose what it
+        loses in the class that gets it. One part of delta is divided among all assignments of arms to these classes.
+        """
+        if len({level for level in levels.values() if level}) < 2:
+            return True
+        names = "", *(arm.name for arm in self._arms)
+        served = {name: names[level] for name, level in levels.items()}
+        delta = self.state.delta * MIXED_PART / len(self._arms) ** len(levels)
+        certificate = self._certificate(windowed, lambda name: served.get(name, names[self.level]), delta=delta)
+        return certificate.is_certified
 
     def _feed_agent(self, agent: LiveAgent, pairs: Sequence[PairedAudit], now: float) -> None:
         waits = False
         for audit, pair in zip(self.state.audits, pairs, strict=True):
             if pair.is_repeat or not pair.full_tokens or not pair.arm_tokens:
                 continue
-            tokens = np.array([pair.full_tokens, pair.arm_tokens], dtype=np.float64)
-            costs = AuditCosts(audit=audit, full_tokens=tokens[0], tokens=tokens, stops=np.array([False, True]))
+            known = np.arange(len(self._arms) + 1) == self._level_of(pair.arm)  # of other arms it shows nothing
+            tokens = np.where(known, float(pair.arm_tokens), np.nan)
+            tokens[0] = pair.full_tokens
+            costs = AuditCosts(audit=audit, full_tokens=tokens[0], tokens=tokens, stops=known)
             if audit.seq > self._read_to:
                 self._read_to = audit.seq
                 agent.add_audit(costs)
             waits |= pair.z is None and pair.due > now
             if audit.seq > self._judged_to and not waits:
                 self._judged_to = audit.seq
-                agent.add_losses(costs, np.array([0.0, 1.0 if pair.z is None else pair.z]))
+                z = np.where(known, 1.0 if pair.z is None else pair.z, np.nan)
+                z[0] = 0.0
+                agent.add_losses(costs, z)
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
-        if self._watch is None:
-            return None
+        alarms = (self._alarm_of(arm, place, pairs, now) for place, arm in enumerate(self._arms) if arm.watch)
+        return next((alarm for alarm in alarms if alarm is not None), None)
+
+    def _alarm_of(self, arm: PairedArm, place: int, pairs: Sequence[PairedAudit], now: float) -> str | None:
+        assert arm.watch is not None
         for audit, pair in zip(self.state.audits, pairs, strict=True):
-            if audit.seq <= self._watched_to or pair.is_repeat:
+            # An audit that ended before its second call goes to each arm in turn.
+            is_mine = pair.arm == arm.name or (not pair.arm and audit.seq % len(self._arms) == place)
+            if audit.seq <= arm.watched_to or pair.is_repeat or not is_mine:
                 continue
             if pair.due > now:
                 return None  # later ones are not due, either
-            self._watched_to = audit.seq
-            alarm = self._watch.add(1 if pair.z is None else pair.z, pair.disagrees)
+            arm.watched_to = audit.seq
+            alarm = arm.watch.add(1 if pair.z is None else pair.z, pair.disagrees)
             if alarm is not None:
                 return alarm
         return None
@@ -195,13 +267,13 @@ class PairedEvidence(EvidenceSource):
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
         window = state.certifier.windows.chosen(
-            np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=WINDOW
+            np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=self._window
         )
         if window is None:
             return []
         inside = [audit for audit, here in zip(state.audits, window.holds(at), strict=True) if here]
         late = window.holds(pending.at)
-        weights = window.weights(pending.share[late]).tolist()
+        weights = (window.weights(pending.share[late]) * len(self._arms)).tolist()  # whole, whichever arm was called
         lost = [
             PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
@@ -213,27 +285,20 @@ class PairedEvidence(EvidenceSource):
         state = self.state
         return max(state.delay.timeout_requests(since=state.epoch.at), state.certifier.run_timeout)
 
-    @property
-    def _arm_delta(self) -> float:
-        return self.state.delta / self._divisor
-
-    @property
-    def _divisor(self) -> float:
-        """An arm that lost its certificate needs a stronger proof to return, so that it does not alternate."""
-        return RETURN_DIVISOR if self._fell and not self.level else 1.0
-
-    def _draft(self, held: RouteDeployment, certificate: PairedCertificate) -> Draft | None:
-        state, before, route = self.state, held.publication, self.state.context.route
-        if (before.level if before is not None else 0) == self.level:
+    def _draft(self, held: RouteDeployment, certificates: Sequence[PairedCertificate]) -> Draft | None:
+        state, before, level = self.state, held.publication, self.level
+        held_level = before.level if before is not None else 0
+        if held_level == level:
             return None
-        arm, budget = latest_arm(state.audits, route.arms), state.epoch.max_em_drop
+        place, budget = max(0, level - 1), state.epoch.max_em_drop
+        arm, certificate = self._arms[place].name, certificates[place]
         evidence = EvidenceSummary(
             n_audits=certificate.n,
             n_gained=certificate.n_gained,
             n_lost=certificate.n_lost,
             e_value=e_value_of(certificate.log_e),
             share=certificate.saved_share,
-            n_missing=certificate.n_missing(max_em_drop=budget, delta=self._arm_delta),
+            n_missing=certificate.n_missing(max_em_drop=budget, delta=self._delta(place)),
             max_em_drop=budget,
             confidence=state.epoch.confidence,
         )
@@ -244,15 +309,18 @@ class PairedEvidence(EvidenceSource):
             n_repeats_disagree=certificate.n_repeats_disagree,
         )
         reason = certificate.sentence(arm)
+        if level < held_level:
+            lost = self._arms[level].name
+            reason = f"{lost} is no longer proved: {certificates[level].sentence(lost)}"
         made = state.publication(
             held,
-            version=arm if self.level else "",
+            version=arm if level else "",
             fit="",
-            level=self.level,
-            n_levels=2,
-            certified=self.level > 0,
-            share=audit_share(state.n, route.audit_share),
-            reason=reason if self.level else f"{arm} is no longer proved: {reason}",
+            level=level,
+            n_levels=len(self._arms) + 1,
+            certified=level > 0,
+            share=audit_share(state.n, state.context.route.audit_share),
+            reason=reason,
             evidence=evidence,
             arm=arm,
             pairs=pairs,
@@ -267,6 +335,12 @@ class PairedEvidence(EvidenceSource):
             if audit.labels or audit.id in requested or outcome.pair_arm == FULL or not _differs(outcome):
                 continue
             requested.add(audit.id)
-            why = f"with {outcome.pair_arm} the answer was different"
-            requests.append(self.state.label_request(audit, level=1, would_answer=outcome.pair_answer, why=why))
+            arm = outcome.pair_arm or ""
+            request = self.state.label_request(
+                audit,
+                level=self._level_of(arm),
+                would_answer=outcome.pair_answer,
+                why=f"with {arm} the answer was different",
+            )
+            requests.append(request)
         return requests

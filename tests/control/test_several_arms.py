@@ -1,0 +1,203 @@
+"""Several efforts on one route: each is proved for itself, classes may get different ones, and no mixture slips by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
+from suffice.errors import ConfigError
+from suffice.settings import Route, parse_settings
+from suffice.store.rows.events import Event, FeedbackEvent
+from suffice.types import AgentPlan, Epoch, Feedback, Outcome, Query, Request, Usage
+from tests.control.made import CONTROL, Story, began, rows, story
+
+ARMS = "effort=medium", "effort=low"
+ROUTE = Route(upstream="up", effort=("medium", "low"), mode="enforce", max_em_drop=0.05, confidence=0.95)
+NOTHING: Mapping[tuple[str, str], float] = {}
+
+
+def asked_twice(
+    n: int,
+    *,
+    first: int = 0,
+    seed: int = 0,
+    lost: Mapping[tuple[str, str], float] = NOTHING,
+    tokens: Mapping[tuple[str, str], int] | None = None,
+    classes: tuple[str, ...] = ("",),
+    left: float = 0.0,
+) -> list[Event]:
+    """Audits with a second call by one of both arms. `lost`, `tokens`: by class and arm; `left`: by their client."""
+    rng, events = np.random.default_rng([seed, first]), list[Event]()
+    for number in range(first, first + n):
+        name, arm, query_class = f"ep_{number:06}", str(rng.choice(ARMS)), str(rng.choice(classes))
+        wrong, gone = rng.random() < lost.get((query_class, arm), 0.0), rng.random() < left
+        usual = {ARMS[0]: 500, ARMS[1]: 200}[arm]
+        request = Request(
+            episode_id=name,
+            route="r",
+            kind="reasoning",
+            mode="enforce",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=True,
+            propensity=1.0,
+            policy_version="",
+            certified=False,
+            question_key=f"q{number}",
+            ungoverned=None,
+            received_at_s=float(number),
+            unit=f"u{number}",
+            query=Query(query_class=query_class),
+        )
+        outcome = Outcome(
+            episode_id=name,
+            end_reason="client_left" if gone else "done",
+            status=200,
+            answer="4",
+            response_id=f"r-{name}",
+            usage=Usage(prompt_tokens=5, completion_tokens=800),
+            pair_arm=None if gone else arm,
+            pair_propensity=None if gone else 0.45,
+            pair_answer="7" if wrong else "4",
+            pair_tokens=(tokens or {}).get((query_class, arm), usual),
+        )
+        events += [request, outcome]
+        if wrong and not gone:
+            label = Feedback(feedback_id=f"f{number}", episode_id=name, gold="4", source="reviewer")
+            events.append(FeedbackEvent(label))
+    return events
+
+
+def armed(route: Route = ROUTE, **options: Any) -> Story:
+    control = msgspec.structs.replace(CONTROL, tick_requests=100)
+    return story(route, control=control, held=began(route, burst=0), **options)
+
+
+def every(arm: str, p: float) -> dict[tuple[str, str], float]:
+    return {("", arm): p}
+
+
+def test_the_cheapest_arm_acts_whose_predecessors_are_proved_too() -> None:
+    here = armed().feed(rows(asked_twice(1_000))).settle()
+    made = here.published[-1]
+    assert (made.level, made.n_levels, made.arm, made.version, made.certified) == (2, 3, ARMS[1], ARMS[1], True)
+    assert made.pairs is not None
+    assert made.pairs.n == pytest.approx(made.at / 2, rel=0.15), "each arm has its own pairs"
+
+
+@pytest.mark.parametrize(("broken", "level"), [(ARMS[0], 0), (ARMS[1], 1)])
+def test_an_arm_that_loses_too_much_ends_the_sequence(broken: str, level: int) -> None:
+    here = armed().feed(rows(asked_twice(1_200, lost=every(broken, 0.2)))).settle()
+    assert here.loop.level == level
+    assert [one.arm for one in here.published if one.level] == [ARMS[0]] * level
+
+
+def test_each_arm_has_its_part_of_delta_and_a_single_one_has_all_of_it() -> None:
+    assert arm_part(1) == 1
+    assert 2 * arm_part(2) + MIXED_PART == pytest.approx(1)
+    assert armed().loop.source.delta_part == pytest.approx(0.4)
+
+
+def test_an_arm_that_gets_worse_is_taken_away_and_the_one_before_stays_or_returns() -> None:
+    later = asked_twice(1_500, first=1_000, lost=every(ARMS[1], 0.07))
+    here = armed().feed(rows(asked_twice(1_000))).feed(rows(later, first=9_000)).settle()
+    assert [one.level for one in here.published if one.epoch == 1][0:1] == [2]
+    assert (here.loop.level, here.published[-1].arm) == (1, ARMS[0])
+
+
+def test_losses_of_any_arm_that_may_act_end_the_epoch() -> None:
+    later = asked_twice(400, first=1_000, lost=every(ARMS[0], 0.5))
+    here = armed().feed(rows(asked_twice(1_000))).feed(rows(later, first=9_000)).settle()
+    assert any(isinstance(one, Epoch) for one in here.decided)
+
+
+def test_clients_that_leave_cost_each_arm_its_share_of_them_only() -> None:
+    """Three in a hundred leave. Counted against both arms in full, they would be six in a hundred pairs."""
+    here = armed().feed(rows(asked_twice(3_000, left=0.03))).settle()
+    assert here.loop.level == 2
+    source = here.loop.source
+    assert isinstance(source, PairedEvidence)
+    assert sum(pair.arm == "" for pair in source.pairs(here.loop.state.audits)) > 60
+
+
+def test_a_replay_decides_the_same() -> None:
+    log = rows(asked_twice(1_000, lost=every(ARMS[1], 0.01), classes=("a", "b")))
+    whole = armed().feed(log).settle()
+    assert len(whole.published) >= 1
+    for cut in (900, 1_500):
+        before = armed().feed(log[:cut])
+        after = armed(expected=before.published).feed(log).settle()
+        assert before.published + after.published == whole.published
+
+
+# --------------------------------------------------------------------------- classes
+
+
+def given(here: Story) -> dict[str, int]:
+    """The level of each class by the latest plan; 0: mostly full runs."""
+    plans = [one for one in here.settle().decided if isinstance(one, AgentPlan)]
+    level = here.loop.level
+    levels = {}
+    for one in plans[-1].classes if plans else ():
+        most = max(one.draws, key=lambda draw: draw.share)
+        levels[one.query_class] = level if most.ceiling is None else min(level, most.ceiling)
+    return levels
+
+
+# In each class one of both arms is much cheaper.
+APART = {("a", ARMS[0]): 80, ("a", ARMS[1]): 600, ("b", ARMS[0]): 700, ("b", ARMS[1]): 80}
+
+
+def test_each_class_gets_the_arm_that_pays_there_once_the_mixture_is_proved() -> None:
+    here = armed().feed(rows(asked_twice(2_000, classes=("a", "b"), tokens=APART)))
+    assert given(here) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_mixture_that_breaks_the_budget_is_not_served_although_both_of_its_arms_are_proved(
+    checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each arm loses 6 % in one class and nothing in the other, 3 % in all; together they would lose 6 %."""
+    if not checked:
+        monkeypatch.setattr(PairedEvidence, "_admits", lambda *_: True)
+    lost = {("a", ARMS[0]): 0.06, ("b", ARMS[1]): 0.06}
+    route = replace_route(max_em_drop=0.055, token_price=1.0)  # so dear that the agent would pay with answers
+    here = armed(route).feed(rows(asked_twice(3_500, classes=("a", "b"), tokens=APART, lost=lost)))
+    assert here.loop.level == 2
+    assert (given(here) == {"a": 1, "b": 2}) is not checked
+    if checked:
+        assert len(set(given(here).values()) - {0}) == 1
+
+
+def replace_route(**changes: Any) -> Route:
+    return msgspec.structs.replace(ROUTE, **changes)
+
+
+# --------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"effort": ["low", "medium"]}, "from the most expensive to the cheapest"),
+        ({"effort": ["low", "low"]}, "each level once"),
+        ({"effort": []}, "at least one level"),
+        ({"effort": ["high", "low"], "policy": {"policy": "never"}}, "go with no policy"),
+        ({"effort": "low", "budget_tokens": 9}, "goes with no effort"),
+        ({"effort": ["high", "little"]}, "allowed|'little'"),
+    ],
+)
+def test_what_a_list_of_efforts_may_not_be(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_settings({"upstreams": {"up": {"url": "http://u"}}, "routes": {"r": {"upstream": "up", **fields}}})
+
+
+def test_a_list_of_one_is_that_one() -> None:
+    one, listed = (replace_route(effort=effort).arms for effort in ("low", ("low",)))
+    assert one == listed == ("effort=low",)
