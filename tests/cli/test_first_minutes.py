@@ -22,9 +22,10 @@ from tests.house.tree import ROOT, blocks
 
 from suffice.cli.main import main
 from suffice.server import serve_in_loop
-from suffice.settings import Settings, parse_settings
+from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.location import log_location
 from suffice.store.database.views import read_episodes, upstream_findings
+from suffice.store.database.writer import LogWriter
 from suffice.wiring.files import load_settings, starter_settings, upstream_table
 from suffice_testing import FakeUpstream, ServerBehaviour
 from suffice_testing.chain import SumsModel
@@ -241,3 +242,12 @@ async def test_observing_costs_exactly_the_tokens_of_direct_calls(route: str, st
             return len(fake.completions), fake.total_prompt_tokens, fake.total_completion_tokens
 
     assert await spent(tmp_path / "log.db") == await spent(None)
+
+
+def test_status_finds_the_log_of_a_gateway_that_serves_without_a_file(data: Path) -> None:
+    refused = run("status")
+    assert (refused.exit_code, "suffice init" in refused.stderr) == (2, True)
+    data.mkdir(parents=True)
+    LogWriter(Store(url=f"sqlite:///{data / 'suffice.db'}"), now=lambda: 0.0).close()
+    shown = run("status")
+    assert (shown.exit_code, shown.stderr) == (0, ""), shown.output

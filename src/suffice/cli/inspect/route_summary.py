@@ -143,6 +143,8 @@ def _next_step(one: RouteStatus) -> Step:
     held = one.held
     if one.promise_state == "killed":
         return "release the switch when its reason is gone", "suffice unkill"
+    if one.certifies is None:  # every other command needs them
+        return "name its settings with --config; suffice init writes some", ""
     if held is not None and held.incidents:
         incident, _, summary = held.incidents[0].partition(": ")
         return f"decide about an incident: {printable(summary)}", f"suffice incident show {quote(incident)}"
@@ -166,7 +168,6 @@ def _next_of_evidence(one: RouteStatus, route: str) -> Step:
     texts = {
         "off": f'measure it: set mode = "observe" in {table}',
         "uncertified": f"have its policy certified: remove uncertified = true in {table}",
-        "unknown": "name its settings with --config",
     }
     if state in texts:
         return texts[state], ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from suffice.cli.shell import (
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
 from suffice.sanitize import printable
-from suffice.settings import Settings
+from suffice.settings import Settings, Store
 from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import (
     open_reader,
@@ -39,7 +40,7 @@ from suffice.store.routes.deployments import (
     read_fleet,
 )
 from suffice.store.routes.rollups import read_to
-from suffice.wiring.files import condition, require_log
+from suffice.wiring.files import NO_SETTINGS, condition, data_folder, require_log
 from suffice.wiring.keys import good_file
 
 if TYPE_CHECKING:  # the gateway would take most of the start-up time of `suffice status`
@@ -119,10 +120,12 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Log
     settings = load_optional_settings(config) if config is not None or db is None else None
     if db is not None:
         return settings, db
-    if settings is None:
-        message = "no suffice.toml in this folder: begin with suffice init --upstream URL, or name a file with --config"
-        raise ConfigError(f"{message}, or a log with --db")
-    return settings, log_location(settings.store)
+    if settings is not None:
+        return settings, log_location(settings.store)
+    log = data_folder(os.environ) / Store().url.rpartition("/")[2]  # of suffice serve --upstream
+    if not log.is_file():
+        raise ConfigError(f"{NO_SETTINGS}, or a log with --db")
+    return None, log
 
 
 def _warn_of_rows(database: LogLocation) -> None:
