@@ -137,7 +137,7 @@ async def _incident(page: Tab, url: str) -> None:
     await page.run("document.querySelector('form[action$=open] textarea').value = 'a drill of ours'")
     await page.click("form[action='/console/incidents/open'] button")
     assert "is open" in await page.text(".told")
-    offered = "Array.from(document.querySelectorAll('form[action$=decide] button')).map((one) => one.value)"
+    offered = "Array.from(document.querySelectorAll('form[action$=decide] [name=decision]')).map((one) => one.value)"
     assert await page.run(offered) == ["resume", "tighten", "roll_back", "accept"] * 2, await page.text()
     assert "Suspect change" in await page.text("main")
     await page.run("document.querySelector('form[aria-label^=Roll] textarea').value = 'a drill of ours, rolled back'")
