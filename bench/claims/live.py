@@ -446,8 +446,8 @@ def run_stream(name: str, max_em_drop: float, seed: int, *, scenario: Scenario |
     scenario = SCENARIOS[name] if scenario is None else scenario
     route = Route(
         upstream="up",
-        kind="samples",
-        samples=len(COURSES[0]),
+        kind="rounds" if scenario.by_turns else "samples",
+        samples=1 if scenario.by_turns else len(COURSES[0]),
         wave=1,
         scorer="number",
         mode="enforce",
@@ -459,7 +459,7 @@ def run_stream(name: str, max_em_drop: float, seed: int, *, scenario: Scenario |
     if scenario.burst is not None:
         control = msgspec.structs.replace(control, burst_requests=scenario.burst)
     log = Log(route, control)
-    pool = items(classes_of(scenario))
+    pool = items(classes_of(scenario), by_turns=scenario.by_turns)
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
     stream = Stream(scenario=scenario, log=log, rng=rng, pool=pool, truth=Truth(pool, log.load))
     stream.run()

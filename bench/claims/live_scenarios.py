@@ -19,6 +19,8 @@ PROFILES: Final = 24
 # Answers of the four samples; the last is the answer of the full run. R is right, W and V are wrong.
 CALM, LOST, DOUBTFUL, WRONG, WAVERING = range(5)
 COURSES: Final = ("RRRR", "WRRR", "RWRR", "WWWW", "VWWW")
+# Trial answers after each of four turns of an agent, and what the last one says.
+TURNS: Final = ("RRRR", "WWWR", "RWRR", "WWWW", "VWWW")
 RARE: Final = 0.002  # of early answers that are wrong in any traffic
 EPOCH: Final = 900  # requests between two changes of the model, in the scenario that changes it
 N_EPOCHS: Final = 20
@@ -93,6 +95,7 @@ class Scenario:
     n_models   models that answer one after the other, a new one every `EPOCH` requests
     burst      requests that an epoch begins with in full; None: as the loop has it
     keep_rate  of live requests, whose rows are kept
+    by_turns   a request is a run of an agent's turns, with an answer tried after each, and not a vote over samples
     """
 
     says: str
@@ -108,6 +111,7 @@ class Scenario:
     n_models: int = 1
     burst: int | None = None
     keep_rate: float = 0.2
+    by_turns: bool = False
 
     def how_far(self, t: int) -> float:
         """How far the change has come at request t."""
@@ -262,6 +266,14 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         shares=((0.05, 0.95), None),
         arrivals=conversations(20),
         n=14_000,
+    ),
+    "agent": Scenario(
+        says="conversations of 5 runs of an agent's turns; in later ones 4 % of the first trial answers are wrong",
+        strata=(Stratum(), Stratum(visible=0.2)),
+        shares=((0.2, 0.8), None),
+        arrivals=conversations(5),
+        n=8_000,
+        by_turns=True,
     ),
     "heavy client": Scenario(
         says="40 % of the requests come under one id, and 40 % of those lose",

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from bench.claims.live_scenarios import COURSES, PROFILES
+from bench.claims.live_scenarios import COURSES, PROFILES, TURNS
 
 from suffice.arrays import Floats, Ints
 from suffice.assurance.runs import SequencedLabel
@@ -49,6 +49,7 @@ class Item:
     answer: str
     usage: Usage
     differs: bool  # does it give another answer on the way?
+    by_turns: bool = False  # steps are turns with trial answers, not samples
 
     def outcome(self, name: str, *, model: str, stop: int | None = None) -> Outcome:
         """How a request with this item ends: in full, or stopped after a step (from 0)."""
@@ -67,6 +68,8 @@ class Item:
         kept = self.steps[: stop + 1]
         usage = Usage(prompt_tokens=5, completion_tokens=sum(step.tokens for step in kept))
         leader = Counter(step.answer for step in kept).most_common(1)[0][0]  # of equals the first
+        if self.by_turns:
+            leader = kept[-1].answer
         return Outcome(
             episode_id=name,
             end_reason="stopped",
@@ -85,20 +88,20 @@ class Item:
 
 
 @cache
-def items(classes: tuple[str, ...]) -> tuple[Item, ...]:
+def items(classes: tuple[str, ...], *, by_turns: bool = False) -> tuple[Item, ...]:
     """Every item of these classes: class, profile, course, the last running fastest."""
     rng, made = np.random.default_rng(0), list[Item]()
     tokens = [[20 + 4 * profile + int(rng.integers(8)) for _ in COURSES[0]] for profile in range(PROFILES)]
     for name in classes:
         for profile in range(PROFILES):
             query = Query(query_class=name, planned_steps=len(COURSES[0]), n_words=10 + (7 * profile) % PROFILES)
-            for course in COURSES:
+            for course in TURNS if by_turns else COURSES:
                 steps = tuple(
                     StepRecord(
                         index=at + 1,
                         tokens=tokens[profile][at],
                         answer=answer,
-                        answer_source="sample",
+                        answer_source="probe" if by_turns else "sample",
                         confidence=None,
                         entropy=None,
                         probe_tokens=0,
@@ -109,7 +112,14 @@ def items(classes: tuple[str, ...]) -> tuple[Item, ...]:
                 )
                 usage = Usage(prompt_tokens=5, completion_tokens=sum(tokens[profile]))
                 made.append(
-                    Item(query=query, steps=steps, answer=course[-1], usage=usage, differs=len(set(course)) > 1)
+                    Item(
+                        query=query,
+                        steps=steps,
+                        answer=course[-1],
+                        usage=usage,
+                        differs=len(set(course)) > 1,
+                        by_turns=by_turns,
+                    )
                 )
     return tuple(made)
 
@@ -119,11 +129,11 @@ def request_of(number: int, item: Item, **changes: Any) -> Request:
     known: dict[str, Any] = {
         "episode_id": f"ep_{number:06}",
         "route": "r",
-        "kind": "samples",
+        "kind": "rounds" if item.by_turns else "samples",
         "mode": "enforce",
         "model": "m",
         "stream": False,
-        "n_samples": len(COURSES[0]),
+        "n_samples": 1 if item.by_turns else len(COURSES[0]),
         "audit": True,
         "propensity": 1.0,
         "policy_version": "",

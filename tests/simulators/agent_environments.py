@@ -8,12 +8,12 @@ settings would have cost and lost. A level is proved by a test that is valid at 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from suffice.agent.agent import Agent, AgentBounds
+from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ClassChoice
 from suffice.arrays import Floats
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
@@ -172,10 +172,37 @@ class Certifier:
         return self.level
 
 
-def run_agent(env: Environment, seed: int, bounds: AgentBounds | None = None) -> Life:
+class Clairvoyant:
+    """Knows the truth, and takes the best action that is proved: no agent can earn more with the same audits."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env, self._n = env, 0
+
+    def look(self, proven: Sequence[int], *, horizon: object) -> AgentChoice:
+        now = self._env.at(self._n / self._env.n)
+        self._n += LOOK
+        actions = np.array(PLACES)
+        earned = np.stack([now.earned(*place)[:, 0] for place in PLACES])  # (actions, C)
+        classes = []
+        for c, most in enumerate(proven):
+            level, setting = PLACES[int(np.argmax(np.where(actions[:, 0] <= most, earned[:, c], -np.inf)))]
+            best = setting + 1 if level else 0
+            shares = tuple(np.eye(N_SETTINGS + 1)[best].tolist())
+            classes.append(ClassChoice(best=best, shares=shares, levels=(level,) * N_SETTINGS))
+        return AgentChoice(classes=tuple(classes), events=())
+
+    def add_audit(self, *_: object, **__: object) -> None: ...
+
+    def add_run(self, *_: object, **__: object) -> None: ...
+
+    def add_losses(self, *_: object) -> None: ...
+
+
+def run_agent(env: Environment, seed: int, agent: Agent | Clairvoyant | None = None) -> Life:
     rng = np.random.default_rng(seed)
-    bounds = bounds or AgentBounds(max_em_drop=MAX_EM_DROP, token_price=TOKEN_PRICE)
-    agent = Agent(len(CLASSES), N_SETTINGS, N_LEVELS + 1, bounds)
+    if agent is None:
+        bounds = AgentBounds(max_em_drop=MAX_EM_DROP, token_price=TOKEN_PRICE)
+        agent = Agent(len(CLASSES), N_SETTINGS, N_LEVELS + 1, bounds)
     certifier, waiting = Certifier(), deque[tuple[int, int, Floats]]()
     life = Life(reward=np.zeros(env.n), drop=np.zeros(env.n), tokens=np.zeros(env.n))
     for begin in range(0, env.n, LOOK):
