@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.episode.proposer import Proposer
+from suffice.episode.checkpoints import Proposer
 from suffice.policy.base import build_policy
 from suffice.replay.study.policies import PolicyRung, halts_of
 from suffice.replay.study.runs import read_runs

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from suffice.episode.apis.events import ApiFormat, NativeEvents
 from suffice.episode.apis.messages import MESSAGES
 from suffice.episode.apis.responses import RESPONSES
-from suffice.episode.chain_reader import ChainReader, Checkpoint, Segmenter, StreamState
+from suffice.episode.chain_reader import ChainReader, Segmenter, StreamState
+from suffice.episode.checkpoints import Checkpoint
 from suffice.episode.ledger import Ledger
 from suffice.episode.stream_relay import ClientView, StreamRelay
 from suffice.scoring.base import build_scorer

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.chain_reader import Checkpoint, Segmenter, safe_cut
+from suffice.episode.chain_reader import Segmenter, safe_cut
+from suffice.episode.checkpoints import Checkpoint
 from suffice.settings import Steps
 
 WORDS = ["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
+from suffice.episode.checkpoints import Checkpoint, CheckpointGate
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
-from suffice.types import Step
 from suffice.upstream.assemble import CallParts
 from suffice.upstream.wire import Choice, Chunk, logprobs_of, reasoning_of
-
-if TYPE_CHECKING:
-    from suffice.episode.proposer import CheckpointGate
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched, so that memory is bounded
@@ -29,34 +26,6 @@ MOST_SPACE_CHARS = 4_096  # held back at the start: after more, no tag opens a t
 _FLAG_HALVES = "".join(chr(code) for code in range(0x1F1E6, 0x1F200))
 Phase = Literal["start", "thinking", "answering"]
 ChannelText: TypeAlias = tuple[Literal["reasoning", "answer"], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    index: int  # 1 is the first
-    tokens: int  # generated since the checkpoint before
-    tokens_used: int  # generated up to here
-    text: str  # the thought since the checkpoint before
-    prefix: str  # the whole thought up to here
-    end_margin: float | None = None  # nats, see `Step.end_margin`
-
-
-def missing_step(point: Checkpoint) -> Step:
-    return replace(visible_step(point, None, None), missing=True)
-
-
-def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
-    """Return a step whose answer is read from the step's own text, or else is the one `before`."""
-    answer = before if answer is None else answer
-    source: Literal["text"] | None = None if answer is None else "text"
-    return Step(
-        index=point.index,
-        tokens=point.tokens,
-        answer=answer,
-        answer_source=source,
-        text=point.text,
-        end_margin=point.end_margin,
-    )
 
 
 class Segmenter:

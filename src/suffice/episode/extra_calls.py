@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
-from suffice.episode.chain_reader import ChannelText, Checkpoint, ThinkTag, first_choice, missing_step
+from suffice.episode.chain_reader import ChannelText, ThinkTag, first_choice
+from suffice.episode.checkpoints import Checkpoint, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.scoring.base import Scorer

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
-from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
+from suffice.episode.chain_reader import ChainReader, StreamState, first_choice
+from suffice.episode.checkpoints import Checkpoint, missing_step, visible_step
 from suffice.episode.extra_calls import Prober, Vectors
 from suffice.episode.ledger import Ledger, suffice_object
 from suffice.episode.line_signals import LineSignals

@@ -10,11 +10,11 @@ from suffice.agent.plan import with_settings
 from suffice.assurance.money import full_vote_tokens
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
+from suffice.episode.checkpoints import CheckpointGate, Proposer
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.line_signals import LineSignals
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
-from suffice.episode.proposer import CheckpointGate, Proposer
 from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, LiveRun, ReasoningRun, StreamRelay

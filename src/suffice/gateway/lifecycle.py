@@ -19,9 +19,9 @@ from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
+from suffice.episode.checkpoints import LISTED_TOKENS
 from suffice.episode.extra_calls import Continuer, HeldCall
 from suffice.episode.ledger import CostBasis, Ledger, RunTrace
-from suffice.episode.proposer import LISTED_TOKENS
 from suffice.episode.samples import SampleRefusal
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout

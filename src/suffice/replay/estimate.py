@@ -15,7 +15,8 @@ import numpy as np
 from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import BETS, mixed
 from suffice.episode import vote
-from suffice.episode.chain_reader import Segmenter, visible_step
+from suffice.episode.chain_reader import Segmenter
+from suffice.episode.checkpoints import visible_step
 from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens

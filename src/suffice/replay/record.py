@@ -22,10 +22,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from suffice.episode import vote
-from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter, first_choice
+from suffice.episode.chain_reader import ChainReader, build_segmenter, first_choice
+from suffice.episode.checkpoints import LISTED_TOKENS, Checkpoint, CheckpointGate
 from suffice.episode.extra_calls import Continuer, TrialReply, entropy_of, margin_of
 from suffice.episode.ledger import Ledger
-from suffice.episode.proposer import LISTED_TOKENS, CheckpointGate
 from suffice.episode.samples import SampleRun, completion_text, mean_logprob, mean_of, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import ConfigError, StoreError, UpstreamError, UpstreamProtocol

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from suffice.episode.proposer import Proposer
+from suffice.episode.checkpoints import Proposer
 from suffice.errors import TraceError
 from suffice.policy.base import build_policy
 from suffice.replay.study.runs import read_runs

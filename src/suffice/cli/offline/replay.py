@@ -24,7 +24,7 @@ from suffice.cli.offline import (
     trace_progress,
 )
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
-from suffice.episode.proposer import Proposer
+from suffice.episode.checkpoints import Proposer
 from suffice.errors import ConfigError
 from suffice.executor import Executor, build_executor
 from suffice.plugins import load_plugins

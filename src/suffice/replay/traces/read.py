@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from suffice.arrays import Bools
-from suffice.episode.proposer import Proposer
+from suffice.episode.checkpoints import Proposer
 from suffice.errors import ConfigError, TraceError
 from suffice.executor import Executor, SerialExecutor, limit_memory
 from suffice.policy.folded_version import place_of

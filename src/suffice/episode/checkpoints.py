@@ -1,4 +1,4 @@
-"""Chooses the checkpoints that become steps, by signals that cost nothing; the others cost no probe.
+"""Checkpoints of a thought, and which of them become steps, by signals that cost nothing; others cost no probe.
 
 A checkpoint that is not proposed is joined with the next one, in audits as in live runs. So policies, levels and
 evidence see the same steps, each with a trial answer, and need not know that there is a proposer.
@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from suffice.episode.chain_reader import Checkpoint, missing_step
 from suffice.policy.protocol import Policy
 from suffice.signals.observe import Observer
 from suffice.types import Step
@@ -20,6 +20,34 @@ from suffice.upstream.wire import TokenLogprob
 LISTED_TOKENS = 20  # alternatives to request for each token, the most that vLLM and OpenAI list
 _TAIL_CHARS = 16
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]['\")\]}*]*\s*\Z|\n\s*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    index: int  # 1 is the first
+    tokens: int  # generated since the checkpoint before
+    tokens_used: int  # generated up to here
+    text: str  # the thought since the checkpoint before
+    prefix: str  # the whole thought up to here
+    end_margin: float | None = None  # nats, see `Step.end_margin`
+
+
+def missing_step(point: Checkpoint) -> Step:
+    return replace(visible_step(point, None, None), missing=True)
+
+
+def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
+    """Return a step whose answer is read from the step's own text, or else is the one `before`."""
+    answer = before if answer is None else answer
+    source: Literal["text"] | None = None if answer is None else "text"
+    return Step(
+        index=point.index,
+        tokens=point.tokens,
+        answer=answer,
+        answer_source=source,
+        text=point.text,
+        end_margin=point.end_margin,
+    )
 
 
 class Proposer:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.chain_reader import Checkpoint, Segmenter
-from suffice.episode.proposer import CheckpointGate, Proposer, margin_to_end
+from suffice.episode.chain_reader import Segmenter
+from suffice.episode.checkpoints import Checkpoint, CheckpointGate, Proposer, margin_to_end
 from suffice.policy.base import build_policy
 from suffice.settings import Steps
 from suffice.upstream.wire import TokenLogprob
