@@ -358,6 +358,7 @@ class RecalledRun:
     end_reason: EndReason
     answer: str | None
     ended_at_s: float  # Unix time
+    tenant: str = ""  # of its API key; "": none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

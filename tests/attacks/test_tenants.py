@@ -220,6 +220,15 @@ def test_who_sees_all_tenants_sees_them(shared: Shared) -> None:
     assert all(canary(tenant) in text for tenant in TENANTS)
 
 
+@pytest.mark.parametrize(("name", "n"), [("viewer", N_RUNS), ("admin", N_RUNS), ("nobody", 0)])
+def test_the_figures_of_a_tenant_count_its_requests_alone(shared: Shared, name: str, n: int) -> None:
+    for query in ("", "?days=7", "?route=math", "?route=*&end=audit", "?class=canary-of-other"):
+        got = Visitor(shared.app).get(f"/api/episodes{query}", **shared.bearer(name)).json
+        assert got["figures"]["sums"]["n_requests"] == n, query
+    assert f"{n} requests" in shared.visitor(name).get("/console/runs").text
+    assert Visitor(shared.app).get("/api/episodes", **shared.bearer("boss")).json["figures"] is None
+
+
 def test_a_key_with_all_objects_sees_those_of_its_tenant() -> None:
     caller = Caller(id="a", permits=Key(key_env="", tenant="acme", all_objects=True))
     assert caller.owns("b", "acme")

@@ -15,13 +15,15 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from msgspec.structs import astuple, fields
 
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.control.jobs import upkeep
 from suffice.control.jobs.upkeep import MOST_CLASSES, OTHER, added_by
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
-from suffice.store.rows.events import Event, FeedbackEvent
+from suffice.store.routes.period import read_total
+from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring.worker import open_worker
@@ -290,3 +292,43 @@ def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Pa
     assert total.n_live_right / total.n_live_marked == pytest.approx(sum(truth) / len(truth), abs=0.06)
     by_rows_alone = [one.feedback.correct for one in events if isinstance(one, FeedbackEvent) and one.about is not None]
     assert sum(map(bool, by_rows_alone)) / len(by_rows_alone) < 0.6, "labels that came in time alone would be biased"
+
+
+# ---- sums of tenants
+
+
+def of_tenant(number: int, tenant: str, **changes: Any) -> list[Event]:
+    request, outcome = pair(number, **changes)
+    return [replace(request, tenant=tenant), outcome]
+
+
+def test_a_tenants_sums_are_those_of_its_requests_alone(tmp_path: Path) -> None:
+    cell = UnloggedRequests(query_class="law", version="v", ungoverned="", n=5, ends=(("done", 5),), tenant="b")
+    counted = RequestCount(
+        count_id="c", route="r", n_requests=5, n_governed=5, cells=(cell,), senders=(), audit_share=None
+    )
+    owners = ["a", "b", "", "a", "b", "b"]
+    events = [event for number, name in enumerate(owners) for event in of_tenant(number, name, stopped=number % 2 == 0)]
+    label = about(said(90, "f", correct=True), replace(recalled(90), tenant="a"))
+    write(tmp_path, [*events, counted, said(3, "f", correct=False), label])
+    assert summed(tmp_path).n_requests == len(owners) + 5
+    with open_reader(tmp_path / "log.db") as log:
+
+        def of(*tenants: str, **more: Any) -> RollupSums:
+            until = {"since_hour": 0, "until_hour": 24}
+            return read_total(log, more.get("route"), tenants=tenants, **until).sums
+
+        expected = dict.fromkeys(owners, NO_SUMS)
+        for item in read_episodes(tmp_path / "log.db"):
+            request = item.episode.request
+            adds = added_by(item, lambda answer, gold: answer == gold)
+            expected[request.tenant] = expected[request.tenant].plus(adds)
+        assert of("a").n_requests == 2
+        assert of("a").n_stopped_marked == expected["a"].n_stopped_marked + 1  # its run without rows has a label
+        assert of("b").n_requests == 3 + 5
+        assert of("b").completion_tokens == expected["b"].completion_tokens
+        assert of("a", "b").n_requests == 10
+        assert of() == of("c") == of("a", route="another") == of("law") == NO_SUMS
+        for narrower in ({"query_class": "law"}, {"version": "v"}, {"since_hour": 1}):
+            with pytest.raises(ValueError, match="whole days"):
+                rollups.read_rollups(log, ("route",), tenant="a", **narrower)

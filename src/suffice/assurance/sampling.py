@@ -67,7 +67,7 @@ def worth(weights: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnloggedRequests:
-    """Requests of one class and version that ended without rows: all governed, or all ungoverned for one reason."""
+    """Requests of one class, version and tenant that ended without rows: all governed, or ungoverned for one reason."""
 
     query_class: str  # "": none
     version: str  # of the policy, with its level
@@ -89,6 +89,7 @@ class UnloggedRequests:
     overhead_usd: float = 0.0
     saved_usd: float = 0.0  # estimated, over stopped runs
     duration_s: float = 0.0
+    tenant: str = ""  # of their API keys; "": none
 
 
 # --------------------------------------------------------------------------- rates

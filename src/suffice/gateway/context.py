@@ -189,7 +189,7 @@ MOST_RECALLED: Final = 20_000  # live runs remembered for labels
 MOST_ANSWER_CHARS: Final = 500  # of a remembered run; runs with longer answers are not remembered
 
 _PURPOSE: Final = b"kept-rows"
-_Cell: TypeAlias = tuple[str, str, str]
+_Cell: TypeAlias = tuple[str, str, str, str]
 
 
 def _amounts_of(outcome: Outcome) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _amounts_of(outcome: Outcome) -> dict[str, Any]:
 @dataclass(slots=True)
 class _Count:
     since_s: float  # monotonic, of the first request
-    # By query class, version and why ungoverned.
+    # By query class, version, why ungoverned, and tenant.
     ends: defaultdict[_Cell, Counter[EndReason]] = field(default_factory=lambda: defaultdict(Counter))
     sums: defaultdict[_Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     senders: list[str] = field(default_factory=list)
@@ -288,6 +288,7 @@ class LogSampler:
             end_reason=outcome.end_reason,
             answer=outcome.answer,
             ended_at_s=now_s,
+            tenant=request.tenant,
         )
         if response is not None:
             self._answered[response] = None if response in self._answered else name
@@ -307,9 +308,9 @@ class LogSampler:
     def count(self, request: Request, outcome: Outcome, *, now_s: float) -> RequestCount | None:
         """Count an ended request without rows. Return its route's count if it is due to be written."""
         count = self._counts.setdefault(request.route, _Count(now_s))
-        key = class_of(request.query), request.policy_version, request.ungoverned or ""
+        key = class_of(request.query), request.policy_version, request.ungoverned or "", request.tenant
         if key not in count.ends and len(count.ends) >= MOST_CELLS:
-            key = OTHER, OTHER, key[2]
+            key = OTHER, OTHER, *key[2:]
         count.ends[key][outcome.end_reason] += 1
         count.sums[key].update(_amounts_of(outcome))
         count.n, count.last = count.n + 1, outcome.episode_id
@@ -335,10 +336,11 @@ class LogSampler:
                 query_class=query_class,
                 version=version,
                 ungoverned=ungoverned,
+                tenant=tenant,
                 ends=tuple(sorted(ends.items())),
-                **count.sums[query_class, version, ungoverned],
+                **count.sums[query_class, version, ungoverned, tenant],
             )
-            for (query_class, version, ungoverned), ends in count.ends.items()
+            for (query_class, version, ungoverned, tenant), ends in count.ends.items()
         )
         return RequestCount(
             count_id=count.last,

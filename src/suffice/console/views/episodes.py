@@ -27,6 +27,7 @@ from suffice.store.database.views import (
     read_labels,
 )
 from suffice.store.people.preferences import read_saved_views
+from suffice.store.routes.period import PeriodFigures, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S, read_rollups, read_to
 from suffice.store.rows.preferences import SavedView
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
@@ -155,6 +156,7 @@ class Episodes(ViewRecord, frozen=True):
     bins: tuple[HistogramBin, ...]  # of the tokens of the runs that match
     routes: tuple[str, ...]  # to choose from
     saved: tuple[SavedView, ...]  # of this person
+    figures: PeriodFigures | None  # of all runs of the visitor's tenants on the route, by whole days; None: of none
 
     @property
     def ends(self) -> Mapping[str, str]:
@@ -209,7 +211,17 @@ def episodes(view: ViewContext) -> Episodes:
         bins=histogram([one.tokens for one in lines if one.tokens is not None]),
         routes=tuple(view.settings.routes),
         saved=read_saved_views(view.connection, view.visit.principal.name),
+        figures=None if view.tenants is None else _own_figures(view, wanted, view.tenants),
     )
+
+
+def _own_figures(view: ViewContext, wanted: Filter, tenants: tuple[str, ...]) -> PeriodFigures:
+    until_hour = wanted.until_hour or int(view.now_s // HOUR_S) + 1
+    hours = {
+        "since_hour": wanted.since_hour - wanted.since_hour % DAY_HOURS,
+        "until_hour": until_hour + -until_hour % DAY_HOURS,
+    }
+    return read_total(view.connection, wanted.route, tenants=tenants, **hours)
 
 
 def _may_be_id(text: str) -> bool:

@@ -188,7 +188,7 @@ MOST_CLASSES: Final = 100  # of a route; further classes count as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds, each of which syncs to disk
 
-Booking: TypeAlias = tuple[RollupKey, RollupSums, Literal[-1, 1]]  # the last is the sign
+Booking: TypeAlias = tuple[RollupKey, str, RollupSums, Literal[-1, 1]]  # tenant ("": none), and at last the sign
 
 
 @dataclass(kw_only=True)
@@ -225,17 +225,20 @@ class Rollup(LogJob):
         stretch = rollups.read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:
             return 0, to.seq
-        sums = dict[RollupKey, RollupSums]()
+        sums, tenants = dict[RollupKey, RollupSums](), dict[RollupKey, RollupSums]()
         for change in stretch.changes:
-            for key, part, sign in self._bookings(change):
+            for key, tenant, part, sign in self._bookings(change):
                 sums[key] = sums.get(key, NO_SUMS).plus(part, sign=sign)
+                if tenant:
+                    own = rollups.tenant_key(key, tenant)
+                    tenants[own] = tenants.get(own, NO_SUMS).plus(part, sign=sign)
         tallies = rollups.read_tallies(log, {change.route for change in stretch.changes})
         rollups.fold_changes(tallies, stretch.changes, self._scoring)
         # There are no more such rows up to `to.last`, the end of the log before they were read.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
         def keep(connection: LogReader) -> None:
-            if not rollups.add_rollups(connection, sums, tallies, since=to.seq, seq=until, at_s=at_s):
+            if not rollups.add_rollups(connection, sums, tallies, tenants=tenants, since=to.seq, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: another worker has already summed these rows")
 
         writer.keep(keep)
@@ -251,14 +254,15 @@ class Rollup(LogJob):
     def _bookings(self, change: rollups.Change) -> Iterator[Booking]:
         if isinstance(change, rollups.UnwrittenRequests):
             for cell in change.event.cells:
-                yield self._key(change.route, cell.query_class, cell.version, change.at_s), added_by_cell(cell), 1
+                key = self._key(change.route, cell.query_class, cell.version, change.at_s)
+                yield key, cell.tenant, added_by_cell(cell), 1
         elif isinstance(change, rollups.RunChange):
             request, match = change.after.episode.request, self._match(change.route)
             key = self._key(request.route, class_of(request.query), request.policy_version, change.at_s)
             adds = added_by if change.is_written else added_by_labels
             if change.before is not None:
-                yield key, adds(change.before, match), -1
-            yield key, adds(change.after, match), 1
+                yield key, request.tenant, adds(change.before, match), -1
+            yield key, request.tenant, adds(change.after, match), 1
 
     def _key(self, route: str, query_class: str, version: str, at_s: float) -> RollupKey:
         assert self._classes is not None

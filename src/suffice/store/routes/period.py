@@ -36,10 +36,15 @@ class Period(Struct, frozen=True, kw_only=True):
     buckets: tuple[PeriodFigures, ...]  # oldest first; those without requests are missing. Saved tokens add up to total
 
 
-def read_total(log: LogReader, route: str, *, since_hour: int, until_hour: int) -> PeriodFigures:
-    """Read the figures of one route in [since_hour, until_hour), hours since 1970 (UTC)."""
+def read_total(
+    log: LogReader, route: str | None, *, since_hour: int, until_hour: int, tenants: Collection[str] | None = None
+) -> PeriodFigures:
+    """Read the figures of [since_hour, until_hour), hours since 1970 (UTC), as `read_periods` does."""
     n_hours = until_hour - since_hour
-    return read_periods(log, since_hour=since_hour, until_hour=until_hour, bucket_hours=n_hours, route=route)[0].total
+    every = read_periods(
+        log, since_hour=since_hour, until_hour=until_hour, bucket_hours=n_hours, route=route, tenants=tenants
+    )
+    return every[0].total
 
 
 def read_periods(
@@ -51,30 +56,36 @@ def read_periods(
     route: str | None = None,
     query_class: str | None = None,
     version: str | None = None,
+    tenants: Collection[str] | None = None,
 ) -> tuple[Period, dict[str, Period]]:
     """Read the figures of [since_hour, until_hour), hours since 1970 (UTC), of all routes together and of each.
 
     until_hour    may lie ahead: for "until now" give the next midnight
     bucket_hours  length of a bucket, counted from `since_hour`. If all three are multiples of 24, days are read
                   instead of hours, which is far less
-    route, query_class, version  None: every one
+    route, query_class, version, tenants  None: every one. Tenants' requests are known by route and whole days alone
     """
     if bucket_hours < 1 or until_hour <= since_hour:
         raise ValueError(f"need bucket_hours >= 1 and until_hour > since_hour; got {bucket_hours=}")
     by_day = not (since_hour % DAY_HOURS or until_hour % DAY_HOURS or bucket_hours % DAY_HOURS)
     by: tuple[Group, ...] = ("route", "day" if by_day else "hour")
-    rows = read_rollups(
-        log,
-        by,
-        route=route,
-        query_class=query_class,
-        version=version,
-        since_hour=since_hour,
-        until_hour=until_hour,
-    )
+    rows = [
+        row
+        for tenant in ((None,) if tenants is None else tenants)
+        for row in read_rollups(
+            log,
+            by,
+            route=route,
+            query_class=query_class,
+            version=version,
+            since_hour=since_hour,
+            until_hour=until_hour,
+            tenant=tenant,
+        ).items()
+    ]
     buckets = defaultdict[int, dict[str, RollupSums]](dict)
     totals = dict[str, RollupSums]()
-    for (name, at), one in rows.items():
+    for (name, at), one in rows:
         route_name, hour = str(name), int(at) * (DAY_HOURS if by_day else 1)
         place = buckets[(hour - since_hour) // bucket_hours]
         place[route_name] = place.get(route_name, NO_SUMS).plus(one)

@@ -1,4 +1,4 @@
-"""Hourly sums by route, class and version, and a tally of each route: a cache that pages read instead of the log.
+"""Hourly sums by route, class and version, daily ones of tenants, and a tally of each route: a cache of the log.
 
 It can be dropped at any time. Daily sums let a page read hundreds of rows instead of hundreds of thousands. The worker
 and every reader fold the same changes, so a figure does not depend on who computed it.
@@ -46,7 +46,14 @@ _SUMS: Final = ", ".join(
     for one in fields(RollupSums)
 )
 _DECODER: Final = msgspec.json.Decoder(Tally)
-_BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION = range(4)
+_BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION, _BY_TENANT = range(5)  # rows of a tenant have its name as their class
+
+
+NO_TENANTS: Final[Mapping[RollupKey, RollupSums]] = {}
+
+
+def tenant_key(place: RollupKey, tenant: str) -> RollupKey:
+    return RollupKey(place.route, tenant, "", place.hour - place.hour % DAY_HOURS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +78,19 @@ def add_rollups(
     sums: Mapping[RollupKey, RollupSums],
     tallies: Mapping[str, Tally],
     *,
+    tenants: Mapping[RollupKey, RollupSums] = NO_TENANTS,
     since: int,
     seq: int,
     at_s: float,
 ) -> bool:
-    """Return False if another writer has gone on from `since`; then nothing was written."""
+    """Return False if another writer has gone on from `since`; then nothing was written. tenants: by `tenant_key`."""
     rows = views.query_rows(connection, "SELECT seq FROM rolled WHERE format = ?", (FORMAT,))
     if (rows[0][0] if rows else 0) != since:
         return False
     if not rows:
         clear(connection)
-    connection.executemany(_ADD, [(grain, *place, *astuple(one)) for (grain, place), one in _grained(sums).items()])
+    grained = _grained(sums) | {(_BY_TENANT, place): one for place, one in tenants.items()}
+    connection.executemany(_ADD, [(grain, *place, *astuple(one)) for (grain, place), one in grained.items()])
     connection.executemany(
         "INSERT INTO tallies (route, seq, body) VALUES (?, ?, ?)"
         " ON CONFLICT (route) DO UPDATE SET seq = excluded.seq, body = excluded.body",
@@ -134,22 +143,28 @@ def read_rollups(
     version: str | None = None,
     since_hour: int = 0,
     until_hour: int | None = None,
+    tenant: str | None = None,
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Return sums for each value of `by`, in order; () gives one total. Hours at midnight read far less.
 
     until_hour  the first hour that no longer counts; None: all
+    tenant      its requests alone, by route and whole days; None: all requests
     """
-    groups = ", ".join(_EXPRESSIONS[name] for name in by)
-    grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     filters: dict[str, str | int | None] = {"route": route, "query_class": query_class, "version": version}
     equal = [name for name, value in filters.items() if value is not None]
+    grain = _grain_for({*by, *equal}, since_hour, until_hour)
+    if tenant is not None:
+        if grain != _BY_DAY:
+            raise ValueError("the sums of a tenant are by route and whole days")
+        filters["query_class"], equal, grain = tenant, [*equal, "query_class"], _BY_TENANT
+    groups = ", ".join(_EXPRESSIONS[name] for name in by)
+    grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "".join(f" AND {name} = :{name}" for name in equal) + (" AND hour < :until" if until_hour else "")
     rows = views.query_rows(
         connection,
         f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups"  # noqa: S608 - as above
         f" WHERE grain = :grain AND hour >= :since{where}{grouped}",
-        filters
-        | {"grain": _grain_for({*by, *equal}, since_hour, until_hour), "since": since_hour, "until": until_hour},
+        filters | {"grain": grain, "since": since_hour, "until": until_hour},
     )
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
@@ -322,6 +337,7 @@ def _episode(about: RecalledRun) -> Episode:
         audit=False,
         propensity=1.0,
         policy_version=about.policy_version,
+        tenant=about.tenant,
         certified=False,
         question_key="",
         query=Query(query_class=about.query_class),
