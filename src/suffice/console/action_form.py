@@ -11,7 +11,9 @@ from suffice.console.auth import Role
 from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.form_inputs import REASON, FormInput
 from suffice.errors import BadRequest, ConfigError
+from suffice.formatting import format_percent
 from suffice.review.items import MOST_TEXT
+from suffice.sanitize import plural
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
@@ -217,11 +219,14 @@ def rehearse(action: Action, form: ActionForm) -> Preview:
 def describe_figures(figures: PeriodFigures) -> str:
     """Traffic, stops, saving and EM drop of a stretch, in a few words."""
     sums, saved, drop = figures.sums, figures.saved_tokens, figures.em_drop
-    parts = [f"{sums.n_requests:,} requests, {sums.n_stopped / max(1, sums.n_requests):.0%} stopped early"]
+    share = format_percent(sums.n_stopped / max(1, sums.n_requests), 0)
+    parts = [f"{plural(sums.n_requests, 'request')}, {share} stopped early"]
     if saved:
         parts.append(f"{abs(saved):,.0f} tokens {'saved, net' if saved > 0 else 'more spent than saved'}")
     if drop is not None and drop.high is not None:
-        parts.append(f"EM drop {100 * drop.value:.2f} points, at most {100 * drop.high:.2f}, on {drop.n:,} audits")
+        parts.append(
+            f"EM drop {100 * drop.value:.2f} points, at most {100 * drop.high:.2f}, on {plural(drop.n, 'audit')}"
+        )
     return "; ".join(parts)
 
 

@@ -211,6 +211,6 @@ def _cost(history: History) -> str:
     drop = history.total.em_drop
     if drop is None:
         return ", at a cost in Exact Match that no audit shows yet"
-    budget = "" if history.budget is None else f", of {100 * history.budget:.2f} allowed"
+    budget = "" if history.budget is None else f", of {100 * history.budget:.2f} points allowed"
     ends = format_bounds(drop.low, drop.high, "points", 2)
     return f", at an EM drop of {format_points(drop.value)}{f' ({ends})' if ends else ''}{budget}"

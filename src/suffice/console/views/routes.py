@@ -64,7 +64,7 @@ class RouteBreakdown(ViewRecord, frozen=True):
     figures: PeriodFigures
     lost: float | None  # requests whose answer stopping is estimated to have cost; None: not measured
     level: int | None  # restricted to this level; None: not restricted
-    satisfaction: SatisfactionEffect | None  # since the accounts began; None: no ratings
+    satisfaction: SatisfactionEffect | None  # since monitoring began; None: no ratings
 
 
 class PublishedPolicy(ViewRecord, frozen=True):
