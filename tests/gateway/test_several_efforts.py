@@ -13,10 +13,13 @@ from suffice.gateway.load_control import place_route
 from suffice.gateway.route import BuiltRoute, Variants, deploy_route
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import units_of
-from suffice.settings import Settings, parse_settings
+from suffice.settings import Route, Settings, Upstream, parse_settings
+from suffice.settings.environment import override_settings
+from suffice.settings.tables import ModelFacts
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import Metrics
 from suffice.types import AgentPlan, ClassPlan, PlannedDraw, Publication
+from suffice.upstream.drivers import effort_problem
 from suffice.wiring.routes import build_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -125,3 +128,18 @@ def test_classes_get_the_efforts_that_the_agent_planned() -> None:
     assert (got["easy", ARMS[2]], got["hard", ARMS[1]]) == (400, 400)
     assert got["odd", ARMS[1]] + got["odd", ""] == 400
     assert 150 <= got["odd", ""] <= 250
+
+
+def test_each_effort_of_the_list_must_be_one_that_the_model_takes() -> None:
+    upstream = Upstream(url="http://u", models={"*": ModelFacts(efforts=("high", "low"))})
+    for efforts, problem in {("high", "low"): "", ("high", "medium"): "medium", ("max", "low"): "max"}.items():
+        route = Route(upstream="up", model="m", effort=efforts)  # type: ignore[arg-type]
+        found = effort_problem(route, upstream)
+        assert problem in found if found else not problem
+
+
+def test_a_list_can_be_set_by_a_variable() -> None:
+    raw = {"upstreams": {"up": {"url": "http://u"}}, "routes": {"r": {"upstream": "up"}}}
+    for written, efforts in {'["high", "low"]': ("high", "low"), "low": ("low",)}.items():
+        merged, _ = override_settings(raw, {"SUFFICE__ROUTES__R__EFFORT": written})
+        assert parse_settings(merged).routes["r"].efforts == efforts

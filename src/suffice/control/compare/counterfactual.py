@@ -18,7 +18,6 @@ from suffice.settings import Route
 from suffice.types import Publication
 
 ACTIVE_ARM: Final = Arm(name="in force", weight=1.0)
-_OWN: Final = Arm(name="", weight=1.0)
 _WHOLE: Final = ("full", "unprobed")
 _UNSEEN: Final = ArmEvidence(answer=None, right=None, seen=False)
 
@@ -82,7 +81,7 @@ class AuditReplay:
         return next(iter(with_arm(self.route, arm).arms), None)
 
     def _is_paired(self, arm: Arm) -> bool:
-        return self._requested_arm(arm) == self._requested_arm(_OWN)
+        return self._requested_arm(arm) in self.route.arms
 
     # ---- stops: replayed -------------------------------------------------------------------------
 
