@@ -1,4 +1,7 @@
-"""uvicorn's HTTP protocol with limits for slow clients, strict parsing, direct writes and an access log."""
+"""HTTP/1.1 on uvicorn's server: strict parsing, limits for slow clients, direct writes and an access log.
+
+bytes ──▶ LimitedHttp: heads, bodies, limits ──▶ RequestCycle: the application's `receive` and `send` ──▶ bytes
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,22 @@ import asyncio
 import http
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import Any
-from weakref import ref
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from httptools import HttpParserError, HttpParserUpgrade, parse_url
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from suffice.asgi import Message, Receive, Scope, Send
+from suffice.asgi import Message, Scope
 from suffice.gateway.exchange import CONTEXT, HANG_UP, MAX_HEADERS, WRITE_NOW
 from suffice.settings import Server
-from suffice.telemetry import ACCESS, ACCESS_LINE, NO_REQUEST, RequestContext
+from suffice.telemetry import ACCESS, ACCESS_LINE, LOG, NO_REQUEST, RequestContext
 from suffice.upstream.wire import error_body
 
 
@@ -119,6 +125,8 @@ class _Refused(Exception):
 
 
 class LimitedHttp(HttpToolsProtocol):
+    cycle: RequestCycle | None  # type: ignore[assignment] # of the newest request, which may wait behind others
+    pipeline: deque[tuple[RequestCycle, Any]]  # type: ignore[assignment] # requests that wait, the newest first
     _hang_up: HangUp
 
     def __init__(self, *args: Any, limits: Server, connections: Connections, **kwargs: Any) -> None:
@@ -132,7 +140,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._n_read = 0  # requests complete
         self._seen: object = None  # what it waited for at the last check
         self._since_s = 0.0  # of that wait, by the clock given to `look`
-        self._active: RequestResponseCycle | None = None  # of the current or last handler
+        self._active: RequestCycle | None = None  # of the current or last handler
         self._refusal: tuple[int, str] | None = None
         self._is_refused = False  # stop reading
 
@@ -149,7 +157,12 @@ class LimitedHttp(HttpToolsProtocol):
         if self._ends():
             return
         n_read = self._n_read
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:  # also where one of our callbacks rejects the request
+            self._refuse(*(self._refusal or (400, "Invalid HTTP request received.")))
+        except HttpParserUpgrade:
+            pass  # it is answered as any other request, and is the last one
         if self._ends():
             return
         if n_read == self._n_read:  # otherwise the bytes belong to a complete request
@@ -160,69 +173,105 @@ class LimitedHttp(HttpToolsProtocol):
             self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
         self.connections_open.forget(self)
         if self._active is not None and not self._active.response_complete:
             _log(self._active)
-        super().connection_lost(exc)
+        for cycle in (self._active, self.cycle):
+            if cycle is not None:
+                cycle.disconnect()
+        self.cycle = self._active = None  # they refer to this object: breaks the reference cycle
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        self.parser = None  # type: ignore[assignment] # it refers to this object: breaks the reference cycle
         self._hang_up.notify()
 
     # ---- called by the parser
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._has_begun = True
+        self.url, self.headers, self._has_begun = b"", [], True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        self.headers.append((name.lower(), value))
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"headers: at most {MAX_HEADERS} are accepted")
 
     def on_headers_complete(self) -> None:
-        version = self.parser.get_http_version()
+        version, expects = self._check_head()
+        self._in_head, self._n_bytes, self._n_requests = False, 0, self._n_requests + 1
+        parts = parse_url(self.url)
+        path = parts.path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "method": self.parser.get_method().decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": parts.path,
+            "query_string": parts.query or b"",
+            "headers": self.headers,
+            "state": {},
+        }
+        # The parser stops after a request for an upgrade.
+        keeps = version == "1.1" and self.parser.should_keep_alive() and not self.parser.should_upgrade()
+        before, cycle = self.cycle, RequestCycle(self, scope, keep_alive=keeps, expects=expects)
+        scope["extensions"] = {HANG_UP: self._hang_up.subscribe, WRITE_NOW: cycle.write_now}
+        self.cycle = cycle
+        if before is None or before.response_complete:
+            self._start(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _check_head(self) -> tuple[str, bool]:
+        """Return the version, and whether the client waits for an interim response. Refuse ambiguous heads."""
+        version, names = self.parser.get_http_version(), [name for name, _ in self.headers]
         if version not in ("1.0", "1.1"):
             self._reject(505, "HTTP version: must be 1.1 or 1.0")
-        names = [name for name, _ in self.headers]
         if version == "1.0":
-            self.expect_100_continue = False  # it has no interim responses and no chunks
             if b"transfer-encoding" in names:
                 self._reject(400, "transfer-encoding: is not accepted with HTTP/1.0")
         elif names.count(b"host") != 1:
             self._reject(400, f"Host header: must come once; got {names.count(b'host')}")
         if len(self.pipeline) >= MOST_PIPELINED:
             self._reject(400, f"pipelining: at most {MOST_PIPELINED} requests may wait on one connection")
-        self._in_head, self._n_bytes, self._n_requests = False, 0, self._n_requests + 1
-        before = self.cycle
-        super().on_headers_complete()
-        if self.cycle is before:
-            return
-        cycle, writer = self.cycle, HeadWithBody(self.transport, self.loop)
-        cycle.transport = writer  # type: ignore[assignment]
-        cycle.on_response = partial(self._answered, cycle)
-        if self.parser.should_upgrade():
-            cycle.keep_alive = False  # the parser stops after it
-        write_now = partial(
-            _write_now, ref(cycle)
-        )  # the cycle has the scope: a reference back would be a cycle of them
-        self.scope["extensions"] = {HANG_UP: self._hang_up.subscribe, WRITE_NOW: write_now}  # type: ignore[dict-item]
+        expects = b"expect" in names and any(k == b"expect" and v.lower() == b"100-continue" for k, v in self.headers)
+        return version, expects and version == "1.1"  # 1.0 has no interim responses
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.wake()
 
     def on_message_complete(self) -> None:
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
-        super().on_message_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.wake()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start(self, cycle: RequestCycle) -> None:
         self._active = cycle
-        is_old = cycle.scope["http_version"] == "1.0"
-        super()._start_asgi_task(cycle, partial(_unchunked, cycle, app) if is_old else app)
+        task = self.loop.create_task(cycle.run(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
-    def _answered(self, cycle: RequestResponseCycle) -> None:
+    def answered(self, cycle: RequestCycle) -> None:
         _log(cycle)
-        self.on_response_complete()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start(self.pipeline.pop()[0])
         self._enter()
 
     # ---- limits
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Ignore uvicorn's timer, which does not notice a partial head; `look` closes idle connections."""
 
     def _enter(self) -> None:
         active = self._active
@@ -266,10 +315,6 @@ class LimitedHttp(HttpToolsProtocol):
     def _ends(self) -> bool:
         return self._is_refused or self.transport.is_closing()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are not HTTP, and requests that our callbacks reject."""
-        self._refuse(*(self._refusal or (400, msg)))
-
     def _reject(self, status: int, message: str) -> None:
         self._refusal = (status, message)
         raise _Refused
@@ -282,7 +327,7 @@ class LimitedHttp(HttpToolsProtocol):
                 active.keep_alive = False
                 self.pipeline.clear()
                 return
-            if active.response_started:
+            if active.status:
                 self.transport.abort()
                 return
         kind = "server_error" if status == 503 else "invalid_request_error"
@@ -299,10 +344,9 @@ class LimitedHttp(HttpToolsProtocol):
             ACCESS.info(ACCESS_LINE, "-", "-", status, 0, len(answer), "-", "-", "-")
             self.transport.write(answer)
         else:
-            active.transport.write(answer)
-            active.transport.flush()  # type: ignore[attr-defined]
-            active.disconnected = True  # its handler sees a client that has left
-            active.message_event.set()
+            active.hold(answer, status)
+            active.flush()
+            active.disconnect()  # its handler sees a client that has left
             self._hang_up.notify()
         if status == 503 or not self.transport.can_write_eof():
             self.transport.close()  # frees its place at once
@@ -310,46 +354,158 @@ class LimitedHttp(HttpToolsProtocol):
             self.transport.write_eof()
 
 
-def _log(cycle: RequestResponseCycle) -> None:
+def _log(cycle: RequestCycle) -> None:
     if not ACCESS.isEnabledFor(logging.INFO):
         return
     scope = cycle.scope
-    written: HeadWithBody = cycle.transport  # type: ignore[assignment]
-    raw: bytes = scope.get("raw_path") or b"-"
-    request: RequestContext = scope.get(CONTEXT, NO_REQUEST)  # type: ignore[assignment]
-    path, status = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), int(written.head[9:12] or 0) or "-"
-    sizes = (int(1e3 * written.age_s), written.n_bytes)
-    ACCESS.info(
-        ACCESS_LINE, scope["method"], path, status, *sizes, request.route, request.episode_id, request.request_id
-    )
+    raw: bytes = scope["raw_path"] or b"-"
+    request: RequestContext = scope.get(CONTEXT, NO_REQUEST)
+    path, sizes = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), (int(1e3 * cycle.age_s), cycle.n_bytes)
+    named = request.route, request.episode_id, request.request_id
+    ACCESS.info(ACCESS_LINE, scope["method"], path, cycle.status or "-", *sizes, *named)
 
 
-async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve an HTTP/1.0 client, which knows no chunks: the end of the connection ends a body without a length."""
-    is_unsized = False
+class RequestCycle:
+    """One request and its response, for the application.
 
-    async def plain(message: Message) -> None:
-        nonlocal is_unsized
-        if message["type"] == "http.response.start":
-            is_unsized = not any(name.lower() == b"content-length" for name, _ in message["headers"])
-            cycle.chunked_encoding = False if is_unsized else None
-        elif is_unsized:
-            cycle.expected_content_length = len(message.get("body", b""))  # of this part
-        await send(message)
+    The head of a response leaves with the first part of its body, if that follows in the same turn of the event loop.
+    """
 
-    await app(scope, receive, plain)
+    def __init__(self, connection: LimitedHttp, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.body, self.more_body = bytearray(), True  # of the request: not yet received, and whether more comes
+        self.disconnected = False
+        self.response_complete = False
+        self.status, self.n_bytes = 0, 0  # of the response, for the access log
+        self._connection, self._began_s = connection, connection.loop.time()
+        self._expects = expects  # the client waits for an interim response before it sends the body
+        self._held = b""  # the head, until it leaves
+        self._left_bytes: float | None = None  # of a response with a length; None: it comes in chunks
+        self._is_read = False  # the end of the request was received
+        self._waiter: asyncio.Future[None] | None = None  # of `receive`
 
+    @property
+    def age_s(self) -> float:
+        return self._connection.loop.time() - self._began_s
 
-def _write_now(of: ref[RequestResponseCycle], data: bytes) -> bool:
-    """Write a part of a stream as the cycle's `send` would. Return False if that would wait."""
-    cycle = of()
-    if cycle is None:
-        return False
-    blocked = cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete
-    if blocked or not data or cycle.scope["method"] == "HEAD":
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-    return True
+    async def run(self, app: Any) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:  # noqa: BLE001 - the last resort: an answer, and the end of the connection
+            LOG.error("a request's handler failed (%s)", type(error).__name__)
+            LOG.debug("the same, with its traceback", exc_info=True)
+        if not (self.response_complete or self.disconnected):
+            if not self.status:
+                self._begin(500, [(b"content-length", b"0"), (b"connection", b"close")])
+            self.flush()
+            self._connection.transport.close()
+        self.scope.pop("extensions")  # they refer to this object: breaks the reference cycle
+
+    # ---- for the application
+
+    async def receive(self) -> Message:
+        connection = self._connection
+        if self._expects and not connection.transport.is_closing():
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._expects = False
+        connection.flow.resume_reading()
+        while not (self.disconnected or self.response_complete):
+            if self.body or not (self.more_body or self._is_read):
+                body, self.body, self._is_read = bytes(self.body), bytearray(), not self.more_body
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self._waiter = connection.loop.create_future()
+            await self._waiter
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        flow: FlowControl = self._connection.flow
+        if flow.write_paused and not self.disconnected:
+            await flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start" and not self.status:
+            self._begin(message["status"], message["headers"])
+        elif self.status and not self.response_complete:
+            self._write_part(message.get("body", b""), is_last=not message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{message['type']} is out of order")
+
+    def write_now(self, data: bytes) -> bool:
+        """Write a part of a stream as `send` would. Return False if that would wait."""
+        is_stream = self._left_bytes is None and self.status and not self.response_complete
+        if not is_stream or self.disconnected or not data or self._connection.flow.write_paused:
+            return False
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    # ---- for the connection
+
+    def wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def disconnect(self) -> None:
+        self.disconnected = True
+        self.wake()
+
+    def hold(self, head: bytes, status: int) -> None:
+        self.status, self._held, self.n_bytes = status, head, len(head)
+
+    def flush(self) -> None:
+        if self._held:
+            self._write(b"")
+
+    # ---- the response
+
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write the head. Raise RuntimeError for a line break in a header."""
+        lines, says_close, is_head = [STATUS_LINE[status]], False, self.scope["method"] == "HEAD"
+        for name, value in headers:
+            if name == b"content-length":
+                self._left_bytes = int(value)
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive, says_close = False, True
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if not (self.keep_alive or says_close):
+            lines.append(b"connection: close\r\n")
+        if is_head or status in (204, 304):
+            self._left_bytes = 0
+        elif self._left_bytes is None and self.scope["http_version"] == "1.0":
+            self._left_bytes = inf  # a client that knows no chunks: the end of the connection ends the body
+        elif self._left_bytes is None:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join([*lines, b"\r\n"])
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) + 1 or b"\0" in head:
+            raise RuntimeError("a header of the response contains a control character")
+        self.hold(head, status)
+        self._connection.loop.call_soon(self.flush)
+
+    def _write_part(self, data: bytes, *, is_last: bool) -> None:
+        if self._left_bytes is None:
+            part = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            self._write(part + b"0\r\n\r\n" if is_last else part)
+        elif self.scope["method"] != "HEAD":
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
+                raise RuntimeError("the response is longer than its content-length")
+            self._write(data)
+        if is_last:
+            if self._left_bytes not in (None, 0, inf):
+                raise RuntimeError("the response is shorter than its content-length")
+            self.response_complete = True
+            self.wake()
+            if not self.keep_alive:
+                self.flush()
+                self._connection.transport.close()
+            self._connection.answered(self)
+
+    def _write(self, data: bytes) -> None:
+        self.n_bytes += len(data)
+        transport, held, self._held = self._connection.transport, self._held, b""
+        if not (held and transport.is_closing()):
+            transport.write(held + data if held else data)
 
 
 class HangUp:
@@ -374,40 +530,3 @@ class HangUp:
         self._lost = True
         for gone in tuple(self._callbacks):
             gone()
-
-
-class HeadWithBody:
-    """A transport that delays the head until the next write in the same turn of the event loop, to save a packet."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._held = b""
-        self._is_begun = False
-        self._began_s = loop.time()
-        self.head, self.n_bytes = b"", 0  # sent so far, for the access log
-        self.is_closing = transport.is_closing
-
-    @property
-    def age_s(self) -> float:
-        return self._loop.time() - self._began_s
-
-    def write(self, data: bytes) -> None:
-        self.n_bytes += len(data)
-        if self._is_begun:
-            self._transport.write(data)
-        elif self._held:
-            self._held += data
-            self.flush()
-        else:
-            self.head = self._held = data
-            self._loop.call_soon(self.flush)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def flush(self) -> None:
-        held, self._held = self._held, b""
-        self._is_begun = True
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
