@@ -202,12 +202,15 @@ def read_token(token: str, *, now_s: float, salt: str) -> str:
 
 
 def _mac(signed: str, salt: str) -> str:
-    return hmac.digest(_token_key(salt), signed.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+    keyed = _keyed(salt).copy()
+    keyed.update(signed.encode("utf-8", "surrogatepass"))
+    return keyed.hexdigest()[:32]
 
 
 @lru_cache(maxsize=8)
-def _token_key(salt: str) -> bytes:
-    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), person=b"feedback-token").digest()
+def _keyed(salt: str) -> hmac.HMAC:
+    key = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), person=b"feedback-token").digest()
+    return hmac.new(key, digestmod="sha256")
 
 
 # --------------------------------------------------------------------------- repeated deliveries

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final, Self, TypeAlias
 
@@ -183,12 +183,12 @@ class UpstreamClient:
     def _head(self, method: str, path: str, headers: Headers, n_bytes: int | None, *, x_api_key: bool = False) -> str:
         """Return the request's head without its end. Raise ValueError for a line break in any of its parts."""
         headers = list(headers)
-        dropped = NEVER_SENT_UP | hop_by_hop(headers)
+        nominated = hop_by_hop(headers)
         lines = [f"{method} {self._address.path}{path} HTTP/1.1", f"host: {self._address.authority}"]
         has_login = False
         for name, value in headers:
             lower = name.lower()
-            if lower in dropped or lower.startswith("x-suffice-"):
+            if lower in NEVER_SENT_UP or lower in nominated or lower.startswith("x-suffice-"):
                 continue
             if lower in KEY_HEADERS:
                 if self.api_key is not None:
@@ -207,8 +207,7 @@ class UpstreamClient:
             raise ValueError("a request header for the upstream contains a line break")
         return head
 
-    @contextlib.asynccontextmanager
-    async def open(
+    def open(
         self,
         path: str,
         body: bytes | None,
@@ -217,8 +216,8 @@ class UpstreamClient:
         method: str = "POST",
         x_api_key: bool = False,
         extra: bool = False,
-    ) -> AsyncIterator[Call]:
-        """Send one request and yield the open response; retry only while nothing came back.
+    ) -> OpenCall:
+        """Return a block that sends one request and holds the open response; retry only while nothing came back.
 
         x_api_key  whether hosted servers of this API take the key in that header
 
@@ -226,32 +225,31 @@ class UpstreamClient:
         attempts. Raise UpstreamDown if no connection can be made, UpstreamTimeout if no response begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), x_api_key=x_api_key)
-        takes_slot = path.partition("?")[0].endswith(GENERATES)
-        self.n_open += takes_slot
-        try:
-            connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
-            self.reachability.note_answer()
-            try:
-                call = Call(connection)
-                limits = list(call.limit_headers)
-                if limits or extra or call.status != 200:  # most servers send none
-                    call.asks_for_less = self.allowance.note(
-                        call.status, limits, extra=extra, now_s=time.monotonic(), wall_s=time.time()
-                    )
-                yield call
-            finally:
-                self._pool.give_back(connection)
-        finally:
-            self.n_open -= takes_slot
+        return OpenCall(self, head, body, takes_slot=path.partition("?")[0].endswith(GENERATES), extra=extra)
 
-    async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
+    def begin(self, connection: Connection, *, extra: bool) -> Call:
+        """Return the response that has begun."""
+        self.reachability.note_answer()
+        call = Call(connection)
+        limits = list(call.limit_headers)
+        if limits or extra or call.status != 200:  # most servers send none
+            call.asks_for_less = self.allowance.note(
+                call.status, limits, extra=extra, now_s=time.monotonic(), wall_s=time.time()
+            )
+        return call
+
+    def give_back(self, connection: Connection) -> None:
+        self._pool.give_back(connection)
+
+    async def send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         for attempt in range(retries + 1):
             # Most often a kept connection that the server was just closing: the request never got a response.
             # The others in the pool may be as stale, so the next attempt uses a new connection.
             fresh = attempt > 0
             end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
             try:
-                connection = await self._pool.take(fresh=fresh)
+                connection = None if fresh else self._pool.take_kept()
+                connection = connection or await self._pool.connect(keep=not fresh)
                 try:
                     await connection.ask((head + end).encode("latin-1", "replace"), body)
                 except BaseException:
@@ -351,6 +349,32 @@ class UpstreamClient:
         return self.n_open > slots and (waits or time.monotonic() < self._crowded_until_s)
 
 
+class OpenCall(contextlib.AbstractAsyncContextManager[Call]):
+    """The block of `UpstreamClient.open`."""
+
+    __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
+
+    def __init__(self, client: UpstreamClient, head: str, body: bytes | None, *, takes_slot: bool, extra: bool) -> None:
+        self._client, self._head, self._body, self._takes_slot, self._extra = client, head, body, takes_slot, extra
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Call:
+        client = self._client
+        client.n_open += self._takes_slot
+        try:
+            retries = 0 if self._extra else client.settings.retries
+            self._connection = connection = await client.send(self._head, self._body, retries=retries)
+            return client.begin(connection, extra=self._extra)
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._client.give_back(self._connection)
+        self._client.n_open -= self._takes_slot
+
+
 def helper_client(
     name: str, url: str, *, timeout_s: float, api_key: str | None = None, retries: int = 0
 ) -> UpstreamClient:
@@ -363,7 +387,7 @@ def helper_client(
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:
     """Return the headers that `Connection` names for this hop, without those that describe the body."""
-    listed = ",".join(value for name, value in headers if name.lower() == "connection")
+    listed = ",".join([value for name, value in headers if name.lower() == "connection"])
     if listed in ("", "close", "keep-alive"):
         return frozenset()
     names = (name.strip().lower() for name in listed.split(","))

@@ -3,7 +3,7 @@
     ask ──▶ head of the response ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
 llhttp (through httptools) parses bytes on arrival, which wakes the reader once a packet, or not at all if an
-`on_arrival` callback consumes them. One timer per request ends a wait that is too long.
+`on_arrival` callback consumes them. One timer per connection ends a wait that is too long.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class _Waiting:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._requested_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the next check; it outlives a request
+        self._due_s = 0.0  # of that check
 
     @property
     def is_waiting(self) -> bool:
@@ -110,9 +111,12 @@ class _Waiting:
 
     def begin_request(self) -> None:
         self._requested_s = self.since_s = self._loop.time()
-        self._schedule_check(min(self._first_byte_s, self._idle_s))
+        within_s = min(self._first_byte_s, self._idle_s)
+        if self._timer is None or self._requested_s + within_s < self._due_s:  # else an earlier request's serves
+            self.close()
+            self._schedule_check(within_s)
 
-    def end_request(self) -> None:
+    def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -134,6 +138,9 @@ class _Waiting:
                 waiter.set_result(None)
 
     def _check_timeouts(self) -> None:
+        self._timer = None
+        if self._response.complete:
+            return
         now_s, waits = self._loop.time(), self.is_waiting
         if not self._response.status:
             left_s = self._first_byte_s - (now_s - self._requested_s)
@@ -146,6 +153,7 @@ class _Waiting:
 
     def _schedule_check(self, within_s: float) -> None:
         if within_s < inf:
+            self._due_s = self._loop.time() + within_s
             self._timer = self._loop.call_later(within_s, self._check_timeouts)
 
 
@@ -234,10 +242,9 @@ class Connection(asyncio.Protocol):
 
     def rest(self) -> None:
         self.kept_s = asyncio.get_running_loop().time()
-        self._waiting.end_request()
 
     def cut(self) -> None:
-        self._waiting.end_request()
+        self._waiting.close()
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
@@ -279,6 +286,7 @@ class Connection(asyncio.Protocol):
         """End a response without a length; any other response was broken off."""
         self.closed, self.lost_s = True, asyncio.get_running_loop().time()
         response = self.response
+        self._waiting.close()
         if not response.complete:
             has_length = self.came_in_chunks or response.has_header(b"content-length")
             if response.status and exc is None and not has_length:
@@ -362,16 +370,11 @@ class ConnectionPool:
         if self._tls is not None:
             self._tls.set_alpn_protocols(["http/1.1"])
 
-    async def take(self, *, fresh: bool = False) -> Connection:
-        """Return a connection; a `fresh` one is new and carries one request. Raise OSError or TimeoutError."""
-        connection = None if fresh else self._take_kept(asyncio.get_running_loop().time())
-        if connection is None:
-            connection = await self._connect(keep=not fresh)
-        self._held.add(connection)
-        return connection
-
-    def _take_kept(self, now_s: float) -> Connection | None:
-        resting = list[Connection]()
+    def take_kept(self) -> Connection | None:
+        """Return an idle connection, if there is one."""
+        if not self._kept:
+            return None
+        now_s, resting = asyncio.get_running_loop().time(), list[Connection]()
         taken = None
         while self._kept and taken is None:
             connection = self._kept.pop()
@@ -384,6 +387,8 @@ class ConnectionPool:
                 self._keeps[connection.came_in_chunks] |= age_s >= REST_S
                 taken = connection
         self._kept.extend(reversed(resting))
+        if taken is not None:
+            self._held.add(taken)
         return taken
 
     def _drop(self, connection: Connection) -> None:
@@ -417,7 +422,8 @@ class ConnectionPool:
         left_s = self._kept[0].kept_s + self._keep_s - now_s if self._kept else 0.0
         self._sweep = loop.call_later(left_s, self._drop_old) if self._kept else None
 
-    async def _connect(self, *, keep: bool) -> Connection:
+    async def connect(self, *, keep: bool) -> Connection:
+        """Return a new connection; one not to `keep` carries one request. Raise OSError or TimeoutError."""
         loop, address = asyncio.get_running_loop(), self.address
         async with asyncio.timeout(self._settings.connect_timeout_s or None):
             addresses = await loop.getaddrinfo(
@@ -436,4 +442,5 @@ class ConnectionPool:
             except BaseException:
                 sock.close()
                 raise
+        self._held.add(connection)
         return connection
