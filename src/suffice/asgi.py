@@ -37,11 +37,17 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
 
 
 NAME: Final = r"[a-z0-9_.-]{1,253}"
+MOST_HOST_CHARS: Final = 260  # of a name with its port
 _HOST: Final = re.compile(rf"(\[[0-9a-f:.]{{2,45}}\]|{NAME})(?::\d{{1,5}})?")
 
 
 def host_name(header: str) -> str | None:
     """Return the name or address in a Host header, without its port, or None if the header is malformed."""
+    return _matched(header) if len(header) <= MOST_HOST_CHARS else None
+
+
+@lru_cache(maxsize=1024)
+def _matched(header: str) -> str | None:
     matched = _HOST.fullmatch(header.lower())
     return matched.group(1).rstrip(".") if matched is not None else None
 

@@ -9,8 +9,34 @@ Tokens are counted by the upstream's tokenizer where it reports them, else marke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, dataclass_transform
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def _default(one: Field[Any]) -> tuple[Any, ...]:
+    if one.default_factory is not MISSING:
+        return (msgspec.field(default_factory=one.default_factory),)
+    return () if one.default is MISSING else (one.default,)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def record(kind: type[T]) -> type[T]:
+    """Make a class a frozen record with slots and named fields, which the functions of `dataclasses` know, too.
+
+    It is a struct of msgspec, because each request makes several: a frozen dataclass takes seven times as long.
+    """
+    taken = {"__dict__", "__weakref__", *kind.__annotations__}
+    own = {name: value for name, value in vars(kind).items() if name not in taken}
+    own["__dataclass_fields__"] = known = vars(dataclass(frozen=True, kw_only=True)(kind))["__dataclass_fields__"]
+    columns = [(one.name, one.type, *_default(one)) for one in known.values()]
+    name, module = kind.__name__, kind.__module__
+    made = msgspec.defstruct(name, columns, namespace=own, module=module, frozen=True, kw_only=True)
+    return cast("type[T]", made)
+
 
 Kind: TypeAlias = Literal["reasoning", "samples", "rounds"]
 Mode: TypeAlias = Literal["off", "observe", "enforce"]
@@ -61,7 +87,7 @@ Promise: TypeAlias = Literal[
 PauseCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ArmDraw:
     """The arm of one experiment that a request drew, with the propensities at that time."""
 
@@ -73,7 +99,7 @@ class ArmDraw:
     unit: str  # keyed hash of the randomisation unit: a request, a conversation or a user
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Request:
     """What a policy, the audit assignment or an analyst may know of a client's request. It holds no prompt text.
 
@@ -111,7 +137,7 @@ class Request:
     form: ReplyForm = "text"  # of the reply that it asks for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Step:
     """One segment of a run: a checkpoint in the chain of thought, one sample, or one round."""
 
@@ -137,7 +163,7 @@ class Step:
     missing: bool = False  # an expected trial answer was not obtained
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Query:
     """What is known of a question before the first token. It holds no text and may be stored. `None`: unknown."""
 
@@ -201,7 +227,7 @@ class Signals:
         return Signals(**{**own, **self.values, **changes})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Decision:
     """What to do next, with what is needed to explain it and to evaluate it offline."""
 
@@ -216,7 +242,7 @@ class Decision:
         return self.action == "stop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class UpstreamCall:
     """One call to the model server and its tokens. The whole cost is the sum over calls."""
 
@@ -228,7 +254,7 @@ class UpstreamCall:
     cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Usage:
     prompt_tokens: int  # the client's prompt, once
     completion_tokens: int  # everything generated for the delivered run
@@ -236,7 +262,7 @@ class Usage:
     cached_tokens: int = 0  # part of `prompt_tokens`, if the upstream reports it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Overhead:
     """What Suffice itself spent. Client usage plus overhead equals what the upstreams counted."""
 
@@ -247,7 +273,7 @@ class Overhead:
     n_extra_calls: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StepRecord:
     """One step as logged: enough for replay, with no text beyond the trial answer."""
 
@@ -279,7 +305,7 @@ class StepRecord:
     missing: bool = False  # an expected trial answer was not obtained
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outcome:
     """How one request ended. Every request gets exactly one."""
 
@@ -289,7 +315,7 @@ class Outcome:
     answer: str | None  # normalised final answer; None: none, which counts as wrong
     response_id: str | None  # the id in the response body; feedback may use it
     usage: Usage | None  # None: nothing was generated
-    overhead: Overhead = field(default_factory=Overhead)
+    overhead: Overhead = Overhead()
     calls: tuple[UpstreamCall, ...] = ()
     stopped: bool = False  # the policy ended the run
     stop_reason: StopReason | None = None

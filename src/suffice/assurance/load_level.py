@@ -10,6 +10,7 @@ from math import floor, isfinite
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from suffice.settings import OnFallback, Pressure
+from suffice.types import record
 
 Stance: TypeAlias = Literal["slack", "usual", "spike"]  # from safe to thrifty
 
@@ -150,7 +151,7 @@ class Fallback:
     loads: tuple[float, ...] = ()  # tokens/s by level, from 0, as a ratio, when it fired; (): unknown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Admission:
     level: int | None  # 0 runs in full; None: rejected
     certified: bool  # only for full runs

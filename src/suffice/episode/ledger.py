@@ -310,8 +310,11 @@ class Ledger:
 
     def client_prompt_tokens(self) -> int | None:
         """Return the client's own prompt tokens, estimated if every call sent a thought; None if none was reported."""
-        counted = self.calls if len(self.calls) == 1 else [c for c in self.calls if c.prompt_tokens is not None]
-        best = min(counted, key=lambda c: c.context_tokens, default=None)
+        counted = self.calls
+        if len(counted) > 1:
+            counted = [c for c in counted if c.prompt_tokens is not None]
+            counted.sort(key=lambda c: c.context_tokens)
+        best = counted[0] if counted else None
         if best is None or best.prompt_tokens is None:
             return None
         return max(0, best.prompt_tokens - best.context_tokens)

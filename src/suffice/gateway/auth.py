@@ -16,6 +16,7 @@ from suffice.errors import BadRequest
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
 from suffice.settings import Key, KeyScope, Route
 from suffice.store.rows.events import StoredObject
+from suffice.types import record
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
@@ -23,7 +24,7 @@ ACTS: Final[tuple[KeyScope, ...]] = ("read", "operate", "admin")
 TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # only for keys that list them, and for feedback keys
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Caller:
     """The holder of a key. Without `routes`, it may name only unreserved routes; see `may_use`."""
 

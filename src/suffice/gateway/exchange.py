@@ -67,7 +67,7 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
     headers: list[tuple[str, str]] | None = scope.get(_HEADERS)
     if headers is None:
         raw = scope["headers"][: MAX_HEADERS + 1]  # more are refused by `request_parsing.check_head`
-        headers = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in raw]
+        headers = scope[_HEADERS] = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw]
     return headers
 
 
@@ -102,16 +102,18 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
         ours = {k for k, _ in self.own_headers}
-        sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
+        sent = [(k.lower(), v) for k, v in headers if k.lower() not in ours] + self.own_headers
         self.status, self.events = status, events
         if _CONTROL.search("\t".join([v for _, v in sent])):
             sent = [(k, v) for k, v in sent if not _CONTROL.search(v)]
-        named = self._with_request_id([(k.lower(), v) for k, v in sent])
-        raw = [(k.encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in named if k not in _BY_US]
+        raw, kinds = [*_ISOLATION], []
+        for name, value in self._with_request_id(sent):
+            if name not in _BY_US:
+                raw.append((name.encode("latin-1", "replace"), value.encode("latin-1", "replace")))
+            elif name == "content-type":
+                kinds.append(value)
         if status not in (204, 304):
-            kind = ", ".join([v for k, v in named if k == "content-type"])[:400]
-            raw.append((b"content-type", inert_type(kind).encode("latin-1")))
-        raw += _ISOLATION
+            raw.append((b"content-type", inert_type(", ".join(kinds)[:400]).encode("latin-1")))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     def _with_request_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

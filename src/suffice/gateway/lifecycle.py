@@ -7,11 +7,10 @@ Arrival ──▶ admit: route, kill switch, load, audit assignment, variants �
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,8 @@ from suffice.rollout.experiment import Units, units_of
 from suffice.settings import Probe
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
-from suffice.telemetry import LOG
-from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
+from suffice.telemetry import LOG, random_hex
+from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request, record
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.continuation import probe_of_form
 from suffice.upstream.drivers import DRIVERS, find_verdict, has_field, honoured
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from suffice.gateway.turns import Turn
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Arrival:
     episode_id: str
     endpoint: str
@@ -78,7 +77,7 @@ class Arrival:
         return units_of(self.caller.id, request=assigned.unit, **known, key_tenant=self.caller.permits.tenant)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AdmittedRequest:
     gw: GatewayState
     exchange: Exchange
@@ -94,7 +93,7 @@ class AdmittedRequest:
         return self.gw.upstreams[self.upstream]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class GovernedRequest:
     gw: GatewayState
     route: BuiltRoute
@@ -262,7 +261,7 @@ async def _report_internal_error(exchange: Exchange, episode_id: str, error: Exc
 
 
 def new_id() -> str:
-    return f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"
+    return f"ep_{int(time.time() * 1e3):011x}{random_hex()}"
 
 
 def reply_headers(request: Request) -> list[tuple[str, str]]:

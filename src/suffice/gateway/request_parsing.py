@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -18,7 +18,7 @@ from suffice.errors import BadRequest, TooLarge
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server
 from suffice.signals.query import query_signals
-from suffice.types import Kind, Query
+from suffice.types import Kind, Query, record
 from suffice.upstream.drivers import reply_form
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite, items_in, within
 
@@ -33,7 +33,7 @@ MOST_NAME_CHARS = 1_000  # of a model's or conversation's name, in the log
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ParsedRequest:
     raw: bytes  # as received
     body: dict[str, Any]  # parsed, without `suffice` and without override fields

@@ -7,17 +7,17 @@ reconstructed afterwards.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import lru_cache
 
 from suffice.settings.limits import LATER_SHARE
+from suffice.types import record
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
 REPEAT_SHARE = 0.1  # of second calls in audits: full runs, which measure how often the model differs from itself
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AuditAssignment:
     audit: bool  # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]

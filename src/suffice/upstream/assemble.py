@@ -389,7 +389,7 @@ class AnswerFacts:
         if not isinstance(value, dict):
             return
         # Responses events wrap the response in `response`, the first Messages event in `message`.
-        inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), dict)), value)
+        inner = next((one for one in (value.get("response"), value.get("message")) if isinstance(one, dict)), value)
         name = inner.get("id")
         if isinstance(name, str) and name:
             self.response_id = name
@@ -470,18 +470,21 @@ def _usage_in(value: Any) -> Mapping[str, Any] | None:
 
 
 def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
-    return next((parse_token_count(usage[name]) for name in names if name in usage), None)
+    for name in names:
+        if name in usage:
+            return parse_token_count(usage[name])
+    return None
 
 
 def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
-    return next((parse_token_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), dict)), None)
+    for name in names:
+        if isinstance(details := usage.get(name), dict):
+            return parse_token_count(details.get(key))
+    return None
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:
-    reasons = [
-        value.get("stop_reason"),
-        within(value, "delta", "stop_reason"),
-        within(value, "incomplete_details", "reason"),
-        *(within(choice, "finish_reason") for choice in items_in(value, "choices")),
-    ]
-    return any(reason in _TRUNCATED for reason in reasons) or value.get("stop_type") == "limit"
+    reasons = [choice.get("finish_reason") for choice in items_in(value, "choices") if isinstance(choice, dict)]
+    reasons += [value.get("stop_reason"), within(value, "delta", "stop_reason")]
+    reasons.append(within(value, "incomplete_details", "reason"))
+    return value.get("stop_type") == "limit" or any(r in _TRUNCATED for r in reasons if r)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def live_halts(
                 continue
             query = batch.query(i)
             if query.planned_steps is None:
-                query = type(query)(**{f: getattr(query, f) for f in query.__slots__} | {"planned_steps": planned})
+                query = replace(query, planned_steps=planned)
             observer = Observer(policy.needs, kind, query=query)
             for step in batch.steps(i)[: next(n_steps)]:  # a decided vote shows no more
                 decision = policy.decide(observer.observe(step))
