@@ -9,34 +9,10 @@ Tokens are counted by the upstream's tokenizer where it reports them, else marke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, dataclass_transform
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
 
-import msgspec
-
-T = TypeVar("T")
-
-
-def _default(one: Field[Any]) -> tuple[Any, ...]:
-    if one.default_factory is not MISSING:
-        return (msgspec.field(default_factory=one.default_factory),)
-    return () if one.default is MISSING else (one.default,)
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
-def record(kind: type[T]) -> type[T]:
-    """Make a class a frozen record with slots and named fields, which the functions of `dataclasses` know, too.
-
-    It is a struct of msgspec, because each request makes several: a frozen dataclass takes seven times as long.
-    """
-    taken = {"__dict__", "__weakref__", *kind.__annotations__}
-    own = {name: value for name, value in vars(kind).items() if name not in taken}
-    own["__dataclass_fields__"] = known = vars(dataclass(frozen=True, kw_only=True)(kind))["__dataclass_fields__"]
-    columns = [(one.name, one.type, *_default(one)) for one in known.values()]
-    name, module = kind.__name__, kind.__module__
-    made = msgspec.defstruct(name, columns, namespace=own, module=module, frozen=True, kw_only=True)
-    return cast("type[T]", made)
-
+from suffice.records import frozen_struct
 
 Kind: TypeAlias = Literal["reasoning", "samples", "rounds"]
 Mode: TypeAlias = Literal["off", "observe", "enforce"]
@@ -87,7 +63,7 @@ Promise: TypeAlias = Literal[
 PauseCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
 
 
-@record
+@frozen_struct
 class ArmDraw:
     """The arm of one experiment that a request drew, with the propensities at that time."""
 
@@ -99,7 +75,7 @@ class ArmDraw:
     unit: str  # keyed hash of the randomisation unit: a request, a conversation or a user
 
 
-@record
+@frozen_struct
 class Request:
     """What a policy, the audit assignment or an analyst may know of a client's request. It holds no prompt text.
 
@@ -137,7 +113,7 @@ class Request:
     form: ReplyForm = "text"  # of the reply that it asks for
 
 
-@record
+@frozen_struct
 class Step:
     """One segment of a run: a checkpoint in the chain of thought, one sample, or one round."""
 
@@ -163,7 +139,7 @@ class Step:
     missing: bool = False  # an expected trial answer was not obtained
 
 
-@record
+@frozen_struct
 class Query:
     """What is known of a question before the first token. It holds no text and may be stored. `None`: unknown."""
 
@@ -227,7 +203,7 @@ class Signals:
         return Signals(**{**own, **self.values, **changes})
 
 
-@record
+@frozen_struct
 class Decision:
     """What to do next, with what is needed to explain it and to evaluate it offline."""
 
@@ -242,7 +218,7 @@ class Decision:
         return self.action == "stop"
 
 
-@record
+@frozen_struct
 class UpstreamCall:
     """One call to the model server and its tokens. The whole cost is the sum over calls."""
 
@@ -254,7 +230,7 @@ class UpstreamCall:
     cancelled: bool = False
 
 
-@record
+@frozen_struct
 class Usage:
     prompt_tokens: int  # the client's prompt, once
     completion_tokens: int  # everything generated for the delivered run
@@ -262,7 +238,7 @@ class Usage:
     cached_tokens: int = 0  # part of `prompt_tokens`, if the upstream reports it
 
 
-@record
+@frozen_struct
 class Overhead:
     """What Suffice itself spent. Client usage plus overhead equals what the upstreams counted."""
 
@@ -273,7 +249,7 @@ class Overhead:
     n_extra_calls: int = 0
 
 
-@record
+@frozen_struct
 class StepRecord:
     """One step as logged: enough for replay, with no text beyond the trial answer."""
 
@@ -305,7 +281,7 @@ class StepRecord:
     missing: bool = False  # an expected trial answer was not obtained
 
 
-@record
+@frozen_struct
 class Outcome:
     """How one request ended. Every request gets exactly one."""
 
@@ -315,7 +291,7 @@ class Outcome:
     answer: str | None  # normalised final answer; None: none, which counts as wrong
     response_id: str | None  # the id in the response body; feedback may use it
     usage: Usage | None  # None: nothing was generated
-    overhead: Overhead = Overhead()
+    overhead: Overhead = field(default_factory=Overhead)
     calls: tuple[UpstreamCall, ...] = ()
     stopped: bool = False  # the policy ended the run
     stop_reason: StopReason | None = None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from math import floor, isfinite
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from suffice.records import frozen_struct
 from suffice.settings import OnFallback, Pressure
-from suffice.types import record
 
 Stance: TypeAlias = Literal["slack", "usual", "spike"]  # from safe to thrifty
 
@@ -151,7 +151,7 @@ class Fallback:
     loads: tuple[float, ...] = ()  # tokens/s by level, from 0, as a ratio, when it fired; (): unknown
 
 
-@record
+@frozen_struct
 class Admission:
     level: int | None  # 0 runs in full; None: rejected
     certified: bool  # only for full runs

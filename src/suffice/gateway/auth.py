@@ -13,10 +13,10 @@ from struct import Struct
 from typing import Any, Final
 
 from suffice.errors import BadRequest
+from suffice.records import frozen_struct
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined, unit_name
 from suffice.settings import Key, KeyScope, Route
 from suffice.store.rows.events import StoredObject
-from suffice.types import record
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
@@ -24,7 +24,7 @@ ACTS: Final[tuple[KeyScope, ...]] = ("read", "operate", "admin")
 TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # only for keys that list them, and for feedback keys
 
 
-@record
+@frozen_struct
 class Caller:
     """The holder of a key. Without `routes`, it may name only unreserved routes; see `may_use`."""
 

@@ -106,7 +106,7 @@ class Exchange:
         self.status, self.events = status, events
         if _CONTROL.search("\t".join([v for _, v in sent])):
             sent = [(k, v) for k, v in sent if not _CONTROL.search(v)]
-        raw, kinds = [*_ISOLATION], []
+        raw, kinds = list[tuple[bytes, bytes]](), list[str]()
         for name, value in self._with_request_id(sent):
             if name not in _BY_US:
                 raw.append((name.encode("latin-1", "replace"), value.encode("latin-1", "replace")))
@@ -114,6 +114,7 @@ class Exchange:
                 kinds.append(value)
         if status not in (204, 304):
             raw.append((b"content-type", inert_type(", ".join(kinds)[:400]).encode("latin-1")))
+        raw += _ISOLATION
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     def _with_request_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

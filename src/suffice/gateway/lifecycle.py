@@ -31,6 +31,7 @@ from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
+from suffice.records import frozen_struct
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
 from suffice.rollout.experiment import Units, units_of
@@ -38,7 +39,7 @@ from suffice.settings import Probe
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG, random_hex
-from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request, record
+from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.continuation import probe_of_form
 from suffice.upstream.drivers import DRIVERS, find_verdict, has_field, honoured
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from suffice.gateway.turns import Turn
 
 
-@record
+@frozen_struct
 class Arrival:
     episode_id: str
     endpoint: str
@@ -77,7 +78,7 @@ class Arrival:
         return units_of(self.caller.id, request=assigned.unit, **known, key_tenant=self.caller.permits.tenant)
 
 
-@record
+@frozen_struct
 class AdmittedRequest:
     gw: GatewayState
     exchange: Exchange
@@ -93,7 +94,7 @@ class AdmittedRequest:
         return self.gw.upstreams[self.upstream]
 
 
-@record
+@frozen_struct
 class GovernedRequest:
     gw: GatewayState
     route: BuiltRoute

@@ -16,9 +16,10 @@ import msgspec
 from suffice.asgi import host_name
 from suffice.errors import BadRequest, TooLarge
 from suffice.gateway.exchange import MAX_HEADERS
+from suffice.records import frozen_struct
 from suffice.settings import Server
 from suffice.signals.query import query_signals
-from suffice.types import Kind, Query, record
+from suffice.types import Kind, Query
 from suffice.upstream.drivers import reply_form
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite, items_in, within
 
@@ -33,7 +34,7 @@ MOST_NAME_CHARS = 1_000  # of a model's or conversation's name, in the log
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
-@record
+@frozen_struct
 class ParsedRequest:
     raw: bytes  # as received
     body: dict[str, Any]  # parsed, without `suffice` and without override fields

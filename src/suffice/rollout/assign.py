@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
+from suffice.records import frozen_struct
 from suffice.settings.limits import LATER_SHARE
-from suffice.types import record
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
 REPEAT_SHARE = 0.1  # of second calls in audits: full runs, which measure how often the model differs from itself
 
 
-@record
+@frozen_struct
 class AuditAssignment:
     audit: bool  # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
