@@ -39,10 +39,6 @@ _STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
     *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "end_margin", "missing"),
 )
-# Shared by an outcome and the parts of a ledger.
-_REPLY_FIELDS = ("status", "answer", "response_id", "vote", "unclosed", "model", "system_fingerprint")
-_STOP_FIELDS = ("would_answer", "decision", "finish_method", "handover_ms")
-_AUDIT_FIELDS = ("finish_step", "finish_answer", "pair_arm", "pair_propensity", "pair_answer")
 _SIGNAL_FIELDS = ("draft_distance", "hedge_rate", "loop_share", "known_words", "pattern_code")  # kept of a step
 
 
@@ -256,8 +252,8 @@ class Ledger:
     @property
     def is_starved(self) -> bool:
         """Whether every probe lacked a slot, so that nothing could stop."""
-        n_skipped = self.extra.skipped["slots"] + self.extra.skipped["concurrency"]
-        return n_skipped > 0 and not any(call.purpose == "probe" for call in self.calls)
+        is_skipped = not self.extra.skipped.keys().isdisjoint(("slots", "concurrency"))
+        return is_skipped and not any(call.purpose == "probe" for call in self.calls)
 
     @property
     def failed_open(self) -> tuple[str, ...]:
@@ -353,9 +349,10 @@ class Ledger:
 
     def priced_calls(self) -> list[tuple[CallAccount, TokenCost]] | None:
         """Return all calls so far with their costs; None if there are no prices or a prompt was never counted."""
-        prices, known, priced = self.costs.prices, self.client_prompt_tokens(), []
+        prices = self.costs.prices
         if prices is None:
             return None
+        known, priced = self.client_prompt_tokens(), list[tuple[CallAccount, TokenCost]]()
         for call in self.calls:
             is_paid = call.began or call.prompt_tokens is not None
             cost = money.cost_of_call(prices, call.close(known)) if is_paid else TokenCost()
@@ -418,12 +415,15 @@ class Ledger:
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
         stop, reply, audit = self.stop, self.reply, self.audit
         known, cost = self.client_prompt_tokens(), self.cost()
-        parts: tuple[tuple[object, tuple[str, ...]], ...]
-        parts = (reply, _REPLY_FIELDS), (stop, _STOP_FIELDS), (audit, _AUDIT_FIELDS)
-        same: dict[str, Any] = {name: getattr(part, name) for part, names in parts for name in names}
         return Outcome(
-            **same,
             episode_id=self.request.episode_id,
+            status=reply.status,
+            answer=reply.answer,
+            response_id=reply.response_id,
+            vote=reply.vote,
+            unclosed=reply.unclosed,
+            model=reply.model,
+            system_fingerprint=reply.system_fingerprint,
             end_reason=self.end_reason or ("stopped" if stop.acted else "truncated" if reply.truncated else default),
             usage=self.usage(),
             overhead=self.overhead(),
@@ -431,6 +431,10 @@ class Ledger:
             stopped=stop.acted,
             stop_reason=stop.reason,
             stop_step=stop.step,
+            would_answer=stop.would_answer,
+            decision=stop.decision,
+            finish_method=stop.finish_method,
+            handover_ms=stop.handover_ms,
             tokens_saved_estimate=self.costs.tokens_saved if stop.acted else None,
             estimate_method=self.costs.estimate_method if stop.acted else None,
             cost_usd=None if cost is None else cost.total_usd,
@@ -441,6 +445,11 @@ class Ledger:
             steps=tuple(self.steps),
             duration_s=now_s - self.started_s,
             ttft_s=None if reply.first_byte_s is None else reply.first_byte_s - self.started_s,
+            finish_step=audit.finish_step,
+            finish_answer=audit.finish_answer,
+            pair_arm=audit.pair_arm,
+            pair_propensity=audit.pair_propensity,
+            pair_answer=audit.pair_answer,
             pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
         )
 

@@ -100,7 +100,7 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int, *, is_j
     length = named.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
-    kind = ", ".join(value for name, value in headers if name == "content-type")
+    kind = ", ".join([value for name, value in headers if name == "content-type"])
     if is_json and kind.partition(";")[0].strip().lower() != "application/json":
         # Without a preflight, pages of other sites can send only text, forms and bodies without a type.
         message = f"content-type: got {kind[:100]!r}; must be application/json"

@@ -65,7 +65,7 @@ class _Response:
         self.n_bytes = self.n_framing_bytes = 0
 
     def has_header(self, wanted: bytes) -> bool:
-        return any(name.lower() == wanted for name, _ in self.head)
+        return wanted in [name.lower() for name, _ in self.head]
 
     def on_message_begin(self) -> None:
         if self.complete:
