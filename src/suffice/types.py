@@ -162,8 +162,7 @@ SIGNAL_FIELDS: Final[set[str]] = set()  # fields that folds declare; filled by `
 class Signals:
     """Everything that a policy may look at after one step.
 
-    The fields that folds declare (docs/reference/signals.md) are attributes too: a number, or None where it is unknown
-    or the fold does not run.
+    The fields that folds declare (docs/reference/signals.md) are attributes, too: None if unknown, or not folded.
     """
 
     step: int  # 1 is the first
