@@ -7,7 +7,7 @@ twice the standard error of that, with 2 where PostgreSQL is not installed. Ever
 lines (`--samples`).
 
     python bench/replicas.py                 5 minutes with 60 streams
-    python bench/replicas.py --hour          an hour with 200 streams, in half a core
+    python bench/replicas.py --hour --fill   an hour with 200 streams, in half a core, with full windows
     python bench/replicas.py --short         a quarter of an hour with 20 short streams: 30,000 requests, which fill the
                                              windows of the workers and the delivery memory of the gateways
 """
@@ -18,11 +18,13 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
 from statistics import linear_regression, mean
@@ -30,19 +32,23 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.control.made import run
 from tests.replicas.cluster import Cluster, Member
 from tests.replicas.kills import model, settings
-from tests.replicas.load import Load
+from tests.replicas.load import ROUTES, Load
 from tests.replicas.postgres import PostgresServer, binaries
 from tests.replicas.rolling import measure_decisions
 
+from suffice.control.jobs.base import LOOK_BACK
 from suffice.settings import Store
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.views import query_rows
+from suffice.store.database.writer import LogWriter
 from suffice_testing import FakeUpstream
 
 SAMPLE_S = 5.0
 TELL_S = 300.0  # between two lines of a long run
+FILL_RUNS, FILL_S = 1_000, 60.0  # written at once, and the time for that
 N_BLOCKS = 12  # of a series after its warm-up: samples side by side are not independent, their means nearly are
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 GROWTH = {"MB": 3.0, "descriptors": 5.0, "tasks": 5.0}  # per hour and process: the most that is allowed
@@ -161,6 +167,22 @@ class Samples:
         return grows
 
 
+def fill_windows(url: str, routes: Iterable[str]) -> None:
+    """Write as many runs of each route as a starting worker reads: its windows are full then, and grow no more."""
+    log, rng = LogWriter(Store(url=url), now=time.time), random.Random(1)
+    try:
+        for number in range(LOOK_BACK):
+            for name in routes:
+                request, outcome = run(number, rng)
+                episode = {"episode_id": f"{name}-{number}"}
+                log.append(replace(request, route=name, **episode))
+                log.append(replace(outcome, response_id=None, **episode))
+            if number % FILL_RUNS == 0 and not log.drain(FILL_S):
+                raise SystemExit("the log takes no rows")
+    finally:
+        log.close()
+
+
 def forget(fake: FakeUpstream, n_forgotten: int) -> int:
     """Free what the fake remembers of old calls; their number stays, as ids of answers follow from it."""
     n = max(n_forgotten, len(fake.calls) - 5_000)
@@ -193,6 +215,7 @@ def main() -> int:
     parser.add_argument("--delay", type=float, help="seconds between two tokens [of 200 streams 0.8, else fewer]")
     parser.add_argument("--hour", action="store_true", help="an hour with 200 streams")
     parser.add_argument("--short", action="store_true", help="a quarter of an hour with 20 short streams")
+    parser.add_argument("--fill", action="store_true", help="fill the workers' windows first, by 60,000 runs")
     parser.add_argument("--sqlite", action="store_true", help="on a SQLite file instead")
     parser.add_argument("--samples", type=Path, default=Path(tempfile.gettempdir()) / "suffice-replicas.jsonl")
     options, _ = parser.parse_known_args()
@@ -206,21 +229,24 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="suffice-bench-") as folder,
         FakeUpstream.in_thread(model(delay_s or max(0.05, n_streams * 0.004))) as fake,
         nullcontext() if options.sqlite else PostgresServer() as server,
-        Cluster(
+    ):
+        cluster = Cluster(
             Path(folder),
             settings(fake),
             n_gateways=options.gateways,
             n_workers=options.workers,
             server=server,
             count_tasks_s=4 * SAMPLE_S,
-        ) as cluster,
-    ):
-        load, samples = Load(cluster.gateways, n_streams), Samples(file)
-        before = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
-        took_s = asyncio.run(watch(cluster, load, fake, samples, seconds))
-        after = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
-        delays = measure_decisions(cluster)
-        n_starts = sum(one.n_starts for one in cluster.members)
+        )
+        if options.fill:
+            fill_windows(cluster.store_url, ROUTES)
+        with cluster:
+            load, samples = Load(cluster.gateways, n_streams), Samples(file)
+            before = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
+            took_s = asyncio.run(watch(cluster, load, fake, samples, seconds))
+            after = {name: sum(map(cpu_s, ids)) for name, ids in _groups(cluster, server).items()}
+            delays = measure_decisions(cluster)
+            n_starts = sum(one.n_starts for one in cluster.members)
     n, n_members = len(load.history.ended("done")), options.gateways + options.workers
     where = "a SQLite file" if server is None else "PostgreSQL"
     print(f"{options.gateways} gateways, {options.workers} workers, {where}, {n_streams} streams, {took_s:.0f} s")
