@@ -90,6 +90,13 @@ def test_the_load_moves_between_the_proved_efforts(level: int | None, arm: str) 
     assert placed.certified == (placed.policy_version == arm)
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_reply_promises_what_its_own_effort_keeps(level: int) -> None:
+    promised = served(3).at_arm(level).guarantee()
+    assert promised.state == "certified"
+    assert f"asked with {ARMS[level - 1]} " in promised.sentence
+
+
 def test_no_ceiling_gives_back_an_effort_that_another_took_away() -> None:
     route = served(3).at_arm(1)
     assert route.at_arm(2) is route

@@ -157,6 +157,8 @@ class BuiltRoute:
         beside   experiments and rollouts that serve a part of the requests differently
         """
         made = self.active.publication
+        if made is not None and self.arm:  # that of this request, which is certified as well
+            made = replace(made, arm=self.arm)
         inputs = GuaranteeInputs(
             name=self.name,
             settings=self.settings,
