@@ -95,9 +95,3 @@ def test_nobody_is_turned_away_while_slots_are_free_or_where_no_capacity_was_dec
         got = admission(fallback("quality_first", capacity), ratio=3.0, queue=queue, point=0.0)
         assert (got.level, got.certified) == (0, True)
     assert admission(fallback("quality_first", 1.0), ratio=3.0, queue=None, point=0.0).level is None
-
-
-def test_a_lot_is_a_lot() -> None:
-    for point in (-0.1, 1.0):
-        with pytest.raises(ValueError, match="point"):
-            admission(fallback("quality_first"), ratio=1.0, queue=None, point=point)

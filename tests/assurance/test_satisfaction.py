@@ -169,13 +169,10 @@ def test_stars_and_thumbs_become_fractions() -> None:
     assert floors == pytest.approx([0.8, 1.0, 0.8, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("floor", "delta", "satisfaction"),
-    [(0.0, 0.05, 0.5), (5.5, 0.05, 0.5), (0.8, 0.0, 0.5), (0.8, 1.0, 0.5), (0.8, 0.05, 1.5), (0.8, 0.05, float("nan"))],
-)
-def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
-    with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
-        judge_satisfaction([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)
+@pytest.mark.parametrize("satisfaction", [1.5, float("nan")])
+def test_what_has_no_meaning_is_refused(satisfaction: float) -> None:
+    with pytest.raises(ValueError, match=r"satisfaction: got"):
+        judge_satisfaction([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=0.8, delta=0.05)
 
 
 # --------------------------------------------------------------------------- the level that meets the floor

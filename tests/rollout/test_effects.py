@@ -111,21 +111,6 @@ def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
     assert latest_comparison(compare_arms(one, guesses(one), 1, 0), 0) is None
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup"):
-        UnitSeries(
-            value=np.zeros((1, 1)),
-            arm=np.zeros((1, 1), np.int64),
-            propensity=np.ones((1, 1)),
-            weight=np.ones((1, 1)),
-            x=np.ones((1, 1, 1)),
-            n_arms=1,
-            warmup=0,
-            low=0.0,
-            high=1.0,
-        )
-
-
 # --------------------------------------------------------------------------- audits
 
 

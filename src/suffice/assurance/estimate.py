@@ -95,7 +95,6 @@ class RouteReport:
     route: str
     kinds: tuple[str, ...]
     modes: tuple[str, ...]  # seen, oldest first
-    policy_versions: tuple[str, ...]  # seen, oldest first
     certified: bool  # every governed request ran under a certified policy
     n_requests: int  # with an outcome
     n_governed: int
@@ -142,7 +141,6 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95) -> RouteRep
         route=route,
         kinds=tuple(tally.kinds),
         modes=tuple(tally.modes),
-        policy_versions=tuple(tally.versions),
         certified=bool(tally.modes) and tally.certified,
         n_requests=sum(tally.ends.values()),
         ungoverned=dict(tally.ungoverned),

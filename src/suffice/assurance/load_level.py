@@ -179,8 +179,6 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
     queue  calls open at the upstream over its slots; below 1 nothing is rejected. None: unknown
     point  a random number in [0, 1), drawn anew for each try, so that no client is rejected for good
     """
-    if not 0 <= point < 1:
-        raise ValueError(f"point: got {point}; at least 0 and below 1")
     if fallback.on_fallback == "availability_first":
         level = safer_level(fallback, ratio)
         if level == 0:

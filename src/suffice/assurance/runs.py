@@ -178,7 +178,6 @@ ENFORCED_DROP: Final = "drop"
 OBSERVED_DROP: Final = "would_drop"
 CERTIFIED: Final = "certified"
 N_GROUPS: Final = 32  # of questions, by hash of their key
-MOST_VERSIONS: Final = 50  # policies that are named: the first ones
 
 
 class TokenTotals(msgspec.Struct, kw_only=True):
@@ -207,7 +206,6 @@ class Tally(msgspec.Struct, kw_only=True):
     certified: bool = True  # every governed request ran under a certified policy
     kinds: list[str] = []  # oldest first
     modes: list[str] = []
-    versions: list[str] = []
     ends: dict[str, int] = {}
     degraded: dict[str, int] = {}
     ungoverned: dict[str, int] = {}
@@ -236,8 +234,6 @@ class Tally(msgspec.Struct, kw_only=True):
         for values, value in ((self.kinds, request.kind), (self.modes, request.mode)):
             if value not in values:
                 values.append(value)
-        if request.policy_version not in self.versions and len(self.versions) < MOST_VERSIONS:
-            self.versions.append(request.policy_version)
         if request.audit:
             self.audits_at_s = sorted((*self.audits_at_s, request.received_at_s))[-RECENT_AUDITS:]
         self._add_counts(request, outcome, run)

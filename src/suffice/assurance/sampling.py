@@ -108,8 +108,6 @@ class Rates:
 
 def live_rate(sample_rate: float, audit_share: float) -> float:
     """The rate of live requests with which `sample_rate` of all requests have rows; at least a tenth of it."""
-    if not (0 < sample_rate <= 1 and 0 <= audit_share <= 1):
-        raise ValueError(f"need 0 < sample_rate <= 1 and 0 <= audit_share <= 1; got {sample_rate=} {audit_share=}")
     left = (sample_rate - audit_share) / (1 - audit_share) if audit_share < 1 else 0.0
     return max(left, LEAST_LIVE * sample_rate)
 
@@ -147,8 +145,6 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
     shrunk to the mean. No class gets under a quarter of the rate or above 1; the others make up the difference. Rates
     have two digits.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"need 0 < rate <= 1; got {rate=}")
     known = [one for one in strata if one.n_requests > 0]
     if len(known) < 2:
         return Rates(other=_two_digits(rate))

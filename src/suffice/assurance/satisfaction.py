@@ -97,7 +97,7 @@ class SatisfactionTest:
     """Test whether stopped runs are rated worse than audits and below the floor, one rating at a time.
 
     Without an effect of stopping, a move is ever requested with probability of at most `delta`. Use a new test after a
-    move. Raise ValueError for parameters out of range.
+    move.
     """
 
     min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating in (1, 5]
@@ -113,11 +113,6 @@ class SatisfactionTest:
     _n_stopped: int = 0
     _mean_weight: float = 0.0  # of the latest stopped runs
     _praise: list[float] = field(default_factory=lambda: [1.0] * len(BETS))  # against "stopped runs miss the floor"
-
-    def __post_init__(self) -> None:
-        floor, delta = self.min_satisfaction, self.delta
-        if not 0 < floor <= 5 or not 0 < delta < 1:
-            raise ValueError(f"need 0 < min_satisfaction <= 5 and 0 < delta < 1; got min_satisfaction={floor} {delta=}")
 
     @property
     def floor(self) -> float:

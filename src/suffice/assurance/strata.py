@@ -129,10 +129,6 @@ class ClassGuards:
     """
 
     def __init__(self, n_levels: int, max_em_drop: float, *, delta: float = 0.05) -> None:
-        if n_levels < 1 or not 0 < FACTOR * max_em_drop < MAX_CLASS_DROP or not 0 < delta < 1:
-            raise ValueError(
-                f"need n_levels >= 1, 0 < max_em_drop < 0.45, 0 < delta < 1; got {n_levels=} {max_em_drop=} {delta=}"
-            )
         self._n_levels, self._allowed = n_levels, FACTOR * max_em_drop
         self._delta = delta
         self._classes: dict[str, _Guard] = {}

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import smtplib
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Final
@@ -18,7 +18,7 @@ MOST_REPLY_BYTES: Final = 4_096  # of a reply are read and discarded
 TLS_PORT: Final = 465  # implicit TLS; on other ports STARTTLS
 
 
-def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> str | None:
+def post_json(url: str, body: bytes, *, timeout_s: float) -> str | None:
     """Return None after a 2xx, else the failure. Connecting, sending and reading take at most `timeout_s` each."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -31,7 +31,7 @@ def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, 
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     try:
         with contextlib.closing(connection):
-            connection.request("POST", target, body, {"content-type": "application/json", **(headers or {})})
+            connection.request("POST", target, body, {"content-type": "application/json"})
             reply = connection.getresponse()
             reply.read(MOST_REPLY_BYTES)
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -154,7 +154,6 @@ class ParentComparison:
     gain: IntervalEstimate  # saving of the version minus the parent's, at equal drops
     saving: IntervalEstimate  # difference at the picked levels
     drop: IntervalEstimate  # likewise
-    parent_point: FrontierPoint
     newly_harmed: tuple[str, ...]  # classes that the parent does not harm
     verdict: Verdict
     why: str
@@ -303,7 +302,6 @@ class _Judge:
             gain=gain,
             saving=saving,
             drop=drop,
-            parent_point=theirs,
             newly_harmed=newly,
             verdict=verdict,
             why=why,

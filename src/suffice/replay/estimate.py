@@ -307,8 +307,6 @@ def expected_audits(risk: Floats, *, max_em_drop: float, confidence: float) -> F
     Here the logarithm of each wealth grows by its mean; most real runs certify a little earlier, because chance helps a
     test that is evaluated after every audit.
     """
-    if not 0 < max_em_drop < 1 or not 0 < confidence < 1:
-        raise ValueError(f"need 0 < max_em_drop < 1 and 0 < confidence < 1; got {max_em_drop=} {confidence=}")
     bets = np.array(BETS).reshape(-1, *[1] * np.ndim(risk)) / (1 - max_em_drop)
     kept, lost = np.log1p(bets * max_em_drop), np.log1p(bets * (max_em_drop - 1))
     growth = risk * (lost - kept) + kept

@@ -26,7 +26,7 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.signals.base import FROM_THE_STREAM, reads_answers
 from suffice.signals.observe import Observer
-from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.location import log_location
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
 from suffice.types import Findings, ReplyForm
@@ -47,9 +47,9 @@ class StartupEvidence:
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
-def read_evidence(settings: Settings, database: LogLocation | None = None) -> StartupEvidence:
+def read_evidence(settings: Settings) -> StartupEvidence:
     """Read the results of `suffice doctor` and of the routes' own full runs. Raises StoreError."""
-    path = database or log_location(settings.store)
+    path = log_location(settings.store)
     if not path.exists():
         return StartupEvidence()
     examined = route_findings(path)

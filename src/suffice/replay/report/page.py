@@ -307,10 +307,8 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str) ->
     """Write the page, the figures and the JSON into a folder; return the files, the page first.
 
     Equal results give equal bytes. Everything is rendered before the first file is written. Raise ConfigError without
-    matplotlib or jinja2, ValueError without sets.
+    matplotlib or jinja2.
     """
-    if not reports:
-        raise ValueError("report: needs at least one set")
     names = _file_names([report.set for report in reports])
     drawn = [_SetFigures(r, name, draw_frontier(r), draw_classes(r)) for r, name in zip(reports, names, strict=True)]
     texts = {

@@ -140,8 +140,6 @@ def p_majority(top_votes: int, second_votes: int) -> float:
 
     Return a value in [0, 1]; the error is a few units in the last place for some thousand votes.
     """
-    if top_votes < 0 or second_votes < 0:
-        raise ValueError(f"p_majority: votes must be at least 0, got {top_votes=} {second_votes=}")
     if top_votes < second_votes:
         return 1.0 - p_majority(second_votes, top_votes)
     n_coins = top_votes + second_votes + 1

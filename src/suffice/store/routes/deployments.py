@@ -110,12 +110,12 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, RouteDeployment]
     return routes
 
 
-def read_fleet(source: views.LogSource, decided: DeploymentState | None = None) -> str:
+def read_fleet(source: views.LogSource) -> str:
     """Return what is promised of the certified routes together, as a sentence; "": nothing."""
     requirement = views.newest_event(source, FleetRequirement)
     if requirement is None:
         return ""
-    made = [(decided or read_decided(source)).of(one.route).publication for one in requirement.evidence]
+    made = [read_decided(source).of(one.route).publication for one in requirement.evidence]
     return fleet_sentence(requirement, n_certified=sum(one is not None and one.certified for one in made))
 
 
