@@ -254,7 +254,7 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "20,001 features": lambda plain: plain.update(features=["confidence"] * 20_001),
     "a feature without end": lambda plain: plain.update(features=["(" * 1_999, "confidence"]),
     "code for a feature": lambda plain: plain.update(features=["__import__('os').system('true')", "confidence"]),
-    "a schema of the future": lambda plain: plain.update(schema=3),
+    "a schema of the future": lambda plain: plain.update(schema=4),
     "a schema of the past": lambda plain: plain.update(schema=0),
     "a schema that is true": lambda plain: plain.update(schema=True),
     "a schema as a fraction": lambda plain: plain.update(schema=1.0),
@@ -264,9 +264,9 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a key that no reader knows": lambda plain: plain["suffices"].update(calibration=None),
     "a cost that makes risks vanish": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 1e300}),
     "a cost of nothing": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 0.0}),
-    "a class that always stops": lambda plain: plain.update(classes={"easy": 1e9}),
-    "a class of NaN": lambda plain: plain.update(classes={"easy": math.nan}),
-    "1,001 classes": lambda plain: plain.update(classes={str(n): 0.1 for n in range(1_001)}),
+    "a class that always stops": lambda plain: plain.update(classes=[["easy", 1e9]]),
+    "a class of NaN": lambda plain: plain.update(classes=[["easy", math.nan]]),
+    "1,001 classes": lambda plain: plain.update(classes=[[str(n), 0.1] for n in range(1_001)]),
     "a training of fewer than none": lambda plain: plain["trained"].update(n_episodes=-1),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -88,7 +89,7 @@ def models() -> tuple[dict[str, Any], ...]:
         cost=StepCost(0.5, 10.0),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="", target="as-good", seed=0),
     )
-    return one.plain(), several.plain()
+    return msgspec.to_builtins(one), msgspec.to_builtins(several)
 
 
 def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:

@@ -206,7 +206,7 @@ def reckless_of(route: Route) -> FoldedVersion:
     """The same models at levels so wide that they would stop whoever is served by them at the first sample."""
     with open_reader(route.log) as connection:
         found = read_back(route.proposal.address, read_artefact(connection, route.proposal.address)).version
-    return replace(found, levels=tuple(tuple(900.0 for _ in one) for one in found.levels))
+    return msgspec.structs.replace(found, levels=tuple(tuple(900.0 for _ in one) for one in found.levels))
 
 
 def write(route: Route, version: FoldedVersion) -> None:

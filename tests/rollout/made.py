@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
@@ -35,8 +37,10 @@ def learned_body(weight: float = 0.5) -> dict[str, Any]:
         features=features,
         suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
-    ).plain()
-    return {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
+    )
+    body = {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(body))
+    return plain
 
 
 def learned(body: dict[str, Any] | None = None, **changed: Any) -> Version:

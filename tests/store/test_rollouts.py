@@ -147,7 +147,7 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
         said = back(serving)
     base.resolve_needs.cache_clear()
     assert isinstance(said, str)
-    assert ("unknown signal 'votes'" if gone else "'votes' has other parameters or fields here") in said
+    assert ("unknown signal 'votes'" if gone else "reads other signals here") in said
     assert "`suffice kill` lets everything run in full" in said
     own = rollouts.own_version(ROUTE).address
     assert rollouts.read_serving_version(read_rollouts(serving.path), "r", own) == version(STEADY).address, (

@@ -73,7 +73,12 @@ def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_
             "policy.learned.model",
             "model.trained.seed: got -1",
         ),
-        (NESTED, b"{}", "policy.guarded.inner.any-of.policies[1].learned.model", "model.schema: missing"),
+        (
+            NESTED,
+            b"{}",
+            "policy.guarded.inner.any-of.policies[1].learned.model",
+            "model: Object missing required",
+        ),
         (LEARNED.replace("stop.json", ""), None, "policy.learned.model", "cannot be read (Is a directory)"),
         (LEARNED.replace("stop", "st\\u0000op"), None, "policy.learned.model", "cannot be read ("),
     ],

@@ -22,11 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import isqrt
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -324,7 +325,7 @@ def _model(
         features=chosen.names,
         suffices=suffices,
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=replace(trained, versions=tuple(versions)),
+        trained=msgspec.structs.replace(trained, versions=tuple(versions)),
         cost=cost,
     )
 

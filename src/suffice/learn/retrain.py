@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Final, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints
@@ -245,7 +246,7 @@ class _Judge:
     def value_point(self, version: FoldedVersion) -> FrontierPoint:
         assert version.values is not None
         ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where both actions have equal value
-        at_price = replace(version, models=version.values, levels=ladders, values=None)
+        at_price = msgspec.structs.replace(version, models=version.values, levels=ladders, values=None)
         runs = self._read_by(at_price)
         outcome = self._at(runs, fold_version(at_price).rows(runs))
         everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 from operator import getitem, mul
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import force_setattr
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
@@ -28,8 +30,7 @@ LEAF: Final = -1  # marks a leaf in `feature`
 Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the leaves that a larger value cannot reach
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Struct, frozen=True, forbid_unknown_fields=True):
     """Columns with an entry per node, the root first. row[feature] <= threshold goes left; unused entries are 0."""
 
     feature: tuple[int, ...]
@@ -40,15 +41,15 @@ class Tree:
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
-            object.__setattr__(self, name, check_list(name, getattr(self, name)))
+            force_setattr(self, name, check_list(name, getattr(self, name)))
         n_nodes = len(self.feature)
         if not 0 < n_nodes <= MOST_NODES:
             raise ConfigError(f"feature: got {n_nodes:,} nodes; 1 to {MOST_NODES:,}")
         for name in COLUMNS:
             if len(getattr(self, name)) != n_nodes:
                 raise ConfigError(f"{name}: got {len(getattr(self, name)):,} for {n_nodes:,} nodes; one for each")
-        object.__setattr__(self, "threshold", numbers("threshold", self.threshold))
-        object.__setattr__(self, "value", numbers("value", self.value))
+        force_setattr(self, "threshold", numbers("threshold", self.threshold))
+        force_setattr(self, "value", numbers("value", self.value))
         parents: dict[int, int] = {0: -1}
         for at, feature in enumerate(self.feature):
             parse_whole(f"feature[{at}]", feature, least=LEAF, most=_MOST_FEATURES)
@@ -65,9 +66,6 @@ class Tree:
             raise ConfigError(f"{name}[{at}]: got {child}, which has a parent; each node has one")
         else:
             parents[child] = at
-
-    def plain(self) -> dict[str, Any]:
-        return {name: list(getattr(self, name)) for name in COLUMNS}
 
     def leafed(self) -> tuple[list[Split], list[float]]:
         """The splits with the leaves they exclude, and the leaves' values from left to right."""
@@ -87,25 +85,24 @@ class Tree:
         return splits, values
 
 
-@dataclass(frozen=True, slots=True)
-class Trees:
+class Trees(Struct, frozen=True, forbid_unknown_fields=True, dict=True, tag_field="kind", tag="trees"):
     baseline: float
     trees: tuple[Tree, ...]
-    _scorer: _QuickScorer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
+        force_setattr(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
-        object.__setattr__(self, "_scorer", _QuickScorer(self.trees))
+        _ = self._scorer  # made now, not in the first request
+
+    @cached_property
+    def _scorer(self) -> _QuickScorer:
+        return _QuickScorer(self.trees)
 
     def check(self, n_features: int) -> None:
         for at, tree in enumerate(self.trees):
             if max(tree.feature) >= n_features:
                 raise ConfigError(f"trees[{at}].feature: got {max(tree.feature)}; there are {n_features:,} features")
-
-    def plain(self) -> dict[str, Any]:
-        return {"kind": "trees", "baseline": self.baseline, "trees": [tree.plain() for tree in self.trees]}
 
     def raw(self, row: Sequence[float]) -> float:
         return self.baseline + self._scorer.one(row)
@@ -178,23 +175,19 @@ MOST_PARTS: Final = 16
 MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="linear"):
     """weights · row + intercept; the weights include any scaling of the trainer."""
 
     weights: tuple[float, ...]
     intercept: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", numbers("weights", self.weights))
-        object.__setattr__(self, "intercept", exact_float("intercept", self.intercept))
+        force_setattr(self, "weights", numbers("weights", self.weights))
+        force_setattr(self, "intercept", exact_float("intercept", self.intercept))
 
     def check(self, n_features: int) -> None:
         if len(self.weights) != n_features:
             raise ConfigError(f"weights: got {len(self.weights):,}; one for each of {n_features:,} features")
-
-    def plain(self) -> dict[str, Any]:
-        return {"kind": "linear", "weights": list(self.weights), "intercept": self.intercept}
 
     def raw(self, row: Sequence[float]) -> float:
         return sum(map(mul, self.weights, row), self.intercept)
@@ -206,8 +199,7 @@ class Linear:
 ModelPart: TypeAlias = Linear | Trees  # each gives a logit for a row, and for the rows of a matrix
 
 
-@dataclass(frozen=True, slots=True)
-class Ensemble:
+class Ensemble(Struct, frozen=True, forbid_unknown_fields=True):
     """The sigmoid of the mean of the parts' clipped logits. A nan is the lowest logit."""
 
     parts: tuple[ModelPart, ...]
@@ -220,9 +212,6 @@ class Ensemble:
         for i, part in enumerate(self.parts):
             with locate_errors(f"parts[{i}]"):
                 part.check(n_features)
-
-    def plain(self) -> dict[str, Any]:
-        return {"parts": [part.plain() for part in self.parts]}
 
     def raw(self, row: Sequence[float]) -> float:
         total = 0.0

@@ -1,11 +1,13 @@
-"""Reads a model from plain data: no missing or extra keys, finite numbers in range, errors that name the place."""
+"""Reads a model from plain data: no unknown keys, finite numbers in range, errors that name the place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeAlias, TypeVar
+
+import msgspec
 
 from suffice.errors import ConfigError
 
@@ -13,68 +15,19 @@ MOST_BYTES: Final = 32 * 2**20
 MOST_ITEMS: Final = 1_000_000  # of one list or table
 MOST_CHARS: Final = 2_000  # of one text
 MOST: Final = 1e300  # of any number in a model, so that sums of them stay finite
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_CHARS)]
 T = TypeVar("T")
 
 
-class ModelTable:
-    """Any: values are unchecked until they are taken."""
-
-    def __init__(self, where: str, content: object) -> None:
-        if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}: got {describe_value(content)}; a table")
-        if len(content) > MOST_ITEMS:
-            raise ConfigError(f"{where}: got {len(content):,} keys; at most {MOST_ITEMS:,}")
-        for key in content:
-            if not isinstance(key, str) or len(key) > MOST_CHARS:
-                got = f"{len(key):,} characters" if isinstance(key, str) else describe_value(key)
-                raise ConfigError(f"{where}: got {got} as a key; a text of at most {MOST_CHARS:,} characters")
-        self.where, self.content = where, content
-        self._left: dict[str, None] = dict.fromkeys(content)
-
-    def take(self, key: str) -> Any:
-        if key not in self.content:
-            raise ConfigError(f"{self.where}.{key}: missing")
-        self._left.pop(key, None)
-        return self.content[key]
-
-    def check_schema(self, known: int) -> None:
-        schema = self.take("schema")
-        if type(schema) is not int or schema != known:
-            raise ConfigError(f"{self.where}.schema: got {describe_value(schema)}; this version reads {known}")
-
-    def text(self, key: str) -> str:
-        return _text(f"{self.where}.{key:.60}", self.take(key))
-
-    def items(self, key: str) -> tuple[Any, ...]:
-        return check_list(f"{self.where}.{key}", self.take(key))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return tuple(_text(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
-
-    def table(self, key: str) -> ModelTable:
-        return ModelTable(f"{self.where}.{key}", self.take(key))
-
-    def table_or_none(self, key: str) -> ModelTable | None:
-        return None if self.take(key) is None else self.table(key)
-
-    def tables(self, key: str) -> tuple[ModelTable, ...]:
-        return tuple(ModelTable(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
-
-    def pairs(self) -> tuple[tuple[str, Any], ...]:
-        self._left.clear()
-        return tuple(self.content.items())
-
-    def done(self) -> None:
-        for key in self._left:
-            known = sorted(set(self.content) - set(self._left))
-            raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(known)}")
-
-    def build(self, make: Callable[..., T], *keys: str, **values: Any) -> T:
-        """Raise ConfigError for any key besides `keys` and `values`."""
-        arguments = {key: self.take(key) for key in keys} | values
-        self.done()
-        with locate_errors(self.where):
-            return make(**arguments)
+def convert(plain: object, kind: type[T], where: str) -> T:
+    """Return plain data as a structure. Raise ConfigError with the place of what is missing, unknown or wrong."""
+    try:
+        return msgspec.convert(plain, kind)
+    except (ValueError, RecursionError) as error:  # ValidationError is a ValueError
+        problem, _, place = str(error).partition(" - at ")
+        inside = place.rpartition("`$")[2].rstrip("`")
+        between = "." if isinstance(error.__cause__, ConfigError) else ": "
+        raise ConfigError(f"{where}{inside:.120}{between}{problem:.150}") from None
 
 
 @contextmanager
@@ -114,13 +67,6 @@ def check_list(where: str, value: object) -> tuple[Any, ...]:
         got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else describe_value(value)
         raise ConfigError(f"{where}: got {got}; a list of at most {MOST_ITEMS:,}")
     return tuple(value)
-
-
-def _text(where: str, value: object) -> str:
-    if not isinstance(value, str) or len(value) > MOST_CHARS:
-        got = f"{len(value):,} characters" if isinstance(value, str) else describe_value(value)
-        raise ConfigError(f"{where}: got {got}; a text of at most {MOST_CHARS:,} characters")
-    return value
 
 
 def exact_float(where: str, value: object, *, least: float = -MOST, most: float = MOST) -> float:

@@ -9,6 +9,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import to_builtins
+
 import suffice.policy
 from suffice.errors import ConfigError, name_hint
 from suffice.model.artefact import StopModel
@@ -97,7 +99,7 @@ def _plain(value: Value | tuple[Item, ...], *, in_full: bool) -> Any:
     if isinstance(value, tuple):
         return [_plain(item, in_full=in_full) for item in value]
     if isinstance(value, StopModel):
-        return value.plain() if in_full else value.address
+        return to_builtins(value) if in_full else value.address
     return value if isinstance(value, (bool, int, float, str)) else describe(value, in_full=in_full)
 
 

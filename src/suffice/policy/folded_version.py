@@ -7,15 +7,17 @@ to a fold, so the certified models are the served ones. Levels run from 0, which
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import force_setattr
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import MOST_RISK, StopModel, canonical, load_model
-from suffice.model.reading import ModelTable, numbers, parse_json
+from suffice.model.artefact import MOST_RISK, StopModel, canonical
+from suffice.model.reading import convert, numbers, parse_json
 from suffice.signals.features import FeatureSet
 
-SCHEMA: Final = 1
 MOST_FOLDS: Final = 20
 
 
@@ -30,14 +32,13 @@ def prompt_fold(key: str, n_folds: int) -> int:
     return int(place_of(key, purpose="fold") * n_folds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldedVersion:
+class FoldedVersion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """K models with their levels; models[f] serves fold f of the prompts (`prompt_fold`)."""
 
+    schema: Literal[1] = 1
     models: tuple[StopModel, ...]  # each fitted on the other folds; all of the same features and cost
     levels: tuple[tuple[float, ...], ...]  # by fold: risks of levels 1, 2 …, rising; level 0 never stops
     values: tuple[StopModel, ...] | None = None  # at one price each, threshold 0.5; None: too few labels
-    address: str = field(init=False, compare=False, repr=False)  # `v-` and twelve hexadecimal digits of the content
 
     def __post_init__(self) -> None:
         n = len(self.models)
@@ -54,9 +55,12 @@ class FoldedVersion:
                 raise ConfigError(f"levels[{f}]: must rise, safe first")
         if len(checked) != n or len({len(levels) for levels in checked}) != 1 or not checked[0]:
             raise ConfigError(f"levels: need a list of levels for each of {n} models, equally long and not empty")
-        object.__setattr__(self, "levels", tuple(checked))
-        digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
-        object.__setattr__(self, "address", f"v-{digest}")
+        force_setattr(self, "levels", tuple(checked))
+
+    @cached_property
+    def address(self) -> str:
+        """`v-` and twelve hexadecimal digits of the content."""
+        return f"v-{hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()}"
 
     @property
     def n_levels(self) -> int:
@@ -70,12 +74,8 @@ class FoldedVersion:
         return (*needs, "query") if reads_class and "query" not in needs else needs
 
     def plain(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "models": [model.plain() for model in self.models],
-            "levels": [list(levels) for levels in self.levels],
-            "values": None if self.values is None else [model.plain() for model in self.values],
-        }
+        plain: dict[str, Any] = to_builtins(self)
+        return plain
 
     def policy(self, key: str, level: int) -> dict[str, Any]:
         """Spec for `build_policy` that serves a `Request.question_key`. Raise IndexError for a level out of range."""
@@ -90,19 +90,11 @@ class FoldedVersion:
 
 def load_version(plain: object, *, where: str = "version") -> FoldedVersion:
     """Raise ConfigError with the place of any invalid value."""
-    table = ModelTable(where, plain)
-    table.check_schema(SCHEMA)
-    models = _load_models(table, "models")
-    values = None if table.take("values") is None else _load_models(table, "values")
-    return table.build(FoldedVersion, "levels", models=models, values=values)
-
-
-def _load_models(table: ModelTable, key: str) -> tuple[StopModel, ...]:
-    models = []
-    for f, plain in enumerate(table.items(key)):
-        models.append(load_model(plain, where=f"{table.where}.{key}[{f}]"))
-        FeatureSet(models[f].features, where=f"{table.where}.{key}[{f}].features")
-    return tuple(models)
+    version = convert(plain, FoldedVersion, where)
+    for name in ("models", "values"):
+        for f, model in enumerate(getattr(version, name) or ()):
+            FeatureSet(model.features, where=f"{where}.{name}[{f}].features")
+    return version
 
 
 def read_version(address: str, body: str | None) -> FoldedVersion:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from msgspec import Struct
+
 from suffice.errors import ConfigError
 from suffice.model.artefact import canonical
 from suffice.model.reading import (
@@ -21,7 +23,8 @@ from suffice.model.reading import (
     MOST_BYTES,
     MOST_CHARS,
     MOST_ITEMS,
-    ModelTable,
+    Text,
+    convert,
     describe_value,
     exact_float,
     parse_json,
@@ -226,11 +229,18 @@ def _check_words(version: Version) -> None:
         exact_float("version.lineage.proposed_s", lineage.proposed_s, least=0.0, most=1e12)
 
 
+def _check_text(where: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > MOST_CHARS:
+        got = f"{len(value):,} characters" if isinstance(value, str) else describe_value(value)
+        raise ConfigError(f"{where}: got {got}; a text of at most {MOST_CHARS:,} characters")
+
+
 def _check_plain(where: str, value: object, depth: int) -> None:
     if depth == 0:
         raise ConfigError(f"{where[:80]}…: tables inside tables are at most {MOST_DEPTH} deep")
     if isinstance(value, Mapping):
-        for key, inner in ModelTable(where, value).content.items():
+        for key, inner in value.items():
+            _check_text(f"{where}, a key", key)
             _check_plain(f"{where}.{key:.60}", inner, depth - 1)
     elif isinstance(value, (list, tuple)):
         if len(value) > MOST_ITEMS:
@@ -238,8 +248,7 @@ def _check_plain(where: str, value: object, depth: int) -> None:
         for at, inner in enumerate(value):
             _check_plain(f"{where}[{at}]", inner, depth - 1)
     elif isinstance(value, str):
-        if len(value) > MOST_CHARS:
-            raise ConfigError(f"{where}: got {len(value):,} characters; at most {MOST_CHARS:,}")
+        _check_text(where, value)
     elif value is not None and not isinstance(value, bool):
         exact_float(where, value, least=-MOST, most=MOST)
 
@@ -253,42 +262,25 @@ def _plain_signal(signal: FoldSpec) -> dict[str, Any]:
     return {"name": signal.name, "parameters": dict(signal.parameters), "fields": list(signal.fields)}
 
 
-def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[FoldSpec, ...]) -> None:
-    """Check that the declared signals are those that the body reads here and now."""
-    names, own = [one.text("name") for one in declared], [one.name for one in needed]
-    if sorted(set(names)) != sorted(set(own)):
-        raise ConfigError(
-            f"version.signals: says that it reads {', '.join(sorted(set(names)))}; its body reads {', '.join(own)}"
-        )
-    for one, signal in zip(declared, needed, strict=False):
-        if one.content != _plain_signal(signal):
-            what = "has other parameters or fields here than when the version was made"
-            raise ConfigError(f"version.signals: {signal.name!r} {what}")
+class _Sealed(Struct, forbid_unknown_fields=True):
+    schema: Literal[1]
+    form: Form
+    body: dict[str, Any]
+    kind: Kind
+    scorer: Text
+    model_family: Text | None
+    lineage: VersionLineage
+    report_card: dict[str, Any]
+    signals: list[dict[str, Any]]
 
 
 def _read(plain: object) -> Version:
-    table = ModelTable("version", plain)
-    table.check_schema(SCHEMA)
-    made: dict[str, Any] = {name: table.text(name) for name in ("form", "kind", "scorer")}
-    made |= {name: table.table(name).content for name in ("body", "report_card")}
-    made["model_family"] = _text_or_none(table, "model_family")
-    made["lineage"] = _lineage(table.table("lineage"))
-    signals = table.tables("signals")
-    table.done()
-    version = Version(**made)
-    _check_signals(signals, version.signals)
+    sealed = convert(plain, _Sealed, "version")
+    read = {name: getattr(sealed, name) for name in _Sealed.__struct_fields__ if name not in ("schema", "signals")}
+    version = Version(**read)
+    if sealed.signals != [_plain_signal(one) for one in version.signals]:
+        raise ConfigError("version.signals: its body reads other signals here than when the version was made")
     return version
-
-
-def _text_or_none(table: ModelTable, key: str) -> str | None:
-    return None if table.take(key) is None else table.text(key)
-
-
-def _lineage(table: ModelTable) -> VersionLineage:
-    words = {"proposed_by": table.text("proposed_by"), "why": table.text("why")}
-    return table.build(
-        VersionLineage, "since_seq", "to_seq", "proposed_s", parent=_text_or_none(table, "parent"), **words
-    )
 
 
 def _frozen(value: Any) -> Any:

@@ -201,7 +201,8 @@ def read_models(where: str, value: Any, folder: Path, depth: int = MOST_DEEP) ->
 def _read_model(where: str, file: Path) -> dict[str, Any]:
     content = _read_file(file, MOST_BYTES, f"{where}: {file}")
     try:
-        return load_model(content).plain()
+        plain: dict[str, Any] = msgspec.to_builtins(load_model(content))
+        return plain
     except ConfigError as error:
         raise ConfigError(f"{where}: {file}: {error}") from None
 

@@ -10,10 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -386,7 +387,7 @@ def build_proposal(
     model, learned = _export_model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
     if classes is not None and "classes" in learned:
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in classes.names)
-        model = replace(model, classes=levels, class_rules=classes.rules)
+        model = msgspec.structs.replace(model, classes=levels, class_rules=classes.rules)
     # A route names its model, including levels by class, by file.
     written = {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
     return PolicyProposal(spec=replace_model(spec, lambda _: written), model=model)
