@@ -12,7 +12,6 @@ from suffice.console.context import AccessChange, ViewContext
 from suffice.console.form_inputs import FormInput, any_route, one_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.settings import AlertKind, KeyScope
-from suffice.settings.limits import NAME
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.people.keys import KeyOffice, live_keys, valid_keys
 from suffice.store.people.preferences import MEASURES, latest_rules, try_rule
@@ -22,6 +21,8 @@ SETTINGS, ALERTS = "/console/settings", "/console/alerts"
 HOUR_S: Final = 3_600.0
 MOST_WINDOW_HOURS: Final = 24 * 14
 MOST_MUTE_HOURS: Final = 24 * 30
+SHORTEST_DAYS, LONGEST_DAYS = 0.001, 36_500.0  # of a key
+SIDES: Final[tuple[Literal["above", "below"], ...]] = ("above", "below")
 SCOPES: Final = get_args(KeyScope)
 
 
@@ -132,9 +133,7 @@ def _office(form: ActionForm) -> KeyOffice:
     needs="admin",
 )
 def _create_key(form: ActionForm) -> ActionResult:
-    name, settings = form.text("name", required=True), form.context.settings
-    if (problem := NAME.problem(name)) is not None:
-        raise BadRequest(f"name: {problem}", param="name")
+    name, settings = form.new_name(), form.context.settings
     if name in settings.keys:
         raise BadRequest(f"name: {name!r} is a key of the settings, [keys.{name}]", param="name", status=409)
     if not settings.server.require_keys:
@@ -149,9 +148,7 @@ def _create_key(form: ActionForm) -> ActionResult:
     if tenant := form.text("tenant"):
         permits["tenant"] = tenant
     permits |= {field: n for field in ("requests_per_minute", "tokens_per_day") if (n := form.count(field))}
-    days = form.number("days")
-    if days is not None and days <= 0:
-        raise BadRequest(f"days: got {days:g}; above 0, or empty for ever", param="days")
+    days = form.number("days", SHORTEST_DAYS, LONGEST_DAYS)
     until_s = None if days is None else form.now_s + days * 24 * HOUR_S
     made = raise_if_refused(_office(form).issue(name, permits, until_s=until_s), f"key {name} ")
     return ActionResult(f"The key of {name} is not shown again; the log keeps its hash only.", secret=made.key)
@@ -169,10 +166,8 @@ def _create_key(form: ActionForm) -> ActionResult:
     needs="admin",
 )
 def _rotate_key(form: ActionForm) -> ActionResult:
-    name, hours = form.text("name", required=True), form.number("overlap_hours")
+    name, hours = form.text("name", required=True), form.number("overlap_hours", 0, 24 * 366)
     hours = 24.0 if hours is None else hours
-    if not 0 <= hours <= 24 * 366:
-        raise BadRequest(f"overlap_hours: got {hours:g}; 0 to {24 * 366}", param="overlap_hours")
     made = raise_if_refused(_office(form).rotate(name, overlap_s=hours * HOUR_S), f"key {name} ", fields={"": "name"})
     return ActionResult(
         f"{name} has another key, not shown again; the old one ends in {hours:g} h.", SETTINGS, made.key
@@ -202,7 +197,7 @@ def _revoke_key(form: ActionForm) -> ActionResult:
     {
         "name": FormInput("of the rule; an existing one is changed", required=True),
         "measure": FormInput(", ".join(MEASURES), "choice", lambda _: MEASURES.items(), required=True),
-        "side": one_of("above or below the limit it alerts", ("above", "below"), default="above"),
+        "side": one_of("above or below the limit it alerts", SIDES, default="above"),
         "limit": FormInput("a fraction, such as 0.02 for 2 %; of requests, a number", "number", required=True),
         "window_hours": FormInput("over which it is measured, up to now", "number", default="24"),
         "least_requests": FormInput("in the window, before it says anything", "number", default="100"),
@@ -212,25 +207,20 @@ def _revoke_key(form: ActionForm) -> ActionResult:
     title="Create an alert rule",
 )
 def _set_rule(form: ActionForm) -> ActionResult:
-    name, limit, route = form.text("name", required=True), form.number("limit"), form.get("route")
-    if (problem := NAME.problem(name)) is not None:
-        raise BadRequest(f"name: {problem}", param="name")
+    name, limit, route = form.new_name(), form.number("limit"), form.get("route")
     if limit is None:
         raise BadRequest("limit: is needed: a fraction, or a number of requests", param="limit")
+    form.number("window_hours", 1, MOST_WINDOW_HOURS)
     hours, least = form.count("window_hours") or 24, form.count("least_requests")
-    if hours > MOST_WINDOW_HOURS:
-        raise BadRequest(f"window_hours: at most {MOST_WINDOW_HOURS}", param="window_hours")
     routes = tuple(form.context.settings.routes)
-    measure, side = form.one_of("measure", MEASURES), form.get("side") or "above"
-    if side not in ("above", "below"):
-        raise BadRequest(f"side: got {side[:40]!r}; allowed: above, below", param="side")
+    measure, side = form.one_of("measure", MEASURES), form.one_of("side", SIDES) if form.get("side") else "above"
     before = next((one for one in latest_rules(form.writer.path) if one.rule == name), None)
     rule = AlertRule(
         rule=name,
         revision=1 if before is None else before.revision + 1,
         route=form.route if route else "",
         measure=measure,
-        side="above" if side == "above" else "below",
+        side=side,
         limit=limit,
         window_hours=hours,
         least_requests=100 if least is None else least,
@@ -256,10 +246,9 @@ def _set_rule(form: ActionForm) -> ActionResult:
     title="Mute alerts",
 )
 def _mute_alerts(form: ActionForm) -> ActionResult:
-    kind, route, hours = form.get("kind"), form.get("route"), form.number("hours")
-    if kind and kind not in get_args(AlertKind):
-        raise BadRequest(f"kind: unknown {kind[:40]!r}; allowed: {', '.join(get_args(AlertKind))}", param="kind")
-    if hours is None or not 0 <= hours <= MOST_MUTE_HOURS:
+    kind, route = form.one_of("kind", ("", *get_args(AlertKind))), form.get("route")
+    hours = form.number("hours", 0, MOST_MUTE_HOURS)
+    if hours is None:
         raise BadRequest(f"hours: 0 (end the mute) to {MOST_MUTE_HOURS}", param="hours")
     last = newest_event(form.writer.path, AlertMute)
     mute = AlertMute(

@@ -15,6 +15,7 @@ from suffice.formatting import format_percent
 from suffice.review.items import MOST_TEXT
 from suffice.sanitize import plural
 from suffice.settings import Route
+from suffice.settings.limits import NAME
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
 from suffice.store.routes.period import PeriodFigures, read_total
@@ -96,7 +97,7 @@ class ActionForm(ConsoleVisit):
             raise BadRequest(f"{field}: is needed", param=field)
         return text
 
-    def number(self, field: str) -> float | None:
+    def number(self, field: str, low: float = -math.inf, high: float = math.inf) -> float | None:
         text = self.get(field).strip()
         if not text:
             return None
@@ -104,8 +105,9 @@ class ActionForm(ConsoleVisit):
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
+        if not math.isfinite(value) or not low <= value <= high:
+            bounds = "" if (low, high) == (-math.inf, math.inf) else f", {low:g} to {high:g}"
+            raise BadRequest(f"{field}: got {text[:40]!r}; a number{bounds}", param=field)
         return value
 
     def count(self, field: str) -> int | None:
@@ -115,6 +117,12 @@ class ActionForm(ConsoleVisit):
         if value != int(value) or not 0 <= value < 2**31:
             raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
         return int(value)
+
+    def new_name(self) -> str:
+        name = self.text("name", required=True)
+        if (problem := NAME.problem(name)) is not None:
+            raise BadRequest(f"name: {problem}", param="name")
+        return name
 
     def one_of(self, field: str, allowed: Iterable[T]) -> T:
         given, names = self.get(field), list(allowed)

@@ -49,7 +49,8 @@ def _arm(form: ActionForm, which: str) -> dict[str, Any]:
 
 
 def _table(form: ActionForm) -> dict[str, Any]:
-    primary, margin, share, days = form.get("primary"), form.number("margin"), form.number("share"), form.number("days")
+    primary, margin = form.get("primary"), form.number("margin", 0, 100)
+    share, days = form.number("share"), form.number("days")
     table: dict[str, Any] = {
         "routes": [form.route],
         "hypothesis": form.text("hypothesis", required=True),
@@ -59,8 +60,6 @@ def _table(form: ActionForm) -> dict[str, Any]:
         "unit": form.get("unit") or "request",
         "end_when_worse": form.flag("end_when_worse"),
     }
-    if margin is not None and not 0 <= margin <= 100:
-        raise BadRequest(f"margin: got {margin:g}; points of EM, 0 to 100", param="margin")
     optional = {"share": share, "days": days, "margins": None if margin is None else {"em": margin / 100}}
     return table | {name: value for name, value in optional.items() if value is not None}
 
