@@ -54,9 +54,9 @@ def run_periodically(task: Callable[[], None], metrics: Metrics, *, site: str, e
 
     def start_timer() -> None:
         nonlocal timer
-        left_s = every_s - loop.time() % every_s
-        # A timer that fired a little early skips to the next tick.
-        timer = loop.call_later(left_s if left_s > every_s / 10 else left_s + every_s, run_again)
+        # A timer that fired a little early skips to the next tick. Those of one tick are due at once: one wake-up.
+        n_ticks, part_s = divmod(loop.time(), every_s)
+        timer = loop.call_at(every_s * (n_ticks + (1 if part_s < 0.9 * every_s else 2)), run_again)
 
     def run_again() -> None:
         start_timer()
