@@ -461,23 +461,23 @@ class RequestCycle:
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Write the head. Raise RuntimeError for a line break in a header."""
-        lines, says_close, is_head = [STATUS_LINE[status]], False, self.scope["method"] == "HEAD"
+        lines, says_close, is_head = list[bytes](), False, self.scope["method"] == "HEAD"
         for name, value in headers:
             if name == b"content-length":
                 self._left_bytes = int(value)
             elif name == b"connection" and b"close" in value.lower():
                 self.keep_alive, says_close = False, True
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(name + b": " + value)
         if not (self.keep_alive or says_close):
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         if is_head or status in (204, 304):
             self._left_bytes = 0
         elif self._left_bytes is None and self.scope["http_version"] == "1.0":
             self._left_bytes = inf  # a client that knows no chunks: the end of the connection ends the body
         elif self._left_bytes is None:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        head = b"".join([*lines, b"\r\n"])
-        if not head.count(b"\n") == head.count(b"\r") == len(lines) + 1 or b"\0" in head:
+            lines.append(b"transfer-encoding: chunked")
+        head = STATUS_LINE[status] + b"\r\n".join([*lines, b"\r\n"])
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) + 2 or b"\0" in head:
             raise RuntimeError("a header of the response contains a control character")
         self.hold(head, status)
         self._connection.loop.call_soon(self.flush)
