@@ -140,12 +140,13 @@ def test_sums_add_up_and_read_alike(both: tuple[SqliteDatabase, PostgresDatabase
         RollupKey("math", "c", "v", 30): RollupSums(n_requests=3),
         RollupKey("math", "", "w", 50): RollupSums(n_requests=4),
     }
+    tenants = {rollups.tenant_key(place, "acme"): one for place, one in sums.items()}
     answers = list[Any]()
     for database in both:
         with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as writer:
             for since, until in ((0, 5), (5, 9)):
                 with writer.transaction() as log:
-                    assert rollups.add_rollups(log, sums, {}, since=since, seq=until, at_s=1.0)
+                    assert rollups.add_rollups(log, sums, {}, tenants=tenants, since=since, seq=until, at_s=1.0)
         with views.open_reader(database) as log:
             groups: tuple[tuple[rollups.Group, ...], ...] = (
                 (),
@@ -156,8 +157,11 @@ def test_sums_add_up_and_read_alike(both: tuple[SqliteDatabase, PostgresDatabase
             )
             answers.append([rollups.read_rollups(log, by, since_hour=24) for by in groups])
             answers[-1].append([tuple(row) for row in rollups.degraded_runs(log, 30)])
+            answers[-1] += [rollups.read_rollups(log, ("route", "day"), tenant=name) for name in ("acme", "c")]
     assert answers[0] == answers[1]
     assert answers[0][0][()].n_requests == 14
+    assert [one.n_requests for one in answers[0][-2].values()] == [6, 8]
+    assert answers[0][-1] == {}
 
 
 def test_words_are_erased_alike_and_the_chain_holds(both: tuple[SqliteDatabase, PostgresDatabase]) -> None:
