@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan
 from operator import ge, le
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -62,6 +62,9 @@ class Conditions(ParameterChecks):
         return where(stop, SUFFICES)
 
 
+_GOES_ON: Final = go_on("this policy never stops")
+
+
 @dataclass(frozen=True, slots=True)
 class Never(ParameterChecks):
     """Never stop: every run is complete."""
@@ -70,8 +73,8 @@ class Never(ParameterChecks):
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def decide(self, s: Signals) -> Decision:
-        return go_on(f"step {s.step}; this policy never stops")
+    def decide(self, s: Signals) -> Decision:  # noqa: ARG002 - every policy's signature
+        return _GOES_ON
 
     def stops(self, columns: Columns) -> Stops:
         return where(columns["step"] < 0, SUFFICES)
