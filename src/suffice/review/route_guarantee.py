@@ -72,7 +72,7 @@ class RouteGuarantee:
         else:
             result = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
         if self.beside and self.state not in ("off", "observe", "killed", "candidate"):
-            result += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
+            result = f"{result.rstrip('.')}. It is not about requests that draw an arm of {', '.join(self.beside)}."
         return result
 
 
