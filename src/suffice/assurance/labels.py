@@ -59,9 +59,9 @@ def find_first_disagreements(disagrees: Bools, *, deployed: int) -> Ints:
 # 3. The highest trust present decides. If labels of that trust contradict each other, there is no verdict.
 #
 # An audit without a verdict counts as lost where it disagrees, so ignored or contradictory labels cost savings and
-# never validity. One lying key decides at most `MAX_SHARE` of the differing audits; a certificate from counts
-# `harden` by that number still holds. Against colluding keys the cap only raises the number needed
-# (docs/reference/assurance.md).
+# never validity. One lying key decides at most `MAX_SHARE` of the differing audits. The loop believes it in these; with
+# `harden` an analyst sees whether a certificate would hold without them. Against colluding keys the cap only raises the
+# number needed (docs/reference/assurance.md).
 
 MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one capped key
 TRUSTED: Final = 2  # labels of this trust or more are not capped
