@@ -35,7 +35,7 @@ T = TypeVar("T")
 # Applies changed settings, by an author for a reason; without an author it says what would change.
 ReloadNow: TypeAlias = Callable[[str | None, str], Reload]
 
-LOOK_S: Final = 0.3  # the longest search for rows of a rare filter; the page tells where it stopped
+LOOK_S: Final = 0.15  # the longest search for rows of a rare filter; the page tells where it stopped
 DAY_S: Final = 86_400
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from types import MappingProxyType
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import Interval
@@ -55,7 +54,7 @@ class ExperimentData:
     values: Mapping[str, Sequence[MetricValue]]  # by metric
     audits: Sequence[AuditAnswers] = ()
     paired: frozenset[str] = frozenset()  # arms whose answers audits show
-    unexplained: Mapping[str, str] = MappingProxyType({})  # metric: how much more often an arm is labelled
+    unexplained: Mapping[str, str] = field(default_factory=dict)  # metric: how much more often an arm is labelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,19 +47,19 @@ class StartupEvidence:
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
-def read_evidence(settings: Settings) -> StartupEvidence:
-    """Read the results of `suffice doctor` and of the routes' own full runs. Raises StoreError."""
+def read_evidence(settings: Settings, *, with_runs: bool = True) -> StartupEvidence:
+    """Read the results of `suffice doctor` and, unless left out, of the routes' own full runs. Raises StoreError."""
     path = log_location(settings.store)
     if not path.exists():
         return StartupEvidence()
-    examined = route_findings(path)
+    examined, routes = route_findings(path), settings.routes if with_runs else {}
     return StartupEvidence(
         upstreams={
             name: result
             for name, result in upstream_findings(path).items()
             if name in settings.upstreams and result.url_key == url_key(settings.upstreams[name].url)
         },
-        extracted={name: extracted(path, name, route, examined) for name, route in settings.routes.items()},
+        extracted={name: extracted(path, name, route, examined) for name, route in routes.items()},
     )
 
 
@@ -197,8 +197,8 @@ def _build_proposer(probe: Probe | None) -> Policy | None:
 
 
 def setup_of(settings: Settings, name: str) -> str:
-    route = settings.routes[name]
-    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
+    route, evidence = settings.routes[name], read_evidence(settings, with_runs=False)  # it depends on no run
+    return build_route(name, route, evidence, settings.upstreams.get(route.upstream)).setup
 
 
 def check_routes(settings: Settings) -> list[str]:

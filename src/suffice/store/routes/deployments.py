@@ -88,8 +88,8 @@ class RouteStates(Generic[S]):
 
 DeploymentState: TypeAlias = RouteStates[RouteDeployment]
 Holds: TypeAlias = RouteStates[RouteHolds]
-NOTHING_DECIDED: Final = DeploymentState(0, {}, NOTHING)
-NOTHING_HELD: Final = Holds(0, {}, NO_HOLDS)
+NOTHING_DECIDED: Final[DeploymentState] = RouteStates(0, {}, NOTHING)
+NOTHING_HELD: Final[Holds] = RouteStates(0, {}, NO_HOLDS)
 
 
 def read_decided(source: views.LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:

@@ -171,8 +171,8 @@ def read_rollups(
 
 def first_hour(connection: views.LogReader) -> int | None:
     """Return the first hour with a sum; None: there is none."""
-    ((hour,),) = views.query_rows(connection, "SELECT min(hour) FROM rollups WHERE grain = 0")
-    return None if hour is None else int(hour)
+    first = "SELECT hour FROM rollups INDEXED BY rollups_by_hour WHERE grain = 0 ORDER BY hour LIMIT 1"
+    return next((int(hour) for (hour,) in views.query_rows(connection, first)), None)
 
 
 def _grain_for(by: Collection[str], since_hour: int, until_hour: int | None) -> int:
