@@ -108,7 +108,8 @@ def test_the_packed_chart_brings_alert_rules_and_a_dashboard(dist: Path) -> None
 
 def test_a_wheel_built_from_the_sdist_is_the_wheel(dist: Path, tmp_path: Path) -> None:
     with tarfile.open(dist / f"suffice-{__version__}.tar.gz") as sources:
-        sources.extractall(tmp_path, filter="data")
+        sources.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none
+        sources.extractall(tmp_path)
     tree = tmp_path / f"suffice-{__version__}"
     shipped = {path.relative_to(ROOT).as_posix() for path in files() if path.relative_to(ROOT).parts[0] == "deploy"}
     assert {path for path in shipped if not (tree / path).exists()} == set()

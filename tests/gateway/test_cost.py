@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import json
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -241,7 +242,8 @@ async def test_another_api_costs_as_many_calls_as_chat(api: str, streams: bool) 
         made[name] = (await calls_of(partial(governed, streams=streams, api=form), call, client)).in_all
         assert not streams or b"".join(client.bodies) == b"".join(call.reads)
     print({name: round(n / N_CHUNKS, 1) for name, n in made.items()})
-    assert made[api] <= 1.1 * made["chat"]
+    most = 1.1 if sys.version_info >= (3, 12) else 1.15  # a comprehension was a call before
+    assert made[api] <= most * made["chat"]
 
 
 async def test_an_answer_in_one_body_costs_little_more_than_a_stream() -> None:

@@ -12,7 +12,7 @@ from suffice.cli.main import main
 from suffice.store.database.views import newest_event
 from suffice.store.rows.events import ConfigChange
 from suffice_testing import FakeUpstream, Reply
-from tests.gateway.test_reload import KEYS, Served
+from tests.gateway.test_reload import KEYS, Served, waits_for
 from tests.gateway_process import GatewayProcess
 
 
@@ -28,6 +28,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         }
         with GatewayProcess.serving(tmp_path_factory.mktemp("preview"), raw, environment=KEYS) as process:
             served = Served(process, fake, raw)
+            waits_for(lambda: newest_event(process.database, ConfigChange) is not None)
             del served.raw["routes"]["old"]
             served.write(
                 routes={"r": {"max_em_drop": 0.03}, "new": {"upstream": "up"}},
