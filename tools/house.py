@@ -186,8 +186,8 @@ def check_documents() -> Iterator[Violation]:
 
 
 def check_named_tests() -> Iterator[Violation]:
-    """The page on faults, the promises of the README and the threat model name tests that exist."""
-    for path in (ROOT / "docs" / "reference" / "faults.md", ROOT / "README.md"):
+    """The docs, the tables beside the tests and the threat model name tests that exist."""
+    for path in (*DOCS, *sorted((ROOT / "tests").rglob("README.md"))):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             named = re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", line)
             if re.match(r"\| P\d+ \| ", line) and not named:
