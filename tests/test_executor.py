@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -101,3 +103,27 @@ def test_a_command_chooses_by_workers_and_address() -> None:
     assert build_executor(3) == PoolExecutor(3)
     assert build_executor(2, "local") == RayExecutor(2)
     assert build_executor(2, "10.0.0.1:6379") == RayExecutor(2, "10.0.0.1:6379")
+
+
+POOLS = """
+from suffice.executor import PoolExecutor
+
+def refuse(shard):
+    if shard == 3:
+        raise ValueError(shard)
+    return shard
+
+if __name__ == "__main__":
+    for n in range(500):
+        try:
+            list(PoolExecutor(2).map(refuse, range(n % 9)))
+        except ValueError:
+            pass
+"""
+
+
+def test_a_program_that_opens_many_pools_ends(tmp_path: Path) -> None:
+    """A process that is forked while a thread of an earlier pool ends it would wait for a lock for ever."""
+    program = tmp_path / "pools.py"
+    program.write_text(POOLS, encoding="utf-8")
+    subprocess.run([sys.executable, program], check=True, timeout=60)

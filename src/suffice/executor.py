@@ -84,7 +84,7 @@ class PoolExecutor(Executor):
                 except BrokenProcessPool:
                     if alone:
                         raise _worker_died(first.shard) from None
-                    pool.shutdown(wait=False)
+                    pool.shutdown()
                     first.n_deaths += 1
                     for task in tasks:
                         task.future = None if task.died() else task.future
@@ -93,10 +93,11 @@ class PoolExecutor(Executor):
                 tasks.popleft()
                 yield _value_of(result)
                 if alone:
-                    pool.shutdown(wait=False)
+                    pool.shutdown()
                     pool = self._open(work, self.n_workers)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waits for what runs: a process that is forked while a thread ends a pool may never end.
+            pool.shutdown(cancel_futures=True)
 
     @staticmethod
     def _open(work: Callable[[Any], Any], n_workers: int) -> ProcessPoolExecutor:
