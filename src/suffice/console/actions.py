@@ -458,13 +458,7 @@ def _reload_settings(form: ActionForm) -> ActionResult:
     if form.rehearsal is None:
         return ActionResult(f"Reloaded: {result.sentence}.", "/console/settings")
     rows = tuple(
-        PreviewRow(
-            kind=one.path,
-            before="not set" if one.before is None else one.before,
-            after="not set" if one.after is None else one.after,
-            note=one.waits and f"needs a restart: {one.waits}",
-        )
-        for one in result.changes
+        PreviewRow(kind=one.path, before=one.sides[0], after=one.sides[1], note=one.note) for one in result.changes
     )
     sentence = result.sentence[:1].upper() + result.sentence[1:]
     return ActionResult(f"{sentence}.", rows=rows, effect=" ".join(result.notes))

@@ -48,9 +48,21 @@ class PlannedChange(msgspec.Struct, frozen=True, kw_only=True):
     waits: str = ""  # why it stays as it was until a restart; "": it does not
 
     @property
+    def sides(self) -> tuple[str, str]:
+        """Before and after, in words."""
+        return _side(self.before), _side(self.after)
+
+    @property
+    def note(self) -> str:
+        return self.waits and f"needs a restart: {self.waits}"
+
+    @property
     def sentence(self) -> str:
-        sides = " → ".join("not set" if one is None else one for one in (self.before, self.after))
-        return f"{self.path}: {sides}" + (f" (needs a restart: {self.waits})" if self.waits else "")
+        return f"{self.path}: {' → '.join(self.sides)}" + (f" ({self.note})" if self.note else "")
+
+
+def _side(value: str | None) -> str:
+    return "not set" if value is None else value
 
 
 class Reload(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +78,7 @@ class Reload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sentence(self) -> str:
         n, verb = len(self.applied), "would change" if self.is_preview else "changed"
-        applied = f"{n} {'setting' if n == 1 else 'settings'} {verb}: {', '.join(self.applied)}" if n else "no change"
+        applied = f"{_count(n)} {verb}: {', '.join(self.applied)}" if n else "no change"
         later = f"; these need a restart and stay as they were: {', '.join(self.need_restart)}"
         return applied + (later if self.need_restart else "")
 
@@ -101,7 +113,11 @@ def _tables_of(path: str) -> list[str]:
 
 def _size(table: str, side: Mapping[str, str]) -> str | None:
     n = sum(one.startswith(f"{table}.") for one in side)
-    return f"{n} {'setting' if n == 1 else 'settings'}" if n else None
+    return _count(n) if n else None
+
+
+def _count(n_settings: int) -> str:
+    return f"{n_settings} {'setting' if n_settings == 1 else 'settings'}"
 
 
 def _waits(path: str) -> str:

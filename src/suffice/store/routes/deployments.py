@@ -115,7 +115,8 @@ def read_fleet(source: views.LogSource) -> str:
     requirement = views.newest_event(source, FleetRequirement)
     if requirement is None:
         return ""
-    made = [read_decided(source).of(one.route).publication for one in requirement.evidence]
+    decided = read_decided(source)
+    made = [decided.of(one.route).publication for one in requirement.evidence]
     return fleet_sentence(requirement, n_certified=sum(one is not None and one.certified for one in made))
 
 
