@@ -5,8 +5,8 @@
 A line is one question in the form of `suffice replay`, with neither its text nor its gold answer. A killed recording
 goes on where it stopped; questions come as 1, 501, 2, 502 …, first all of 2Wiki, then MuSiQue. Needs the package
 suffice-demo, and fetches its weights (1.1 GB) the first time. `--url` names a llama.cpp server of the same weights that
-runs already, such as one built for this processor; `--part 1/2` and `2/2` share the questions between two recordings,
-each with a server and a file of its own.
+runs already, such as one built for this processor. `--slots N` asks N questions at once, each in a slot of its own; a
+server decodes eight tokens of eight questions in the time of two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 
 from bench.rag.questions import SETS, PassageIndex, Question, data_folder, interleave, read_passages, read_questions
 from bench.rag.rounds import N_PASSAGES, N_ROUNDS, LlamaServer, Model, Round, run_rounds, shared_prefix
@@ -73,26 +75,34 @@ def trace_row(name: str, question: Question, rounds: Sequence[Round], scorer: Sc
     )
 
 
-def record_set(
-    model: Model, folder: Path, name: str, limit: int, log: RunLog, *, part: tuple[int, int] = (1, 1)
-) -> Iterator[Round]:
-    """Record what is missing of the first `limit` questions, and yield their rounds.
-
-    part  (k, n): every n-th question, from the k-th on
-    """
+def record_set(models: Sequence[Model], folder: Path, name: str, limit: int, log: RunLog) -> Iterator[Sequence[Round]]:
+    """Record what is missing of the first `limit` questions, one at a time with each model, and yield their rounds."""
     scorer, passages = build_scorer(SCORER), read_passages(folder, name)
     index = PassageIndex(passages)
     known = {question_id for dataset, *_, question_id in log.ids if dataset == name}
-    for question in interleave(read_questions(folder, name))[:limit][part[0] - 1 :: part[1]]:
-        if question.id in known:
-            continue
-        # Cuts the server's cache back to what all calls share, so that a run does not depend on the one before.
+    free: SimpleQueue[Model] = SimpleQueue()
+    for model in models:
+        free.put(model)
+
+    def record(question: Question) -> tuple[Question, list[Round]]:
+        model = free.get()
+        # Cuts the slot's cache back to what all calls share, so that a run does not depend on the one before.
         model.complete(shared_prefix(model), 1)
         rounds = run_rounds(
             model, question.text, lambda query, read: index.search(query, N_PASSAGES, without=read), passages
         )
-        log.append(trace_row(name, question, rounds, scorer))
-        yield from rounds
+        free.put(model)
+        return question, rounds
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        asked = [q for q in interleave(read_questions(folder, name))[:limit] if q.id not in known]
+        try:
+            for done in as_completed([pool.submit(record, question) for question in asked]):
+                question, rounds = done.result()
+                log.append(trace_row(name, question, rounds, scorer))
+                yield rounds
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def main() -> int:
@@ -102,31 +112,20 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10**9, help="questions of each set")
     parser.add_argument("--threads", type=int, default=2, help="of the model server")
     parser.add_argument("--url", help="of a model server that runs already")
-    parser.add_argument(
-        "--part", type=_part, default=(1, 1), metavar="K/N", help="every N-th question from the K-th on"
-    )
+    parser.add_argument("--slots", type=int, default=1, help="questions asked at once")
     asked = parser.parse_args()
-    with RunLog(asked.out) as log, _served(asked.url, asked.threads) as url:
-        begin, done = time.monotonic(), 0
+    with RunLog(asked.out) as log, _served(asked.url, asked.threads, asked.slots) as url:
+        models = [LlamaServer(url, slot=slot) for slot in range(asked.slots)]
+        begin = time.monotonic()
         for name in (asked.only,) if asked.only else SETS:
-            recorded = record_set(LlamaServer(url), data_folder(), name, asked.limit, log, part=asked.part)
-            for n_rounds, _ in enumerate(recorded, 1):
-                if n_rounds % N_ROUNDS == 0:
-                    done += 1
-                    seconds = (time.monotonic() - begin) / done
-                    print(f"{name}: {len(log.ids)} runs recorded, {seconds:.0f} s a question", file=sys.stderr)
+            for done, _ in enumerate(record_set(models, data_folder(), name, asked.limit, log), 1):
+                seconds = (time.monotonic() - begin) / done
+                print(f"{name}: {len(log.ids)} runs recorded, {seconds:.0f} s a question", file=sys.stderr)
     return 0
 
 
-def _part(text: str) -> tuple[int, int]:
-    k, n = (int(number) for number in text.split("/"))
-    if not 1 <= k <= n:
-        raise ValueError(text)
-    return k, n
-
-
 @contextlib.contextmanager
-def _served(url: str | None, n_threads: int) -> Iterator[str]:
+def _served(url: str | None, n_threads: int, n_slots: int) -> Iterator[str]:
     if url:
         yield url
         return
@@ -136,7 +135,7 @@ def _served(url: str | None, n_threads: int) -> Iterator[str]:
     spec = ServerSpec(
         model_path=weights.fetch(MODEL),
         alias=MODEL,
-        n_parallel=1,
+        n_parallel=n_slots,
         ctx_tokens_per_slot=4096,
         n_threads=n_threads,
         idle_cache_mib=0,

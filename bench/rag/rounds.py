@@ -83,8 +83,8 @@ class Round:
 class LlamaServer:
     """llama.cpp's own completion API, which takes and returns tokens."""
 
-    def __init__(self, url: str, *, timeout_s: float = 86_400.0) -> None:
-        self._url, self._timeout_s = url, timeout_s
+    def __init__(self, url: str, *, slot: int = 0, timeout_s: float = 86_400.0) -> None:
+        self._url, self._slot, self._timeout_s = url, slot, timeout_s
         self.tokenize = cache(self._tokenize)
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
@@ -100,6 +100,7 @@ class LlamaServer:
                 "n_probs": N_RIVALS,
                 "stop": ["\n"],
                 "cache_prompt": True,
+                "id_slot": self._slot,
             },
         )
         listed = body.get("completion_probabilities") or []
