@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from suffice.agent.plan import ClassPlan, PlannedDraw
 from suffice.gateway.route import Variants
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import units_of
@@ -25,7 +26,7 @@ from suffice.signals.base import FOLDS
 from suffice.signals.observe import Observer, observe_columns
 from suffice.signals.query import query_signals
 from suffice.telemetry import Metrics
-from suffice.types import ClassPlan, Kind, PlannedDraw, Query, Step
+from suffice.types import Kind, Query, Step
 from suffice.wiring.routes import build_route
 
 QUESTION = "A farm has 12 cows and twice as many hens. How many legs are there in all, if 3 hens lost one each?"

@@ -15,14 +15,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 LOG = logging.getLogger("suffice")
 ACCESS = logging.getLogger("suffice.access")  # one line per request

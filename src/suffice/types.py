@@ -152,7 +152,6 @@ class Query:
     n_operators: int | None = None  # symbols of arithmetic and algebra
     question_type: str | None = None  # "choice", "number", "yes-no", "what" …; see signals.query
     script: str | None = None  # of most letters: "latin", "han" …; a proxy for the language
-    ngrams: tuple[int, ...] = ()  # hash buckets of word n-grams, ascending
 
 
 SIGNAL_FIELDS: Final[set[str]] = set()  # fields that folds declare; filled by `signals.base` and `plugins`
@@ -476,52 +475,6 @@ class Publication:
     def is_owned(self) -> bool:
         """Return whether level 1 is the policy that the operator wrote, whose address is the version."""
         return bool(self.version) and not self.fit and not self.arm
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedDraw:
-    settings: str  # "": the route's own; otherwise as `agent.plan` writes them
-    share: float  # P(draw), in (0, 1]
-    ceiling: int | None  # the highest level used; 0: nothing is stopped, None: no limit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassPlan:
-    query_class: str
-    draws: tuple[PlannedDraw, ...]  # their shares sum to 1
-    saving: float  # expected part of the full runs' tokens
-    em_drop: float  # expected, a fraction
-    n_audits: int  # behind these expectations, discounted by age
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regret:
-    """Reward per request of something else above the agent's, in EM; below 0 the agent is better."""
-
-    mean: float
-    low: float
-    high: float
-    n_audits: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentPlan:
-    """What the agent of a route does from here on, inside what is certified, and why."""
-
-    route: str
-    number: int  # from 1, on the route
-    epoch: int  # of its evidence; void in a later one
-    at: int  # requests of the route at the decision
-    classes: tuple[ClassPlan, ...]  # others are served at the published level, with the route's own settings
-    token_price: float  # EM that a mean full run's tokens are worth
-    reason: str  # what it learned, what it does and why, in a sentence
-    author: str
-    alert: str = ""  # where stopping costs more than full runs; "": nowhere
-    idle: Regret | None = None  # of doing nothing; None: too few audits
-    best_fixed: Regret | None = None  # of the best fixed level and settings in hindsight; None: too few audits
-
-    def of_class(self, query_class: str) -> ClassPlan | None:
-        return next((one for one in self.classes if one.query_class == query_class), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

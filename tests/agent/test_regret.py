@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.agent.agent import RegretLog
-from suffice.types import Regret
+from suffice.agent.plan import Regret
 
 GAIN = np.array([[0.0, 0.04, 0.05], [0.0, 0.03, 0.02]])  # by settings and level; level 0 is the full run
 LEVELS = (1, 1)  # that the agent serves under each

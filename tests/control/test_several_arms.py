@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from suffice.agent.plan import AgentPlan
 from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
 from suffice.settings import Route, parse_settings
 from suffice.store.rows.events import Event, FeedbackEvent
-from suffice.types import AgentPlan, Epoch, Feedback, Outcome, Query, Request, Usage
+from suffice.types import Epoch, Feedback, Outcome, Query, Request, Usage
 from tests.control.made import CONTROL, Story, began, rows, story
 
 ARMS = "effort=medium", "effort=low"

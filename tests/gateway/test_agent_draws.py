@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from suffice.agent.plan import AGENT, alternatives, describe_class_plan, with_settings
+from suffice.agent.plan import (
+    AGENT,
+    AgentPlan,
+    ClassPlan,
+    PlannedDraw,
+    alternatives,
+    describe_class_plan,
+    with_settings,
+)
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.rollout.experiment import units_of
 from suffice.settings import Route, parse_settings
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import Metrics
-from suffice.types import AgentPlan, ClassPlan, PlannedDraw
 from suffice.wiring.routes import build_route
 from tests.gateway.test_log_follower import published
 

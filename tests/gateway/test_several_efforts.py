@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
 from suffice.assurance.load_level import Admission
 from suffice.gateway.load_control import place_route
 from suffice.gateway.route import BuiltRoute, Variants, deploy_route
@@ -18,7 +19,7 @@ from suffice.settings.environment import override_settings
 from suffice.settings.tables import ModelFacts
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import Metrics
-from suffice.types import AgentPlan, ClassPlan, PlannedDraw, Publication
+from suffice.types import Publication
 from suffice.upstream.drivers import effort_problem
 from suffice.wiring.routes import build_route
 from tests.gateway.conftest import Serve

@@ -49,7 +49,6 @@ QUERIES = st.none() | st.builds(
     n_operators=st.none() | st.integers(0, 50),
     question_type=st.none() | st.sampled_from(["number", "yes-no"]),
     script=st.none() | st.sampled_from(["latin", "han"]),
-    ngrams=st.sets(st.integers(0, 6)).map(lambda match_feature: tuple(sorted(match_feature))),
 )
 RUNS = st.lists(
     st.builds(
@@ -68,7 +67,6 @@ RUNS = st.lists(
 MARKS = [
     match_feature("class", 'a"b*c'),
     match_feature("class", "hard"),
-    match_feature("ngram", 3),
     match_feature("question_type", "yes-no"),
     match_feature("script", "latin"),
     mark("model", "x*y"),
@@ -224,7 +222,6 @@ def test_any_word_can_be_written_and_read_back(key: str, word: str, declared: bo
         ("", "features[1]: got 0 characters; a text of 1 to 2,000 characters"),
         ('model="a', "features[1]: got 'model=\"a', not understood at character 6; "),
         ('model="\\x"', "features[1]: got '\"\\\\x\"'; a text in quotes is a JSON string"),
-        ("ngram=x", "features[1]: got ngram 'x'; a whole number, at least 0"),
         ("step*step*step*step*step", "features[1]: got a product of 5; at most 4 factors"),
         ("step", "features[1]: got 'step' again; each feature once"),
         ("__class__(step)", "features[1]: got "),

@@ -305,7 +305,7 @@ WHOLE_REQUEST = Request(
     ungoverned="tools",
     received_at_s=7.5,
     endpoint="/v1/completions",
-    query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9, ngrams=(3, 4)),
+    query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9),
     unit="u",
     setup="s",
     promise="budgeted",

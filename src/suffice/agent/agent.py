@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 import numpy as np
 
+from suffice.agent.plan import Regret
 from suffice.arrays import Bools, Floats, Ints
-from suffice.types import Regret
 
 # ---- How often each allowed action is drawn in one query class
 

@@ -8,17 +8,63 @@ They change what a run costs and what is observed of it, never what the model is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from suffice.settings import Route
-from suffice.types import AgentPlan, ClassPlan, PlannedDraw, Regret
 
 AGENT: Final = "agent"  # name of the experiment under which its draws are logged
 FULL: Final = "full"  # the arm that stops nothing
 SPACINGS: Final = (1.3, 1.6)  # growth of the distance between checkpoints: coarser ones probe less
 WAVES: Final = (1, 2, 8)  # samples requested at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDraw:
+    settings: str  # "": the route's own; otherwise named as above
+    share: float  # P(draw), in (0, 1]
+    ceiling: int | None  # the highest level used; 0: nothing is stopped, None: no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassPlan:
+    query_class: str
+    draws: tuple[PlannedDraw, ...]  # their shares sum to 1
+    saving: float  # expected part of the full runs' tokens
+    em_drop: float  # expected, a fraction
+    n_audits: int  # behind these expectations, discounted by age
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regret:
+    """Reward per request of something else above the agent's, in EM; below 0 the agent is better."""
+
+    mean: float
+    low: float
+    high: float
+    n_audits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPlan:
+    """What the agent of a route does from here on, inside what is certified, and why."""
+
+    route: str
+    number: int  # from 1, on the route
+    epoch: int  # of its evidence; void in a later one
+    at: int  # requests of the route at the decision
+    classes: tuple[ClassPlan, ...]  # others are served at the published level, with the route's own settings
+    token_price: float  # EM that a mean full run's tokens are worth
+    reason: str  # what it learned, what it does and why, in a sentence
+    author: str
+    alert: str = ""  # where stopping costs more than full runs; "": nowhere
+    idle: Regret | None = None  # of doing nothing; None: too few audits
+    best_fixed: Regret | None = None  # of the best fixed level and settings in hindsight; None: too few audits
+
+    def of_class(self, query_class: str) -> ClassPlan | None:
+        return next((one for one in self.classes if one.query_class == query_class), None)
 
 
 def alternatives(route: Route) -> tuple[str, ...]:

@@ -142,12 +142,7 @@ def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0)
 
 
 def evidence(
-    *,
-    max_em_drop: float,
-    confidence: float,
-    n_audits: int,
-    n_disagreements: int,
-    audits_at_s: Sequence[float] = (),
+    *, max_em_drop: float, confidence: float, n_audits: int, n_disagreements: int, audits_at_s: Sequence[float] = ()
 ) -> AuditEvidence:
     """`audits_at_s` are Unix times, in any order."""
     return AuditEvidence(

@@ -109,11 +109,7 @@ def _change_access(
 
 def _office(form: ActionForm) -> KeyOffice:
     return KeyOffice(
-        writer=form.writer,
-        author=form.author,
-        reason=form.reason,
-        now_s=form.now_s,
-        random_bytes=secrets.token_bytes,
+        writer=form.writer, author=form.author, reason=form.reason, now_s=form.now_s, random_bytes=secrets.token_bytes
     )
 
 

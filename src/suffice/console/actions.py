@@ -52,10 +52,7 @@ def _lease_next(form: ActionForm) -> ReviewLease | None:
 @action(
     "/review/next",
     "take the next item",
-    {
-        "route": FormInput("only of this one"),
-        "contested": FormInput("true: only items on which reviewers disagree"),
-    },
+    {"route": FormInput("only of this one"), "contested": FormInput("true: only items on which reviewers disagree")},
     commands=("review next", "review adjudicate"),
     needs="reviewer",
     by_tenant=True,
@@ -332,13 +329,7 @@ def _resume(form: ActionForm) -> ActionResult:
     return ActionResult(f"Route {name} is resumed.")
 
 
-@action(
-    "/stop-all",
-    "let every request of every route run in full",
-    {},
-    title="Stop all stopping",
-    commands=("kill",),
-)
+@action("/stop-all", "let every request of every route run in full", {}, title="Stop all stopping", commands=("kill",))
 def _stop_all(form: ActionForm) -> ActionResult:
     return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
 
@@ -392,10 +383,7 @@ def _move_rollout(form: ActionForm) -> ActionResult:
 @action(
     "/rollouts/propose",
     "try what a refit has proposed, in steps",
-    {
-        "route": ROUTE,
-        "address": FormInput("of the proposal, v- and twelve digits", required=True),
-    },
+    {"route": ROUTE, "address": FormInput("of the proposal, v- and twelve digits", required=True)},
     title="Try a proposed policy",
     commands=("policy propose",),
 )

@@ -22,13 +22,7 @@ from suffice.console import exchange, openapi, render
 from suffice.console.action_pages import ActionIndex, endpoints_of_action, index_of
 from suffice.console.actions import ACTIONS
 from suffice.console.auth import NOBODY, ROLES, Principal, may
-from suffice.console.context import (
-    ConsoleContext,
-    ConsoleEndpoint,
-    ConsoleVisit,
-    View,
-    ViewContext,
-)
+from suffice.console.context import ConsoleContext, ConsoleEndpoint, ConsoleVisit, View, ViewContext
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, cookie, json_response, redirect
 from suffice.console.exports import EXPORTS
 from suffice.console.oidc import ATTEMPT_S, Attempt, OidcLogin, person_from, read_attempt, require_package

@@ -72,12 +72,7 @@ def name_problem(name: str) -> str | None:
 
 
 def invite(
-    name: str,
-    role: Role,
-    *,
-    random_bytes: Callable[[int], bytes],
-    now_s: float,
-    tenants: tuple[str, ...] | None = None,
+    name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s: float, tenants: tuple[str, ...] | None = None
 ) -> tuple[Person, str]:
     public, salt = random_bytes(6).hex(), random_bytes(16).hex()
     secret = f"sfc_{public}_{random_bytes(32).hex()}"

@@ -66,10 +66,7 @@ def _operation(endpoint: ConsoleEndpoint, schema: Any) -> dict[str, Any]:
         "summary": endpoint.summary,
         "x-role": endpoint.needs,
         "responses": {
-            "200": {
-                "description": "The result",
-                "content": {endpoint.gives: {"schema": schema}},
-            },
+            "200": {"description": "The result", "content": {endpoint.gives: {"schema": schema}}},
             "default": {
                 "description": "The error",
                 "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}},

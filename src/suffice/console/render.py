@@ -99,11 +99,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "spark": spark_points,
 }
 HERE: Final = Path(__file__).parent
-KINDS: Final = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+KINDS: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 STATIC: Final = {path.name: KINDS[path.suffix] for path in (HERE / "static").iterdir() if path.suffix in KINDS}
 
 

@@ -492,10 +492,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "slots": ("reports how many requests it serves at once", _slots),
     "context": ("reports its maximum context length", _context),
     "max_tokens": ("`max_tokens` caps the answer", partial(_capped, "max_tokens")),
-    "max_completion_tokens": (
-        "`max_completion_tokens` caps the answer",
-        partial(_capped, "max_completion_tokens"),
-    ),
+    "max_completion_tokens": ("`max_completion_tokens` caps the answer", partial(_capped, "max_completion_tokens")),
     "stream_usage": ("a stream ends with its usage when `stream_options.include_usage` asks for it", _stream_usage),
     "reasoning": ("returns the thought, in a field of its own or between tags", _reasoning),
     "logprobs": ("returns the log-probability of every answer token", _logprobs),

@@ -19,15 +19,7 @@ from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.types import Step, Wish
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import TextPattern
-from suffice.upstream.wire import (
-    REASONING_FIELDS,
-    Choice,
-    Chunk,
-    Frame,
-    SseSplitter,
-    decode_json,
-    is_given,
-)
+from suffice.upstream.wire import REASONING_FIELDS, Choice, Chunk, Frame, SseSplitter, decode_json, is_given
 
 _NOTHING = Frame(raw=b"", data=None)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.agent.plan import AGENT, FULL, with_settings
+from suffice.agent.plan import AGENT, FULL, ClassPlan, with_settings
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
 from suffice.policy.base import Policy, build_policy, version_of
@@ -31,7 +31,7 @@ from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
-from suffice.types import ArmDraw, ClassPlan, Findings, Pause, Promise, ReplyForm
+from suffice.types import ArmDraw, Findings, Pause, Promise, ReplyForm
 from suffice.upstream.drivers import (
     STOPS,
     allows_probes,

@@ -5,8 +5,8 @@
     transform = "log1p" | "logit" | "sqrt" | "unknown"
     word      = letters, digits and _ . : / + - @   or a JSON string, for every other text
 
-A factor `key=word` is 1 where it holds and 0 elsewhere. The keys `class`, `ngram`, `question_type` and `script` refer
-to the query; every other key, and every quoted key, to its declared metadata.
+A factor `key=word` is 1 where it holds and 0 elsewhere. The keys `class`, `question_type` and `script` refer to
+the query; every other key, and every quoted key, to its declared metadata.
 
 One parser serves two evaluators that agree: `row` for one step of a live run, `matrix` for all steps of recorded runs.
 An unknown or non-finite number gives 0 after its transform; `unknown(field)` lets a model tell it from 0.
@@ -41,7 +41,7 @@ MOST_FEATURES: Final = 20_000
 MOST_FACTORS: Final = 4
 MOST_CHARS: Final = 2_000  # of one feature's name
 QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
-OF_THE_QUERY: Final = ("class", "ngram", "question_type", "script")
+OF_THE_QUERY: Final = ("class", "question_type", "script")
 HAS_ANSWER: Final = "has_answer"  # 1 if there is an answer to deliver, else 0; never unknown
 _COUNTED: Final = ("step", "tokens_used", HAS_ANSWER)  # known of every step
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
@@ -51,7 +51,6 @@ _LOGIT_LEAST: Final = log(_LEAST_P / _MOST_P)
 _LOGIT_MOST: Final = log(_MOST_P / (1.0 - _MOST_P))
 _MOST_QUERIES: Final = 256  # in the cache
 _MOST_LEAD: Final = 3.0
-_BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
 
 _WORD = r"[A-Za-z0-9_.:/+@-]+"
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -98,9 +97,9 @@ def mark(key: str, word: str) -> str:
     return str(Mark(key, word, declared=True))
 
 
-def match_feature(key: Literal["class", "ngram", "question_type", "script"], word: str | int) -> str:
-    """Return the name of the feature that is 1 if the query's class, type or script is `word`, or has that n-gram."""
-    return str(Mark(key, str(word), declared=False))
+def match_feature(key: Literal["class", "question_type", "script"], word: str) -> str:
+    """Return the name of the feature that is 1 if the query's class, type or script is `word`."""
+    return str(Mark(key, word, declared=False))
 
 
 def product(*names: str) -> str:
@@ -360,7 +359,6 @@ class _QueryFactors:
         self._n_factors, self._before, self._pairs = len(factors), before, pairs
         self._marks = {(f.declared, f.key, f.word): at for at, f in enumerate(factors) if isinstance(f, Mark)}
         self._numbers = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Number)]
-        self._reads_ngrams = any(key == "ngram" and not declared for declared, key, _ in self._marks)
         self.of = QueryMemory(self._prepare).of  # do not modify the part of a row that it returns
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
@@ -388,8 +386,6 @@ class _QueryFactors:
             ("script", query.script),
         ):
             held.append((False, key, derived or ""))
-        if self._reads_ngrams:
-            held += [(False, "ngram", str(bucket)) for bucket in query.ngrams]
         for mark in held:
             if mark in self._marks:
                 part[self._marks[mark]] = 1.0
@@ -475,10 +471,7 @@ def _folds(known: tuple[tuple[str, Callable[..., Fold]], ...]) -> Mapping[str, s
 
 
 def _check(where: str, factor: Factor, fields: Collection[str]) -> None:
-    if isinstance(factor, Mark):
-        if factor.key == "ngram" and not factor.declared and not _BUCKET.fullmatch(factor.word):
-            raise ConfigError(f"{where}: got ngram {factor.word!r:.40}; a whole number, at least 0")
-    elif factor.field not in fields:
+    if isinstance(factor, Number) and factor.field not in fields:
         near = difflib.get_close_matches(factor.field[:100], sorted(fields), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         allowed = f"{hint}a number of Signals or Query, or a derived one"

@@ -7,15 +7,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import pairwise
-from zlib import crc32
 
 from suffice.types import Query
 
-N_BUCKETS = 4_096  # of the hashed n-grams
-MAX_NGRAMS = 512  # different buckets kept, the first ones
 MOST_CHARS = 32_768  # read at most: of a longer text the first and the last half of them
-_MAX_WORDS = 256  # hashed at most: of a longer text the first and the last half of them
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # A hyphen counts as minus only after a digit, a bracket or a space; half of LaTeX's operators are words.
@@ -46,7 +41,6 @@ _TYPES = (  # the first match counts; applied to the folded sentence that asks
         re.compile(r"^\W{0,8}(?:write|implement|translate|summari[sz]e|explain|describe|list|give|create|generate)\b"),
     ),
 )
-_UNSPACED = frozenset({"han", "kana", "thai", "lao", "khmer", "myanmar", "tibetan"})
 QUESTION_TYPES = (
     *("choice", "number", "yes-no", "proof", "task", "what", "which", "who", "when", "where", "why", "how", "other"),
 )
@@ -68,18 +62,16 @@ def query_signals(
     if n_chars > MOST_CHARS:
         question = f"{question[: MOST_CHARS // 2]}\n{question[-MOST_CHARS // 2 :]}"
     folded = question.casefold()
-    words, script = _WORD.findall(folded), _script(question)
     return Query(
         query_class=query_class,
         metadata=declared,
         planned_steps=planned_steps,
         n_chars=n_chars,
-        n_words=len(words),
+        n_words=len(_WORD.findall(folded)),
         n_numbers=len(_NUMBER.findall(question)),
         n_operators=len(_OPERATOR.findall(question)),
         question_type=_question_type(question, folded),
-        script=script,
-        ngrams=_ngrams(words, script),
+        script=_script(question),
     )
 
 
@@ -131,19 +123,3 @@ def _script_of(char: str) -> str:
     if first == "fullwidth":
         return "latin"
     return "han" if first == "cjk" else first
-
-
-def _ngrams(words: list[str], script: str | None) -> tuple[int, ...]:
-    """Return the sorted buckets of the words and of pairs of neighbours; all numbers count as one word."""
-    if script in _UNSPACED:
-        words = [char for word in words for char in (word if not word.isascii() else (word,))]
-    if len(words) > _MAX_WORDS:
-        words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
-    kept = ["0" if word.isdigit() else word[:64] for word in words]
-    buckets: dict[int, None] = {}
-    for gram in (*kept, *(f"{a} {b}" for a, b in pairwise(kept))):
-        # A checksum spreads words well enough and costs a fifth of a digest; every request pays for it.
-        buckets[crc32(gram.encode("utf-8", "surrogatepass")) % N_BUCKETS] = None
-        if len(buckets) == MAX_NGRAMS:
-            break
-    return tuple(sorted(buckets))

@@ -68,11 +68,7 @@ def write_bundle(
         note_export(writer, what=what, where=where, n_rows=len(evidence.requests), author=author, reason=reason)
     with open_reader(path) as connection:
         end, tail = extract(connection, evidence.rows, exported=what)
-    signed = line_of(
-        end,
-        at=format_iso(time.time()),
-        key=signing_key(deployment_salt(settings)),
-    )
+    signed = line_of(end, at=format_iso(time.time()), key=signing_key(deployment_salt(settings)))
     if settings.audit.file:
         append_line(Path(settings.audit.file), signed)
     tail.append({"type": "head", "head": msgspec.json.decode(signed)})

@@ -33,12 +33,8 @@ from suffice.formatting import format_time
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.database.location import LogLocation, log_location
-from suffice.store.database.views import (
-    open_reader,
-)
-from suffice.store.routes.deployments import (
-    read_fleet,
-)
+from suffice.store.database.views import open_reader
+from suffice.store.routes.deployments import read_fleet
 from suffice.store.routes.rollups import read_to
 from suffice.wiring.files import NO_SETTINGS, condition, data_folder, require_log
 from suffice.wiring.keys import good_file

@@ -121,12 +121,7 @@ def import_file(file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[st
 
 
 def import_feedback(
-    source: str,
-    bodies: Callable[[Settings, ImportResult], Iterator[Body]],
-    *,
-    path: Path,
-    dry_run: bool,
-    as_json: bool,
+    source: str, bodies: Callable[[Settings, ImportResult], Iterator[Body]], *, path: Path, dry_run: bool, as_json: bool
 ) -> None:
     """Check all feedback of a source, write it, and report. Raises ConfigError, TraceError, StoreError."""
     result = ImportResult(source=source, dry_run=dry_run)

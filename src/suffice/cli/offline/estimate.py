@@ -39,10 +39,7 @@ HOUR_S, DAY_S = 3_600.0, 86_400.0
 @option("--confidence", type=float, default=0.95, metavar="C", help="How sure the promise must be: a fraction.")
 @option("--scorer", default="text", metavar="NAME", help="How answers are read and compared, as in the settings.")
 @option(
-    "--like",
-    multiple=True,
-    metavar="FILE",
-    help="Recorded traces of similar traffic to judge stops by; repeatable.",
+    "--like", multiple=True, metavar="FILE", help="Recorded traces of similar traffic to judge stops by; repeatable."
 )
 @option("--audit-share", type=float, default=0.1, metavar="S", help="Fraction of the requests that runs in full.")
 @option(

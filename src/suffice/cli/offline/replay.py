@@ -14,15 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from suffice.cli.offline import (
-    TRACES,
-    WORKERS,
-    command_line,
-    split_names,
-    study_options,
-    trace_files,
-    trace_progress,
-)
+from suffice.cli.offline import TRACES, WORKERS, command_line, split_names, study_options, trace_files, trace_progress
 from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.episode.checkpoints import Proposer
 from suffice.errors import ConfigError
@@ -55,10 +47,7 @@ OFFLINE = stacked(
         metavar="JSON",
         help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
     ),
-    study_options(
-        policies="Only these rules of the grid",
-        margin="a frozen point keeps from the target",
-    ),
+    study_options(policies="Only these rules of the grid", margin="a frozen point keeps from the target"),
 )
 _SHARE, _SURE = click.FloatRange(0, 1), click.FloatRange(0.5, 1, max_open=True)
 ONLINE = stacked(

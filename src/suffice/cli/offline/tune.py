@@ -32,10 +32,7 @@ from suffice.sanitize import printable
     metavar="S",
     help="Seconds for all searches together; results then depend on the machine. [default: none]",
 )
-@study_options(
-    policies="Search among these alone",
-    margin="a drop keeps from the target in the search",
-)
+@study_options(policies="Search among these alone", margin="a drop keeps from the target in the search")
 @option(
     "--classes",
     type=click.IntRange(2, 64),

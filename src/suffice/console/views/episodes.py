@@ -17,15 +17,7 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
 from suffice.store.database.run_search import find_names, place_at, read_runs_before, runs_of_question
-from suffice.store.database.views import (
-    LOOKED,
-    decoded,
-    find_event,
-    find_runs,
-    last_place,
-    locate_event,
-    read_labels,
-)
+from suffice.store.database.views import LOOKED, decoded, find_event, find_runs, last_place, locate_event, read_labels
 from suffice.store.people.preferences import read_saved_views
 from suffice.store.routes.period import PeriodFigures, read_total
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S, read_rollups, read_to

@@ -98,13 +98,7 @@ def route_states(view: LogView, each: Mapping[str, Period], window: TimeRange) -
 
 
 def _route_state(
-    view: LogView,
-    name: str,
-    phase: Phase,
-    promises: Promises,
-    tally: Tally | None,
-    period: Period,
-    recent: RollupSums,
+    view: LogView, name: str, phase: Phase, promises: Promises, tally: Tally | None, period: Period, recent: RollupSums
 ) -> RouteState:
     sums = period.total.sums
     route, report = view.settings.routes.get(name), newest_event(view.connection, RouteForecast, route=name)

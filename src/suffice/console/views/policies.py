@@ -73,9 +73,7 @@ def policy_of(
     serving = read_serving_version(rollouts, name, own) if route.policy else ""
     published = [
         PublicationRow(
-            at_s=stored.at_s,
-            publication=stored.event,
-            active=now is not None and stored.event.number == now.number,
+            at_s=stored.at_s, publication=stored.event, active=now is not None and stored.event.number == now.number
         )
         for stored in decisions_of(view.connection, name, MOST_DECISIONS)
         if isinstance(stored.event, Publication)
@@ -126,10 +124,7 @@ def view_assessment(view: ViewContext) -> RolloutAssessment:
         raise UnknownNameError(f"rollout: none runs on {name[:80]!r}")
     state = view.services.assess(name, run)
     return RolloutAssessment(
-        word=state.word,
-        why=state.ends or state.broken,
-        missing=state.missing,
-        readings=state.readings,
+        word=state.word, why=state.ends or state.broken, missing=state.missing, readings=state.readings
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.agent.plan import describe_class_plan, describe_plan
+from suffice.agent.plan import AgentPlan, describe_class_plan, describe_plan
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
@@ -31,7 +31,7 @@ from suffice.store.routes.deployments import RouteDeployment, decisions_of, read
 from suffice.store.routes.period import PeriodFigures, period_figures
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event, ProposedVersion, kind_of
-from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200
 MOST_LOOKS: Final = 120  # of `monitor`, for the chart of the EM drop over time
@@ -243,10 +243,7 @@ def _thresholds(log: LogReader, decisions: Sequence[StoredEvent]) -> tuple[float
 
 
 def _breakdown(
-    view: ViewContext,
-    state: RouteState,
-    by: Literal["query_class", "version"],
-    report: RouteForecast | None,
+    view: ViewContext, state: RouteState, by: Literal["query_class", "version"], report: RouteForecast | None
 ) -> tuple[RouteBreakdown, ...]:
     window, scope = view.window, view.scope
     rows = rollups.read_rollups(

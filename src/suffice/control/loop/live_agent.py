@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent, RegretLog
-from suffice.agent.plan import AGENT, FULL, alternatives, describe_ceiling
+from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, PlannedDraw, alternatives, describe_ceiling
 from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED, spent_tokens
 from suffice.control.evidence.audits import Audit
@@ -22,7 +22,7 @@ from suffice.learn.certifier import Certifier
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.types import AgentPlan, ClassPlan, Outcome, PlannedDraw, Request
+from suffice.types import Outcome, Request
 
 MOST_CLASSES: Final = 16  # that get a plan of their own: the first ones
 MONTH_S: Final = 30 * 86_400.0

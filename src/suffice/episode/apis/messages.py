@@ -7,14 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from suffice.episode.apis.events import (
-    ApiFormat,
-    Block,
-    NativeEvents,
-    call_chunk,
-    delta_chunk,
-    event_frame,
-)
+from suffice.episode.apis.events import ApiFormat, Block, NativeEvents, call_chunk, delta_chunk, event_frame
 from suffice.episode.chain_reader import StreamState
 from suffice.types import Usage
 from suffice.upstream.wire import Choice, Chunk, Frame, encode_json, items_in, within

@@ -24,14 +24,7 @@ from suffice.extras import how_to_install
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, QueryColumns, stops_of
-from suffice.replay.study.policies import (
-    LEARNED,
-    Size,
-    draw_spec,
-    list_first_tries,
-    list_policies,
-    list_searched_folds,
-)
+from suffice.replay.study.policies import LEARNED, Size, draw_spec, list_first_tries, list_policies, list_searched_folds
 from suffice.replay.study.runs import Runs, find_first_stops, read_runs
 from suffice.replay.study.scores import (
     CLASS_COLUMN,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
+from suffice.agent.plan import AgentPlan
 from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.assurance.forecast_grades import Of
 from suffice.review.holds import Incident, IncidentDecision
@@ -27,7 +28,7 @@ from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
 from suffice.store.rows.preferences import RuleAlert
-from suffice.types import AgentPlan, Alarm, Epoch, Pause, Publication, Resumption
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
 MOST_TEXT: Final = 600  # characters of a sentence

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.agent.plan import describe_class_plan
+from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.formatting import format_time
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
@@ -19,7 +19,7 @@ from suffice.store.database.views import LogReader, LogSource, decoded, find_eve
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert
-from suffice.types import AgentPlan, Epoch, Pause, Publication, Resumption
+from suffice.types import Epoch, Pause, Publication, Resumption
 
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
+from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, fleet_sentence
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
@@ -19,7 +20,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
 from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
-from suffice.types import AgentPlan, Alarm, BudgetAccount, Epoch, Pause, Publication, Request, Resumption
+from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Request, Resumption
 
 S = TypeVar("S")
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Alert, ForecastAction, RouteForecast
@@ -27,7 +28,6 @@ from suffice.rollout.stages import State, Transition
 from suffice.store.rows.compact import struct_like
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, SavedView
 from suffice.types import (
-    AgentPlan,
     Alarm,
     Epoch,
     Feedback,
