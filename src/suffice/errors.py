@@ -49,8 +49,8 @@ class BadRequest(SufficeError):
 
 
 class TooLarge(BadRequest):
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message, status=413, param=param, code="too_large")
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=413, code="too_large")
 
 
 class OverloadError(BadRequest):

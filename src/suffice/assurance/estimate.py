@@ -256,13 +256,13 @@ def _rate(tally: Tally, name: str, confidence: float) -> IntervalEstimate | None
     if n < 0.5:
         return None
     value = min(1.0, max(0.0, true / weights))
-    return _anytime(value, round(n), confidence, worth=weights * weights / squares, low=0.0)
+    return _anytime(value, round(n), confidence, worth=weights * weights / squares)
 
 
-def _anytime(value: float, n: int, confidence: float, *, worth: float, low: float) -> IntervalEstimate:
-    """`worth` is the effective sample size of values in [low, 1]."""
+def _anytime(value: float, n: int, confidence: float, *, worth: float) -> IntervalEstimate:
+    """`worth` is the effective sample size of values in [0, 1]."""
     alike = abs(worth - n) < 1e-6 * n
-    interval = mean_interval(value, n if alike else max(1, int(worth)), confidence, low=low)
+    interval = mean_interval(value, n if alike else max(1, int(worth)), confidence)
     return IntervalEstimate(
         value=value,
         low=interval.low,

@@ -12,8 +12,7 @@ from typing import Any
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.doctor.experiments import EXPERIMENTS, Experiment, reachable
 from suffice.doctor.session import Refusal, Result, ServerSession
-from suffice.errors import ConfigError, UpstreamError
-from suffice.files import json_object
+from suffice.errors import UpstreamError
 from suffice.scoring.base import Scorer
 from suffice.settings import Driver
 from suffice.types import Episode, Finding, Findings, RouteFindings
@@ -22,7 +21,6 @@ from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_ver
 
 # ---- Examines a route: whether the answers of its full runs can be read, and how often the model agrees with itself
 
-SENT_FIELDS = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "chat_template_kwargs")
 CAP = 4_096  # tokens of a live run whose question sets no cap
 
 
@@ -68,24 +66,6 @@ def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
         else:
             waiting[key].append(answer)
     return counts
-
-
-def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Parse JSON lines with `question` or `messages`, and sampling fields. Raise ConfigError with the line."""
-    bodies = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item = json_object(line, f"{where}:{number}")
-        question, messages = item.get("question"), item.get("messages")
-        if isinstance(question, str):
-            messages = [{"role": "user", "content": question}]
-        if not isinstance(messages, list) or not messages:
-            raise ConfigError(f'{where}:{number}: has no question; need {{"question": "…"}} or messages')
-        bodies.append({"messages": messages, **{k: item[k] for k in SENT_FIELDS if k in item}})
-    if not bodies:
-        raise ConfigError(f"{where}: contains no questions")
-    return bodies
 
 
 async def run_live(

@@ -6,15 +6,15 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from suffice.doctor.examine import read_route_questions
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
+from suffice.files import json_object
 from suffice.model.artefact import StopModel, load_model
 from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
@@ -36,6 +36,14 @@ MOST_SETTINGS_BYTES: Final = 2**20
 MOST_PARTS: Final = 40  # of a dotted key, which costs memory in the square of its parts
 # Possessive: linear time.
 _LONG_KEY: Final = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}""")
+SENT_FIELDS: Final[tuple[str, ...]] = (
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "chat_template_kwargs",
+)
 MOST_DEEP: Final = 24  # nested tables and lists in which models are looked for: eight policies
 
 
@@ -276,6 +284,24 @@ def condition(settings: Settings, *, checks: bool = True) -> tuple[str, ...]:
         routes=settings.routes,
         checks=checks,
     )
+
+
+def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
+    """Parse JSON lines with `question` or `messages`, and sampling fields. Raise ConfigError with the line."""
+    bodies = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        item = json_object(line, f"{where}:{number}")
+        question, messages = item.get("question"), item.get("messages")
+        if isinstance(question, str):
+            messages = [{"role": "user", "content": question}]
+        if not isinstance(messages, list) or not messages:
+            raise ConfigError(f'{where}:{number}: has no question; need {{"question": "…"}} or messages')
+        bodies.append({"messages": messages, **{k: item[k] for k in SENT_FIELDS if k in item}})
+    if not bodies:
+        raise ConfigError(f"{where}: contains no questions")
+    return bodies
 
 
 def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:

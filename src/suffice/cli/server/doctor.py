@@ -31,7 +31,6 @@ from suffice.doctor.examine import (
     as_findings,
     examine,
     from_log,
-    read_route_questions,
     recommend,
     run_live,
 )
@@ -47,6 +46,7 @@ from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import driver_facts, honoured, url_key
+from suffice.wiring.files import read_route_questions
 from suffice.wiring.keys import api_key, create_id, deployment_salt
 from suffice.wiring.routes import build_route, read_evidence
 from suffice.wiring.startup import open_log
