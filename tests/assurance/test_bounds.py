@@ -15,6 +15,7 @@ from suffice.assurance.bounds import (
     mixture_bound,
     wilson,
 )
+from tests.drawn import examples
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_the_exact_bound_has_its_published_values(k: int, n: int, upper: float) 
 
 @pytest.mark.slow
 @given(n=st.integers(1, 200_000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.999]))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_rates_lie_in_their_intervals_and_both_sides_mirror(n: int, share: float, confidence: float) -> None:
     k = round(share * n)
     for bound in (wilson, exact_binomial):

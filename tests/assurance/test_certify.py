@@ -25,6 +25,7 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
+from tests.drawn import examples
 
 LIMIT: Final = log(20)
 outcomes = arrays(np.int8, st.tuples(st.integers(0, 60), st.just(4)), elements=st.integers(-1, 1))
@@ -71,7 +72,7 @@ def test_so_many_audits_without_a_loss_are_enough(max_em_drop: float, n: int, un
 
 
 @given(gained=n_audits, same=n_audits, lost=n_audits, max_em_drop=budgets)
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_the_wealth_is_the_mean_of_what_each_bet_makes_audit_by_audit(
     gained: int, same: int, lost: int, max_em_drop: float
 ) -> None:
@@ -81,7 +82,7 @@ def test_the_wealth_is_the_mean_of_what_each_bet_makes_audit_by_audit(
 
 
 @given(gained=n_audits, same=n_audits, lost=n_audits, max_em_drop=budgets)
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_a_loss_lowers_the_wealth_and_everything_else_raises_it(
     gained: int, same: int, lost: int, max_em_drop: float
 ) -> None:
@@ -94,7 +95,7 @@ def test_a_loss_lowers_the_wealth_and_everything_else_raises_it(
 
 
 @given(same=st.integers(1, 3_000), lost=st.integers(0, 40), max_em_drop=budgets)
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_no_bet_makes_more_than_the_best_one_in_hindsight(same: int, lost: int, max_em_drop: float) -> None:
     n = same + lost
     rate = lost / n
@@ -107,7 +108,7 @@ def test_no_bet_makes_more_than_the_best_one_in_hindsight(same: int, lost: int, 
 
 
 @given(z=outcomes, split=st.integers(0, 60), seed=st.integers(0, 1_000))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_counts_merge_by_addition_and_no_order_changes_a_bit(z: NDArray[np.int8], split: int, seed: int) -> None:
     whole, first, second = count_outcomes(z), count_outcomes(z[:split]), count_outcomes(z[split:])
     shuffled = np.random.default_rng(seed).permutation(z)
@@ -130,14 +131,14 @@ def test_the_drop_of_nothing_is_not_a_number_and_passes_nothing() -> None:
 
 
 @given(z=outcomes, max_em_drop=budgets)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_where_all_shares_are_alike_weights_change_nothing(z: NDArray[np.int8], max_em_drop: float) -> None:
     weighted = weighted_log_wealth(z, np.ones(len(z)), max_em_drop=max_em_drop)
     assert weighted == pytest.approx(log_wealth(count_outcomes(z), max_em_drop=max_em_drop), abs=1e-9)
 
 
 @given(z=outcomes, seed=st.integers(0, 1_000), max_em_drop=budgets)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_the_weighted_wealth_is_the_product_over_audits_in_whatever_order(
     z: NDArray[np.int8], seed: int, max_em_drop: float
 ) -> None:
@@ -152,7 +153,7 @@ def test_the_weighted_wealth_is_the_product_over_audits_in_whatever_order(
 
 
 @given(p=st.lists(st.floats(0, 1), min_size=3, max_size=3), weight=st.floats(0.01, 1.0), max_em_drop=budgets)
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_an_audit_that_loses_the_budget_on_average_makes_nothing_on_average_at_any_weight(
     p: list[float], weight: float, max_em_drop: float
 ) -> None:
@@ -179,7 +180,7 @@ def test_each_level_has_its_own_budget_and_one_that_has_none_left_never_passes()
 
 
 @given(log_es=st.lists(st.floats(-50, 50), min_size=1, max_size=41), delta=st.floats(0.001, 0.5))
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=examples(100))
 def test_levels_pass_in_order_from_the_safe_end(log_es: list[float], delta: float) -> None:
     level = certified_level(np.array(log_es), delta=delta)
     assert all(log_e >= log(1 / delta) for log_e in log_es[1 : level + 1])
@@ -211,7 +212,7 @@ def proved_drop(gained: int, same: int, lost: int) -> float | None:
 
 
 @given(gained=st.integers(0, 50), same=st.integers(0, 3_000), lost=st.integers(0, 50))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_the_smallest_proved_drop_is_where_the_certificate_begins_to_pass(gained: int, same: int, lost: int) -> None:
     proved = proved_drop(gained, same, lost)
     if proved is None:

@@ -19,6 +19,7 @@ from suffice.assurance.drift import (
     ShiryaevRoberts,
     find_changes,
 )
+from tests.drawn import examples
 
 BEFORE = Fingerprint(model="m-7b", system_fingerprint="fp_1", sampling="t=0.6")
 PARTS = [field.name for field in fields(Fingerprint)]
@@ -124,7 +125,7 @@ def test_a_batch_that_cannot_be_compared_is_refused_and_changes_nothing(bad: NDA
 
 @pytest.mark.no_cover
 @given(z=st.lists(st.sampled_from([-1, 0, 0, 0, 1]), max_size=30), eps=st.sampled_from([0.005, 0.02, 0.1]))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_the_detector_sums_the_wealth_of_bets_begun_at_every_audit(z: list[int], eps: float) -> None:
     detector = ShiryaevRoberts(eps)
     for outcome in z:

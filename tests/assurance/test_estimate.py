@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from suffice.assurance.estimate import MIN_AUDITS, RouteReport, report_of
 from suffice.assurance.runs import Tally, current_label, measure_run
 from suffice.assurance.sampling import UnloggedRequests
-from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
+from suffice.types import Episode, Feedback, Outcome, Overhead, StepRecord, UpstreamCall, Usage
 from tests.assurance.reports import estimate_route
+from tests.drawn import examples
+from tests.records import plain_request
 
 _numbers = itertools.count()
 
@@ -45,22 +47,7 @@ def said(seq: int = 1, **fields: Any) -> Label:
 def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | None = 100, **outcome: Any) -> Labelled:
     """One run; without arguments a governed, finished, unlabelled run in observe."""
     name = f"e{next(_numbers)}"
-    asked: dict[str, Any] = {
-        "episode_id": name,
-        "route": "math",
-        "kind": "reasoning",
-        "mode": "observe",
-        "model": "m",
-        "stream": False,
-        "n_samples": 1,
-        "audit": False,
-        "propensity": 0.9,
-        "policy_version": "v1",
-        "certified": True,
-        "question_key": name,
-        "ungoverned": None,
-        "received_at_s": 0.0,
-    }
+    asked = {"route": "math", "propensity": 0.9, "policy_version": "v1", "certified": True, "question_key": name}
     usage = None if n_tokens is None else Usage(prompt_tokens=50, completion_tokens=n_tokens)
     happened: dict[str, Any] = {
         "episode_id": name,
@@ -70,7 +57,7 @@ def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | N
         "response_id": None,
         "usage": usage,
     }
-    episode = Episode(request=Request(**(asked | (request or {}))), outcome=Outcome(**(happened | outcome)))
+    episode = Episode(request=plain_request(name, **asked | (request or {})), outcome=Outcome(**(happened | outcome)))
     return Labelled(episode, labels)
 
 
@@ -190,7 +177,7 @@ LABELS = [said(1, correct=False), said(2, gold="4"), said(3, thumbs="down"), sai
 
 
 @given(order=st.permutations(LABELS))
-@settings(max_examples=24, derandomize=True, deadline=None)
+@settings(max_examples=examples(24))
 def test_the_last_label_received_wins_and_a_thumb_is_no_label(order: list[Label]) -> None:
     label = current_label(order)
     assert label is not None
@@ -318,7 +305,7 @@ labelled_runs = st.builds(
 
 
 @given(episodes=st.lists(labelled_runs, min_size=1, max_size=12))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_the_drop_never_exceeds_the_disagreement(episodes: list[Labelled]) -> None:
     found = report(episodes).measured
     assert found.em_drop is not None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.load_level import RETRY_AFTER_S, Fallback, admission, even_loads, safer_level, shed_share
 from suffice.settings import OnFallback
+from tests.drawn import examples
 
 
 def fallback(on_fallback: OnFallback, capacity: float | None = 2.0, *, level: int = 10, loads: int = 0) -> Fallback:
@@ -24,7 +25,7 @@ capacities = st.floats(0.2, 10)
 
 
 @given(ratio=ratios, capacity=capacities)
-@hypothesis_settings(max_examples=60, derandomize=True, deadline=None)
+@hypothesis_settings(max_examples=examples(60))
 def test_what_remains_of_new_requests_in_full_fits_the_capacity_and_no_more_is_turned_away(
     ratio: float, capacity: float
 ) -> None:
@@ -58,7 +59,7 @@ def test_lots_turn_away_the_share_and_spread_who_comes_again(ratio: float, capac
     queue=st.none() | st.floats(0, 5),
     point=st.floats(0, 1, exclude_max=True),
 )
-@hypothesis_settings(max_examples=150, derandomize=True, deadline=None)
+@hypothesis_settings(max_examples=examples(150))
 def test_availability_turns_nobody_away_and_acts_only_on_a_safer_level_that_says_it_is_not_certified(
     ratio: float, capacity: float | None, level: int, loads: int, queue: float | None, point: float
 ) -> None:

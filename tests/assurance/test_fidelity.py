@@ -23,10 +23,11 @@ from suffice.assurance.fidelity import (
     bound_fidelity,
     budget_left,
 )
+from tests.drawn import examples
 
 
 @given(n=st.integers(1, 3_000), part=st.floats(0, 1), confidence=st.sampled_from([0.9, 0.99]))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_a_bound_is_above_the_rate_and_costs_more_if_it_may_be_watched(n: int, part: float, confidence: float) -> None:
     k = round(part * n)
     once, always = (bound_fidelity(k, n, confidence=confidence, anytime=anytime) for anytime in (False, True))
@@ -185,7 +186,7 @@ def test_bands_cut_the_levels_of_a_version_evenly() -> None:
 
 
 @given(n_levels=st.integers(2, 60), data=st.data())
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=examples(50))
 def test_every_level_is_charged_what_its_band_has_seen(n_levels: int, data: st.DataObject) -> None:
     level = data.draw(st.integers(1, n_levels - 1))
     fidelity = noted(FinishFidelity(n_levels, window=20), level, [True] * 3 + [False] * 17)

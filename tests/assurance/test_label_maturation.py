@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.labels import AHEAD, count_losses, find_first_disagreements
+from tests.drawn import examples
 
 # Of one audit at levels 0, 1, 2, 3: it agrees at level 1 and disagrees above, where it lost, and lost nothing.
 Z = [0, 0, 1, 0]
@@ -91,7 +92,7 @@ def test_label_free_a_difference_is_a_loss_whatever_a_label_says() -> None:
 
 
 @given(known=any_audits())
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_an_audit_never_counts_as_less_than_it_lost(known: Known) -> None:
     now, label_free = known.losses(), known.losses(label_free=True)
     assert (known.with_labels.losses() <= now).all()
@@ -102,7 +103,7 @@ def test_an_audit_never_counts_as_less_than_it_lost(known: Known) -> None:
 
 
 @given(known=any_audits(), seed=st.integers(0, 1_000), max_em_drop=st.sampled_from([0.02, 0.2]))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_a_label_that_comes_late_only_helps_and_the_order_of_audits_says_nothing(
     known: Known, seed: int, max_em_drop: float
 ) -> None:
@@ -123,7 +124,7 @@ def test_only_levels_in_play_are_worth_a_label_and_the_safest_is_named() -> None
 
 
 @given(known=any_audits(), deployed=st.integers(0, 5))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_no_label_but_those_asked_for_would_change_a_level_in_play(known: Known, deployed: int) -> None:
     in_play = slice(0, deployed + AHEAD + 1)
     asked = find_first_disagreements(known.disagrees, deployed=deployed) > 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.labels import RANKS, TRUSTED, TrustedLabel, harden, resolve_labels
+from tests.drawn import examples
 
 WINDOW = frozenset(f"a{i}" for i in range(12))
 
@@ -55,7 +56,7 @@ def stood(*labels: TrustedLabel, max_share: float = 1.0) -> dict[str, Hashable]:
 
 
 @given(log=logs(), max_share=shares, data=st.data())
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_doubled_late_and_reordered_words_leave_the_same_state(
     log: list[TrustedLabel], max_share: float, data: st.DataObject
 ) -> None:
@@ -94,7 +95,7 @@ def test_voices_of_equal_trust_that_contradict_each_other_leave_no_verdict() -> 
 
 
 @given(log=logs(), max_share=shares)
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(
     log: list[TrustedLabel], max_share: float
 ) -> None:
@@ -140,7 +141,7 @@ def attacks(draw: st.DrawFn) -> tuple[list[TrustedLabel], list[TrustedLabel]]:
 
 @pytest.mark.no_cover
 @given(attack=attacks(), max_share=shares)
-@settings(max_examples=120, derandomize=True, deadline=None)
+@settings(max_examples=examples(120))
 def test_a_liar_decides_at_most_its_share_and_two_liars_twice_that(
     attack: tuple[list[TrustedLabel], list[TrustedLabel]], max_share: float
 ) -> None:
@@ -187,7 +188,7 @@ three = st.integers(0, 40)
 
 
 @given(gained=three, same=three, lost=three, raised=st.lists(st.sampled_from([(-1, 0), (-1, 1), (0, 1)]), max_size=6))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_hardened_counts_prove_nothing_that_the_truth_does_not(
     gained: int, same: int, lost: int, raised: list[tuple[int, int]]
 ) -> None:

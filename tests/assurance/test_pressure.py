@@ -23,6 +23,7 @@ from suffice.assurance.load_level import (
     update_pressure,
 )
 from suffice.settings import Pressure
+from tests.drawn import examples
 
 TARGETS = Pressure(queue=1.0, operating_point=0.6, slack_point=0.2)
 STANCES: tuple[Stance, ...] = ("slack", "usual", "spike")
@@ -66,7 +67,7 @@ loads = st.none() | st.floats(0, 10) | st.sampled_from([0.29, 0.31, 0.59, 0.61, 
 
 
 @given(told=st.lists(st.tuples(st.floats(0, 40), loads, st.integers(0, 40)), max_size=120))
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=examples(150))
 def test_whatever_is_measured_the_level_is_certified_and_moves_are_rare(
     told: list[tuple[float, float | None, int]],
 ) -> None:
@@ -81,7 +82,7 @@ def test_whatever_is_measured_the_level_is_certified_and_moves_are_rare(
 
 
 @given(certified=st.integers(0, 60), point=st.floats(0, 1), slack=st.floats(0, 1))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_slack_is_safer_than_usual_and_a_spike_goes_all_the_way(certified: int, point: float, slack: float) -> None:
     targets = Pressure(queue=1.0, operating_point=point, slack_point=min(point, slack))
     levels = [level_of(stance, targets, certified=certified) for stance in STANCES]

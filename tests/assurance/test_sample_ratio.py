@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.sampling import LOG_ALARM, Draws, count_draws, find_sample_ratio_mismatch, log_sample_ratio
 from suffice.rollout.assign import assign_audit
+from tests.drawn import examples
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])
 rows = st.lists(st.tuples(shares, st.integers(0, 500), st.floats(0, 1)), max_size=5, unique_by=lambda row: row[0])
@@ -54,7 +55,7 @@ def test_a_sampler_that_loses_audits_is_found_and_told() -> None:
 
 
 @given(a=some_draws, b=some_draws, c=some_draws)
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60))
 def test_draws_of_replicas_add_up_in_any_order(a: Draws, b: Draws, c: Draws) -> None:
     assert a + b == b + a
     assert (a + b) + c == a + (b + c)
@@ -63,7 +64,7 @@ def test_draws_of_replicas_add_up_in_any_order(a: Draws, b: Draws, c: Draws) -> 
 
 
 @given(seed=st.integers(0, 500), cut=st.integers(0, 300))
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=examples(20))
 def test_counting_in_batches_and_in_any_order_is_counting_at_once(seed: int, cut: int) -> None:
     rng = np.random.default_rng(seed)
     share = rng.choice([0.0, 0.05, 0.1, 1.0], 300)
@@ -78,7 +79,7 @@ def test_counting_in_batches_and_in_any_order_is_counting_at_once(seed: int, cut
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=examples(30))
 def test_the_evidence_is_a_bet_on_each_lot_in_turn_each_share_on_its_own(seed: int) -> None:
     # Prequential: the alternative predicts each lot from those before it at the same share.
     rng = np.random.default_rng(seed)

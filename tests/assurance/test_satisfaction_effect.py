@@ -18,6 +18,7 @@ from suffice.assurance.satisfaction import (
     SatisfactionEffect,
     estimate_satisfaction,
 )
+from tests.drawn import examples
 
 SATISFACTION = Measure(name="satisfaction")
 SHARE = 0.1
@@ -219,7 +220,7 @@ SOURCES = st.sampled_from(["a", "b", "c"])
 
 
 @pytest.mark.no_cover
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject) -> None:
     n_runs = data.draw(st.integers(2, 12))

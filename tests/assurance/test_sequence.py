@@ -30,6 +30,7 @@ from suffice.assurance.bounds import (
     watch,
     watch_pairs,
 )
+from tests.drawn import examples
 
 # The reference data of ASSURANCE.md §8.8.
 X = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0] * 10, dtype=np.float64)
@@ -61,7 +62,7 @@ def test_the_incomplete_gamma_function_has_its_closed_forms(x: float) -> None:
 
 
 @given(a=st.floats(0.05, 5_000), nearness=st.floats(0.3, 3.0))
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_series_and_fraction_agree_by_the_recurrence(a: float, nearness: float) -> None:
     x = a * nearness
     # gamma(a + 1, x) = a gamma(a, x) - x^a e^-x: the two sides are often on different branches.
@@ -72,7 +73,7 @@ def test_series_and_fraction_agree_by_the_recurrence(a: float, nearness: float) 
 
 
 @given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.0, 1.0]), min_size=1, max_size=60))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_values_one_by_one_add_up_to_the_whole(values: list[float]) -> None:
     whole = watch(np.array(values), low=-1)
     assert whole.n == len(values)

@@ -22,6 +22,7 @@ from suffice.assurance.certify import (
     restart_share,
     window_audits,
 )
+from tests.drawn import examples
 
 SHARES = st.sampled_from([0.0, 0.01, 0.05, 0.0501, 0.1, 0.3, 0.5, 1.0])
 changes_of_share = st.lists(st.tuples(st.integers(1, 500), SHARES), min_size=1, max_size=12)
@@ -61,7 +62,7 @@ def test_a_window_is_as_long_as_the_budget_is_small() -> None:
 
 @pytest.mark.no_cover
 @given(changes=changes_of_share)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_every_request_of_a_window_was_audited_at_its_share_or_more(changes: list[tuple[int, float]]) -> None:
     windows, said = noted(changes)
     at = np.arange(said[0][0], said[-1][0] + 50)
@@ -77,7 +78,7 @@ def test_every_request_of_a_window_was_audited_at_its_share_or_more(changes: lis
 
 
 @given(changes=changes_of_share)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_an_open_window_weighs_audits_of_now_at_more_than_half_and_its_share_is_one_that_was_in_force(
     changes: list[tuple[int, float]],
 ) -> None:
@@ -126,7 +127,7 @@ def test_what_is_no_share_is_refused(share: float) -> None:
 
 
 @given(changes=changes_of_share)
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_what_an_epoch_writes_down_is_read_back(changes: list[tuple[int, float]]) -> None:
     windows, _ = noted(changes)
     assert read_windows(windows.plain()).known == windows.known
@@ -136,7 +137,7 @@ def test_what_an_epoch_writes_down_is_read_back(changes: list[tuple[int, float]]
 
 
 @given(changes=changes_of_share, wanted=st.integers(1, 300), seed=st.integers(0, 1_000))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start_with_half_more(
     changes: list[tuple[int, float]], wanted: int, seed: int
 ) -> None:
@@ -168,7 +169,7 @@ def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start
 
 
 @given(changes=changes_of_share, wanted=st.integers(1, 300), seed=st.integers(0, 1_000))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_the_order_in_which_audits_return_says_nothing(
     changes: list[tuple[int, float]], wanted: int, seed: int
 ) -> None:
@@ -203,7 +204,7 @@ def test_delta_is_earned_by_traffic() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 60_000), min_size=1, max_size=40), longest=st.integers(200, 40_000))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_what_restarts_put_at_risk_is_no_more_than_the_requests_that_paid_for_it(
     lengths: list[int], longest: int
 ) -> None:

@@ -25,9 +25,10 @@ from suffice.rollout.evidence import GuardrailValue, RolloutEvidence, Rules, Uni
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackEvent
-from suffice.types import Feedback, Outcome, Request
+from suffice.types import Feedback, Outcome
 from suffice_testing import FakeUpstream, ScriptedThought
 from tests.gateway_process import GatewayProcess
+from tests.records import plain_request
 
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("wait\n", "5")]
 ROUTE: dict[str, Any] = {
@@ -148,22 +149,7 @@ def test_a_label_of_an_unkept_run_says_what_the_gateway_saw_and_not_what_its_sen
 # ---- what is remembered, without a gateway --------------------------------------------------------
 
 SETTINGS = parse_settings({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": ROUTE}})
-REQUEST = Request(
-    episode_id="e",
-    route="r",
-    kind="reasoning",
-    mode="enforce",
-    model="m",
-    stream=False,
-    n_samples=1,
-    audit=False,
-    propensity=1.0,
-    policy_version="v",
-    certified=False,
-    question_key="",
-    ungoverned=None,
-    received_at_s=0.0,
-)
+REQUEST = plain_request("e", mode="enforce")
 
 
 def ended(sampling: LogSampler, name: str, *, response: str | None = None, answer: str = "5", **changes: Any) -> None:

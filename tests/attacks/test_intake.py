@@ -40,6 +40,7 @@ class Answer:
 def serving(folder: Path, url: str, **server: object) -> contextlib.AbstractContextManager[GatewayProcess]:
     settings = {
         "server": server,
+        "control": {"enabled": False},
         "upstreams": {"up": {"url": url}},
         "routes": {
             "samples": {

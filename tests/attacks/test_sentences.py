@@ -21,9 +21,10 @@ from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import RouteDeployment, phase_of
 from suffice.store.rows.events import Event
-from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
+from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption, Usage
 from suffice.types import Outcome as Ended
 from suffice.wiring.keys import kill_file
+from tests.records import plain_request
 
 OWN: dict[str, Any] = {"policy": {"policy": "stable-answer"}}
 RISKY: dict[str, Any] = {**OWN, "uncertified": True}
@@ -80,22 +81,7 @@ def run(
     number: int, *, mode: Any = "enforce", audit: bool = False, tokens: int = 100, stopped: bool = False
 ) -> list[Event]:
     name = f"ep{number}"
-    request = Request(
-        episode_id=name,
-        route="r",
-        kind="reasoning",
-        mode=mode,
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=audit,
-        propensity=0.5,
-        policy_version="v",
-        certified=False,
-        question_key=name,
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    request = plain_request(name, mode=mode, audit=audit, propensity=0.5, question_key=name)
     ended = Ended(
         episode_id=name,
         end_reason="stopped" if stopped else "done",

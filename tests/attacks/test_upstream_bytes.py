@@ -224,6 +224,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         threading.Thread(target=server.serve_forever, daemon=True).start()
         route: dict[str, Any] = {"upstream": "up", "mode": "observe"}
         settings = {
+            "control": {"enabled": False},
             "upstreams": {"up": {"url": f"http://127.0.0.1:{server.server_address[1]}", "retries": 0}},
             "routes": {
                 "samples": {

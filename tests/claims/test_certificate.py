@@ -18,6 +18,7 @@ from scipy.special import xlogy
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, count_outcomes, log_wealth
 from suffice.assurance.labels import count_losses
 from suffice.scoring.base import build_scorer
+from tests.drawn import examples
 
 MAX_EM_DROP: Final = 0.02
 DELTA: Final = 0.05
@@ -189,7 +190,7 @@ def replayed(
 
 
 @given(trace=traces(), thresholds=st.lists(st.floats(0, 1), min_size=1, max_size=6))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_no_trace_loses_more_than_it_disagrees(
     trace: tuple[str, list[str], list[float], str], thresholds: list[float]
 ) -> None:
@@ -204,7 +205,7 @@ def test_no_trace_loses_more_than_it_disagrees(
 
 
 @given(seed=st.integers(0, 10_000), labelled=st.floats(0, 1))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_fewer_labels_never_certify_more(seed: int, labelled: float) -> None:
     rng = np.random.default_rng(seed)
     disagrees = rng.random((600, 1)) < np.linspace(0, 0.04, 8)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from tests.doctor.server import model
+from tests.records import plain_request
 
 from suffice.cli.main import main
 from suffice.doctor.experiments import EXPERIMENTS
 from suffice.settings import Store
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.database.writer import LogWriter
-from suffice.types import Outcome, Request
+from suffice.types import Outcome
 from suffice.upstream.drivers import honoured
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour
 from suffice_testing.reply import FakeRequest as Asked
@@ -36,23 +37,8 @@ def config(folder: Path, url: str = "http://127.0.0.1:9", more: str = "") -> Pat
 
 
 def write_run(log: LogWriter, name: str, answer: str | None, **changes: Any) -> None:
-    asked: dict[str, Any] = {
-        "episode_id": name,
-        "route": "math",
-        "kind": "reasoning",
-        "mode": "observe",
-        "model": "m",
-        "stream": False,
-        "n_samples": 1,
-        "audit": False,
-        "propensity": 1.0,
-        "policy_version": "p",
-        "certified": False,
-        "question_key": name,
-        "ungoverned": None,
-        "received_at_s": 0.0,
-    }
-    log.append(Request(**(asked | changes)))
+    asked = {"route": "math", "policy_version": "p", "question_key": name} | changes
+    log.append(plain_request(name, **asked))
     log.append(Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click import Abort
 from click.testing import CliRunner, Result
+from tests.records import plain_request
 from tests.simulators.contrib import install_contrib
 from tests.simulators.label_studio import FakeLabelStudio
 
@@ -57,22 +58,7 @@ def write(folder: Path, *events: Event, at_s: float = 1.0) -> None:
 
 def ran(number: int, *, answer: str = "4", would: str | None = "5", mode: str = "observe") -> list[Event]:
     name = f"ep_{number}"
-    request: dict[str, Any] = {
-        "episode_id": name,
-        "route": "r",
-        "kind": "reasoning",
-        "mode": mode,
-        "model": "m",
-        "stream": False,
-        "n_samples": 1,
-        "audit": False,
-        "propensity": 1.0,
-        "policy_version": "",
-        "certified": False,
-        "question_key": f"q{number}",
-        "ungoverned": None,
-        "received_at_s": 0.0,
-    }
+    request = plain_request(name, mode=mode, policy_version="", question_key=f"q{number}")
     outcome = Outcome(
         episode_id=name,
         end_reason="done",
@@ -83,7 +69,7 @@ def ran(number: int, *, answer: str = "4", would: str | None = "5", mode: str = 
         stop_step=2,
         would_answer=would,
     )
-    return [Request(**request), outcome]
+    return [request, outcome]
 
 
 @pytest.fixture

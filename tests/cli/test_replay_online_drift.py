@@ -22,7 +22,7 @@ def online(*options: object) -> Result:
     "spec", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06", "mix=largest>series:0.8@0.5"]
 )
 def test_each_drift_tells_alarms_loss_and_recovery(spec: str) -> None:
-    asked = ("--seeds", 2, "--run-time", 10, "--label-delay", "5-20", "--drift", spec)
+    asked = ("--seeds", 1, "--run-time", 10, "--label-delay", "5-20", "--drift", spec)
     (one,) = lines(online(*asked, "--json"))
     assert one["drift"] == spec
     assert one["drift_at"] == (0 if spec.startswith("turns") else one["n_requests"] // 2)

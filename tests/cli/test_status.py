@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.records import plain_request
 
 from suffice.cli.inspect.status import status
 from suffice.settings import Store
@@ -80,21 +81,14 @@ def database(tmp_path: Path) -> Path:
     write(log, "untouched", ungoverned="tools")
     write(log, "elsewhere", route="", mode="off", ungoverned="no route")
     log.append(
-        Request(
-            episode_id="running",
+        plain_request(
+            "running",
             route="math",
             kind="samples",
             mode="enforce",
-            model="m",
-            stream=False,
             n_samples=8,
-            audit=False,
             propensity=0.9,
             policy_version="beta-7",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=0.0,
         )
     )
     log.close()

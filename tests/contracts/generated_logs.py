@@ -23,13 +23,13 @@ from suffice.types import (
     Overhead,
     Pause,
     Publication,
-    Request,
     Resumption,
     Usage,
 )
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import build_route
 from tests.gateway.test_log_follower import VERSION
+from tests.records import plain_request
 
 NOW_S = 1_700_000_000.0
 _KINDS: tuple[OverrideKind, ...] = ("observe", "cap", "budget")
@@ -266,18 +266,12 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
         delivered = full if not stopped else rng.randint(50, full)
         probe, discarded = rng.choice([0, 0, 40]), rng.randint(0, 30) if stopped else 0
         known = rng.random() < 0.95
-        request = Request(
-            episode_id=episode,
+        request = plain_request(
+            episode,
             route=name,
-            kind="reasoning",
             mode=mode,
-            model="m",
-            stream=False,
-            n_samples=1,
             audit=audit,
             propensity=share if audit else 1 - share,
-            policy_version="v",
-            certified=False,
             question_key=f"q{rng.randint(0, 20)}",
             ungoverned=ungoverned,
             received_at_s=NOW_S,

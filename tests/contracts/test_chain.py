@@ -79,7 +79,7 @@ def test_only_what_happens_too_often_or_decides_nothing_is_left_out() -> None:
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=examples(8), derandomize=True, deadline=None, phases=[Phase.generate])
+@settings(max_examples=examples(8), phases=[Phase.generate])
 def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
     empty: sqlite3.Connection, kind: str, data: st.DataObject
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=examples(8), derandomize=True, deadline=None, phases=[Phase.generate])
+@settings(max_examples=examples(8), phases=[Phase.generate])
 def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
     empty: sqlite3.Connection, kind: str, data: st.DataObject
 ) -> None:

@@ -81,7 +81,7 @@ def with_future_fields(value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=examples(40), derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     assert kind_of(event).name == kind
@@ -93,7 +93,7 @@ def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=examples(20), derandomize=True, deadline=None)
+@settings(max_examples=examples(20))
 def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     later = json.dumps(with_future_fields(json.loads(encode(event))))
@@ -102,7 +102,7 @@ def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=examples(20), derandomize=True, deadline=None)
+@settings(max_examples=examples(20))
 def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     name = kind_of(event).field or "feedback"

@@ -234,8 +234,6 @@ LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6
 )
 @settings(
     max_examples=examples(25),
-    derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate],  # to shrink a failure, each step a whole gateway, takes minutes
 )

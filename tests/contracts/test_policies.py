@@ -33,7 +33,7 @@ EVERY_PARAMETER = pytest.mark.parametrize(
         for parameter in parameters_of(POLICIES[name])
     ],
 )
-PROPERTY = settings(max_examples=examples(20), derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(20))
 
 
 def with_values(seen: Signals, values: dict[str, Any]) -> Signals:

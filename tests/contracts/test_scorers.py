@@ -140,7 +140,7 @@ SPECS: dict[str, Spec] = {
     "whole, as squad": {"scorer": "whole", "compare": "squad"},
 }
 EVERY_SCORER = pytest.mark.parametrize("name", sorted(SPECS))
-PROPERTY = settings(max_examples=examples(25), derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(25))
 
 
 def scorer_of(name: str) -> Scorer:

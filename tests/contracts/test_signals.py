@@ -26,7 +26,7 @@ from tests.drawn import examples
 
 ROOT = Path(__file__).parents[2]
 EVERY_FOLD = pytest.mark.parametrize("name", sorted(FOLDS))
-PROPERTY = settings(max_examples=examples(15), derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(15))
 
 ANSWERS = st.none() | st.sampled_from(["a", "b", "c", ""]) | st.text(st.characters(), max_size=3)
 WORDS = st.sampled_from(

@@ -23,6 +23,7 @@ from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, R
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, Story, began, rows, story
 from tests.control.test_worker import decided, fill, only
+from tests.records import plain_request
 
 BUDGET = 0.05
 ROUTE = Route(upstream="up", effort="low", mode="enforce", max_em_drop=BUDGET, confidence=0.95)
@@ -52,20 +53,12 @@ def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, 
     for number in range(first, first + n):
         name, lost = f"ep_{number:05}", bool(lost_each) and number % lost_each == 0
         events += [
-            Request(
-                episode_id=name,
-                route="r",
-                kind="reasoning",
+            plain_request(
+                name,
                 mode="enforce",
-                model="m",
-                stream=False,
-                n_samples=1,
                 audit=True,
-                propensity=1.0,  # everything is audited: the sample ratio is right
                 policy_version="",
-                certified=False,
                 question_key=f"q{number}",
-                ungoverned=None,
                 received_at_s=float(number),
                 unit=f"u{number}",
             ),

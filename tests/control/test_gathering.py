@@ -22,9 +22,10 @@ from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.events import Event, RequestCount, RolloutMove
 from suffice.types import ArmDraw, Query
 from tests.control.made import label, rows, run
+from tests.drawn import examples
 
 RULES = Rules(least_stage_s=0.0, warmup_requests=3, warmup_s=0.0)
-PROPERTY = settings(max_examples=25, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(25))
 
 
 def held() -> RolloutRun:

@@ -28,6 +28,7 @@ from suffice.wiring.worker import open_worker
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.test_ratings import RATED, rated
 from tests.control.test_worker import fill, settings_for
+from tests.drawn import examples
 
 METRICS: dict[str, Any] = {
     "solved": {"type": "boolean"},
@@ -112,7 +113,7 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
     assert told["minutes"].better == "lower"
 
 
-@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
 def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -> None:
     """Any order that keeps each voice's own: before its run, long behind it, twice."""

@@ -30,10 +30,11 @@ from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.telemetry import Metrics
-from suffice.types import Outcome, Publication, Query, Request, StepRecord, Usage
+from suffice.types import Outcome, Publication, Query, StepRecord, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
+from tests.records import plain_request
 
 BUDGET = 0.04
 
@@ -192,24 +193,8 @@ def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
 def asked(number: int, rng: random.Random, p_lost: float, **changes: Any) -> Iterator[Event]:
     """One observed run of two steps, whose policy would have stopped behind the first. Harder ones take longer."""
     name, lost = f"ep_{number:05}", rng.random() < p_lost
-    request = Request(
-        episode_id=name,
-        route="r",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="p-1",
-        certified=False,
-        question_key=f"q{number}",
-        ungoverned=None,
-        received_at_s=0.0,
-        unit=f"u{number}",
-        setup="s",
-        query=Query(n_words=9),
+    request = plain_request(
+        name, policy_version="p-1", question_key=f"q{number}", unit=f"u{number}", setup="s", query=Query(n_words=9)
     )
     request = replace(request, **changes)
     steps = tuple(

@@ -21,6 +21,7 @@ from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import Event
 from suffice.types import Episode, Epoch, Feedback, LabelRequest, Outcome, Publication, StepRecord
 from tests.control.made import ROUTE, Story, began, label, rows, run, story, traffic
+from tests.drawn import examples
 
 OWN = Route(
     upstream="up",
@@ -175,7 +176,7 @@ def counted(audits: list[Audit], policy: dict[str, Any], **changes: Any) -> list
     return list(zip(runs.z[at].tolist(), runs.d[at].tolist(), runs.abandoned.tolist(), strict=True))
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 @given(seed=st.integers(0, 10_000), threshold=st.sampled_from([0.6, 0.8, 0.95, 0.99]))
 def test_it_counts_what_the_policy_would_have_answered_live(seed: int, threshold: float) -> None:
     rng, table = random.Random(seed), {"policy": "beta", "threshold": threshold}

@@ -99,7 +99,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
 
 
 @pytest.mark.slow
-@profile(max_examples=12, deadline=None)
+@profile(max_examples=12)
 @given(events=logs(), cuts=st.lists(st.integers(0, 20), max_size=2))
 def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts(
     tmp_path_factory: pytest.TempPathFactory, events: list[Event], cuts: list[int]

@@ -14,8 +14,9 @@ from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
 from suffice.settings import Route, parse_settings
 from suffice.store.rows.events import Event, FeedbackEvent
-from suffice.types import Epoch, Feedback, Outcome, Query, Request, Usage
+from suffice.types import Epoch, Feedback, Outcome, Query, Usage
 from tests.control.made import CONTROL, Story, began, rows, story
+from tests.records import plain_request
 
 ARMS = "effort=medium", "effort=low"
 ROUTE = Route(upstream="up", effort=("medium", "low"), mode="enforce", max_em_drop=0.05, confidence=0.95)
@@ -38,20 +39,12 @@ def asked_twice(
         name, arm, query_class = f"ep_{number:06}", str(rng.choice(ARMS)), str(rng.choice(classes))
         wrong, gone = rng.random() < lost.get((query_class, arm), 0.0), rng.random() < left
         usual = {ARMS[0]: 500, ARMS[1]: 200}[arm]
-        request = Request(
-            episode_id=name,
-            route="r",
-            kind="reasoning",
+        request = plain_request(
+            name,
             mode="enforce",
-            model="m",
-            stream=False,
-            n_samples=1,
             audit=True,
-            propensity=1.0,
             policy_version="",
-            certified=False,
             question_key=f"q{number}",
-            ungoverned=None,
             received_at_s=float(number),
             unit=f"u{number}",
             query=Query(query_class=query_class),

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from suffice.episode.ledger import Ledger
 from suffice.policy.base import Policy, build_policy
 from suffice.signals.observe import Observer
-from suffice.types import Episode, Kind, Outcome, Query, Request, Step, StepRecord, Usage
+from suffice.types import Episode, Kind, Outcome, Query, Step, StepRecord, Usage
 from suffice_demo.replayed_runs import replay_run
 from tests.contracts.policy_space import SIMPLE, policies
+from tests.drawn import examples
+from tests.records import plain_request
 
 NEVER = build_policy({"policy": "never"})
 BETA = build_policy({"policy": "beta"})
@@ -21,22 +23,7 @@ STABLE = build_policy({"policy": "stable-answer", "streak": 2})
 
 def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_tokens: int = 0) -> Episode:
     """A full run whose every step costs the same."""
-    request = Request(
-        episode_id="ep",
-        route="r",
-        kind=kind,
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=len(answers),
-        audit=True,
-        propensity=1.0,
-        policy_version="p",
-        certified=False,
-        question_key="q",
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    request = plain_request("ep", kind=kind, n_samples=len(answers), audit=True, policy_version="p", question_key="q")
     steps = tuple(
         StepRecord(
             index=i,
@@ -100,7 +87,7 @@ def test_a_run_without_a_natural_end_stands_for_nothing() -> None:
 ANSWERS = st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=12)
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(answers=ANSWERS, later=ANSWERS)
 def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None], later: list[str | None]) -> None:
     """Whatever follows the stop, the stop is the same: a policy in replay cannot see the future."""
@@ -138,7 +125,7 @@ LIVE = st.lists(
 ).map(lambda steps: [replace(step, index=index) for index, step in enumerate(steps, 1)])
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 @given(steps=LIVE, data=st.data())
 def test_a_run_in_the_log_is_stopped_where_it_would_have_been_stopped_live(
     steps: list[Step], data: st.DataObject

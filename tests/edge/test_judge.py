@@ -14,6 +14,7 @@ from suffice.edge import judge as judge_module
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
 from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ServerBehaviour
 from suffice_testing.prompt import cut
+from tests.drawn import examples
 
 QUESTION, ANSWER = "Who wrote Faust?", "It was Goethe."
 
@@ -147,7 +148,7 @@ def test_only_a_clear_grade_is_read(text: str, grade: float | None) -> None:
 PIECES = st.sampled_from(["Grade", ":", "1", "-", ".", "<think>", "</think>", "/", "\n"])
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.lists(st.one_of(PIECES, st.text(st.characters(), max_size=3))).map("".join))
 def test_any_reply_gives_a_grade_in_range_or_none(text: str) -> None:
     grade = read_grade(text)

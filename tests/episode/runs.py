@@ -16,27 +16,13 @@ from suffice.settings import Steps
 from suffice.types import Request
 from suffice.upstream.client import Call
 from suffice.upstream.wire import Frame
+from tests.records import plain_request
 
 
 def request(**changes: Any) -> Request:
     """A request's record."""
-    known: dict[str, Any] = {
-        "episode_id": "ep_1",
-        "route": "r",
-        "kind": "reasoning",
-        "mode": "enforce",
-        "model": "m",
-        "stream": True,
-        "n_samples": 1,
-        "audit": False,
-        "propensity": 1.0,
-        "policy_version": "p-1",
-        "certified": False,
-        "question_key": "k",
-        "ungoverned": None,
-        "received_at_s": 0.0,
-    }
-    return Request(**known | changes)
+    known = {"mode": "enforce", "stream": True, "policy_version": "p-1", "question_key": "k"}
+    return plain_request("ep_1", **known | changes)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from suffice.episode.checkpoints import Checkpoint, CheckpointGate, Proposer, ma
 from suffice.policy.base import build_policy
 from suffice.settings import Steps
 from suffice.upstream.wire import TokenLogprob
+from tests.drawn import examples
 
 WORDS = ["so", " the answer", "\n", ". ", " is 4", "!\n", " \n"]
 TOKENS = st.lists(st.sampled_from(WORDS), max_size=60)
@@ -45,14 +46,14 @@ def plain(words: Sequence[str]) -> list[Checkpoint]:
 
 
 @given(TOKENS)
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_without_a_proposer_every_checkpoint_is_a_step(words: list[str]) -> None:
     tokens = [listed(word, None) for word in words]
     assert gated(CheckpointGate(close_tag="</think>"), tokens, reads=False) == plain(words)
 
 
 @given(TOKENS, st.booleans(), st.integers(0, 3))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_joined_steps_lose_nothing_and_end_at_checkpoints(words: list[str], reads: bool, every: int) -> None:
     gate = CheckpointGate(close_tag="</think>", proposer=proposer(every=every))
     steps, points = gated(gate, [listed(word, None) for word in words], reads=reads), plain(words)
@@ -67,7 +68,7 @@ def test_joined_steps_lose_nothing_and_end_at_checkpoints(words: list[str], read
 
 
 @given(TOKENS, st.integers(1, 3))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_step_ends_where_the_proposer_would_stop_and_at_the_latest_after_so_many_checkpoints(
     words: list[str], every: int
 ) -> None:

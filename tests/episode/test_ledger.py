@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from suffice.episode.ledger import CallAccount, Ledger, ReplyState, StopState
 from suffice.types import Decision, Purpose, Signals, Step
+from tests.drawn import examples
 from tests.episode.runs import request
 
 N = st.integers(0, 500)
@@ -34,7 +35,7 @@ def accounts(draw: st.DrawFn) -> CallAccount:
 
 
 @given(st.lists(accounts(), max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_usage_and_overhead_are_the_sum_over_all_calls(calls: list[CallAccount]) -> None:
     ledger = Ledger(request(), 0.0, calls=calls)
     outcome = ledger.close(now_s=1.0, default="done")

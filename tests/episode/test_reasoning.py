@@ -16,6 +16,7 @@ from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
 from suffice.gateway.exchange import HANG_UP, WRITE_NOW, BodyDelivery, Exchange
 from suffice.settings import Steps
 from suffice.upstream.assemble import Assembler
+from tests.drawn import examples
 from tests.episode.runs import chunk, run_of
 
 DONE = b"data: [DONE]\n\n"
@@ -84,7 +85,7 @@ def has_more_than_thought(client: Any, field: str) -> bool:
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("field", FIELDS)
 @given(thought=THOUGHTS, places=st.lists(st.integers(0, 10**6), max_size=40))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
     field: str, ending: str, thought: list[str], places: list[int]
 ) -> None:
@@ -124,7 +125,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
 @pytest.mark.parametrize("boundary", ["line", "paragraph", "tokens"])
 @pytest.mark.parametrize("field", FIELDS)
 @given(thought=THOUGHTS, places=st.lists(st.integers(0, 10**6), max_size=30))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
     field: str, boundary: Any, thought: list[str], places: list[int]
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from suffice.episode.chain_reader import Segmenter, safe_cut
 from suffice.episode.checkpoints import Checkpoint
 from suffice.settings import Steps
+from tests.drawn import examples
 
 WORDS = ["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]
 TOKENS = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 4)), max_size=60)
@@ -31,7 +32,7 @@ def cut(steps: Steps, tokens: list[tuple[str, int]]) -> tuple[list[Checkpoint], 
 
 
 @given(SETTINGS, TOKENS)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_nothing_of_a_thought_is_lost_or_doubled(steps: Steps, tokens: list[tuple[str, int]]) -> None:
     points, segmenter = cut(steps, tokens)
     whole = "".join(text for text, _ in tokens)
@@ -55,7 +56,7 @@ def _running(numbers: list[int]) -> list[int]:
 
 
 @given(SETTINGS, TOKENS)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_a_step_ends_at_a_line_between_words_or_between_characters(steps: Steps, tokens: list[tuple[str, int]]) -> None:
     points, segmenter = cut(steps, tokens)
     for point in points:
@@ -67,7 +68,7 @@ def test_a_step_ends_at_a_line_between_words_or_between_characters(steps: Steps,
 
 
 @given(SETTINGS, TOKENS)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_step_is_shorter_than_its_schedule(steps: Steps, tokens: list[tuple[str, int]]) -> None:
     points, _ = cut(steps, tokens)
     need = float(steps.min_tokens)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.episode.chain_reader import ThinkTag, safe_cut
+from tests.drawn import examples
 
-few = settings(max_examples=150, derandomize=True, deadline=None)
+few = settings(max_examples=examples(150))
 
 # text, opened by the template → reasoning, answer
 MEANING = {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.signals.folds.answers import Votes
 from suffice.types import Step
+from tests.drawn import examples
 
 ANSWERS = st.lists(st.none() | st.sampled_from("abcd"), min_size=1, max_size=20)
 
@@ -72,7 +73,7 @@ def test_a_vote_is_decided_exactly_when_no_completion_changes_what_is_delivered(
 LONG = st.lists(st.none() | st.sampled_from("aaabbc"), min_size=1, max_size=40)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(answers=LONG, others=st.lists(st.none() | st.sampled_from("abcd"), max_size=40))
 def test_whatever_comes_behind_the_deciding_sample_the_winner_and_its_text_stay(
     answers: list[str | None], others: list[str | None]

@@ -22,11 +22,12 @@ from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
 from suffice.types import Episode
 from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
+from tests.drawn import examples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW, STEPS, drawn
 
-PROPERTY = settings(max_examples=300, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(300))
 TEXT = st.text(st.sampled_from("ab1:-\x00"), max_size=4)
 WINDOW_S = 600.0
 RETRIES = {"server": {"retry_window_s": WINDOW_S}}

@@ -33,6 +33,7 @@ from suffice_testing import Reply
 from suffice_testing.prompt import cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
+from tests.records import plain_request
 
 N_CHUNKS = 2_000
 POLICY = {"policy": "stable-answer", "streak": 1_000, "no_hedges": True}
@@ -98,22 +99,7 @@ class Client:
 
 
 def request() -> Request:
-    return Request(
-        episode_id="e",
-        route="r",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=True,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    return plain_request("e", stream=True)
 
 
 def named(event: dict[str, Any]) -> bytes:

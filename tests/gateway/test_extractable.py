@@ -14,11 +14,12 @@ from suffice.gateway.route import ungoverned
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event
-from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
+from suffice.types import Finding, Findings, Outcome, RouteFindings
 from suffice.upstream.drivers import url_key
 from suffice.wiring.routes import StartupEvidence, build_route, evidence_warnings, read_evidence
 from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
+from tests.records import plain_request
 
 STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]
 SLOW = ScriptedThought(STEPS, "4", reply=Reply(delay_s=0.005))  # probes have time to answer before the thought ends
@@ -54,22 +55,7 @@ def write(folder: Path, *events: Event) -> None:
 
 def full_run(name: str, answer: str | None, **changes: Any) -> tuple[Event, Event]:
     """A full run of the route, with the request's fields changed."""
-    request = Request(
-        episode_id=name,
-        route="math",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="p",
-        certified=False,
-        question_key=name,
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    request = plain_request(name, route="math", policy_version="p", question_key=name)
     outcome = Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
     stopped = changes.pop("stopped", False)
     return (

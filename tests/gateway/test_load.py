@@ -28,6 +28,8 @@ from suffice.settings import Route, parse_settings
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall
 from suffice.wiring.routes import build_route, check_routes
+from tests.drawn import examples
+from tests.records import plain_request
 
 CONFIG: dict[str, Any] = {
     "upstreams": {"up": {"url": "http://127.0.0.1:1", "slots": 4}},
@@ -36,21 +38,16 @@ CONFIG: dict[str, Any] = {
 
 
 def request(*, audit: bool = False, ungoverned: str | None = None) -> Request:
-    return Request(
-        episode_id="e",
-        route="r",
+    return plain_request(
+        "e",
         kind="samples",
         mode="enforce",
-        model="m",
-        stream=False,
         n_samples=8,
         audit=audit,
         propensity=0.5,
         policy_version="p",
         certified=True,
-        question_key="",
         ungoverned=ungoverned,
-        received_at_s=0.0,
     )
 
 
@@ -84,7 +81,7 @@ def outcome(
 
 
 @given(per_s=st.floats(0.5, 500), memory_s=st.sampled_from([2.0, 10.0, 300.0]), for_s=st.floats(1, 3_000))
-@hypothesis_settings(max_examples=60, derandomize=True, deadline=None)
+@hypothesis_settings(max_examples=examples(60))
 def test_an_even_stream_has_its_rate_from_the_first_second_on(per_s: float, memory_s: float, for_s: float) -> None:
     rate = Rate(memory_s)
     n = min(3_000, max(1, int(per_s * for_s)))

@@ -15,6 +15,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_audit_assignment import WINDOW_S, Door, held, within_bounds
 from tests.gateway.test_lottery import ENFORCE, RAW
+from tests.records import plain_request
 
 
 def test_a_retry_finds_the_same_draw_at_every_replica() -> None:
@@ -61,22 +62,8 @@ def test_the_same_body_in_later_windows_is_drawn_anew(share: float) -> None:
 
 
 def begun(episode: str, unit: str) -> Request:
-    return Request(
-        episode_id=episode,
-        route="r",
-        kind="samples",
-        mode="enforce",
-        model="m",
-        stream=False,
-        n_samples=8,
-        audit=True,
-        propensity=0.1,
-        policy_version="v",
-        certified=True,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-        unit=unit,
+    return plain_request(
+        episode, kind="samples", mode="enforce", n_samples=8, audit=True, propensity=0.1, certified=True, unit=unit
     )
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from suffice.errors import BadRequest
 from suffice.gateway.auth import read_token, sign_token, token_header
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(150))
 IDS = st.from_regex(r"ep_[0-9a-f]{27}", fullmatch=True)
 SALTS = st.text(max_size=40)
 

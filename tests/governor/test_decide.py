@@ -20,6 +20,7 @@ from suffice.gateway.rounds_service import LIMIT_BYTES
 from suffice.governor import Governor
 from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
+from tests.drawn import examples
 from tests.gateway.served import Served, post
 from tests.gateway.served import served as gateway_served
 from tests.governor import loops
@@ -267,7 +268,7 @@ def both(
 ANSWERS = st.lists(st.sampled_from(["a", "b", "A", "a b", "", None]), min_size=0, max_size=7)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answers=ANSWERS, key=st.integers(0, 50), confidence=st.none() | st.floats(0, 1), aborts=st.booleans())
 def test_in_process_and_over_the_wire_decide_the_same(
     both: tuple[Governor, Governor],

@@ -16,7 +16,9 @@ from suffice.errors import BadRequest
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import return_step, returning, returns_of
 from suffice.scoring.base import build_scorer
-from suffice.types import Kind, Request
+from suffice.types import Kind
+from tests.drawn import examples
+from tests.records import plain_request
 
 POLICIES: tuple[dict[str, Any], ...] = (
     {"policy": "stable-answer", "streak": 2},
@@ -46,21 +48,16 @@ STEPS = st.lists(
 
 def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
     built = build_policy(policy)
-    request = Request(
-        episode_id="ep",
-        route="r",
+    request = plain_request(
+        "ep",
         kind=kind,
         mode="enforce",
         model="",
-        stream=False,
         n_samples=8,
         audit=audit,
         propensity=0.5,
         policy_version="p",
-        certified=False,
         question_key="q",
-        ungoverned=None,
-        received_at_s=0.0,
     )
     ledger = Ledger(request, 0.0)
     return RoundsRun(
@@ -74,7 +71,7 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
 
 @pytest.mark.parametrize("kind", ["rounds", "reasoning", "samples"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p['policy']} {p.get('returns', '')}".strip())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(steps=STEPS)
 def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
     policy: dict[str, Any], kind: Kind, steps: list[StepReport]
@@ -104,7 +101,7 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
     assert audit.ledger.degraded == live.ledger.degraded == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(steps=STEPS, data=st.data())
 def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
     steps: list[StepReport], data: st.DataObject
@@ -124,7 +121,7 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
     assert once.ledger.close(now_s=0.0, default="done") == again.ledger.close(now_s=0.0, default="done")
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(steps=STEPS)
 def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> None:
     one = run(POLICIES[0], may_act=True)

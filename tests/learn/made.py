@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Literal
 
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
+from suffice.types import Episode, Feedback, Mode, Outcome, Query, StepRecord, Usage
+from tests.records import plain_request
 
 GOLD = "42"
 BOLD = 0.9  # confidence from which the policy in force stops
@@ -63,20 +64,14 @@ def _one(number: int, rng: random.Random, world: World) -> EpisodeWithLabels:
     would = None if stop is None else steps[stop - 1].answer
     taken = steps[:stop] if stopped else steps
     prompt = number if world.n_prompts is None else rng.randrange(world.n_prompts)
-    request = Request(
-        episode_id=f"e{number}",
-        route="r",
-        kind="reasoning",
+    request = plain_request(
+        f"e{number}",
         mode=world.mode,
-        model="m",
-        stream=False,
-        n_samples=1,
         audit=audit,
         propensity=world.audit_share if audit else 1 - world.audit_share,
         policy_version="p-1",
         certified=True,
         question_key=f"q{prompt}",
-        ungoverned=None,
         received_at_s=float(number),
         query=Query(query_class=world.astray_class if astray else ""),
     )

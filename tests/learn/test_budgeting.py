@@ -15,6 +15,7 @@ from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Spender
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
+from tests.drawn import examples
 from tests.learn.runs_made import audits, believing
 
 N_LEVELS = 5
@@ -68,7 +69,7 @@ def gap(here: Spender) -> float:
     return here.account.em_drop - here.account.max_em_drop - moved
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     looks=st.lists(
         st.tuples(

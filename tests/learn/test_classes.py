@@ -13,6 +13,7 @@ from suffice.errors import ConfigError
 from suffice.learn.features import find_classes
 from suffice.signals.features import Classes
 from suffice.types import Query
+from tests.drawn import examples
 
 
 def traffic(n: int, seed: int) -> tuple[list[Query], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
@@ -50,7 +51,7 @@ def test_where_nothing_divides_the_runs_there_is_one_class() -> None:
     assert len(find_classes(few, good).rules) == 1
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15))
 @given(words=st.none() | st.integers(0, 10**6), numbers=st.none() | st.integers(0, 50), model=st.text(max_size=5))
 def test_every_query_has_a_class_and_plain_data_builds_the_same_classes(
     words: int | None, numbers: int | None, model: str

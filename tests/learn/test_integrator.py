@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Integrator, affordable_level
+from tests.drawn import examples
 
 MAX_EM_DROP = 0.02
 
@@ -29,7 +30,7 @@ N_LEVELS = 41
     first=st.integers(0, 40),
     max_em_drop=st.floats(0.001, 0.2),
 )
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_the_mean_of_any_stream_is_the_budget_and_where_theta_has_gone(
     stream: list[bool], first: int, max_em_drop: float
 ) -> None:
@@ -53,7 +54,7 @@ def stories(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @given(story=stories(), first=st.integers(0, 40))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_the_identity_holds_with_late_labels_and_clipping_too(story: list[tuple[str, int]], first: int) -> None:
     spent, known, certified, affordable = Integrator(first), 0, 5, 20
     for event, z in story:
@@ -147,7 +148,7 @@ def test_affordable_is_the_unbroken_run_of_means_in_the_budget(rows: list[tuple[
 
 
 @given(rows=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2_000), st.integers(0, 30)), min_size=1, max_size=8))
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 def test_what_is_certified_is_affordable(rows: list[tuple[int, int, int]]) -> None:
     counts = counts_of(rows)
     certified = certified_level(log_wealth(counts, max_em_drop=0.02), delta=0.5)

@@ -15,11 +15,12 @@ from suffice.policy.base import Policy, build_policy
 from suffice.policy.sequential import p_mode
 from suffice.signals.observe import Observer
 from suffice.types import Step
+from tests.drawn import examples
 
 RUNS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=15), min_size=1, max_size=40)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(runs=RUNS, n_shapes=st.integers(1, 64), n_answers=st.integers(2, 32))
 def test_shapes_fall_and_their_weights_sum_to_one(runs: list[list[int]], n_shapes: int, n_answers: int) -> None:
     shapes = learn_prior(runs, n_shapes=n_shapes, n_answers=n_answers)

@@ -26,6 +26,7 @@ from suffice.policy.base import build_policy
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 from tests.control.made import run
+from tests.drawn import examples
 from tests.learn.runs_made import believing
 
 votes = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=12)
@@ -53,7 +54,7 @@ def same_end(answers: list[str | None], n_samples: int) -> list[tuple[int, ...]]
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(votes, st.integers(0, 4), st.text(max_size=4))
 def test_an_order_is_decided_at_its_last_sample_for_the_same_winner(
     answers: list[str | None], n_more: int, key: str

@@ -16,6 +16,7 @@ from suffice_demo.local import LocalModelError
 from suffice_demo.local import questions as facts
 from suffice_demo.local.questions import STORIES, DemoQuestion
 from suffice_demo.local.tasks import EXAMPLES, FAMILIES, TaskQuestion, questions
+from tests.drawn import examples
 
 KINDS = sorted(FAMILIES)
 N_AVAILABLE = 300
@@ -164,14 +165,14 @@ def test_traced_samples_ask_questions_of_the_traced_chains() -> None:
 
 
 @given(seed=seeds)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_word_problems_have_the_answer_that_their_text_has(seed: int) -> None:
     for item in drawn("stories", seed, 2 * len(STORIES)):
         assert solved(item.ask) == int(item.gold) >= 0, item.ask
 
 
 @given(seed=seeds)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_chains_have_the_value_that_their_text_has_and_never_fall_below_zero(seed: int) -> None:
     for item in drawn("chains", seed, 40):
         found = re.fullmatch(r"Calculate (\d+(?: [+-] \d+){2,3})\.", item.ask)

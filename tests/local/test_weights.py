@@ -23,6 +23,7 @@ from suffice_demo.local.weights import (
     is_whole,
     obtain,
 )
+from tests.drawn import examples
 from tests.local.wheels import Shelf, pinned, served, shelf, wheel
 
 PARTS = [random.Random(number).randbytes(1000 + number) for number in range(12)]
@@ -190,7 +191,7 @@ def test_a_broken_wheel_is_a_clear_error(tmp_path: Path, damage: str) -> None:
 
 
 @given(parts=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=25), order=st.randoms())
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_the_order_in_which_wheels_are_listed_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], order: random.Random
 ) -> None:

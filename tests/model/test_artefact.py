@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model, load_model
 from suffice.model.ensemble import Ensemble, Linear
+from tests.drawn import examples
 from tests.model.forest import N_FEATURES, rows, some_trees
 
-PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(30))
 FLOATS = st.floats(-1e300, 1e300, allow_nan=False)
 TESTS = st.tuples(st.text(st.characters(), max_size=5), st.booleans(), FLOATS)
 FEATURES = ("step", "logit(confidence)", 'model="a*b \\ud800"', "n_words", "agreement*step")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.model.ensemble import LEAF, MOST_PARTS, Ensemble, Linear, Tree, Trees
+from tests.drawn import examples
 from tests.model.forest import rows, some_tree, some_trees
 
-PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(40))
 SEEDS = st.integers(0, 2**32)
 
 

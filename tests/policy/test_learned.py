@@ -21,8 +21,9 @@ from suffice.policy.columns import CODES, CONTINUE, SUFFICES, QueryColumns, deci
 from suffice.policy.learned import LearnedPolicy
 from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Query, Signals, Step
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(40))
 TRAINED = TrainingRecord(n_episodes=900, n_questions=300, digest="d", target="as-good", seed=0)
 
 

@@ -16,10 +16,11 @@ from suffice.errors import BadRequest
 from suffice.gateway.feedback_form import read_feedback
 from suffice.review.imported_feedback import NO_ANSWER, VERDICTS, full_is_a, read_event, read_export
 from suffice_label_studio.tasks import LABEL_CONFIG, ToJudge, parse_task_episodes, task
+from tests.drawn import examples
 
 SHAPES = Path(__file__).parent / "shapes"
 CREATED: dict[str, Any] = json.loads((SHAPES / "label_studio_annotation_created.json").read_text())
-PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(100))
 
 
 def run(episode: str = "ep_1", answer: str | None = "4", would: str | None = "5") -> ToJudge:

@@ -28,6 +28,7 @@ from suffice.review.queue import (
     lease_item,
     next_for,
 )
+from tests.drawn import examples
 from tests.review.made import after, item, queue, says
 
 
@@ -251,7 +252,7 @@ steps = st.lists(
 
 
 @given(steps=steps, n_reviewers=st.integers(1, 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
     steps: list[tuple[str, str, str, int]], n_reviewers: int
 ) -> None:

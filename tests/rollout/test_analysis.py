@@ -33,6 +33,7 @@ from suffice.rollout.results import (
     metric_of,
     summarize_arm,
 )
+from tests.drawn import examples
 
 NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}
@@ -186,7 +187,7 @@ def test_nothing_measured_is_inconclusive_and_said_so() -> None:
 
 
 @given(low=st.floats(-1, 1), width=st.floats(0, 1), margin=st.none() | st.floats(0, 1), higher=st.booleans())
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=examples(200))
 def test_a_verdict_is_what_the_interval_proves(low: float, width: float, margin: float | None, higher: bool) -> None:
     metric = METRICS[EM] if higher else METRICS[TOKENS]
     verdict = judge_interval(Interval(low, low + width), metric, margin)
@@ -424,7 +425,7 @@ def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
 
 @pytest.mark.no_cover
 @given(data=st.data())
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=examples(150))
 def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> None:
     found = tuple(data.draw(comparisons(metric)) for metric in (TOKENS, EM, SATISFACTION, "solved"))
     guarded = {one.verdict for one in found if one is found[0] or one.margin is not None}

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.rollout.assign import assign_audit, audit_share, question_key
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(100))
 ANY_TEXT = st.text(st.characters(), max_size=30)
 N_UNITS = 20_000
 

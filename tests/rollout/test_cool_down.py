@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import DAY_S, State, cool_down_left, cool_down_refusal, start_rollout
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(100))
 RULES = Rules()
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from suffice.arrays import Floats
 from suffice.assurance.bounds import Interval
 from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
+from tests.drawn import examples
 
 
 def units(
@@ -67,7 +68,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0.02, 0.98), high=st.floats(0.1, 9_000))
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=examples(50))
 def test_contributions_stay_in_the_range_that_the_interval_counts_on(seed: int, share: float, high: float) -> None:
     one = units(60, seed, share=share, high=high)
     running = compare_arms(one, guesses(one), 1, 0)
@@ -128,7 +129,7 @@ def test_audits_prove_a_loss_a_gain_and_nothing() -> None:
 
 
 @given(st.integers(0, 60), st.integers(0, 2_000), st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, pending: int) -> None:
     waiting = PairCounts(gained=gained, same=same, lost=lost, pending=pending).between(0.05)
     for as_lost in (0, pending):
@@ -141,7 +142,7 @@ def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, p
 
 
 @given(*[st.floats(-2, 2).map(lambda number: round(number, 4))] * 4)
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=examples(200))
 def test_a_ratio_holds_all_ratios_of_its_parts(a: float, b: float, c: float, d: float) -> None:
     part, whole = Interval(*sorted((a, b))), Interval(*sorted((c, d)))
     found = ratio_of(part, whole)

@@ -32,6 +32,7 @@ from suffice.rollout.experiment import (
 from suffice.settings import Experiment as Written
 from suffice.settings import ExperimentUnit, Route, parse_settings
 from suffice.types import ArmDraw
+from tests.drawn import examples
 
 WHOLE: Slots = ((0, N_SLOTS),)
 N_IDS = 100_000
@@ -66,7 +67,7 @@ def drawn(one: RunningExperiment, request: str, **names: str) -> tuple[ArmDraw, 
 
 
 @given(unit=st.text(max_size=20), weights=st.lists(st.floats(0.01, 10), min_size=2, max_size=5))
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 def test_a_draw_is_sticky_and_knows_its_odds(unit: str, weights: list[float]) -> None:
     one = made({f"a{at}": weight for at, weight in enumerate(weights)})
     found = draw_arm(one, unit, salt=SALT)
@@ -195,7 +196,7 @@ def test_a_layer_that_is_full_says_who_has_it() -> None:
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=6), st.floats(0.001, 1))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_slots_never_overlap_and_a_ramp_keeps_its_own(shares: list[float], grown: float) -> None:
     taken: dict[str, Slots] = {}
     for at, share in enumerate(shares):

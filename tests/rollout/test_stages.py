@@ -28,9 +28,10 @@ from suffice.rollout.stages import (
     roll_back,
     start_rollout,
 )
+from tests.drawn import examples
 from tests.rollout.made import audited, ran
 
-PROPERTY = settings(max_examples=50, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(50))
 RULES = Rules(least_stage_s=0.0, warmup_s=0.0, warmup_requests=0)
 COUNT = st.integers(0, 900)
 CLASSES = st.dictionaries(

@@ -34,9 +34,10 @@ from suffice.signals import base
 from suffice.signals.base import FOLDS
 from suffice.signals.fold import Fields, SignalField
 from suffice.signals.folds.answers import Votes
+from tests.drawn import examples
 from tests.rollout.made import HERE, LINEAGE, SECRET, learned, learned_body, rule
 
-PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(30))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e300, 1e300) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from suffice.scoring.composite import MAX_DEPTH, JsonScorer
 from suffice.scoring.number import NumberScorer
+from tests.drawn import examples
 
 SCORER = JsonScorer()
 ANSWER = JsonScorer(path="$.answer")
@@ -54,7 +55,7 @@ def test_a_value_can_be_compared_by_another_scorer() -> None:
     assert scorer.match(scorer.extract('{"answer": 1200}'), "1.2e3")
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(VALUES)
 def test_the_same_value_in_any_layout_is_the_same_answer(value: Any) -> None:
     layouts = [json.dumps(value), json.dumps(value, indent=3, sort_keys=True), json.dumps(value, ensure_ascii=False)]

@@ -11,6 +11,7 @@ from suffice.scoring.composite import ListScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.number import NumberScorer
 from suffice.scoring.text import WholeScorer
+from tests.drawn import examples
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_order_counts_only_where_it_is_asked_for() -> None:
     assert not ListScorer().match("red, red", "red")
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(st.lists(st.text("xyzé 7", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=8))
 def test_any_order_of_the_items_is_the_same_list(items: list[str]) -> None:
     scorer = ListScorer()
@@ -85,7 +86,7 @@ def test_the_owner_says_what_comes_first() -> None:
     assert not DateScorer().match("3/4/2024", "2024-03-04")
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(st.dates(min_value=datetime.date(1000, 1, 1), max_value=datetime.date(2999, 12, 31)))
 def test_every_way_of_writing_a_day_is_the_same_answer(day: datetime.date) -> None:
     in_digits = [f"{day:%d.%m.%Y}", f"{day.year}/{day.month}/{day.day}", day.isoformat()]

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.scoring.number import NumberScorer
+from tests.drawn import examples
 
 SCORER = NumberScorer()
-PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(100))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from suffice.scoring.pattern import READ_CHARS, BadPattern, compile_pattern
+from tests.drawn import examples
 
 ATOMS = st.sampled_from(
     [
@@ -45,7 +46,7 @@ PATTERNS = st.recursive(
 
 
 @pytest.mark.no_cover
-@settings(max_examples=600, derandomize=True, deadline=None)
+@settings(max_examples=examples(600))
 @given(pattern=PATTERNS, text=st.text("aab1. \n", max_size=10))
 def test_it_finds_what_python_finds(pattern: str, text: str) -> None:
     try:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.scoring.number import QuantityScorer
+from tests.drawn import examples
 
 SCORER = QuantityScorer()
 
@@ -55,7 +56,7 @@ def test_different_quantities_stay_different(one: str, other: str) -> None:
     assert not SCORER.match(one, other)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(
     value=st.decimals(allow_nan=False, allow_infinity=False, places=6, min_value=-(10**6), max_value=10**6),
     unit=st.sampled_from([("km", 3), ("m", 0), ("cm", -2), ("mm", -3), ("kilometres", 3), ("micrometer", -6)]),

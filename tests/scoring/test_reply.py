@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from suffice.scoring.base import SCORERS, Scorer, build_scorer
 from suffice.scoring.reply import written_reply
 from suffice.types import ReplyForm
+from tests.drawn import examples
 
 PLAIN = sorted(set(SCORERS) - {"regex", "tool-call"})
 VALUES = st.recursive(
@@ -41,7 +42,7 @@ def answer_of(scorer: Scorer, text: str = "", calls: Any = (), form: ReplyForm =
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=examples(20))
 @given(calls=CALLS, layout=st.integers(0, 5))
 def test_the_same_calls_in_any_layout_are_the_same_answer(name: str, calls: Any, layout: int) -> None:
     scorer = build_scorer(name)
@@ -73,7 +74,7 @@ def test_arguments_are_compared_by_value(name: str, arguments: str, same: bool |
     assert (None if answer is None else scorer.match(answer, known)) is same
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=examples(50))
 @given(calls=CALLS, seed=st.integers(0, 100))
 def test_the_order_of_calls_counts_unless_the_route_says_otherwise(calls: Any, seed: int) -> None:
     shuffled = random.Random(seed).sample(calls, len(calls))

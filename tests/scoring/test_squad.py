@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from suffice.scoring.base import build_scorer
 from suffice.scoring.text import SquadScorer
+from tests.drawn import examples
 
 SCORER = SquadScorer()
 
@@ -30,7 +31,7 @@ def reference(text: str) -> str:
 PIECES = st.sampled_from(["a", "An", "the", "THE", "cat", " ", "-", ".", "5", "é", "\t", "Ω", "_", "$", "’"])
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.lists(PIECES).map("".join))
 @example("The Eiffel Tower!")
 @example("a.n apple")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from suffice.signals.folds.answers import Confidence
 from suffice.types import Step
+from tests.drawn import examples
 
 
 def values(
@@ -18,7 +19,7 @@ def values(
     return confidence.values()
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(probabilities=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=20))
 def test_confidence_is_the_geometric_mean_and_the_minimum(probabilities: list[float]) -> None:
     got = values(tuple(math.log(p) for p in probabilities))

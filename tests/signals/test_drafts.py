@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import examples
 from tests.signals.steps import seen, step
 
-PROPERTY = settings(max_examples=60, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(60))
 TEXTS = st.lists(st.sampled_from(["red", "green", "BLUE", "blue", "7"]), min_size=1, max_size=12).map(" ".join)
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.signals.folds.answers import p_majority
+from tests.drawn import examples
 from tests.signals.steps import seen, step
 
-PROPERTY = settings(max_examples=60, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(60))
 UNKNOWN = (None, None)
 
 

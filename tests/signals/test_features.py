@@ -29,8 +29,9 @@ from suffice.signals.features import (
 )
 from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Kind, Query, Signals, Step
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(40))
 
 NUMERIC = sorted({"step", "tokens_used", *fields_of(tuple(FOLDS))} - {"query"})
 FIELDS = [*NUMERIC, *DERIVED, HAS_ANSWER, *QUERY_FIELDS]

@@ -9,9 +9,10 @@ from suffice.signals.base import FOLDS, check_need, fields_of
 from suffice.signals.fold import need, parse_need
 from suffice.signals.observe import Observer
 from suffice.types import Step
+from tests.drawn import examples
 from tests.signals.steps import step
 
-PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(150))
 VALUES = (
     st.booleans()
     | st.integers(-(10**18), 10**18)

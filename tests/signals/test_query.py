@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from suffice.signals.query import MOST_CHARS, QUESTION_TYPES, query_signals
 from suffice.types import Query
+from tests.drawn import examples
 
 
 def of(question: str) -> Query:
@@ -78,7 +79,7 @@ def test_the_script_is_that_of_most_letters(text: str, script: str | None) -> No
     assert of(text).script == script
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=examples(100))
 @given(question=st.text(max_size=200))
 def test_any_text_has_signals_in_their_ranges_and_none_of_its_words(question: str) -> None:
     query = of(question)

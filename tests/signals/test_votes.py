@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from suffice.signals.folds.answers import Votes, p_majority
 from suffice.types import Step
+from tests.drawn import examples
 
-PROPERTY = settings(max_examples=80, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(80))
 
 
 @PROPERTY

@@ -10,27 +10,13 @@ from suffice.settings import Store
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Request
+from tests.records import plain_request
 
 FINISHED = ""
 
 
 def seen(episode_id: str) -> Request:
-    return Request(
-        episode_id=episode_id,
-        route="r",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    return plain_request(episode_id)
 
 
 def said(feedback_id: str) -> FeedbackEvent:

@@ -12,6 +12,7 @@ from suffice.store.audit.chain import Head, head
 from suffice.store.database import schema
 from suffice.store.rows.events import Event, FeedbackEvent, Row, to_row
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
+from tests.records import plain_request
 
 AUTHOR = "worker"
 
@@ -34,23 +35,7 @@ def published(number: int, *, route: str = "math", level: int | None = None) -> 
 
 
 def asked(name: str, **more: str) -> Request:
-    return Request(
-        episode_id=name,
-        route="math",
-        kind="reasoning",
-        mode="observe",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-        **more,  # type: ignore[arg-type]
-    )
+    return plain_request(name, route="math", **more)
 
 
 def said(number: int) -> FeedbackEvent:

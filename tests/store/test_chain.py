@@ -20,6 +20,7 @@ from suffice.store.audit.chain import Head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.writer import LogWriter
+from tests.drawn import examples
 from tests.store.made_chain import (
     SEEN_ALONE,
     change_words,
@@ -168,7 +169,7 @@ FIELDS = {
 
 
 @given(data=st.data())
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=examples(150))
 def test_any_change_of_any_field_of_any_row_is_found(whole: sqlite3.Connection, data: st.DataObject) -> None:
     place = data.draw(st.integers(2, PLACES))
     table = data.draw(st.sampled_from(sorted(FIELDS)))
@@ -207,7 +208,7 @@ def other_than(before: Any) -> st.SearchStrategy[Any]:
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 3))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: int, n: int) -> None:
     rng = random.Random(seed)
     with closing(copied(whole)) as log:

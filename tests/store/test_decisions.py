@@ -25,6 +25,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
+from tests.drawn import examples
 
 Query = Callable[..., list[tuple[Any, ...]]]
 
@@ -248,7 +249,7 @@ ANY_EVENT = st.one_of(
 
 
 @given(events=st.lists(ANY_EVENT, max_size=20), cut=st.integers(0, 20))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_following_in_pieces_is_the_same_as_reading_all_at_once(events: list[Event], cut: int) -> None:
     assert fold_decisions(events[cut:], fold_decisions(events[:cut], {})) == fold_decisions(events, {})
 

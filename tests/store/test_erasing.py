@@ -34,6 +34,7 @@ from suffice.store.database.writer import LogWriter
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
+from tests.drawn import examples
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
 CANARY = "canary-7f3a"
@@ -318,7 +319,7 @@ def whole_label(open_log: Open, database: Path) -> tuple[bytes, bytes, str]:
 
 
 @given(chosen=st.sets(st.integers(0, 11), max_size=12), parts=st.sets(st.sampled_from(PARTS), min_size=1))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=examples(25))
 def test_whatever_is_erased_the_chain_holds(
     tmp_path_factory: pytest.TempPathFactory, chosen: set[int], parts: set[Part]
 ) -> None:
@@ -350,7 +351,7 @@ def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
     stop=st.integers(0, 5),
     correct=st.none() | st.booleans(),
 )
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=examples(60))
 def test_evidence_without_references_is_what_it_was(answers: list[str | None], stop: int, correct: bool | None) -> None:
     at = min(stop, len(answers) - 1)
     steps = tuple(

@@ -25,6 +25,7 @@ from suffice.store.routes.experiments import (
 )
 from suffice.store.rows.events import ExperimentEnd, ExperimentStart
 from suffice.types import Query, Request
+from tests.records import plain_request
 
 
 def table(**changes: Any) -> Experiment:
@@ -108,21 +109,11 @@ def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Request:
     arms = draw_arms(experiments, route="math", units=units_of("", request=f"u{number // 2}"), salt="s")
-    return Request(
-        episode_id=f"ep{number}",
+    return plain_request(
+        f"ep{number}",
         route="math",
-        kind="reasoning",
         mode="enforce",
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
         propensity=0.9,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
         arms=arms,
         query=Query(n_words=number) if number % 3 else None,
     )

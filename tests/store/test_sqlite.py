@@ -22,29 +22,15 @@ from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
+from tests.records import plain_request
 
 Open = Callable[..., LogWriter]
 Query = Callable[..., list[tuple[Any, ...]]]
 
 
 def seen(episode_id: str, **changes: Any) -> Request:
-    fields: dict[str, Any] = {
-        "episode_id": episode_id,
-        "route": "math",
-        "kind": "reasoning",
-        "mode": "observe",
-        "model": "m",
-        "stream": False,
-        "n_samples": 1,
-        "audit": False,
-        "propensity": 0.9,
-        "policy_version": "v1",
-        "certified": False,
-        "question_key": "q",
-        "ungoverned": None,
-        "received_at_s": 1.0,
-    }
-    return Request(**(fields | changes))
+    fields = {"route": "math", "propensity": 0.9, "policy_version": "v1", "question_key": "q", "received_at_s": 1.0}
+    return plain_request(episode_id, **fields | changes)
 
 
 def ended(episode_id: str, **changes: Any) -> Outcome:

@@ -46,27 +46,14 @@ from suffice.types import (
     UpstreamCall,
     Usage,
 )
+from tests.drawn import examples
+from tests.records import plain_request
 
 Open = Callable[..., LogWriter]
 
 
 def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> Request:
-    return Request(
-        episode_id=episode_id,
-        route=route,
-        kind="reasoning",
-        mode=mode,
-        model="m",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="v",
-        certified=False,
-        question_key="",
-        ungoverned=None,
-        received_at_s=0.0,
-    )
+    return plain_request(episode_id, route=route, mode=mode)
 
 
 def ended(episode_id: str) -> Outcome:
@@ -107,7 +94,7 @@ LABELS: list[Event] = [
 
 
 @given(order=st.permutations(range(len(EPISODE) + len(LABELS))))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40))
 def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order: list[int]) -> None:
     events = [(EPISODE + LABELS)[i] for i in order]
     found = {episode.episode.request.episode_id: episode for episode in read_after(events)}
@@ -128,7 +115,7 @@ SLOTS = ["label"] * len(LABELS) + ["row"] * len(EPISODE)
 
 
 @given(slots=st.permutations(SLOTS), rows=st.permutations(EPISODE))
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=examples(30))
 def test_the_same_labels_in_the_same_order_give_the_same_state(slots: list[str], rows: list[Event]) -> None:
     labels, others = iter(LABELS), iter(rows)
     events = [next(labels) if slot == "label" else next(others) for slot in slots]

@@ -18,6 +18,7 @@ from suffice.store.rows.events import to_row
 from suffice.store.sql import PostgresConnection
 from suffice.types import Outcome, Request, StepRecord, Usage
 from tests.postgres import empty_log
+from tests.records import plain_request
 
 N_STEPS, N_RUNS = 8, 1_000
 
@@ -40,22 +41,7 @@ def runs(n: int, first: int = 0) -> Iterator[tuple[Request, Outcome]]:
     )
     for number in range(first, first + n):
         name = f"ep_{number:09}"
-        request = Request(
-            episode_id=name,
-            route="r",
-            kind="reasoning",
-            mode="observe",
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=0.9,
-            policy_version="v1",
-            certified=False,
-            question_key="q",
-            ungoverned=None,
-            received_at_s=1.0,
-        )
+        request = plain_request(name, propensity=0.9, policy_version="v1", question_key="q", received_at_s=1.0)
         outcome = Outcome(
             episode_id=name,
             end_reason="done",

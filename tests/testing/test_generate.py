@@ -12,6 +12,7 @@ from suffice_testing import Fault, Reply, Samples, ScriptedThought, ToolCall, cu
 from suffice_testing.generate import Completion, NotMyThought, Token
 from suffice_testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
 from suffice_testing.reply import FakeRequest, merged
+from tests.drawn import examples
 from tests.fake_models import EchoNonce, FirstFails
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
@@ -194,7 +195,7 @@ messages = st.lists(
 )
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 @given(found=messages, thought=st.text("ab \n", max_size=12))
 def test_the_template_costs_nothing_and_a_prefix_is_read_back(found: list[Any], thought: str) -> None:
     seen = request(messages=found)
@@ -206,7 +207,7 @@ def test_the_template_costs_nothing_and_a_prefix_is_read_back(found: list[Any], 
     assert len(count_words(prompt + thought)) == len(seen.text.split()) + len(thought.split())
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 @given(text=st.text("ab \n北\u200d", max_size=20))
 def test_cutting_loses_nothing(text: str) -> None:
     assert "".join(cut(text)) == text

@@ -26,6 +26,7 @@ from suffice_testing import (
     ServerBehaviour,
     ToolCall,
 )
+from tests.drawn import examples
 from tests.fake_models import EchoNonce
 from tests.testing.talk import (
     CHAT,
@@ -132,7 +133,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(
     reply=replies,
     body=options,

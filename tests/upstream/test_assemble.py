@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import SseSplitter
+from tests.drawn import examples
 from tests.sse_scripts import SCRIPTS
 
 
@@ -211,7 +212,7 @@ TRUE = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
 HALF = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=examples(80))
 @given(usages=st.lists(st.sampled_from([None, ZERO, HALF, TRUE, "absent", 7]), min_size=1, max_size=6))
 def test_the_last_usage_that_is_given_counts(usages: list[Any]) -> None:
     chunks = [chunk({"content": "x"}) if u == "absent" else chunk({"content": "x"}, usage=u) for u in usages]
@@ -310,7 +311,7 @@ odd_chunk = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=examples(200))
 @given(chunks=st.lists(odd_chunk | odd_values, max_size=5))
 def test_no_well_formed_stream_crashes_or_is_changed(chunks: list[Any]) -> None:
     before = copy.deepcopy(chunks)

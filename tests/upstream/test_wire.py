@@ -31,9 +31,10 @@ from suffice.upstream.wire import (
     logprobs_of,
     reasoning_of,
 )
+from tests.drawn import examples
 from tests.sse_scripts import SCRIPTS
 
-few = settings(max_examples=60, derandomize=True, deadline=None)
+few = settings(max_examples=examples(60))
 
 WORDS = ("北京", "e\u0301", "👩\u200d🚀", "🇩🇪", "\u202eab", '{"a": "\\n"}')
 CHUNKS = [
@@ -342,7 +343,7 @@ chunk_like = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=examples(200))
 @given(value=json_values | chunk_like)
 def test_no_well_formed_json_ever_fails(value: Any) -> None:
     chunk = decode_chunk(json.dumps(value).encode())

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.replay.logs import FORMATS, READERS, LoggedCall, parse_moment, read_logs
+from tests.drawn import examples
 
 AT_S = 1_760_000_000.0
 
@@ -301,7 +302,7 @@ json_values = st.recursive(
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("name", READERS)
 @given(item=st.dictionaries(st.sampled_from(KEYS), json_values, max_size=6))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_no_record_breaks_a_reader(name: str, item: dict[str, Any]) -> None:
     call = READERS[name](item)
     assert call is None or (call.texts and len(call.texts) == len(call.thoughts))

@@ -21,6 +21,7 @@ from suffice.errors import ConfigError, StoreError, TraceError
 from suffice.replay.record import open_recording
 from suffice.replay.traces.rows import RunRow, StepRow
 from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
+from tests.drawn import examples
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 
 
@@ -43,7 +44,7 @@ def row(question: str, text: str = "") -> RunRow:
 
 
 @given(n_rows=st.integers(1, 5), cut=st.floats(0, 1), text=st.text(max_size=20))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_wherever_a_crash_cuts_the_file_whole_runs_stay_and_the_torn_one_is_recorded_again(
     n_rows: int, cut: float, text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

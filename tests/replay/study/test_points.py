@@ -16,6 +16,7 @@ from suffice.replay.study.sums import (
     at_choice,
     draw_halves,
 )
+from tests.drawn import examples
 
 TOKENS = 100.0  # of each full run
 
@@ -54,7 +55,7 @@ def test_of_several_ladders_the_one_that_saves_most_is_taken_each_from_its_own_s
     cut=st.integers(0, 12),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_rung_behind_a_failing_one_is_ever_picked(
     drop: list[float], error: float, margin: float, target: float, cut: int, seed: int
 ) -> None:

@@ -29,6 +29,7 @@ from suffice.replay.traces.columns import Batch
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.types import Kind
+from tests.drawn import examples
 from tests.replay.made import KINDS, batch_of, longest_of, rungs_of, runs_of, written
 
 
@@ -116,7 +117,7 @@ def test_every_rung_halts_where_a_live_loop_would(kind: Kind) -> None:
     seed=st.integers(0, 10**6),
     levels=st.lists(st.floats(0, 1), min_size=1, max_size=6),
 )
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
     lengths: list[int], seed: int, levels: list[float]
 ) -> None:
@@ -135,7 +136,7 @@ def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=8), seed=st.integers(0, 10**6))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_bit_is_first_set_where_its_setting_first_stops(lengths: list[int], seed: int) -> None:
     runs, places = with_lengths(lengths), np.array([0, 5, 63])
     stops = np.random.default_rng(seed).random((len(places), sum(lengths))) < 0.3
@@ -207,7 +208,7 @@ SAMPLED = st.lists(st.sampled_from(["a", "a", "b", "c", None]), min_size=1, max_
 
 
 @given(votes=st.lists(SAMPLED, min_size=1, max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_the_end_of_a_vote_delivers_what_all_samples_would(
     votes: list[list[str | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

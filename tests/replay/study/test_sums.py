@@ -25,6 +25,7 @@ from suffice.replay.study.sums import (
 )
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.types import Kind
+from tests.drawn import examples
 from tests.replay.made import KINDS, batch_of, halts_at_rows, rungs_of, runs_of, written
 
 CHAIN = [("q", "7", [("5", 10), ("7", 20), ("7", 30), ("7", 40)])]
@@ -129,7 +130,7 @@ def test_more_questions_than_groups_lose_nothing_and_stay_in_their_fold() -> Non
 
 
 @given(st.text(max_size=20))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_question_has_one_fold_everywhere(question: str) -> None:
     assert question_fold(question) == question_fold(question)
     assert 0 <= question_fold(question) < N_FOLDS

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from suffice.errors import TraceError
 from suffice.replay.traces.formats import read_rows
 from suffice.sanitize import format_csv
+from tests.drawn import examples
 
 ROWS: list[dict[str, Any]] = [{"id": "a", "gold": "4", "rating": 5}, {"id": "b", "gold": None, "rating": None}]
 
@@ -32,9 +33,7 @@ def test_three_formats_say_the_same(tmp_path: Path) -> None:
 
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
-MANY = settings(
-    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+MANY = settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @MANY

@@ -25,6 +25,7 @@ from suffice.signals.query import query_signals
 from suffice.types import Kind
 from suffice_testing.trace_files import run_rows, write_traces_jsonl, write_traces_parquet
 from suffice_testing.traces import Synthetic
+from tests.drawn import examples
 
 KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
@@ -110,7 +111,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(rows=any_runs())
 def test_whatever_the_form_allows_survives_every_format(tmp_path: Path, rows: list[RunRow]) -> None:
     source = tmp_path / "recorded.jsonl"
@@ -152,7 +153,7 @@ def test_the_vote_of_columns_is_the_vote_of_the_gateway(runs: list[list[str | No
     assert winners == [count_votes(run).answer for run in runs]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40))
 @given(rows=any_runs(), data=st.data())
 def test_a_policy_sees_neither_labels_nor_the_end(tmp_path: Path, rows: list[RunRow], data: st.DataObject) -> None:
     """Other labels and another end of the run change nothing of what is shown before it."""
