@@ -192,6 +192,9 @@ async def test_a_stop_reads_as_the_thought_so_far_and_its_answer(
         if way.method == "native":
             assert thought != "".join(text for text, _ in STEPS)
             assert g.fake.completions[0].thought_ended_by == "control"
+            # An engine that can be told so ends no thought after the gateway has turned to another way.
+            told = [call.body.get("within_s") for call in g.fake.calls if call.path.endswith("/control")]
+            assert told == [5.0 if way.driver == "vllm" else None]
         else:
             await assert_accounted(g, answer, way)
 

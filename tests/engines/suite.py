@@ -55,7 +55,7 @@ growth = 1.0
 [routes.{name}.probe]
 max_tokens = 6
 verified_by = "owner"
-timeout_s = 120.0
+timeout_s = 300.0
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace as Plain
 from typing import Any
 
@@ -197,6 +198,20 @@ async def test_a_word_over_http_reaches_the_worker_that_has_the_run(engine: Any)
     # Whoever vLLM would not admit ends nothing.
     assert await post(ControlEndpoint(vllm_itself(401)), ask) == (401, {"error": "vllm"})
     assert (await post(endpoint, b"{}", path="/v1/other"))[0] == 404
+
+
+async def test_a_word_that_comes_after_its_caller_gave_up_ends_nothing(engine: Any) -> None:
+    worker, output = engine.v1.EndThoughtV1(config(), None, False), list[int]()
+    worker.update_state(update(added=[(0, parameters(suffice_run="a", **NAMED), [1], output)]))
+    table, ask = worker._table, {"id": "a", "action": "reasoning_end"}
+    late = json.dumps(ask | {"until": time.monotonic() - 0.1}).encode()
+    assert engine.channel.respond(table, late) == {"success": False}
+    step(worker, [output])
+    step(worker, [output])
+    assert output == [1, 1]
+    assert await engine.channel.ask_workers(ask) == {"success": True}
+    step(worker, [output])
+    assert output == [1, 1, CLOSING[0]]
 
 
 def test_sockets_are_closed_to_other_users(engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

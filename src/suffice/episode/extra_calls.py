@@ -44,7 +44,6 @@ from suffice.upstream.prompts import ask_field, render_prompt
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
-CONTROL_TIMEOUT_S = 2.0
 FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record only
 PAIR_TIMEOUT_S = 600.0  # of a whole second run
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
@@ -117,12 +116,13 @@ class Continuer:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self.ledger.n_extra_calls + keep < self.max_extra_calls
 
-    async def end_reasoning(self, completion_id: str) -> bool:
+    async def end_reasoning(self, completion_id: str, within_s: float) -> bool:
         """End the running thought in place by the engine's control endpoint; return True if it confirms."""
-        name = self.ledger.request.episode_id if self.facts.controls_by_run else completion_id
-        fields = {"id": name, "action": "reasoning_end"}
+        fields: dict[str, Any] = {"id": completion_id, "action": "reasoning_end"}
+        if self.facts.controls_by_run:  # suffice-vllm ends no thought later, when the run is finished in another way
+            fields |= {"id": self.ledger.request.episode_id, "within_s": within_s}
         try:
-            success = await ask_field(self.client, CONTROL_PATH, fields, "success", self.headers, CONTROL_TIMEOUT_S)
+            success = await ask_field(self.client, CONTROL_PATH, fields, "success", self.headers, within_s)
             return bool(success)
         except UpstreamProtocol:
             return False

@@ -77,7 +77,8 @@ class StopTransition:
     async def _stop_natively(self) -> bool:
         start_s, own_end, completion_id = self.monotonic_s(), self.relay.own_end, self.relay.reader.state.id
         try:
-            closed = completion_id is not None and await self.continuer.end_reasoning(completion_id)
+            within_s = self.route.handover_ms / 1e3
+            closed = completion_id is not None and await self.continuer.end_reasoning(completion_id, within_s)
         except UpstreamError:
             closed = False
         if not closed:

@@ -11,6 +11,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from suffice_vllm.runs import RunTable
 
 FOLDER_VARIABLE = "SUFFICE_VLLM_FOLDER"  # of the sockets; the same for the API server and its workers
 TIMEOUT_S = 1.0
+MOST_S = 60.0  # that a caller may wait instead
 LINE_BYTES = 64 * 1024
 
 
@@ -39,7 +41,9 @@ def respond(table: RunTable, line: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         return {"success": False, "message": "not a request of this channel"}
     if action == "reasoning_end":
-        return {"success": table.end(name)}
+        # Its caller has given up by then and finishes the run in another way.
+        is_late = time.monotonic() > float(asked.get("until") or float("inf"))
+        return {"success": not is_late and table.end(name)}
     if action == "signals":
         readings = table.readings(name, int(asked.get("after") or 0))
         rows = None if readings is None else [[one.n_tokens, one.end_margin, one.logprob] for one in readings]
@@ -79,16 +83,24 @@ class Listener:
 
 
 async def ask_workers(request: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """Ask every worker on this machine, and return the answer of the one that has the run."""
+    """Ask every worker on this machine, and return the answer of the one that has the run.
+
+    The request's `within_s` says how long its caller waits.
+    """
+    asked_s = request.get("within_s")
+    timeout_s = min(asked_s, MOST_S) if isinstance(asked_s, int | float) else TIMEOUT_S
+    request = request | {"until": time.monotonic() + timeout_s}
     paths = sorted((folder or socket_folder()).glob("*.sock"))
-    answers = await asyncio.gather(*(_ask(path, request) for path in paths))
-    found = next((one for one in answers if one.get("success")), None)
-    return found or {"success": False, "message": f"none of {len(paths)} workers has this run in its thought"}
+    for asking in asyncio.as_completed([_ask(path, request, timeout_s) for path in paths]):
+        answer = await asking
+        if answer.get("success"):
+            return answer
+    return {"success": False, "message": f"none of {len(paths)} workers has this run in its thought"}
 
 
-async def _ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+async def _ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=2**20)
             try:
                 writer.write(json.dumps(request).encode() + b"\n")

@@ -1,6 +1,6 @@
 """ASGI middleware for vLLM's API server: `vllm serve … --middleware suffice_vllm.control.ControlEndpoint`.
 
-POST /v1/chat/completions/control  {"id": RUN, "action": "reasoning_end"}  → {"success": true}
+POST /v1/chat/completions/control  {"id": RUN, "action": "reasoning_end", "within_s": SECONDS}  → {"success": true}
 POST /v1/chat/completions/control  {"id": RUN, "action": "signals", "after": TOKENS}
 → {"success": true, "signals": [[tokens, end_margin, logprob], …]}
 """
