@@ -189,6 +189,22 @@ async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_
         assert sum(c.cancelled for c in g.fake.completions) == 2
 
 
+@pytest.mark.parametrize("route", [observing(3, wave=3), enforcing(3, wave=3)], ids=["observe", "enforce"])
+async def test_an_engine_that_can_counts_a_cancelled_sample_itself(serve: Serve, route: dict[str, Any]) -> None:
+    """Seen on vLLM 0.32: a decided vote left its last sample's tokens to be estimated."""
+    stalled = Reply(answer=cut("well well well 5"), faults=(Fault(stall_after=2, stall_s=9.0),))
+    says = BySeed(["it is 4", "it is 4", stalled], [0.08, 0.08, 0.0])
+    async with serve(says, route=route, upstream={"driver": "vllm"}, fake={"dialect": "vllm"}) as g:
+        outcome = await finished(g, await g.ask(chat(seed=SEED)))
+        assert [(call.cancelled, call.source) for call in outcome.calls] == [
+            (False, "provider"),
+            (False, "provider"),
+            (True, "provider"),
+        ]
+        assert outcome.usage is not None
+        assert outcome.usage.completion_tokens == 2 * 3 + 2
+
+
 @pytest.mark.parametrize("mode", [observing, enforcing])
 @pytest.mark.parametrize(
     "fault",

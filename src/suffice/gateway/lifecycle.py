@@ -158,9 +158,13 @@ class GovernedRequest:
 
     @property
     def counts_chunks(self) -> bool:
-        """Whether the engine is asked for its own counts in every chunk: exact ones of a run that may be stopped."""
-        is_cut = self.may_act and self.ledger.request.kind == "reasoning"
-        return is_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
+        """Whether the engine is asked for its own counts in every chunk: exact ones of a call that may be cut off.
+
+        A vote that is decided cuts its last samples off in every mode.
+        """
+        kind = self.ledger.request.kind
+        may_be_cut = kind == "samples" or (self.may_act and kind == "reasoning")
+        return may_be_cut and self.api is CHAT and DRIVERS[self.client.settings.driver].counts_chunks
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         if not self.parsed.stream:
