@@ -135,14 +135,14 @@ def body_of(cell: Cell, question: Any) -> dict[str, Any]:
 
 
 def post(port: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
     connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json", **headers})
     response = connection.getresponse()
     return response.status, response.read()
 
 
 def leave(port: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
     connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json", **headers})
     connection.getresponse().read1(2048)
     connection.close()
