@@ -11,8 +11,9 @@ pin() {
     shift
     "$uv" pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
         --generate-hashes --custom-compile-command "make lock-clients" \
-        --output-file "contrib/suffice-loop/$wanted.txt" "$@" pyproject.toml "contrib/suffice-loop/$wanted.in"
+        --output-file "contrib/suffice-loop/$wanted.txt" "$@" "contrib/suffice-loop/$wanted.in"
 }
 
-pin requirements --constraint requirements/base.txt "$@"
-pin litellm "$@"
+pin requirements --constraint requirements/base.txt pyproject.toml "$@"
+pin litellm pyproject.toml "$@"
+pin envoy "$@"

@@ -250,7 +250,10 @@ def _url_of(listener: socket.socket) -> str:
 async def _reload(gw: GatewayState) -> None:
     try:
         if gw.process.reload is not None and not gw.process.draining:
-            await gw.process.reload("SIGHUP", "")
+            presence = gw.deployment.kill.presence
+            order = presence and presence.take_order()
+            author, reason = (order.author, order.reason) if order else ("SIGHUP", "by signal")
+            await gw.process.reload(author, reason)
     except SufficeError:  # logged, and nothing has changed
         pass
     except Exception as error:  # noqa: BLE001 - requests are served as before

@@ -165,6 +165,7 @@ def test_sighup_reloads_and_requests_in_flight_go_on(served: Served, tmp_path: P
         served.write(upstreams={"slow": {"url": slow.url}}, routes={"r": {"upstream": "slow"}})
         served.process.process.send_signal(signal.SIGHUP)
         waits_for(lambda: newest_settings(served)["routes.r.upstream"] == '"slow"')
+        assert newest_author(served) == ("SIGHUP", "by signal")
         thread = threading.Thread(target=lambda: answers.append(served.ask("POST", CHAT, chat())))
         thread.start()
         waits_for(lambda: slow.in_flight > 0)
@@ -183,14 +184,28 @@ def newest_settings(served: Served) -> Mapping[str, str]:
     return {} if row is None else row.settings
 
 
-def test_the_command_says_what_each_gateway_did(served: Served) -> None:
+def newest_author(served: Served) -> tuple[str, str]:
+    row = newest_event(served.process.database, ConfigChange)
+    assert row is not None
+    return row.author, row.reason
+
+
+def test_the_command_says_what_each_gateway_did_and_the_log_who_asked_for_it_and_why(served: Served) -> None:
     served.write(server={"max_items": 5_555, "keepalive_s": 3.0})
-    config = str(served.process.folder / "suffice.toml")
-    result = CliRunner().invoke(main, ["reload", "--config", config], env=KEYS)
+    command = ["reload", "--config", str(served.process.folder / "suffice.toml"), "--author", "Ann", "--reason"]
+    result = CliRunner().invoke(main, [*command, "more items"], env=KEYS)
     assert result.exit_code == 0, result.output
+    assert newest_author(served) == ("Ann", "more items")
+    served.write(server={"max_items": 5_554})
+    served.process.process.send_signal(signal.SIGHUP)
+    waits_for(lambda: newest_settings(served)["server.max_items"] == "5554")
+    assert newest_author(served) == ("SIGHUP", "by signal"), "a reason is for one reload"
+    served.write(server={"max_items": 5_555})
+    assert CliRunner().invoke(main, [*command, "back"], env=KEYS).exit_code == 0
     assert "server.max_items" in result.stdout
     assert "need a restart and stay as they were: server.keepalive_s" in result.stdout
     served.write(server={"max_items": 0.5})
-    refused = CliRunner().invoke(main, ["reload", "--config", config], env=KEYS)
+    refused = CliRunner().invoke(main, [*command, "broken"], env=KEYS)
     assert refused.exit_code == 2
+    assert "--reason" in CliRunner().invoke(main, ["reload"]).stderr
     assert json.dumps(5_555) == newest_settings(served)["server.max_items"]

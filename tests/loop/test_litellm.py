@@ -7,11 +7,9 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ import pytest
 
 from tests.gateway_process import GatewayProcess
 from tests.house.tree import ROOT
+from tests.loop.streaming_model import streaming_model
 from tests.loop.test_scripts import QUIET
-from tests.threaded_server import serving
 
 PROXY = ROOT / "build" / "loop-litellm" / "bin" / "litellm"
 N_PARAGRAPHS = 60
@@ -40,44 +38,6 @@ litellm_settings:
   num_retries: 0
 general_settings: {{dangerously_permit_weak_or_unset_master_key: true}}
 """
-
-
-class Upstream:
-    """A model that writes paragraphs, the same from the second on, until it has written all or is left."""
-
-    def __init__(self) -> None:
-        self.n_written, self.was_left = 0, False
-        self.is_over = threading.Event()
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        upstream = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
-                self.send_response(200)
-                self.send_header("content-type", "text/event-stream")
-                self.end_headers()
-                try:
-                    for n in range(N_PARAGRAPHS):
-                        self.wfile.write(event("Vienna\n\n" if n == 0 else "Danube\n\n"))
-                        upstream.n_written += 1
-                        time.sleep(0.25)
-                    self.wfile.write(event("", finish="stop") + b"data: [DONE]\n\n")
-                except OSError:
-                    upstream.was_left = True
-                upstream.is_over.set()
-
-            def log_message(self, *_: object) -> None:
-                """Keep quiet."""
-
-        return Handler
-
-
-def event(text: str, finish: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "scripted", "choices": [choice]}
-    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 @contextlib.contextmanager
@@ -111,11 +71,10 @@ def test_the_callback_ends_the_stream_and_the_proxy_closes_the_upstream(tmp_path
     route: dict[str, Any] = {"kind": "rounds", "policy": {"policy": "stable-answer", "streak": 2}}
     route |= {"mode": "enforce", "uncertified": True, "audit_share": 0.0}
     settings = {"upstreams": {"unused": {"url": "http://127.0.0.1:9"}}, "routes": {"stream": route}}
-    upstream = Upstream()
     with (
-        serving(upstream.handler()) as model,
+        streaming_model({"v1": ["Vienna"] + ["Danube"] * N_PARAGRAPHS}) as (url_of_model, model),
         GatewayProcess.serving(tmp_path, settings) as gateway,
-        proxy(tmp_path, model=model, gateway=gateway.url) as url,
+        proxy(tmp_path, model=url_of_model, gateway=gateway.url) as url,
     ):
         body = {"model": "scripted", "stream": True, "messages": [{"role": "user", "content": "Which river?"}]}
         request = urllib.request.Request(
@@ -123,9 +82,9 @@ def test_the_callback_ends_the_stream_and_the_proxy_closes_the_upstream(tmp_path
         )
         with urllib.request.urlopen(request, timeout=120) as reply:
             chunks = [json.loads(line[6:]) for line in reply if line.startswith(b"data: {")]
-        assert upstream.is_over.wait(60), (tmp_path / "proxy.txt").read_text(encoding="utf-8")[-2_000:]
+        assert model.wait_for_end("v1"), (tmp_path / "proxy.txt").read_text(encoding="utf-8")[-2_000:]
     text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
     assert text.split() == ["Vienna", "Danube", "Danube"]
     assert [chunk["choices"][0].get("finish_reason") for chunk in chunks][-1] == "stop"
-    assert upstream.was_left
-    assert upstream.n_written < N_PARAGRAPHS / 2
+    assert model.left == {"v1"}
+    assert model.n_written["v1"] < N_PARAGRAPHS / 2

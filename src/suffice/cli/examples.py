@@ -11,7 +11,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "config show": "--sources",
     "doctor": "--upstream http://127.0.0.1:8080",
     "serve": "--upstream http://127.0.0.1:8080",
-    "reload": "--config suffice.toml",
+    "reload": '--reason "budget of chat raised, see change 4711"',
     "worker": "--once certify",
     "completion": "bash",
     "store check": "--config suffice.toml",

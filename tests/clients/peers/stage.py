@@ -156,6 +156,7 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
         "policy": {"policy": "stable-answer", "streak": 2},
     }
     return {
+        "server": {"retry_window_s": 0},  # else what another client asked in the same words before runs in full
         "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw", "prefill"], "slots": 4}},
         "routes": {
             mode: shared | {"mode": mode, "match": {"model": f"fake-{mode}-*"}} | (acting if mode == "enforce" else {})

@@ -2,8 +2,7 @@
 
     python -m suffice_loop.envoy --gateway http://127.0.0.1:8400 --route stream --listen 127.0.0.1:18080
 
-Envoy's filter needs `request_body_mode: BUFFERED`, `response_body_mode: FULL_DUPLEX_STREAMED`, and `SEND` as its
-`response_header_mode` and `response_trailer_mode`. What this cannot read passes unchanged.
+`envoy.yaml` of this package sets up Envoy for it. What this cannot read passes unchanged.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ ANSWERS = {
     "request_body": pb.BodyResponse,
     "request_trailers": pb.TrailersResponse,
     "response_headers": pb.HeadersResponse,
+    "response_body": pb.BodyResponse,
     "response_trailers": pb.TrailersResponse,
 }
 
@@ -33,28 +33,29 @@ class SufficeProcessor(services.ExternalProcessorServicer):
     def __init__(self, governor: Governor) -> None:
         self._governor = governor
 
-    async def Process(  # noqa: N802 - the protocol's own name
-        self, requests: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[Any]:
-        """Answer each message of Envoy's stream; after a stop, nothing more."""
+    async def Process(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802 - the protocol's own name
+        """Answer each message of Envoy's stream, up to the end of the body.
+
+        It writes and yields nothing: a generator would be left to the garbage collector when Envoy ends the stream.
+        """
         exchange, is_ended = ProxyExchange(self._governor), False
         try:
             async for request in requests:
                 kind = request.WhichOneof("request")
                 message = getattr(request, kind)
+                answer = ANSWERS[kind]()
                 if kind == "request_body":
                     exchange.read_request(message.body)
                 elif kind == "response_headers":
                     listed = message.headers.headers
                     await exchange.begin({one.key: one.value or one.raw_value.decode("latin-1") for one in listed})
-                elif kind == "response_body" and not is_ended:
+                elif kind == "response_body":
                     body, is_ended = await exchange.edit(message.body, is_last=message.end_of_stream)
                     streamed = pb.StreamedBodyResponse(body=body, end_of_stream=is_ended)
-                    changed = pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=streamed))
-                    yield pb.ProcessingResponse(response_body=pb.BodyResponse(response=changed))
-                    continue
-                if not is_ended:
-                    yield pb.ProcessingResponse(**{kind: ANSWERS[kind]()})
+                    answer.response.body_mutation.streamed_response.CopyFrom(streamed)
+                await context.write(pb.ProcessingResponse(**{kind: answer}))
+                if is_ended:
+                    return
         finally:
             await exchange.end(aborted=not is_ended)
 

@@ -22,7 +22,7 @@ class ProxyExchange:
     def __init__(self, governor: Governor) -> None:
         self._governor = governor
         self._question: str | None = None  # None: not a streamed chat request
-        self._run: AgentRun | None = None
+        self._begun: asyncio.Future[AgentRun] | None = None
         self._answer: StreamedAnswer | None = None
         self._splitter = SseSplitter()
         self._is_broken = False  # the answer could not be read, and passes whole
@@ -39,8 +39,8 @@ class ProxyExchange:
         is_plain = headers.get("content-encoding", "identity") == "identity"
         is_stream = headers.get("content-type", "").startswith("text/event-stream")
         if self._question is not None and is_plain and is_stream and headers.get(":status") == "200":
-            self._run = await asyncio.to_thread(AgentRun, self._governor, self._question)
-            self._answer = StreamedAnswer(self._run)
+            self._begun = asyncio.ensure_future(asyncio.to_thread(AgentRun, self._governor, self._question))
+            self._answer = StreamedAnswer(await asyncio.shield(self._begun))  # see `end`
 
     async def edit(self, body: bytes, *, is_last: bool) -> tuple[bytes, bool]:
         """Return what the client gets, and whether it is the end."""
@@ -72,5 +72,11 @@ class ProxyExchange:
             return None
 
     async def end(self, *, aborted: bool) -> None:
-        if self._run is not None:
-            await asyncio.to_thread(self._run.end, aborted=aborted)
+        """End the run, also if this is cancelled meanwhile: a proxy that has what it wants resets the call."""
+        self._ending = asyncio.ensure_future(self._end(aborted=aborted))
+        await asyncio.shield(self._ending)
+
+    async def _end(self, *, aborted: bool) -> None:
+        if self._begun is not None:
+            run = await self._begun
+            await asyncio.to_thread(run.end, aborted=aborted)

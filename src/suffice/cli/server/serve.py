@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from suffice.cli.shell import (
+    AUTHOR,
     CONFIG,
     INSECURE_OPEN,
     JSON_LINES,
@@ -23,6 +24,7 @@ from suffice.cli.shell import (
     WAIT,
     Command,
     CommandReply,
+    author_name,
     fail,
     option,
     print_line,
@@ -246,8 +248,10 @@ def _show_first_secret(settings: Settings, page: str) -> str | None:
 @click.command(cls=Command)
 @CONFIG
 @option("--preview", is_flag=True, help="Say what would change, and change nothing.")
+@option("--reason", help="Why; it stays in the log. A preview needs none.")
+@AUTHOR
 @WAIT
-def reload(path: Path, preview: bool, wait_s: float) -> None:
+def reload(path: Path, preview: bool, reason: str | None, author: str | None, wait_s: float) -> None:
     """Let the gateways on this computer apply the changes in their settings file.
 
     Each applies all that can change while it runs, or nothing, and says which settings need a restart. A preview
@@ -258,6 +262,8 @@ def reload(path: Path, preview: bool, wait_s: float) -> None:
     from suffice.wiring.keys import presence_files
     from suffice.wiring.routes import check_routes
 
+    if not (preview or reason):
+        raise click.UsageError("Missing option '--reason'.")
     settings = load_deployment(path)
     check_routes(settings)
     if preview:
@@ -269,6 +275,7 @@ def reload(path: Path, preview: bool, wait_s: float) -> None:
     before = {one.pid: one.n_reloads for one in read_presences(switches) if one.process == "serve"}
     if not before:
         fail("no gateway is running on this deployment; one that starts reads the file", 1)
+    _leave_reason(switches, author_name(author), reason or "")
     for pid in before:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, hangup)
@@ -280,6 +287,15 @@ def reload(path: Path, preview: bool, wait_s: float) -> None:
         warn(f"{one.name} has not confirmed within {wait_s:g} s")
     if late:
         raise SystemExit(UNCONFIRMED)
+
+
+def _leave_reason(switches: Sequence[Path], author: str, reason: str) -> None:
+    from suffice.store.database.presence import ReloadOrder, order_reload
+
+    try:
+        order_reload(switches, ReloadOrder(author=author, reason=reason))
+    except OSError as error:
+        warn(f'the log will say "by signal": the reason cannot be written ({error.strerror})')
 
 
 def _print_preview(settings: Settings) -> None:

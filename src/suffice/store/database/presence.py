@@ -20,14 +20,16 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.files import read_start
+from suffice.files import read_start, write_whole
 from suffice.sanitize import printable
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
+ORDER_ENDING: Final = ".reload"  # of the file that says who wants the next reload of a gateway, and why
 SIZE_BYTES: Final = 4_096  # fixed size of the file, so that a reader never sees the tail of a longer, older text
 MOST_REASON_BYTES: Final = 2_000  # read of the switch's file at most
+MOST_ORDER_BYTES: Final = 65_536
 NO_REASON: Final = "no reason is given"
 
 
@@ -54,6 +56,11 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
         return what if self.replica in ("", f"{socket.gethostname()}:{self.pid}") else f"{what} ({self.replica})"
 
 
+class ReloadOrder(msgspec.Struct, frozen=True, kw_only=True):
+    author: str
+    reason: str
+
+
 class Announcement:
     def __init__(self, switches: Sequence[Path], **fields: Any) -> None:
         """Announce the process beside the first of these kill switch files whose folder is writable.
@@ -69,6 +76,7 @@ class Announcement:
             with contextlib.suppress(OSError), _opened(path) as descriptor:
                 if not is_locked(descriptor):  # of a dead process
                     path.unlink(missing_ok=True)
+                    path.with_suffix(ORDER_ENDING).unlink(missing_ok=True)
         self.update()
 
     def update(self, **changes: Any) -> None:
@@ -90,6 +98,18 @@ class Announcement:
                         self._switches[0],
                         error.strerror,
                     )
+
+    def take_order(self) -> ReloadOrder | None:
+        """Return who wants the next reload, and forget it; None: nobody has said."""
+        if self._file is None:
+            return None
+        path = self._file.path.with_suffix(ORDER_ENDING)
+        try:
+            order = msgspec.json.decode(read_start(path, MOST_ORDER_BYTES), type=ReloadOrder)
+            path.unlink()
+        except (OSError, ValueError):
+            return None
+        return order
 
     def release(self) -> None:
         with self._lock:
@@ -140,12 +160,25 @@ def switch_reason(switch: Path) -> str | None:
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
     """Return the running processes announced beside these files; unreadable announcements are skipped."""
+    return tuple(sorted(_announced(switches).values(), key=lambda one: one.pid))
+
+
+def order_reload(switches: Iterable[Path], order: ReloadOrder) -> None:
+    """Leave each gateway word of who reloads it and why, for its next signal. Raise OSError."""
+    for path, one in _announced(switches).items():
+        if one.process == "serve":
+            file = path.with_suffix(ORDER_ENDING)
+            write_whole(file, msgspec.json.encode(order).decode())
+            file.chmod(0o644)  # root may reload the gateway of another user
+
+
+def _announced(switches: Iterable[Path]) -> dict[Path, Presence]:
     by_path = dict[Path, Presence]()
     for path in _files(switches):
         with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
             if is_locked(descriptor):  # otherwise it has ended meanwhile
                 by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
-    return tuple(sorted(by_path.values(), key=lambda one: one.pid))
+    return by_path
 
 
 def _files(switches: Iterable[Path]) -> Iterator[Path]:
