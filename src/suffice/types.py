@@ -463,9 +463,13 @@ class Publication:
     cap: int | None = None  # the highest level that a forecast allows; None: no cap
     classes: tuple[tuple[str, int], ...] = ()  # (query class, its lower level), sorted
     class_ceilings: tuple[tuple[str, int], ...] = ()  # (query class, the highest level that ratings allow), sorted
-    arm: str = ""  # effort or budget of level 1, as outcomes name it; "": early stopping
+    arm: str = ""  # effort or budget that is the level, as outcomes name it; "": early stopping
     pairs: PairSummary | None = None  # evidence for the arm; None: no arm
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level
+
+    @property
+    def level_name(self) -> str:
+        return self.arm or f"level {self.level} of {max(0, self.n_levels - 1)}"
 
     @property
     def may_act(self) -> bool:

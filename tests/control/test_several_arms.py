@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.agent.plan import AgentPlan
+from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
 from suffice.settings import Route, parse_settings
@@ -151,6 +151,13 @@ APART = {("a", ARMS[0]): 80, ("a", ARMS[1]): 600, ("b", ARMS[0]): 700, ("b", ARM
 def test_each_class_gets_the_arm_that_pays_there_once_the_mixture_is_proved() -> None:
     here = armed().feed(rows(asked_twice(2_000, classes=("a", "b"), tokens=APART)))
     assert given(here) == {"a": 1, "b": 2}
+    plan = [one for one in here.decided if isinstance(one, AgentPlan)][-1]
+    for query_class, arm in {"a": ARMS[0], "b": ARMS[1]}.items():
+        one = plan.of_class(query_class)
+        assert one is not None
+        assert arm in describe_class_plan(one)
+        assert "level" not in describe_class_plan(one), "a plan calls an effort by its name"
+    assert "level" not in plan.reason
 
 
 @pytest.mark.parametrize("checked", [True, False])

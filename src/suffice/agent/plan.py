@@ -26,6 +26,7 @@ class PlannedDraw:
     settings: str  # "": the route's own; otherwise named as above
     share: float  # P(draw), in (0, 1]
     ceiling: int | None  # the highest level used; 0: nothing is stopped, None: no limit
+    arm: str = ""  # effort or budget that is this level, as outcomes name it; "": early stopping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,8 @@ def with_settings(route: Route, name: str) -> Route:
 
 
 def describe_ceiling(draw: PlannedDraw) -> str:
+    if draw.arm:
+        return draw.arm
     return "up to the certified level" if draw.ceiling is None else f"up to level {draw.ceiling}"
 
 

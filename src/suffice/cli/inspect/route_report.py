@@ -116,7 +116,7 @@ def _phase(one: Phase, *, acts: bool) -> str:
     ends = "" if acts else "; not acted on"
     if one.phase == "certified":
         proved = f"a drop below {100 * (one.max_em_drop or 0):g} points at {one.confidence or 0:.0%}"
-        return f"certified, level {one.level} of {one.n_levels}: {proved}{ends}"
+        return f"certified, {one.arm or f'level {one.level} of {one.n_levels}'}: {proved}{ends}"
     if one.phase == "budgeted" and one.spending is not None:
         return (
             f"budgeted, level {one.level} of {one.n_levels}: the drop is kept on average, with no confidence; certified"

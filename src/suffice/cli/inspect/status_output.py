@@ -159,7 +159,8 @@ def _describe_good(one: GoodRoute, now_s: float) -> str:
         sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
     elif made is not None and held.level:
         proved = "certified" if made.certified else "budgeted"
-        sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
+        level = made.level_name if held.level == made.level else f"level {held.level} of {made.n_levels - 1}"
+        sentences.append(f"{proved}, {level}, publication {made.number}")
     elif one.standing is not None:
         sentences.append(f"the policy that a rollout activated: {one.standing.get('policy')}")
     else:

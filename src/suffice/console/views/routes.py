@@ -305,7 +305,7 @@ def _decision(stored: StoredEvent) -> RouteDecision:
 def _describe(event: Event) -> str:
     if isinstance(event, Publication):
         certified = "certified" if event.certified else "not certified"
-        return f"level {event.level} of {max(0, event.n_levels - 1)}, {certified}"
+        return f"{event.level_name}, {certified}"
     if isinstance(event, AgentPlan):
         return f"agent: {'; '.join(describe_class_plan(one) for one in event.classes)}"
     if isinstance(event, Epoch):

@@ -220,8 +220,14 @@ class LiveAgent:
         assert self.choice is not None
         made, most = self.choice.classes[c], self._proven[c]
         full, *shares = made.shares
+        arms = ("", *self.route.arms) if self.route.is_paired else ()
         draws = [
-            PlannedDraw(settings=name, share=share, ceiling=None if level >= most else level)
+            PlannedDraw(
+                settings=name,
+                share=share,
+                ceiling=None if level >= most else level,
+                arm=arms[min(level, most)] if arms else "",
+            )
             for name, share, level in zip(self.settings, shares, made.levels, strict=True)
             if share > 0
         ]
@@ -319,10 +325,10 @@ def _same(before: tuple[ClassPlan, ...], after: tuple[ClassPlan, ...]) -> bool:
     return True
 
 
-def _table(plan: ClassPlan | None) -> dict[tuple[str, int | None], float]:
+def _table(plan: ClassPlan | None) -> dict[tuple[str, int | None, str], float]:
     if plan is None:
-        return {("", None): 1.0}
-    return {(one.settings, one.ceiling): one.share for one in plan.draws}
+        return {("", None, ""): 1.0}
+    return {(one.settings, one.ceiling, one.arm): one.share for one in plan.draws}
 
 
 def _changes(before: AgentPlan | None, classes: tuple[ClassPlan, ...]) -> Iterator[str]:
@@ -339,4 +345,5 @@ def _changes(before: AgentPlan | None, classes: tuple[ClassPlan, ...]) -> Iterat
         else:
             under = f" with {best.settings}" if best.settings else ""
             tries = f", and tries {len(one.draws) - 1} more settings" if len(one.draws) > 1 else ""
-            yield f"class {name} stops {describe_ceiling(best)}{under}: it saves {one.saving:.0%}{tries}"
+            does = f"{'is asked with' if best.arm else 'stops'} {describe_ceiling(best)}"
+            yield f"class {name} {does}{under}: it saves {one.saving:.0%}{tries}"

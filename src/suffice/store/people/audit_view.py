@@ -199,7 +199,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
 
 def _published(publication: Publication) -> str:
     vouched, version = "certified" if publication.certified else "not certified", publication.version or "none"
-    return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
+    return f"{publication.level_name}, {vouched}, version {version}"
 
 
 def _changed(event: events.ConfigChange) -> tuple[str, str]:
