@@ -335,3 +335,61 @@ async def test_a_new_question_in_the_conversation_is_a_run_of_its_own(serve: Ser
         runs = [one.episode for one in await g.episodes(n_before + 3) if one.episode.request.route == "loop"]
         assert len({one.request.unit for one in runs}) == 2  # a draw of its own
         assert len({one.request.conversation for one in runs}) == 1
+
+
+async def loops(g: Served) -> list[dict[str, Any]]:
+    """The running loops that a person may see."""
+    async with g.session.get(f"{g.url}/v1/runs") as response:
+        return [one for one in (await response.json())["runs"] if one["route"] == "loop"]
+
+
+async def ask_loop(g: Served, what: str) -> Answer:
+    (one,) = await loops(g)
+    return await post(g.session, f"{g.url}/v1/runs/{one['id']}/{what}", b"", {})
+
+
+async def begun(g: Served) -> Agent:
+    """An agent whose first turn's tools have answered."""
+    agent = Agent(g)
+    agent.note((await agent.turn())[1])
+    return agent
+
+
+@pytest.mark.parametrize("settings", [{"mode": "observe"}, {}, {"audit_share": 1.0}], ids=["observe", "live", "audit"])
+async def test_a_person_may_ask_an_agent_for_its_answer(serve: Serve, settings: Any) -> None:
+    async with serve(Lookups((*TRIALS, "6")), routes=routes(policy={"policy": "never"}, **settings)) as g:
+        agent = await begun(g)
+        assert [one["state"] for one in await loops(g)] == ["looping"]
+        told = await ask_loop(g, "answer-now")
+        assert (told.status, told.json["wish"]) == (202, "answer_now")
+        assert await agent.run() == "It is 3"
+        assert await loops(g) == []
+        run, turns = await loop_and_turns(g, 2)
+        assert (run.outcome.end_reason, run.outcome.stopped, run.outcome.answer) == ("asked", False, "3")
+        assert [one.request.ungoverned for one in turns] == [None, "turns"]
+
+
+async def test_an_agent_that_was_asked_to_think_on_is_not_stopped_and_tries_no_answer(serve: Serve) -> None:
+    async with serve(model := Lookups((*TRIALS, "6")), routes=routes()) as g:
+        agent = await begun(g)
+        assert (await ask_loop(g, "think-more")).status == 202
+        assert await agent.run() == "It is 6"
+        assert model.n_trials == 0
+        run, _ = await loop_and_turns(g, 5)
+        assert (run.outcome.end_reason, run.outcome.stopped) == ("asked", False)
+
+
+async def test_an_agent_that_was_asked_and_cannot_answer_goes_on(serve: Serve) -> None:
+    async with serve(Lookups(ignores_choice=True), routes=routes()) as g:
+        agent = await begun(g)
+        assert (await ask_loop(g, "answer-now")).status == 202
+        assert await agent.run() == "It is 5"
+        run, _ = await loop_and_turns(g, 4)
+        assert (run.outcome.end_reason, run.outcome.answer) == ("asked", "5")
+
+
+async def test_an_agent_whose_route_tries_no_answers_cannot_be_asked(serve: Serve) -> None:
+    async with serve(Lookups(), routes=routes(probe=None, mode="observe")) as g:
+        agent = await begun(g)
+        assert (await ask_loop(g, "answer-now")).status == 409
+        assert await agent.run() == "It is 5"

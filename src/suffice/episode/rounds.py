@@ -169,7 +169,7 @@ class RoundsRun:
         if trial is not None and trial.answer is None:
             decision = Decision(action="continue", reason="there is no answer that a stop could deliver")
         self.ledger.record_step(step, signals, decision)
-        effective = self._apply_mode(decision)
+        effective = self._apply_mode(decision, can_answer=trial is None or trial.answer is not None)
         confidence = step.confidence if signals.confidence is None else signals.confidence
         self.seen.append(StepRecordBrief(report.answer, report.tokens, step.answer, confidence, effective))
         if decision.stop and self.ledger.stop.step == index:
@@ -229,9 +229,9 @@ class RoundsRun:
             self.ledger.fail_open("scorer")
             return None
 
-    def _apply_mode(self, decision: Decision) -> Decision:
+    def _apply_mode(self, decision: Decision, *, can_answer: bool) -> Decision:
         """Return a stop only if it may act. In enforce mode all other decisions look alike, to hide audits."""
-        if self.ledger.stop.wish == "answer_now":
+        if self.ledger.stop.wish == "answer_now" and can_answer:
             return ANSWER_NOW
         if decision.stop and self.acts:
             return decision

@@ -191,6 +191,12 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     await exchange.json(200, msgspec.json.encode(answer))
 
 
+def list_run(gw: GatewayState, run: RoundsRun, *, can_end: bool = True) -> None:
+    """Let a person ask something of the run."""
+    is_governed = can_end and run.ledger.request.ungoverned is None
+    gw.process.live_runs[run.id] = LiveRun(run.ledger, cut=_at_next_step if is_governed else None)
+
+
 def _at_next_step() -> None:
     """A loop that was asked for its answer learns it from its next decision."""
 
@@ -213,8 +219,7 @@ def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun
         run = open_run(gw, route, call.start, caller=caller, idempotency_key=key)
         run.ledger.trace = lifecycle.begin_trace(gw, exchange)
         gw.runs.put(run, key=opening, now_s=gw.monotonic_s())
-        cut = _at_next_step if run.ledger.request.ungoverned is None else None
-        gw.process.live_runs[run.id] = LiveRun(run.ledger, cut=cut)
+        list_run(gw, run)
         close_old(gw)
         return run
     known = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())

@@ -24,7 +24,7 @@ from suffice.errors import UpstreamBusy, UpstreamError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.request_parsing import ParsedRequest, last_question
-from suffice.gateway.rounds_service import RunStart, close_old, close_run, open_run
+from suffice.gateway.rounds_service import RunStart, close_old, close_run, list_run, open_run
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.protocol import returns_of
 from suffice.rollout.assign import joined
@@ -191,7 +191,7 @@ class Turn:
         report, self.state.pending = self.state.pending, None
         if report is not None:
             self._step = asyncio.create_task(self._take_step(replace(report, sources=self.place.results)))
-            if self.run.ledger.request.mode == "enforce":
+            if self.run.ledger.request.mode == "enforce" or self.run.ledger.stop.wish == "answer_now":
                 await self._step
 
     async def _take_step(self, report: StepReport) -> None:
@@ -200,8 +200,9 @@ class Turn:
             async with state.lock:
                 if run.is_over or len(run.seen) != index - 1:
                     return
-                held, trial, may_act = None, None, state.is_live and not run.is_killed()
-                if may_act or is_measured(run.ledger.request):
+                held, trial, wish = None, None, run.ledger.stop.wish
+                may_act = state.is_live and not run.is_killed() and wish is None
+                if may_act or wish == "answer_now" or is_measured(run.ledger.request):
                     held, trial = await self.request.try_answer(run)
                 vector = await run.vector_of(index, report)
                 run.may_act = may_act and held is not None
@@ -330,4 +331,5 @@ def _continued(
     made = open_run(gw, request.route, start, caller=request.caller, endpoint=request.api.path, body=opening.encode())
     made.turns = TurnsState(is_live=made.may_act and returns_of(made.policy.policy) == "last")
     gw.runs.put(made, key=opening, now_s=gw.monotonic_s())
+    list_run(gw, made, can_end=request.route.settings.probe is not None)
     return made
