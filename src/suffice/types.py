@@ -468,16 +468,11 @@ class Publication:
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level
 
     @property
-    def level_name(self) -> str:
-        return self.arm or f"level {self.level} of {max(0, self.n_levels - 1)}"
-
-    @property
     def may_act(self) -> bool:
         return self.certified or self.spending is not None
 
     @property
-    def is_owned(self) -> bool:
-        """Return whether level 1 is the policy that the operator wrote, whose address is the version."""
+    def is_owned(self) -> bool:  # level 1 is the policy that the operator wrote, whose address is the version
         return bool(self.version) and not self.fit and not self.arm
 
 

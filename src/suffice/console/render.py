@@ -16,6 +16,7 @@ from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEff
 from suffice.extras import how_to_install
 from suffice.rollout.results import metric_of
 from suffice.sanitize import plural
+from suffice.store.people.audit_view import describe_level
 from suffice.store.routes.period import PeriodFigures
 from suffice.store.routes.rollups import DAY_HOURS
 
@@ -97,6 +98,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "is_rate": is_rate,
     "bucket": format_bucket,
     "spark": spark_points,
+    "level": describe_level,
 }
 HERE: Final = Path(__file__).parent
 KINDS: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}

@@ -34,6 +34,7 @@ from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import open_reader
+from suffice.store.people.audit_view import describe_level
 from suffice.store.routes.deployments import read_fleet
 from suffice.store.routes.rollups import read_to
 from suffice.wiring.files import NO_SETTINGS, condition, data_folder, require_log
@@ -159,7 +160,7 @@ def _describe_good(one: GoodRoute, now_s: float) -> str:
         sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
     elif made is not None and held.level:
         proved = "certified" if made.certified else "budgeted"
-        level = made.level_name if held.level == made.level else f"level {held.level} of {made.n_levels - 1}"
+        level = describe_level(made) if held.level == made.level else f"level {held.level} of {made.n_levels - 1}"
         sentences.append(f"{proved}, {level}, publication {made.number}")
     elif one.standing is not None:
         sentences.append(f"the policy that a rollout activated: {one.standing.get('policy')}")

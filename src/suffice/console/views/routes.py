@@ -25,6 +25,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
+from suffice.store.people.audit_view import describe_level
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided, read_holds
@@ -305,7 +306,7 @@ def _decision(stored: StoredEvent) -> RouteDecision:
 def _describe(event: Event) -> str:
     if isinstance(event, Publication):
         certified = "certified" if event.certified else "not certified"
-        return f"{event.level_name}, {certified}"
+        return f"{describe_level(event)}, {certified}"
     if isinstance(event, AgentPlan):
         return f"agent: {'; '.join(describe_class_plan(one) for one in event.classes)}"
     if isinstance(event, Epoch):

@@ -197,9 +197,13 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
     return None
 
 
+def describe_level(made: Publication) -> str:
+    return made.arm or f"level {made.level} of {max(0, made.n_levels - 1)}"
+
+
 def _published(publication: Publication) -> str:
     vouched, version = "certified" if publication.certified else "not certified", publication.version or "none"
-    return f"{publication.level_name}, {vouched}, version {version}"
+    return f"{describe_level(publication)}, {vouched}, version {version}"
 
 
 def _changed(event: events.ConfigChange) -> tuple[str, str]:
