@@ -134,7 +134,7 @@ clients: $(VENV)/.ready-dev $(VENV)/.ready-lock ## compare 12 client libraries, 
 examples: $(VENV)/.ready-dev $(VENV)/.ready-lock ## run the loops in examples/ against the local model (fetches it, and three client libraries)
 	$(PY) -m examples $(ARGS)
 
-loop: $(VENV)/.ready-dev $(VENV)/.ready-lock ## play the decision scripts with every adapter of contrib/suffice-loop (installs the frameworks, 600 MB)
+loop: $(VENV)/.ready-dev $(VENV)/.ready-lock ## play the decision scripts with every adapter of contrib/suffice-loop (installs the frameworks and Envoy, 700 MB)
 	sh contrib/suffice-loop/install.sh $(BIN)/uv $(PY)
 	$(PY) -m pytest -q tests/loop $(ARGS)
 
