@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import isqrt
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -318,16 +319,21 @@ def export_value_model(
 def _model(
     chosen: FeatureSelection, suffices: Ensemble, hopeless: FitResult | None, trained: TrainingRecord, cost: StepCost
 ) -> StopModel:
-    versions = [*trained.versions, *((package, version(package)) for package in ("suffice", "numpy"))]
-    with suppress(PackageNotFoundError):
-        versions.append(("scikit-learn", version("scikit-learn")))
     return StopModel(
         features=chosen.names,
         suffices=suffices,
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=msgspec.structs.replace(trained, versions=tuple(versions)),
+        trained=msgspec.structs.replace(trained, versions=(*trained.versions, *_versions())),
         cost=cost,
     )
+
+
+@cache  # reading them takes longer than the rest of an export
+def _versions() -> tuple[tuple[str, str], ...]:
+    versions = [(package, version(package)) for package in ("suffice", "numpy")]
+    with suppress(PackageNotFoundError):
+        versions.append(("scikit-learn", version("scikit-learn")))
+    return tuple(versions)
 
 
 def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:

@@ -110,6 +110,7 @@ def _build_state(
     )
     _read_log(settings, gw)
     _restore(gw, begun.known)
+    begun.known = replace(begun.known, recent=())  # what was learned from them is in `gw`
     file = kill_file(settings)
     gw.deployment.kill = KillSwitch(
         file, environment=os.environ.get(kill.VARIABLE, ""), notify=log.append, presence=presence

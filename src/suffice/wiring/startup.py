@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -156,10 +156,17 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
         used_to=used_to,
         evidence=evidence,
         n_requests=n_requests_of(path, settings.routes, most=FIRST_REQUESTS),
-        recent=tuple(read_recent(path, LEARNT_RUNS)),
+        recent=tuple(map(_without_later_steps, read_recent(path, LEARNT_RUNS))),
         keys=valid_keys(path),
         used=tuple(usage for day in spent_on for usage in newest_events(path, KeyUsage, -1, prefix=day)),
     )
+
+
+def _without_later_steps(run: Episode) -> Episode:
+    """What a gateway learns from: steps, which are most of a run, count up to where it was stopped."""
+    outcome = run.outcome
+    n_steps = (outcome.stop_step or 0) if outcome.stopped else 0
+    return Episode(request=run.request, outcome=replace(outcome, steps=outcome.steps[:n_steps]))
 
 
 def open_known_log(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:

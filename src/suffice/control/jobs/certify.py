@@ -38,7 +38,15 @@ from suffice.store.database import views
 from suffice.store.database.decisions import LeaseLost, read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
-from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
+from suffice.store.routes.deployments import (
+    NOTHING_HELD,
+    DeploymentState,
+    Holds,
+    RouteDeployment,
+    last_at_s,
+    read_decided,
+    read_holds,
+)
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Outcome, Pause, Request, Resumption
 
@@ -87,7 +95,8 @@ class Certify(FoldJob[RouteLoop]):
             here.writer.write([made])
             self._required = made
         if self.settings.assurance.fleet_confidence is not None:
-            starts = warm_starts(self._memory, self.settings, here.log, author=self.author)
+            decided = read_decided(here.log, self._decided)
+            starts = warm_starts(self._memory, decided, self.settings, here.log, author=self.author)
             if starts:
                 here.writer.write(starts)
 
@@ -99,12 +108,12 @@ class Certify(FoldJob[RouteLoop]):
             return None
 
     def _give_up(self, name: str, reason: str, here: JobPass) -> None:
-        loop, held = self._memory.pop(name, None), read_decided(here.log).of(name)
+        loop, held = self._memory.pop(name, None), read_decided(here.log, self._decided).of(name)
         at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
         self._begin_epoch(name, held, here.writer, views.last_place(here.log), reason, at=at)
 
     def build(self, name: str, here: JobPass) -> RouteLoop:
-        held = read_decided(here.log).of(name)
+        held = self._decided.of(name)
         if held.epoch is None:
             since = views.place_before(here.log, name, LOOK_BACK)
             held = self._begin_epoch(name, held, here.writer, since, "cold start", at=0)
@@ -126,7 +135,7 @@ class Certify(FoldJob[RouteLoop]):
         return {"context": context, **{part: getattr(context, part) for part in parts}}
 
     def resume(self, name: str, fold: RouteLoop, here: JobPass) -> bool:
-        held = read_decided(here.log).of(name)
+        held = self._decided.of(name)
         if held.epoch != fold.state.epoch:
             return False
         made = (one for _, one in views.read_publications(here.log, name, epoch=fold.state.epoch.number))
@@ -259,7 +268,7 @@ class Critical(FoldJob[DeliveredAnswers]):
         held, why = self._holds.of(name), fold.critical_em.below()
         if why is None or held.pause is not None or held.accepted(at_s) is not None:
             return
-        number = read_decided(here.log).of(name).n_pauses + 1
+        number = self._decided.of(name).n_pauses + 1
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         evidence = (fold.critical_em.evidence,)
         here.writer.write([pause, incident_of_pause(pause, opened_at_s=at_s, evidence=evidence)])
@@ -319,7 +328,9 @@ def _wealth_of(name: str, route: Route, loop: RouteLoop | None) -> RouteWealth:
     return RouteWealth(route=name, epoch=loop.state.epoch.number, wealth=wealth, own=own)
 
 
-def warm_starts(loops: Mapping[str, RouteLoop], settings: Settings, log: LogReader, *, author: str) -> list[WarmStart]:
+def warm_starts(
+    loops: Mapping[str, RouteLoop], decided: DeploymentState, settings: Settings, log: LogReader, *, author: str
+) -> list[WarmStart]:
     """For each new route, the version with the most audits that a similar route serves with a certificate."""
     new = {
         name: loop
@@ -328,7 +339,7 @@ def warm_starts(loops: Mapping[str, RouteLoop], settings: Settings, log: LogRead
     }
     if not new:
         return []
-    published = [held.publication for held in read_decided(log).routes.values()]
+    published = [held.publication for held in decided.routes.values()]
     certified = [made for made in published if made is not None and made.certified and made.fit]
     load, starts = loader(log), list[WarmStart]()
     for name, loop in new.items():

@@ -24,6 +24,7 @@ from suffice.settings import Settings
 from suffice.store.database.decisions import read_fold_state, write_fold_state
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, LogRow, last_place
+from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, read_decided
 from suffice.telemetry import LOG
 
 MOST_KNOWN: Final = 20_000  # latest runs whose routes are known; a later label of an older one reaches all folds
@@ -92,6 +93,7 @@ class FoldJob(RouteJob[F]):
     reads_senders: ClassVar[bool] = False  # see `RowRouter`
     _states: FoldStates = field(init=False)
     _router: RowRouter | None = field(init=False, default=None)  # None: a fold begins earlier than the rows it has seen
+    _decided: DeploymentState = field(init=False, default=NOTHING_DECIDED)  # when the pass began
     _sentences: defaultdict[str, list[str]] = field(init=False, default_factory=lambda: defaultdict(list))  # by route
 
     def __post_init__(self) -> None:
@@ -125,12 +127,17 @@ class FoldJob(RouteJob[F]):
     def add_sentence(self, name: str, sentence: str) -> None:
         self._sentences[name].append(sentence)
 
+    def forget(self) -> None:
+        super().forget()
+        self._decided = NOTHING_DECIDED
+
     def leave(self, name: str, why: str) -> None:
         self.drop(name)
         super().leave(name, why)
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
         self._sentences.clear()
+        self._decided = read_decided(here.log, self._decided)
         self.begin(here.log)
         for name in names:
             if name not in self._memory:

@@ -40,7 +40,6 @@ from suffice.settings import Route, Settings
 from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups
-from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import LOG
@@ -259,13 +258,13 @@ class Monitor(FoldJob[RouteWatch]):
     def concerns(self, route: Route) -> bool:
         return route.mode != "off"
 
-    def begin(self, log: views.LogReader) -> None:
-        decided = read_decided(log)
-        self._memory = {name: one for name, one in self._memory.items() if one.epoch == decided.of(name).n_epochs}
+    def begin(self, log: views.LogReader) -> None:  # noqa: ARG002 - as every fold's
+        of = self._decided.of
+        self._memory = {name: one for name, one in self._memory.items() if one.epoch == of(name).n_epochs}
 
     def build(self, name: str, here: JobPass) -> RouteWatch:
         """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""
-        log, held = here.log, read_decided(here.log).of(name)
+        log, held = here.log, self._decided.of(name)
         begin, n = since(name, held, log), 0
         looks = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)[::-1]
         last = looks[-1] if looks and looks[-1].epoch == held.n_epochs else None
@@ -295,7 +294,7 @@ class Monitor(FoldJob[RouteWatch]):
 
     def resume(self, name: str, fold: RouteWatch, here: JobPass) -> bool:
         """Take over what another worker has written since; its looks are no rows that the fold reads."""
-        log, held = here.log, read_decided(here.log).of(name)
+        log, held = here.log, self._decided.of(name)
         if fold.epoch != held.n_epochs:
             return False
         newest = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)

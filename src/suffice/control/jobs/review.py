@@ -23,7 +23,7 @@ from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, find_event, newest_event, place_before, read_open_label_requests
 from suffice.store.people.deciding import NO_REVIEWS, Reviews, read_reviews
-from suffice.store.routes.deployments import RouteDeployment, read_decided
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
@@ -174,7 +174,7 @@ class ReviewJob(FoldJob[Candidates]):
 
     def _update(self, fold: Candidates, log: LogReader) -> None:
         fold.queued = self._reviews.queue.places
-        fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
+        fold.below = harmed_classes(self._decided.of(fold.name), log, fold.name, self.settings.routes[fold.name])
 
     def prepare(self) -> None:
         """Divide what is left of the deployment's cap for today among the routes."""

@@ -185,6 +185,7 @@ def _name_of(one: Any) -> str:
     return f"{module}:{name}"
 
 
+@cache
 def _named(name: str) -> Any:
     module, _, path = name.partition(":")
     if not module.startswith(PACKAGE):

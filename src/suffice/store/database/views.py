@@ -32,7 +32,7 @@ from suffice.store.rows.events import (
     kind_named,
 )
 from suffice.store.sql import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
-from suffice.store.sql import Values, in_snapshot
+from suffice.store.sql import Values, in_snapshot, stream_rows
 from suffice.types import (
     Episode,
     Feedback,
@@ -282,10 +282,16 @@ class NewRows:
 def read_news(reader: LogReader, since_seq: int, *, most: int, owner: int) -> NewRows:
     """Read what came after a place, the last `most` rows if that is 0, without the requests that `owner` wrote."""
     last = last_place(reader)
-    rows = query_rows(reader, _NEWS, (since_seq or last - most, owner))
-    draws = (_DRAWS.decode(body).request for _, _, body in rows if body is not None)
-    first = [(one.unit, one.audit, one.propensity) for one in draws if one.mode == "enforce" and one.delivery == 1]
-    return NewRows(last, frozenset((kind, route) for kind, route, body in rows if body is None), first)
+    read = query_rows if since_seq else stream_rows  # a poll finds few rows, and should cost one round trip
+    kinds, first = set[tuple[str, str | None]](), list[tuple[str, bool, float]]()
+    for kind, route, body in read(reader, _NEWS, (since_seq or last - most, owner)):
+        if body is None:
+            kinds.add((kind, route))
+            continue
+        one = _DRAWS.decode(body).request
+        if one.mode == "enforce" and one.delivery == 1:
+            first.append((one.unit, one.audit, one.propensity))
+    return NewRows(last, frozenset(kinds), first)
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
@@ -373,7 +379,7 @@ def read_episodes(
 def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, oldest first and without labels; scans at most `LOOKED` rows per run."""
     with open_reader(source) as connection:
-        for row in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
+        for row in stream_rows(connection, _RECENT, {"n": n, "looked": LOOKED * n}):
             yield _labelled(row, ()).episode
 
 
