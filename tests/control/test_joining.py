@@ -65,6 +65,14 @@ def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert joined.ended(ended("nobody-0", None)) == []
 
 
+def test_a_run_that_is_forgotten_joins_nothing() -> None:
+    joined = LabelJoin(most=2)
+    for name in "abc":
+        joined.ended(ended(name, f"r{name}"))
+    assert [joined.find_episode(said(1, response_id=f"r{name}")) for name in "abc"] == [None, "b", "c"]
+    assert joined.find_episode(said(2, episode_id="a")) is None
+
+
 def test_lateness_is_what_the_owner_says_or_what_labels_took() -> None:
     learnt, told = LabelDelay(), LabelDelay(fixed_s=50.0)
     for n in range(100, 1_001, 100):

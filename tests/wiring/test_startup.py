@@ -97,6 +97,7 @@ def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypat
         assert known.n_requests == {"r": 1_000, "other": 1_000}, "as far as it matters"
         assert len(known.recent) == 100
         assert known.recent[-1].request.episode_id == f"e{n - 1:06}"
+        assert not any(run.outcome.steps for run in known.recent if not run.outcome.stopped), "most of a run's memory"
         assert {name: len(seen) for name, seen in known.evidence.extracted.items()} == {"r": 100, "other": 0}
     assert took[1] < 1.2 * took[0]
 

@@ -121,6 +121,7 @@ class UnreturnedAudits:
 class LabelJoin:
     """Finds the run of a label by episode or response id; an id that two answers share identifies neither."""
 
+    most: int = MOST_RUNS  # latest runs that labels find
     answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
     weights: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
     _episodes: dict[str, str | None] = field(default_factory=dict)  # by response id
@@ -130,12 +131,12 @@ class LabelJoin:
         """Note the end of a run; return the labels that were waiting for it."""
         name, response = outcome.episode_id, outcome.response_id
         if weight != 1:
-            remember(self.weights, name, weight, MOST_RUNS)
-        remember(self.answers, name, outcome.answer, MOST_RUNS)
+            remember(self.weights, name, weight, self.most)
+        remember(self.answers, name, outcome.answer, self.most)
         waiting = self._waiting.pop(name, [])
         if response is not None:
             known = self._episodes.get(response, name)
-            remember(self._episodes, response, name if known == name else None, MOST_RUNS)
+            remember(self._episodes, response, name if known == name else None, self.most)
             if self._episodes[response] == name:
                 waiting += self._waiting.pop(_by_response(response), [])
         return sorted(waiting, key=lambda label: label.seq)

@@ -147,7 +147,7 @@ class RouteWatch:
     book: RunAccounts = field(init=False)
     forecaster: RouteForecaster = field(init=False)
     _starts: StartOrder = field(init=False, default_factory=lambda: StartOrder(keeps_ended=True))
-    _labels: LabelJoin = field(init=False, default_factory=LabelJoin)
+    _labels: LabelJoin = field(init=False, default_factory=lambda: LabelJoin(most=MOST_REACHED))
     _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still reach, by episode
 
     def __post_init__(self) -> None:
