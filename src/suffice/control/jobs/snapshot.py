@@ -103,6 +103,14 @@ _WRITERS: Final[Mapping[type[Any], Callable[[_Taker, Any], list[Any]]]] = {
 
 
 @cache
+def _named(name: str) -> Any:
+    module, _, path = name.partition(":")
+    if not module.startswith(PACKAGE):
+        raise ValueError(f"{name} is none of this package's")
+    return attrgetter(path)(importlib.import_module(module))
+
+
+@cache
 def _decoder(name: str) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(_named(name))
 
@@ -183,11 +191,3 @@ def _name_of(one: Any) -> str:
     if not module.startswith(PACKAGE) or "<" in name:
         raise UnstorableState(f"{module}.{name}")
     return f"{module}:{name}"
-
-
-@cache
-def _named(name: str) -> Any:
-    module, _, path = name.partition(":")
-    if not module.startswith(PACKAGE):
-        raise ValueError(f"{name} is none of this package's")
-    return attrgetter(path)(importlib.import_module(module))
