@@ -129,3 +129,10 @@ def name_hint(wrong: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}known: {', '.join(names) or 'it has none'}"
+
+
+def shorten(value: object) -> str:
+    """Return what an error says it got: a text, cut if it is long, or the type of everything else."""
+    if not isinstance(value, str):
+        return f"a value of type {type(value).__name__}"
+    return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."

@@ -287,7 +287,7 @@ def test_only_a_mapping_is_a_policy() -> None:
     for wrong in ("never", None, ["never"], 1):
         with pytest.raises(ConfigError, match="policy: must be a table, got"):
             build_policy(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="unknown name of type NoneType"):
+    with pytest.raises(ConfigError, match="unknown name a value of type NoneType"):
         build_policy({"threshold": 0.9})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import to_builtins
 
 import suffice.policy
-from suffice.errors import ConfigError, name_hint
+from suffice.errors import ConfigError, name_hint, shorten
 from suffice.model.artefact import StopModel
 from suffice.policy.columns import Columns, Stops, stops_of
 from suffice.policy.parameters import Item, Parameter, ParameterChecks, Value, parameters_of
@@ -62,12 +62,12 @@ def _build(where: str, spec: object, depth: int) -> Policy:
     given = dict(spec)
     name = given.pop("policy", None if given else "never")
     if not isinstance(name, str) or name not in POLICIES:
-        raise ConfigError(f"{where}: unknown name {_abbreviate(name)}; {name_hint(name, POLICIES)}")
+        raise ConfigError(f"{where}: unknown name {shorten(name)}; {name_hint(name, POLICIES)}")
     policy, where = POLICIES[name], f"{where}.{name}"
     declared = {parameter.name: parameter for parameter in parameters_of(policy)}
     for key in given:
         if key not in declared:
-            raise ConfigError(f"{where}: unknown parameter {_abbreviate(key)}; {name_hint(key, declared)}")
+            raise ConfigError(f"{where}: unknown parameter {shorten(key)}; {name_hint(key, declared)}")
     return policy(**{name: _read(parameter, where, given, depth) for name, parameter in declared.items()})
 
 
@@ -101,9 +101,3 @@ def _plain(value: Value | tuple[Item, ...], *, in_full: bool) -> Any:
     if isinstance(value, StopModel):
         return to_builtins(value) if in_full else value.address
     return value if isinstance(value, (bool, int, float, str)) else describe(value, in_full=in_full)
-
-
-def _abbreviate(value: object) -> str:
-    if not isinstance(value, str):
-        return f"of type {type(value).__name__}"
-    return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."

@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
 
-from suffice.errors import ConfigError, name_hint
+from suffice.errors import ConfigError, name_hint, shorten
 from suffice.scoring.choice import ChoiceScorer, YesNoScorer
 from suffice.scoring.composite import JsonScorer, ListScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer, QuantityScorer
 from suffice.scoring.reply import ToolCallScorer, with_calls
-from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer, shorten
+from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
 
 
 class Scorer(Protocol):

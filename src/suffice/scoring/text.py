@@ -193,12 +193,6 @@ class ByComparer(ByNormalForm):
         return super().match(answer, gold) if self.compare is None else self.compare.match(answer, gold)
 
 
-def shorten(value: object) -> str:
-    if not isinstance(value, str):
-        return f"a value of type {type(value).__name__}"
-    return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."
-
-
 # ---- scorers: none of them knows meaning, "USA" is not "United States"
 
 _ARTICLES = frozenset({"a", "an", "the"})
