@@ -218,14 +218,13 @@ class Decision:
 
 @frozen_struct
 class UpstreamCall:
-    """One call to the model server and its tokens. The whole cost is the sum over calls."""
-
     purpose: Purpose
     prompt_tokens: int | None  # None: cancelled before the server reported it
     cached_tokens: int  # part of `prompt_tokens` served from a prefix cache
     completion_tokens: int  # of a cancelled call: received so far
     source: CountSource
     cancelled: bool = False
+    price_share: float = 1.0  # of the full price: a paired call may be made at a lower one
 
 
 @frozen_struct

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.doctor.examine import recommend
+from suffice.doctor.examine import examine, recommend
 from suffice.doctor.experiments import EXPERIMENTS, cancel
 from suffice.doctor.forms import FIELDS
 from suffice.doctor.session import ServerSession
@@ -29,11 +29,12 @@ async def test_a_server_that_does_everything_is_believed() -> None:
     async with FakeUpstream(model(delay_s=0.005), ServerBehaviour(**GOOD)) as fake:
         findings, url = await examine_fake(fake), fake.url
     seen = verdicts(findings)
-    # The fake has neither limits nor a list of contexts.
+    # The fake has neither limits nor a list of contexts, and its settings no fields of paired calls.
     other = {
         "rate_limits": "no",
         "context": "no",
         "line_signals": "no",
+        "paired_fields": "no",
     }
     assert seen == dict.fromkeys(EXPERIMENTS, "yes") | other
     assert findings.finish == ("native", "raw", "prefill")
@@ -283,3 +284,19 @@ async def test_a_message_is_continued_behind_the_tag_that_the_template_writes(op
         async with open_session(fake, driver="sglang") as session:
             found = {name: await EXPERIMENTS[name][1](session) for name in ("opens_thought", "prefill", "json_prefill")}
     assert [one.verdict for one in found.values()] == ["yes" if opens else "no", "yes", "yes"], found
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_tier_for_paired_calls_is_tried_before_any_is_made(takes: bool) -> None:
+    def think(seen: FakeRequest) -> Reply:
+        if not takes and "service_tier" in seen.body:
+            raise FakeRefusal("unknown field 'service_tier'")
+        return Reply(answer=("hello",))
+
+    async with FakeUpstream(think, ServerBehaviour(dialect="openai")) as fake:
+        upstream = Upstream(url=fake.url, paired_fields={"service_tier": "flex"})
+        async with UpstreamClient("up", upstream, None) as client:
+            session = ServerSession(client, model="fake", timeout_s=30.0)
+            findings = await examine(session, upstream="up", examination_id="x", at_s=0.0, only=["paired_fields"])
+    (found,) = findings.findings
+    assert (found.verdict, "service_tier" in found.evidence) == ("yes" if takes else "no", True), found.evidence

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from suffice.rollout.assign import REPEAT_SHARE, assign_audit
+from suffice.types import Outcome
 from suffice_testing import FakeRequest, Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -99,3 +101,92 @@ async def test_a_second_call_that_fails_counts_against_the_arm_and_not_against_t
     assert (outcome.end_reason, outcome.answer, outcome.degraded) == ("done", "5", ("probe",))
     assert outcome.pair_arm is not None
     assert outcome.pair_answer is None
+
+
+# ---- at a lower price
+
+FLEX: dict[str, Any] = {
+    **VLLM["upstream"],
+    "paired_fields": {"service_tier": "flex"},
+    "paired_price": 0.5,
+    "prices": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 10.0},
+}
+
+
+def without_tier(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != "service_tier"}
+
+
+def usd(outcome: Outcome) -> float:
+    """What the upstream bills: each call at its own price."""
+    calls = outcome.calls
+    return sum(c.price_share * ((c.prompt_tokens or 0) * 1.0 + c.completion_tokens * 10.0) for c in calls) / 1e6
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_only_the_call_that_nobody_waits_for_is_of_the_cheaper_tier(serve: Serve, stream: bool) -> None:
+    async with serve(chain(), route=enforcing(**AUDIT), upstream=FLEX, fake=VLLM["fake"]) as g:
+        answer = await g.ask(chat(stream=stream, suffice={}))
+        outcome, sent = await reconciled(g), g.fake.completions
+        direct = await g.direct(chat(stream=stream))
+    assert (answer.text, answer.thought, answer.finish) == (direct.text, direct.thought, direct.finish)
+    assert [call.body.get("service_tier") for call in sent] == [None] * (len(sent) - 1) + ["flex"]
+    assert [call.price_share for call in outcome.calls] == [1.0] * (len(sent) - 1) + [0.5]
+    assert outcome.pair_answer == ("4" if arm_of(g, outcome.episode_id) else "5")
+    assert outcome.cost_usd == pytest.approx(usd(outcome))
+    assert outcome.degraded == ()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=429), Fault(status=400), Fault(die_after=0), Fault(html=True), Fault(status=503)],
+    ids=["no capacity", "unknown field", "broken off", "not a stream", "unavailable"],
+)
+async def test_where_the_tier_is_refused_or_fails_the_call_is_made_at_the_full_price(
+    serve: Serve, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = chain()
+
+    def says(seen: FakeRequest) -> Reply:
+        return Reply(faults=(fault,)) if seen.body.get("service_tier") else first(seen)
+
+    async with serve(says, route=enforcing(**AUDIT), upstream=FLEX, fake=VLLM["fake"]) as g:
+        answer = await g.ask(chat(stream=True))
+        outcome, sent = await g.outcome(), g.fake.completions
+        assert not g.gateway.upstreams["up"].is_paused, "a tier without capacity says nothing of the other"
+        await g.ask(chat("nonce=again"))
+        await g.episodes(2)
+        later = g.fake.completions[len(sent) :]
+    assert (answer.text, answer.finish) == ("5 dear", "stop")
+    assert [call.body.get("service_tier") for call in sent[-2:]] == ["flex", None]
+    assert without_tier(sent[-2].body) == without_tier(sent[-1].body)
+    assert outcome.pair_answer == ("4" if arm_of(g, outcome.episode_id) else "5")
+    assert outcome.pair_tokens == outcome.calls[-1].completion_tokens > 0
+    assert [call.price_share for call in outcome.calls[-2:]] == [0.5, 1.0]
+    assert outcome.cost_usd == pytest.approx(usd(outcome))
+    assert "service_tier failed" in caplog.text
+    assert not any("service_tier" in call.body for call in later), "it is not tried again so soon"
+
+
+async def test_where_no_further_call_would_be_allowed_the_tier_is_not_tried(serve: Serve) -> None:
+    route = enforcing(**AUDIT, max_extra_calls=1, mode="observe")
+    async with serve(chain(), route=route, upstream=FLEX, fake=VLLM["fake"]) as g:
+        await g.ask(chat())
+        outcome = await g.outcome()
+    assert outcome.pair_arm is None or outcome.calls[-1].price_share == 1.0
+    assert not any("service_tier" in call.body for call in g.fake.completions)
+
+
+async def test_a_tier_that_is_too_late_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suffice.episode.extra_calls.PAIR_TIMEOUT_S", 0.5)
+    first = chain()
+
+    def says(seen: FakeRequest) -> Reply:
+        slow = Reply(faults=(Fault(header_delay_s=5.0),))
+        return slow if seen.body.get("service_tier") else first(seen)
+
+    async with serve(says, route=enforcing(**AUDIT), upstream=FLEX, fake=VLLM["fake"]) as g:
+        await g.ask(chat())
+        outcome = await g.outcome()
+    assert outcome.pair_answer == ("4" if arm_of(g, outcome.episode_id) else "5")
+    assert outcome.calls[-1].price_share == 1.0

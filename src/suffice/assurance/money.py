@@ -27,6 +27,9 @@ class TokenCost:
     def prompt_usd(self) -> float:
         return self.input_usd + self.cached_input_usd
 
+    def at(self, share: float) -> TokenCost:
+        return TokenCost(self.input_usd * share, self.cached_input_usd * share, self.output_usd * share)
+
     def __add__(self, other: TokenCost) -> TokenCost:
         return TokenCost(
             self.input_usd + other.input_usd,
@@ -59,7 +62,7 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
         prompt_tokens=call.prompt_tokens,
         cached_tokens=call.cached_tokens,
         completion_tokens=call.completion_tokens,
-    )
+    ).at(call.price_share)
 
 
 # --------------------------------------------------------------------------- is a stop worth it?

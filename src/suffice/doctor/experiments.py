@@ -200,6 +200,17 @@ async def _rate_limits(session: ServerSession) -> Result:
     return Result("yes", ", ".join(names))
 
 
+async def _paired_fields(session: ServerSession) -> Result:
+    fields = session.settings.paired_fields
+    if not fields:
+        return Result("no", "`paired_fields` of this upstream is empty")
+    answer = await session.whole(session.body(HELLO, 8, **fields), refusal="a request with them was answered")
+    requested, served = fields.get("service_tier"), within(answer.body, "service_tier")
+    if requested is not None and served not in (None, requested):
+        return Result("ignored", f"service_tier {requested} was requested, and {served} served")
+    return Result("yes", f"200 in {_ms(answer.took_s)} with {', '.join(sorted(fields))}")
+
+
 # --------------------------------------------------------------------------- ways to end a thought
 
 THINK = (
@@ -510,4 +521,5 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
     "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
     "cancel": ("stops generating when the client hangs up", cancel),
     "rate_limits": ("reports its rate limits in headers", _rate_limits),
+    "paired_fields": ("takes the fields of paired calls", _paired_fields),
 }

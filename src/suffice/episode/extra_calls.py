@@ -20,7 +20,7 @@ from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChannelText, ThinkTag, first_choice
 from suffice.episode.checkpoints import Checkpoint, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol, UpstreamTimeout
+from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.scoring.base import Scorer
 from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.signals.folds.wording import Embedder
@@ -170,12 +170,14 @@ class Continuer:
         purpose: Purpose,
         api: ApiFormat = CHAT,
         through: Callable[[Call], Call] = lambda call: call,
+        price_share: float | None = None,
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
         """Send a request; yield its pieces and account. Raise UpstreamError; UpstreamBusy for a probe without room.
 
-        through  what the reply is read through
+        through      what the reply is read through
+        price_share  of a call of another service tier; None: it is of the usual one
         """
-        account = CallAccount(purpose)
+        account = CallAccount(purpose, price_share=1.0 if price_share is None else price_share)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
         account.is_open = True
         is_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
@@ -187,7 +189,8 @@ class Continuer:
             self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))
             content, x_api_key = encode_json(request.body), api.has_own_key
-            opened = self.client.open(path, content, headers, extra=True, x_api_key=x_api_key)
+            own_tier = price_share is not None
+            opened = self.client.open(path, content, headers, extra=True, own_tier=own_tier, x_api_key=x_api_key)
             call = await stack.enter_async_context(opened)
             self.ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
@@ -296,16 +299,21 @@ async def ask_paired_call(
 
     If an upstream's thought cannot be cut, only effort or budget can be chosen, and no single run shows what they lose.
     The client has its full answer by then; the call is sent now or not at all. A call that was sent and failed is
-    recorded without an answer, which counts against the arm.
+    recorded without an answer, which counts against the arm. As nobody waits, it is made with the upstream's
+    `paired_fields`. Where that fails, it is made once more without them; the first attempt counts for its cost alone.
     """
-    ledger = continuer.ledger
-    audit, n_before = ledger.audit, len(ledger.calls)
-    opened = continuer.settings.think_opened and not thinking_is_off(body)
-    request = Continuation(path=api.path, body=dict(body), opened=opened)
+    ledger, client = continuer.ledger, continuer.client
+    audit, n_before, whole = ledger.audit, len(ledger.calls), None
     try:
-        call = continuer.open(request, thought_tokens=0, purpose="probe", api=api)
-        async with asyncio.timeout(PAIR_TIMEOUT_S), call as (reply, _):
-            whole = TrialReply(request, [piece async for piece in reply], 0)
+        if client.sends_paired_fields and continuer.may_call(keep=1):
+            try:
+                whole = await _ask_whole(continuer, {**body, **client.settings.paired_fields}, api, of_tier=True)
+            except (UpstreamProtocol, UpstreamDown, UpstreamTimeout, TimeoutError) as error:
+                client.note_paired_fields_failed(str(error) or f"no answer in {PAIR_TIMEOUT_S:g} s")
+                ledger.calls[-1].discarded = True
+                n_before = len(ledger.calls)
+        if whole is None:
+            whole = await _ask_whole(continuer, body, api)
         audit.pair_answer = ledger.extract(scorer, whole.text, whole.calls)
     except UpstreamBusy as busy:
         ledger.extra.skipped[busy.reason] += 1
@@ -314,6 +322,18 @@ async def ask_paired_call(
     finally:
         if len(ledger.calls) > n_before:  # it was sent
             audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm, propensity
+
+
+async def _ask_whole(
+    continuer: Continuer, body: Mapping[str, Any], api: ApiFormat, *, of_tier: bool = False
+) -> TrialReply:
+    settings = continuer.settings
+    opened = settings.think_opened and not thinking_is_off(body)
+    request = Continuation(path=api.path, body=dict(body), opened=opened)
+    price_share = settings.paired_price if of_tier else None
+    call = continuer.open(request, thought_tokens=0, purpose="probe", api=api, price_share=price_share)
+    async with asyncio.timeout(PAIR_TIMEOUT_S), call as (reply, _):
+        return TrialReply(request, [piece async for piece in reply], 0)
 
 
 class HeldCall(Call):

@@ -80,6 +80,7 @@ class CallAccount:
     cancelled: bool = True  # until the end of the stream has been read
     discarded: bool = False  # paid for, but not part of the delivered answer
     is_open: bool = False  # its reply is still being read
+    price_share: float = 1.0  # of the full price
 
     @property
     def is_delivered(self) -> bool:
@@ -116,6 +117,7 @@ class CallAccount:
             completion_tokens=self.completion_tokens,
             source=source,
             cancelled=self.cancelled,
+            price_share=self.price_share,
         )
 
 
@@ -405,7 +407,7 @@ class Ledger:
             return cost.total_usd - sum(one.total_usd for one in drawn[self.stop.step :])
         if self.costs.closing_usd is None:
             return None
-        probes = [one for call, one in priced if call.purpose == "probe" and call is not pair]
+        probes = [one for call, one in priced if call.purpose == "probe" and call is not pair and not call.discarded]
         n_later = sum(step.answer_source == "probe" for step in later)
         avoided_usd = next((one.total_usd for call, one in priced if call is pair), 0.0)
         avoided_usd += sum(one.total_usd for one in probes[len(probes) - n_later :])

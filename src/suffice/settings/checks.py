@@ -168,10 +168,21 @@ def _of_oidc(oidc: tables.Oidc, _: Settings) -> Problems:
         yield "scopes", "need 'openid', without which the provider sends no ID token"
 
 
+_QUESTION: Final = frozenset(  # fields of a request that decide what is answered
+    {"model", "messages", "input", "prompt", "system", "instructions", "tools", "tool_choice", "response_format"}
+    | {"temperature", "top_p", "seed", "n", "stop", "max_tokens", "max_completion_tokens", "max_output_tokens"}
+    | {"reasoning_effort", "reasoning", "thinking", "output_config", "stream", "stream_options"}
+)
+
+
 @problems_of.register
 def _of_upstream(upstream: tables.Upstream, _: Settings) -> Problems:
     if upstream.api_key_env and upstream.api_key_file:
         yield "api_key_file", "excludes api_key_env; name one place for the key"
+    if known := sorted(_QUESTION.intersection(upstream.paired_fields)):
+        yield "paired_fields", f"got {known[0]!r}, which may change the answer; a paired call differs in its tier only"
+    if upstream.paired_price < 1 and not upstream.paired_fields:
+        yield "paired_price", "needs paired_fields, the fields for which the upstream charges less"
 
 
 @problems_of.register

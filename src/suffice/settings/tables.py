@@ -106,6 +106,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     affinity_header: HeaderName = ""  # header with which a router in front of replicas keeps related calls together
     prices: Prices | None = None  # None: unknown, so no costs are reported
     models: dict[str, ModelFacts] = {}  # by shell pattern of the name; before what is known of the service's models
+    paired_fields: dict[str, Any] = {}  # request fields of paired calls, such as service_tier; empty: as other calls
+    paired_price: Fraction = 1.0  # of a paired call with these fields, as a share of `prices`
     cancel_saves: CancelSaves | None = None  # whether a cancelled call is billed no further; None: `doctor`, the driver
 
 

@@ -43,6 +43,7 @@ CROWDED_S = (60.0, 600.0)  # how long a lost slot is remembered, doubling
 SHORT_ANSWER_BYTES = 16 * 2**20
 PROBE_PATH = "/v1/models"
 PROBE_S = 2.0  # how long a probe for reachability may take
+REFUSED_S = 300.0  # for which `paired_fields` are not sent after a call with them failed
 
 
 class Reachability:
@@ -164,6 +165,7 @@ class UpstreamClient:
         self._address = self._pool.address
         self.n_open = 0  # completions open on the server, of all requests
         self.refuses: set[str] = set()  # fields of ours that it rejected
+        self._paired_fields_from_s = float("-inf")  # when they may be sent again
         self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
         self._crowded_until_s = float("-inf")
         self.reachability = Reachability(name, self._address.name)
@@ -216,23 +218,27 @@ class UpstreamClient:
         method: str = "POST",
         x_api_key: bool = False,
         extra: bool = False,
+        own_tier: bool = False,
     ) -> OpenCall:
         """Return a block that sends one request and holds the open response; retry only while nothing came back.
 
         x_api_key  whether hosted servers of this API take the key in that header
+        own_tier   a 429 says nothing of other calls, because this one is of another service tier
 
         An `extra` call is never retried, so that a request causes at most 1 + `retries` + its route's `max_extra_calls`
         attempts. Raise UpstreamDown if no connection can be made, UpstreamTimeout if no response begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), x_api_key=x_api_key)
-        return OpenCall(self, head, body, takes_slot=path.partition("?")[0].endswith(GENERATES), extra=extra)
+        return OpenCall(
+            self, head, body, takes_slot=path.partition("?")[0].endswith(GENERATES), extra=extra, own_tier=own_tier
+        )
 
-    def begin(self, connection: Connection, *, extra: bool) -> Call:
+    def begin(self, connection: Connection, *, extra: bool, own_tier: bool) -> Call:
         """Return the response that has begun."""
         self.reachability.note_answer()
         call = Call(connection)
         limits = list(call.limit_headers)
-        if limits or extra or call.status != 200:  # most servers send none
+        if not own_tier and (limits or extra or call.status != 200):  # most servers send none
             call.asks_for_less = self.allowance.note(
                 call.status, limits, extra=extra, now_s=time.monotonic(), wall_s=time.time()
             )
@@ -332,6 +338,17 @@ class UpstreamClient:
         finally:
             self.allowance.end(spent(), time.monotonic())
 
+    @property
+    def sends_paired_fields(self) -> bool:
+        return bool(self.settings.paired_fields) and time.monotonic() >= self._paired_fields_from_s
+
+    def note_paired_fields_failed(self, why: str) -> None:
+        """Make paired calls as other calls for a while."""
+        self._paired_fields_from_s = time.monotonic() + REFUSED_S
+        fields = ", ".join(sorted(self.settings.paired_fields))
+        message = "upstream %s: a paired call with %s failed (%s); for %d s they are made at the full price"
+        LOG.warning(message, self.name, fields, why, REFUSED_S)
+
     def note_lost_slot(self) -> None:
         """Record that a call gave up its slot to its continuation, which then got none in time: another was waiting."""
         now_s = time.monotonic()
@@ -352,10 +369,13 @@ class UpstreamClient:
 class OpenCall(contextlib.AbstractAsyncContextManager[Call]):
     """The block of `UpstreamClient.open`."""
 
-    __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
+    __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_own_tier", "_takes_slot")
 
-    def __init__(self, client: UpstreamClient, head: str, body: bytes | None, *, takes_slot: bool, extra: bool) -> None:
+    def __init__(
+        self, client: UpstreamClient, head: str, body: bytes | None, *, takes_slot: bool, extra: bool, own_tier: bool
+    ) -> None:
         self._client, self._head, self._body, self._takes_slot, self._extra = client, head, body, takes_slot, extra
+        self._own_tier = own_tier
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Call:
@@ -364,7 +384,7 @@ class OpenCall(contextlib.AbstractAsyncContextManager[Call]):
         try:
             retries = 0 if self._extra else client.settings.retries
             self._connection = connection = await client.send(self._head, self._body, retries=retries)
-            return client.begin(connection, extra=self._extra)
+            return client.begin(connection, extra=self._extra, own_tier=self._own_tier)
         except BaseException:
             await self.__aexit__()
             raise
