@@ -80,8 +80,9 @@ def fitted_on(n_audits: int) -> float:
     began_s = time.process_time()
     made = fit_audited_version(
         runs,
-        LiveLearner(chosen, 0.5),
+        LiveLearner(chosen),
         now=float(n_audits),
+        max_em_drop=0.02,
         label_free=False,
         split="folds",
         n_levels=41,

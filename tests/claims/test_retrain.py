@@ -22,7 +22,7 @@ from suffice.learn.audits import find_first_passages
 from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.models import Examples, FitResult, fit
 from suffice.learn.retrain import FitRecipe, fit_version, retrain
-from suffice.learn.rows import audit_runs, build_examples, good_rows_of_run
+from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_runs
 from suffice.learn.version import as_served, fold_version
 from suffice.policy.folded_version import FoldedVersion
 from suffice.store.database.views import EpisodeWithLabels
@@ -72,12 +72,10 @@ def models(seed: int) -> dict[str, FitResult]:
         chosen=data.chosen,
         most_live=N_REQUESTS,
     )
-    ours = build_examples(data, np.ones(len(data), dtype=bool), "as-good")
-    assert ours is not None
     whole, stops = np.flatnonzero(data.full[data.run_of_row] & data.inner), stopped.last
     right = stops[stopped.right[stops] == 1]
     good = good_rows_of_run(data, "as-good")
-    made = {"ours": ours}
+    made = {"ours": Examples(data.own[whole], good[whole], weigh_runs(data)[data.run_of_row[whole]])}
     for name, taken in (("naive", stops), ("right stops", right), ("unweighted", stops[:0])):
         made[name] = Examples(
             x=np.concatenate([data.own[whole], stopped.own[taken]]),
@@ -167,7 +165,7 @@ def test_a_refit_on_three_thousand_audits_takes_less_than_two_seconds() -> None:
     assert taken_s[-1] < 2.0
 
 
-QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
+QUICK = FitRecipe(parts="linear", n_levels=21)
 
 
 def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:

@@ -109,6 +109,7 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     )
     assert rows is not None
     expected = served.expected(rows, served.rows_at(rows, level))
+    assert expected is not None
     assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)
     relative = windows.relative_losses(level)
     assert (len(relative), relative[0], relative[-1]) == (level + 1, 0.0, 1.0)

@@ -116,7 +116,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     runs = rows_in_all_orders(here.runs, {}, rows_of)
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)
+    keeper = CountedFromOne(plan, LiveLearner(chosen), fit=fit_audited_version, first=1.0)
     keeper.begin(0.0, Windows())
     traffic = RecordedTraffic(
         runs=runs,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from suffice.arrays import Bools, Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.version import N_FOLDS, PGood
+from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, fit_served
 
 TOKENS = 100.0  # of a step
 
@@ -16,6 +17,11 @@ TOKENS = 100.0  # of a step
 def believing(_x: Floats, _good: Bools, _weight: Floats) -> PGood:
     """A learner that learns nothing: P(stopping is as good) is the first feature."""
     return lambda rows: rows[:, 0]
+
+
+def fit_learned(runs: AuditRuns, learner: Learner, **options: Any) -> FoldedModels | None:
+    """As a certifier fits, by the learner alone: the value of stopping is not tried."""
+    return fit_served(runs, learner, **(options | {"max_em_drop": None}))
 
 
 def audits(

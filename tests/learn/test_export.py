@@ -21,6 +21,7 @@ from suffice.learn.models import (
     Trajectories,
     export_advantage,
     export_ensemble,
+    export_fit,
     export_linear,
     export_stop_model,
     export_trees,
@@ -101,7 +102,7 @@ def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(par
         fit(Examples(matrix, target), chosen, parts=parts) for target in (label, np.ones(len(label), bool))
     )
     facts = TrainingRecord(n_episodes=100, n_questions=50, digest="d", target="as-good", seed=0)
-    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=StepCost(0.5))
+    model = export_stop_model(chosen, export_fit(good, chosen), hopeless, trained=facts, cost=StepCost(0.5))
     assert model.hopeless is not None
     assert model.features == chosen.names
     assert {"suffice", "numpy", "scikit-learn"} <= dict(model.trained.versions).keys()
@@ -119,9 +120,9 @@ def test_a_value_model_stops_where_stopping_is_worth_more() -> None:
     starts, tokens = np.arange(0, len(matrix) + 1, 5), np.tile(np.arange(1.0, 6), len(matrix) // 5) * 100
     values = fit_values(Trajectories(x=matrix, starts=starts, ok=label, tokens=tokens))
     for at in (0, 30, len(values.prices) - 1):
-        part = export_advantage(values, at)
+        (part,) = (ensemble := export_advantage(values, at)).parts
         agree(part, values.advantage(seen)[:, at], seen)
-        assert ((Ensemble((part,)).scores(seen) >= 0.5) == (part.raws(seen) >= 0)).all()
+        assert ((ensemble.scores(seen) >= 0.5) == (part.raws(seen) >= 0)).all()
     with pytest.raises(IndexError, match="price: got number 61; 0 to 60"):
         export_advantage(values, 61)
 

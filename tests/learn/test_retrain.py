@@ -23,7 +23,6 @@ from tests.learn.made import World, episodes, match
 WORLD = World(mode="observe", astray_class="trick")
 EPISODES = episodes(900, seed=21, world=WORLD)
 QUICK = FitRecipe(parts="linear", n_levels=11)
-QUICKER = replace(QUICK, with_values=False)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +67,18 @@ def test_a_refit_is_due_on_schedule_and_after_drift_and_never_flaps(
 def test_the_same_data_parent_and_recipe_give_the_same_proposal(data: Dataset, proposal: VersionProposal) -> None:
     again = retrain(build_dataset(EPISODES[::-1], match=match), max_em_drop=0.02, recipe=QUICK)
     assert again == proposal
-    other = retrain(data, max_em_drop=0.02, recipe=replace(QUICKER, half_life=100.0))
+    other = retrain(data, max_em_drop=0.02, recipe=replace(QUICK, half_life=100.0))
     assert other.version != proposal.version
     assert other.lineage.digest == proposal.lineage.digest
 
 
 def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, version: FoldedVersion) -> None:
-    found = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICKER).lineage
+    found = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICK).lineage
     assert (found.parent, found.reason, found.digest) == (version.address, "drift", data.digest())
     assert (found.first_seq, found.last_seq) == (EPISODES[0].seq, EPISODES[-1].labels[-1].seq)
     assert (found.n_runs, found.n_by_design, found.n_prompts, found.n_labelled) == (900, 900, 900, 900)
     assert [name for name, _ in found.versions] == ["numpy", "python", "scikit-learn", "suffice"]
-    assert found.recipe == QUICKER
+    assert found.recipe == QUICK
     assert {model.trained.digest for model in version.models} == {data.digest()}
 
 
@@ -91,7 +90,7 @@ def test_a_proposal_cannot_put_itself_in_force(proposal: VersionProposal) -> Non
 
 def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
     few = build_dataset(episodes(30, seed=1, world=WORLD), match=match)
-    found = retrain(few, max_em_drop=0.02, recipe=QUICKER)
+    found = retrain(few, max_em_drop=0.02, recipe=QUICK)
     assert (found.version, found.card, found.verdict) == (None, None, "inconclusive")
     assert "fewer than" in found.why
     assert found.lineage.n_runs == 30
@@ -111,7 +110,7 @@ def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, ver
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "version.schema: Invalid enum value 2"),
+        ({"schema": 1}, "version.schema: Invalid enum value 1"),
         ({"more": 1}, "version: Object contains unknown field `more`"),
         ({"models": []}, "version.models: got 0; 1 to 20, one for each fold"),
         ({"levels": [1, 2]}, r"version.levels\[0\]: Expected `array`"),
@@ -122,7 +121,6 @@ def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, ver
             {"levels": [[0.1]] * 4 + [[0.1, 0.2]]},
             "version.levels: need a list of levels for each of 5 models, equally long",
         ),
-        ({"values": [1, 2, 3, 4, 5]}, r"version.values\[0\]"),
     ],
 )
 def test_a_version_that_is_none_is_refused_with_its_place(
@@ -169,17 +167,16 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
         full_right=np.full(len(planted), -1, dtype=np.int8),
         right=np.full(len(planted.x), -1, dtype=np.int8),
     )
-    from suffice.learn.models import fit
-    from suffice.learn.rows import build_examples
+    from suffice.learn.models import Examples, fit
+    from suffice.learn.rows import good_rows_of_run
 
     within, across = [], []
     inner = np.ones(len(told.x), dtype=bool)
     inner[told.last] = False
     for fold in range(5):
-        rows = build_examples(told, told.fold != fold, "as-good")
-        assert rows is not None
-        model = fit(rows, told.chosen, parts="linear")
         seen = inner & (told.fold != fold)[told.run_of_row]
+        rows = Examples(told.own[seen], good_rows_of_run(told, "as-good")[seen])
+        model = fit(rows, told.chosen, parts="linear")
         unseen = inner & (told.fold == fold)[told.run_of_row]
         within.append(_skill(model.scores(told.x[seen]), told.same[seen]))
         across.append(_skill(model.scores(told.x[unseen]), told.same[unseen]))
@@ -228,17 +225,19 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
 ) -> None:
     assert proposal.card is not None
     honest = proposal.card.calibration
+    assert honest is not None
     assert honest.ece.low is not None
     assert honest.ece.value < 0.06
     assert honest.ece.low <= honest.ece.value
     assert sum(b.n for b in honest.bins) == honest.ece.n
     blind = replace(WORLD, astray_class="")
     learned = retrain(
-        build_dataset(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICKER
+        build_dataset(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICK
     ).version
     assert learned is not None
     harder = build_dataset(episodes(900, seed=23, world=replace(blind, p_astray=0.6)), match=match)
     moved = make_card(harder, learned, None, max_em_drop=0.02, rng=np.random.default_rng(0)).calibration
+    assert moved is not None
     assert moved.bias.low is not None
     assert moved.bias.low > 0.05
     assert honest.bias.high is not None
@@ -248,7 +247,7 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
 def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
     """A sixth of the runs are tricks that a stop loses; the pool alone would look bearable."""
     plain = build_dataset(episodes(1_200, seed=31, world=replace(WORLD, p_astray=0.0, p_fails=0.0)), match=match)
-    learned = retrain(plain, max_em_drop=0.02, recipe=QUICKER).version
+    learned = retrain(plain, max_em_drop=0.02, recipe=QUICK).version
     assert learned is not None
     mixed = build_dataset(
         episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)),
@@ -295,11 +294,11 @@ def test_a_version_is_not_better_than_itself(data: Dataset, version: FoldedVersi
 def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_other_way_round() -> None:
     """In the second world confidence is worth nothing and a long streak is: what the first one taught is wrong."""
     before = retrain(
-        build_dataset(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER
+        build_dataset(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICK
     ).version
     turned = build_dataset([_turned(item) for item in episodes(1_500, seed=52, world=WORLD)], match=match)
     assert before is not None
-    after = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICKER)
+    after = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICK)
     assert (after.verdict, after.lineage.reason) == ("better", "drift")
     assert after.version is not None
     back = make_card(turned, before, after.version, max_em_drop=0.02, rng=np.random.default_rng(0)).compared
@@ -321,22 +320,15 @@ def _turned(item: EpisodeWithLabels) -> EpisodeWithLabels:
 def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, version: FoldedVersion) -> None:
     names = version.models[0].features
     renamed = tuple(msgspec.structs.replace(model, features=(*names[:-1], "n_chars")) for model in version.models)
-    stranger = msgspec.structs.replace(version, models=renamed, values=None)
-    found = retrain(data, stranger, max_em_drop=0.02, recipe=QUICKER)
+    stranger = msgspec.structs.replace(version, models=renamed)
+    found = retrain(data, stranger, max_em_drop=0.02, recipe=QUICK)
     assert found.verdict == "inconclusive"
     assert "other features" in found.why
 
 
-def test_learned_values_stand_beside_the_stop_model(proposal: VersionProposal, version: FoldedVersion) -> None:
-    assert proposal.card is not None
-    assert version.values is not None
-    (point,) = proposal.card.value
-    assert point.saving.value > 0.0
-    assert point.drop.value < 0.02 + 0.015
+def test_without_labels_there_is_a_version_and_nothing_is_known_of_failing_runs() -> None:
     unlabelled = build_dataset(episodes(300, seed=8, world=replace(WORLD, labels="none")), match=match)
     without = retrain(unlabelled, max_em_drop=0.02, recipe=QUICK)
     assert without.version is not None
-    assert without.version.values is None
     assert without.card is not None
-    assert without.card.value == ()
     assert without.card.failing is None

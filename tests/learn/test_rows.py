@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from suffice.learn.dataset import Dataset, build_dataset, fate, p_full
-from suffice.learn.models import fit_values
 from suffice.learn.rows import (
     audit_runs,
-    build_examples,
-    build_trajectories,
-    good_rows_of_run,
+    failing_examples,
     weigh_full_runs,
     weigh_labels,
+    weigh_runs,
 )
 from suffice.store.database.views import EpisodeWithLabels
 from tests.learn.made import World, episodes, match
@@ -87,7 +85,7 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
     assert weigh_labels(asked) is None  # runs that agree have no label at all
     rng = np.random.default_rng(0)
     all_runs = in_full()
-    dropped = rng.random(N) < np.where(good_rows_of_run(all_runs, "suffices")[np.maximum(all_runs.stop, 0)], 0.9, 0.1)
+    dropped = rng.random(N) < np.where((all_runs.same | (all_runs.right == 1))[np.maximum(all_runs.stop, 0)], 0.9, 0.1)
     some = replace(all_runs, full_right=np.where(dropped, -1, all_runs.full_right).astype(np.int8))
     weight = weigh_labels(some)
     assert weight is not None
@@ -99,33 +97,21 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
 
 def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
     data = build_dataset(seen(), match=match)
-    marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
-    taken = build_examples(marked, everyone(data), "as-good", half_life=50.0)
-    assert taken is not None
-    assert taken.weight is not None
-    run, first = np.unique(taken.x[:, 0].astype(int), return_index=True)
-    weight = taken.weight[first]
-    assert weight.sum() == pytest.approx((0.5 ** (data.age[run] / 50.0)).sum())
-    like = data.p_full[run] == data.p_full[run].max()
-    ratio = weight[like] / 0.5 ** (data.age[run][like] / 50.0)
+    weight = weigh_runs(data, half_life=50.0)
+    assert (weight[~data.full] == 0).all()
+    assert weight.sum() == pytest.approx((0.5 ** (data.age[data.full] / 50.0)).sum())
+    like = data.full & (data.p_full == data.p_full[data.full].max())
+    ratio = weight[like] / 0.5 ** (data.age[like] / 50.0)
     assert ratio == pytest.approx(ratio[0])
 
 
-def test_what_stopping_pays_is_learned_without_bias_from_the_full_runs() -> None:
-    """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
+def test_what_stopping_loses_is_weighed_without_bias_from_the_full_runs() -> None:
+    """The mean drop of a stop at the first step, over all traffic; there the truth is a plain mean."""
     data = build_dataset(seen(), match=match)
-    runs, whole = build_trajectories(data, everyone(data)), build_trajectories(in_full(), everyone(in_full()))
-    assert runs is not None
-    assert whole is not None
-    assert runs.stop_weight is not None
-    assert len(runs.starts) - 1 == data.full.sum()
-    assert (runs.stop_weight[runs.starts[1:] - 1] == 0).all(), "the end of a run decides nothing"
-    first = runs.starts[:-1]
-    found = np.average(runs.ok[first], weights=runs.stop_weight[first])
-    truth = whole.ok[whole.starts[:-1]].mean()
-    assert found == pytest.approx(truth, abs=0.02)
-    bold = fit_values(runs, prices=np.array([0.1])).mean_tokens
-    assert bold == pytest.approx(fit_values(whole, prices=np.array([0.1])).mean_tokens, rel=0.02)
+    weight, lost = weigh_runs(data, half_life=np.inf), audit_runs(data).z[data.starts[:-1]]
+    truth = audit_runs(in_full()).z[in_full().starts[:-1]].mean()
+    assert np.average(lost, weights=weight) == pytest.approx(truth, abs=0.04)
+    assert abs(lost[data.full].mean() - truth) > 0.04, "unweighted, the hard runs that went on dominate"
 
 
 def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
@@ -147,5 +133,4 @@ def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
     runs = audit_runs(data)
     assert runs.z.tolist() == runs.d.astype(int).tolist()
     assert np.isinf(runs.label_at).all()
-    assert build_examples(data, everyone(data), "hopeless") is None
-    assert build_trajectories(data, everyone(data)) is None
+    assert failing_examples(data, everyone(data)) is None

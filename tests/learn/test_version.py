@@ -181,8 +181,12 @@ def test_what_a_stop_is_expected_to_lose_is_the_doubt_of_the_model_that_serves_t
     served = replace(served_on(runs), models=models)
     stops = runs.starts[:-1]
     expected = served.expected(runs, stops)
+    assert expected is not None
     one_step = stops == runs.last
     assert one_step.any()
     assert not expected[one_step].any(), "a stop at the end is none"
     assert expected[~one_step] == pytest.approx(np.array(doubts)[runs.fold[~one_step]])
-    assert not served.expected(runs, runs.last).any()
+    at_ends = served.expected(runs, runs.last)
+    assert at_ends is not None
+    assert not at_ends.any()
+    assert replace(served, target="value").expected(runs, stops) is None, "which is no probability"

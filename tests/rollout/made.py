@@ -38,7 +38,7 @@ def learned_body(weight: float = 0.5) -> dict[str, Any]:
         suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
     )
-    body = {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
+    body = {"schema": 2, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]]}
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(body))
     return plain
 

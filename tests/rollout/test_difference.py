@@ -32,7 +32,9 @@ def test_models_and_long_lists_are_named_and_not_poured_out() -> None:
     long = learned_body(0.7)
     long["levels"] = [[i / 100 for i in range(1, 41)] for _ in range(2)]
     lines = diff_versions(learned(), learned(long))
-    assert any(line.startswith("body.models[0]: model ") and line.endswith(" of 2 features") for line in lines)
+    models = [line for line in lines if line.startswith("body.models[0]: model ")]
+    assert all(line.endswith(" of 2 features, target as-good") for line in models)
+    assert models
     assert any("40 numbers from 0.01 to 0.4" in line for line in lines)
     assert all(len(line) < 200 for line in lines)
 

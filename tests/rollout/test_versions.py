@@ -239,9 +239,9 @@ def weights(plain: dict[str, Any]) -> Any:
         (lambda p: p["body"]["levels"].__setitem__(0, [0.3, 0.1]), r"levels\[0\]: must rise"),
         (lambda p: p["body"]["levels"].__setitem__(0, [0.1, 1e9]), r"levels\[0\]\[1\]"),
         (lambda p: p["body"].__setitem__("models", []), "models: got 0; 1 to 20"),
-        (lambda p: p["body"].__setitem__("schema", 2), "body.schema"),
+        (lambda p: p["body"].__setitem__("schema", 1), "body.schema"),
         (lambda p: p["body"].__setitem__("more", 2), "unknown field `more`"),
-        (lambda p: p["body"].__setitem__("values", p["body"]["models"][:1]), "values: got 1; one for each"),
+        (lambda p: p["body"]["models"][0]["trained"].__setitem__("target", "value"), "and have the same target"),
         (lambda p: p["body"]["models"][0].__setitem__("features", ["mood", "luck"]), "features"),
         (lambda p: p["signals"][0].__setitem__("name", "telepathy"), "reads other signals"),
         (lambda p: p["signals"][0]["fields"].append("mood"), "reads other signals"),
@@ -345,8 +345,7 @@ def test_lineage_must_say_who_and_why() -> None:
             rule(lineage=lineage)
 
 
-def test_values_and_classes_count_among_what_is_read() -> None:
+def test_classes_count_among_what_is_read() -> None:
     body = learned_body()
-    body["values"] = body["models"]
     body["models"][0] = {**body["models"][0], "classes": [["hard", 0.1]]}
     assert {one.name for one in learned(body).signals} == {"confidence", "query"}

@@ -434,6 +434,7 @@ class Certifier:
             epoch.runs,
             self.learner,
             now=self.now,
+            max_em_drop=plan.max_em_drop,
             label_free=plan.label_free,
             split=plan.split,
             n_levels=plan.n_levels,
@@ -446,7 +447,8 @@ class Certifier:
             return []
         epoch.served, epoch.ends = served, ends
         self.version += 1
-        return [self._change("refit", f"fitted on {self.n_audits:,} audits")]
+        score = ", by the value of stopping" if served.target == "value" else ""
+        return [self._change("refit", f"fitted on {self.n_audits:,} audits{score}")]
 
     def _drop_old_audits(self) -> None:
         certificate, most = self.certificate, max(MOST_AUDITS, 2 * self.plan.window)

@@ -149,17 +149,16 @@ class Trajectories:
 
     x: Floats  # (R, P): features
     starts: NDArray[np.int64]  # (runs + 1,)
-    ok: NDArray[np.bool_]  # R: the answer after the step is right
+    ok: Bools | Floats  # R: EM of the answer after the step, or its difference to the full run's
     tokens: Floats  # R: spent up to and including the step
-    stop_weight: Floats | None = None  # R, at least 0, for Q(stop); None: 1, and 0 at the ends
-    go_on_weight: Floats | None = None  # R, at least 0, for Q(continue); a run without any has no known end
+    weight: Floats | None = None  # R, at least 0, the same in all rows of a run; None: 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
     mean: Floats  # P
     scale: Floats  # P
-    stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the intercept
+    stop: Floats  # (P + 1, 1): EM if stopped; the last weight is the intercept
     go_on: Floats  # (P + 1, prices): EM minus the price of further tokens, if continued
     mean_tokens: float  # of a full run: the unit of prices
     prices: Floats
@@ -187,34 +186,30 @@ def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA,
     """
     if not 0 <= lam <= 1 or sweeps < 1:
         raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
-    for name in ("stop_weight", "go_on_weight"):
-        weight = getattr(t, name)
-        if weight is not None and (weight.shape != t.ok.shape or not (weight >= 0).all() or np.isinf(weight).any()):
-            raise ValueError(f"{name}: got shape {weight.shape} for {len(t.ok)} rows; one a row, finite and at least 0")
+    weight = t.weight
+    if weight is not None and (weight.shape != t.ok.shape or not (weight >= 0).all() or np.isinf(weight).any()):
+        raise ValueError(f"weight: got shape {weight.shape} for {len(t.ok)} rows; one a row, finite and at least 0")
     with one_thread():
         return _fit(t, prices, lam, sweeps)
 
 
 def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     last = t.starts[1:] - 1
-    inner = np.ones(len(t.x))
-    inner[last] = 0.0  # no decision at the end of a run
-    stop_weight = inner if t.stop_weight is None else t.stop_weight
-    go_on_weight = inner if t.go_on_weight is None else t.go_on_weight * inner
-    rows, stops = np.flatnonzero(go_on_weight), np.flatnonzero(stop_weight)
+    weight = np.ones(len(t.x)) if t.weight is None else t.weight.copy()
+    of_run = weight[last]
+    weight[last] = 0.0  # no decision at the end of a run
+    rows = np.flatnonzero(weight)
     if not len(rows):
         raise ValueError("value model: needs at least one run of two steps")
-    # Runs without a known end have no length.
-    lengths_count = None if t.go_on_weight is None else np.maximum.reduceat(t.go_on_weight, t.starts[:-1])
-    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=lengths_count), 1.0))
-    mean = np.average(t.x[rows], axis=0, weights=go_on_weight[rows])
-    scale = np.sqrt(np.average((t.x[rows] - mean) ** 2, axis=0, weights=go_on_weight[rows]))
+    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=of_run), 1.0))
+    mean = np.average(t.x[rows], axis=0, weights=weight[rows])
+    scale = np.sqrt(np.average((t.x[rows] - mean) ** 2, axis=0, weights=weight[rows]))
     scale = np.where(scale > 0, scale, 1.0)  # constant features
     z = _with_one((t.x - mean) / scale)
-    solve = _solver(z[rows], go_on_weight[rows])
+    solve = _solver(z[rows], weight[rows])
     spent = np.outer(t.tokens / mean_tokens, prices)  # (R, prices)
     reward = t.ok[:, None] - spent  # of stopping after the row
-    stop = _solver(z[stops], stop_weight[stops])(t.ok[stops].astype(np.float64)[:, None])
+    stop = solve(t.ok[rows].astype(np.float64)[:, None])
     value = reward.copy()  # of being at each row
     go_on = np.zeros((z.shape[1], len(prices)))
     for sweep in range(sweeps):
@@ -301,30 +296,18 @@ _LAST_DIGITS = 1e-10  # relative: above rounding errors, below the distance of v
 
 def export_stop_model(
     chosen: FeatureSelection,
-    suffices: FitResult,
+    suffices: Ensemble,
     hopeless: FitResult | None = None,
     *,
     trained: TrainingRecord,
-    cost: StepCost,
-) -> StopModel:
-    return _model(chosen, _fitted(suffices, chosen), hopeless, trained, cost)
-
-
-def export_value_model(
-    chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
-) -> StopModel:
-    return _model(chosen, Ensemble((export_advantage(values, at),)), hopeless, trained, StepCost())
-
-
-def _model(
-    chosen: FeatureSelection, suffices: Ensemble, hopeless: FitResult | None, trained: TrainingRecord, cost: StepCost
+    cost: StepCost | None = None,
 ) -> StopModel:
     return StopModel(
         features=chosen.names,
         suffices=suffices,
-        hopeless=None if hopeless is None else _fitted(hopeless, chosen),
+        hopeless=None if hopeless is None else export_fit(hopeless, chosen),
         trained=msgspec.structs.replace(trained, versions=(*trained.versions, *_versions())),
-        cost=cost,
+        cost=cost or StepCost(),
     )
 
 
@@ -336,7 +319,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return tuple(versions)
 
 
-def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
+def export_fit(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
     n_features = len(chosen.names)
     constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # the constant probability of an untrained model
     return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
@@ -349,13 +332,13 @@ def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float
     return Ensemble(tuple(export_trees(one) if hasattr(one, "_predictors") else export_linear(one) for one in trained))
 
 
-def export_advantage(values: Values, at: int) -> Linear:
-    """Q(stop) - Q(continue) at the price number `at`, on raw features. Raise IndexError for a price out of range."""
+def export_advantage(values: Values, at: int) -> Ensemble:
+    """Q(stop) - Q(continue) at the price number `at`, as a logit. Raise IndexError for a price out of range."""
     if not 0 <= at < len(values.prices):
         raise IndexError(f"price: got number {at}; 0 to {len(values.prices) - 1}")
     gain = values.stop[:, 0] - values.go_on[:, at]
     weights = gain[:-1] / values.scale
-    return Linear(tuple(weights.tolist()), float(gain[-1] - weights @ values.mean))
+    return Ensemble((Linear(tuple(weights.tolist()), float(gain[-1] - weights @ values.mean)),))
 
 
 def export_linear(fitted: Any) -> Linear:

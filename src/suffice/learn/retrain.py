@@ -8,46 +8,37 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Final, Literal, TypeAlias
 
-import msgspec
 import numpy as np
 
-from suffice.arrays import Bools, Floats, Ints
+from suffice.arrays import Bools, Floats
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
-from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
-from suffice.learn.models import (
-    PRICES,
-    FitResult,
-    Parts,
-    Values,
-    export_stop_model,
-    export_value_model,
-    fit,
-    fit_values,
-)
+from suffice.learn.models import Examples, FitResult, Parts, export_fit, fit
 from suffice.learn.rows import (
     Resamples,
     audit_runs,
-    build_examples,
-    build_trajectories,
+    failing_examples,
     good_rows_of_run,
     pick_level,
     ratio,
     weigh_full_runs,
     weigh_labels,
+    weigh_runs,
 )
 from suffice.learn.version import (
     HALF_LIFE,
     LEAST_AUDITS,
     N_FOLDS,
     N_LEVELS,
+    EnsembleScore,
     as_served,
-    cut_levels,
+    export_version,
+    fit_served,
     fold_version,
-    level_risk,
+    saving_within,
 )
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord
+from suffice.model.artefact import TrainingRecord
 from suffice.policy.folded_version import FoldedVersion
 
 # ---- The report card of a version: calibration, savings, harm, and a comparison with its parent
@@ -167,11 +158,11 @@ class ReportCard:
     n_runs: int  # full runs and abandoned audits
     n_prompts: int
     n_labelled: int  # a stop of the others is judged by agreement, which is conservative
-    calibration: Calibration  # of P(as good)
+    target: str  # of the score: "as-good", "value"
+    calibration: Calibration | None  # of P(as good); None: the score is no probability
     failing: Calibration | None  # of P(the full run fails); None: not learned
     curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
     frontier: tuple[FrontierPoint, ...]
-    value: tuple[FrontierPoint, ...]  # of the value model at its price; () without one
     classes: tuple[ClassHarm, ...]
     compared: ParentComparison | None  # None: no parent, or it cannot read these runs
 
@@ -190,11 +181,11 @@ def make_card(
         n_runs=len(judge.runs),
         n_prompts=judge.draws.n_groups,
         n_labelled=int(data.labelled.sum()),
-        calibration=calibrate(data, version, "as-good", rng),
+        target=version.target,
+        calibration=calibrate(data, version, "as-good", rng) if version.target == "as-good" else None,
         failing=None if version.models[0].hopeless is None else calibrate(data, version, "hopeless", rng),
         curve=judge.curve(outcome),
         frontier=tuple(own if target == max_em_drop else judge.point(outcome, target) for target in targets),
-        value=() if version.values is None else (judge.value_point(version),),
         classes=judge.classes(outcome, own.levels),
         compared=None if parent is None else judge.compared(outcome, own, parent),
     )
@@ -220,13 +211,8 @@ class _Judge:
     def outcome(self, version: FoldedVersion) -> _Outcome:
         if len(version.models) != N_FOLDS:
             raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
-        runs = as_served(self._read_by(version), version)
-        return self._at(runs, fold_version(version).rows(runs))
-
-    def _read_by(self, version: FoldedVersion) -> AuditRuns:
-        return replace(self.runs, x=self.data.columns(version.models[0].features))
-
-    def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
+        runs = as_served(replace(self.runs, x=self.data.columns(version.models[0].features)), version)
+        rows = fold_version(version).rows(runs)
         z = runs.z[rows].astype(np.float64)
         z[:, 1:][runs.abandoned] = 1.0  # abandoned: lost at every level that may stop
         return _Outcome(z, runs.cost[rows])
@@ -242,15 +228,6 @@ class _Judge:
         levels = tuple(pick_level(outcome.z[others], self.weight[others], target) for others in folds)
         z, cost = self._chosen(outcome, levels)
         return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
-
-    def value_point(self, version: FoldedVersion) -> FrontierPoint:
-        assert version.values is not None
-        ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where both actions have equal value
-        at_price = msgspec.structs.replace(version, models=version.values, levels=ladders, values=None)
-        runs = self._read_by(at_price)
-        outcome = self._at(runs, fold_version(at_price).rows(runs))
-        everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)
-        return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
 
     def classes(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[ClassHarm, ...]:
         z, cost = self._chosen(outcome, levels)
@@ -309,21 +286,16 @@ class _Judge:
         )
 
     def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
-        """Difference of savings at equal harm: best level (in hindsight) within a drop, mean over drops to target."""
+        """Difference of `saving_within`."""
         w = self.weight[:, None]
         parts = [w * one for o in (outcome, before) for one in (o.z[:, ::_STRIDE], o.cost[:, ::_STRIDE])]
         columns = np.concatenate([*parts, w, w * self.runs.full[:, None]], axis=1)
-        n_levels, budgets = parts[0].shape[1], np.linspace(0.1, 1.0, 10) * self.max_em_drop
 
         def of(sums: Floats) -> Floats:
             runs, full = sums[:, -2:-1], sums[:, -1:]
-            best = []
-            for at in (0, 2):
-                drop = sums[:, at * n_levels : (at + 1) * n_levels] / runs
-                saving = 1 - sums[:, (at + 1) * n_levels : (at + 2) * n_levels] / full
-                within = [np.where(drop <= budget, saving, saving[:, :1]).max(axis=1) for budget in budgets]
-                best.append(np.mean(within, axis=0))
-            return np.asarray(best[0] - best[1])
+            lost, spent, old_lost, old_spent = np.split(sums[:, :-2], 4, axis=1)
+            old = saving_within(old_lost / runs, 1 - old_spent / full, self.max_em_drop)
+            return saving_within(lost / runs, 1 - spent / full, self.max_em_drop) - old
 
         return self.draws.estimate(self.draws.sums(columns), of, n=len(self.runs))
 
@@ -365,7 +337,6 @@ def _verdict(gain: IntervalEstimate, newly_harmed: Sequence[str]) -> tuple[Verdi
 
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
-_PRICES: Final = PRICES[::3]  # a finer sweep takes three times as long and picks a neighbour
 
 
 # --------------------------------------------------------------------------- when
@@ -401,7 +372,6 @@ class FitRecipe:
     half_life: float = HALF_LIFE  # in audits
     cost_exponent: float = 0.5  # of the tokens of a step, in the risk
     n_levels: int = N_LEVELS  # including level 0
-    with_values: bool = True
     seed: int = 0  # of trees and bootstrap
 
 
@@ -484,67 +454,32 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
 
 def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest: str) -> FoldedVersion | None:
     """Return None if there is too little data."""
-    models, levels = list[StopModel](), list[tuple[float, ...]]()
-    for fold in range(N_FOLDS):
-        learn_from = data.fold != fold
-        if int((data.full & learn_from).sum()) < LEAST_AUDITS:
-            return None
-        model = _stop_model(data, learn_from, recipe, digest)
-        cut = _levels(data, learn_from, model, recipe)
-        if cut is None:
-            return None
-        models.append(model)
-        levels.append(cut)
-    values = _value_models(data, recipe, max_em_drop, digest) if recipe.with_values else None
-    return FoldedVersion(models=tuple(models), levels=tuple(levels), values=values)
+    full = np.flatnonzero(data.full)
+
+    def learn(x: Floats, good: Bools, weight: Floats) -> EnsembleScore:
+        fitted = fit(Examples(x, good, weight), data.chosen, parts=recipe.parts, seed=recipe.seed)
+        return EnsembleScore(export_fit(fitted, data.chosen))
+
+    fitted = fit_served(
+        audit_runs(data).take(full),
+        learn,
+        now=np.inf,
+        max_em_drop=max_em_drop,
+        n_levels=recipe.n_levels,
+        cost_exponent=recipe.cost_exponent,
+        weight=weigh_runs(data, half_life=recipe.half_life)[full],
+    )
+    if fitted is None:
+        return None
+    others = [data.fold != fold for fold in range(N_FOLDS)]
+    trained = [_facts(data, learn_from, fitted.target, recipe, digest) for learn_from in others]
+    return export_version(fitted, data.chosen, trained, [_failing(data, learn_from, recipe) for learn_from in others])
 
 
-def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str) -> StopModel:
-    rows = build_examples(data, learn_from, "as-good", half_life=recipe.half_life)
-    assert rows is not None, "agreement needs no label"
-    suffices = fit(rows, data.chosen, parts=recipe.parts, seed=recipe.seed)
-    failing = build_examples(data, learn_from, "hopeless", half_life=recipe.half_life)
-    hopeless: FitResult | None = None
-    if failing is not None:
-        # It only classifies stops and never causes a risky one, so the fastest part is enough.
-        hopeless = fit(failing, data.chosen, parts="linear", seed=recipe.seed)
-    facts = _facts(data, learn_from, "as-good", recipe, digest)
-    return export_stop_model(data.chosen, suffices, hopeless, trained=facts, cost=StepCost(recipe.cost_exponent))
-
-
-def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecipe) -> tuple[float, ...] | None:
-    runs = audit_runs(data).take(np.flatnonzero(data.full & learn_from))
-    risk = level_risk(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
-    levels = cut_levels(risk, runs, recipe.n_levels)[1:]
-    return tuple(levels.tolist()) if np.isfinite(levels).all() else None
-
-
-def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: str) -> tuple[StopModel, ...] | None:
-    """A value model for each fold, at the highest price that keeps the target on the others; None: too few labels."""
-    runs, weight = audit_runs(data), weigh_full_runs(data)
-    fitted = list[Values]()
-    z = np.zeros((len(runs), len(_PRICES) + 1))
-    for fold in range(N_FOLDS):
-        rows = build_trajectories(data, data.fold != fold, half_life=recipe.half_life)
-        if rows is None or rows.go_on_weight is None or not (rows.go_on_weight > 0).any():
-            return None
-        fitted.append(fit_values(rows, prices=_PRICES))
-        mine = np.flatnonzero(runs.fold == fold)
-        z[mine, 1:] = _drops_at_prices(fitted[fold], runs.take(mine))
-    models = []
-    for fold, values in enumerate(fitted):
-        others = runs.fold != fold
-        at = max(0, pick_level(z[others], weight[others], max_em_drop) - 1)
-        facts = _facts(data, data.fold != fold, "value", recipe, digest)
-        models.append(export_value_model(data.chosen, values, at, trained=facts))
-    return tuple(models)
-
-
-def _drops_at_prices(values: Values, runs: AuditRuns) -> Floats:
-    stops = (values.advantage(runs.x) >= 0) & runs.may_stop[:, None]
-    row = np.where(stops, np.arange(len(runs.x))[:, None], runs.last[runs.run_of_row][:, None])
-    z = runs.z[np.minimum.reduceat(row, runs.starts[:-1], axis=0)] if len(runs) else np.zeros((0, stops.shape[1]))
-    return np.where(runs.abandoned[:, None], 1.0, z)
+def _failing(data: Dataset, learn_from: Bools, recipe: FitRecipe) -> FitResult | None:
+    """It only classifies stops and never causes a risky one, so the fastest part is enough."""
+    examples = failing_examples(data, learn_from, half_life=recipe.half_life)
+    return None if examples is None else fit(examples, data.chosen, parts="linear", seed=recipe.seed)
 
 
 def _facts(data: Dataset, learn_from: Bools, target: str, recipe: FitRecipe, digest: str) -> TrainingRecord:

@@ -1,8 +1,7 @@
 """Rows and weights of a dataset for each model.
 
-    as-good, suffices   full runs                   1 / p_full
+    as-good, value      full runs                   1 / p_full
     hopeless            full runs with a label      1 / p_full, 1 / labelled share of its group
-    Q(stop), Q(go on)   full runs with a label      as hopeless
 
 Labels are requested where audits disagree, so each labelled run represents runs with the same kind of disagreement. No
 weight corrects for labels given because an answer was wrong. Weights fade with age and are shared by repeats of a
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
-from suffice.learn.models import Examples, Target, Trajectories
+from suffice.learn.models import Examples
 from suffice.learn.version import HALF_LIFE
 
 # --------------------------------------------------------------------------- prompts as the unit of every split
@@ -150,50 +149,29 @@ def weigh_labels(data: Dataset) -> Floats | None:
     return weight
 
 
-def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
-    """Checkpoints of the selected runs, shape (N,); None: too few labels. Weights halve in `half_life` audits."""
-    runs_each = weigh_full_runs(data) * data.full * runs
-    if target == "hopeless":
-        labels = weigh_labels(data)
-        if labels is None:
-            return None
-        runs_each = runs_each * labels
-    weight = _scaled(runs_each, _fading(data, half_life))
+def weigh_runs(data: Dataset, *, half_life: float = HALF_LIFE) -> Floats:
+    """The weight of each run in a fit, shape (N,): 0 unless it is full; it halves in `half_life` audits."""
+    return _scaled(weigh_full_runs(data) * data.full, _fading(data, half_life))
+
+
+def failing_examples(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Examples | None:
+    """Checkpoints of the selected runs, shape (N,), good where the full run is wrong; None: too few labels."""
+    labels = weigh_labels(data)
+    if labels is None:
+        return None
+    weight = _scaled(weigh_full_runs(data) * data.full * runs * labels, _fading(data, half_life))
     run = data.run_of_row
     rows = np.flatnonzero(data.inner & (weight > 0)[run])
-    return Examples(data.own[rows], good_rows_of_run(data, target)[rows], weight[run][rows])
+    return Examples(data.own[rows], good_rows_of_run(data, "hopeless")[rows], weight[run][rows])
 
 
-def good_rows_of_run(data: Dataset, target: Target) -> Bools:
+def good_rows_of_run(data: Dataset, target: Literal["as-good", "hopeless"]) -> Bools:
     """Whether each row of a full run is good, shape (T,): by its label, else by agreement; False where hidden."""
     full_right, right = data.full_right[data.run_of_row], data.right == 1
     full = data.full[data.run_of_row]
     if target == "hopeless":
         return np.asarray(full & (full_right == 0))
-    if target == "suffices":
-        return np.asarray(full & (data.same | right))
     return np.asarray(full & (data.same | right | (full_right == 0)))
-
-
-def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
-    """The selected runs for the value model; None: too few labels. An answer of unknown correctness counts as wrong."""
-    labels = weigh_labels(data)
-    if labels is None:
-        return None
-    run, fading = data.run_of_row, _fading(data, half_life)
-    runs_each = weigh_full_runs(data) * labels
-    go_on = _scaled(runs_each * runs, fading)[run]
-    stop = _scaled(runs_each[run] * runs[run] * data.inner, fading[run])
-    rows = np.flatnonzero((labels > 0)[run] & runs[run])
-    starts = np.concatenate([np.flatnonzero(np.diff(run[rows], prepend=-1)), [len(rows)]])
-    return Trajectories(
-        x=data.own[rows],
-        starts=starts.astype(np.int64),
-        ok=data.right[rows] == 1,
-        tokens=data.cost[rows],
-        stop_weight=stop[rows],
-        go_on_weight=go_on[rows],
-    )
 
 
 def audit_runs(data: Dataset) -> AuditRuns:

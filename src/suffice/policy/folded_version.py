@@ -35,19 +35,16 @@ def prompt_fold(key: str, n_folds: int) -> int:
 class FoldedVersion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """K models with their levels; models[f] serves fold f of the prompts (`prompt_fold`)."""
 
-    schema: Literal[1] = 1
-    models: tuple[StopModel, ...]  # each fitted on the other folds; all of the same features and cost
+    schema: Literal[2] = 2
+    models: tuple[StopModel, ...]  # each fitted on the other folds; all of the same features, cost and target
     levels: tuple[tuple[float, ...], ...]  # by fold: risks of levels 1, 2 …, rising; level 0 never stops
-    values: tuple[StopModel, ...] | None = None  # at one price each, threshold 0.5; None: too few labels
 
     def __post_init__(self) -> None:
         n = len(self.models)
         if not 1 <= n <= MOST_FOLDS:
             raise ConfigError(f"models: got {n}; 1 to {MOST_FOLDS}, one for each fold")
-        if self.values is not None and len(self.values) != n:
-            raise ConfigError(f"values: got {len(self.values)}; one for each of {n} models, or none at all")
-        if len({(model.features, model.cost) for model in self.models}) != 1:
-            raise ConfigError("models: must all read the same features and weigh cost alike")
+        if len({(model.features, model.cost, model.trained.target) for model in self.models}) != 1:
+            raise ConfigError("models: must all read the same features, weigh cost alike and have the same target")
         checked = []
         for f, levels in enumerate(self.levels):
             checked.append(numbers(f"levels[{f}]", levels, least=0.0, most=MOST_RISK))
@@ -65,6 +62,11 @@ class FoldedVersion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def n_levels(self) -> int:
         return len(self.levels[0]) + 1
+
+    @property
+    def target(self) -> str:
+        """Of its score: "as-good", "value"."""
+        return self.models[0].trained.target
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -91,9 +93,8 @@ class FoldedVersion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def load_version(plain: object, *, where: str = "version") -> FoldedVersion:
     """Raise ConfigError with the place of any invalid value."""
     version = convert(plain, FoldedVersion, where)
-    for name in ("models", "values"):
-        for f, model in enumerate(getattr(version, name) or ()):
-            FeatureSet(model.features, where=f"{where}.{name}[{f}].features")
+    for f, model in enumerate(version.models):
+        FeatureSet(model.features, where=f"{where}.models[{f}].features")
     return version
 
 

@@ -78,7 +78,8 @@ class LearnedPolicy(ParameterChecks):
             return hopeless(f"risk {risk:.4g} <= {threshold:g}; the full run more likely fails than not", risk)
         if lost or s.answer is None:
             return go_on("the full run more likely fails" if lost else "there is no answer yet", risk)
-        return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
+        score = "P(as good as the full run)" if model.trained.target != "value" else "value of stopping, as P,"
+        return suffices(f"risk {risk:.4g} <= {threshold:g}, {score} {p:.4f}", risk)
 
     def stops(self, columns: Columns) -> Stops:
         risks, (queries, run) = self.risks(columns), queries_of(columns)

@@ -305,7 +305,7 @@ _SHORT_LIST: Final = 8  # longest list of numbers written out
 _MOST_CHARS: Final = 80  # of one value
 _NOTHING: Final = "nothing"
 _SIGNALS: Final = "signals"
-_MODELS: Final = ("body.models", "body.values")
+_MODELS: Final = "body.models"
 
 
 def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
@@ -327,9 +327,10 @@ def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
         for signal in value:
             inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
             yield f"{where}.{signal['name']}", f"read ({inside})" if inside else "read"
-    elif where in _MODELS and isinstance(value, list):
+    elif where == _MODELS and isinstance(value, list):
         for at, model in enumerate(value):
-            yield f"{where}[{at}]", f"model {_digest(model)} of {len(model['features']):,} features"
+            target, n_features = model["trained"]["target"], len(model["features"])
+            yield f"{where}[{at}]", f"model {_digest(model)} of {n_features:,} features, target {target}"
     elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
         yield where, f"{len(value):,} numbers from {min(value):g} to {max(value):g} ({_digest(value)})"
     elif isinstance(value, list) and any(isinstance(one, (list, Mapping)) for one in value):

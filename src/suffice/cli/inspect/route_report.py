@@ -392,7 +392,8 @@ def proposal_lines(one: ProposedVersion) -> Lines:
     if one.saving is not None and one.drop is not None:
         at = f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {points(one.drop.value)}"
     parent = f", beside {one.parent}" if one.parent else ""
-    yield "proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; active nowhere"
+    by = ", by the value of stopping" if (one.card or {}).get("target") == "value" else ""
+    yield "proposal", f"{one.address} ({one.reason}{parent}{by}): {one.verdict}, {one.why}{at}; active nowhere"
 
 
 # --------------------------------------------------------------------------- satisfaction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -104,6 +104,7 @@ class RoutePage(ViewRecord, frozen=True):
     frontier_of: str  # address of its version
     operating: OperatingLevel | None  # None: no level is active
     thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, for one prompt fold; (): nothing is learned
+    target: str  # of the score that is compared with them: "as-good", "value"; "": nothing is learned
     classes: tuple[RouteBreakdown, ...]  # the one that lost most first
     versions: tuple[RouteBreakdown, ...]
     looks: tuple[MonitorState, ...]  # oldest first
@@ -150,7 +151,7 @@ def route(view: ViewContext) -> RoutePage:
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(decided),
-        thresholds=_thresholds(log, decisions),
+        **_learned(log, decisions),
         classes=tuple(sorted(_breakdown(view, state, "query_class", report), key=lambda one: -(one.lost or 0.0))),
         versions=versions,
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
@@ -233,14 +234,15 @@ def _operating(held: RouteDeployment) -> OperatingLevel | None:
     return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=evidence.n_audits)
 
 
-def _thresholds(log: LogReader, decisions: Sequence[StoredEvent]) -> tuple[float, ...]:
+def _learned(log: LogReader, decisions: Sequence[StoredEvent]) -> dict[str, Any]:
     made = next((one.event for one in decisions if isinstance(one.event, Publication)), None)
     body = read_artefact(log, made.fit) if made is not None and made.fit else None
     try:
-        levels = json.loads(body or "{}").get("levels") or [[]]
-        return tuple(float(one) for one in levels[0])
+        version = json.loads(body or "{}")
+        thresholds = tuple(float(one) for one in version["levels"][0])
+        return {"thresholds": thresholds, "target": str(version["models"][0]["trained"]["target"])}
     except (ValueError, TypeError, AttributeError, IndexError, KeyError):
-        return ()
+        return {"thresholds": (), "target": ""}
 
 
 def _breakdown(

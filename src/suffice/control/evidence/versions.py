@@ -22,9 +22,18 @@ from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import recorded_columns
 from suffice.learn.features import FeatureSelection
-from suffice.learn.models import Examples, export_stop_model, fit
-from suffice.learn.version import N_FOLDS, FoldedModels, ServedVersion, as_served, fit_served, fold_version
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
+from suffice.learn.models import Examples, export_fit, fit
+from suffice.learn.version import (
+    N_FOLDS,
+    EnsembleScore,
+    FoldedModels,
+    ServedVersion,
+    as_served,
+    export_version,
+    fit_served,
+    fold_version,
+)
+from suffice.model.artefact import TrainingRecord, canonical
 from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
 from suffice.policy.folded_version import FoldedVersion, read_version
@@ -37,44 +46,29 @@ from suffice.types import Kind, Publication
 SEED = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ModelScores:
-    """A fitted model as the certifier calls it: rows of features → P(a stop is as good as the full run)."""
-
-    model: StopModel
-
-    def __call__(self, x: Floats) -> Floats:
-        return self.model.suffices.scores(x)
-
-
 @dataclass(frozen=True, slots=True)
 class LiveLearner:
     """Fits a model on rows of the selected features. Raises ConfigError without scikit-learn."""
 
     chosen: FeatureSelection
-    cost_exponent: float
-    n_runs: int = 0  # behind the rows
 
-    def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
-        fitted = fit(Examples(x, good, weight), self.chosen, seed=SEED)
-        digest = hashlib.blake2b(digest_size=8)
-        for part in (x, good, weight):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        trained = TrainingRecord(
-            n_episodes=self.n_runs, n_questions=0, digest=f"rows:{digest.hexdigest()}", target="as-good", seed=SEED
-        )
-        return ModelScores(
-            export_stop_model(self.chosen, fitted, trained=trained, cost=StepCost(exponent=self.cost_exponent))
-        )
+    def __call__(self, x: Floats, good: Bools, weight: Floats) -> EnsembleScore:
+        return EnsembleScore(export_fit(fit(Examples(x, good, weight), self.chosen, seed=SEED), self.chosen))
 
 
 def fit_audited_version(runs: AuditRuns, learner: LiveLearner, **options: Any) -> ServedVersion | None:
     """Fit a version on the audits, with the options of `learn.version.fit_served`; None: there are too few."""
-    fitted = fit_served(runs, replace(learner, n_runs=len(runs)), **options)
-    if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
+    fitted = fit_served(runs, learner, **options)
+    if fitted is None:
         return None
-    models = tuple(model.model for model in fitted.models if isinstance(model, ModelScores))
-    return fold_version(FoldedVersion(models=models, levels=tuple(map(tuple, fitted.levels[:, 1:].tolist()))))
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (runs.x, runs.starts, runs.z, runs.d, runs.fold):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    trained = TrainingRecord(
+        n_episodes=len(runs), n_questions=0, digest=f"rows:{digest.hexdigest()}", target=fitted.target, seed=SEED
+    )
+    version = export_version(fitted, learner.chosen, [trained] * N_FOLDS)
+    return None if version is None else fold_version(version)
 
 
 def written(version: FoldedVersion) -> str:
@@ -136,7 +130,7 @@ def version_rows(
 class AuditAtLevel:
     near: float  # share of the neighbouring levels at which a stop would have given another answer
     z: int  # -1, 0 or +1; without a label a disagreement counts as lost
-    expected: float | None = None  # loss that the stop model predicts there; None: there is no model
+    expected: float | None = None  # loss that the stop model predicts there; None: none does
     first: int = 0  # `first_disagreement` below the next level
 
 
@@ -176,13 +170,14 @@ class ReplayedAudits:
         losses, disagrees = runs.losses(rows), runs.losses(rows, label_free=True).astype(np.bool_)
         if self._near is None:
             self._near = near_levels(disagrees, self.level)
+        expected = served.expected(runs, rows[:, self.level])
         columns = (
-            near_share(disagrees, self._near),
-            losses[:, self.level],
-            served.expected(runs, rows[:, self.level]),
-            first_disagreement(disagrees, self.level),
+            near_share(disagrees, self._near).tolist(),
+            losses[:, self.level].tolist(),
+            [None] * len(runs) if expected is None else expected.tolist(),
+            first_disagreement(disagrees, self.level).tolist(),
         )
-        for audit, *seen in zip(audits, *(column.tolist() for column in columns), strict=True):
+        for audit, *seen in zip(audits, *columns, strict=True):
             self._judged[audit.id] = AuditAtLevel(*seen)
 
 

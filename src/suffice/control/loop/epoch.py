@@ -88,7 +88,7 @@ class EpochState:
         self.context, self.epoch, self.traffic = context, epoch, traffic
         self.n, self.expected, self.required_wealth = epoch.at, deque(expected), epoch.required_wealth
         plan = live_plan(context.route, context.control, epoch)
-        learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
+        learner = LiveLearner(FeatureSelection((), ()))
         self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
         self.looked_s: tuple[float, float] | None = None  # Unix times of the first and the latest look; None: no look
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)

@@ -156,7 +156,7 @@ class LearnedEvidence(EvidenceSource):
             return
         served = self.state.context.load(start.fit)
         self.chosen = served.features
-        self.certifier.learner = LiveLearner(self.chosen, self.certifier.plan.cost_exponent)
+        self.certifier.learner = LiveLearner(self.chosen)
         self.certifier.adopt(served, NO_AUDITS)
         self._warm = start
 
@@ -169,7 +169,7 @@ class LearnedEvidence(EvidenceSource):
         served = self.state.context.load(address)
         self._taken_over = served.version
         self.chosen = self.chosen if self.chosen.names == served.features.names else served.features
-        self.certifier.learner = LiveLearner(self.chosen, self.certifier.plan.cost_exponent)
+        self.certifier.learner = LiveLearner(self.chosen)
         self.certifier.adopt(served, self._rows(self.state.audits[: self._n_taken]))
 
     # ---- a look ----------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class LearnedEvidence(EvidenceSource):
         audits, certifier = self.state.audits, self.certifier
         if self.chosen is None:
             self.chosen = choose_features(self.state.context.route.kind, [audit.query for audit in audits])
-            certifier.learner = LiveLearner(self.chosen, certifier.plan.cost_exponent)
+            certifier.learner = LiveLearner(self.chosen)
         if any(audit.labels for audit in audits):
             self._judge_labels()
         certifier.add_audits(self._rows(audits[self._n_taken :]))

@@ -31,8 +31,9 @@ from suffice.learn.models import (
     Target,
     Trajectories,
     Values,
+    export_advantage,
+    export_fit,
     export_stop_model,
-    export_value_model,
     fit,
     fit_values,
 )
@@ -289,10 +290,7 @@ class ScoreTable(CrossFit):
         for _, rows, left_out in self.folds(v):
             values = self.model(choice.score.key, left_out)
             assert isinstance(values, Values)
-            gain = values.stop[:, 0] - values.go_on[:, choice.price]
-            weights = gain[:-1] / values.scale
-            advantage = self.x[rows] @ weights + (gain[-1] - weights @ values.mean)
-            risk[rows] = 1.0 / (1.0 + np.exp(np.clip(advantage, -700, 700)))
+            risk[rows] = 1.0 - export_advantage(values, choice.price).scores(self.x[rows])
         return risk
 
 
@@ -450,5 +448,7 @@ def _export_model(scores: ScoreTable, choice: ScoreChoice, left_out: tuple[int, 
         seed=scores.seed,
     )
     if isinstance(fitted, Values):
-        return export_value_model(scores.chosen, fitted, choice.price, hopeless, trained=trained)
-    return export_stop_model(scores.chosen, fitted, hopeless, trained=trained, cost=scores.cost(score))
+        ensemble = export_advantage(fitted, choice.price)
+    else:
+        ensemble = export_fit(fitted, scores.chosen)
+    return export_stop_model(scores.chosen, ensemble, hopeless, trained=trained, cost=scores.cost(score))
