@@ -130,6 +130,21 @@ def test_a_form_that_a_way_to_finish_loses_is_warned_of(tmp_path: Path) -> None:
     assert warnings == ["routes.math: requests with a schema are not finished by prefill: up does not keep it there"]
 
 
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [({}, "response_format"), ({"json_prefill": "unclear"}, "response_format"), ({"json_prefill": "yes"}, None)],
+)
+def test_sglang_continues_under_a_schema_only_where_doctor_saw_it(
+    tmp_path: Path, seen: dict[str, str], reason: str | None
+) -> None:
+    told = settings(tmp_path)
+    upstream = msgspec.structs.replace(told.upstreams["up"], driver="sglang", finish=("prefill",))
+    known = findings(upstream.url, **seen)
+    route = build_route("math", told.routes["math"], StartupEvidence(upstreams={"up": known}))
+    body = chat("what is two and two", response_format={"type": "json_object"})
+    assert ungoverned(route, body, {}, upstream) == reason
+
+
 @pytest.mark.parametrize("left", [["re-ask"], []])
 def test_a_request_passes_through_if_no_way_keeps_its_form(tmp_path: Path, left: list[str]) -> None:
     told = settings(tmp_path)

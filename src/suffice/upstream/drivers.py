@@ -50,6 +50,7 @@ class DriverFacts:
     methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, if the settings name none
     prefill: Prefill | None = None  # how it continues an assistant's message; None: it cannot
     formed_prefill: Prefill | None = None  # for a reply with tools or a schema; None: as `prefill`
+    prefill_drops_schema: bool = False  # unless doctor has seen that it keeps one
     prefill_path: str = CHAT_PATH
     budget: Callable[[int, str], Fields] | None = None
     effort: Callable[[Effort], Fields | None]
@@ -123,10 +124,11 @@ DRIVERS: dict[Driver, DriverFacts] = {
         counts_chunks=True,
     ),
     # docs.sglang.io: "Thinking budget" (custom_params, with --enable-strict-thinking or a logit processor, else
-    # ignored); its chat protocol: continue_final_message, separate_reasoning.
+    # ignored); its chat protocol: continue_final_message, separate_reasoning. 0.5.23 gave plain text behind a prefill.
     "sglang": DriverFacts(
         methods=("prefill", "raw", "re-ask"),
         prefill="continue-behind",
+        prefill_drops_schema=True,
         budget=lambda n, _: {"custom_params": {"thinking_budget": n}},
         effort=_template_effort,
         writes_prompt="tokenize",
@@ -453,15 +455,21 @@ def continuing_methods(
     ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
     if (form := reply_form(body)) != "text":
         left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
-        left_out |= losing_methods(findings, form)
+        left_out |= losing_methods(upstream.driver, findings, form)
     if any(has_field(body, name) for name in ("stop", *STOPS)):
         left_out.add("re-ask")  # the words would end a thought of its own
     return tuple(way for way in ways if way not in left_out) if left_out else ways
 
 
-def losing_methods(findings: Findings | None, form: ReplyForm) -> set[FinishMethod]:
-    """Return the ways after which doctor saw the server drop this form of reply."""
-    return {way for way in FORMED_METHODS if find_verdict(findings, f"{form}_{way}") in ("no", "ignored")}
+def losing_methods(driver: Driver, findings: Findings | None, form: ReplyForm) -> set[FinishMethod]:
+    """Return the ways after which the server drops this form of reply, as doctor saw or as is known of its kind."""
+    lost: set[FinishMethod] = {"prefill"} if form == "json" and DRIVERS[driver].prefill_drops_schema else set()
+    for way in FORMED_METHODS:
+        if (verdict := find_verdict(findings, f"{form}_{way}")) in ("no", "ignored"):
+            lost.add(way)
+        elif verdict == "yes":
+            lost.discard(way)
+    return lost
 
 
 def finish_methods(

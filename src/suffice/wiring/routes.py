@@ -23,7 +23,7 @@ from suffice.plugins import load_plugins
 from suffice.policy.base import Policy, build_policy, version_of
 from suffice.rollout.experiment import find_arm, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
-from suffice.settings import Probe, Route, Settings, Upstream
+from suffice.settings import Driver, Probe, Route, Settings, Upstream
 from suffice.signals.base import FROM_THE_STREAM, reads_answers
 from suffice.signals.observe import Observer
 from suffice.store.database.location import log_location
@@ -74,7 +74,8 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
             why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
             ways = "logprobs_stream or, for vLLM, line_signals"
             warnings.append(f"routes.{name}: {why} {ways}; until then, what they tell is unknown")
-        warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, built.findings)]
+        driver = settings.upstreams[route.upstream].driver
+        warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, driver, built.findings)]
         if route.mode == "observe" and route.probe is not None and route.kind != "rounds" and not built.may_probe:
             warnings.append(
                 f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
@@ -84,13 +85,14 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
     return warnings
 
 
-def _lost_forms(route: Route, findings: Findings | None) -> list[str]:
-    """Return which replies some ways to finish would not deliver, as doctor saw of the upstream."""
+def _lost_forms(route: Route, driver: Driver, findings: Findings | None) -> list[str]:
+    """Return which replies some ways to finish would not deliver."""
     texts = []
     fields_of: dict[ReplyForm, str] = {"tools": "tools", "json": "a schema"}
     for form, fields in fields_of.items():
-        lost = losing_methods(findings, form) if form in route.reply_forms and route.kind == "reasoning" else set()
-        if lost and route.mode != "off":
+        concerns = form in route.reply_forms and route.kind == "reasoning" and route.mode != "off"
+        lost = losing_methods(driver, findings, form) if concerns else set()
+        if lost:
             ways = " and ".join(sorted(lost))
             texts.append(f"requests with {fields} are not finished by {ways}: {route.upstream} does not keep it there")
     return texts
