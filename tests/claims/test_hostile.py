@@ -5,6 +5,7 @@ Streams are drawn from seeds, so a failure here is a change of the code and no b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,8 +16,8 @@ from suffice.arrays import Bools, Floats
 from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier, Plan
-from suffice.learn.version import Learner, PGood
-from tests.learn.runs_made import audits, believing
+from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
+from tests.learn.runs_made import audits, believing, fit_learned
 
 MAX_EM_DROP: Final = 0.02
 PLAN: Final = Plan(
@@ -71,8 +72,10 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
     return replace(truth, z=z, label_at=label_at)
 
 
-def kept(evidence: AuditRuns, learner: Learner = believing) -> Certifier:
-    keeper = Certifier(PLAN, learner)
+def kept(
+    evidence: AuditRuns, learner: Learner = believing, fit: Callable[..., FoldedModels | None] = fit_served
+) -> Certifier:
+    keeper = Certifier(PLAN, learner, fit=fit)
     keeper.now = float(len(evidence))
     keeper.add_audits(evidence)
     keeper.tick(keeper.now)
@@ -110,9 +113,14 @@ def test_a_model_that_would_stop_everything_at_once_is_certified_nowhere() -> No
     def reckless(_x: Floats, _good: Bools, _weight: Floats) -> PGood:
         return lambda rows: np.full(len(rows), 1.0)
 
-    keepers = [kept(runs(N_AUDITS, 300 + seed), reckless) for seed in range(20)]
+    keepers = [kept(runs(N_AUDITS, 300 + seed), reckless, fit_learned) for seed in range(20)]
     assert all(keeper.served is not None for keeper in keepers)
     assert [keeper.level for keeper in keepers] == [0] * 20
+
+    clean = runs(8_000, 1)
+    rescued = [kept(runs(N_AUDITS, 300 + seed), reckless) for seed in range(20)]
+    assert {keeper.served.target for keeper in rescued if keeper.served} == {"value"}, "it is preferred to such a model"
+    assert sum(true_drop(keeper, clean) > MAX_EM_DROP for keeper in rescued) <= 3
 
 
 def test_silence_is_not_praise() -> None:

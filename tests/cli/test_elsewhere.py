@@ -100,7 +100,18 @@ def home(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 def say(home: Path, words: str) -> Result:
     written = [*shlex.split(words), "--config", str(home / "suffice.toml")]
-    asks = ("kill", "pause", "resume", "override set", "override end", "incident", "experiment", "policy", "review ask")
+    asks = (
+        "kill",
+        "pause",
+        "reload",
+        "resume",
+        "override set",
+        "override end",
+        "incident",
+        "experiment",
+        "policy",
+        "review ask",
+    )
     if words.startswith((*asks, "erase")):
         written += ["--reason", "because"]
     return CliRunner().invoke(main, written)
@@ -179,6 +190,7 @@ def test_without_a_log_nothing_is_made_and_the_place_is_named(
     words += {
         "erase": ["--older-than", "1d"],
         "review submit": ["--reason", "x"],
+        "reload": ["--reason", "x"],
     }.get(name, [])
     if name == "export feedback":
         words[words.index("missing.jsonl")] = "a.jsonl"

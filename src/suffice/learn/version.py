@@ -31,7 +31,7 @@ _LOST: Final = 0.5  # P(fails) from which a run is hopeless and a stop needs no 
 
 VALUE_PRICES: Final[Floats] = np.geomspace(0.03, 3.0, 5)  # EM that the tokens of a mean full run are worth
 _LEAST_GAIN: Final = 0.005  # of all tokens, by which the value of stopping must save more …
-_BEYOND: Final = 2.0  # … and by this many standard errors
+_BEYOND: Final = 3.0  # … and by this many standard errors; luck alone passed in 1 of 200 simulated fits
 
 PGood: TypeAlias = Callable[[Floats], Floats]  # features (R, P) → the score of a stop, [0, 1], (R,)
 Learner: TypeAlias = Callable[[Floats, Bools, Floats], PGood]  # rows, good, weights → the fitted model

@@ -74,8 +74,9 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
             why = f"no log-probabilities are requested: run suffice doctor --upstream {route.upstream}, which must see"
             ways = "logprobs_stream or, for vLLM, line_signals"
             warnings.append(f"routes.{name}: {why} {ways}; until then, what they tell is unknown")
-        driver = settings.upstreams[route.upstream].driver
-        warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, driver, built.findings)]
+        if route.kind == "reasoning" and route.mode != "off":
+            driver = settings.upstreams[route.upstream].driver
+            warnings += [f"routes.{name}: {text}" for text in _lost_forms(route, driver, built.findings)]
         if route.mode == "observe" and route.probe is not None and route.kind != "rounds" and not built.may_probe:
             warnings.append(
                 f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
@@ -90,8 +91,7 @@ def _lost_forms(route: Route, driver: Driver, findings: Findings | None) -> list
     texts = []
     fields_of: dict[ReplyForm, str] = {"tools": "tools", "json": "a schema"}
     for form, fields in fields_of.items():
-        concerns = form in route.reply_forms and route.kind == "reasoning" and route.mode != "off"
-        lost = losing_methods(driver, findings, form) if concerns else set()
+        lost = losing_methods(driver, findings, form) if form in route.reply_forms else set()
         if lost:
             ways = " and ".join(sorted(lost))
             texts.append(f"requests with {fields} are not finished by {ways}: {route.upstream} does not keep it there")
