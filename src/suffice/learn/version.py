@@ -136,10 +136,11 @@ def fit_served(
     weight       of each run; None: the last `MOST_AUDITS`, which fade in fits
     """
     runs = runs.without_orders()
-    judging = weight
-    if weight is None or judging is None:
+    if weight is None:
         runs = runs.take(np.arange(max(0, len(runs) - MOST_AUDITS), len(runs)))
         weight, judging = 0.5 ** (np.arange(len(runs) - 1, -1, -1.0) / HALF_LIFE), np.ones(len(runs))
+    else:
+        judging = weight
     kept_out = [runs.fold % 2 == 1] if split == "half" else [runs.fold == f for f in range(N_FOLDS)]
     learn_from = [np.flatnonzero(~out) for out in kept_out]
     if min(map(len, learn_from)) < LEAST_AUDITS:
