@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.database import postgres, sqlite, writer
+from suffice.store.database import postgres, schema, sqlite, writer
 from suffice.store.database.location import LogLocation
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.writer import LogWriter
@@ -137,6 +138,22 @@ def test_a_new_file_that_another_process_is_making_is_waited_for(tmp_path: Path)
         _, owner = sqlite.SqliteDatabase(path).enter(now_s=0.0)
         done.join()
     assert owner == 1
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_log_that_another_process_creates_meanwhile_is_not_taken_for_a_foreign_file(tmp_path: Path, at: int) -> None:
+    path, statements = tmp_path / "new.db", count(1)
+
+    def create(_statement: str) -> None:
+        if next(statements) == at:
+            with closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as other:
+                with suppress(sqlite3.OperationalError):  # the file is being read
+                    schema.create(other, str(path))
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.set_trace_callback(create)
+        assert schema.check_version(connection, str(path)) in {0, schema.VERSION}
 
 
 def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(

@@ -363,8 +363,12 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 def check_version(connection: sqlite3.Connection, where: str, *, may_be_older: bool = False) -> int:
     """Return the schema version, 0 for an empty file. Raises StoreError for another application's file or version."""
-    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
-    n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    # One statement, so that no other process creates the log between two of these reads.
+    query = (
+        "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_schema)"
+        " FROM pragma_user_version, pragma_application_id"
+    )
+    version, application, n_objects = connection.execute(query).fetchone()
     if application != APPLICATION_ID and (n_objects or version):
         raise StoreError(f"store {where}: is a SQLite file of another program; name a new file")
     if FIRST.version <= version < VERSION and not may_be_older:
@@ -378,7 +382,7 @@ def check_version(connection: sqlite3.Connection, where: str, *, may_be_older: b
             f"store {where}: has schema {version}, written by {age} version; this one reads schema {VERSION}: "
             f"{way}, or name a new file"
         )
-    return version
+    return int(version)
 
 
 def check_pages(connection: sqlite3.Connection, where: str) -> None:
