@@ -26,8 +26,10 @@ settings.load_profile("house")
 # way says nothing about it, and takes two or three times as long while its lines are counted. Long simulations among
 # them, and tests that measure time, are marked no_cover themselves.
 CORE = (
+    "agent/",
     "assurance/",
     "contracts/test_policies.py",
+    "contracts/test_reloading.py",
     "contracts/test_scorers.py",
     "contracts/test_signals.py",
     "house/test_settings.py",
