@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -62,7 +62,12 @@ class Stream:
     predicted: Floats  # (n,): what the stop model expects it to lose at the deployed level
     lot: Floats  # (n,): a request is an audit if it is below the share
     drop: Floats  # (level + 1, n): the true drop at each level
-    crossing: int | None  # request at which the true drop at the deployed level reaches the budget; None: never
+    budget: float = BUDGET
+    crossing: int | None = field(init=False)  # request at which the true drop reaches the budget; None: never
+
+    def __post_init__(self) -> None:
+        over = np.flatnonzero(self.drop[-1] >= self.budget)
+        object.__setattr__(self, "crossing", int(over[0]) if len(over) else None)
 
     @property
     def level(self) -> int:
@@ -139,7 +144,7 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
         capped=tuple(capped),
         is_capped=cap is not None,
         doubted=doubted,
-        kept=None if cap is None else bool(stream.drop[cap, -1] < BUDGET),
+        kept=None if cap is None else bool(stream.drop[cap, -1] < stream.budget),
         last=last,
         n_looks=stream.n_watched - FIRST_LOOK,
         share=n_audited / (stream.n_watched * SIZE - BURST),
@@ -195,7 +200,7 @@ class Watch:
     def _forecast(self) -> None:
         at, was_open = self.windows[-1].until, self.alerted
         self.record = self.record.with_grades(grade_due(self._pending, "em_drop", at, self.windows))
-        found = forecast_drop(self.windows, budget=BUDGET, alerted=was_open, width=self.record.width)
+        found = forecast_drop(self.windows, budget=self.stream.budget, alerted=was_open, width=self.record.width)
         self.forecast = found
         if found is None:
             return
@@ -203,7 +208,7 @@ class Watch:
         self._pending.append((at, found.outcomes))
         if at + HORIZON < self.stream.drop.shape[1]:
             self.covered.append(found.ahead_low <= self.stream.drop[-1, at + HORIZON] <= found.ahead_high)
-        crossed = found.now >= BUDGET
+        crossed = found.now >= self.stream.budget
         self.record = self.record.with_alert(at, is_open=found.alert, was_open=was_open, crossed=crossed)
         self.stance = next_stance(
             self.stance,
@@ -241,13 +246,7 @@ class Pool:
             signals=_by_window(self.signals[at, pick]).mean(axis=1),
             predicted=self.predicted[at, pick],
             drop=drop[:, :n],
-            crossing=_crossing(drop[-1]),
         )
-
-
-def _crossing(drop: Floats) -> int | None:
-    over = np.flatnonzero(drop >= BUDGET)
-    return int(over[0]) if len(over) else None
 
 
 @cache
@@ -295,29 +294,38 @@ def _by_window(values: Floats) -> Floats:
 
 
 def by_law(
-    drops: Floats, moved: Floats, rng: np.random.Generator, *, away: float = 0.0, predicts: float = 0.0
+    drops: Floats,
+    moved: Floats,
+    rng: np.random.Generator,
+    *,
+    away: float = 0.0,
+    predicts: float = 0.0,
+    budget: float = BUDGET,
 ) -> Stream:
-    """A stream whose request i has so large a true drop.
+    """A stream whose request i has so large a true drop, at a budget of 2 %; at another one, all shares in proportion.
 
     moved     how far the signals have moved, 0 … 1, shape (n,)
     away      … at 1, in sd of single requests, in a direction that is drawn
     predicts  part of the climb of the drop that the stop model sees
     """
     n = len(drops) // SIZE * SIZE
-    drops, moved = drops[:n], moved[:n]
-    differs = drops + 0.022  # at the deployed level; each level above has an eighth more, up to three times as many
+    of_two = budget / BUDGET
+    drops, moved = of_two * drops[:n], moved[:n]
+    differs = (
+        drops + 0.022 * of_two
+    )  # at the deployed level; each level above has an eighth more, up to three times as many
     u, v = rng.random(n), rng.random(n)
     above = np.ceil(np.log(np.maximum(u / differs, 1e-9)) / np.log(1.12))  # levels above the deployed one; < 0: below
     near = np.clip(11 - np.maximum(above, 0), 0, 11) / 11
     first = np.clip(LAW_LEVEL + above, 1, LAW_LEVEL + 1).astype(np.int64)
     drop = drops / 1.12 ** np.arange(LAW_LEVEL, -1, -1)[:, np.newaxis]
     drop[0] = 0.0
-    lost, gained = (drops + 0.004) / differs, 0.004 / differs
+    lost, gained = (drops + 0.004 * of_two) / differs, 0.004 * of_two / differs
     z = np.where(u < differs, np.where(v < lost, 1, np.where(v < lost + gained, -1, 0)), 0).astype(np.int8)
     mixing = np.eye(4) + 0.4 * rng.normal(size=(4, 4))
     direction = rng.normal(size=4)
     direction *= away / np.sqrt(direction @ np.linalg.solve(mixing @ mixing.T, direction))
-    predicted = rng.gamma(2.0, (0.012 + predicts * (drops - drops[0])) / 2)
+    predicted = rng.gamma(2.0, (0.012 * of_two + predicts * (drops - drops[0])) / 2)
     signals = rng.normal(size=(n, 4)) @ mixing.T + np.outer(moved, direction)
     return Stream(
         near=near,
@@ -327,7 +335,7 @@ def by_law(
         predicted=predicted,
         lot=rng.random(n),
         drop=drop,
-        crossing=_crossing(drops),
+        budget=budget,
     )
 
 
@@ -345,6 +353,10 @@ def _season(period: int, n: int = 20_000) -> Floats:
 def _climb(rng: np.random.Generator, **signals: float) -> Stream:
     way = _line(int(rng.integers(5_000, 10_001)))
     return by_law(0.003 + 0.037 * way, way, rng, **signals)
+
+
+def _calm(rng: np.random.Generator, n: int = 20_000, **of: float) -> Stream:
+    return by_law(np.full(n, rng.uniform(0.001, 0.006)), np.zeros(n), rng, **of)
 
 
 def _wave(rng: np.random.Generator, **signals: float) -> Stream:
@@ -368,6 +380,8 @@ DRIFTS: Final[Mapping[str, Maker]] = {
     "law: the stop model sees half of it": lambda rng: _climb(rng, away=0.6, predicts=0.5),
     "law: signals move, the model sees nothing": lambda rng: _climb(rng, away=0.6),
     "law: nothing shows": _climb,
+    "law: nothing shows, budget 10 %": lambda rng: _climb(rng, budget=0.1),
+    "law: nothing shows, budget 0.5 %": lambda rng: _climb(rng, budget=0.005),
 }
 
 CALM: Final[Mapping[str, Maker]] = {
@@ -376,7 +390,9 @@ CALM: Final[Mapping[str, Maker]] = {
     "world: harder mix, for good": _to("harder", lambda _: _line(6_000, 20_000)),
     "world: a fifth of harsh, to and fro": _to("harsh", lambda rng: 0.2 * _season(int(rng.choice([5_000, 10_000])))),
     "world: benign, for good": _to("benign", lambda _: _line(6_000, 20_000)),
-    "law: none": lambda rng: by_law(np.full(20_000, rng.uniform(0.001, 0.006)), np.zeros(20_000), rng),
+    "law: none": _calm,
+    "law: none, budget 10 %": lambda rng: _calm(rng, budget=0.1),
+    "law: none, budget 0.5 %": lambda rng: _calm(rng, budget=0.005),
     "law: up to 0.6 … 1.2 % and back, seen": lambda rng: _wave(rng, away=0.6, predicts=1.0),
     "law: up to 0.6 … 1.2 % and back, not seen": lambda rng: _wave(rng, away=0.6),
     "law: signals move, the drop does not": lambda rng: by_law(
@@ -385,9 +401,7 @@ CALM: Final[Mapping[str, Maker]] = {
 }
 
 LONG: Final[Mapping[str, Maker]] = {
-    "60,000 requests: nothing changes": lambda rng: by_law(
-        np.full(60_000, rng.uniform(0.001, 0.006)), np.zeros(60_000), rng
-    ),
+    "60,000 requests: nothing changes": lambda rng: _calm(rng, 60_000),
     "60,000 requests: up to 1.5 % and back": lambda rng: by_law(
         0.003 + 0.012 * _season(15_000, 60_000), _season(15_000, 60_000), rng, away=0.6, predicts=0.5
     ),

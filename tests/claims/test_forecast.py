@@ -27,6 +27,14 @@ def test_drifts_that_can_be_seen_are_announced_and_the_level_is_capped_before_th
     assert all(each.doubted is not None and each.doubted < (each.crossing or 0) for each in found)
 
 
+@pytest.mark.slow
+def test_large_budgets_are_watched_as_well_as_small_ones() -> None:
+    name = "law: nothing shows, budget 10 %"
+    found = measure(DRIFTS[name], range(6), 0.1, DOUBT_SHARE)
+    print(f"{name}: capped in {sum(each.acted for each in found)} of {len(found)}")
+    assert sum(each.acted for each in found) >= 5
+
+
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["world: none", "world: harder mix, to and fro"])
 def test_traffic_that_never_crosses_is_left_in_peace(name: str) -> None:

@@ -9,7 +9,7 @@ certifies nothing; docs/reference/assurance.md gives its rates of timely and fal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ MEMORY: Final = 200  # latest windows that are fitted
 HALF_LIFE: Final = 60.0  # windows after which an outcome counts half
 RECENT: Final = 10  # latest windows: the present place of the signals
 TREND: Final = 25  # windows over which the trend of a signal is taken
-RAMP: Final = 4.0  # thousand requests: age of a drift that no signal shows
+RAMPS: Final = (1.0, 2.0, 4.0, 8.0)  # thousand requests: ages of a drift that no signal shows
 FARTHEST: Final = 20_000  # requests ahead
 EVERY: Final = 100  # requests between two points of the path
 MIN_WINDOWS: Final = 30
@@ -32,7 +32,7 @@ SETTLED: Final = 45  # windows before which there are no alerts, only doubt
 NEAR: Final = 3.0  # times the deployed level's disagreement: the limit for its neighbours
 DROP_PER_NEAR: Final = 0.6  # EM drop for each rise of disagreement among neighbours
 DROP_VARIANCE: Final = 0.02  # of Z of one audit: about the rate of losses and gains together
-LOW_SD: Final = 0.3  # lower end of the interval: exceeded with probability of about 0.6
+LOW_SD: Final = 0.2  # lower end of the interval: exceeded with probability of 0.58
 HIGH_SD: Final = 1.0  # upper end: not exceeded with probability of about 0.85
 CALM_SD: Final = 0.6  # an open alert ends when the mean plus this margin
 CALM_PART: Final = 0.9  # stays below this part of the limit (hysteresis)
@@ -42,11 +42,11 @@ CALM_PART: Final = 0.9  # stays below this part of the limit (hysteresis)
 class Priors:
     away: tuple[float, float]  # mean and sd of the slope per sd (of single requests) of distance
     predicted: tuple[float, float]  # mean and sd of the slope per point that the stop model predicts
-    ramp: float  # sd of the slope per 1,000 requests; its mean is 0
+    ramp: float  # sd of the slope per 1,000 requests, of a drop in budgets; its mean is 0
 
 
-DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.004)
-EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.01)
+DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.2)
+EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.02)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def forecast_drop(
         mean=weight * observed + (1 - weight) * usual,
         variance=weight * variance,
     )
-    path = _trend(windows, outcomes, DROP_PRIORS, width)
+    path = _trend(windows, outcomes, replace(DROP_PRIORS, ramp=DROP_PRIORS.ramp * budget), width)
     return _judged(path, "em_drop", budget, windows, alerted=alerted)
 
 
@@ -193,7 +193,10 @@ class _Cause:
 
 
 def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors, width: float) -> _Path:
-    """Bayesian linear regression with known noise; the variances of slopes, mean and signal paths add up."""
+    """Bayesian linear regression with known noise, averaged over the ages of a drift that no signal shows.
+
+    Within an age the variances of slopes, mean and signal paths add up; ages weigh as the outcomes make them likely.
+    """
     until = _column([window.until for window in windows])
     at = (until[-MEMORY:] - until[-1]) / 1_000
     ahead = np.arange(0, FARTHEST + 1, EVERY) / 1_000
@@ -201,18 +204,14 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     mean_observed = total.sum() / n.sum()
     noise = max(1e-6, outcomes.squares.sum() / n.sum() - mean_observed**2)  # variance of one outcome
     causes = list(_causes(windows, priors, at, ahead))
-
-    design = np.stack([np.ones(len(at)), *(cause.values for cause in causes)], axis=1)
-    prior_mean = np.array([mean_observed, *(cause.prior[0] for cause in causes)])
-    precision = np.diag(np.array([1.0, *(cause.prior[1] for cause in causes)]) ** -2.0)
-    covariance = np.linalg.inv((design * n[:, np.newaxis]).T @ design / noise + precision)
-    slopes = covariance @ (design.T @ total / noise + precision @ prior_mean)
-
-    moved = np.stack([np.ones(len(ahead)), *(cause.path for cause in causes)], axis=1)
-    moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # relative to the design at the mean outcome
-    of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
-    variance = np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
-    change, there = moved @ slopes, HORIZON // EVERY
+    fits = [_fit([*causes, _ramp(age, priors, at, ahead)], n, total, noise) for age in RAMPS]
+    evidence = np.array([fit[0] for fit in fits])
+    weights = np.exp(evidence - evidence.max())
+    weights /= weights.sum()
+    changes = np.stack([fit[1] for fit in fits])
+    change = weights @ changes
+    variance = weights @ (np.stack([fit[2] for fit in fits]) + (changes - change) ** 2)
+    there = HORIZON // EVERY
     expected = ExpectedOutcomes(
         mean=max(0.0, float(mean_observed + change[there])),
         sd=width * float(np.sqrt(noise / n.sum() + variance[there])),
@@ -220,6 +219,24 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     )
     sd = width * np.sqrt(outcomes.variance + variance)
     return _Path(ahead=1_000 * ahead, mean=outcomes.mean + change, sd=sd, at_horizon=expected)
+
+
+def _fit(causes: Sequence[_Cause], n: Floats, total: Floats, noise: float) -> tuple[float, Floats, Floats]:
+    """Logarithm of the evidence, up to a constant; the change of the mean on the way ahead; its variance."""
+    design = np.stack([np.ones(len(n)), *(cause.values for cause in causes)], axis=1)
+    prior_mean = np.array([total.sum() / n.sum(), *(cause.prior[0] for cause in causes)])
+    prior = np.array([1.0, *(cause.prior[1] for cause in causes)]) ** -2.0
+    precision = (design * n[:, np.newaxis]).T @ design / noise + np.diag(prior)
+    covariance = np.linalg.inv(precision)
+    slopes = covariance @ (design.T @ total / noise + prior * prior_mean)
+
+    ahead = causes[0].path
+    moved = np.stack([np.ones(len(ahead)), *(cause.path for cause in causes)], axis=1)
+    moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # relative to the design at the mean outcome
+    of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
+    variance = np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
+    evidence = slopes @ precision @ slopes - np.linalg.slogdet(precision)[1]
+    return float(evidence) / 2, moved @ slopes, np.asarray(variance)
 
 
 def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead: Floats) -> Iterator[_Cause]:
@@ -231,7 +248,10 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
     predicted = _predicted(windows)
     if predicted is not None:
         yield _follow(predicted[-MEMORY:] - predicted[:REFERENCE].mean(), priors.predicted, at, ahead)
-    yield _Cause(values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead)
+
+
+def _ramp(age: float, priors: Priors, at: Floats, ahead: Floats) -> _Cause:
+    return _Cause(values=np.maximum(0.0, at + age), prior=(0.0, priors.ramp), path=age + ahead, variance=0 * ahead)
 
 
 def signal_distance(signals: Floats, n_requests: float) -> Floats:
