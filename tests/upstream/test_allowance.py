@@ -75,6 +75,17 @@ def test_probes_take_their_share_of_the_slots_and_only_free_ones(
         assert allowance.refusal(now_s=0.0, n_other=others) in ("slots", "concurrency")
 
 
+def test_continuations_take_slots_but_no_probe_s_share() -> None:
+    allowance = Allowance(Extra(concurrency_share=0.5), 8)
+    for _ in range(7):
+        allowance.begin(0.0, is_probe=False)
+    assert allowance.refusal(now_s=0.0, n_other=7) is None
+    allowance.begin(0.0)
+    assert allowance.refusal(now_s=0.0, n_other=7) == "slots"
+    allowance.end(5, 0.0, is_probe=False)
+    assert allowance.refusal(now_s=0.0, n_other=6) is None
+
+
 @given(
     share=st.floats(0, 1),
     told=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 30), st.floats(0, 5)), min_size=1, max_size=30),

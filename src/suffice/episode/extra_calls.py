@@ -183,8 +183,8 @@ class Continuer:
         is_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
         path = request.path.removeprefix("/beta") if is_beta else request.path
         async with AsyncExitStack() as stack:
-            may_be_refused = purpose == "probe"
-            stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))
+            extra = self.client.extra_call(lambda: account.fresh_tokens, is_probe=purpose == "probe")
+            stack.enter_context(extra)
             stack.callback(setattr, account, "is_open", False)
             self.ledger.add_call(account)
             headers = governed_headers(self.headers, nth=len(self.ledger.calls))

@@ -1,7 +1,8 @@
 """The limits on extra calls to an upstream: calls, tokens, slots, a share of its rate limits. Pure.
 
 Extra calls are probes, further samples and continuations. No call waits: a probe is refused if anything here speaks
-against it, a continuation only during a pause, a main call never. Times are seconds of a monotonic clock.
+against it, a continuation only during a pause, a main call never. A continuation takes the slot of the call that was
+cancelled for it, so it is no reason to refuse a probe for concurrency. Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class KnownLimit:
 class Allowance:
     settings: Extra
     slots: int
-    n_open: int = 0  # extra calls in flight
+    n_open: int = 0  # probes in flight
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
     limits: dict[LimitKind, KnownLimit] = field(default_factory=dict)
@@ -194,7 +195,7 @@ class Allowance:
         return now_s < self.paused_until_s
 
     def refusal(self, *, now_s: float, n_other: int) -> Refusal | None:
-        """Return why a probe may not be sent now, beside `n_other` calls that are not extra; None if it may."""
+        """Return why a probe may not be sent now, beside `n_other` calls that are none; None if it may."""
         if self.is_paused(now_s):
             return "paused"
         if self.n_open >= max(1, int(self.settings.concurrency_share * self.slots)):
@@ -212,14 +213,14 @@ class Allowance:
                 return "rate_limit"
         return None
 
-    def begin(self, now_s: float) -> None:
-        self.n_open += 1
+    def begin(self, now_s: float, *, is_probe: bool = True) -> None:
+        self.n_open += is_probe
         if self.calls is not None:
             self.calls.take(1, now_s)
         self._use("requests", 1, now_s)
 
-    def end(self, n_tokens: int, now_s: float) -> None:
-        self.n_open -= 1
+    def end(self, n_tokens: int, now_s: float, *, is_probe: bool = True) -> None:
+        self.n_open -= is_probe
         if self.tokens is not None:
             self.tokens.take(n_tokens, now_s)
         self._use("tokens", n_tokens, now_s)

@@ -327,16 +327,16 @@ class UpstreamClient:
         return self.allowance.is_paused(time.monotonic())
 
     @contextlib.contextmanager
-    def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
+    def extra_call(self, spent: Callable[[], int], *, is_probe: bool) -> Iterator[None]:
         """Reserve room for a call, or raise UpstreamBusy; `spent` returns the tokens read anew and generated."""
-        reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
+        reason = self.extra_refusal() if is_probe else "paused" if self.is_paused else None
         if reason is not None:
             raise UpstreamBusy(reason)
-        self.allowance.begin(time.monotonic())
+        self.allowance.begin(time.monotonic(), is_probe=is_probe)
         try:
             yield
         finally:
-            self.allowance.end(spent(), time.monotonic())
+            self.allowance.end(spent(), time.monotonic(), is_probe=is_probe)
 
     @property
     def sends_paired_fields(self) -> bool:
