@@ -58,6 +58,14 @@ def test_more_tokens_than_the_full_run_raise_an_alert_of_their_own() -> None:
     assert "costs_more" in kinds
 
 
+def test_audits_from_before_it_stopped_paying_prove_no_return() -> None:
+    guard = watched()
+    gone = next(at for at in range(500, 700) if guard.add_run(0, 1, 1.8, at=at))
+    assert guard.inactive[0, 1]
+    assert [guard.add_run(0, 1, 0.4, at=at) for at in range(gone - 100, gone)] == [[]] * 100, "added late"
+    assert any(guard.add_run(0, 1, 0.4, at=at) for at in range(gone, gone + 100))
+
+
 def test_what_audits_find_cheap_and_served_runs_dear_alternates_ever_less() -> None:
     guard, rng = watched(), np.random.default_rng(7)
     returns = []

@@ -108,6 +108,7 @@ class CostGuard:
         self.promised = np.full((n_classes, n_settings), np.nan)
         self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
         self.is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
+        self._inactive_at = np.full((n_classes, n_settings), -np.inf)  # number of the run that proved it
         self._n_returns = np.zeros((n_classes, n_settings), dtype=np.int64)
         self._rest = np.zeros((n_classes, n_settings))  # runs until a return is considered
         self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
@@ -116,8 +117,11 @@ class CostGuard:
         """Note the saving for which stopping is in use; the largest one counts until it is broken."""
         self.promised[c, setting] = np.fmax(self.promised[c, setting], saving)
 
-    def add_run(self, c: int, setting: int, cost: float) -> list[CostEvent]:
-        """Add the cost of a run, a fraction of the full run; return what it proves."""
+    def add_run(self, c: int, setting: int, cost: float, *, at: float = np.inf) -> list[CostEvent]:
+        """Add the cost of a run, a fraction of the full run; return what it proves.
+
+        at  number of the run: audits are added late, and one from before stopping became inactive proves no return
+        """
         promised = float(self.promised[c, setting])
         if np.isnan(promised):
             return []
@@ -129,7 +133,9 @@ class CostGuard:
             self.is_dear[c, setting] = True
         if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
             changes.append("stops_paying")
-            self.inactive[c, setting] = True
+            self.inactive[c, setting], self._inactive_at[c, setting] = True, at
+        elif at < self._inactive_at[c, setting]:
+            pass
         elif self._rest[c, setting] > 0:
             self._rest[c, setting] -= 1
         elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
@@ -209,15 +215,17 @@ class Agent:
         self._levels: Ints = np.full(self.shape[:2], n_levels - 1)
         self._served: Ints = np.zeros(self.shape[:2], dtype=np.int64)  # as chosen at the last look
 
-    def add_run(self, c: int, setting: int, level: int, *, tokens: float, seconds: float = 0.0) -> None:
-        """Add a run that was served at this level."""
+    def add_run(
+        self, c: int, setting: int, level: int, *, tokens: float, seconds: float = 0.0, at: float = np.inf
+    ) -> None:
+        """Add a run, the request `at`, that was served at this level."""
         self.values.age(c)
         if level == 0:
             self.values.add_full(c, tokens)
             return
         cost = self.values.add_run(c, setting, level, tokens, seconds)
         if cost is not None:
-            self._watch(c, setting, cost)
+            self._watch(c, setting, cost, at)
 
     def add_audit(
         self,
@@ -228,8 +236,9 @@ class Agent:
         tokens: Floats,
         n_requests: float = 1.0,
         is_watched: bool = True,
+        at: float = np.inf,
     ) -> None:
-        """Add an audit: its full run, and what each level would have used, shape (levels,).
+        """Add an audit, the request `at`: its full run, and what each level would have used, shape (levels,).
 
         n_requests  of the class since the last one that was added
         is_watched  False: a stop's answer was not generated, so these tokens do not tell whether stopping pays
@@ -238,7 +247,7 @@ class Agent:
         self.values.add_full(c, full_tokens)
         cost, level = self.values.add_audit(c, setting, tokens), self._served[c, setting]
         if is_watched and level and not np.isnan(cost[level]):
-            self._watch(c, setting, float(cost[level]))
+            self._watch(c, setting, float(cost[level]), at)
 
     def add_losses(self, c: int, z: Floats) -> None:
         """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0, -1 or nan."""
@@ -317,8 +326,8 @@ class Agent:
         promised = np.nan_to_num(self.guard.promised[c])
         return np.asarray(np.where(self.guard.inactive[c], RETURN * price * promised, 0.0))
 
-    def _watch(self, c: int, setting: int, cost: float) -> None:
-        for event in self.guard.add_run(c, setting, cost):
+    def _watch(self, c: int, setting: int, cost: float, at: float) -> None:
+        for event in self.guard.add_run(c, setting, cost, at=at):
             self._events.append(event)
             if event.change != "costs_more":
                 self.values.replace(c, setting, event.promised if event.change == "pays_again" else 0.0)

@@ -173,8 +173,8 @@ class EvidenceSource:
         """Useful label requests, each once; adds their episodes to `requested`."""
         raise NotImplementedError
 
-    def note_end(self, episode: Episode) -> None:
-        """Note a run of the route that has ended, audit or not."""
+    def note_end(self, episode: Episode, at: int) -> None:
+        """Note that request `at` of the route has ended, audit or not."""
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note a label of a run that has ended."""

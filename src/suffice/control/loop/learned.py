@@ -133,12 +133,12 @@ class LearnedEvidence(EvidenceSource):
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_evidence(request, outcome, probes=self.state.context.route.probe is not None)
 
-    def note_end(self, episode: Episode) -> None:
+    def note_end(self, episode: Episode, at: int) -> None:
         request = episode.request
         self.finish.note(request, episode.outcome)
         self.floor.ratings.ended(episode)
         if self.agent is not None and self._serves(request):
-            self.agent.add_run(request, episode.outcome, served_level(request))
+            self.agent.add_run(request, episode.outcome, served_level(request), at=at)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.floor.ratings.note_label(episode_id, given)

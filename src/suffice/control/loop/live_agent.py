@@ -106,8 +106,8 @@ class LiveAgent:
         self._regret = RegretLog(len(self.settings), n_levels)
         self.choice = None
 
-    def add_run(self, request: Request, outcome: Outcome, level: int) -> None:
-        """Add a run that was served at `level` of the version in use; only one that a stop could end is read."""
+    def add_run(self, request: Request, outcome: Outcome, level: int, *, at: int) -> None:
+        """Add request `at`, served at `level` of the version in use; only one that a stop could end is read."""
         if request.mode != "enforce" or request.audit or request.delivery > 1:
             return
         c = self._class(request)
@@ -119,7 +119,7 @@ class LiveAgent:
         self._n_runs[c] += 1
         if setting is not None:
             tokens = spent_tokens(outcome.usage, outcome.overhead)
-            self.agent.add_run(c, setting, level, tokens=tokens, seconds=outcome.duration_s)
+            self.agent.add_run(c, setting, level, tokens=tokens, seconds=outcome.duration_s, at=at)
 
     def add_audit(self, costs: AuditCosts, *, again: bool = False) -> None:
         """Add an audit that has returned; `again`: it was added before, under the levels of another version."""
@@ -142,9 +142,14 @@ class LiveAgent:
         if setting is None or (arm or "").startswith("wave="):  # costs are replayed with the route's own wave
             return
         is_watched = not again and (answer is not None or not needs)
-        n_requests = self._n_passed(c, costs.audit.at) if again else 1.0
         self.agent.add_audit(
-            c, setting, full_tokens=costs.full_tokens, tokens=tokens, n_requests=n_requests, is_watched=is_watched
+            c,
+            setting,
+            full_tokens=costs.full_tokens,
+            tokens=tokens,
+            n_requests=self._n_passed(c, costs.audit.at) if again else 1.0,
+            is_watched=is_watched,
+            at=costs.audit.at,
         )
         self._full = self._full[0] + 1, self._full[1] + costs.full_tokens
 

@@ -143,10 +143,12 @@ class PairedEvidence(EvidenceSource):
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
 
-    def note_end(self, episode: Episode) -> None:
+    def note_end(self, episode: Episode, at: int) -> None:
         request = episode.request
         if self.agent is not None:
-            self.agent.add_run(request, episode.outcome, self._level_of(request.policy_version) * request.certified)
+            self.agent.add_run(
+                request, episode.outcome, self._level_of(request.policy_version) * request.certified, at=at
+            )
 
     def _level_of(self, arm: str) -> int:
         """The level of an arm, from 1; 0: it is none of the route's."""

@@ -193,7 +193,7 @@ class RouteLoop:
         change = state.traffic.upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
         if change is not None:
             return self._end_epoch(EpochEnd("change", change), stored)
-        self.source.note_end(episode)
+        self.source.note_end(episode, run.number)
         waiting = state.labels.ended(outcome, weight_of(request, outcome))
         for label in waiting:
             self._hear(outcome.episode_id, label.feedback)
