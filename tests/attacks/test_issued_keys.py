@@ -160,6 +160,7 @@ def test_a_tenant_sees_its_own_objects_and_no_other_tenants(office: Office) -> N
 def test_a_budget_in_dollars_ends_calls_until_the_next_day(office: Office) -> None:
     key = office.create("poor", "--usd-per-day", "0.0000001")
     office.until(200, key)
+    office.until(429, key)  # what a call cost is charged behind it
     refused = office.chat(key)
     assert (refused.status, refused.code) == (429, "insufficient_quota")
     assert "US dollars of today" in refused.raw.decode()
