@@ -9,7 +9,7 @@ certifies nothing; docs/reference/assurance.md gives its rates of timely and fal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -42,11 +42,14 @@ CALM_PART: Final = 0.9  # stays below this part of the limit (hysteresis)
 class Priors:
     away: tuple[float, float]  # mean and sd of the slope per sd (of single requests) of distance
     predicted: tuple[float, float]  # mean and sd of the slope per point that the stop model predicts
-    ramp: float  # sd of the slope per 1,000 requests, of a drop in budgets; its mean is 0
+    ramp: float  # sd of the slope per 1,000 requests; its mean is 0
 
 
-DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.2)
 EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.02)
+
+
+def drop_priors(budget: float) -> Priors:
+    return Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.2 * budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +139,7 @@ def forecast_drop(
         mean=weight * observed + (1 - weight) * usual,
         variance=weight * variance,
     )
-    path = _trend(windows, outcomes, replace(DROP_PRIORS, ramp=DROP_PRIORS.ramp * budget), width)
+    path = _trend(windows, outcomes, drop_priors(budget), width)
     return _judged(path, "em_drop", budget, windows, alerted=alerted)
 
 
@@ -205,12 +208,11 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     noise = max(1e-6, outcomes.squares.sum() / n.sum() - mean_observed**2)  # variance of one outcome
     causes = list(_causes(windows, priors, at, ahead))
     fits = [_fit([*causes, _ramp(age, priors, at, ahead)], n, total, noise) for age in RAMPS]
-    evidence = np.array([fit[0] for fit in fits])
+    evidence, changes, variances = (np.array(parts) for parts in zip(*fits, strict=True))
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
-    changes = np.stack([fit[1] for fit in fits])
     change = weights @ changes
-    variance = weights @ (np.stack([fit[2] for fit in fits]) + (changes - change) ** 2)
+    variance = weights @ (variances + (changes - change) ** 2)
     there = HORIZON // EVERY
     expected = ExpectedOutcomes(
         mean=max(0.0, float(mean_observed + change[there])),

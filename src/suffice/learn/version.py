@@ -166,8 +166,9 @@ class _Part:
         return cls(runs, np.where(labelled, runs.z, runs.d).astype(np.float64), weight)
 
     def examples(self) -> tuple[Floats, Bools, Floats]:
-        example = self.runs.inner & (self.weight > 0)[self.runs.run_of_row]
-        return self.runs.x[example], (self.loss <= 0)[example], self.weight[self.runs.run_of_row][example]
+        weight = self.weight[self.runs.run_of_row]
+        example = self.runs.inner & (weight > 0)
+        return self.runs.x[example], (self.loss <= 0)[example], weight[example]
 
     def trajectories(self) -> Trajectories | None:
         """The runs with a known end; None: none of them has two steps."""
