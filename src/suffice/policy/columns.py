@@ -67,12 +67,12 @@ def to_signals(columns: Columns) -> Iterator[Signals]:
     queries, run = queries_of(columns)
     for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
         row = ((name, float(columns[name][at])) for name in names)
-        yield Signals(
+        yield Signals.of(
+            {name: int(value) if name in whole else value for name, value in row if not isnan(value)},
             step=int(step),
             tokens_used=int(tokens_used),
             answer=None if answers is None or isnan(answers[at]) else f"{answers[at]:g}",
             query=queries[run[at]],
-            **{name: int(value) if name in whole else value for name, value in row if not isnan(value)},
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import repeat
 from typing import ClassVar
 
 from suffice.signals.fold import Fields, SignalField, parse_parameter
@@ -80,6 +81,10 @@ class Votes:
         elif votes > self._second_votes:
             self._second_votes = votes
 
+    @property
+    def p_majority(self) -> float | None:
+        return p_majority(self._top_votes, self._second_votes) if self._n_votes else None
+
     def values(self) -> dict[str, int | float | None]:
         n, top, second = self._n_votes, self._top_votes, self._second_votes
         return {
@@ -87,7 +92,7 @@ class Votes:
             "top_votes": top,
             "second_votes": second,
             "third_votes": n - top - second,
-            "p_majority": p_majority(top, second) if top else None,
+            "p_majority": self.p_majority,
             "agreement": top / self._n_steps if self._n_steps else None,
             "vote_entropy": self._entropy() if n else None,
         }
@@ -119,7 +124,7 @@ class VoteTrend:
 
     def update(self, step: Step) -> None:
         self._votes.update(step)
-        lead = self._votes.values()["p_majority"]
+        lead = self._votes.p_majority
         if lead is not None:
             self._mean = lead if self._mean is None else self._mean + self._alpha * (lead - self._mean)
 
@@ -221,7 +226,7 @@ class Confidence(LastStepFold):
         logprobs, given = step.logprobs, probability(step.confidence)
         geometric, arithmetic = geometric_mean_probability(logprobs), None
         if geometric is not None:  # DEER's first form
-            arithmetic = sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
+            arithmetic = sum(map(math.exp, map(min, logprobs, repeat(0.0)))) / len(logprobs)
         return {
             "confidence": geometric if given is None else given,
             "confidence_min": None if geometric is None else math.exp(min(0.0, *logprobs)),
@@ -333,15 +338,17 @@ def confidence_of(step: Step) -> float | None:
     return geometric_mean_probability(step.logprobs) if given is None else given
 
 
+@lru_cache(maxsize=1)  # the folds of one step ask for it one after the other
 def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
     """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1]; None if unknown.
 
     The trial-answer confidence of DEER in its geometric form (Yang et al. 2025, "Dynamic Early Exit in Reasoning
     Models", arXiv:2504.15895), which does not reward long answers.
     """
-    if not logprobs or not all(logprob <= ROUNDING for logprob in logprobs):
+    if not logprobs or not max(logprobs) <= ROUNDING:
         return None
-    return math.exp(sum(min(0.0, logprob) for logprob in logprobs) / len(logprobs))
+    mean = sum(map(min, logprobs, repeat(0.0))) / len(logprobs)
+    return None if math.isnan(mean) else math.exp(mean)
 
 
 class EndOfThought(LastStepFold):
