@@ -110,11 +110,13 @@ def cells_of(engine: str) -> Iterator[Cell]:
         for stream in (True, False):
             yield Cell(f"{route}-{'stream' if stream else 'body'}", route, stream, kind)
     yield Cell("hang-up", METHODS[engine][0], stream=True, hangs_up=True)
-    number = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
-    schema = {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": number | {"additionalProperties": False}},
+    number = {
+        "type": "object",
+        "properties": {"answer": {"type": "integer"}},
+        "required": ["answer"],
+        "additionalProperties": False,  # or a small model makes up other names, and no two answers agree
     }
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": number}}
     tool = {"type": "function", "function": {"name": "give_answer", "description": "Gives it.", "parameters": number}}
     for route in (METHODS[engine][0], "off"):
         yield Cell(f"tools-{route}-stream", route, True, fields={"tools": [tool], "tool_choice": "auto"})
@@ -276,6 +278,19 @@ def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, 
     known |= zip(missing, pool.map(count, missing.values()), strict=True)
 
 
+def read_outcomes(runs: Sequence[Run], log: Path, route: str, within_s: float = 120.0) -> None:
+    """Give each run its outcome, which is logged once its last probe has ended; some engines take a minute for that."""
+    began_s = time.monotonic()
+    while True:
+        logged = [seen.episode for seen in read_episodes(log, route)]
+        ended = {one.request.episode_id: one.outcome for one in logged if one.outcome is not None}
+        for run in runs:
+            run.outcome = ended.get(run.report.get("episode_id", ""))
+        if all(run.outcome or not run.report for run in runs) or time.monotonic() - began_s > within_s:
+            return
+        time.sleep(1.0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.engines.suite")
     parser.add_argument("engine", choices=METHODS)
@@ -309,13 +324,8 @@ def main() -> int:
                 count_prompts(engine_port, cell, asked, known, pool)
                 runs += pool.map(partial(ask, cell, folder, port), missing, [asked[number] for number in missing])
             idle = {"idle_after_s": idle_after(engine_port)} if cell.hangs_up else {}
-            time.sleep(2.0)
-            ended = {
-                seen.episode.request.episode_id: seen.episode.outcome
-                for seen in read_episodes(folder / "log.db", cell.route)
-            }
+            read_outcomes(runs, folder / "log.db", cell.route)
             for run in runs:
-                run.outcome = ended.get(run.report.get("episode_id", ""))
                 run.prompt_tokens = known.get(prompt_key(cell, asked[run.question]))
             (folder / f"{cell.name}.jsonl").write_text("".join(map(line_of, runs)), "utf-8")
             results.append(judge(cell, runs) | idle)
