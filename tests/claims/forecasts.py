@@ -33,7 +33,7 @@ from suffice.assurance.forecast import (
     next_stance,
     relative_losses,
 )
-from suffice.assurance.forecast_grades import HORIZON, ExpectedOutcomes, TrackRecord, grade_due
+from suffice.assurance.forecast_grades import HORIZON, ExpectedOutcomes, TrackRecord, grade_due, record_of
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import FoldedModels, fit_served
 from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
@@ -48,7 +48,7 @@ LEAD: Final = 300  # requests before the crossing that an alert must come
 N_WAYS: Final = 21  # steps from one world to another
 N_RUNS: Final = 4_000  # of each
 LAW_LEVEL: Final = 20  # that is deployed
-FRESH: Final = 200  # first seed of the tables; the constants of the forecast were chosen on those before it
+FRESH: Final = 400  # first seed of the tables; the constants of the forecast were chosen on those before it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +163,7 @@ class Watch:
         self.windows = list[ForecastWindow]()
         self.forecast: Forecast | None = None
         self.stance = Stance()
-        self.record = TrackRecord(of="em_drop")
+        self.record = record_of((), "em_drop")
         self.covered = list[bool]()
         self.n_audited = 0  # behind the burst
         self._first = list[Ints]()  # by window

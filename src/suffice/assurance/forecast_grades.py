@@ -8,7 +8,7 @@ labelled runs. The interval allows for the noise of as many outcomes as were see
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, sqrt
 from statistics import median
@@ -22,6 +22,7 @@ LIKELY: Final = 0.9
 AROUND: Final = 500  # requests on either side of the horizon whose outcomes grade a forecast
 MIN_OUTCOMES: Final = 20  # around the horizon; a forecast with fewer stays ungraded
 STEP: Final = 0.02  # of the log of the width for one grade
+FIRST_WIDTHS: Final[Mapping[Of, float]] = {"em_drop": 0.9}  # before the first grade, where not 1
 NARROWEST, WIDEST = 0.5, 2.5
 MOST_LEADS: Final = 100  # the latest
 
@@ -133,7 +134,8 @@ class TrackRecord:
 
 
 def record_of(records: Iterable[TrackRecord], of: Of) -> TrackRecord:
-    return next((one for one in records if one.of == of), TrackRecord(of=of))
+    """Return the record of one kind; a new one if there is none."""
+    return next((one for one in records if one.of == of), TrackRecord(of=of, width=FIRST_WIDTHS.get(of, 1.0)))
 
 
 def describe_records(records: Iterable[TrackRecord]) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,6 @@ from suffice.assurance.forecast_grades import (
     ExpectedOutcomes,
     ForecastGrade,
     Of,
-    TrackRecord,
     grade_due,
     record_of,
 )
@@ -261,7 +260,7 @@ class RouteForecaster:
         self.level, self.fit = 0, ""
         self.alerts: tuple[Of, ...] = ()
         self.stance = Stance()
-        self.records = {of: TrackRecord(of=of) for of in OUTCOMES}
+        self.records = {of: record_of((), of) for of in OUTCOMES}
         self._pending = {of: deque[tuple[int, ExpectedOutcomes]]() for of in OUTCOMES}
 
     def restore(self, looks: Sequence[RouteForecast], action: ForecastAction | None, alarm: Alarm | None) -> None:
