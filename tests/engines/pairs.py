@@ -2,9 +2,10 @@
 
     python -m tests.engines.pairs http://127.0.0.1:8700 --pairs 20 --out FOLDER
 
-Each question is asked in full, then with its thought ended after some pieces, then in full again; time runs from the
-first piece of thought to the end of the stream, and the two full runs around a stopped one are averaged, so that a
-machine that becomes slower or faster in between counts on neither side. Each triple is a line of FOLDER/pairs.jsonl;
+Each question is asked in full, then with its thought ended once it names its answer, then in full again; time runs from
+the first piece of thought to the end of the stream, and the two full runs around a stopped one are averaged, so that a
+machine that becomes slower or faster in between counts on neither side. (A thought that is ended before it knows its
+answer goes on in the answer: this model is too small to give one.) Each triple is a line of FOLDER/pairs.jsonl;
 started again, the program asks only what is missing there.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from suffice_demo.local.tasks import questions
 from tests.engines.suite import CHAT, TAG
 
-TOLD_AFTER = 10  # pieces of thought
+NAMED = "answer"  # in a line that goes on: the thought ends with this line
 
 
 def post(port: int, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
@@ -37,17 +38,17 @@ def run(port: int, question: Any, *, ends: bool) -> tuple[float, int]:
     named = {"suffice_run": name, "suffice_text": "\n" + TAG, "suffice_tag": TAG}
     body = {"model": "local", "messages": [dict(one) for one in question.messages], "temperature": 0, "max_tokens": 180}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "vllm_xargs": named}
-    first_s, n_pieces, usage = 0.0, 0, dict[str, int]()
+    first_s, told, usage = 0.0, not ends, dict[str, int]()
     for line in post(port, CHAT, body):
         value = json.loads(line[6:]) if line.startswith(b"data: {") else {}
         usage = value.get("usage") or usage
         for choice in value.get("choices") or ():
-            if choice["delta"].get("reasoning"):
-                n_pieces += 1
+            if piece := choice["delta"].get("reasoning"):
                 first_s = first_s or time.monotonic()
-                if ends and n_pieces == TOLD_AFTER:
-                    told = post(port, f"{CHAT}/control", {"id": name, "action": "reasoning_end"})
-                    assert json.loads(told.read())["success"]
+                if not told and NAMED in piece:
+                    reply = post(port, f"{CHAT}/control", {"id": name, "action": "reasoning_end"})
+                    told = json.loads(reply.read())["success"]
+                    assert told
     return time.monotonic() - first_s, usage["completion_tokens"]
 
 

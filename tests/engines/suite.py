@@ -96,6 +96,9 @@ def settings_of(engine: str, url: str, folder: Path, slots: int, port: int) -> s
         if method == "native":  # a probe is a second request, and native sends none
             text = text.replace('finish = ["native"]', 'finish = ["native", "prefill"]')
         text += ROUTE.format(name=method, upstream=method, kind="reasoning", mode="enforce", policy=policy)
+    # A trial call is as long as half a thought of the test model: by the second one the thought has ended.
+    policy = REASONING.replace("streak = 2", "streak = 1") + ENFORCED + STEPS.replace("{name}", "calls")
+    text += ROUTE.format(name="calls", upstream=METHODS[engine][0], kind="reasoning", mode="enforce", policy=policy)
     policy = REASONING + "audit_share = 1.0\n" + STEPS.replace("{name}", "observe")
     text += ROUTE.format(name="observe", upstream="prefill", kind="reasoning", mode="observe", policy=policy)
     policy = 'samples = 6\nwave = 3\npolicy = { policy = "beta", threshold = 0.9 }\n' + ENFORCED
@@ -114,13 +117,16 @@ def cells_of(engine: str) -> Iterator[Cell]:
         "type": "object",
         "properties": {"answer": {"type": "integer"}},
         "required": ["answer"],
-        "additionalProperties": False,  # or a small model makes up other names, and no two answers agree
+        "additionalProperties": False,
     }
     schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": number}}
-    tool = {"type": "function", "function": {"name": "give_answer", "description": "Gives it.", "parameters": number}}
+    # Strict, or a small model makes up the names of its arguments, and no two answers agree.
+    give = {"name": "give_answer", "description": "Gives it.", "parameters": number, "strict": True}
+    tool = {"type": "function", "function": give}
     for route in (METHODS[engine][0], "off"):
         yield Cell(f"tools-{route}-stream", route, True, fields={"tools": [tool], "tool_choice": "auto"})
-        yield Cell(f"tools-{route}-body", route, False, fields={"tools": [tool], "tool_choice": "required"})
+        calls = route if route == "off" else "calls"
+        yield Cell(f"tools-{route}-body", calls, False, fields={"tools": [tool], "tool_choice": "required"})
         yield Cell(f"schema-{route}-stream", route, True, fields={"response_format": schema})
         yield Cell(f"schema-{route}-body", route, False, fields={"response_format": schema})
 

@@ -338,7 +338,6 @@ def confidence_of(step: Step) -> float | None:
     return geometric_mean_probability(step.logprobs) if given is None else given
 
 
-@lru_cache(maxsize=1)  # the folds of one step ask for it one after the other
 def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
     """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1]; None if unknown.
 
