@@ -17,7 +17,7 @@ from suffice.settings import FinishMethod, ModelFacts, Upstream, parse_settings
 from suffice.types import Finding, Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS, allows_probes, finish_methods, honoured, url_key
-from suffice_testing import FakeUpstream, Reply, ServerBehaviour, cut
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour, ToolCall, cut
 from suffice_testing.chain import SumsModel
 from suffice_testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Fault
 from tests.doctor.server import THOUGHT, evidence, examine_fake, model, open_session, verdicts
@@ -275,6 +275,20 @@ async def test_a_thought_in_the_answer_is_no_json() -> None:
         async with open_session(fake, driver="sglang") as session:
             session.opens_thought = True
             assert (await EXPERIMENTS["json_prefill"][1](session)).verdict == "ignored"
+
+
+async def test_text_before_a_required_call_means_that_nothing_constrains_it() -> None:
+    """Seen of SGLang 0.5.23, for the same reason."""
+
+    def again(seen: FakeRequest) -> Reply:
+        call = ToolCall(id="call_1", name="name_fruit", arguments=('{"fruit": "kiwi"}',))
+        late = seen.body.get("continue_final_message")
+        return Reply(answer=cut("They want one fruit.</think>") if late else (), tool_calls=(call,))
+
+    async with FakeUpstream(again, ServerBehaviour(dialect="sglang")) as fake:
+        async with open_session(fake, driver="sglang") as session:
+            session.opens_thought = True
+            assert (await EXPERIMENTS["tools_prefill"][1](session)).verdict == "ignored"
 
 
 @pytest.mark.parametrize("opens", [False, True])

@@ -289,7 +289,7 @@ def read_outcomes(runs: Sequence[Run], log: Path, route: str, within_s: float = 
     began_s = time.monotonic()
     while True:
         logged = [seen.episode for seen in read_episodes(log, route)]
-        ended = {one.request.episode_id: one.outcome for one in logged if one.outcome is not None}
+        ended = {one.request.episode_id: one.outcome for one in logged}
         for run in runs:
             run.outcome = ended.get(run.report.get("episode_id", ""))
         if all(run.outcome or not run.report for run in runs) or time.monotonic() - began_s > within_s:

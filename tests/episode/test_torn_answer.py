@@ -11,6 +11,7 @@ REST = "34 - 9 = 25.\nSo the answer is 25.\nLet me check: 30 + 4 = 34, 34 - 9 = 
 
 def test_a_closing_tag_in_an_answer_separates_the_rest_of_the_thought() -> None:
     assert split_at_close(f"{REST}\n</think>25", "</think>") == (f"{REST}\n", "25")
+    assert split_at_close(f"{REST}\n</think>", "</think>") == (f"{REST}\n", ""), "a call follows, and no text"
     assert split_at_close("25", "</think>") is None
 
 

@@ -130,19 +130,32 @@ def test_a_form_that_a_way_to_finish_loses_is_warned_of(tmp_path: Path) -> None:
     assert warnings == ["routes.math: requests with a schema are not finished by prefill: up does not keep it there"]
 
 
+SCHEMA = {"response_format": {"type": "json_object"}}
+TOOLS = {"tools": [{"type": "function", "function": {"name": "give_answer", "parameters": {"type": "object"}}}]}
+REQUIRED = TOOLS | {"tool_choice": "required"}
+NAMED = TOOLS | {"tool_choice": {"type": "function", "function": {"name": "give_answer"}}}
+
+
 @pytest.mark.parametrize(
-    ("seen", "reason"),
-    [({}, "response_format"), ({"json_prefill": "unclear"}, "response_format"), ({"json_prefill": "yes"}, None)],
+    ("fields", "seen", "reason"),
+    [
+        (SCHEMA, {}, "response_format"),
+        (SCHEMA, {"json_prefill": "unclear"}, "response_format"),
+        (SCHEMA, {"json_prefill": "yes"}, None),
+        (REQUIRED, {}, "tools"),
+        (NAMED, {"json_prefill": "yes"}, "tools"),
+        (REQUIRED, {"tools_prefill": "yes"}, None),
+        (TOOLS | {"tool_choice": "auto"}, {}, None),
+    ],
 )
-def test_sglang_continues_under_a_schema_only_where_doctor_saw_it(
-    tmp_path: Path, seen: dict[str, str], reason: str | None
+def test_sglang_continues_what_its_grammar_constrains_only_where_doctor_saw_it(
+    tmp_path: Path, fields: dict[str, Any], seen: dict[str, str], reason: str | None
 ) -> None:
     told = settings(tmp_path)
     upstream = msgspec.structs.replace(told.upstreams["up"], driver="sglang", finish=("prefill",))
     known = findings(upstream.url, **seen)
     route = build_route("math", told.routes["math"], StartupEvidence(upstreams={"up": known}))
-    body = chat("what is two and two", response_format={"type": "json_object"})
-    assert ungoverned(route, body, {}, upstream) == reason
+    assert ungoverned(route, chat("what is two and two", **fields), {}, upstream) == reason
 
 
 @pytest.mark.parametrize("left", [["re-ask"], []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,18 @@ async def test_a_stop_delivers_the_call_that_was_tried(serve: Serve, method: str
         assert request.form == "tools"
         assert request.query is not None
         assert request.query.query_class == "tools"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_the_rest_of_a_thought_before_a_call_is_left_out_or_told(serve: Serve, stream: bool) -> None:
+    """As seen of SGLang 0.5.23: nothing is between the closing tag and the call."""
+    says = replace(CALLING, answer_after=lambda _: AnswerTokens(("and ", "on\n", "</think>")))
+    upstream, fake = METHODS["vllm"]
+    async with serve(says, upstream={**upstream, "slots": 3}, fake=fake, route=enforcing(scorer="text")) as g:
+        answer = await g.ask(chat(stream=stream, **TOOLS))
+        assert len(calls_in(answer)) == 1
+        assert ("</think>" in answer.text) is stream
+        assert (await g.outcome()).degraded == (("torn",) if stream else ())
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])

@@ -91,8 +91,8 @@ async def keeps_form(form: Form, method: FinishMethod, session: ServerSession) -
 def _is_of(form: Form, seen: StreamTranscript) -> bool | None:
     """Return whether an answer has the form; None: there is none, or it was cut."""
     text = seen.content.strip()
-    if form == "tools":
-        return bool(seen.n_tool_pieces) if text or seen.n_tool_pieces else None
+    if form == "tools":  # nothing comes before a call that is required
+        return bool(seen.n_tool_pieces) and not text if text or seen.n_tool_pieces else None
     if text.startswith("{") and FRUIT not in text and seen.finish_reason == "length":
         return None
     return text.startswith("{") and FRUIT in text if text else None

@@ -256,7 +256,7 @@ def holds_call(text: str) -> bool:
 # ---- a stop that tore the run: the model wrote on with its thought where its answer should be
 
 SAME_CHARS = 48  # an answer that begins with so many characters of the thought's own continuation is no answer
-_QUOTES = "`'\""
+_QUOTES = frozenset("`'\"")
 
 
 def split_at_close(text: str, close_tag: str) -> tuple[str, str] | None:

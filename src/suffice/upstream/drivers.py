@@ -455,15 +455,26 @@ def continuing_methods(
     ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
     if (form := reply_form(body)) != "text":
         left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
-        left_out |= losing_methods(upstream.driver, findings, form)
+        left_out |= losing_methods(upstream.driver, findings, form, must_call=must_call(body))
     if any(has_field(body, name) for name in ("stop", *STOPS)):
         left_out.add("re-ask")  # the words would end a thought of its own
     return tuple(way for way in ways if way not in left_out) if left_out else ways
 
 
-def losing_methods(driver: Driver, findings: Findings | None, form: ReplyForm) -> set[FinishMethod]:
-    """Return the ways after which the server drops this form of reply, as doctor saw or as is known of its kind."""
-    lost: set[FinishMethod] = {"prefill"} if form == "json" and DRIVERS[driver].prefill_drops_schema else set()
+def must_call(body: Mapping[str, Any]) -> bool:
+    choice = body.get("tool_choice")
+    return choice == "required" or isinstance(choice, Mapping)
+
+
+def losing_methods(
+    driver: Driver, findings: Findings | None, form: ReplyForm, *, must_call: bool = False
+) -> set[FinishMethod]:
+    """Return the ways after which the server drops this form of reply, as doctor saw or as is known of its kind.
+
+    must_call  the request requires a call, which a server constrains as it does JSON under a schema
+    """
+    is_constrained = form == "json" or must_call
+    lost: set[FinishMethod] = {"prefill"} if is_constrained and DRIVERS[driver].prefill_drops_schema else set()
     for way in FORMED_METHODS:
         if (verdict := find_verdict(findings, f"{form}_{way}")) in ("no", "ignored"):
             lost.add(way)
