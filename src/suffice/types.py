@@ -179,15 +179,20 @@ class Signals:
         query: Query | None = None,
         **values: float | None,
     ) -> None:
-        _fill(self, step, tokens_used, answer, query, values)
+        put = object.__setattr__
+        put(self, "step", step)
+        put(self, "tokens_used", tokens_used)
+        put(self, "answer", answer)
+        put(self, "query", query)
+        put(self, "values", values)
 
     @classmethod
     def of(
         cls, values: Mapping[str, float | None], *, step: int, tokens_used: int, answer: str | None, query: Query | None
     ) -> Signals:
         """Return signals that keep this mapping, which must not be modified: thirty keywords would take 3 µs more."""
-        made = cls.__new__(cls)
-        _fill(made, step, tokens_used, answer, query, values)
+        made = cls(step=step, tokens_used=tokens_used, answer=answer, query=query)
+        object.__setattr__(made, "values", values)
         return made
 
     def __getattr__(self, name: str) -> float | None:
@@ -203,16 +208,6 @@ class Signals:
     def replace(self, **changes: Any) -> Signals:
         own = {"step": self.step, "tokens_used": self.tokens_used, "answer": self.answer, "query": self.query}
         return Signals(**{**own, **self.values, **changes})
-
-
-def _fill(signals: Signals, *own: object) -> None:
-    put = object.__setattr__
-    step, tokens_used, answer, query, values = own
-    put(signals, "step", step)
-    put(signals, "tokens_used", tokens_used)
-    put(signals, "answer", answer)
-    put(signals, "query", query)
-    put(signals, "values", values)
 
 
 @frozen_struct

@@ -32,7 +32,7 @@ from suffice.telemetry import LOG
 from suffice.upstream.assemble import calls_of
 from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.continuation import Continuation
-from suffice.upstream.drivers import find_verdict, thinking_is_off
+from suffice.upstream.drivers import find_verdict, requires_call, thinking_is_off
 from suffice.upstream.wire import encode_json, items_in, within
 
 MISSING: Final = TrialAnswer(answer=None, tokens=0, is_missing=True)
@@ -150,7 +150,7 @@ class TurnRequest:
         return held if answer is not None else None, TrialAnswer(answer=answer, tokens=tokens, is_missing=is_missing)
 
     def _hindrance(self, continuer: Continuer) -> str | None:
-        if self.parsed.chat.get("tool_choice") not in (None, "auto", "none"):
+        if requires_call(self.parsed.chat):
             return "tool_choice"
         return self.client.extra_refusal() if continuer.may_call(keep=0) else "max_extra_calls"
 

@@ -29,7 +29,7 @@ class Observer:
     def __init__(self, needs: Sequence[str], kind: Kind, *, query: Query | None = None) -> None:
         if kind not in _KINDS:
             raise ConfigError(f"kind: unknown kind {kind!r}; allowed: {', '.join(_KINDS)}")
-        self._folds: list[Fold] = []
+        folds: list[Fold] = []
         self.votes: Votes | None = None  # the running vote of kind `samples`; None for the other kinds
         for spec in resolve_needs(tuple(needs)):
             fold = spec.build()
@@ -38,9 +38,10 @@ class Observer:
                 begin(query)
             if kind == "samples" and type(fold) is Votes:
                 self.votes = fold
-            self._folds.append(fold)
-        self._updates = [fold.update for fold in self._folds]
-        self.readers: list[Callable[[], Mapping[str, Known]]] = [fold.values for fold in self._folds]  # after `take`
+            folds.append(fold)
+        self._updates = [fold.update for fold in folds]
+        # The `values` of each fold, in the order of the needs, to read after `take`.
+        self.readers: list[Callable[[], Mapping[str, Known]]] = [fold.values for fold in folds]
         if kind == "samples" and self.votes is None:  # the vote decides even if no policy reads it
             self.votes = Votes()
             self._updates.append(self.votes.update)

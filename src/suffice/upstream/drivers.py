@@ -436,6 +436,10 @@ def reply_form(body: Mapping[str, Any]) -> ReplyForm:
     return "json" if given else "text"
 
 
+def requires_call(body: Mapping[str, Any]) -> bool:
+    return body.get("tool_choice") not in (None, "auto", "none")
+
+
 def are_clients(tools: object) -> bool:
     """Return whether the client runs all of these tools, so that a call ends the reply."""
     listed = tools if isinstance(tools, list) else []
@@ -455,15 +459,10 @@ def continuing_methods(
     ways, left_out = upstream.finish or DRIVERS[upstream.driver].methods, set[FinishMethod]()
     if (form := reply_form(body)) != "text":
         left_out.add("raw")  # plain completions parse no calls, and their schema fields differ by engine
-        left_out |= losing_methods(upstream.driver, findings, form, must_call=must_call(body))
+        left_out |= losing_methods(upstream.driver, findings, form, must_call=requires_call(body))
     if any(has_field(body, name) for name in ("stop", *STOPS)):
         left_out.add("re-ask")  # the words would end a thought of its own
     return tuple(way for way in ways if way not in left_out) if left_out else ways
-
-
-def must_call(body: Mapping[str, Any]) -> bool:
-    choice = body.get("tool_choice")
-    return choice == "required" or isinstance(choice, Mapping)
 
 
 def losing_methods(
