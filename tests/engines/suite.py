@@ -46,8 +46,9 @@ match = {{ header = "{name}" }}
 """
 REASONING = """max_extra_calls = 48
 handover_ms = 60000
-policy = { policy = "stable-answer", streak = 2 }
+policy = {policy}
 """
+STABLE = '{{ policy = "stable-answer", streak = {streak} }}'
 ENFORCED = "uncertified = true\naudit_share = 0.0\n"
 STEPS = """[routes.{name}.steps]
 min_tokens = 8
@@ -57,6 +58,7 @@ max_tokens = 6
 verified_by = "owner"
 timeout_s = 300.0
 """
+CAP = 48  # tokens, of which a thought of the test model alone has 60
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,28 @@ class Run:
     prompt_tokens: int | None = None  # as the engine counts it when asked directly
 
 
+def thinking(name: str, upstream: str, *, mode: str = "enforce", streak: int = 2, more: str = ENFORCED) -> str:
+    policy = STABLE.format(streak=streak) if streak else '{ policy = "never" }'
+    lines = REASONING.format(policy=policy) + more + STEPS.replace("{name}", name)
+    return ROUTE.format(name=name, upstream=upstream, kind="reasoning", mode=mode, policy=lines)
+
+
 def settings_of(engine: str, url: str, folder: Path, slots: int, port: int) -> str:
-    text = f'[server]\nport = {port}\n[store]\nurl = "sqlite:///{folder}/log.db"\n'
+    text, first = f'[server]\nport = {port}\n[store]\nurl = "sqlite:///{folder}/log.db"\n', METHODS[engine][0]
     for method in METHODS[engine]:
-        finish = json.dumps([method])
+        # A probe is a second request, and native sends none.
+        finish = json.dumps(["native", "prefill"] if method == "native" else [method])
         text += f'[upstreams.{method}]\nurl = "{url}"\ndriver = "{engine}"\nslots = {slots}\nfinish = {finish}\n'
         if engine == "sglang":  # the template of the test model opens the thought
             text += "think_opened = true\n"
-        policy = REASONING + ENFORCED + STEPS.replace("{name}", method)
-        if method == "native":  # a probe is a second request, and native sends none
-            text = text.replace('finish = ["native"]', 'finish = ["native", "prefill"]')
-        text += ROUTE.format(name=method, upstream=method, kind="reasoning", mode="enforce", policy=policy)
+        text += thinking(method, method)
     # A trial call is as long as half a thought of the test model: by the second one the thought has ended.
-    policy = REASONING.replace("streak = 2", "streak = 1") + ENFORCED + STEPS.replace("{name}", "calls")
-    text += ROUTE.format(name="calls", upstream=METHODS[engine][0], kind="reasoning", mode="enforce", policy=policy)
-    policy = REASONING + "audit_share = 1.0\n" + STEPS.replace("{name}", "observe")
-    text += ROUTE.format(name="observe", upstream="prefill", kind="reasoning", mode="observe", policy=policy)
+    text += thinking("calls", first, streak=1)
+    text += thinking("capped", first, streak=0, more=ENFORCED + "finish_unclosed = true\n") + "formed_tokens = 20\n"
+    text += thinking("observe", "prefill", mode="observe", more="audit_share = 1.0\n")
     policy = 'samples = 6\nwave = 3\npolicy = { policy = "beta", threshold = 0.9 }\n' + ENFORCED
     text += ROUTE.format(name="samples", upstream="prefill", kind="samples", mode="enforce", policy=policy)
-    text += ROUTE.format(name="off", upstream="prefill", kind="reasoning", mode="off", policy="")
-    return text
+    return text + ROUTE.format(name="off", upstream="prefill", kind="reasoning", mode="off", policy="")
 
 
 def cells_of(engine: str) -> Iterator[Cell]:
@@ -129,6 +133,9 @@ def cells_of(engine: str) -> Iterator[Cell]:
         yield Cell(f"tools-{route}-body", calls, False, fields={"tools": [tool], "tool_choice": "required"})
         yield Cell(f"schema-{route}-stream", route, True, fields={"response_format": schema})
         yield Cell(f"schema-{route}-body", route, False, fields={"response_format": schema})
+        capped, fields = route if route == "off" else "capped", {"response_format": schema, "max_tokens": CAP}
+        yield Cell(f"capped-{route}-stream", capped, True, fields=fields)
+        yield Cell(f"capped-{route}-body", capped, False, fields=fields)
 
 
 def body_of(cell: Cell, question: Any) -> dict[str, Any]:
@@ -249,6 +256,14 @@ def reconciles(run: Run) -> bool:
     )
 
 
+def keeps_schema(run: Run) -> bool:
+    try:
+        answer = json.loads(run.text)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and [*answer] == ["answer"] and type(answer["answer"]) is int
+
+
 def judge(cell: Cell, runs: list[Run]) -> dict[str, Any]:
     stopped = [run for run in runs if run.outcome is not None and run.outcome.stopped]
     pauses = sorted(run.outcome.handover_ms or 0.0 for run in stopped if run.outcome is not None)
@@ -261,6 +276,7 @@ def judge(cell: Cell, runs: list[Run]) -> dict[str, Any]:
         "torn": sum(bool(run.torn) for run in runs),
         "reconciled": sum(map(reconciles, runs)),
         "same_as_trial": len(same),
+        **({"valid": sum(map(keeps_schema, runs))} if "response_format" in cell.fields else {}),
         "degraded": degraded,
         "pause_ms": round(statistics.median(pauses)) if pauses else None,
         "pause_p90_ms": round(pauses[int(0.9 * (len(pauses) - 1))]) if pauses else None,

@@ -36,10 +36,12 @@ ROUTE: dict[str, Any] = {
 UPSTREAM: dict[str, Any] = {"driver": "llama.cpp", "finish": ["raw"], "slots": 4}
 
 
-def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> Settings:
+def settings(
+    folder: Path, url: str = "http://127.0.0.1:1", driver: str = UPSTREAM["driver"], **changes: Any
+) -> Settings:
     return parse_settings(
         {
-            "upstreams": {"up": UPSTREAM | {"url": url}},
+            "upstreams": {"up": UPSTREAM | {"url": url, "driver": driver}},
             "routes": {"math": ROUTE | changes},
             "store": {"url": f"sqlite:///{folder}/log.db"},
         }
@@ -128,6 +130,18 @@ def test_a_form_that_a_way_to_finish_loses_is_warned_of(tmp_path: Path) -> None:
     known = findings(told.upstreams["up"].url, json_prefill="ignored", json_native="yes", tools_prefill="unclear")
     warnings = [one for one in evidence_warnings(told, StartupEvidence(upstreams={"up": known})) if "finished" in one]
     assert warnings == ["routes.math: requests with a schema are not finished by prefill: up does not keep it there"]
+
+
+def test_a_required_call_is_warned_of_where_only_doctor_could_say_that_it_is_kept(tmp_path: Path) -> None:
+    told = settings(tmp_path, driver="sglang")
+    kept = findings(told.upstreams["up"].url, tools_prefill="yes", json_prefill="yes")
+    for seen, expected in (
+        (StartupEvidence(), ["a required call", "a schema"]),
+        (StartupEvidence(upstreams={"up": kept}), []),
+    ):
+        warnings = [one for one in evidence_warnings(told, seen) if "finished" in one]
+        ends = "are not finished by prefill: up does not keep it there"
+        assert warnings == [f"routes.math: requests with {fields} {ends}" for fields in expected]
 
 
 SCHEMA = {"response_format": {"type": "json_object"}}

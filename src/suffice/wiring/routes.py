@@ -89,9 +89,15 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
 def _lost_forms(route: Route, driver: Driver, findings: Findings | None) -> list[str]:
     """Return which replies some ways to finish would not deliver."""
     texts = []
-    fields_of: dict[ReplyForm, str] = {"tools": "tools", "json": "a schema"}
-    for form, fields in fields_of.items():
-        lost = losing_methods(driver, findings, form) if form in route.reply_forms else set()
+    asked: tuple[tuple[ReplyForm, bool, str], ...] = (
+        ("tools", False, "tools"),
+        ("tools", True, "a required call"),
+        ("json", False, "a schema"),
+    )
+    for form, must_call, fields in asked:
+        lost = losing_methods(driver, findings, form, must_call=must_call) if form in route.reply_forms else set()
+        if must_call:
+            lost -= losing_methods(driver, findings, form)
         if lost:
             ways = " and ".join(sorted(lost))
             texts.append(f"requests with {fields} are not finished by {ways}: {route.upstream} does not keep it there")
