@@ -32,6 +32,7 @@ EXAMPLES = {
     "dspy_rag": "dspy",
     "pydantic_ai_agent": "pydantic-ai",
 }
+SOURCES = (ROOT / "src", ROOT / "contrib" / "suffice-demo" / "src")  # of ours, which no such environment has installed
 QUIET = {"LANGSMITH_TRACING": "false", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
 
 
@@ -73,7 +74,7 @@ def main() -> int:
     with served() as url:
         for name in options.names or EXAMPLES:
             python = interpreter(EXAMPLES[name])
-            around = os.environ | QUIET | {ADDRESS: url, "PYTHONPATH": str(ROOT / "src")}
+            around = os.environ | QUIET | {ADDRESS: url, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
             command = [python, str(HERE / f"{name}.py")]
             command += ["--questions", str(options.questions)] if options.questions else []
             if subprocess.run(command, env=around, check=False).returncode:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -174,6 +176,21 @@ def test_every_example_is_run_by_make_and_pinned_where_it_needs_another_library(
         assert re.search(rf"^{package}(\[\w+\])?==", wanted.read_text(encoding="utf-8"), re.MULTILINE)
         assert "--hash=sha256:" in wanted.read_text(encoding="utf-8")
         assert base.items() <= pins(wanted).items(), f"{wanted.name} lacks what suffice needs; run make lock-clients"
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_an_environment_of_a_framework_needs_none_of_our_packages_installed(name: str) -> None:
+    """`-S` reads no `.pth` file, so what is installed here from this folder cannot be imported."""
+    ours = runpy.run_path(str(EXAMPLES / "__main__.py"))["SOURCES"]
+    imported = re.findall(r"^from (\w+) import", (EXAMPLES / f"{name}.py").read_text(encoding="utf-8"), re.MULTILINE)
+    shared = [module for module in imported if (EXAMPLES / f"{module}.py").is_file()]
+    path = os.pathsep.join(map(str, (EXAMPLES, *ours, sysconfig.get_path("purelib"))))
+    command = [sys.executable, "-S", "-c", f"import {', '.join(shared)}"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shared
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.model
