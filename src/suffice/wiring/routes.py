@@ -89,12 +89,12 @@ def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str
 def _lost_forms(route: Route, driver: Driver, findings: Findings | None) -> list[str]:
     """Return which replies some ways to finish would not deliver."""
     texts = []
-    asked: tuple[tuple[ReplyForm, bool, str], ...] = (
+    requests: tuple[tuple[ReplyForm, bool, str], ...] = (
         ("tools", False, "tools"),
         ("tools", True, "a required call"),
         ("json", False, "a schema"),
     )
-    for form, must_call, fields in asked:
+    for form, must_call, fields in requests:
         lost = losing_methods(driver, findings, form, must_call=must_call) if form in route.reply_forms else set()
         if must_call:
             lost -= losing_methods(driver, findings, form)
