@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from peers import load, report
 from peers.load import Heard, Target
 from peers.processes import cpu_s
-from peers.targets import start, upstream
+from peers.targets import FORMS, start, upstream
 
 BARE, SLOW = report.BARE, "LiteLLM proxy"
 UNGOVERNED, OBSERVE, ENFORCE = "Suffice, ungoverned", "Suffice, observe", "Suffice, enforce, policy on"
@@ -172,9 +172,9 @@ LIMITS = (
         if not scenario.waits
     ],
     *[
-        Limit(scenario.name, f"{name}, {api}", 1.1, over=name)
+        Limit(scenario.name, f"{name}, {form}", 1.1, over=name)
         for name in (OBSERVE, ENFORCE)
-        for api in ("messages", "responses")
+        for form in FORMS
         for scenario in SCENARIOS
         if not scenario.waits and not scenario.usage
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -23,12 +24,14 @@ class Target:
     url: str  # with the path of chat completions
     model: str = "m"
     headers: dict[str, str] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)  # of the body, besides the usual ones
     pid: int | None = None  # whose CPU time is the cost; None: nobody's, it is the upstream itself
 
     def request(self, *, stream: bool) -> bytes:
         parts = urlsplit(self.url)
         messages = [{"role": "user", "content": "How much is 17 * 24? " * 6}]
         fields = {"model": self.model, "input" if parts.path.endswith("/responses") else "messages": messages}
+        fields |= self.fields
         if stream:
             fields["stream"] = True
         body = json.dumps(fields, separators=(",", ":")).encode()

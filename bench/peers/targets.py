@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from peers.load import Target
 from peers.processes import HERE, environment, free_port, process, wait_for_port
 
 CHAT = "/v1/chat/completions"
+WORDS = {"type": "object", "properties": {"words": {"type": "string"}}, "required": ["words"]}
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": WORDS}}
+# Measured beside a chat, by name: where it is asked, and with which fields.
+FORMS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "messages": ("/v1/messages", {}),
+    "responses": ("/v1/responses", {}),
+    "tools": (CHAT, {"tools": [ADD]}),
+    "schema": (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "words", "schema": WORDS}}}),
+}
 SETTINGS = """
 [upstreams.up]
 url = "{upstream}"
@@ -95,7 +104,7 @@ def suffice(
     store: str = "",
     source: Path | None = None,
     first: str = "",
-    apis: tuple[str, ...] = (),
+    with_forms: bool = False,
 ) -> Iterator[list[Target]]:
     """One gateway, three routes.
 
@@ -103,7 +112,7 @@ def suffice(
     store   URL of its log; "": a SQLite file
     source  folder of another version's package; None: this one's
     first   Python that its process runs before it starts
-    apis    measured beside chat, where requests are governed
+    with_forms  ask governed requests in the other APIs and with tools or a schema, too
     """
     port, log, file = free_port(), folder / f"{title}.log", folder / f"{title}.toml"
     text = SETTINGS.format(upstream=base, store=store or f"sqlite:///{folder / title}.db") + more
@@ -119,13 +128,14 @@ def suffice(
             for route, name in NAMES.items()
         ] + [
             Target(
-                name=f"{title}, {NAMES[route]}, {api}",
-                url=f"http://127.0.0.1:{port}/v1/{api}",
+                name=f"{title}, {NAMES[route]}, {form}",
+                url=f"http://127.0.0.1:{port}{path}",
                 pid=child.pid,
                 headers={"x-suffice-route": route},
+                fields=fields,
             )
             for route in ("observe", "enforce")
-            for api in apis
+            for form, (path, fields) in (FORMS if with_forms else {}).items()
         ]
 
 
@@ -185,7 +195,7 @@ def start(
     found += stack.enter_context(relay("socket_relay", "bare socket relay", base, folder))
     found += stack.enter_context(relay("byte_relay", "bare byte relay", base, folder))
     found += stack.enter_context(relay("decoding_relay", "decoding relay", base, folder))
-    found += stack.enter_context(suffice(base, folder, apis=("messages", "responses")))
+    found += stack.enter_context(suffice(base, folder, with_forms=True))
     found += stack.enter_context(everything(base, folder, store))
     if before is not None:
         found += stack.enter_context(suffice(base, folder, "Suffice before", source=before / "src"))

@@ -8,6 +8,8 @@ measurement, never by the request, because some gateways rewrite requests:
     usage     1: an empty `"usage": null` stands in every chunk, as some engines write it when asked for usage
     channel   the field of the delta that carries the text of the thought
 
+A request that offers tools is answered with a call instead of a text.
+
 Each chunk has about 300 bytes and is written by itself. Paced chunks follow a clock of their own, so a
 slow reader gets the same number of chunks a second.
 """
@@ -37,11 +39,13 @@ class Plan:
     usage: int = 0
     channel: str = "reasoning_content"
     frames: list[bytes] = field(default_factory=list)
+    calls: list[bytes] = field(default_factory=list)  # the same stream with a tool call in place of its text
     messages: list[bytes] = field(default_factory=list)  # the same stream in Anthropic's Messages, as vLLM writes it
     responses: list[bytes] = field(default_factory=list)  # … and in OpenAI's Responses
 
-    def of(self, target: bytes) -> list[bytes]:
-        return {b"messages": self.messages, b"responses": self.responses}.get(target.rpartition(b"/")[2], self.frames)
+    def of(self, target: bytes, body: bytes) -> list[bytes]:
+        frames = self.calls if b'"tools":' in body else self.frames
+        return {b"messages": self.messages, b"responses": self.responses}.get(target.rpartition(b"/")[2], frames)
 
     def prepare(self) -> None:
         """Write the stream out once: a role, mostly thought, a short answer, the end, the usage."""
@@ -49,21 +53,29 @@ class Plan:
         words = TEXT.split()
         n_text = self.chunks - 3
         n_thought = max(1, round(n_text * 0.85))
-        deltas: list[dict[str, str | None]] = [{"role": "assistant", "content": None}]
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
         for at in range(n_text):
             name = self.channel if at < n_thought else "content"
             text = f" {rng.choice(words)}" + ("\n" if at % 16 == 15 else "")
             deltas.append({name: text})
-        self.frames = [_chunked(self._frame([{"index": 0, "delta": d, "finish_reason": None}])) for d in deltas]
-        self.frames.append(_chunked(self._frame([{"index": 0, "delta": {}, "finish_reason": "stop"}])))
-        usage = {"prompt_tokens": 30, "completion_tokens": n_text, "total_tokens": 30 + n_text}
-        self.frames.append(_chunked(self._frame([], usage)))
-        self.frames.append(_chunked(b"data: [DONE]\n\n"))
+        self.frames = self._stream(deltas, "stop")
+        call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"words":"'}}
+        calls = [call, *({"function": {"arguments": one["content"].strip()}} for one in deltas[n_thought + 2 :])]
+        calls[-1]["function"]["arguments"] += '"}'
+        deltas_of_calls = [*deltas[: n_thought + 1], *({"tool_calls": [{"index": 0} | one]} for one in calls)]
+        self.calls = self._stream(deltas_of_calls, "tool_calls")
         texts = [str(next(iter(delta.values()))) for delta in deltas[1:]]
         self.messages = [_event(event) for event in _messages(texts, n_thought)]
         self.responses = [
             _event(event | {"sequence_number": n}) for n, event in enumerate(_responses(texts, n_thought))
         ]
+
+    def _stream(self, deltas: list[dict[str, Any]], finish_reason: str) -> list[bytes]:
+        n_text = len(deltas) - 1
+        usage = {"prompt_tokens": 30, "completion_tokens": n_text, "total_tokens": 30 + n_text}
+        events = [self._frame([{"index": 0, "delta": d, "finish_reason": None}]) for d in deltas]
+        events.append(self._frame([{"index": 0, "delta": {}, "finish_reason": finish_reason}]))
+        return [_chunked(event) for event in (*events, self._frame([], usage), b"data: [DONE]\n\n")]
 
     def _frame(self, choices: list[object], usage: dict[str, int] | None = None) -> bytes:
         """One event; the model's long name, the same in each, brings a chunk of the thought to about CHUNK_BYTES."""
@@ -123,22 +135,19 @@ def _chunked(data: bytes) -> bytes:
 
 PLAN = Plan()
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-BODY = json.dumps(
-    {
-        "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
-        "object": "chat.completion",
-        "created": 1_760_000_000,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": "The answer is 408. " * 10},
-            }
-        ],
-        "usage": {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90},
-    }
-).encode()
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": json.dumps({"words": "so " * 60})}}
+
+
+def _body(finish_reason: str, **message: Any) -> bytes:
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant"} | message}
+    usage = {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90}
+    name, at_s = "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz", 1_760_000_000
+    body = {"id": name, "object": "chat.completion", "created": at_s, "model": "m", "choices": [choice]}
+    return json.dumps(body | {"usage": usage}).encode()
+
+
+BODY = _body("stop", content="The answer is 408. " * 10)
+BODY_WITH_CALL = _body("tool_calls", content=None, tool_calls=[CALL])
 
 
 def _plain(body: bytes) -> bytes:
@@ -180,12 +189,12 @@ class Connection(asyncio.Protocol):
             PLAN.prepare()
             self.transport.write(_plain(b"{}"))
         elif b'"stream":true' not in body.replace(b" ", b""):
-            self.transport.write(_plain(BODY))
+            self.transport.write(_plain(BODY_WITH_CALL if b'"tools":' in body else BODY))
         elif PLAN.gap_ms:
-            self.writing = asyncio.create_task(self.paced(PLAN.of(target), PLAN.gap_ms / 1e3))
+            self.writing = asyncio.create_task(self.paced(PLAN.of(target, body), PLAN.gap_ms / 1e3))
         else:
             self.transport.write(STREAM_HEAD)
-            for frame in PLAN.of(target):
+            for frame in PLAN.of(target, body):
                 self.transport.write(frame)
             self.transport.write(END)
 

@@ -11,7 +11,7 @@ import cProfile
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,10 +44,10 @@ MODES: list[dict[str, Any]] = [
 ]
 
 
-def frames(n: int, **top: Any) -> list[bytes]:
+def frames(n: int, answer: Mapping[str, Any] = {"content": " 4"}, **top: Any) -> list[bytes]:
     """A stream of about 300 bytes a chunk: mostly thought, some answer."""
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m" * 120, **top}
-    said = [{"reasoning_content": " so"}] * (n * 8 // 10) + [{"content": " 4"}] * (n * 2 // 10)
+    said = [{"reasoning_content": " so"}] * (n * 8 // 10) + [answer] * (n * 2 // 10)
     body = [encode_frame(head | {"choices": [{"index": 0, "delta": d, "finish_reason": None}]}) for d in said]
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     return [*body, encode_frame(head | last), DONE]
@@ -131,8 +131,10 @@ def responses(n: int) -> list[bytes]:
     return [named(event | {"sequence_number": number}) for number, event in enumerate(events)]
 
 
-APIS: dict[str, tuple[ApiFormat, Callable[[int], list[bytes]]]] = {
+CALL = {"tool_calls": [{"index": 0, "function": {"arguments": " 4"}}]}
+FORMS: dict[str, tuple[ApiFormat, Callable[[int], list[bytes]]]] = {
     "chat": (CHAT, frames),
+    "tools": (CHAT, partial(frames, answer=CALL)),
     "messages": (MESSAGES, messages),
     "responses": (RESPONSES, responses),
 }
@@ -202,7 +204,7 @@ async def calls_of(relay: Callable[[Upstream, Client], Awaitable[Any]], call: Up
 async def test_repeated_chunks_are_not_parsed_again(usage: bool) -> None:
     """Of two thousand chunks hardly any is decoded, also where the upstream's empty usage is taken out."""
     client = Client()
-    call = Upstream(frames(N_CHUNKS, **({"usage": None} if usage else {})), 4)
+    call = Upstream(frames(N_CHUNKS, usage=None) if usage else frames(N_CHUNKS), 4)
     assert (await calls_of(governed, call, client)).parsed < 20
     sent = b"".join(client.bodies)
     assert sent.count(b"data: ") == N_CHUNKS + 2
@@ -219,17 +221,17 @@ async def test_a_chunk_costs_few_calls(per_read: int, at_most: float) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-@pytest.mark.parametrize("api", ["messages", "responses"])
-async def test_another_api_costs_as_many_calls_as_chat(api: str, streams: bool) -> None:
+@pytest.mark.parametrize("form", ["messages", "responses", "tools"])
+async def test_another_form_costs_as_many_calls_as_a_chat(form: str, streams: bool) -> None:
     made = dict[str, int]()
-    for name in ("chat", api):
-        form, write = APIS[name]
+    for name in ("chat", form):
+        api, write = FORMS[name]
         call, client = Upstream(write(N_CHUNKS), 1), Client()
-        made[name] = (await calls_of(partial(governed, streams=streams, api=form), call, client)).in_all
+        made[name] = (await calls_of(partial(governed, streams=streams, api=api), call, client)).in_all
         assert not streams or b"".join(client.bodies) == b"".join(call.reads)
     print({name: round(n / N_CHUNKS, 1) for name, n in made.items()})
     most = 1.1 if sys.version_info >= (3, 12) else 1.15  # a comprehension was a call before
-    assert made[api] <= most * made["chat"]
+    assert made[form] <= most * made["chat"]
 
 
 async def test_an_answer_in_one_body_costs_little_more_than_a_stream() -> None:

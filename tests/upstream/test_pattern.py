@@ -9,17 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.upstream.pattern import TextPattern
+from suffice.upstream.assemble import Assembler, CallParts
+from suffice.upstream.pattern import ARGUMENTS, TextPattern
 from suffice.upstream.wire import Chunk, Frame, SseSplitter, decode_chunk, encode_json
 from tests.wire.read import Stream, all_streams
 
-FIELDS = ("content", "reasoning", "reasoning_content", "thinking")
+FIELDS = ("content", "reasoning", "reasoning_content", "thinking", ARGUMENTS)
 TEXT = st.text(max_size=12)
+
+
+def call_part(index: int, arguments: str, **more: Any) -> dict[str, Any]:
+    return {"index": index, "function": {"arguments": arguments}, **more}
 
 
 def chunk(field: str, text: str, **top: Any) -> dict[str, Any]:
     """A chunk that adds `text` to one field."""
-    choice = {"index": 0, "delta": {field: text}, "finish_reason": None, "logprobs": None}
+    delta = {"tool_calls": [call_part(1, text)]} if field == ARGUMENTS else {field: text}
+    choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
     return {"id": "c1", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **top}
 
 
@@ -52,7 +58,10 @@ def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spa
         read = decode_chunk(again.data).choices
         assert read is not None
         assert read[0].delta is not None
-        assert getattr(read[0].delta, pattern.field) == found
+        if field == ARGUMENTS:
+            assert json.loads(bytes(read[0].delta.tool_calls)) == [call_part(pattern.call, found)]
+        else:
+            assert getattr(read[0].delta, pattern.field) == found
         assert pattern.run_in(again.raw, 0)[1] is again.raw
 
 
@@ -104,6 +113,13 @@ def choice_with(**fields: Any) -> dict[str, Any]:
         choice_with(delta={"reasoning": " so", "reasoning_content": " so"}),
         choice_with(delta={"content": " so", "refusal": "no"}),
         choice_with(delta={"content": " so", "tool_calls": [{"index": 0}]}),
+        choice_with(delta={"content": " so", "tool_calls": [call_part(0, " so")]}),
+        choice_with(delta={"tool_calls": [call_part(0, " so", id="c1")]}),
+        choice_with(delta={"tool_calls": [call_part(0, " so"), call_part(1, " so")]}),
+        choice_with(delta={"tool_calls": [call_part(0, "")]}),
+        choice_with(delta={"tool_calls": [{"function": {"arguments": " so"}}]}),
+        choice_with(delta={"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": " so"}}]}),
+        choice_with(delta={"function_call": {"arguments": " so"}}),
         chunk("reasoning", " so", usage={"prompt_tokens": 1}),
         chunk("reasoning", " so", usage={"completion_tokens": None}),
         chunk("reasoning", " so", error={"code": "x"}),
@@ -180,6 +196,32 @@ def test_a_run_is_the_chunks_that_match_one_by_one(frames: list[Frame], n_cut: i
         expected.append((text, each.raw))
     assert texts == [text for text, _ in expected]
     assert sent == b"".join(raw for _, raw in expected) == data[5:end]
+
+
+WORDS = st.sampled_from([" so", '"a": ', "\\", "é", "\n", "{", " 4"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), WORDS), max_size=30))
+def test_arguments_of_parallel_calls_each_grow_by_their_own(pieces: list[tuple[int, str]]) -> None:
+    begun = [call_part(n, "", id=f"c{n}", type="function") for n in (0, 1)]
+    begun = [one | {"function": {"name": "f", "arguments": ""}} for one in begun]
+    bodies = [choice_with(delta={"tool_calls": [one]}) for one in (*begun, *(call_part(*piece) for piece in pieces))]
+    pattern, parts, fast, plain = TextPattern(), CallParts(), Assembler(), Assembler()
+    for each in map(frame, [*bodies, choice_with(delta={}, finish_reason="tool_calls")]):
+        assert each.data is not None
+        plain.add(each.data)
+        if text := text_in(pattern, each.raw):
+            assert fast.add_repeated(pattern.template, pattern.field, [text])
+            parts.add_arguments(pattern.call, text)
+            continue
+        read = decode_chunk(each.data)
+        assert read.choices is not None
+        assert read.choices[0].delta is not None
+        fast.add(each.data)
+        parts.add(read.choices[0].delta)
+        pattern.learn(each, read)
+    assert fast.result() == plain.result()
+    assert parts.calls == plain.result()["choices"][0]["message"]["tool_calls"]
 
 
 def test_a_long_read_is_looked_at_in_windows() -> None:

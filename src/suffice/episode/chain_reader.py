@@ -16,6 +16,7 @@ from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
 from suffice.upstream.assemble import CallParts
+from suffice.upstream.pattern import ARGUMENTS
 from suffice.upstream.wire import Choice, Chunk, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
@@ -359,6 +360,10 @@ class ChainReader:
         return self.account.reasoning_tokens > budget.tokens + BUDGET_SLACK_TOKENS + len(budget.closing)
 
     @property
+    def has_calls(self) -> bool:
+        return self._calls is not None
+
+    @property
     def leaves_stop_to_engine(self) -> bool:
         """Whether the engine was given the policy's own budget and appears to keep it."""
         return self.budget is not None and self.budget.is_policy and not self.is_over_budget
@@ -402,7 +407,7 @@ class ChainReader:
             self._stop_reading()
             return None
 
-    def fold_repeated(self, field: str, texts: Sequence[str], points: list[Checkpoint]) -> None:
+    def fold_repeated(self, field: str, call: int, texts: Sequence[str], points: list[Checkpoint]) -> None:
         if self._has_stopped_reading:
             return
         n = len(texts)
@@ -410,6 +415,9 @@ class ChainReader:
         try:
             if field == "content":
                 self._take_answer("".join(texts))
+                return
+            if field == ARGUMENTS and self._calls is not None:
+                self._calls.add_arguments(call, "".join(texts))
                 return
             self.state.field = field
             self.account.reasoning_tokens += n

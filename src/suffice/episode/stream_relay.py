@@ -18,7 +18,7 @@ from suffice.episode.line_signals import LineSignals
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.types import Step, Wish
 from suffice.upstream.client import Call
-from suffice.upstream.pattern import TextPattern
+from suffice.upstream.pattern import ARGUMENTS, TextPattern
 from suffice.upstream.wire import REASONING_FIELDS, Choice, Chunk, Frame, SseSplitter, decode_json, is_given
 
 _NOTHING = Frame(raw=b"", data=None)
@@ -222,7 +222,7 @@ class StreamRelay:
 
     def _fold_repeated(self, texts: Sequence[str], points: list[Checkpoint]) -> None:
         self.events.note_repeated(texts)
-        self.reader.fold_repeated(self._pattern.field, texts, points)
+        self.reader.fold_repeated(self._pattern.field, self._pattern.call, texts, points)
         if self._pattern.counts_tokens:
             self.reader.account.note_usage(self._pattern.usage)
 
@@ -235,9 +235,11 @@ class StreamRelay:
     @property
     def _folds_by_pattern(self) -> bool:
         """Return whether a repeated chunk matters only for its text; otherwise it must be parsed in full."""
-        if self._pattern.field != "content":
+        field, state = self._pattern.field, self.reader.state
+        if field == ARGUMENTS:
+            return self.reader.has_calls
+        if field != "content":
             return True
-        state = self.reader.state
         return state.phase == "answering" and not state.inline
 
     async def _relay(self, data: bytes, at: int, out: list[Frame], points: list[Checkpoint]) -> None:

@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Any
 
 from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.upstream.pattern import ARGUMENTS
 from suffice.upstream.wire import (
     DONE_DATA,
     MOST_CHOICES,
@@ -55,6 +56,7 @@ class Assembler:
         self._usage: Mapping[str, Any] | None = None  # the last one that was not null, as the upstream wrote it
         self._done = False
         self._template, self._is_plain_template = b"", False
+        self._call = 0  # index of the template's call, if its text is one of ARGUMENTS
 
     @property
     def finished(self) -> bool:
@@ -78,10 +80,15 @@ class Assembler:
     def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
         """Add chunks that equal `template` except for one text field; return False if they must be added one by one."""
         if template != self._template:
-            self._template, self._is_plain_template = template, _adds_text_alone(decode_json(template), field)
+            chunk = decode_json(template)
+            self._template, self._is_plain_template = template, _adds_text_alone(chunk, field)
+            self._call = chunk["choices"][0]["delta"]["tool_calls"][0]["index"] if field == ARGUMENTS else 0
         if self._done or not self._is_plain_template or 0 not in self._choices:
             return False
-        self._choices[0].message.add_text(field, "".join(texts))
+        message = self._choices[0].message
+        if field == ARGUMENTS:
+            return message.add_arguments(self._call, "".join(texts))
+        message.add_text(field, "".join(texts))
         return True
 
     def _add_top(self, chunk: Mapping[str, Any]) -> None:
@@ -127,7 +134,8 @@ class Assembler:
 def _adds_text_alone(chunk: Any, field: str) -> bool:
     (choice,) = chunk["choices"]
     beside = [value for key, value in choice.items() if key != "delta"]
-    beside += [value for key, value in choice["delta"].items() if key not in (field, "role")]
+    name = "tool_calls" if field == ARGUMENTS else field
+    beside += [value for key, value in choice["delta"].items() if key not in (name, "role")]
     return not any(isinstance(value, str | list | dict) and value for value in beside)
 
 
@@ -301,6 +309,14 @@ class _Message:
                 elif value or key not in call:
                     self._room.keep(call, key, value, join_lists=False)
 
+    def add_arguments(self, index: int, text: str) -> bool:
+        """Add to the arguments of a call that has some; return False if there is none."""
+        function = self._calls.get((0, index), {}).get("function")
+        if not isinstance(function, dict) or ARGUMENTS not in function:
+            return False
+        self._room.add_text(function, ARGUMENTS, text)
+        return True
+
     def _call_for(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         index, name = delta.get("index"), delta.get("id")
         place = (0, index) if isinstance(index, int) else (1, self._n_without_index)
@@ -341,6 +357,11 @@ class CallParts:
         parts = decode_json(delta.tool_calls) if is_given(delta.tool_calls) else []
         self._message.add({"tool_calls": parts})
         return parts if isinstance(parts, list) else []
+
+    def add_arguments(self, index: int, text: str) -> None:
+        """Add to the arguments of a call. Raise UpstreamProtocol for too many, or if there is no such call."""
+        if not self._message.add_arguments(index, text):
+            raise UpstreamProtocol(f"upstream: arguments came for call {index}, which has not begun")
 
     @property
     def calls(self) -> list[Any]:

@@ -1,4 +1,7 @@
-"""Reads chunks that differ from an earlier one only in their text, without parsing the equal bytes again. Pure."""
+"""Reads chunks that differ from an earlier one only in their text, without parsing the equal bytes again. Pure.
+
+The text is one of the delta, or a part of the arguments of a tool call.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,26 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from suffice.upstream.wire import (
     REASONING_FIELDS,
+    Choice,
     Chunk,
+    Delta,
     Frame,
     TokenDetails,
     WireUsage,
     decode_chunk,
     decode_json,
+    encode_json,
     is_given,
 )
 
+ARGUMENTS = "arguments"  # the field of a text that belongs to a call
 _NEVER = b"\x00"  # no event begins with it
 _MAX_TRIES = 4  # patterns in a row without a match: this upstream's chunks do not repeat
 _VALUE = rb'"usage":(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
@@ -55,6 +63,7 @@ class TextPattern:
         self._matched = False
         self._tries = 0
         self.field, self.template = "", b""
+        self.call = 0  # index of the call that the text belongs to, if it is one of ARGUMENTS
         self.counts_tokens = False  # whether each chunk carries a usage
 
     @property
@@ -170,7 +179,7 @@ class TextPattern:
         field_and_text = _only_text(chunk)
         if field_and_text is None or frame.data is None or not frame.raw.endswith(b"data: " + frame.data + b"\n\n"):
             return
-        field, text = field_and_text
+        field, text, call = field_and_text
         head = frame.raw[: -len(frame.data) - 2]
         cut = _around(frame.raw, names.get(field, field), text)
         if cut is None or head.count(b"\n") > 1 or not cut[0].startswith(head):
@@ -184,7 +193,7 @@ class TextPattern:
         if not self._learn_counts(cut[1], chunk, lambda tail: decode((inner[0] + tail)[:-2])):
             self._before = _NEVER
             return
-        self.field, (self._before, self._after), self._edited = field, cut, edited
+        self.field, self.call, (self._before, self._after), self._edited = field, call, cut, edited
         self.template = b"?".join(inner if edited is None else (edited[0][len(head) :], edited[1][:-2]))
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around = self._n_before + self._n_after
@@ -225,16 +234,29 @@ def _strings_in(middles: list[bytes]) -> list[str]:
     return list(takewhile(bool, map(_string_in, middles)))
 
 
-def _only_text(chunk: Chunk) -> tuple[str, str] | None:
+def _only_text(chunk: Chunk) -> tuple[str, str, int] | None:
+    """Return the field and the text of a chunk that adds nothing else, and the index of the call that it adds to."""
     if not chunk.choices or len(chunk.choices) != 1 or is_given(chunk.error):
         return None
     choice, delta = chunk.choices[0], chunk.choices[0].delta
     if choice.index != 0 or choice.finish_reason is not None or is_given(choice.logprobs):
         return None
-    if delta is None or delta.refusal or delta.calls_tool:
+    if delta is None or delta.refusal or is_given(delta.function_call):
         return None
-    texts = [(name, text) for name in ("content", *REASONING_FIELDS) if (text := getattr(delta, name))]
+    texts = [(name, text, 0) for name in ("content", *REASONING_FIELDS) if (text := getattr(delta, name))]
+    if is_given(delta.tool_calls):
+        call = _growing_call(delta)
+        return None if texts or call is None else (ARGUMENTS, call["function"][ARGUMENTS], call["index"])
     return texts[0] if len(texts) == 1 else None
+
+
+def _growing_call(delta: Delta) -> dict[str, Any] | None:
+    """Return the only call of a delta, if nothing but its arguments grow."""
+    match decode_json(delta.tool_calls):
+        case [{"index": int(), "function": {"arguments": str(text), **others}, **beside} as call] if text:
+            beside.pop("type", None)
+            return None if any(others.values()) or any(beside.values()) else call
+    return None
 
 
 def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
@@ -248,12 +270,20 @@ def _is_text_hole(
 ) -> bool:
     """Check that the hole is the text: with another text in it, the chunk must decode to that text."""
     other = "!" if text == "?" else "?"
-    expected = [
-        replace(choice, delta=replace(choice.delta, **{field: other}))
-        for choice in chunk.choices or ()
-        if choice.delta is not None
-    ]
-    return decode(other.encode().join(inner)) == replace(chunk, choices=expected)
+    changed = decode(other.encode().join(inner))
+    is_changed = (_only_text(changed) or ())[:2] == (field, other)
+    return is_changed and _with_text(changed, field, other) == _with_text(chunk, field, other)
+
+
+def _with_text(chunk: Chunk, field: str, text: str) -> Chunk:
+    """Return a chunk of one text with another text, and if that belongs to a call, as if the call were the first."""
+    (choice,) = chunk.choices or [Choice()]
+    assert choice.delta is not None
+    fields: dict[str, Any] = {field: text}
+    if field == ARGUMENTS and (call := _growing_call(choice.delta)):
+        call |= {"index": 0, "function": call["function"] | fields}
+        fields = {"tool_calls": msgspec.Raw(encode_json([call]))}
+    return replace(chunk, choices=[replace(choice, delta=replace(choice.delta, **fields))])
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:

@@ -24,7 +24,7 @@ _KINDS = {"thinking": "thought", "text": "text", "tool_use": "call"}
 
 
 class MessagesEvents(NativeEvents):
-    _names: ClassVar[Mapping[str, str]] = {"content": "text"}
+    _names: ClassVar[Mapping[str, str]] = {"content": "text", "arguments": "partial_json"}
     _message: Mapping[str, Any] = {}  # the engine's own first event
     _end: Mapping[str, Any] = {}  # its stop reason and sequence
     _counts: Mapping[str, Any] = {}  # usage, as the engine names it

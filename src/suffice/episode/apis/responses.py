@@ -25,7 +25,7 @@ _DELTAS = {
 
 
 class ResponsesEvents(NativeEvents):
-    _names: ClassVar[Mapping[str, str]] = {"content": "delta", "reasoning": "delta"}
+    _names: ClassVar[Mapping[str, str]] = dict.fromkeys(("content", "reasoning", "arguments"), "delta")
     _response: Mapping[str, Any] = {}  # as the engine described it last
     _has_part = False  # the open item has an open part
     _held_sequence: int | None = None
