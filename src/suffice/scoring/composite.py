@@ -137,9 +137,7 @@ def _candidates(text: str) -> Iterator[str]:
 def parse_json(text: str) -> Value:
     """Parse a JSON text. Raise ValueError if it is not JSON, or if two parsers could read different values."""
     try:
-        value = json.loads(
-            text, parse_int=_Numeral, parse_float=_Numeral, parse_constant=_refuse, object_pairs_hook=_object
-        )
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("too deep") from None
     level: list[Value] = [value]
@@ -164,6 +162,9 @@ def _refuse(constant: str) -> Value:
     raise ValueError(constant)
 
 
+_DECODER = json.JSONDecoder(parse_int=_Numeral, parse_float=_Numeral, parse_constant=_refuse, object_pairs_hook=_object)
+
+
 def _value_at(value: Value, steps: Sequence[str | int]) -> Value:
     for step in steps:
         is_key = isinstance(step, str) and isinstance(value, dict) and step in value
@@ -185,6 +186,8 @@ def canonical_json(value: Value) -> str:
 
 
 def _quoted(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'  # as below, at a tenth of the time
     written = json.dumps(_composed(replace_halves(text)), ensure_ascii=False)
     return written if written.isascii() and written.isprintable() else written.translate(_ESCAPES)
 
