@@ -151,9 +151,9 @@ async def _sglang_slots(session: ServerSession) -> int | None:
     """Return what SGLang reports as its effective limit, of all its replicas."""
     for path in ("/get_server_info", "/server_info"):
         status, info = await session.get(path)
-        n_slots = _positive(within(info, "effective_max_running_requests_per_dp")) if status == 200 else None
-        if n_slots is not None:
-            return n_slots * (_positive(within(info, "dp_size")) or 1)
+        for engine in items_in(info, "internal_states")[:1] if status == 200 else ():  # one of each replica, all alike
+            if n_slots := _positive(within(engine, "effective_max_running_requests_per_dp")):
+                return n_slots * (_positive(within(engine, "dp_size")) or 1)
     return None
 
 
@@ -446,7 +446,7 @@ async def _first_token(session: ServerSession, text: str, **more: Any) -> Stream
 async def cancel(session: ServerSession) -> Result:
     idle_s = median([(await session.whole(session.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
     async with session.begun(session.body(COUNT, LONG_CAP), lambda s: s.n_pieces >= 4) as seen:
-        during = await _running(session)
+        during = await _shown_running(session)
     left_s = time.monotonic()
     if seen.status != 200 or seen.finish_reason is not None:
         return Result("unclear", f"there was no long answer to disconnect from ({seen.n_pieces} pieces)")
@@ -476,6 +476,16 @@ async def _running(session: ServerSession) -> int | None:
     if busy is not None:
         return len(busy)
     return await _gauge(session, _RUNNING)
+
+
+async def _shown_running(session: ServerSession) -> int | None:
+    """Wait until the server shows a running request: SGLang updates its gauge every few dozen steps."""
+    end_s = time.monotonic() + min(SETTLE_S, session.timeout_s / 3)
+    while True:
+        n_running = await _running(session)
+        if n_running != 0 or time.monotonic() > end_s:
+            return n_running
+        await asyncio.sleep(0.05)
 
 
 async def _gauge(session: ServerSession, pattern: re.Pattern[str]) -> int | None:

@@ -25,7 +25,8 @@ from suffice_testing.send import CREATED, ReplyShape, SimulatedFailure, generate
 _JSON = {"content-type": "application/json"}
 _COMPLETIONS = ("/chat/completions", "/completions", "/messages", "/responses")
 _PAGE = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
-_LLAMA_ONLY = ("/chat/completions/control", "/apply-template")
+_GAUGE_TOKENS = 10  # of a request before SGLang's gauge shows it, which is updated every few dozen steps
+_LLAMA_ONLY = ("/chat/completions/control", "/apply-template", "/slots")
 
 
 def line_rows(shown: Sequence[Token], margins: Sequence[float]) -> list[tuple[int, float, float | None]]:
@@ -402,7 +403,8 @@ class FakeUpstream:
     def _server_info(self) -> dict[str, Any]:
         if self._behaviour.dialect != "sglang":
             raise FakeRefusal("no server info in this dialect", status=404, code="not_found")
-        return {"effective_max_running_requests_per_dp": self._behaviour.slots, "dp_size": 1}
+        engine = {"effective_max_running_requests_per_dp": self._behaviour.slots, "dp_size": 1}
+        return {"max_running_requests": None, "internal_states": [engine]}
 
     def _models(self) -> list[dict[str, Any]]:
         same = {"object": "model", "created": CREATED, "owned_by": self._behaviour.owner}
@@ -422,6 +424,7 @@ class FakeUpstream:
                 'vllm:num_requests_waiting{engine="0"}': n_waiting,
             }
         elif self._behaviour.dialect == "sglang":
+            n_running = sum(seen.n_tokens_sent >= _GAUGE_TOKENS for seen, _ in self._live.values())
             counts = {'sglang:num_running_reqs{tp_rank="0"}': n_running}
         return "".join(f"{name} {value}\n" for name, value in counts.items()).encode()
 
