@@ -151,11 +151,11 @@ class Samples:
             for what in ("descriptors", "tasks")
         }
         for name, mine in shown.items():
-            words = []
+            words, n_processes = [], len(gateways) if name == "gateways" else 1
             for what, values in mine.items():
                 known = [(t, v) for t, v in zip(self.times_s[warm:], values[warm:], strict=True) if not isnan(v)]
                 per_hour, error = slope([t for t, _ in known], [v for _, v in known])
-                worse = per_hour > max(GROWTH[what], 2 * error)
+                worse = per_hour > max(GROWTH[what] * n_processes, 2 * error)
                 grows |= worse
                 words.append(f"{values[-1]:6.1f} {what} {per_hour:+7.2f}/h +- {error:.2f}{' GROWS' if worse else ''}")
             print(f"{name:<9} {'  '.join(words)}")
