@@ -446,7 +446,7 @@ async def _first_token(session: ServerSession, text: str, **more: Any) -> Stream
 async def cancel(session: ServerSession) -> Result:
     idle_s = median([(await session.whole(session.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
     async with session.begun(session.body(COUNT, LONG_CAP), lambda s: s.n_pieces >= 4) as seen:
-        during = await _shown_running(session)
+        during = await _await_running(session)
     left_s = time.monotonic()
     if seen.status != 200 or seen.finish_reason is not None:
         return Result("unclear", f"there was no long answer to disconnect from ({seen.n_pieces} pieces)")
@@ -478,7 +478,7 @@ async def _running(session: ServerSession) -> int | None:
     return await _gauge(session, _RUNNING)
 
 
-async def _shown_running(session: ServerSession) -> int | None:
+async def _await_running(session: ServerSession) -> int | None:
     """Wait until the server shows a running request: SGLang updates its gauge every few dozen steps."""
     end_s = time.monotonic() + min(SETTLE_S, session.timeout_s / 3)
     while True:
