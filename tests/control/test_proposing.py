@@ -140,6 +140,25 @@ def test_a_route_whose_fit_fails_is_said_and_left_alone(folder: Path) -> None:
         assert here.once("retrain") == []
 
 
+def test_a_route_that_is_observed_without_probes_has_not_failed(tmp_path: Path) -> None:
+    def unprobed(event: Event) -> Event:
+        if isinstance(event, Request):
+            return replace(event, kind="reasoning", mode="observe", audit=False)
+        assert isinstance(event, Outcome | FeedbackEvent)
+        if isinstance(event, FeedbackEvent):
+            return event
+        return replace(event, steps=tuple(replace(step, answer=None) for step in event.steps))
+
+    fill(tmp_path, [unprobed(event) for event in traffic(CONTROL.refit_requests)])
+    settings = settings_for(tmp_path)
+    observed = msgspec.structs.replace(settings.routes["r"], kind="reasoning", mode="observe", samples=1)
+    with open_worker(msgspec.structs.replace(settings, routes={"r": observed})) as here:
+        report = only(here)
+    assert report.ok
+    n_runs = CONTROL.refit_requests
+    assert report.summary == f"nothing to propose: no run to learn from; left out: {n_runs} unprobed"
+
+
 def test_a_proposal_is_a_small_row(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         (size,) = connection.execute("SELECT max(length(body)) FROM events WHERE kind = 'version_proposed'").fetchone()

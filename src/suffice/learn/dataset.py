@@ -34,7 +34,7 @@ from suffice.assurance.runs import (
     is_right,
 )
 from suffice.assurance.sampling import p_kept
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, SufficeError
 from suffice.learn.audits import RaggedRuns
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
@@ -164,6 +164,10 @@ class Dataset(RaggedRuns):
         return parts.hexdigest()
 
 
+class EmptyDataset(SufficeError, ValueError):
+    """No run of a route can be learned from."""
+
+
 def build_dataset(
     episodes: Iterable[RecordedRun],
     *,
@@ -175,7 +179,7 @@ def build_dataset(
     most_live: int = MOST_LIVE,
     label_of: LabelOf = current_label,
 ) -> Dataset:
-    """Build columns from the episodes of one route, in any order. Raise ValueError without a usable run.
+    """Build columns from the episodes of one route, in any order. Raise EmptyDataset without a usable run.
 
     chosen          features; None: the default ones of the kind
     also            further features: those of the active version, for comparison
@@ -189,7 +193,7 @@ def build_dataset(
     kept, live_share = _window(kept, most_audits, most_live, left)
     if not kept:
         reasons = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
-        raise ValueError(f"dataset: no run to learn from; left out: {reasons}")
+        raise EmptyDataset(f"no run to learn from; left out: {reasons}")
     kind, queries = kept[-1].request.kind, [run.request.query or Query() for run in kept]
     chosen = chosen or choose_features(kind, queries)
     also = tuple(name for name in also if name not in chosen.names)

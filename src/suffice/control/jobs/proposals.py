@@ -35,7 +35,7 @@ from suffice.control.jobs.base import (
 )
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor, build_executor
-from suffice.learn.dataset import Dataset, build_dataset
+from suffice.learn.dataset import Dataset, EmptyDataset, build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
 from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import rules_of
@@ -151,11 +151,11 @@ class Retrain(RouteJob[int]):  # position up to which a fit failed
                 self.rest(self.rests_s, name)
                 here.until = last_place(here.log)
                 refit = self.attempt(name, here, self._prepare, name, decided.of(name), here)
-                if refit is None:
-                    reports.append(self.report(name, read_to_seq=here.until))
-                else:
+                if isinstance(refit, Refit):
                     sent.append((name, here.until))
                     yield refit
+                else:
+                    reports.append(self.report(name, refit or "", read_to_seq=here.until))
 
         for result, spent_s in self._executor().map(_fit, due()):
             name, here.until = sent.popleft()
@@ -175,8 +175,8 @@ class Retrain(RouteJob[int]):  # position up to which a fit failed
             return build_executor(control.refit_processes, control.ray or None)
         return SerialExecutor()
 
-    def _prepare(self, name: str, held: RouteDeployment, here: JobPass) -> Refit | None:
-        """Read what a fit needs; None: none is due."""
+    def _prepare(self, name: str, held: RouteDeployment, here: JobPass) -> Refit | str | None:
+        """Read what a fit needs, or say why none is possible; None: none is due."""
         route, reason = self.settings.routes[name], self._due(name, held, here.log)
         if reason is None:
             return None
@@ -185,13 +185,16 @@ class Retrain(RouteJob[int]):  # position up to which a fit failed
         parent = None if served is None else served.version
         here.writer.renew()
         with self.matches(route) as match:
-            data = build_dataset(
-                views.read_episodes(here.log, name, since(name, held, here.log)),
-                match=match,
-                wave=route.wave,
-                also=() if parent is None else parent.models[0].features,
-                label_of=human_label,  # no charge for a judge model's errors is made here
-            )
+            try:
+                data = build_dataset(
+                    views.read_episodes(here.log, name, since(name, held, here.log)),
+                    match=match,
+                    wave=route.wave,
+                    also=() if parent is None else parent.models[0].features,
+                    label_of=human_label,  # no charge for a judge model's errors is made here
+                )
+            except EmptyDataset as error:
+                return f"nothing to propose: {error}"
         return Refit(data, parent, route.max_em_drop, reason)
 
     def _propose(self, name: str, result: VersionProposal, here: JobPass) -> str:
