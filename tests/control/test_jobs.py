@@ -123,6 +123,30 @@ def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
     assert job_history(database) == []
 
 
+def test_what_stops_all_jobs_is_logged_once_while_it_lasts(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    problem = ["the server is gone"]
+
+    def fail() -> None:
+        if problem:
+            raise StoreError(problem[0])
+
+    worker = make(Counting(name="one", disturb=fail), Counting(name="two", disturb=fail))
+
+    def logged() -> list[str]:
+        caplog.clear()
+        worker.round()
+        return [record.getMessage() for record in caplog.records]
+
+    assert logged() == ["job one, and others that meet the same: the server is gone"]
+    assert logged() == []
+    problem[0] = "the disk is full"
+    assert logged() == ["job one, and others that meet the same: the disk is full"]
+    problem.clear()
+    assert logged() == []
+    problem.append("the disk is full")
+    assert len(logged()) == 1
+
+
 def test_a_worker_that_was_too_slow_writes_nothing_of_what_it_decided(make: Make, clock: Clock, database: Path) -> None:
     slow, quick = Counting(), Counting()
     late, other = make(slow), make(quick)

@@ -157,7 +157,11 @@ def test_a_log_that_another_process_creates_meanwhile_is_not_taken_for_a_foreign
 
 
 def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
-    open_log: Open, database: LogLocation, query: Query, locked: Callable[[], Any]
+    open_log: Open,
+    database: LogLocation,
+    query: Query,
+    locked: Callable[[], Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = open_log()
     held, enough, slowest_s, i = threading.Event(), threading.Event(), 0.0, 0
@@ -188,6 +192,8 @@ def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
     assert query("SELECT count(*) FROM requests") == [(i,)]
     assert (log.n_written, log.n_dropped, log.n_failed) == (2 * i, 0, 0)
     assert log.n_retries > 0 or isinstance(database, PostgresDatabase), "which waits for the lock itself"
+    n_warnings = sum("tried again" in record.getMessage() for record in caplog.records)
+    assert n_warnings == min(1, log.n_retries), "one for all the attempts"
 
 
 async def test_durable_feedback_fails_in_bounded_time_and_may_be_sent_again(

@@ -156,6 +156,7 @@ class Worker:
     _writers: dict[str, tuple[Job, JobWriter]] = field(init=False, default_factory=dict)
     _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
     _began_s: float = field(init=False, default=0.0)  # … and when that was
+    _problems: set[str] = field(init=False, default_factory=set)  # of the last round, each of which was logged once
 
     def __post_init__(self) -> None:
         for job in self.jobs:
@@ -175,13 +176,16 @@ class Worker:
         return self.round()
 
     def round(self) -> list[JobReport]:
-        reports = list[JobReport]()
+        reports, problems = list[JobReport](), set[str]()
         for job, writer in self._writers.values():
             try:
                 reports += self._run(job, writer, by_hand=False) or ()
             except StoreError as error:  # such as a locked or full disk: the next round tries again
-                LOG.warning("job %s: %s", job.name, error)
+                if str(error) not in self._problems | problems:
+                    LOG.warning("job %s, and others that meet the same: %s", job.name, error)
+                problems.add(str(error))
                 job.forget()
+        self._problems = problems
         return reports
 
     def once(self, name: str) -> list[JobReport] | None:

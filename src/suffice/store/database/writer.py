@@ -191,6 +191,7 @@ class LogWriter(EventQueue):
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
         self._deadline_s = 0.0  # monotonic; set by `close`
         self._failed_s = float("-inf")  # monotonic; of the latest failed transaction
+        self._problem = ""  # why it failed; "": the latest one did not
         self._connection: LogReader | None = None
         self._unfinished, self._is_retry, self._beaten_s = OpenRequests(), False, time.monotonic()
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
@@ -261,7 +262,7 @@ class LogWriter(EventQueue):
                 self._pause(_PAUSES_S[min(n_misses, len(_PAUSES_S) - 1)])
                 n_misses += 1
                 continue
-            n_misses, self._is_retry = 0, False
+            n_misses, self._is_retry, self._problem = 0, False, ""
             self.settle(len(batch), n_written)
             for done, receipt in receipts:
                 with contextlib.suppress(InvalidStateError):  # the sender stopped waiting; its row is safe
@@ -317,7 +318,9 @@ class LogWriter(EventQueue):
     def _postpone(self, batch: list[QueueItem], error: Exception) -> None:
         self.n_retries += 1
         self._is_retry, self._failed_s = True, time.monotonic()
-        log.warning("store %s: writing failed and will be tried again: %s", self.database, error)
+        if str(error) != self._problem:  # once while it lasts; `n_retries` counts the attempts
+            log.warning("store %s: writing failed and will be tried again: %s", self.database, error)
+            self._problem = str(error)
         if self._connection is not None:
             with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
                 self._connection.rollback()
