@@ -2,9 +2,9 @@
 
 Starts gateways and workers on one log before a fake model server, keeps streams open, and prints CPU and bytes of the
 log per request, how soon every gateway applies a decision, and how memory, descriptors and asyncio tasks of every
-process grow after the first third. Exits with 1 when one of them grows by more than its limit an hour and by more than
-twice the standard error of that, with 2 where PostgreSQL is not installed. Every sample also goes to a file of JSON
-lines (`--samples`).
+process grow after the first third. Exits with 1 when a process died, or one of them grows by more than its limit an
+hour and by more than twice the standard error of that, which a run of less than ten minutes does not judge: that is
+warm-up. Exits with 2 where PostgreSQL is not installed. Every sample also goes to a file of JSON lines (`--samples`).
 
     python bench/replicas.py                 5 minutes with 60 streams
     python bench/replicas.py --hour --fill   an hour with 200 streams, in half a core, with full windows
@@ -50,6 +50,7 @@ SAMPLE_S = 5.0
 TELL_S = 300.0  # between two lines of a long run
 FILL_RUNS, FILL_S = 1_000, 60.0  # written at once, and the time for that
 N_BLOCKS = 12  # of a series after its warm-up: samples side by side are not independent, their means nearly are
+JUDGED_S = 600.0  # a shorter run is warm-up, in which caches and windows fill
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 GROWTH = {"MB": 3.0, "descriptors": 5.0, "tasks": 5.0}  # per hour and process: the most that is allowed
 
@@ -140,6 +141,10 @@ class Samples:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
+    @property
+    def is_judged(self) -> bool:
+        return bool(self.times_s) and self.times_s[-1] >= JUDGED_S
+
     def report(self) -> bool:
         """Print growth after the first third; whether anything grows."""
         warm, grows = len(self.times_s) // 3, False
@@ -156,6 +161,7 @@ class Samples:
                 known = [(t, v) for t, v in zip(self.times_s[warm:], values[warm:], strict=True) if not isnan(v)]
                 per_hour, error = slope([t for t, _ in known], [v for _, v in known])
                 worse = per_hour > max(GROWTH[what] * n_processes, 2 * error)
+                worse &= self.is_judged
                 grows |= worse
                 words.append(f"{values[-1]:6.1f} {what} {per_hour:+7.2f}/h +- {error:.2f}{' GROWS' if worse else ''}")
             print(f"{name:<9} {'  '.join(words)}")
@@ -255,9 +261,10 @@ def main() -> int:
         print(f"{name:<12} {1e3 * (total_s - before[name]) / max(1, n):6.2f} ms CPU per request")
     for what, delay_s in delays.items():
         print(f"{what:<28} at every gateway after {delay_s:.2f} s")
-    grows = samples.report() or n_starts > n_members
-    print(f"{'it grows' if grows else 'flat'}; samples in {options.samples}")
-    return int(grows)
+    grows, died = samples.report(), n_starts > n_members
+    judged = "it grows" if grows else "flat" if samples.is_judged else "too short to judge growth: see --hour --fill"
+    print(f"{judged}; samples in {options.samples}")
+    return int(grows or died)
 
 
 def _groups(cluster: Cluster, server: PostgresServer | None) -> dict[str, list[int]]:
