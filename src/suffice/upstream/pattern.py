@@ -260,7 +260,7 @@ def _growing_call(delta: Delta) -> dict[str, Any] | None:
 
 
 def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
-    name, value = f'"{field}"'.encode(), f'"{text}"'.encode("utf-8", "replace")
+    name, value = f'"{field}"'.encode(), encode_json(text)
     at = raw.find(value, raw.find(name) + len(name)) + 1
     return (raw[:at], raw[at + len(value) - 2 :]) if at else None
 
