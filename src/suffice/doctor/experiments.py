@@ -446,13 +446,14 @@ async def _first_token(session: ServerSession, text: str, **more: Any) -> Stream
 async def cancel(session: ServerSession) -> Result:
     idle_s = median([(await session.whole(session.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
     async with session.begun(session.body(COUNT, LONG_CAP), lambda s: s.n_pieces >= 4) as seen:
-        during = await _await_running(session)
+        # SGLang updates its gauge every few dozen steps.
+        during = await _poll_running(session, until_any=True, within_s=min(SETTLE_S, session.timeout_s / 3))
     left_s = time.monotonic()
     if seen.status != 200 or seen.finish_reason is not None:
         return Result("unclear", f"there was no long answer to disconnect from ({seen.n_pieces} pieces)")
     if during:
         within_s = max(CANCEL_WITHIN_S, 3 * idle_s)  # a slow engine looks for disconnected clients between its steps
-        if not (n_left := await _quiet(session, within_s)):
+        if not (n_left := await _poll_running(session, until_any=False, within_s=within_s)):
             return Result("yes", f"{during} running before, none {_ms(time.monotonic() - left_s)} after the disconnect")
         return Result("no", f"{n_left} still running {within_s:g} s after the disconnect")
     after = await session.whole(session.body(HELLO, 1))
@@ -478,16 +479,6 @@ async def _running(session: ServerSession) -> int | None:
     return await _gauge(session, _RUNNING)
 
 
-async def _await_running(session: ServerSession) -> int | None:
-    """Wait until the server shows a running request: SGLang updates its gauge every few dozen steps."""
-    end_s = time.monotonic() + min(SETTLE_S, session.timeout_s / 3)
-    while True:
-        n_running = await _running(session)
-        if n_running != 0 or time.monotonic() > end_s:
-            return n_running
-        await asyncio.sleep(0.05)
-
-
 async def _gauge(session: ServerSession, pattern: re.Pattern[str]) -> int | None:
     """Return a gauge of the server's metrics, all engines together; None if it has none."""
     status, text = await session.get("/metrics")
@@ -495,13 +486,13 @@ async def _gauge(session: ServerSession, pattern: re.Pattern[str]) -> int | None
     return int(sum(map(float, values))) if values else None
 
 
-async def _quiet(session: ServerSession, within_s: float = CANCEL_WITHIN_S) -> int:
-    """Wait until nothing runs; return what still does at the end."""
+async def _poll_running(session: ServerSession, *, until_any: bool, within_s: float) -> int | None:
+    """Wait until something runs, or nothing; return how many requests run then or at the end, None if unknown."""
     end_s = time.monotonic() + within_s
     while True:
-        n_left = await _running(session) or 0
-        if not n_left or time.monotonic() > end_s:
-            return n_left
+        n_running = await _running(session)
+        if n_running is None or (n_running > 0) == until_any or time.monotonic() > end_s:
+            return n_running
         await asyncio.sleep(0.02)
 
 
