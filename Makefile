@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help install docs engine engine-suite demo demo-agent demo-console walkthrough test fast test-full attacks faults test-replicas mission examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
+.PHONY: help install docs engine engine-suite demo demo-agent demo-console walkthrough test fast test-full attacks faults test-replicas mission qualify examples loop clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -91,6 +91,9 @@ test-replicas: $(VENV)/.ready-dev ## processes on one PostgreSQL, killed at rand
 
 mission: $(VENV)/.ready-dev ## nine capabilities over HTTP against a server with known truth, as a table (10 minutes)
 	$(PY) -m tests.mission $(ARGS)
+
+qualify: $(VENV)/.ready-dev ## list the worlds with known truth that qualify a release, or run those named in ARGS (minutes each)
+	$(PY) -m qualification $(ARGS)
 
 docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics, policies, signals)
 	$(PY) tools/reference_pages.py
