@@ -370,10 +370,10 @@ def test_a_server_that_goes_away_costs_the_governing_and_nothing_else(tmp_path: 
 class Stub:
     """A server that answers every request with the same bytes, or with none for a while."""
 
-    def __init__(self, reply: bytes, wait_s: float = 0.0) -> None:
+    def __init__(self, reply: bytes, wait_s: float = 0.0, *, then: bytes | None = None) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._reply, self._wait_s = reply, wait_s
+        self._reply, self._wait_s, self._then = reply, wait_s, then
         self._over = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -387,6 +387,7 @@ class Stub:
                 connection.recv(65536)
                 if not self._over.wait(self._wait_s) and self._reply:
                     connection.sendall(self._reply)
+                    self._reply = self._reply if self._then is None else self._then
 
     def close(self) -> None:
         self._over.set()
@@ -404,6 +405,8 @@ STUBS = {
     "no json": (reply("200 OK", b"<html>"), 0.0),
     "a list": (reply("200 OK", b"[]"), 0.0),
     "nonsense": (reply("200 OK", json.dumps({"action": 7, "return_step": "x", "propensity": None}).encode()), 0.0),
+    "empty": (reply("200 OK", b"{}"), 0.0),
+    "another service": (reply("200 OK", b'{"status": "ok"}'), 0.0),
     "error": (reply("500 No", b'{"error": {"message": "m"}}'), 0.0),
     "refuses": (reply("401 No", b'{"error": {"message": "m"}}'), 0.0),
     "torn": (b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{", 0.0),
@@ -417,6 +420,73 @@ def test_no_server_can_harm_a_loop(kind: str) -> None:
         assert [d.action for d in drive(ep, ["a", "a", "a"])] == ["continue"] * 3
         assert len(ep.history) == 3
         assert ep.id
+        assert ep.answer == "a"
+        assert "server" in ep.degraded
+    stub.close()
+
+
+DECISION: dict[str, Any] = {
+    "episode_id": "ep_1",
+    "feedback_token": None,
+    "action": "continue",
+    "stop_reason": None,
+    "reason": "r",
+    "return_step": None,
+    "policy_version": "v",
+    "propensity": 1.0,
+    "mode": "enforce",
+    "certified": False,
+    "degraded": [],
+}
+INCOMPLETE: dict[str, dict[str, Any]] = {
+    "a stop without a step": {"action": "stop", "stop_reason": "suffices"},
+    "a stop at a step that the run lacks": {"action": "stop", "stop_reason": "suffices", "return_step": 9},
+    "a step that the run lacks": {"return_step": 9},
+    "step zero": {"return_step": 0},
+    "a step in another type": {"return_step": "1"},
+    "a step that is true": {"return_step": True},
+    "an unknown action": {"action": "halt"},
+    "an action in another type": {"action": 7},
+    "no probability": {"propensity": 0.0},
+    "a probability in another type": {"propensity": "1"},
+    "certified in another type": {"certified": "yes"},
+    "a reason in another type": {"reason": None},
+    "an unknown mode": {"mode": "on"},
+    "sites in another type": {"degraded": "no"},
+    "no name": {"episode_id": ""},
+    "a name in another type": {"episode_id": 5},
+}
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_an_incomplete_decision_counts_as_none(case: str) -> None:
+    stub = Stub(reply("200 OK", json.dumps(DECISION | INCOMPLETE[case]).encode()))
+    with Governor.connect(stub.url, route=ROUTE, timeout_s=3) as gov, gov.episode("q") as ep:
+        assert [d.action for d in drive(ep, ["a", "b", "c"])] == ["continue"] * 3
+        assert ep.answer == "c"
+        assert "server" in ep.degraded
+        assert gov.failed_open == {"server": 1}
+    stub.close()
+
+
+@pytest.mark.parametrize("left_out", [name for name in DECISION if name not in ("feedback_token", "degraded")])
+def test_a_decision_that_lacks_a_field_counts_as_none(left_out: str) -> None:
+    decision = {name: value for name, value in DECISION.items() if name != left_out}
+    stub = Stub(reply("200 OK", json.dumps(decision).encode()))
+    with Governor.connect(stub.url, route=ROUTE, timeout_s=3) as gov, gov.episode("q") as ep:
+        assert [d.action for d in drive(ep, ["a", "b"])] == ["continue"] * 2
+        assert (ep.answer, ep.degraded) == ("b", ("server",))
+    stub.close()
+
+
+def test_a_decision_about_another_run_counts_as_none() -> None:
+    opening = json.dumps(DECISION).encode()
+    other = json.dumps(DECISION | {"episode_id": "ep_2", "action": "stop", "return_step": 1}).encode()
+    stub = Stub(reply("200 OK", opening), then=reply("200 OK", other))
+    with Governor.connect(stub.url, route=ROUTE, timeout_s=3) as gov, gov.episode("q") as ep:
+        assert ep.id == "ep_1"
+        assert [d.action for d in drive(ep, ["a", "b"])] == ["continue"] * 2
+        assert ep.answer == "b"
     stub.close()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,7 +34,7 @@ from suffice.store.database.log import Receipt
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.rows.events import FeedbackEvent
 from suffice.telemetry import LOG
-from suffice.types import Decision, Feedback, Mode
+from suffice.types import Decision, Feedback, Mode, StopReason
 from suffice.upstream.client import Headers, helper_client
 from suffice.upstream.wire import within
 from suffice.wiring.gateway import open_library
@@ -169,54 +169,79 @@ class LocalBackend:
 # --------------------------------------------------------------------------- at a server
 
 
+class DecideReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A complete response of `POST /v1/decide`. Any other object counts as no response."""
+
+    episode_id: Annotated[str, msgspec.Meta(min_length=1)]
+    action: Literal["continue", "stop"]
+    reason: str
+    mode: Mode
+    policy_version: str
+    certified: bool
+    propensity: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    stop_reason: StopReason | None
+    return_step: Annotated[int, msgspec.Meta(ge=1)] | None  # the step whose answer to use
+    feedback_token: str | None = None
+    degraded: tuple[str, ...] = ()
+
+    def fits(self, episode_id: str, n_steps: int) -> bool:
+        """Whether it answers this run, and names a step that the run has if it stops it."""
+        if self.episode_id != episode_id:
+            return False
+        if self.return_step is None:
+            return self.action == "continue"
+        return self.return_step <= n_steps
+
+
 class RemoteRun:
     """One run at the server. After the first failed call the loop goes on without the server."""
 
     def __init__(self, backend: RemoteBackend, start: RunStart) -> None:
         self._backend, self._is_lost = backend, False
         self._answers: list[str | None] = []  # by step; the last one counts if the server is lost
-        self._latest: dict[str, Any] = {}  # response of the server
-        self._call(asdict(start), [("idempotency-key", uuid.uuid4().hex)])
-        opened = self._latest
-        self.id = str(opened.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}")
-        self.mode: Mode = opened.get("mode", "off")
-        self.policy_version = str(opened.get("policy_version", ""))
-        self.certified = opened.get("certified") is True
-        self.feedback_token = str(opened.get("feedback_token") or "")
+        self._latest: DecideReply | None = None
+        self.id = ""
+        opened = self._call(asdict(start), [("idempotency-key", uuid.uuid4().hex)])
+        self.id = f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}" if opened is None else opened.episode_id
+        self.mode: Mode = "off" if opened is None else opened.mode
+        self.policy_version = "" if opened is None else opened.policy_version
+        self.certified = opened is not None and opened.certified
+        self.feedback_token = "" if opened is None else opened.feedback_token or ""
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        there = tuple(str(site) for site in self._latest.get("degraded") or ())
+        there = () if self._latest is None else self._latest.degraded
         return (*there, "server") if self._is_lost else there
 
     @property
     def return_step(self) -> int | None:
-        if not self._is_lost:
-            step = self._latest.get("return_step")
-            return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
+        if self._latest is not None and not self._is_lost:
+            return self._latest.return_step
         return last_answer(self._answers) if any(a is not None for a in self._answers) else None
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
         self._answers.append(report.answer if report.answer is not None else report.text or None)
-        answer = self._call({"episode_id": self.id, "step": step_json(index, report), "done": done})
-        if answer is None:
+        reply = self._call({"episode_id": self.id, "step": step_json(index, report), "done": done})
+        if reply is None:
             return Decision(action="continue", reason="the call to the server failed")
-        stops = answer.get("action") == "stop"
         return Decision(
-            action="stop" if stops else "continue",
-            reason=str(answer.get("reason", "")),
-            stop_reason=answer.get("stop_reason") if stops else None,
-            propensity=float(answer.get("propensity") or 1.0),
+            action=reply.action,
+            reason=reply.reason,
+            stop_reason=reply.stop_reason if reply.action == "stop" else None,
+            propensity=reply.propensity,
         )
 
     def end(self, *, aborted: bool) -> None:
         self._call({"episode_id": self.id, "aborted" if aborted else "done": True})
 
-    def _call(self, body: dict[str, Any], headers: Headers = ()) -> dict[str, Any] | None:
-        answer = None if self._is_lost else self._backend.call(body, headers)
-        self._is_lost = answer is None
-        self._latest = answer or self._latest
-        return answer
+    def _call(self, body: dict[str, Any], headers: Headers = ()) -> DecideReply | None:
+        reply = None if self._is_lost else self._backend.decide(body, headers)
+        if reply is not None and not reply.fits(self.id or reply.episode_id, len(self._answers)):
+            self._backend.note_misfit()
+            reply = None
+        self._is_lost = reply is None
+        self._latest = reply or self._latest
+        return reply
 
 
 def step_json(index: int, report: StepReport) -> dict[str, Any]:
@@ -266,15 +291,17 @@ class RemoteBackend:
     def open(self, start: RunStart) -> RemoteRun:
         return RemoteRun(self, start)
 
-    def call(self, body: dict[str, Any], headers: Headers) -> dict[str, Any] | None:
+    def decide(self, body: dict[str, Any], headers: Headers) -> DecideReply | None:
         """Return the response, or None and count a failure. While the server is down it is rarely called."""
         with self._lock:
             if not self._breaker.allows(time.monotonic()):
                 self._failed["server"] += 1
                 return None
-        site, answer = "", None
+        site = ""
+        reply: DecideReply | None = None
         try:
-            answer = self._post("/v1/decide", {"route": self._route} | body, headers, timeout_s=self._timeout_s)
+            read = self._post("/v1/decide", {"route": self._route} | body, headers, timeout_s=self._timeout_s)
+            reply = _read_decision(read)
         except BadRequest as error:  # the server works; this request is at fault
             site = "refused"
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
@@ -288,7 +315,12 @@ class RemoteBackend:
             if site:
                 self._failed[site] += 1
             self._breaker.note(failed=site == "server", now_s=time.monotonic())
-        return answer
+        return reply
+
+    def note_misfit(self) -> None:
+        LOG.warning("decide: the server's decision is about another run, or stops without a step; this run goes on")
+        with self._lock:
+            self._failed["server"] += 1
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store labels and wait until all are on disk at the server. Raise StoreError and BadRequest."""
@@ -327,6 +359,14 @@ class RemoteBackend:
 
     def close(self) -> None:
         self._loop.close()
+
+
+def _read_decision(read: dict[str, Any]) -> DecideReply:
+    """Raise UpstreamProtocol for anything but a complete decision."""
+    try:
+        return msgspec.convert(read, DecideReply)
+    except msgspec.ValidationError as error:
+        raise UpstreamProtocol(f"no complete decision: {error}") from None
 
 
 def _as_body(label: Feedback) -> dict[str, Any]:
