@@ -339,6 +339,16 @@ def test_a_query_is_what_a_live_route_would_know(tmp_path: Path) -> None:
     assert samples.query(0).planned_steps == 5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parquet_file_need_not_say_how_many_steps_its_runs_have(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / "made.parquet"
+    Synthetic(kind=kind, n_runs=250, seed=3, n_questions=40).write(path)
+    pq.write_table(pq.read_table(path).drop_columns(["n_steps"]), tmp_path / "made.dev.parquet", row_group_size=70)
+    said, counted = (list(read_traces([one], batch_rows=100)) for one in (path, tmp_path / "made.dev.parquet"))
+    runs = [[run for batch in batches for run in run_rows(batch)] for batches in (said, counted)]
+    assert runs[0] == runs[1]
+
+
 def test_where_selects_runs(tmp_path: Path) -> None:
     path = tmp_path / "runs.parquet"
     Synthetic(kind="samples", n_runs=120, seed=1, n_questions=20).write(path)

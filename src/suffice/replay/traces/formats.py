@@ -207,9 +207,22 @@ def _rows(file: Any, batch_rows: int, groups: Sequence[int]) -> int:
     Counts steps in a column, because `RowGroupMetaData.column` aborts the process on damaged statistics (an uncaught
     C++ exception).
     """
-    counts = file.read_row_groups(groups, columns=["n_steps"], use_threads=False)["n_steps"].fill_null(0).to_numpy()
+    counts = _lengths(file, groups)
     most = max((counts[at : at + batch_rows].mean() for at in range(0, len(counts), batch_rows)), default=1.0)
     return max(1, min(batch_rows, int(MOST_STEPS / max(1.0, most))))
+
+
+def _lengths(file: Any, groups: Sequence[int]) -> NDArray[np.int64]:
+    """The steps of each row: what the file says of them, else counted in a column of numbers."""
+    import pyarrow.compute as pc
+
+    paths = [file.schema.column(at).path for at in range(len(file.schema))]
+    if "n_steps" in paths:
+        column = file.read_row_groups(groups, columns=["n_steps"], use_threads=False)["n_steps"]
+    else:
+        tokens = [path for path in paths if path.startswith("steps.") and path.endswith(".tokens")]
+        column = pc.list_value_length(file.read_row_groups(groups, columns=tokens, use_threads=False)["steps"])
+    return np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
 
 
 def _check_schema(schema: Any, file: str) -> list[str]:
