@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from suffice.console import auth
+from suffice.console.app import ENDPOINTS
 from suffice.console.auth import SESSION
 from suffice.console.context import ConsoleEndpoint
 from tests.console.conftest import Site, here
@@ -302,6 +303,18 @@ def test_no_way_of_writing_a_path_goes_past_the_door(here: Site, path: str) -> N
     assert got.status != 200 or path.startswith("/console/login"), got.text[:200]
     assert b"sfc_" not in got.body
     assert b"root:" not in got.body
+
+
+READS = [one.path for one in ENDPOINTS if one.method == "GET" and one.path.startswith("/api/")]
+
+
+@pytest.mark.parametrize("path", [path for path in READS if "{" not in path])
+def test_no_query_may_hold_what_a_database_cannot_compare(here: Site, path: str) -> None:
+    visitor = Visitor(here.app)
+    for query in ("route=%00", "q=a%00b", "cursor=%00", "%00=1"):
+        got = visitor.get(f"{path}?{query}", authorization=f"Bearer {here.secrets['admin']}")
+        assert got.status == 400, (path, query, got.text[:200])
+        assert "NUL" in got.text
 
 
 @pytest.mark.parametrize(

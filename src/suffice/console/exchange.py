@@ -108,7 +108,7 @@ def cookie(
 
 
 def read_head(scope: Scope) -> ConsoleRequest:
-    """Parse a request without its body. Raises BadRequest for too many query fields."""
+    """Parse a request without its body. Raises BadRequest for too many query fields, and for a NUL character."""
     headers = dict[str, str]()
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
@@ -118,7 +118,7 @@ def read_head(scope: Scope) -> ConsoleRequest:
         path=scope["path"],
         headers=headers,
         address=str((scope.get("client") or ("", 0))[0]),
-        query=_pairs(scope.get("query_string", b"").decode("latin-1")),
+        query=_without_nul(_pairs(scope.get("query_string", b"").decode("latin-1"))),
     )
 
 
@@ -171,3 +171,12 @@ def _pairs(text: str) -> dict[str, str]:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
     except ValueError:
         raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields") from None
+
+
+def _without_nul(entries: dict[str, str]) -> dict[str, str]:
+    """Raise BadRequest for a NUL character, which PostgreSQL cannot compare with anything."""
+    for name, value in entries.items():
+        if "\x00" in name or "\x00" in value:
+            shown = name.replace("\x00", "")[:80]
+            raise BadRequest(f"{shown}: must not hold NUL characters", param=shown)
+    return entries
