@@ -166,6 +166,14 @@ def test_a_port_is_one(table: str, name: str, port: int) -> None:
         parse_settings(_with((table,), name, port))
 
 
+@pytest.mark.parametrize(
+    "host", ["mail\r\nRCPT TO:<x@evil.example>", "mail\n", "user@mail", "smtp://mail", "a b", "m" * 254]
+)
+def test_a_mail_server_is_a_host(host: str) -> None:
+    with pytest.raises(ConfigError, match="smtp_host"):
+        parse_settings(_with(("alerts",), "smtp_host", host))
+
+
 def _secrets() -> Iterator[tuple[tuple[str, ...], str]]:
     """Where people paste what belongs into the environment, or into nothing at all."""
     for level, model in LEVELS.items():

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")  # no shared keys
 LEEWAY_S: Final = 60  # by which the provider's clock may differ
+MOST_VALID_S: Final = 30 * 86_400  # of an ID token; providers give it for an hour to a day
 ATTEMPT_S: Final = 600  # for a person to log in at the provider
 METADATA_S: Final = 3_600.0  # after which the provider's addresses are read again
 KEYS_AGAIN_S: Final = 10.0  # at the soonest, after a token that names an unknown key
@@ -192,6 +193,8 @@ class OidcLogin:
             LOG.warning("console: an ID token was refused: %s", getattr(error, "error", type(error).__name__))
             raise _refusal("the identity provider's ID token is not valid here") from None
         claims = decoded.claims
+        if claims["exp"] > self._now() + MOST_VALID_S:
+            raise _refusal("the ID token is valid for more than 30 days")
         others = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
         if claims.get("azp", "" if others else client_id) != client_id:
             raise _refusal("the ID token was made for another client")

@@ -107,6 +107,7 @@ LayerName: TypeAlias = Annotated[str, NAME]
 TenantName: TypeAlias = Annotated[str, TextRule(f"({NAME.pattern})?", NAME.says)]
 ReplicaName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.:-]{0,100}", "up to 100 letters, digits, '_.:-'")]
 HostName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.-]{1,253}", "a host name without scheme and port")]
+MailHost: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.:-]{0,253}", "a host name or address without a port")]
 HeaderName: TypeAlias = Annotated[str, TextRule(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", "no HTTP header name")]
 EMAIL_ADDRESS: Final = TextRule(r"[^@\s<>,;]+@[^@\s<>,;]+", "needs plain addresses such as ops@example.org")
 EmailAddress: TypeAlias = Annotated[str, EMAIL_ADDRESS]

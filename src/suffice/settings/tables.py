@@ -489,7 +489,7 @@ class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     webhook_url_env: str = ""  # environment variable with a Slack-compatible URL; "": none
     email_to: tuple[EmailAddress, ...] = ()  # (): no e-mail
     email_from: str = ""
-    smtp_host: str = ""
+    smtp_host: MailHost = ""
     smtp_port: MailPort = 587  # 465 starts with TLS; other ports are asked for it
     smtp_tls: MailTls | None = None  # None: "required" where there is a login, else "opportunistic"
     smtp_user_env: str = ""  # environment variable; "": no login
