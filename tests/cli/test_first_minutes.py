@@ -116,6 +116,30 @@ def test_init_says_what_is_wrong_and_writes_nothing(
     assert not (data / "suffice.toml").exists()
 
 
+def test_init_names_a_way_on_where_nothing_listens(data: Path) -> None:
+    refused = run("init", "--upstream", "http://127.0.0.1:9")
+    assert refused.stdout == "Examining http://127.0.0.1:9, which takes about ten seconds\n"
+    assert "python -m suffice_testing" in refused.stderr
+    assert not (data / "suffice.toml").exists()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/completions", "/openai"])
+def test_init_says_that_a_path_is_wrong(data: Path, path: str) -> None:
+    with FakeUpstream.in_thread(SumsModel(), SERVER) as fake:
+        refused = run("init", "--upstream", fake.url + path)
+        assert f"{fake.url}{path} answers 404 to GET /v1/models; need the address alone" in refused.stderr
+    assert refused.exit_code == 2
+    assert not (data / "suffice.toml").exists()
+
+
+def test_init_refuses_a_gateway_as_its_upstream(data: Path) -> None:
+    with FakeUpstream.in_thread(SumsModel(), SERVER) as fake, observing(fake.url) as (gateway, _):
+        refused = run("init", "--upstream", gateway)
+    assert refused.exit_code == 2, refused.output
+    assert f"{gateway} is a gateway of Suffice; need the model server behind it" in refused.stderr
+    assert not (data / "suffice.toml").exists()
+
+
 def test_the_first_settings_are_complete_and_observe() -> None:
     written = tomllib.loads(starter_settings(upstream_table("http://127.0.0.1:8080", "vllm"), api_key_env="KEY"))
     assert set(written) == {"upstreams", "routes", "server", "store"}

@@ -107,6 +107,7 @@ class ServerSession:
         self.thought: StreamTranscript | None = None  # the run without a budget, for comparison
         self.opens_thought = False  # whether its chat template writes the opening tag
         self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
+        self.is_gateway = False  # of Suffice, by its answers
         self.n_calls = 0
 
     @property
@@ -163,6 +164,7 @@ class ServerSession:
         self.n_calls += 1
         async with self.client.open(path, wire.encode_json(body), governed_headers([])) as call:
             self.headers |= {name.lower(): value for name, value in call.headers}
+            self.is_gateway = self.is_gateway or call.is_gateway
             yield call
 
     @asynccontextmanager

@@ -93,6 +93,7 @@ class Call:
         self.status = connection.response.status
         self.headers: list[tuple[str, str]] = []  # those that the client may see, in order
         self.limit_headers: list[tuple[str, str]] = []  # those about rate limits
+        self.is_gateway = False  # of Suffice
         self.content_type, encoding = "application/octet-stream", "identity"
         head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.response.head]
         nominated = hop_by_hop(head)
@@ -102,6 +103,7 @@ class Call:
                 self.content_type = value.partition(";")[0].strip().lower()
             elif lower == "content-encoding":
                 encoding = value.strip().lower()
+            self.is_gateway = self.is_gateway or lower == "x-suffice-episode-id"
             if lower not in nominated and _is_relayed(lower):
                 self.headers.append((name, value))
             if "ratelimit" in lower or lower.startswith("retry-after"):

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -44,7 +45,7 @@ from suffice.store.database.location import log_location
 from suffice.store.database.views import n_requests_of, read_episodes
 from suffice.store.rows.events import Event
 from suffice.types import Findings
-from suffice.upstream.client import UpstreamClient
+from suffice.upstream.client import PROBE_PATH, UpstreamClient
 from suffice.upstream.drivers import driver_facts, honoured, url_key
 from suffice.wiring.files import read_route_questions
 from suffice.wiring.keys import api_key, create_id, deployment_salt
@@ -118,9 +119,22 @@ async def connect(client: UpstreamClient, model: str | None, *, timeout_s: float
     if not model:
         listed = await session.models()
         if not listed:
-            raise ConfigError("--model: the server lists no model; name one")
+            status, _ = await session.get(PROBE_PATH)
+            raise ConfigError(_why_none_is_listed(client.settings.url, status))
         session.model = listed[0]
     return session
+
+
+def _why_none_is_listed(url: str, status: int) -> str:
+    if status in {401, 403}:
+        return f"--api-key-env: {url} answers {status} to GET {PROBE_PATH}; name the variable with the server's key"
+    if status != 200 and urlsplit(url).path.rstrip("/").removesuffix("/v1"):
+        return (
+            f"--upstream: {url} answers {status} to GET {PROBE_PATH}; need the address alone, such as http://host:port"
+        )
+    if status != 200:
+        return f"--model: {url} answers {status} to GET {PROBE_PATH}; name a model"
+    return "--model: the server lists no model; name one"
 
 
 async def examine_server(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -101,13 +102,16 @@ def _ask_url() -> str:
 
 async def _examine_and_write(server: Upstream, file: Path, *, model: str | None, scorer: str, timeout_s: float) -> None:
     """Examine the server in short form, write the settings, and keep the findings in their log."""
+    click.echo(f"Examining {server.url}, which takes about ten seconds")
     async with UpstreamClient(UPSTREAM, server, api_key(UPSTREAM, server)) as client:
         try:
             session = await connect(client, model, timeout_s=timeout_s)
         except UpstreamError as error:
-            shell.fail(error, 1)
+            shell.fail(f"{error}; {_where_to_find_one()}", 1)
         driver = await session.engine()
         findings = await examine_server(session, UPSTREAM, only=SHORT)
+    if session.is_gateway:
+        shell.fail(f"--upstream: {server.url} is a gateway of Suffice; need the model server behind it", 2)
     if find_verdict(findings, "reachable") != "yes":
         shell.fail(f"{server.url}: {findings.findings[0].evidence}; nothing was written", 1)
     recommendation = recommend(findings, name=UPSTREAM, url=server.url, driver=driver)
@@ -118,6 +122,12 @@ async def _examine_and_write(server: Upstream, file: Path, *, model: str | None,
     write_whole(file, starter_settings(recommendation.settings, api_key_env=server.api_key_env, scorer=scorer))
     await append_findings(load_settings(file), findings)
     click.echo(f"Wrote {file}")
+
+
+def _where_to_find_one() -> str:
+    if find_spec("suffice_testing") is None:
+        return "start your model server first"
+    return "start your model server, or python -m suffice_testing, which pretends to be one on port 8080"
 
 
 async def _send(settings: Settings, n: int, *, model: str | None, timeout_s: float) -> list[bool]:
