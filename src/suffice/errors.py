@@ -136,3 +136,14 @@ def shorten(value: object) -> str:
     if not isinstance(value, str):
         return f"a value of type {type(value).__name__}"
     return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."
+
+
+def why_of(error: Exception) -> str:
+    """Describe a failure; only our own errors are quoted, because others may contain a prompt."""
+    return str(error) if isinstance(error, SufficeError) else type(error).__name__
+
+
+def problem_of(error: Exception) -> str:
+    """Name the class of a failure, with the message if it is our own."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, SufficeError) else name

@@ -339,6 +339,7 @@ def test_a_log_of_the_schema_before_is_upgraded_and_a_reader_says_how(tmp_path: 
         assert log.append(seen("e1"))
     with closing(sqlite3.connect(path)) as plain, plain:
         plain.execute("DROP TABLE fold_states")
+        plain.execute("DROP TABLE watches")
         plain.execute("PRAGMA user_version = 18")
     with pytest.raises(StoreError, match="suffice store migrate"), open_reader(path):
         pass
@@ -346,4 +347,5 @@ def test_a_log_of_the_schema_before_is_upgraded_and_a_reader_says_how(tmp_path: 
     with open_reader(path) as reader:
         assert reader.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
         assert reader.execute("SELECT * FROM fold_states").fetchall() == []
+        assert reader.execute("SELECT * FROM watches").fetchall() == []
         assert [one.event for one in read_events(reader)] == [seen("e1")]

@@ -18,11 +18,12 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
 from suffice.edge.math import Matches, open_match
-from suffice.errors import StoreError, SufficeError
+from suffice.errors import StoreError, problem_of, why_of
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, LogRow, last_place, open_reader, place_before, read_log_rows
+from suffice.store.database.watches import Look, read_watches, write_looks
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.rollups import ReadTo, read_to
 from suffice.store.rows.events import Event
@@ -30,11 +31,15 @@ from suffice.telemetry import LOG
 from suffice.types import JobRun
 
 RENEW_S: Final = 10.0  # between two renewals of a lease
-QUIET_S: Final = RENEW_S + 0.5  # between two rounds while the log stays as it is
+QUIET_S: Final = RENEW_S + 0.5  # between two rounds while the log stays as it is …
+WATCH_QUIET_S: Final = 4.0  # … of jobs whose looks keep certificates alive
+NOTE_S: Final = 1.0  # between two notes that a look was completed
+RUN_NOTE_S: Final = 10.0  # … that a job was
 RENEW_ROWS: Final = 1_000  # … or rows read
 LOOK_BACK: Final = 20_000  # requests of a route that a cold start reads
 FIRST_REST_S: Final = 5.0
 LONGEST_REST_S: Final = 600.0
+LONGEST_JOB_REST_S: Final = 60.0  # of a job that failed as a whole
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -109,6 +114,20 @@ class JobWriter:
         """Write everything or nothing, in one transaction, under the lease of the route that is being worked on."""
         self._decisions.write(self._current_lease(), events, artefacts)
 
+    def note(self, looks: Sequence[Look], *, at_s: float) -> None:
+        """Note which looks were completed or failed. Never raises: a look that is not noted renews nothing."""
+        if not looks or self._decisions.rehearses:
+            return
+        try:
+            with self._decisions.transaction() as connection:
+                held = [one for one in looks if self._decisions.holds(connection, self._lease_of(one.route))]
+                write_looks(connection, self._job, held, at_s=at_s)
+        except StoreError as error:
+            LOG.warning("job %s: its looks could not be noted: %s", self._job, error)
+
+    def _lease_of(self, part: str) -> JobLease | None:
+        return self._parts.get(part) if self.is_shared and part else self.lease
+
     def keep(self, work: Callable[[LogReader], T]) -> T:
         """Write a cache beside the log, in one transaction under the same lease."""
         lease = self._current_lease()
@@ -156,7 +175,10 @@ class Worker:
     _writers: dict[str, tuple[Job, JobWriter]] = field(init=False, default_factory=dict)
     _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
     _began_s: float = field(init=False, default=0.0)  # … and when that was
+    quiet_s: float = QUIET_S  # between two rounds while the log stays as it is
     _problems: set[str] = field(init=False, default_factory=set)  # of the last round, each of which was logged once
+    _rests: dict[str, tuple[float, float]] = field(init=False, default_factory=dict)  # failed jobs: for how long, until
+    _noted_s: dict[str, float] = field(init=False, default_factory=dict)  # when a job's run was noted last
 
     def __post_init__(self) -> None:
         for job in self.jobs:
@@ -170,7 +192,7 @@ class Worker:
         with suppress(StoreError), open_reader(self.decisions.path) as log:  # else the round says what is wrong
             seen = read_to(log)
         holds_all = all(writer.lease is not None for _, writer in self._writers.values())
-        if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < QUIET_S:
+        if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < self.quiet_s:
             return []
         self._seen, self._began_s = seen, now_s
         return self.round()
@@ -178,15 +200,38 @@ class Worker:
     def round(self) -> list[JobReport]:
         reports, problems = list[JobReport](), set[str]()
         for job, writer in self._writers.values():
+            if self._rests.get(job.name, (0.0, -inf))[1] > self.monotonic_s():
+                continue
             try:
                 reports += self._run(job, writer, by_hand=False) or ()
+                self._note_run(job, writer)
             except StoreError as error:  # such as a locked or full disk: the next round tries again
                 if str(error) not in self._problems | problems:
                     LOG.warning("job %s, and others that meet the same: %s", job.name, error)
                 problems.add(str(error))
-                job.forget()
+                self._note_failure(job, writer, error)
+            except Exception as error:  # noqa: BLE001 - a job that fails holds up no other
+                rest_s = min(LONGEST_JOB_REST_S, 2 * self._rests.get(job.name, (FIRST_REST_S / 2, 0.0))[0])
+                self._rests[job.name] = rest_s, self.monotonic_s() + rest_s
+                LOG.error("job %s failed and is tried again in %.0f s: %s", job.name, rest_s, why_of(error))
+                LOG.debug("the same, with its traceback", exc_info=True)
+                self._note_failure(job, writer, error)
         self._problems = problems
         return reports
+
+    def _note_run(self, job: Job, writer: JobWriter) -> None:
+        """Note that a job has run, at once after a failure."""
+        was_failing = self._rests.pop(job.name, None) is not None
+        now_s = self.monotonic_s()
+        is_due = now_s - self._noted_s.get(job.name, -inf) >= RUN_NOTE_S
+        if writer.lease is not None and (was_failing or is_due):
+            self._noted_s[job.name] = now_s
+            writer.note([Look(route="")], at_s=self.now())
+
+    def _note_failure(self, job: Job, writer: JobWriter, error: Exception) -> None:
+        job.forget()
+        self._noted_s.pop(job.name, None)  # the next run that succeeds says so at once
+        writer.note([Look(route="", problem=problem_of(error))], at_s=self.now())
 
     def once(self, name: str) -> list[JobReport] | None:
         """Run one job now; None: another worker holds it. Raises StoreError, and KeyError for an unknown name."""
@@ -276,8 +321,13 @@ class RouteJob(LogJob, ABC, Generic[M]):
     failing: ClassVar[str]  # effect of a failure on the route, for the error message
     first_rest_s: ClassVar[float] = LONGEST_REST_S  # of a failed route, doubled each time up to the longest
     raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # errors that end the whole pass
+    is_watcher: ClassVar[bool] = False  # each completed look is noted; of other jobs, failures and their ends
+    look_parts: ClassVar[tuple[str, ...]] = ()  # of a look, that may fail without it
     _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes that have failed
     _failed: dict[str, str] = field(init=False, default_factory=dict)  # reason by route, in this pass
+    _problems: dict[tuple[str, str], str] = field(init=False, default_factory=dict)  # of this pass, by part and route
+    _failing: set[tuple[str, str]] | None = field(init=False, default=None)  # … noted before; None: not read yet
+    _noted: dict[str, tuple[int, float]] = field(init=False, default_factory=dict)  # by route: requests, and when
     _tokens: dict[str, int] = field(init=False, default_factory=dict)  # of this worker's parts, usually routes
     _memory: dict[str, M] = field(init=False, default_factory=dict)  # what the job knows of a route from earlier passes
 
@@ -293,6 +343,8 @@ class RouteJob(LogJob, ABC, Generic[M]):
         super().forget()
         self._tokens = {}
         self._memory.clear()
+        self._failing = None
+        self._noted.clear()
 
     def parts(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return what workers share, by part: these routes. Parts of one key go to one worker."""
@@ -300,6 +352,7 @@ class RouteJob(LogJob, ABC, Generic[M]):
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
         self._failed.clear()
+        self._problems.clear()
         names = [name for name, route in self.settings.routes.items() if self.concerns(route)]
         if not names or not self.path.exists():
             return ()
@@ -311,7 +364,45 @@ class RouteJob(LogJob, ABC, Generic[M]):
         if not due:
             return ()
         with open_reader(self.path) as log:
-            return self.work(due, JobPass(log, writer))
+            if self._failing is None:
+                known = read_watches(log)
+                self._failing = {(part, name) for (part, name), one in known.items() if one.n_failures and name}
+            reports = self.work(due, JobPass(log, writer))
+        self._note_looks(due, {one.route: one for one in reports}, writer)
+        return reports
+
+    def has_looked(self, name: str) -> bool:  # noqa: ARG002 - a job without folds has
+        """Whether this pass looked at the route to the end, if it did not fail."""
+        return True
+
+    def note_part(self, name: str, part: str, problem: str) -> None:
+        """Note that a part of the look at a route failed, and that the rest of the look did not."""
+        if (part, name) not in (self._failing or ()):
+            LOG.error("%s: route %s: %s failed: %s", self.name, name, part, problem)
+        self._problems[part, name] = problem
+
+    def _note_looks(self, names: Sequence[str], reports: Mapping[str, JobReport], writer: JobWriter) -> None:
+        now_s, failing, looks = self.monotonic_s(), self._failing or set(), list[Look]()
+        for name in names:
+            for part in ("", *self.look_parts):
+                key, report = (part or self.name, name), reports.get(name)
+                problem = self._problems.get((part, name), "")
+                if problem:
+                    failing.add(key)
+                    looks.append(Look(route=name, part=part, problem=problem))
+                elif report is None or name not in self._tokens or not self.has_looked(name):
+                    continue
+                elif key in failing or (not part and self._is_worth_noting(name, report.at, now_s)):
+                    failing.discard(key)
+                    self._noted[name] = report.at, now_s
+                    looks.append(Look(route=name, part=part, seq=report.read_to_seq, n=report.at))
+        self._failing = failing
+        writer.note(looks, at_s=self.now())
+
+    def _is_worth_noting(self, name: str, n: int, now_s: float) -> bool:
+        n_before, noted_s = self._noted.get(name, (-1, -inf))
+        since_s = now_s - noted_s
+        return self.is_watcher and since_s >= (NOTE_S if n != n_before else WATCH_QUIET_S - NOTE_S)
 
     def drop(self, name: str) -> None:
         """Drop what is in memory of a route: another worker may have worked on it since."""
@@ -332,6 +423,7 @@ class RouteJob(LogJob, ABC, Generic[M]):
         except self.raises:
             raise
         except Exception as error:  # noqa: BLE001 - a failing route must not stop the others
+            self._problems["", name] = problem_of(error)
             self.leave(name, f"{self.failing}: {why_of(error)}")
             return None
 
@@ -340,6 +432,7 @@ class RouteJob(LogJob, ABC, Generic[M]):
         rest_s = self._rest_s[name] = min(LONGEST_REST_S, 2 * self._rest_s.get(name, self.first_rest_s / 2))
         self.rest(rest_s, name)
         self._failed[name] = why
+        self._problems.setdefault(("", name), why)
         LOG.error("%s: route %s failed and will be retried later: %s", self.name, name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
 
@@ -377,11 +470,6 @@ def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[Lo
         yield row
         if number % RENEW_ROWS == 0:
             writer.renew()
-
-
-def why_of(error: Exception) -> str:
-    """Describe a failure; only our own errors are quoted, because others may contain a prompt."""
-    return str(error) if isinstance(error, SufficeError) else type(error).__name__
 
 
 def since(name: str, held: RouteDeployment, log: LogReader) -> int:

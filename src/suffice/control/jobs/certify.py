@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from suffice.assurance.certify import (
     NO_REQUIREMENT,
@@ -26,7 +26,7 @@ from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import loader, read_back
 from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, JobPass, JobReport, JobWriter, T
 from suffice.control.jobs.folds import FoldJob
-from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
+from suffice.control.loop.epoch import LookPart, ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
@@ -58,6 +58,8 @@ class Certify(FoldJob[RouteLoop]):
     first_rest_s = FIRST_REST_S
     raises = (LeaseLost, StoreError, ReplayMismatch)
     reads_senders = True
+    is_watcher = True
+    look_parts = get_args(LookPart)
     _holds: Holds = field(init=False, default=NOTHING_HELD)
     _at_s: float = field(init=False, default=0.0)  # Unix time of the log's last row
     _required: FleetRequirement | None = field(init=False, default=None)  # the latest; None: there was none
@@ -148,6 +150,8 @@ class Certify(FoldJob[RouteLoop]):
     def conclude(self, name: str, fold: RouteLoop, here: JobPass) -> None:
         fold.holds, fold.at_s = self._holds.of(name), self._at_s
         self._write(name, fold.settle(), here.writer)
+        for part, problem in fold.state.failing.items():
+            self.note_part(name, part, problem)
 
     def _write(self, name: str, resolution: Resolution | None, writer: JobWriter) -> None:
         if resolution is not None:
@@ -250,6 +254,7 @@ class Critical(FoldJob[DeliveredAnswers]):
 
     name = "critical"
     failing = "not monitored"
+    is_watcher = True
     _holds: Holds = field(init=False, default=NOTHING_HELD)
 
     def concerns(self, route: Route) -> bool:

@@ -124,6 +124,9 @@ class FoldJob(RouteJob[F]):
     def prepare(self) -> None:
         """Prepare what depends on all routes, when every row has been read."""
 
+    def has_looked(self, name: str) -> bool:
+        return name in self._memory
+
     def add_sentence(self, name: str, sentence: str) -> None:
         self._sentences[name].append(sentence)
 

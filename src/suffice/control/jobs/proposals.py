@@ -31,9 +31,8 @@ from suffice.control.jobs.base import (
     RouteJob,
     rows_since,
     since,
-    why_of,
 )
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, why_of
 from suffice.executor import Executor, SerialExecutor, build_executor
 from suffice.learn.dataset import Dataset, EmptyDataset, build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain

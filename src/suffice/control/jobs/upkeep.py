@@ -13,9 +13,9 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
-from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob, why_of
+from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob
 from suffice.edge.notification import post_json
-from suffice.errors import StoreError
+from suffice.errors import StoreError, why_of
 from suffice.formatting import format_iso
 from suffice.scoring.base import scorer_label
 from suffice.signals.query import class_of

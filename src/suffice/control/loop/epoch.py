@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from suffice.assurance.certify import WarmStart, read_windows
 from suffice.assurance.forecast import ForecastAction
@@ -17,7 +17,7 @@ from suffice.control.evidence.run_join import LabelDelay, LabelJoin, RepeatedDel
 from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
-from suffice.errors import SufficeError
+from suffice.errors import SufficeError, problem_of
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
 from suffice.learn.version import ServedVersion
@@ -27,6 +27,10 @@ from suffice.store.rows.events import Event, RolloutMove, RolloutStart, RolloutU
 from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request
 
 MOST_MATCHES: Final = 20_000  # verdicts of a route's scorer that are remembered
+
+
+LookPart: TypeAlias = Literal["agent", "label requests"]  # that nothing else of a look depends on
+T = TypeVar("T")
 
 
 class ReplayMismatch(SufficeError):
@@ -73,6 +77,7 @@ class EpochState:
 
     expected  publications of the epoch that the log holds and the fold has not reached yet, oldest first
     audits    those that have returned: first those that the certifier has, in its order
+    failing   parts of a look that raise, by name, with the problem: they produce nothing, and hold up nothing else
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class EpochState:
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()
+        self.failing = dict[LookPart, str]()
         traffic.upstreams, traffic.sample_ratio, traffic.callers = Upstreams(), SampleRatioTest(), set()
         for audit in self.audits:
             traffic.upstreams.note(upstream_of(audit.episode.request, audit.outcome), gathers=True)
@@ -106,6 +112,18 @@ class EpochState:
     def delta(self) -> float:
         """What this epoch's certificates may risk, see `assurance.certify.restart_share` and the fleet there."""
         return min(1 - self.epoch.confidence, 1 / self.required_wealth) * self.epoch.delta_share
+
+    def attempt(self, part: LookPart, work: Callable[[], T]) -> T | None:
+        """Do a part of a look that the rest does not need; None if it fails. Raises ReplayMismatch."""
+        try:
+            result = work()
+        except ReplayMismatch:
+            raise
+        except Exception as error:  # noqa: BLE001 - what the certifier decided is published all the same
+            self.failing[part] = problem_of(error)
+            return None
+        self.failing.pop(part, None)
+        return result
 
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
@@ -150,6 +168,16 @@ class EvidenceSource:
         self.state = state
         self.level = 0  # active; 0 never stops
         self.agent: LiveAgent | None = None  # None: the owner has switched it off
+
+    def ask_agent(self, work: Callable[[LiveAgent], T]) -> T | None:
+        """Call the agent, if there is one. One that has failed may have missed something: it decides nothing more."""
+        agent = self.agent
+        if agent is None:
+            return None
+        result = self.state.attempt("agent", lambda: work(agent))
+        if "agent" in self.state.failing:
+            self.agent = None
+        return result
 
     @property
     def log_wealth(self) -> float:

@@ -137,8 +137,8 @@ class LearnedEvidence(EvidenceSource):
         request = episode.request
         self.finish.note(request, episode.outcome)
         self.floor.ratings.ended(episode)
-        if self.agent is not None and self._serves(request):
-            self.agent.add_run(request, episode.outcome, served_level(request), at=at)
+        if self._serves(request):
+            self.ask_agent(lambda agent: agent.add_run(request, episode.outcome, served_level(request), at=at))
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.floor.ratings.note_label(episode_id, given)
@@ -203,11 +203,13 @@ class LearnedEvidence(EvidenceSource):
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         draft = self._draft(held, changes, self._move_level())
-        if self.agent is not None:
-            self.agent.read(certifier, state.audits)
-            held_back = dict(self._classes())
-            self.agent.look(state.n, lambda name: held_back.get(name, self.level))
+        self.ask_agent(self._feed_agent)
         return draft
+
+    def _feed_agent(self, agent: LiveAgent) -> None:
+        agent.read(self.certifier, self.state.audits)
+        held_back = dict(self._classes())
+        agent.look(self.state.n, lambda name: held_back.get(name, self.level))
 
     def _ends_burst(self) -> bool:
         """Whether a route that began with a version, and has few requests, makes do with the full runs so far."""
@@ -296,8 +298,7 @@ class LearnedEvidence(EvidenceSource):
             self.state.audits = self.state.audits[n_gone:]
             self._n_taken = len(self.state.audits)
             self._guards.forget(n_gone)
-            if self.agent is not None:
-                self.agent.forget(n_gone)
+            self.ask_agent(lambda agent: agent.forget(n_gone))
             self.state.index_audits()
 
     def _charge_finish(self, served: FoldedModels | None) -> None:

@@ -145,10 +145,8 @@ class PairedEvidence(EvidenceSource):
 
     def note_end(self, episode: Episode, at: int) -> None:
         request = episode.request
-        if self.agent is not None:
-            self.agent.add_run(
-                request, episode.outcome, self._level_of(request.policy_version) * request.certified, at=at
-            )
+        level = self._level_of(request.policy_version) * request.certified
+        self.ask_agent(lambda agent: agent.add_run(request, episode.outcome, level, at=at))
 
     def _level_of(self, arm: str) -> int:
         """The level of an arm, from 1; 0: it is none of the route's."""
@@ -174,9 +172,9 @@ class PairedEvidence(EvidenceSource):
         self._log_e = certificates[0].log_e
         self._accept(certificates)
         draft = self._draft(held, certificates)
-        if self.agent is not None:
-            self._feed_agent(self.agent, pairs, now)
-            self.agent.look(state.n, lambda _: self.level, lambda levels: self._admits(levels, windowed))
+        self.ask_agent(lambda agent: self._feed_agent(agent, pairs, now))
+        level = self.level
+        self.ask_agent(lambda agent: agent.look(state.n, lambda _: level, lambda most: self._admits(most, windowed)))
         return draft
 
     def _certificate(

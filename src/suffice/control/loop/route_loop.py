@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
@@ -27,6 +28,7 @@ from suffice.control.loop.epoch import (
     RouteContext,
 )
 from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
+from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
 from suffice.learn.certifier import Certifier
@@ -42,8 +44,11 @@ from suffice.store.rows.events import (
     RolloutStart,
     RolloutUndo,
     route_of,
+    to_row,
 )
-from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request, Resumption
+from suffice.types import Alarm, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request, Resumption
+
+W = TypeVar("W", bound=Event)
 
 
 def source_of(state: EpochState) -> EvidenceSource:
@@ -51,6 +56,12 @@ def source_of(state: EpochState) -> EvidenceSource:
     if route.is_learned:
         return LearnedEvidence(state)
     return FixedPolicyEvidence(state) if route.is_owned else PairedEvidence(state)
+
+
+def writable(event: W) -> W:
+    """Return an event whose row can be written. Raises ValueError for any other."""
+    to_row(event)
+    return event
 
 
 def essence(made: Publication) -> tuple[object, ...]:
@@ -309,12 +320,21 @@ class RouteLoop:
                 windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.pairs(epoch.pending),
             )
-        events = (*self.source.label_requests(self.requested), *self._plan(), *self._pause())
+        wanted = state.attempt("label requests", self._label_requests)
+        events = (*(wanted or ()), *self._plan(), *self._pause())
         return Resolution(events) if events else None
 
+    def _label_requests(self) -> list[LabelRequest]:
+        return [writable(one) for one in self.source.label_requests(self.requested)]
+
     def _plan(self) -> tuple[Event, ...]:
-        agent, context = self.source.agent, self.context
-        made = None if agent is None else agent.plan(self.held, at=self.n, author=context.author)
+        held, author = self.held, self.context.author
+
+        def plan(agent: LiveAgent) -> AgentPlan | None:
+            made = agent.plan(held, at=self.n, author=author)
+            return None if made is None else writable(made)
+
+        made = self.source.ask_agent(plan)
         if made is None:
             return ()
         self.held = self.held.after(made)

@@ -201,9 +201,15 @@ class Decisions:
     def leased(self, lease: JobLease) -> Iterator[LogReader]:
         """Yield a transaction under a lease. Raise LeaseLost if somebody else holds it."""
         with self.transaction() as connection:
-            if connection.execute(_HELD, (lease.job, self.owner, lease.token)).fetchone() is None:
+            if not self.holds(connection, lease):
                 raise LeaseLost(f"job {lease.job}: another worker has it")
             yield connection
+
+    def holds(self, connection: LogReader, lease: JobLease | None) -> bool:
+        """Whether this process has the lease, within a transaction."""
+        if lease is None:
+            return False
+        return connection.execute(_HELD, (lease.job, self.owner, lease.token)).fetchone() is not None
 
     def _now_s(self, connection: LogReader) -> float:
         clock_s = self.database.clock_s(connection)

@@ -44,10 +44,13 @@ _ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?
 _BEAT: Final = f"""
     INSERT INTO owners (id, lock, pid, started_s, beat_s) VALUES (?, ?, ?, {NOW_S}, {NOW_S})
     ON CONFLICT (id) DO UPDATE SET beat_s = excluded.beat_s"""  # noqa: S608 - a constant
-_LAST_WRITE: Final = "SELECT coalesce((SELECT max(seq) FROM events), 0), coalesce((SELECT max(seq) FROM rolled), 0)"
+_LAST_WRITE: Final = """
+    SELECT coalesce((SELECT max(seq) FROM events), 0), coalesce((SELECT max(seq) FROM rolled), 0),
+        coalesce((SELECT sum(beat + n_failures) FROM watches), 0)::bigint"""
 _IS_NEW: Final = """
     (SELECT 1 FROM "{schema}".events WHERE seq > {last} LIMIT 1) UNION ALL
-    SELECT 1 WHERE {summed} <> coalesce((SELECT max(seq) FROM "{schema}".rolled), 0)"""
+    SELECT 1 WHERE {summed} <> coalesce((SELECT max(seq) FROM "{schema}".rolled), 0)
+        OR {looks} <> coalesce((SELECT sum(beat + n_failures) FROM "{schema}".watches), 0)"""
 # While the server is down nobody can beat, so silence counts from its start.
 _IS_ALIVE: Final = f"""
     SELECT {NOW_S} - CASE beat_s WHEN 0 THEN 0 ELSE greatest(beat_s,
@@ -245,7 +248,9 @@ class PostgresDatabase:
         """Return whether nothing was appended or summed up since; a single round trip. Raise StoreError."""
         if since is None:
             return False
-        return self.has_rows(_IS_NEW.format(schema=self.schema, last=since[0], summed=since[1])) is False
+        return (
+            self.has_rows(_IS_NEW.format(schema=self.schema, last=since[0], summed=since[1], looks=since[2])) is False
+        )
 
     def has_rows(self, query: str) -> bool | None:
         """Return whether a query has rows, in a single round trip; None: no idle connection answers. Raise StoreError.
@@ -263,8 +268,8 @@ class PostgresDatabase:
 
     def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
         """Identify the last write that a snapshot sees."""
-        last, summed = connection.execute(_LAST_WRITE).fetchone()
-        return int(last), int(summed)
+        last, summed, looks = connection.execute(_LAST_WRITE).fetchone()
+        return int(last), int(summed), int(looks)
 
     def purge(self) -> bool:
         """Return True: erased text leaves the tables with the server's own vacuum, which `purge` does not wait for."""

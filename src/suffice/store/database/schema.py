@@ -1,8 +1,8 @@
 """The database schema: one script, and views for any SQL tool.
 
 `events` is the only source of truth. `owners` and `leases` track live processes and their jobs; `rollups`, `rolled`,
-`tallies` and `fold_states` are caches; `artefacts` holds content-addressed objects; `chain` is the hash chain of the
-audit log.
+`tallies`, `fold_states` and `watches` are caches; `artefacts` holds content-addressed objects; `chain` is the hash
+chain of the audit log.
 """
 
 from __future__ import annotations
@@ -227,8 +227,24 @@ _FOLD_STATES: Final = """
         PRIMARY KEY (job, route)
     );
 """
+# Which looks the jobs have completed (store/database/watches.py).
+_WATCHES: Final = """
+    CREATE TABLE IF NOT EXISTS watches (
+        job             TEXT NOT NULL,
+        route           TEXT NOT NULL,     -- '': the job as a whole
+        beat            INTEGER NOT NULL,  -- completed looks
+        seq             INTEGER NOT NULL,  -- place in the log up to which the last one read
+        n               INTEGER NOT NULL,  -- requests of the route that it had counted
+        looked_at_s     REAL NOT NULL,     -- Unix time, by the worker's clock; 0: none was completed
+        n_failures      INTEGER NOT NULL,  -- since the last completed one
+        failing_since_s REAL,              -- Unix time of the first of them; null: it does not fail
+        problem         TEXT NOT NULL,     -- of the latest
+        PRIMARY KEY (job, route)
+    );
+"""
 FIRST: Final = Migration(18, 18, _SCRIPT)  # an older log is refused
-MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18, _FOLD_STATES),)  # after it, in order; never changed
+# After it, in order; never changed.
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18, _FOLD_STATES), Migration(20, 18, _WATCHES))
 VERSION: Final = MIGRATIONS[-1].version
 
 _FUNCTIONS: Final = r"""

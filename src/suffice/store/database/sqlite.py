@@ -33,8 +33,9 @@ CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's cloc
 _WAITING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGE_CODES: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
-# SQLite's of both files: inode, bytes, time in nanoseconds. PostgreSQL's: places of the last row, and of the sums.
-LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int]
+# SQLite's of both files: inode, bytes, time in nanoseconds. PostgreSQL's: places of the last row and of the sums, and
+# looks of jobs.
+LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)

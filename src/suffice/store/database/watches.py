@@ -1,0 +1,102 @@
+"""What each job has looked at: one row for each job and route, beside the log.
+
+A gateway reads these rows: what is certified acts only while the job that watches it completes looks. The rows are a
+cache that says nothing about the past, so they are not chained; a job writes them under its lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from suffice.errors import StoreError
+from suffice.store.database.views import LogReader
+from suffice.store.sql import DATABASE_ERRORS
+
+WATCHER: Final = "certify"  # the job whose looks keep certificates alive
+
+_COLUMNS: Final = "job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem"
+_COMPLETED: Final = """
+    INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem)
+    VALUES (?, ?, 1, ?, ?, ?, 0, NULL, '')
+    ON CONFLICT (job, route) DO UPDATE
+    SET beat = watches.beat + 1, seq = excluded.seq, n = excluded.n, looked_at_s = excluded.looked_at_s,
+        n_failures = 0, failing_since_s = NULL, problem = ''"""
+_FAILED: Final = """
+    INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem)
+    VALUES (?, ?, 0, 0, 0, 0, 1, ?, ?)
+    ON CONFLICT (job, route) DO UPDATE
+    SET n_failures = watches.n_failures + 1, problem = excluded.problem,
+        failing_since_s = coalesce(watches.failing_since_s, excluded.failing_since_s)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A look that has ended, completed or not."""
+
+    route: str  # "": the job as a whole
+    part: str = ""  # of the look, such as the agent's plan, which has a row of its own; "": the look itself
+    seq: int = 0  # place in the log up to which it read
+    n: int = 0  # requests of the route that it has counted
+    problem: str = ""  # class of the error, and our own message; "": it was completed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What is known of one job's looks at one route."""
+
+    job: str
+    route: str  # "": the job as a whole
+    beat: int  # completed looks
+    seq: int  # place in the log up to which the last one read
+    n: int  # requests of the route that it had counted
+    looked_at_s: float  # Unix time of its end, by the worker's clock; 0: none was completed
+    n_failures: int  # since the last completed one
+    failing_since_s: float | None  # Unix time of the first of them; None: it does not fail
+    problem: str  # of the latest; "": none
+
+    @property
+    def what(self) -> str:
+        return f"{self.job} of route {self.route}" if self.route else self.job
+
+
+def write_looks(log: LogReader, job: str, looks: Iterable[Look], *, at_s: float) -> None:
+    """Write looks within a transaction under the job's lease."""
+    for one in looks:
+        name = one.part or job
+        if one.problem:
+            log.execute(_FAILED, (name, one.route, at_s, one.problem))
+        else:
+            log.execute(_COMPLETED, (name, one.route, one.seq, one.n, at_s))
+
+
+def read_watches(log: LogReader) -> dict[tuple[str, str], Watch]:
+    """Return all rows by job and route. Raise StoreError."""
+    query = f"SELECT {_COLUMNS} FROM watches ORDER BY job, route"  # noqa: S608 - a constant
+    try:
+        rows = log.execute(query).fetchall()
+    except DATABASE_ERRORS as error:
+        raise StoreError(f"store: what jobs have looked at cannot be read: {error}") from error
+    return {(row[0], row[1]): _watch(row) for row in rows}
+
+
+def _watch(row: tuple[str, str, int, int, int, float, int, float | None, str]) -> Watch:
+    since_s = row[7]
+    return Watch(
+        job=row[0],
+        route=row[1],
+        beat=int(row[2]),
+        seq=int(row[3]),
+        n=int(row[4]),
+        looked_at_s=float(row[5]),
+        n_failures=int(row[6]),
+        failing_since_s=None if since_s is None else float(since_s),
+        problem=row[8],
+    )
+
+
+def failing(watches: Mapping[tuple[str, str], Watch]) -> list[Watch]:
+    """Return what fails now, the longest first."""
+    rows = [one for one in watches.values() if one.n_failures]
+    return sorted(rows, key=lambda one: one.failing_since_s or 0.0)
