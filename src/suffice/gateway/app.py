@@ -85,7 +85,8 @@ async def ready(gw: GatewayState, exchange: Exchange) -> None:
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
     if gw.deployment.serves:
         body["without_log"] = gw.deployment.serves
-    await exchange.json(200 if is_ready else 503, msgspec.json.encode(body))
+    details = gw.deployment.leases.details(gw.deployment.routes)
+    await exchange.json(200 if is_ready else 503, msgspec.json.encode(body | details))
 
 
 async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:

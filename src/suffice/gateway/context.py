@@ -22,6 +22,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
 from suffice.gateway.clients import Clients
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.lease import Leases
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.gateway.tracing import Tracer
@@ -36,6 +37,7 @@ from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
 from suffice.store.people.promises import read_other_arms
 from suffice.store.rows.events import RequestCount, RowRates
+from suffice.store.rows.watching import WatchLapse
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient
@@ -397,6 +399,7 @@ class Deployment:
     metrics: Metrics
     salt: InitVar[str]
     variants: Variants = field(init=False)  # experiments and rollouts
+    leases: Leases = field(init=False)  # of certificates
     monotonic_s: Callable[[], float]
     load: LoadControl = field(default_factory=LoadControl)
     kill: KillSwitch = field(default_factory=KillSwitch)
@@ -405,10 +408,12 @@ class Deployment:
     serves: Literal["", "last good", "full"] = ""  # what is served while the log cannot be read; "": it is read
     refresh: Callable[[], None] = lambda: None  # reads new decisions in a process without timers
     notify: Callable[[], None] = lambda: None  # reads new decisions at once
+    _failing: set[str] = field(default_factory=set)  # jobs, as exported
     _states: dict[str, str] = field(default_factory=dict)  # of promises, by route, as exported
 
     def __post_init__(self, salt: str) -> None:
         self.variants = Variants(salt=salt, metrics=self.metrics)
+        self.leases = Leases(monotonic_s=self.monotonic_s, is_unread=lambda: bool(self.serves))
 
     def route(self, name: str) -> BuiltRoute | None:
         return next((one for one in self.routes if one.name == name), None)
@@ -428,11 +433,25 @@ class Deployment:
                 made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
             operation.certified = 0
         self._replace(made)
-        proved = operation.certified if made.floor is None else min(operation.certified, made.floor)
-        self.metrics.set("suffice_certified_level", proved, name)
+        self._export_level(made)
         if now.certified != made.certified:
             state = "certified" if made.floor is None else "budgeted: its drop is kept on average, without a confidence"
             LOG.warning("routes.%s: %s", name, state if made.certified else "runs in full, nothing is certified")
+
+    def _export_level(self, route: BuiltRoute) -> None:
+        """Export the level that acts as certified: none while nobody watches the route."""
+        level = self.load.of(route.name, route.settings).certified
+        proved = level if route.floor is None else min(level, route.floor)
+        self.metrics.set("suffice_certified_level", 0 if self.leases.lapsed(route.name) else proved, route.name)
+
+    def check_leases(self) -> list[WatchLapse]:
+        """End the leases that are over; return rows about those that have ended or begun anew."""
+        self.leases.check()
+        rows = list[WatchLapse]()
+        for route, lease in self.leases.changed(iter(self.routes)):
+            self._export_level(route)
+            rows.append(self.leases.row_of(route.name, lease))
+        return rows
 
     def _replace(self, route: BuiltRoute) -> None:
         self.routes = tuple(route if one.name == route.name else one for one in self.routes)
@@ -469,20 +488,26 @@ class Deployment:
     def guarantee_of(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
         """Return a function that determines the guarantee as of now; for a reply that shows none it is never called."""
         killed, unread, classes = self.kill.on, self.serves == "full", self.classes.get(route.name)
-        running = self.variants.running
+        running, unwatched = self.variants.running, self.leases.lapsed(route.name)
         return lambda: route.guarantee(
             killed=killed,
             unread=unread,
+            unwatched=unwatched,
             classes=classes,
             beside=read_other_arms(running.experiments, running.trials).get(route.name, ()),
         )
 
     def export_gauges(self) -> None:
+        failing = Counter(one.job for one in self.leases.failing)
+        for job in self._failing | failing.keys():
+            self.metrics.set("suffice_failing_jobs", failing[job], job)
+        self._failing = set(failing)
         try:
             self.load.export(self.metrics, now_s=self.monotonic_s())
         except Exception:  # noqa: BLE001 - a gauge is not a response
             self.metrics.inc("suffice_failopen_total", "load")
         for route in self.routes:
+            self.leases.export(route, self.metrics)
             state, before = self.guarantee_of(route)().state, self._states.get(route.name)
             if before is not None and before != state:
                 self.metrics.set("suffice_promise_state", 0, route.name, before)

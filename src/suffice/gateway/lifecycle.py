@@ -38,6 +38,7 @@ from suffice.rollout.experiment import Units, units_of
 from suffice.settings import Probe
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
+from suffice.store.rows.watching import WatchLapse
 from suffice.telemetry import LOG, random_hex
 from suffice.types import ArmDraw, EndReason, Outcome, Query, ReplyForm, Request
 from suffice.upstream.client import UpstreamClient
@@ -294,6 +295,7 @@ def admit(
         route = kill.apply(route)
         if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
             reason = REASON  # with the switch on, all samples are drawn
+    route = gw.deployment.leases.apply(route)
     if reason is None:
         reason, place = _place(gw, arrival, route)
     question, query, assigned, arms = "", None, UNASSIGNED, tuple[ArmDraw, ...]()
@@ -320,7 +322,7 @@ def admit(
         audit=assigned.audit,
         propensity=assigned.propensity,
         policy_version=route.policy_version,
-        certified=route.certified,
+        certified=route.certified and not route.unwatched,
         question_key=question,
         ungoverned=reason,
         received_at_s=gw.wall_s(),
@@ -377,6 +379,14 @@ def _place(gw: GatewayState, arrival: Arrival, route: BuiltRoute) -> tuple[str |
     statistics = gw.statistics[route.name]
     statistics.breaker = statistics.breaker or Breaker()
     return None if statistics.breaker.allows(now_s) else "breaker", place
+
+
+def write_lapses(gw: GatewayState) -> list[WatchLapse]:
+    """End the leases of certificates that are over, and write which have ended or begun anew."""
+    rows = gw.deployment.check_leases()
+    for row in rows:
+        append(gw, row)
+    return rows
 
 
 def find_route(gw: GatewayState, model: str, named: Mapping[str, str], caller: Caller) -> BuiltRoute | None:

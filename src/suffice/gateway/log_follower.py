@@ -43,6 +43,7 @@ from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.schema import INDEXED_KINDS
 from suffice.store.database.sqlite import LastWrite
 from suffice.store.database.views import LogReader, newest_event, read_news, snapshot
+from suffice.store.database.watches import Watch, read_watches
 from suffice.store.database.writer import EventQueue
 from suffice.store.people.keys import KEY_KINDS, valid_keys
 from suffice.store.people.promises import audits_by_class
@@ -232,6 +233,7 @@ class Follower:
         self._is_current = False  # … and everything known; False: a read failed, or the settings have changed
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
         self._deliveries: list[AuditAssignment] = []  # first ones of requests, read and not applied
+        self._watches: Mapping[tuple[str, str], Watch] = {}
         self._order: KillSwitchState | None = None if good is None else good.killed
         self._written: LastWrite | None = None  # the last write before that; None: unknown
         self._notified = asyncio.Event()
@@ -286,10 +288,12 @@ class Follower:
             ]
             self._monitor.read(connection, is_new)
             self._read_state(connection, is_new)
+            before, self._watches = self._watches, read_watches(connection)
             changed = dict[str, BuiltRoute]()
             for name, one in self._routes.items():
                 held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
-                if self._rebuild or held is not one.held or holding != one.holding:
+                same = _agent_fails(before, name) == _agent_fails(self._watches, name)
+                if self._rebuild or held is not one.held or holding != one.holding or not same:
                     changed[name] = self._serving(one, held, holding, connection)
                     one.held, one.holding = held, holding
             self._seq = news.last
@@ -350,6 +354,8 @@ class Follower:
         """Never raises: a version that cannot be built is not served."""
         base, settings, before = one.base, one.base.settings, one.served
         one.served = held
+        if _agent_fails(self._watches, base.name):  # nobody watches what its plan costs
+            held = replace(held, plan=None)
         if not settings.certifies_itself:
             return replace(base, active=held, holding=apply_pause(holding, held.pause))
         budgeted = msgspec.structs.replace(settings, max_em_drop=holding.budget(settings.max_em_drop))
@@ -388,6 +394,7 @@ class Follower:
             self._read_s = self._gw.monotonic_s()
             return
         self._monitor.export()
+        self._gw.deployment.leases.follow(self._watches, last_seq=self._seq, wall_s=self._gw.wall_s())
         if self._keys != self._gw.clients.issued:
             with self._failing_open():  # the keys that are known go on working
                 self._gw.clients.follow_keys(self._keys)
@@ -525,6 +532,11 @@ class Follower:
         self._gw.metrics.inc("suffice_failopen_total", "follow")
         if is_reading:
             self._check_age()
+
+
+def _agent_fails(watches: Mapping[tuple[str, str], Watch], route: str) -> bool:
+    watch = watches.get(("agent", route))
+    return watch is not None and watch.n_failures > 0
 
 
 def _load_problem(error: Exception) -> str:

@@ -84,12 +84,14 @@ class BuiltRoute:
     promise: Promise = "certified"  # for which this request's level was chosen
     risks: bool = False  # during a fallback, an uncertified level acts instead of turning requests away
     holding: ActiveOverrides = NO_OVERRIDES
+    unwatched: str = ""  # why the lease of its certificate is over (gateway/lease.py); "": it is not
     plan: ClassPlan | None = None  # the agent's for this prompt's class, of several draws; None: nothing to draw
 
     @property
     def acts(self) -> bool:
         vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
-        return self.settings.mode == "enforce" and vouched and self.refused is None and self.holding.observe is None
+        held = self.refused is not None or self.holding.observe is not None or self.unwatched
+        return self.settings.mode == "enforce" and vouched and not held
 
     @property
     def is_proved(self) -> bool:
@@ -147,14 +149,16 @@ class BuiltRoute:
         *,
         killed: bool = False,
         unread: bool = False,
+        unwatched: str = "",
         classes: Mapping[str, int] | None = None,
         beside: tuple[str, ...] = (),
     ) -> RouteGuarantee:
         """Return the guarantee of the route, or of one request if this is the route for that request.
 
-        unread   the log has been unreadable for too long
-        classes  audits by query class
-        beside   experiments and rollouts that serve a part of the requests differently
+        unread     the log has been unreadable for too long
+        unwatched  why the lease of the certificate is over; "": it is not
+        classes    audits by query class
+        beside     experiments and rollouts that serve a part of the requests differently
         """
         made = self.active.publication
         if made is not None and self.arm:  # that of this request, which is certified as well
@@ -166,6 +170,7 @@ class BuiltRoute:
             publication=made,
             pause=self.active.pause,
             holding=self.holding,
+            unwatched=self.unwatched or unwatched,
             setup=self.setup,
             killed=killed,
             unread=unread,

@@ -20,7 +20,9 @@ from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
 
 RestState: TypeAlias = Literal["off", "observe", "killed", "unread", "paused", "held", "unreadable", "idle"]
-WaitState: TypeAlias = Literal["unattended", "burst", "searching", "void", "unknown", "uncovered", "candidate"]
+WaitState: TypeAlias = Literal[
+    "unattended", "burst", "searching", "void", "unknown", "uncovered", "candidate", "unwatched"
+]
 State: TypeAlias = Literal[RestState, WaitState, "uncertified", "budgeted", "certified"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
@@ -44,6 +46,7 @@ _SENTENCES: Final[Mapping[State, str]] = {
     "unknown": "not known here: it depends on the route's settings too; name them with --config",
     "uncovered": "none is needed: the certificate does not cover this request, which runs in full",
     "candidate": "this request is served by a rollout's candidate, and the route's certificate is not about it",
+    "unwatched": f"none is needed: nobody watches the route now, and {_IN_FULL}",
     "uncertified": "NONE: the policy stops runs, and no test vouches for what that costs",
 }
 _AVAILABILITY: Final = (
@@ -56,6 +59,7 @@ class RouteGuarantee:
     state: State
     claim: Guarantee | None = None  # state "certified"
     average: Average | None = None  # state "budgeted"
+    why: str = ""  # of state "unwatched"
     sheds_safety: bool = False  # under load, an uncertified level may act where requests should run in full
     beside: tuple[str, ...] = ()  # experiments and rollouts that serve some requests otherwise
 
@@ -71,6 +75,7 @@ class RouteGuarantee:
             result = average_sentence(self.average)
         else:
             result = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
+            result += f" ({self.why})" if self.why else ""
         if self.beside and self.state not in ("off", "observe", "killed", "candidate"):
             result = f"{result.rstrip('.')}. It is not about requests that draw an arm of {', '.join(self.beside)}."
         return result
@@ -86,6 +91,7 @@ class GuaranteeInputs:
     holding: ActiveOverrides = NO_OVERRIDES  # active overrides
     setup: str | None = None  # the route's present setup; None: not known, and not compared
     killed: bool = False
+    unwatched: str = ""  # why the lease of the certificate is over; "": it is not, or that is not known
     unread: bool = False  # the log was unreadable for too long, and nothing acts
     unreadable: bool = False  # too few answers can be extracted, and nothing may act
     classes: Mapping[str, int] = field(default_factory=dict)  # audits by class, from `monitor`
@@ -101,6 +107,8 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         falls_back = route.on_fallback == "availability_first" and route.is_learned and one.epoch is not None
         sheds = falls_back and state in ("paused", "burst", "searching", "void")
         return RouteGuarantee(state=state, sheds_safety=sheds, beside=one.beside)
+    if one.unwatched:
+        return RouteGuarantee(state="unwatched", why=one.unwatched, beside=one.beside)
     scorer = scorer_label(route.scorer)
     evidence, disagreeing = made.evidence, made.evidence.n_disagreeing
     labelled = evidence.n_gained > 0 or (disagreeing is not None and evidence.n_lost < disagreeing + evidence.n_pending)

@@ -19,7 +19,7 @@ from suffice.console.context import LiveRequests, ReloadNow
 from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
-from suffice.gateway import kill, lifecycle, rounds_service
+from suffice.gateway import kill, lease, lifecycle, rounds_service
 from suffice.gateway.app import App
 from suffice.gateway.auth import KeyRing, Objects
 from suffice.gateway.clients import Clients
@@ -54,6 +54,7 @@ from suffice.wiring.startup import (
     LogRetry,
     Preflight,
     StartState,
+    alert_of_lapses,
     attach,
     last_good_writer,
     open_known_log,
@@ -108,6 +109,7 @@ def _build_state(
         ),
         sampling=LogSampler(settings=settings, salt=begun.secret),
     )
+    gw.deployment.leases.rules = settings.control
     _read_log(settings, gw)
     _restore(gw, begun.known)
     begun.known = replace(begun.known, recent=())  # what was learned from them is in `gw`
@@ -172,6 +174,7 @@ def open_library(
         def refresh() -> None:
             follower.refresh()
             gw.deployment.check_kill()
+            lifecycle.write_lapses(gw)
 
         gw.deployment.refresh = refresh
         gw.deployment.refresh()
@@ -296,6 +299,7 @@ async def build_gateway(
         for site, work, every_s in (
             ("load", partial(gw.deployment.update_load, clients), LOOK_S),
             ("kill", gw.deployment.check_kill, kill.LOOK_S),
+            ("lease", partial(_check_leases, gw), lease.CHECK_S),
             ("secrets", SecretFiles(gw.upstreams).refresh, SECRETS_S),
             ("counts", partial(lifecycle.write_counts, gw), COUNTS_S),
             ("decide", partial(rounds_service.close_old, gw), rounds_service.LOOK_S),
@@ -314,6 +318,13 @@ async def build_gateway(
             await _await_handlers(gw)
             rounds_service.close_old(gw, at_shutdown=True)
             lifecycle.write_counts(gw, all_of_them=True)
+
+
+def _check_leases(gw: GatewayState) -> None:
+    """Write which leases have ended, and alert people from here where there is no worker to do it."""
+    ended = [row for row in lifecycle.write_lapses(gw) if row.lapsed]
+    if ended and not gw.deployment.leases.has_run("notify"):
+        alert_of_lapses(gw.settings, ended)
 
 
 def _look_for_damage(path: LogLocation, gw: GatewayState) -> None:

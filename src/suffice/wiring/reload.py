@@ -166,6 +166,7 @@ class Reloader:
             serving[route.name] if _is_same(route.name, before, settings) else route for route in prepared.routes
         )
         gw.deployment.load.follow(settings.routes)
+        gw.deployment.leases.rules = settings.control
         self.follower.rebase(prepared.routes)
         server = settings.server
         self.app.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)

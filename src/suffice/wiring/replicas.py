@@ -57,6 +57,7 @@ class ReplicaWatch:
             return
         skew = version_skew(replicas)
         gw.metrics.set("suffice_replicas", len(replicas))
+        gw.deployment.leases.n_gateways = max(1, len(replicas))
         for name in versions:
             gw.metrics.set("suffice_version_skew", max(0, len(skew.get(name, ())) - 1), name)
 

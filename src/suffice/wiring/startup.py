@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
@@ -28,7 +28,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.scoring.base import asks_judge
-from suffice.settings import Alerts, Settings
+from suffice.settings import AlertKind, Alerts, Settings
 from suffice.store.database.location import local_path, log_location
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import (
@@ -43,6 +43,7 @@ from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import valid_keys
 from suffice.store.rows.events import KeyIssue, KeyUsage, LogOutage
+from suffice.store.rows.watching import WatchLapse
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.drivers import url_key
@@ -237,10 +238,21 @@ def _secret(settings: Settings) -> str:
     return secrets.token_hex(16)
 
 
-def _send_alert(settings: Settings, text: str) -> None:
+MOST_NAMED: Final = 5  # routes in one alert
+
+
+def alert_of_lapses(settings: Settings, ended: Sequence[WatchLapse]) -> None:
+    """Send an alert of leases that ended; for when no worker's job `notify` runs to do it."""
+    names = ", ".join(one.route for one in ended[:MOST_NAMED])
+    more = f" and {len(ended) - MOST_NAMED:,} more" if len(ended) > MOST_NAMED else ""
+    text = f"no worker looks at {names}{more}, and what is certified there runs in full: {ended[0].reason}"
+    _send_alert(settings, text, kind="unwatched")
+
+
+def _send_alert(settings: Settings, text: str, *, kind: AlertKind = "log_missed") -> None:
     """Send an alert from here: the job that sends alerts reads the log."""
-    notice = Notice(kind="log_missed", route="", sentence=plain(text, MOST_TEXT), same="log_missed", path="")
-    if "log_missed" not in settings.alerts.kinds:
+    notice = Notice(kind=kind, route="", sentence=plain(text, MOST_TEXT), same=kind, path="")
+    if kind not in settings.alerts.kinds:
         return
 
     def send(sink: Sink) -> None:

@@ -31,6 +31,7 @@ MOST_BODY_CHARS: Final = 6_000
 _KINDS: Final = tuple(sorted(set(EVENTS) - HIDDEN))
 _ROLLOUTS: Final = "rollout_begun rollout_moved rollout_undone"
 _HOLDS: Final = "incident_opened incident_decided enforcement_paused enforcement_resumed kill_switched"
+_OF_GATEWAYS: Final = "version_refused log_missed"
 _GROUPED: Final = {
     "thresholds": (
         "Thresholds and settings",
@@ -39,7 +40,7 @@ _GROUPED: Final = {
     "incidents": ("Incidents and pauses", _HOLDS),
     "alerts": (
         "Alerts",
-        "alarm_raised alert_raised rule_checked arm_worse version_refused log_missed alert_rule_set alerts_muted",
+        f"alarm_raised alert_raised rule_checked arm_worse watch_changed {_OF_GATEWAYS} alert_rule_set alerts_muted",
     ),
     "experiments": (
         "Experiments and rollouts",
@@ -56,6 +57,7 @@ _TONES: Final[Mapping[str, str]] = {
     "kill_switched": "bad",
     "alert_raised": "warn",
     "rule_checked": "warn",
+    "watch_changed": "warn",
     "arm_worse": "warn",
     "enforcement_paused": "warn",
     "policy_published": "good",

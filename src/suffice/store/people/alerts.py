@@ -28,6 +28,7 @@ from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
 from suffice.store.rows.preferences import RuleAlert
+from suffice.store.rows.watching import WatchLapse
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
@@ -36,7 +37,7 @@ MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
     *("route_monitored", "alert_raised", "alarm_raised", "enforcement_paused", "incident_opened", "kill_switched"),
     *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed", "arm_worse"),
-    *("agent_planned", "rule_checked"),
+    *("agent_planned", "rule_checked", "watch_changed"),
 )
 # Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
 ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began", "experiment_stopped")
@@ -53,6 +54,7 @@ CauseKind: TypeAlias = Literal[
     "fail_open",
     "experiment",
     "cost",
+    "watch",
     "rule",
 ]
 
@@ -131,10 +133,13 @@ def alert_of(event: Event) -> RaisedAlert | None:
             notice = _notice("worse_arm", "", text, f"{name}:{run}:{arm}:{event.verdict}", "/experiments")
             return notice, AlertCause("experiment", name=f"{name}:{run}")
         case _:
-            return _alert_of_rule(event) if isinstance(event, RuleAlert) else None
+            return _alert_of_check(event) if isinstance(event, RuleAlert | WatchLapse) else None
 
 
-def _alert_of_rule(check: RuleAlert) -> RaisedAlert | None:
+def _alert_of_check(check: RuleAlert | WatchLapse) -> RaisedAlert | None:
+    if isinstance(check, WatchLapse):
+        text = f"{check.reason}; it runs in full until it is looked at again"
+        return (_notice("unwatched", check.route, text), AlertCause("watch", check.route)) if check.lapsed else None
     if not check.broken:
         return None
     rule, route = check.rule, check.route
@@ -224,10 +229,12 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case events.RolloutUndo() | events.RolloutMove() | events.ExperimentEnd():
             return _after_comparison(event)
         case _:
-            return _after_check(event) if isinstance(event, RuleAlert) else ()
+            return _after_check(event) if isinstance(event, RuleAlert | WatchLapse) else ()
 
 
-def _after_check(check: RuleAlert) -> tuple[AlertResolution, ...]:
+def _after_check(check: RuleAlert | WatchLapse) -> tuple[AlertResolution, ...]:
+    if isinstance(check, WatchLapse):
+        return () if check.lapsed else (_over("watch", check.route, check.reason),)
     return () if check.broken else (_over("rule", check.route, check.sentence, name=check.rule),)
 
 

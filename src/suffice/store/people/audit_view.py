@@ -19,6 +19,7 @@ from suffice.store.database.views import LogReader, LogSource, decoded, find_eve
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert
+from suffice.store.rows.watching import WatchLapse
 from suffice.types import Epoch, Pause, Publication, Resumption
 
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
@@ -168,6 +169,9 @@ def _of_alerts(event: Event) -> tuple[str, str] | None:
             return "", f"rule {event.rule}: {limit} {where}{state}"
         case RuleAlert():
             return "", f"rule {event.rule} {'is broken' if event.broken else 'is kept again'}: {event.sentence}"
+        case WatchLapse(lapsed=lapsed):
+            acts = "runs in full" if lapsed else "acts again"
+            return "", f"what is certified {acts} at a gateway: {event.reason}"
         case AlertMute():
             return "", f"alerts of {event.kind or 'every kind'} muted until {format_time(event.until_s)}"
     return None

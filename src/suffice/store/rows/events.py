@@ -27,6 +27,7 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State, Transition
 from suffice.store.rows.compact import struct_like
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, SavedView
+from suffice.store.rows.watching import WatchLapse
 from suffice.types import (
     Alarm,
     Epoch,
@@ -367,21 +368,19 @@ class LogOutage:
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
-_OfRates: TypeAlias = RowRates | OperatingMove
-_OfProposals: TypeAlias = ProposedVersion | ProposedBudget
-_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | _OfRates | _OfProposals
+_OfJobs: TypeAlias = RowRates | OperatingMove | ProposedVersion | ProposedBudget
+_OfLoop: TypeAlias = Epoch | Publication | AgentPlan | Alarm | Pause | Resumption | JobRun | _OfJobs
 _OfForecasts: TypeAlias = RouteForecast | ForecastAction | SpendForecast | Alert
-_OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
-_OfFleet: TypeAlias = FleetRequirement | WarmStart
+_OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage | WatchLapse
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd | ReplicaState
 _OfOwner: TypeAlias = ConfigChange | Export | DayArchive | Erasure | AccessGrant
-_OfVersions: TypeAlias = _OfExperiments | _OfRollouts
+_OfVersions: TypeAlias = _OfExperiments | _OfRollouts | FleetRequirement | WarmStart
 _OfPeople: TypeAlias = _OfReviews | _OfOwner | SavedView | AlertRule | RuleAlert | AlertMute
-Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfFleet | _OfVersions | _OfHolds | _OfServer | _OfPeople
+Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfVersions | _OfHolds | _OfServer | _OfPeople
 E = TypeVar("E", bound=Event)
 
 
@@ -492,6 +491,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("key_ended", KeyEnd, "end", "{0.key_id}:{0.ends_at_s:.3f}"),
     Kind("view_saved", SavedView, "view", "{0.person}:{0.number:06}", chained=False),
     Kind("alert_rule_set", AlertRule, "rule", "{0.rule}:{0.revision}", lambda e: e.route or None),
+    Kind("watch_changed", WatchLapse, "watch", "{0.route}:{0.gateway}:{0.number:06}"),
     Kind("rule_checked", RuleAlert, "alert", "{0.rule}:{0.revision}:{0.route}:{0.number}"),
     Kind("alerts_muted", AlertMute, "mute", "{0.number:06}", lambda e: e.route or None),
 )

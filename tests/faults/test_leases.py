@@ -1,0 +1,243 @@
+"""What is certified acts only while somebody looks: over real sockets, with every way in which looks stay away."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from suffice.gateway.lease import LEAST_S, TOLERANCE_S
+from suffice.settings import Control
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import open_reader, read_kinds
+from suffice.store.database.watches import Look, write_looks
+from suffice.store.people.alerts import AlertLog, read_alert_log
+from suffice.store.rows.watching import WatchLapse
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Served, chat
+from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published
+
+RULES = Control(lease_s=60.0, lease_requests=20)
+STOPPED, FULL = 3, 8  # samples of a request: a full vote ends when no sample can change it
+
+
+@dataclass
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    s: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+async def certified(g: Served, *, rules: Control = RULES) -> Clock:
+    """Publish a level that acts, with the gateway's leases on a clock of the test's."""
+    clock = Clock()
+    leases = g.gateway.deployment.leases
+    leases.monotonic_s, leases.rules = clock, rules
+    leases._of.clear()
+    await decide(g, began(), published(g.gateway.settings, 2))
+    return clock
+
+
+async def look(g: Served, *, problem: str = "", job: str = "certify", at_s: float | None = None) -> None:
+    """Note a look as a worker does, and wait until the gateway has read it."""
+
+    def write() -> None:
+        with Decisions(g.database, now=lambda: 0.0, monotonic_s=lambda: 0.0) as here, here.transaction() as log:
+            looks = [Look(route="r", part="" if job == "certify" else job, problem=problem, seq=1, n=1)]
+            write_looks(log, "certify", looks, at_s=g.gateway.wall_s() if at_s is None else at_s)
+
+    leases = g.gateway.deployment.leases
+    seen = leases.of("r").watch, leases.failing
+    await asyncio.to_thread(write)
+    g.gateway.deployment.notify()
+    async with asyncio.timeout(30):
+        while (leases.of("r").watch, leases.failing) == seen:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.01)
+
+
+async def told(g: Served) -> Any:
+    answer = await g.ask(chat("a question", suffice={}))
+    assert answer.status == 200
+    await g.quiet()
+    return answer.told
+
+
+async def readiness(g: Served) -> tuple[int, Any]:
+    async with g.session.get(g.url + "/readyz") as answer:
+        return answer.status, await answer.json()
+
+
+async def rows(g: Served, n: int) -> list[WatchLapse]:
+    async with asyncio.timeout(30):
+        while True:
+            with open_reader(g.database) as log:
+                found = [one.event for one in read_kinds(log, "watch_changed")]
+            lapses = [one for one in found if isinstance(one, WatchLapse)]
+            if len(lapses) >= n:
+                return lapses
+            await asyncio.sleep(0.05)
+
+
+def gauge(g: Served, name: str, **labels: str) -> float | None:
+    return g.gateway.metrics.registry.get_sample_value(name, labels)
+
+
+async def test_a_dead_worker_ends_the_lease_and_reply_metric_readiness_and_alert_say_so(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        assert (await drawn(g), (await told(g))["certified"]) == (STOPPED, True)
+        clock.s += RULES.lease_s - 0.1
+        assert await drawn(g) == STOPPED
+        clock.s += 0.1
+        assert await drawn(g) == FULL
+        said = await told(g)
+        assert said["certified"] is False
+        assert said["promise"].startswith(
+            "none is needed: nobody watches the route now, and every request runs in full"
+        )
+        assert "for 60 s and 3 requests" in said["promise"]
+        (row,) = await rows(g, 1)
+        assert (row.route, row.lapsed, row.n_requests) == ("r", True, 3)
+        assert gauge(g, "suffice_certified_level", route="r") == 0
+        g.gateway.deployment.export_gauges()
+        assert gauge(g, "suffice_watch_lapsed", route="r") == 1
+        assert gauge(g, "suffice_watch_age_seconds", route="r") == 60
+        assert gauge(g, "suffice_promise_state", route="r", state="unwatched") == 1
+        status, ready = await readiness(g)
+        assert (status, ready["unwatched"]) == (200, ["r"])
+        with open_reader(g.database) as log:
+            (alert,) = read_alert_log(log, AlertLog(repeat_s=3_600.0)).raised
+        assert (alert.notice.kind, alert.ended) == ("unwatched", None)
+
+
+async def test_a_lease_ends_without_any_request_and_heals_with_the_next_look(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        clock.s += 3_600
+        assert [one.lapsed for one in await rows(g, 1)] == [True], "no request came, and the alert is there"
+        await look(g)
+        assert await drawn(g) == STOPPED
+        assert [one.lapsed for one in await rows(g, 2)] == [True, False]
+        assert gauge(g, "suffice_certified_level", route="r") == 2
+        with open_reader(g.database) as log:
+            (alert,) = read_alert_log(log, AlertLog(repeat_s=3_600.0)).raised
+        assert alert.ended is not None
+
+
+async def test_a_busy_route_is_served_as_certified_for_so_many_requests_and_no_more(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        clock.s += LEAST_S
+        counts = [await drawn(g) for _ in range(RULES.lease_requests + 5)]
+        assert counts == [STOPPED] * RULES.lease_requests + [FULL] * 5
+        await look(g)
+        assert await drawn(g) == STOPPED
+
+
+async def test_gateways_share_the_requests_of_a_lease(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        g.gateway.deployment.leases.n_gateways = 4
+        await look(g)
+        clock.s += LEAST_S
+        counts = [await drawn(g) for _ in range(8)]
+        assert counts == [STOPPED] * 5 + [FULL] * 3
+
+
+async def test_a_very_busy_route_does_not_flap_between_two_looks(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g, rules=Control(lease_requests=1))
+        for _ in range(3):
+            await look(g)
+            clock.s += LEAST_S - 0.1
+            assert [await drawn(g) for _ in range(4)] == [STOPPED] * 4
+
+
+@pytest.mark.parametrize("problem", ["ValueError", "KeyError", "MemoryError", "StoreError: the disk is full"])
+async def test_a_look_that_fails_renews_nothing_and_is_listed_at_once(serve: Serve, problem: str) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        await look(g, problem=problem)
+        assert await drawn(g) == STOPPED
+        assert (await readiness(g))[1]["failing"] == [f"certify of route r: {problem}"]
+        g.gateway.deployment.export_gauges()
+        assert gauge(g, "suffice_failing_jobs", task="certify") == 1
+        clock.s += 30
+        await look(g, problem=problem)
+        clock.s += 30
+        assert await drawn(g) == FULL
+        await look(g)
+        assert await drawn(g) == STOPPED
+        assert "failing" not in (await readiness(g))[1]
+        g.gateway.deployment.export_gauges()
+        assert gauge(g, "suffice_failing_jobs", task="certify") == 0
+
+
+async def test_a_part_that_fails_is_listed_and_ends_no_lease(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        await look(g, problem="ValueError", job="agent")
+        assert (await readiness(g))[1]["failing"] == ["agent of route r: ValueError"]
+        clock.s += RULES.lease_s - 1
+        await look(g)
+        clock.s += RULES.lease_s - 1
+        assert await drawn(g) == STOPPED
+
+
+async def test_a_gateway_that_starts_long_after_the_last_look_serves_in_full(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        await certified(g)
+        await look(g, at_s=g.gateway.wall_s() - RULES.lease_s - TOLERANCE_S - 60)
+        assert await drawn(g) == FULL
+        assert "before this gateway began" in (await told(g))["promise"]
+        await look(g)
+        assert await drawn(g) == STOPPED
+
+
+@pytest.mark.parametrize("ahead_s", [-240.0, 240.0, 86_400.0])
+async def test_clocks_of_hosts_may_differ(serve: Serve, ahead_s: float) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        for _ in range(3):
+            await look(g, at_s=g.gateway.wall_s() + ahead_s)
+            assert await drawn(g) == STOPPED
+            clock.s += RULES.lease_s - 1
+        clock.s += 1
+        assert await drawn(g) == FULL
+
+
+async def test_a_log_without_any_look_is_served_for_one_lease(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        assert await drawn(g) == STOPPED
+        clock.s += RULES.lease_s
+        assert await drawn(g) == FULL
+        assert "since this gateway began" in (await told(g))["promise"]
+
+
+async def test_while_the_log_cannot_be_read_leases_stand_still(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        deployment = g.gateway.deployment
+        unread = [True]
+        deployment.leases.is_unread = lambda: unread[0]
+        deployment.leases.check()
+        clock.s += 3_600
+        deployment.leases.check()
+        assert await drawn(g) == STOPPED, "store.last_good_s says for how long"
+        unread[0] = False
+        clock.s += RULES.lease_s - 1
+        assert await drawn(g) == STOPPED
+        clock.s += 1
+        assert await drawn(g) == FULL
