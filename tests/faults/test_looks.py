@@ -16,7 +16,7 @@ import pytest
 
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.runs import Match
-from suffice.control.jobs.base import NOTE_S, Job, JobReport, JobWriter, Worker
+from suffice.control.jobs.base import LOOK_S, NOTE_S, Job, JobReport, JobWriter, Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.errors import ConfigError, StoreError
@@ -307,3 +307,19 @@ def test_the_job_critical_notes_its_looks_too(tmp_path: Path) -> None:
     with worker_of(tmp_path, job, clock=clock) as here:
         here.round()
     assert watches(tmp_path)["critical", "r"].beat == 1
+
+
+# ---- jobs that hang --------------------------------------------------------------------------------
+
+
+def test_no_look_waits_behind_another_job(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with open_worker(settings, part="watch") as watch, open_worker(settings, part="chores") as chores:
+        watching, others = ({job.name for job in one.jobs} for one in (watch, chores))
+        assert watching == {"certify", "critical"}
+        assert watching | others == set(every_job(tmp_path))
+        assert not watching & others
+        fill(tmp_path, traffic(50))
+        assert watch.round_if_due(), "the other process has not begun a round, and may never"
+        assert watches(tmp_path)["certify", "r"].beat == 1
+        assert LOOK_S <= watch.pause_s() <= chores.pause_s() == settings.control.period_s

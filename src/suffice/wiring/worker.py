@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.control.jobs.base import JobReport, JobWriter, LogJob, Worker
+from suffice.control.jobs.base import QUIET_S, WATCH_QUIET_S, JobReport, JobWriter, LogJob, Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, ExperimentWatch, ProposeBudget, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.upkeep import ExportHeads, Retain, Rollup
+from suffice.control.worker_process import Part
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError
 from suffice.replay.archive.days import DayWriter, closed_days
@@ -114,6 +115,7 @@ class ArchiveJob(LogJob):
 # ── the worker ───────────────────────────────────────────────────────────────────────────────────
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
+WATCHING_JOBS: Final = (Certify, Critical)  # of which no look waits behind another job
 OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ProposeBudget, ExperimentWatch)
 
 
@@ -130,7 +132,10 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
 
 
 @contextmanager
-def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
+def open_worker(
+    settings: Settings, *, learning: bool = True, create: bool = True, part: Part | None = None
+) -> Iterator[Worker]:
+    """Open a worker with its jobs; `part`: those that watch, or all others."""
     warn_of_lost_secret(settings)
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author = f"worker {secrets.token_hex(3)}"
@@ -141,19 +146,23 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
             "secret": deployment_salt(settings),
         }
         webhook = secret("audit.webhook_env", settings.audit.webhook_env)
-        jobs = (
+        jobs: tuple[Any, ...] = (
             *(kind(**common) for kind in (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)),
             ExportHeads(webhook=webhook, **common),
             Retain(writer=writer, new_id=partial(create_id, "er"), **common),
             ArchiveJob(writer=writer, **common),
             Notify(sinks=sinks_of(settings.alerts), **common),
         )
+        watching = tuple(job for job in jobs if isinstance(job, WATCHING_JOBS))
+        if part is not None:
+            jobs = watching if part == "watch" else tuple(job for job in jobs if job not in watching)
         for job in jobs:
             stack.callback(job.close)
         yield Worker(
             decisions=writer,
             author=author,
             jobs=jobs,
+            quiet_s=WATCH_QUIET_S if part == "watch" else QUIET_S,
             now=time.time,
             monotonic_s=time.monotonic,
             new_id=partial(create_id, "jr"),

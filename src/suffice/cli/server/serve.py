@@ -320,6 +320,7 @@ def _print_preview(settings: Settings) -> None:
 @JSON_LINES
 def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
     """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
+    from suffice.control.worker_process import run_in_thread
     from suffice.telemetry import configure_logging
     from suffice.wiring.files import load_deployment
     from suffice.wiring.worker import open_worker
@@ -336,8 +337,11 @@ def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
     reloads = threading.Event()
     event = _handle_signals(reloads)
     while not event.is_set():
-        with open_worker(settings, create=False) as here:
-            _work(here, settings, event, reloads, as_json=as_json)
+        prints = "json" if as_json else "text"
+        # The other jobs have a process of their own: no look waits behind them.
+        beside = run_in_thread(settings, "chores", prints=prints)
+        with open_worker(settings, create=False, part="watch") as here, beside:
+            _work(here, event, reloads, as_json=as_json)
         if reloads.is_set():
             reloads.clear()
             settings = _reloaded(path, settings)
@@ -353,7 +357,7 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
     if reports is None:
         warn(f"another worker has the job {job}; it is alive")
         return True
-    _print_reports(reports, as_json=as_json)
+    print_reports(reports, as_json=as_json)
     return any(not report.ok for report in reports)
 
 
@@ -375,10 +379,10 @@ def _handle_signals(reloads: threading.Event) -> threading.Event:
     return event
 
 
-def _work(here: Worker, settings: Settings, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
+def _work(here: Worker, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
     while not event.is_set() and not reloads.is_set():
-        _print_reports(here.round_if_due(), as_json=as_json)
-        event.wait(settings.control.period_s)
+        print_reports(here.round_if_due(), as_json=as_json)
+        event.wait(here.pause_s())
 
 
 def _reloaded(path: Path, before: Settings) -> Settings:
@@ -398,7 +402,7 @@ def _reloaded(path: Path, before: Settings) -> Settings:
     return result.settings
 
 
-def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
+def print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
     lines = [f"{one.route or 'all routes'}: {one.summary or 'nothing to do'}" for one in reports]
     print_reply(CommandReply(list(reports), lines), as_json=as_json)
 

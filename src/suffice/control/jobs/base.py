@@ -35,6 +35,8 @@ QUIET_S: Final = RENEW_S + 0.5  # between two rounds while the log stays as it i
 WATCH_QUIET_S: Final = 4.0  # … of jobs whose looks keep certificates alive
 NOTE_S: Final = 1.0  # between two notes that a look was completed
 RUN_NOTE_S: Final = 10.0  # … that a job was
+LOOK_S: Final = 0.5  # between two rounds of the jobs that watch, on a busy log …
+LOOK_SHARE: Final = 0.25  # … and the largest share of the time that they take
 RENEW_ROWS: Final = 1_000  # … or rows read
 LOOK_BACK: Final = 20_000  # requests of a route that a cold start reads
 FIRST_REST_S: Final = 5.0
@@ -176,6 +178,7 @@ class Worker:
     _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
     _began_s: float = field(init=False, default=0.0)  # … and when that was
     quiet_s: float = QUIET_S  # between two rounds while the log stays as it is
+    _took_s: float = field(init=False, default=0.0)  # the last round
     _problems: set[str] = field(init=False, default_factory=set)  # of the last round, each of which was logged once
     _rests: dict[str, tuple[float, float]] = field(init=False, default_factory=dict)  # failed jobs: for how long, until
     _noted_s: dict[str, float] = field(init=False, default_factory=dict)  # when a job's run was noted last
@@ -195,7 +198,9 @@ class Worker:
         if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < self.quiet_s:
             return []
         self._seen, self._began_s = seen, now_s
-        return self.round()
+        reports = self.round()
+        self._took_s = self.monotonic_s() - now_s
+        return reports
 
     def round(self) -> list[JobReport]:
         reports, problems = list[JobReport](), set[str]()
@@ -232,6 +237,13 @@ class Worker:
         job.forget()
         self._noted_s.pop(job.name, None)  # the next run that succeeds says so at once
         writer.note([Look(route="", problem=problem_of(error))], at_s=self.now())
+
+    def pause_s(self) -> float:
+        """Return how long to wait for the next round: shorter for jobs that watch, unless their rounds take long."""
+        usual_s = min(one.settings.control.period_s for one in self.jobs if isinstance(one, LogJob))
+        if self.quiet_s == QUIET_S:
+            return usual_s
+        return min(usual_s, max(LOOK_S, self._took_s * (1 - LOOK_SHARE) / LOOK_SHARE))
 
     def once(self, name: str) -> list[JobReport] | None:
         """Run one job now; None: another worker holds it. Raises StoreError, and KeyError for an unknown name."""
