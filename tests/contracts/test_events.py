@@ -6,12 +6,15 @@ import dataclasses
 import json
 import math
 import types
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.agent.plan import AgentPlan, Regret
 from suffice.rollout.evidence import Rules
 from suffice.store.rows.events import EVENTS, Event, FeedbackEvent, decode_as, encode, key_of, kind_of, route_of, to_row
 from suffice.types import Feedback, Outcome, StepRecord
@@ -89,6 +92,54 @@ def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) 
     row = to_row(event)
     assert (row.kind, row.key, row.route) == (kind, key_of(event), route_of(event))
     assert decode_as(EVENTS[row.kind], row.body) == event
+
+
+def in_numpy(value: Any, drawn: Callable[[Any], Any]) -> Any:
+    """The same record as numpy computes it: each number, truth value and text by one of the types that hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Rules):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: in_numpy(getattr(value, name), drawn) for name in names})
+    if isinstance(value, tuple):
+        return tuple(in_numpy(one, drawn) for one in value)
+    if isinstance(value, dict):
+        return {key: in_numpy(one, drawn) for key, one in value.items()}
+    return drawn(value) if isinstance(value, bool | int | float | str) else value
+
+
+def boxes(value: Any) -> list[Any]:
+    """What numpy makes of a plain value."""
+    if isinstance(value, bool):
+        return [np.bool_(value), np.array(value)]
+    if isinstance(value, int):
+        return [np.int64(value), np.array(value), *([np.int32(value), np.uint8(value)] if value < 256 else [])]
+    if isinstance(value, str):
+        return [value] if "\0" in value else [np.str_(value)]
+    single = [np.float32(value)] if abs(value) < 3e38 and float(np.float32(value)) == value else []
+    return [np.float64(value), np.array(value), *single]
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=examples(20))
+def test_what_numpy_computes_is_written_as_plain_values(kind: str, data: st.DataObject) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    boxed = in_numpy(event, lambda value: data.draw(st.sampled_from(boxes(value))))
+    row = to_row(boxed)
+    read = decode_as(EVENTS[kind], row.body)
+    assert repr(read) == repr(event)  # equal, and of the same types
+    assert row == to_row(event)
+    assert [type(one) for one in dataclasses.astuple(row)] == [type(one) for one in dataclasses.astuple(to_row(event))]
+
+
+def test_a_number_that_is_not_finite_is_unknown_or_refused() -> None:
+    regret = Regret(mean=0.0, low=0.0, high=0.0, n_audits=2)
+    plan = AgentPlan(route="r", number=1, epoch=1, at=0, classes=(), token_price=0.1, reason="", author="", idle=regret)
+    for bad in list[Any]([np.float64("nan"), np.float32("inf"), math.nan]):
+        with pytest.raises(ValueError, match="token_price"):
+            to_row(dataclasses.replace(plan, token_price=bad))
+        assert '"confidence":null' in to_row(ended(steps=(step(confidence=bad),))).body
+    with pytest.raises(ValueError, match=r"agent_planned.*got object; allowed: plain values"):
+        to_row(dataclasses.replace(plan, token_price=object()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,9 +14,12 @@ from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
 from suffice.settings import Route, parse_settings
+from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Query, Usage
+from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, Story, began, rows, story
+from tests.control.test_worker import fill, only
 from tests.records import plain_request
 
 ARMS = "effort=medium", "effort=low"
@@ -32,13 +36,14 @@ def asked_twice(
     tokens: Mapping[tuple[str, str], int] | None = None,
     classes: tuple[str, ...] = ("",),
     left: float = 0.0,
+    arms: Sequence[str] = ARMS,
 ) -> list[Event]:
     """Audits with a second call by one of both arms. `lost`, `tokens`: by class and arm; `left`: by their client."""
     rng, events = np.random.default_rng([seed, first]), list[Event]()
     for number in range(first, first + n):
-        name, arm, query_class = f"ep_{number:06}", str(rng.choice(ARMS)), str(rng.choice(classes))
+        name, arm, query_class = f"ep_{number:06}", str(rng.choice(arms)), str(rng.choice(classes))
         wrong, gone = rng.random() < lost.get((query_class, arm), 0.0), rng.random() < left
-        usual = {ARMS[0]: 500, ARMS[1]: 200}[arm]
+        usual = {ARMS[0]: 500}.get(arm, 200)
         request = plain_request(
             name,
             mode="enforce",
@@ -174,6 +179,28 @@ def test_a_mixture_that_breaks_the_budget_is_not_served_although_both_of_its_arm
     assert (given(here) == {"a": 1, "b": 2}) is not checked
     if checked:
         assert len(set(given(here).values()) - {0}) == 1
+
+
+@pytest.mark.parametrize("arms", [{"effort": ["medium", "low"]}, {"effort": "low"}, {"budget_tokens": 400}])
+def test_the_job_writes_plans_where_the_owner_priced_tokens(arms: dict[str, Any], tmp_path: Path) -> None:
+    """The price per run comes from counted tokens, which numpy sums: the row once could not be written."""
+    table = {"upstream": "up", "kind": "reasoning", "mode": "enforce", "max_em_drop": 0.05, "token_price": 0.05, **arms}
+    settings = parse_settings(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": table},
+            "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"},
+        }
+    )
+    names = settings.routes["r"].arms
+    fill(tmp_path, asked_twice(600 * len(names), arms=names))
+    with open_worker(settings) as here:
+        report = only(here)
+    assert report.ok, report.summary
+    decided = read_decided(tmp_path / "log.db").of("r")
+    assert decided.level == len(names)
+    assert decided.plan is not None
+    assert decided.plan.token_price == pytest.approx(0.05 * 0.8)  # 800 tokens a full run
 
 
 def replace_route(**changes: Any) -> Route:

@@ -227,7 +227,7 @@ class PairedEvidence(EvidenceSource):
             known = np.arange(len(self._arms) + 1) == self._level_of(pair.arm)  # of other arms it shows nothing
             tokens = np.where(known, float(pair.arm_tokens), np.nan)
             tokens[0] = pair.full_tokens
-            costs = AuditCosts(audit=audit, full_tokens=tokens[0], tokens=tokens, stops=known)
+            costs = AuditCosts(audit=audit, full_tokens=float(pair.full_tokens), tokens=tokens, stops=known)
             if audit.seq > self._read_to:
                 self._read_to = audit.seq
                 agent.add_audit(costs)

@@ -1,10 +1,13 @@
-"""Structs that mirror dataclasses, and whose JSON leaves out what is unknown: fields that are None, as by default.
+"""What makes rows small and plain.
 
-Such a row reads like one that is older than the field. Without this, half the bytes of an outcome are nulls.
+Structs mirror dataclasses and leave out of their JSON what is unknown: fields that are None, as by default. Such a row
+reads like one that is older than the field; without this, half the bytes of an outcome are nulls. Plain values take the
+place of what JSON cannot carry.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, partial
 from types import UnionType
@@ -40,3 +43,32 @@ def _mirrored(hint: Any) -> Any:
         return hint
     origin = get_origin(hint)
     return Union[arguments] if origin in (Union, UnionType) else origin[arguments]  # noqa: UP007 - made at run time
+
+
+def to_plain(event: Any) -> Any:
+    """Return an event's fields as dicts, lists and plain values. Raise TypeError for what is none.
+
+    A scalar of numpy becomes Python's, an array a list or, without dimensions, its value. A list with a number that is
+    not finite becomes empty (unknown), half of a surrogate pair its escape.
+    """
+    return _mended(msgspec.to_builtins(event, enc_hook=_unboxed))
+
+
+def _unboxed(value: Any) -> Any:
+    """Called for types that msgspec does not know. Numpy's are told by their method: its import would cost gateways."""
+    tolist = getattr(value, "tolist", None)
+    if tolist is None:
+        raise TypeError(f"got {type(value).__name__}; allowed: plain values, and numpy's scalars and arrays")
+    return tolist()
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mended(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, float) and not math.isfinite(item) for item in value):
+            return []
+        return [_mended(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value

@@ -7,7 +7,6 @@ a newer version stay readable. No record holds a secret.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
@@ -25,7 +24,7 @@ from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLeas
 from suffice.rollout.evidence import Rules
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State, Transition
-from suffice.store.rows.compact import struct_like
+from suffice.store.rows.compact import struct_like, to_plain
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert, SavedView
 from suffice.store.rows.watching import WatchLapse
 from suffice.types import (
@@ -557,8 +556,8 @@ def decode_as(payload: type[E], body: bytes | str) -> E:
 def to_row(event: Event) -> Row:
     """Return the row of an event, verified to be readable.
 
-    Values that JSON cannot carry are replaced: a list with an infinite log-probability becomes empty (unknown), half of
-    a surrogate pair its escape. Raises ValueError if the row still cannot be read back or exceeds MAX_BODY_BYTES.
+    Values that JSON cannot carry are replaced as in `to_plain`; a number that is not finite becomes null where the
+    field may be unknown. Raises ValueError if the row still cannot be read back or exceeds MAX_BODY_BYTES.
     """
     kind = kind_of(event)
     try:
@@ -583,18 +582,6 @@ def indexed_id(response_id: str | None) -> str | None:
 
 def _mended(kind: Kind[Any], event: Event) -> Event:
     try:
-        return msgspec.convert(_plain(msgspec.to_builtins(event)), EVENTS[kind.name])
+        return msgspec.convert(to_plain(event), EVENTS[kind.name])
     except TypeError as error:
         raise ValueError(f"event {kind.name}: a field is no plain value: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        if any(isinstance(item, float) and not math.isfinite(item) for item in value):
-            return []
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value
