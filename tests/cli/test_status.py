@@ -183,7 +183,7 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
     log.close()
     math, other = call("--db", log.path, "--route", "math"), call("--db", log.path, "--route", "other")
     lines = {line[2:24].strip(): line[25:] for line in math.output.splitlines()[1:]}
-    assert lines["cost, full run"].startswith("$1.25 [$1.25, $1.25] at 95%, n=30")
+    assert lines["cost, full run"].startswith("$1.00 [$1.00, $1.00] at 95%, n=30")
     assert lines["cost, stopped run"].startswith("$0.50 [")
     assert lines["cost reduction"].startswith("25.0% [")
     # 90 runs at a dollar, less 60 at 50 cents and 30 at 1.25.

@@ -145,7 +145,7 @@ def test_latencies_take_bounded_memory() -> None:
 def test_the_load_ratio_is_what_full_runs_would_take_over_what_was_taken() -> None:
     load = RouteLoad()
     for at in range(100):
-        load.note(request(), outcome(40, stopped=True, saved=70, probe=10), now_s=at, falls_back=False)
+        load.note(request(), outcome(40, stopped=True, saved=60, probe=10), now_s=at, falls_back=False)
         load.note(request(audit=True), outcome(110, probe=10), now_s=at, falls_back=False)
     # Full runs of 100 tokens, and no probes in them; 150 tokens were taken for two.
     assert load.ratio(100.0) == pytest.approx(200 / 150)

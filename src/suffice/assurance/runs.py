@@ -13,6 +13,7 @@ from suffice.assurance.guarantee import RECENT_AUDITS, WINDOW_RUNS
 from suffice.assurance.labels import JUDGE, rank_of
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
+from suffice.assurance.saving import spent_tokens
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
@@ -125,11 +126,6 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         undrawn_usd=(alone_usd or 0.0) * (factor - 1),
         sampling_weight=weight_of(request, outcome),
     )
-
-
-def spent_tokens(usage: Usage, overhead: Overhead) -> int:
-    """Tokens generated for a run: delivered, in probes, and discarded."""
-    return usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
 
 
 def _would_spend(outcome: Outcome, delivered: int) -> int:
@@ -316,9 +312,9 @@ class Tally(msgspec.Struct, kw_only=True):
     def _add_spent(self, run: RunNumbers) -> None:
         w = run.sampling_weight
         for name, holds, cost in (
-            ("tokens_full", run.full, run.spent),
+            ("tokens_full", run.full, run.baseline_tokens),
             ("tokens_stopped", run.stopped, run.spent),
-            ("cost_full", run.full, run.cost_usd),
+            ("cost_full", run.full, run.baseline_usd),
             ("cost_stopped", run.stopped, run.cost_usd),
         ):
             if holds and cost is not None:

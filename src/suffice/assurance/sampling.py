@@ -83,11 +83,11 @@ class UnloggedRequests:
     extra_prompt_tokens: int = 0  # prompts sent again
     cached_prompt_tokens: int = 0  # part of `extra_prompt_tokens` that a prefix cache served
     discarded_tokens: int = 0  # generated, paid for, not delivered
-    saved_tokens: int = 0  # estimated, over stopped runs
+    saved_tokens: int = 0  # `saving.saved_tokens`
     n_priced: int = 0  # with a known cost
     cost_usd: float = 0.0
     overhead_usd: float = 0.0
-    saved_usd: float = 0.0  # estimated, over stopped runs
+    saved_usd: float = 0.0  # `saving.saved_usd`
     duration_s: float = 0.0
     tenant: str = ""  # of their API keys; "": none
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
+from suffice.assurance.saving import spent_tokens
 from suffice.scoring.base import Scorer
 from suffice.scoring.reply import written_reply
 from suffice.settings import Prices
@@ -172,9 +173,8 @@ class AuditState:
 @dataclass(slots=True)
 class CostBasis:
     prices: Prices | None = None  # of the upstream, when the request arrived
-    tokens_saved: int | None = None
     estimate_method: str | None = None
-    full_tokens: float | None = None  # expected length of the full run at the stop
+    full_tokens: float | None = None  # expected tokens of the full run, given how far its thought came
     closing_usd: float | None = None  # expected cost of closing the thought at `StopState.step`
 
 
@@ -239,7 +239,7 @@ class Ledger:
         for account in self.calls:
             account.discarded = True
         self.stop.acted, self.stop.finish_method, self.stop.handover_ms, self.reply.vote = False, None, None, ()
-        self.costs.tokens_saved = self.costs.estimate_method = self.costs.full_tokens = None
+        self.costs.estimate_method = self.costs.full_tokens = None
 
     def fail_open(self, site: str) -> None:
         if site not in self.degraded:
@@ -380,6 +380,13 @@ class Ledger:
                 spent += cost.prompt_usd
         return spent
 
+    def saved_tokens(self) -> int | None:
+        """Return the expected tokens of the full run less all that were generated; None if unknown or not stopped."""
+        full, usage = self.costs.full_tokens, self.usage()
+        if not self.stop.acted or full is None or usage is None:
+            return None
+        return round(full) - spent_tokens(usage, self.overhead())
+
     def saved_usd(self) -> float | None:
         """Return the expected cost of the full run less all that was spent; None if unknown or not stopped."""
         full, prices = self.costs.full_tokens, self.costs.prices
@@ -437,7 +444,7 @@ class Ledger:
             decision=stop.decision,
             finish_method=stop.finish_method,
             handover_ms=stop.handover_ms,
-            tokens_saved_estimate=self.costs.tokens_saved if stop.acted else None,
+            tokens_saved_estimate=self.saved_tokens(),
             estimate_method=self.costs.estimate_method if stop.acted else None,
             cost_usd=None if cost is None else cost.total_usd,
             overhead_usd=self.overhead_usd(),
@@ -491,7 +498,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
-        "tokens_saved_estimate": costs.tokens_saved if stop.acted else None,
+        "tokens_saved_estimate": ledger.saved_tokens(),
         "estimate_method": costs.estimate_method if stop.acted else None,
         # Rounded to remove binary noise; no price is small enough for this to show.
         "cost_usd": None if cost is None else round(cost.total_usd, 12),

@@ -44,6 +44,7 @@ class StopTransition:
     route: Route  # its settings
     monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
+    cut_at: Callable[[int], None] = lambda _: None  # told the length of the thought when the original is dropped
     _is_stop: bool = True  # False: the thought would leave no room for an answer
     _n_thought_chars: int = 0  # of the thought that the continuation sees
     _overlaps: bool = False  # the original runs on beside the continuation that is being opened
@@ -99,6 +100,8 @@ class StopTransition:
 
     def _note_stop(self, method: FinishMethod, start_s: float) -> None:
         stop = self.ledger.stop
+        if self._is_stop:
+            self.cut_at(self.relay.reader.account.reasoning_tokens)
         stop.acted, stop.finish_method = self._is_stop, method
         stop.handover_ms = (self.monotonic_s() - start_s) * 1e3
         if self.ledger.trace is not None:

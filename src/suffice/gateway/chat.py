@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 from suffice.agent.plan import with_settings
@@ -26,7 +27,7 @@ from suffice.gateway.lifecycle import (
     Arrival,
     GovernedRequest,
     admit,
-    estimate_saved,
+    estimate_full_run,
     find_route,
     serve_request,
 )
@@ -276,6 +277,7 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
             max_tokens=job.max_tokens,
             route=route,
             monotonic_s=gw.monotonic_s,
+            cut_at=partial(estimate_full_run, gw, ledger),
             began_s=gw.monotonic_s(),
         )
         prober = Prober(continuer, job.route.scorer) if _probes(job) else None
@@ -290,7 +292,6 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
                 ledger.fail_open("budget")  # the engine did not enforce it
-            estimate_saved(gw, ledger, stop.tokens_used)
             await transition.carry_out(*reader.thought_at(stop.step))
             return
         if reader.must_close:
@@ -491,7 +492,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     if job.route.arm and fields.arm not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
-        estimate_saved(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
+        estimate_full_run(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
     if fields.refusal is not None:
         job.ledger.report_effort(fields.refusal)
     return fields
@@ -571,7 +572,6 @@ async def _govern_samples(job: GovernedRequest) -> None:
             ledger.stop.acted, ledger.stop.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]
             ledger.costs.full_tokens = full_vote_tokens(drawn, n)
-            ledger.costs.tokens_saved = round(ledger.costs.full_tokens - sum(drawn))
             ledger.costs.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
         await _deliver_vote(job, body)
 

@@ -13,6 +13,7 @@ from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
+from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
@@ -194,7 +195,7 @@ _PURPOSE: Final = b"kept-rows"
 _Cell: TypeAlias = tuple[str, str, str, str]
 
 
-def _amounts_of(outcome: Outcome) -> dict[str, Any]:
+def _amounts_of(request: Request, outcome: Outcome) -> dict[str, Any]:
     usage, spent = outcome.usage, outcome.overhead
     amounts: dict[str, Any] = {
         "n": 1,
@@ -203,6 +204,8 @@ def _amounts_of(outcome: Outcome) -> dict[str, Any]:
         "extra_prompt_tokens": spent.extra_prompt_tokens,
         "cached_prompt_tokens": spent.cached_prompt_tokens,
         "discarded_tokens": spent.discarded_tokens,
+        "saved_tokens": saved_tokens(request, outcome) or 0,
+        "saved_usd": saved_usd(request, outcome) or 0.0,
     }
     if usage is not None:
         amounts |= {"n_counted": 1, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
@@ -210,8 +213,7 @@ def _amounts_of(outcome: Outcome) -> dict[str, Any]:
     if outcome.cost_usd is not None:
         amounts |= {"n_priced": 1, "cost_usd": outcome.cost_usd, "overhead_usd": outcome.overhead_usd or 0.0}
     if outcome.stopped:
-        amounts |= {"n_stopped": 1, "saved_tokens": outcome.tokens_saved_estimate or 0}
-        amounts["saved_usd"] = outcome.saved_usd_estimate or 0.0
+        amounts["n_stopped"] = 1
     return amounts
 
 
@@ -314,7 +316,7 @@ class LogSampler:
         if key not in count.ends and len(count.ends) >= MOST_CELLS:
             key = OTHER, OTHER, *key[2:]
         count.ends[key][outcome.end_reason] += 1
-        count.sums[key].update(_amounts_of(outcome))
+        count.sums[key].update(_amounts_of(request, outcome))
         count.n, count.last = count.n + 1, outcome.episode_id
         if request.ungoverned is None and request.delivery == 1:
             share = 1.0 - request.propensity  # not an audit: audits have rows

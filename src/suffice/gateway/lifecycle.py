@@ -471,12 +471,11 @@ def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
         append(gw, replace(moved, move_id=gw.new_id()))
 
 
-def estimate_saved(gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer") -> None:
-    """Estimate what a stop after so many tokens saves, by the full runs of the route that were longer."""
+def estimate_full_run(gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer") -> None:
+    """Estimate what the run would have taken in full, by the full runs of the route that were longer than so far."""
     remaining, costs = gw.statistics[ledger.request.route].full_runs.remaining(tokens_used), ledger.costs
     if remaining is not None:
-        # The answer is generated either way, so only the thought is saved.
-        costs.tokens_saved, costs.full_tokens = round(remaining.thought_tokens), tokens_used + remaining.tokens
+        costs.full_tokens = tokens_used + remaining.tokens
         costs.estimate_method = f"mean of {remaining.n} full runs of this route that {longer}"
 
 

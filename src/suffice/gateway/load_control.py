@@ -106,7 +106,7 @@ class RouteLoad:
         if not outcome.stopped:
             return own
         if outcome.tokens_saved_estimate is not None:
-            return own + outcome.tokens_saved_estimate
+            return spent + outcome.tokens_saved_estimate
         return max(own, self.mean_full(now_s))  # too few full runs for an estimate of this one
 
     def mean_full(self, now_s: float) -> float:

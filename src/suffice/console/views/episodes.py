@@ -9,6 +9,7 @@ from operator import eq
 from typing import Final
 
 from suffice.assurance.runs import ENDED, UNKNOWN_ENDS, Match, current_label, is_right
+from suffice.assurance.saving import saved_tokens
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
@@ -394,7 +395,7 @@ def _line(episode: Episode, at_s: float, correct: bool | None) -> EpisodeRow:
         differs=_differs(outcome),
         correct=correct,
         tokens=outcome.usage.completion_tokens if outcome.usage is not None else None,
-        saved_tokens=outcome.tokens_saved_estimate,
+        saved_tokens=saved_tokens(request, outcome),
         degraded=outcome.degraded,
         duration_s=outcome.duration_s,
     )

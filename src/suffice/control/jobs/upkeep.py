@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
+from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError, why_of
@@ -371,8 +372,8 @@ def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums
         n_gained=int(run.drop == -1),
         whole_tokens=round(run.baseline_tokens or 0) if is_replayed else 0,
         would_tokens=int(run.would_spend or 0) if is_replayed else 0,
-        saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
-        saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
+        saved_tokens=(saved_tokens(request, outcome) or 0) if run.enforce else 0,
+        saved_usd=(saved_usd(request, outcome) or 0.0) if run.enforce else 0.0,
         would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
     ).plus(_enforced(run, is_certified=request.certified) if run.enforce else NO_SUMS)
 

@@ -16,7 +16,8 @@ import numpy as np
 from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent, RegretLog
 from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, PlannedDraw, alternatives, describe_ceiling
 from suffice.arrays import Bools, Floats
-from suffice.assurance.runs import ENDED, spent_tokens
+from suffice.assurance.runs import ENDED
+from suffice.assurance.saving import spent_tokens
 from suffice.control.evidence.audits import Audit
 from suffice.learn.certifier import Certifier
 from suffice.settings import Route

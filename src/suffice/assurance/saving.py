@@ -1,0 +1,38 @@
+"""What a run saved: the tokens that it would have taken without Suffice, less all that were generated for it.
+
+The one definition of a saving. Of a run that nothing stopped both parts are known: what it would have taken is its own
+length, with all samples of a decided vote, so probes and second calls remain as a loss. Of a stopped run the first part
+is an estimate. `estimate.saving_of` is the same over many runs, with their full length measured by audits.
+"""
+
+from __future__ import annotations
+
+from suffice.assurance.money import undrawn_factor, undrawn_tokens
+from suffice.types import Outcome, Overhead, Request, Usage
+
+
+def spent_tokens(usage: Usage, overhead: Overhead) -> int:
+    """Tokens generated for a run: delivered, in probes and second calls, and discarded."""
+    return usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
+
+
+def saved_tokens(request: Request, outcome: Outcome) -> int | None:
+    """What a governed run saved, net; None: unknown, as of a stopped run without an estimate. It may be below 0."""
+    if request.ungoverned is not None or outcome.usage is None:
+        return None
+    if outcome.stopped:
+        return outcome.tokens_saved_estimate
+    overhead = outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
+    return round(undrawn_tokens(request, outcome)) - overhead
+
+
+def saved_usd(request: Request, outcome: Outcome) -> float | None:
+    """As `saved_tokens`, in money and with prompts."""
+    if request.ungoverned is not None:
+        return None
+    if outcome.stopped:
+        return outcome.saved_usd_estimate
+    if outcome.cost_usd is None or outcome.overhead_usd is None:
+        return None
+    alone = outcome.cost_usd - outcome.overhead_usd
+    return alone * (undrawn_factor(request, outcome) - 1) - outcome.overhead_usd
