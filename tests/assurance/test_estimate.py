@@ -283,6 +283,15 @@ def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
     assert (found.n_lost, found.n_gained) == (2, 1)
 
 
+def test_a_time_out_of_a_full_run_is_no_loss_of_a_stop() -> None:
+    answered = [audit(said(correct=True), answer="1") for _ in range(40)]
+    silent = [audit(answer=None, end_reason="timeout", n_tokens=None) for _ in range(10)]
+    got = report([*answered, *silent])
+    assert (got.n_abandoned_audits, got.measured.n_lost) == (0, 0)
+    assert got.measured.em_drop is not None
+    assert got.measured.em_drop.value == 0.0
+
+
 def test_an_abandoned_audit_counts_as_a_loss() -> None:
     gone = audit(end_reason="client_left", answer=None, n_tokens=10)
     alone = report([gone, audit()])

@@ -88,13 +88,13 @@ def test_a_policy_that_loses_too_much_is_never_in_force() -> None:
     assert {one.level for one in here.published} == {0}
 
 
-@pytest.mark.parametrize("end", ["client_left", "timeout"])
-def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
+@pytest.mark.parametrize(("end", "level"), [("client_left", 0), ("timeout", 1)])
+def test_an_audit_that_is_left_counts_as_lost_and_a_full_run_without_an_answer_does_not(end: Any, level: int) -> None:
     log = list[Event]()
     for event in traffic(200, sure=True):
         gone = isinstance(event, Outcome) and int(event.episode_id[3:]) % 5 == 0
         log.append(replace(event, end_reason=end) if gone and isinstance(event, Outcome) else event)
-    assert owned().feed(rows(log)).settle().loop.level == 0
+    assert owned().feed(rows(log)).settle().loop.level == level
 
 
 # ---------------------------------------------------------------- what ends it

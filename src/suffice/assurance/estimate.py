@@ -101,7 +101,7 @@ class RouteReport:
     ungoverned: Mapping[str, int]  # reason: requests that passed through untouched
     end_reasons: Mapping[str, int]
     n_audits: int
-    n_abandoned_audits: int  # client disconnects and time-outs: counted as losses
+    n_abandoned_audits: int  # left by their clients: counted as losses
     n_telling_audits: int  # whose stop's answer can be compared
     n_audit_disagreements: int  # of `n_telling_audits`
     audits_at_s: tuple[float, ...]  # times of the latest audits, Unix time, oldest first

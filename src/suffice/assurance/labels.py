@@ -31,7 +31,7 @@ def count_losses(z: Small, disagrees: Bools, *, labelled: Bools, abandoned: Bool
     z           EM drop, -1, 0 or +1, shape (N, M); read only where labelled
     disagrees   the answer at the level is not the full run's, shape (N, M): without a label, a loss
     labelled    shape (N,)
-    abandoned   disconnected or timed out, shape (N,): lost at every other level
+    abandoned   left by their clients or broken by us, shape (N,): lost at every other level
     label_free  a disagreement is a loss whatever its label says; it is never below the drop
     """
     known = labelled[:, np.newaxis] & (not label_free)

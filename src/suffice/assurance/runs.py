@@ -17,7 +17,10 @@ from suffice.assurance.saving import spent_tokens
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
-ABANDONED_ENDS = ("client_left", "timeout", "asked")  # audits with these ends count as losses
+ABANDONED_ENDS = ("client_left", "asked")  # audits with these ends count as losses
+# Ends without an answer, because the upstream gave none within its limits or was not called. The full run is wrong
+# then, so no stop loses anything against it: leaving the audit out is the safe side.
+NO_ANSWER_ENDS = ("upstream_error", "timeout", "rejected")
 FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
 ENDED = (*FINISHED_ENDS, "stopped", "asked")  # runs that ended by themselves, by a stop or because a person asked
 # Values of `Feedback.request_reason` whose labels represent the average run: unsolicited, or a random draw. Labels that

@@ -83,7 +83,7 @@ class AuditRuns(RaggedRuns):
     share: Floats  # (N,): P(audit) at the draw, in (0, 1]
     label_at: Floats  # (N,): time of its label, in the unit of `at`; infinite: none yet
     query_class: Ints  # (N,): index of its class
-    abandoned: Bools  # (N,): disconnected or timed out: a loss at every level
+    abandoned: Bools  # (N,): its client left, or we failed: a loss at every level
     orders: SampleOrders | None = None  # of votes, see `learn.audits`; None: none are known
 
     def __len__(self) -> int:

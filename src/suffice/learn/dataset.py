@@ -47,7 +47,7 @@ from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRec
 Fate: TypeAlias = Literal[
     "full",  # ran to its own end, by design or because the policy did not stop it
     "stopped",  # stopped by the policy
-    "abandoned",  # an audit that disconnected or timed out: a loss wherever it would have been stopped
+    "abandoned",  # an audit that its client left: a loss wherever it would have been stopped
     "ungoverned",  # nothing was observed
     "unprobed",  # ran to its end without a trial answer
     "by failure",  # live, and not stopped because of a failure
@@ -118,7 +118,7 @@ class Dataset(RaggedRuns):
     cost: Floats  # (T,): tokens if stopped after the row, including probes and the written answer
     per_step: Floats  # (T,): mean tokens per step so far, at least 1
     full: Bools  # (N,): ran to its own end
-    abandoned: Bools  # (N,): an audit that disconnected or timed out
+    abandoned: Bools  # (N,): an audit that its client left
     by_design: Bools  # (N,): runs in full under any policy; only these may certify
     p_full: Floats  # (N,): P(such a run is seen in full)
     stop: Ints  # (N,): row where the policy would have stopped; -1: none

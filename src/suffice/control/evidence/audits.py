@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
-from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel, is_right
+from suffice.assurance.runs import FINISHED_ENDS, NO_ANSWER_ENDS, Match, SequencedLabel, is_right
 from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits, draw_orders
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
@@ -27,9 +27,6 @@ from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Query, Request
 from suffice.upstream.drivers import CHAT_PATH
 
-# Ends without an answer because the upstream gave none or was not called. The full run is wrong then, so a stop loses
-# nothing against it, and leaving the audit out is the safe side.
-NO_ANSWER_ENDS: Final = frozenset({"upstream_error", "rejected"})
 _NEVER: Final = np.inf
 
 
@@ -76,7 +73,7 @@ class Audit:
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing can be judged: abandoned, timed out, shed, killed, or broken by our own fault."""
+        """Whether nothing can be judged: abandoned, shed, killed, or broken by our own fault."""
         outcome = self.outcome
         if outcome.stopped or outcome.end_reason not in FINISHED_ENDS:
             return True
