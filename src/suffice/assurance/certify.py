@@ -275,6 +275,12 @@ class Windows:
             self.known.append(Window(start=at, share=share))
         self.known = self.known[-MOST_WINDOWS:]
 
+    def cut(self, first: float, last: float) -> None:
+        """End windows before request `first`; drop those that began since, up to `last`. The next request opens one."""
+        kept = [one for one in self.known if not first <= one.start <= last]
+        ended = [replace(one, end=min(one.end, first)) if one.start < first else one for one in kept]
+        self.known = [one for one in ended if one.end - one.start >= LEAST_REQUESTS]
+
     def lower(self, at: float, share: float) -> None:
         """As `note`, but ignores a rise."""
         if all(share < one.share for one in self.known if one.end == inf):

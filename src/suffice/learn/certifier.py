@@ -142,6 +142,7 @@ class Certifier:
     charge  part of the budget that is spent elsewhere; or one for each level, shape (M,)
     cap     the highest level that a forecast allows; None: no cap
     doubted a forecast asks for more audits
+    died    starts of audits that neither alarms nor guardrails judge: they ended with their gateway
     """
 
     plan: Plan
@@ -157,6 +158,7 @@ class Certifier:
     charge: float | Floats = field(init=False, default=0.0)
     cap: int | None = field(init=False, default=None)
     doubted: bool = field(init=False, default=False)
+    died: set[float] = field(init=False, default_factory=set)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
     _swings: Swings = field(init=False, default_factory=Swings)
@@ -563,14 +565,19 @@ class Certifier:
             epoch.watch.rebase(reference)
 
     def _mature(self) -> Bools:
-        """Which audits count: by age alone, never by outcome, see `assurance.labels`."""
-        return np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
+        """Which audits count: by age alone, never by outcome, see `assurance.labels`; none that died."""
+        is_old = np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
+        return is_old & ~self._have_died()
+
+    def _have_died(self) -> Bools:
+        return np.isin(self._epoch.runs.at, list(self.died))
 
     def _watch(self) -> str | None:
         epoch, runs, watch, level = self._epoch, self._epoch.runs, self._epoch.watch, self.level
         if not self.plan.watches_outcomes or watch is None or not level:
             return None
-        new = (epoch.n_seen + np.flatnonzero(runs.at[epoch.n_seen :] > epoch.watched_from)).tolist()
+        counts = (runs.at > epoch.watched_from) & ~self._have_died()
+        new = (epoch.n_seen + np.flatnonzero(counts[epoch.n_seen :])).tolist()
         for place in new:
             if alarm := watch.add(None, bool(runs.d[epoch.rows[place, level]])):
                 return alarm

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import inf
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from suffice.assurance.certify import WarmStart, read_windows
@@ -13,6 +14,7 @@ from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
+from suffice.control.evidence.deaths import DEATH_ENDS, GatewayDeaths
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, RepeatedDeliveries, StartOrder, UnreturnedAudits
 from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
@@ -98,7 +100,7 @@ class EpochState:
         self.looked_s: tuple[float, float] | None = None  # Unix times of the first and the latest look; None: no look
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
-        self.deliveries = RepeatedDeliveries()
+        self.deliveries, self.deaths = RepeatedDeliveries(), GatewayDeaths()
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()
@@ -124,6 +126,18 @@ class EpochState:
             return None
         self.failing.pop(part, None)
         return result
+
+    def note_end(self, outcome: Outcome, number: int) -> None:
+        """Note the end of audit `number`. If it died with its gateway, claims are about others."""
+        certifier, plan = self.certifier, self.certifier.plan
+        if outcome.end_reason not in DEATH_ENDS:
+            certifier.add_durations([self.n + 1.0 - number])
+            return
+        longest = plan.window / plan.share if plan.share else inf  # that a window is used, see `restart_share`
+        gap = self.deaths.note(number, now=self.n, every=longest)
+        if gap is not None:
+            certifier.windows.cut(*gap)
+            certifier.died.add(float(number))
 
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}

@@ -20,6 +20,7 @@ from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.control.evidence.audits import Audit, trusted_label
+from suffice.control.evidence.deaths import DEATH_ENDS
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share
@@ -34,10 +35,10 @@ MIXED_PART: Final = 0.2  # of delta, for the assignments of several arms to quer
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
-    """Whether this audit had a second call with one of these arms or in full, or its client left before that."""
+    """Whether this audit had a second call with one of these arms or in full, or was left or died before that."""
     if request.ungoverned is not None or not request.audit or request.delivery > 1:
         return False
-    return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in ABANDONED_ENDS
+    return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in (*ABANDONED_ENDS, *DEATH_ENDS)
 
 
 def pair_audits(
@@ -247,7 +248,8 @@ class PairedEvidence(EvidenceSource):
         for audit, pair in zip(self.state.audits, pairs, strict=True):
             # An audit that ended before its second call goes to each arm in turn.
             is_mine = pair.arm == arm.name or (not pair.arm and audit.seq % len(self._arms) == place)
-            if audit.seq <= arm.watched_to or pair.is_repeat or not is_mine:
+            died = audit.at in self.state.certifier.died
+            if audit.seq <= arm.watched_to or pair.is_repeat or died or not is_mine:
                 continue
             if pair.due > now:
                 return None  # later ones are not due, either

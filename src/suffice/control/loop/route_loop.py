@@ -209,7 +209,7 @@ class RouteLoop:
         for label in waiting:
             self._hear(outcome.episode_id, label.feedback)
         if self.source.is_evidence(request, outcome):
-            state.certifier.add_durations([self.n + 1.0 - run.number])
+            state.note_end(outcome, run.number)
             audit = Audit(
                 seq=stored.seq,
                 at=run.number,
