@@ -163,6 +163,14 @@ def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
 
+def test_experiments_of_one_layer_on_disjoint_routes_get_every_unit_of_theirs() -> None:
+    here, there = made(name="here"), made(name="there", routes=("law",))
+    for number in range(200):
+        units = units_of("", request=f"u{number}")
+        assert [one.experiment for one in draw_arms([here, there], route="r", units=units, salt=SALT)] == ["here"]
+        assert [one.experiment for one in draw_arms([here, there], route="law", units=units, salt=SALT)] == ["there"]
+
+
 @pytest.mark.no_cover
 def test_layers_are_independent() -> None:
     """In 40,000 units the arms of two layers, and their taking part, are as if two coins had been thrown."""
@@ -363,6 +371,7 @@ def test_experiments_of_one_layer_have_one_unit() -> None:
     with pytest.raises(ConfigError, match=r"experiments\.f\.unit: got 'user'; .*experiments\.e in layer 'default'"):
         parsed({}, f=other)
     assert parsed({}, f={**other, "layer": "people"}).unit == "request"
+    assert parsed({}, f={**other, "routes": ["votes"]}).unit == "request"
 
 
 def test_declared_metrics_may_decide() -> None:

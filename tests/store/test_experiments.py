@@ -81,11 +81,25 @@ def test_a_layer_is_shared_out_and_has_one_unit(writer: Decisions) -> None:
     begin(writer, "a", share=0.6)
     with pytest.raises(ConfigError, match=r"the layer has 40\.0% left beside a 60\.0%"):
         begin(writer, "b", share=0.5)
-    assert "has the unit 'user', and a, which runs in its layer, has 'request'" in str(begin(writer, "b", unit="user"))
+    refused = "has the unit 'user', and a, which runs in its layer on the same route, has 'request'"
+    assert refused in str(begin(writer, "b", unit="user"))
     assert isinstance(begin(writer, "b", share=0.4), ExperimentStart)
     assert isinstance(begin(writer, "c", layer="people", unit="user"), ExperimentStart)
     stop_experiment(writer, "a", author="Ada", reason="room")
     assert isinstance(begin(writer, "d", share=0.6), ExperimentStart)
+
+
+def test_experiments_on_disjoint_routes_take_nothing_from_each_other(writer: Decisions) -> None:
+    """Each may have its whole route and a unit of its own; one that has both routes in common finds no room."""
+    first = begin(writer, "a", routes=("math",))
+    second = begin(writer, "b", routes=("law",), unit="user")
+    assert isinstance(first, ExperimentStart)
+    assert isinstance(second, ExperimentStart)
+    assert (first.experiment.share, second.experiment.share) == (1.0, 1.0)
+    assert all(one.runs for one in held(writer).values())
+    with pytest.raises(ConfigError, match=r"the layer has 0\.0% left beside a 100\.0%"):
+        begin(writer, "c", routes=("math", "news"), share=0.1)
+    assert isinstance(begin(writer, "d", routes=("news",)), ExperimentStart)
 
 
 def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Decisions) -> None:

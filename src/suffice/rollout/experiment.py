@@ -1,9 +1,10 @@
 """Experiments: a keyed hash assigns units to arms, the same on every machine and for every retry.
 
-A layer has a thousand slots, of which an experiment owns some: experiments of one layer exclude each other, and layers
-are independent, because each layer and experiment has its own salt. Arms are assigned by weighted rendezvous hashing:
-raising one weight moves units into that arm only, and no change of weights moves more than 2d / (1 + d) of the units,
-where d is the part that must move (Bavarian et al. 2020, arXiv:1612.01041: optimal for a stateless assignment).
+A layer has a thousand slots on each route, of which an experiment owns some: experiments of one layer exclude each
+other where they share a route, and layers are independent, because each layer and experiment has its own salt. Arms are
+assigned by weighted rendezvous hashing: raising one weight moves units into that arm only, and no change of weights
+moves more than 2d / (1 + d) of the units, where d is the part that must move (Bavarian et al. 2020, arXiv:1612.01041:
+optimal for a stateless assignment).
 """
 
 from __future__ import annotations
@@ -199,6 +200,11 @@ def control_of(written: Written) -> str:
 def same_question(one: RunningExperiment, other: RunningExperiment) -> bool:
     """Return whether two definitions differ in weights and shares only, so that their data can be combined."""
     return _without_weights(one) == _without_weights(other)
+
+
+def exclude_each_other(one: RunningExperiment | Written, other: RunningExperiment | Written) -> bool:
+    """Return whether two experiments share slots: they are in one layer and have a route in common."""
+    return one.layer == other.layer and not set(one.routes).isdisjoint(other.routes)
 
 
 def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots:

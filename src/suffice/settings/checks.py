@@ -291,10 +291,12 @@ def _of_experiment(one: tables.Experiment, settings: Settings) -> Problems:
         yield "control", f"unknown arm {one.control!r}; known: {', '.join(one.arms)}"
     if control is not None and not control.weight:
         yield "control", f"arm {one.control!r} has no weight, so nothing can be compared with it"
-    first, unit = next((name, two.unit) for name, two in settings.experiments.items() if two.layer == one.layer)
-    if unit != one.unit:
-        rule = "experiments of one layer exclude each other, so all have one unit"
-        other = f"experiments.{first} in layer {one.layer!r} has {unit!r}"
+    mates = {name: two for name, two in settings.experiments.items() if two.layer == one.layer}
+    shared = (name for name, two in mates.items() if not set(two.routes).isdisjoint(one.routes))
+    first = next(shared, None)
+    if first is not None and mates[first].unit != one.unit:
+        rule = "experiments of one layer on one route exclude each other, so all have one unit"
+        other = f"experiments.{first} in layer {one.layer!r} has {mates[first].unit!r}"
         yield "unit", f"got {one.unit!r}; {rule}, and {other}; write another layer"
 
 

@@ -326,7 +326,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     routes: tuple[str, ...]  # whose requests take part
     arms: dict[str, ExperimentArm]  # by name; two or more
     unit: ExperimentUnit = "request"  # what always gets the same arm
-    layer: LayerName = "default"  # experiments of one layer exclude each other, those of several are independent
+    layer: LayerName = "default"  # experiments of one layer exclude each other where they share a route
     share: LayerShare = 1.0  # fraction of the layer's units that take part; raising it only adds units
     control: str = ""  # arm that the others are compared with; "": the full run, else the first
     primary: str = "tokens"  # metric that decides: tokens, latency, satisfaction, em, or a declared one

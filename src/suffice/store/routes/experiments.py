@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
+from suffice.rollout.experiment import RunningExperiment, allot, define, exclude_each_other, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
@@ -87,8 +87,8 @@ def _at(one: RunningExperiment) -> tuple[str, int]:
 
 def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | None:
     for one in read_running_experiments(held):
-        shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
-        if shared and one.layer == wanted.layer and _at(one) != _at(wanted):
+        overlap = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
+        if overlap and exclude_each_other(one, wanted) and _at(one) != _at(wanted):
             return one.name
     return None
 
@@ -131,10 +131,11 @@ def start_experiment(
     """
     held = read_experiments(writer.path)
     now = _running(held, name)
-    mates = [one for one in read_running_experiments(held) if one.layer == written.layer and one.name != name]
+    mates = [one for one in read_running_experiments(held) if exclude_each_other(one, written) and one.name != name]
     for mate in mates:
         if mate.unit != written.unit:
-            return f"has the unit {written.unit!r}, and {mate.name}, which runs in its layer, has {mate.unit!r}"
+            where = f"{mate.name}, which runs in its layer on the same route"
+            return f"has the unit {written.unit!r}, and {where}, has {mate.unit!r}"
     own = now.experiment.slots if now is not None else ()
     slots = allot(written.share, own=own, taken={mate.name: mate.slots for mate in mates})
     if now is None:
