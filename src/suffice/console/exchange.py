@@ -177,6 +177,6 @@ def _without_nul(entries: dict[str, str]) -> dict[str, str]:
     """Raise BadRequest for a NUL character, which PostgreSQL cannot compare with anything."""
     for name, value in entries.items():
         if "\x00" in name or "\x00" in value:
-            shown = name.replace("\x00", "")[:80]
-            raise BadRequest(f"{shown}: must not hold NUL characters", param=shown)
+            field = name.replace("\x00", "")[:80]
+            raise BadRequest(f"{field}: must not hold NUL characters", param=field)
     return entries

@@ -15,8 +15,9 @@ from math import floor, log1p
 import numpy as np
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, covariates, label_weights, unexplained_group
-from suffice.assurance.runs import ENDED, Match, measure_run, spent_tokens
+from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import satisfaction_of_people, scaled
+from suffice.assurance.saving import spent_tokens
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
 from suffice.control.evidence.versions import loader, published_on
