@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.gateway.lease import LEAST_S, TOLERANCE_S
 from suffice.settings import Control
 from suffice.store.database.decisions import Decisions
@@ -241,3 +242,30 @@ async def test_while_the_log_cannot_be_read_leases_stand_still(serve: Serve) -> 
         assert await drawn(g) == STOPPED
         clock.s += 1
         assert await drawn(g) == FULL
+
+
+async def test_a_gateway_takes_back_what_an_earlier_one_reported(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        await certified(g)
+        g.gateway.deployment.leases.know({"r": "an earlier gateway saw no look"})
+        await look(g)
+        assert await drawn(g) == STOPPED
+        assert [one.lapsed for one in await rows(g, 1)] == [False]
+
+
+async def test_status_says_that_nobody_watches_and_what_fails(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        assert await drawn(g) == STOPPED
+        await g.episodes(1)
+        await look(g, problem="ValueError")
+        clock.s += RULES.lease_s
+        await rows(g, 1)
+        (status,) = await asyncio.to_thread(read_statuses, g.database, g.gateway.settings, None)
+        assert (status.promise_state, status.promise.partition(":")[0]) == ("unwatched", "none is needed")
+        assert "no look at the route was completed for 60 s" in status.promise
+        assert status.control is not None
+        (failure,) = status.control.failing
+        assert failure.startswith("certify of route r has failed once since ")
+        assert failure.endswith(": ValueError")

@@ -27,6 +27,7 @@ from tests.gateway_process import GatewayProcess
 AT_ONCE = 16  # requests in flight
 MOST_SOUGHT = 3_000  # requests in which a level is certified
 N_LOOKS = 80  # at the worker, 10 ms apart: several of its periods
+N_WORKERS = 2  # one watches, the other does all other jobs
 CALM = 0.8  # of them asleep: it has read everything, and only looks whether there is more
 FOLLOWS_S = 1.2  # a gateway looks for decisions every second
 FEEDBACK_KEY = "a-feedback-key"
@@ -200,22 +201,22 @@ class Mission:
     async def rest(self, *, within_s: float = 90.0) -> None:
         """Wait until the worker has read everything and the gateway follows what was decided."""
         await self.until(lambda: not self.sql(OPEN)[0][0], what="all outcomes are in the log")
-        end_s, pid = time.monotonic() + within_s, self.worker_pid()
+        end_s, pids = time.monotonic() + within_s, self.worker_pids()
         slept = deque([False], maxlen=N_LOOKS)
         while len(slept) < N_LOOKS or sum(slept) < CALM * N_LOOKS:
             assert time.monotonic() < end_s, "the worker came to no rest"
             await asyncio.sleep(0.01)
-            slept.append(_sleeps(pid))
+            slept.append(all(_sleeps(pid) for pid in pids))
         newest = self._newest_decision()
         if newest > self._followed:
             await asyncio.sleep(FOLLOWS_S)
         self._followed = newest
 
-    def worker_pid(self) -> int:
-        """The process of the control loop; 0: it has not been started yet. Linux only."""
+    def worker_pids(self) -> list[int]:
+        """The processes of the control loop; []: they have not been started yet. Linux only."""
         pid = self.gateway.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-        return int(children[0]) if children else 0
+        return [int(child) for child in children]
 
     def _newest_decision(self) -> int:
         marks = ", ".join("?" * len(_FREQUENT))
@@ -224,8 +225,6 @@ class Mission:
 
 def _sleeps(pid: int) -> bool:
     """Whether a process waits for something to do: it neither runs, nor would it like to."""
-    if not pid:
-        return False
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "S"
     return False
@@ -268,9 +267,10 @@ async def on_mission(
         try:
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
                 mission = Mission(world, fake, gateway, session)
-                await mission.until(mission.worker_pid, what="the worker has been started")
-                with contextlib.suppress(OSError):  # these requests come faster than any real ones, and it must keep up
-                    os.setpriority(os.PRIO_PROCESS, mission.worker_pid(), 0)
+                await mission.until(lambda: len(mission.worker_pids()) == N_WORKERS, what="the workers have started")
+                for pid in mission.worker_pids():
+                    with contextlib.suppress(OSError):  # these requests come faster than any real ones
+                        os.setpriority(os.PRIO_PROCESS, pid, 0)
                 yield mission
         finally:
             await asyncio.to_thread(serving.__exit__, *sys.exc_info())

@@ -93,6 +93,12 @@ class Leases:
             elif not lease.lapsed and now_s - lease.seen_s >= self.rules.lease_s:
                 _end(lease, now_s - lease.seen_s)
 
+    def know(self, unwatched: Mapping[str, str]) -> None:
+        """Take over what the log said of routes before this gateway began, so that it is taken back when it is over."""
+        for name, why in unwatched.items():
+            if name not in self._of:
+                self.of(name).reported = why
+
     def follow(self, watches: Mapping[tuple[str, str], Watch], *, last_seq: int, wall_s: float) -> None:
         """Begin the leases anew whose routes were looked at."""
         self.last_seq, self.failing = last_seq, tuple(failing(watches))

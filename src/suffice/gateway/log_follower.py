@@ -46,7 +46,7 @@ from suffice.store.database.views import LogReader, newest_event, read_news, sna
 from suffice.store.database.watches import Watch, read_watches
 from suffice.store.database.writer import EventQueue
 from suffice.store.people.keys import KEY_KINDS, valid_keys
-from suffice.store.people.promises import audits_by_class
+from suffice.store.people.promises import audits_by_class, read_unwatched
 from suffice.store.routes.deployments import (
     NOTHING,
     NOTHING_DECIDED,
@@ -234,6 +234,7 @@ class Follower:
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
         self._deliveries: list[AuditAssignment] = []  # first ones of requests, read and not applied
         self._watches: Mapping[tuple[str, str], Watch] = {}
+        self._unwatched: Mapping[str, str] = {}  # what the log said of earlier gateways
         self._order: KillSwitchState | None = None if good is None else good.killed
         self._written: LastWrite | None = None  # the last write before that; None: unknown
         self._notified = asyncio.Event()
@@ -288,6 +289,8 @@ class Follower:
             ]
             self._monitor.read(connection, is_new)
             self._read_state(connection, is_new)
+            if not self._seq:
+                self._unwatched = read_unwatched(connection)
             before, self._watches = self._watches, read_watches(connection)
             changed = dict[str, BuiltRoute]()
             for name, one in self._routes.items():
@@ -394,6 +397,7 @@ class Follower:
             self._read_s = self._gw.monotonic_s()
             return
         self._monitor.export()
+        self._gw.deployment.leases.know(self._unwatched)
         self._gw.deployment.leases.follow(self._watches, last_seq=self._seq, wall_s=self._gw.wall_s())
         if self._keys != self._gw.clients.issued:
             with self._failing_open():  # the keys that are known go on working

@@ -108,6 +108,10 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> Lines:
 
 def _ending_lines(one: Phase) -> Lines:
     yield "last alarm", one.alarm or "none"
+    if one.look:
+        yield "last look", one.look
+    for sentence in one.failing:
+        yield "FAILS", printable(sentence)
     if not one.attended:
         yield "control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"
 

@@ -66,6 +66,7 @@ _STATES: Final[Mapping[str, str]] = {
     "unreadable": "runs all in full: the scorer cannot read enough answers",
     "idle": "runs all in full: no policy may act",
     "unattended": "runs all in full: no control loop has begun with it",
+    "unwatched": "RUNS ALL IN FULL: nobody watches it now",
     "searching": "runs all in full: nothing is certified yet",
     "void": "runs all in full: what was certified does not fit the settings",
     "unknown": "its settings are not known here: name them with --config",
@@ -164,6 +165,8 @@ def _next_step(one: RouteStatus) -> Step:
 
 
 def _next_of_evidence(one: RouteStatus, route: str) -> Step:
+    if one.control is not None and one.control.failing:
+        return f"find out why this fails: {printable(one.control.failing[0])}", "suffice worker --history"
     state, phase, table = one.promise_state, one.control, f"[routes.{route}]"
     texts = {
         "off": f'measure it: set mode = "observe" in {table}',

@@ -295,6 +295,8 @@ def notices(
     ]
     for one in states:
         result += _notices_of(one, view)
+    failing = dict.fromkeys(sentence for one in states for sentence in one.phase.failing)
+    result += [OverviewNotice("alarm", sentence, "/console/settings", "See jobs") for sentence in failing]
     if read_to.n_behind > 50_000:
         text = f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up"
         result.append(OverviewNotice("info", text, "/console/settings", "See jobs"))
@@ -309,6 +311,8 @@ def _notices_of(one: RouteState, view: LogView) -> Iterator[OverviewNotice]:
         yield OverviewNotice("alarm", f"{one.name} is paused: {one.phase.reason}", place, "Decide")
     for alert in one.alerts:
         yield OverviewNotice("warn", f"{one.name}: {alert}", place, "See the forecast")
+    if one.promise_state == "unwatched":
+        yield OverviewNotice("alarm", f"{one.name}: nobody watches it, and it runs in full", place, "See why")
     alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
     if alone and view.now_s - view.begun_s > STARTS_S:
         yield OverviewNotice("warn", f"{one.name}: no control loop looks after it now", place, "See why")

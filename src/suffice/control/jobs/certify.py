@@ -1,7 +1,8 @@
 """The jobs `certify`, which decides what may act on each route, and `critical`, which pauses routes with critical EM.
 
 If a route's loop fails, its certificate acts until its lease ends (gateway/lease.py), nothing new is certified, and a
-later round rebuilds the loop from the log. If replay does not reproduce the log's decisions, a new epoch begins.
+later round rebuilds the loop from the log. If replay does not reproduce the log's decisions, the route starts a new
+epoch.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from suffice.errors import StoreError
+from suffice.formatting import format_time
 from suffice.store.database.views import LogReader
 from suffice.store.sql import DATABASE_ERRORS
 
@@ -57,6 +58,12 @@ class Watch:
     problem: str  # of the latest; "": none
 
     @property
+    def sentence(self) -> str:
+        since = "" if self.failing_since_s is None else f" since {format_time(self.failing_since_s)}"
+        times = "once" if self.n_failures == 1 else f"{self.n_failures:,} times"
+        return f"{self.what} has failed {times}{since}: {self.problem}"
+
+    @property
     def what(self) -> str:
         return f"{self.job} of route {self.route}" if self.route else self.job
 
@@ -94,6 +101,19 @@ def _watch(row: tuple[str, str, int, int, int, float, int, float | None, str]) -
         failing_since_s=None if since_s is None else float(since_s),
         problem=row[8],
     )
+
+
+def failures_of(watches: Mapping[tuple[str, str], Watch], route: str) -> tuple[str, ...]:
+    """Return what fails now on a route, and which jobs do as a whole, in sentences."""
+    return tuple(one.sentence for one in failing(watches) if one.route in ("", route))
+
+
+def describe_look(watch: Watch | None, last_seq: int) -> str:
+    """Describe the latest completed look of the job that watches; "": there was none."""
+    if watch is None or not watch.beat:
+        return ""
+    behind = max(0, last_seq - watch.seq)
+    return f"completed at {format_time(watch.looked_at_s)}" + (f"; {behind:,} rows came since" if behind else "")
 
 
 def failing(watches: Mapping[tuple[str, str], Watch]) -> list[Watch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
@@ -12,19 +13,23 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import LogReader, LogSource, extracted_answers, route_findings
+from suffice.store.database.views import LogReader, LogSource, extracted_answers, read_events_where, route_findings
 from suffice.store.routes.deployments import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
+from suffice.store.rows.watching import WatchLapse
 from suffice.types import RouteFindings
+
+MOST_LAPSES: Final = 1_000  # rows that are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promises:
     decided: DeploymentState
     holds: Holds
+    unwatched: Mapping[str, str]  # why nobody watches a route, as a gateway found
     beside: Mapping[str, tuple[str, ...]]  # running experiments and rollouts, by route
     now_s: float  # Unix time
     killed: bool
@@ -52,6 +57,7 @@ class Promises:
                 holding=self.holds.of(name).in_effect(self.now_s),
                 setup=setup,
                 killed=self.killed,
+                unwatched=self.unwatched.get(name, ""),
                 unreadable=unreadable,
                 classes=audits_by_class(forecast),
                 beside=self.beside.get(name, ()),
@@ -63,6 +69,7 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
     return Promises(
         decided=read_decided(connection),
         holds=read_holds(connection),
+        unwatched=read_unwatched(connection),
         now_s=now_s,
         killed=killed,
         examined=route_findings(connection),
@@ -70,6 +77,16 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
             running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))
         ),
     )
+
+
+def read_unwatched(connection: LogReader) -> dict[str, str]:
+    """Return why nobody watches a route, by the latest row about it."""
+    condition = "kind = 'watch_changed' ORDER BY seq DESC LIMIT ?"
+    found = dict[str, WatchLapse]()
+    for stored in read_events_where(connection, condition, (MOST_LAPSES,), index="events_once"):
+        if isinstance(stored.event, WatchLapse):
+            found.setdefault(stored.event.route, stored.event)
+    return {name: one.reason for name, one in found.items() if one.lapsed}
 
 
 def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:

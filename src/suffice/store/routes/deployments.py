@@ -19,6 +19,7 @@ from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
+from suffice.store.database.watches import WATCHER, describe_look, failures_of, read_watches
 from suffice.store.rows.events import Event, KillSwitchState, ReplicaState, route_of
 from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Request, Resumption
 
@@ -189,6 +190,8 @@ class Phase:
     alarm: str | None  # the latest, with its cause
     n_labels_wanted: int
     attended: bool = False  # a living worker serves it
+    look: str = ""  # the latest completed one, in words; "": none is known
+    failing: tuple[str, ...] = ()  # looks, parts of looks, and jobs that fail, in sentences
     plan: AgentPlan | None = None  # of the agent; None: it has none
     ceiling: int | None = None  # the highest level that ratings allow; None: no limit
     cap: int | None = None  # the highest level that a forecast allows; None: no cap
@@ -206,12 +209,18 @@ def read_phases(
     source: views.LogSource, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
     with views.open_reader(source) as connection:
+        watches, last = read_watches(connection), views.last_place(connection)
         phases, wanted = {}, dict[str, int](views.query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
             n = 0 if held.epoch is None else held.epoch.burst
             if held.epoch is not None and held.publication is None:
                 n = governed_since(connection, name, held.epoch.since_seq, most=n)
-            phases[name] = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
+            made = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
+            look = describe_look(watches.get((WATCHER, name)), last)
+            phases[name] = replace(made, look=look, failing=failures_of(watches, name))
+        for _, name in watches.keys() - {(WATCHER, name) for name in phases}:
+            if name and name not in phases:  # its first look failed
+                phases[name] = replace(phase_of(NOTHING, attended=attended), failing=failures_of(watches, name))
         return phases
 
 
