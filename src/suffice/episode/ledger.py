@@ -287,7 +287,7 @@ class Ledger:
         if self.turn is not None:
             self.turn.note(text, calls, self)
 
-    def record_step(self, step: Step, signals: Signals, decision: Decision) -> None:
+    def record_step(self, step: Step, signals: Signals, decision: Decision, *, late_tokens: int = 0) -> None:
         same: dict[str, Any] = {name: getattr(step, name) for name in _STEP_FIELDS}
         same |= {name: getattr(signals, name) for name in _SIGNAL_FIELDS}
         self.steps.append(
@@ -298,6 +298,7 @@ class Ledger:
                 reason=decision.reason,
                 hedges=None if signals.hedges is None else int(signals.hedges),
                 caller_action=step.action,
+                late_tokens=late_tokens,
             )
         )
         if decision.action == "stop" and self.stop.step is None:

@@ -254,7 +254,7 @@ async def _govern(job: GovernedRequest, relay: RelayCall) -> None:
 
 async def _govern_reasoning(job: GovernedRequest) -> None:
     route, ledger, gw = job.route.settings, job.ledger, job.gw
-    ledger.disclosure.includes_probes = job.route.acts or route.probe is None
+    ledger.disclosure.includes_probes = job.route.may_stop or route.probe is None
     continuer = _continuer(job, max_extra_calls=route.max_extra_calls)
     fields, events = _reasoning_fields(job, continuer).with_fields(job.signal_fields), job.events
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=_stop_cost(job, continuer))
@@ -264,7 +264,8 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
         live.reader, live.cut = reader, reader.close_now if continuer.methods else None
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
-            ledger.record_step(step, signals, decision)
+            late_tokens = max(0, reader.account.received_tokens - sum(one.tokens for one in (*ledger.steps, step)))
+            ledger.record_step(step, signals, decision, late_tokens=late_tokens)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
@@ -277,7 +278,7 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
             max_tokens=job.max_tokens,
             route=route,
             monotonic_s=gw.monotonic_s,
-            cut_at=partial(estimate_full_run, gw, ledger),
+            cut_at=partial(estimate_full_run, gw, ledger, ratio=job.route.remaining_ratio),
             began_s=gw.monotonic_s(),
         )
         prober = Prober(continuer, job.route.scorer) if _probes(job) else None
@@ -471,13 +472,13 @@ async def _accepted(
 def _probes(job: GovernedRequest) -> bool:
     """Return whether to probe: where the answer can change the run, and in audits where probes are known to work.
 
-    On a route that certifies itself, live runs must see the same signals as its audits.
+    On a route that certifies itself, live runs that may be stopped must see the same signals as its audits.
     """
     route, measured = job.route, is_measured(job.ledger.request)
     if route.settings.probe is None or route.settings.is_paired:
         return False  # paired evidence is a second call; no run is stopped
     if route.settings.is_replayed:
-        return route.may_probe and (route.acts or measured)
+        return route.may_probe and (route.may_stop or measured)
     return route.acts or (measured and route.may_probe)
 
 

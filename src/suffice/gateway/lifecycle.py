@@ -471,11 +471,16 @@ def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
         append(gw, replace(moved, move_id=gw.new_id()))
 
 
-def estimate_full_run(gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer") -> None:
-    """Estimate what the run would have taken in full, by the full runs of the route that were longer than so far."""
+def estimate_full_run(
+    gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer", ratio: float | None = None
+) -> None:
+    """Estimate what the run would have taken in full, by the full runs of the route that were longer than so far.
+
+    ratio  of what such stops cut off to what those runs had left; None: unknown
+    """
     remaining, costs = gw.statistics[ledger.request.route].full_runs.remaining(tokens_used), ledger.costs
     if remaining is not None:
-        costs.full_tokens = tokens_used + remaining.tokens
+        costs.full_tokens = tokens_used + remaining.tokens * (ratio or 1.0)
         costs.estimate_method = f"mean of {remaining.n} full runs of this route that {longer}"
 
 

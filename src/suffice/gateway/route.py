@@ -94,6 +94,17 @@ class BuiltRoute:
         return self.settings.mode == "enforce" and vouched and not held
 
     @property
+    def may_stop(self) -> bool:
+        """Whether runs that are no audits may be stopped: at level 0 of a learned version none is."""
+        return self.acts and not (self.levels and self.policy is self.levels[0])
+
+    @property
+    def remaining_ratio(self) -> float | None:
+        """What stops of the published level cut off, over what runs that came as far have left; None: unknown."""
+        made = self.active.publication
+        return None if made is None else made.evidence.remaining_ratio
+
+    @property
     def is_proved(self) -> bool:
         made = self.active.publication
         return self.certified and made is not None and made.is_owned

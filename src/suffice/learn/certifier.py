@@ -29,6 +29,7 @@ from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits, mean_over_orders, select_groups
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Spender, Swings, best_claim, hold_level
+from suffice.learn.costs import NO_LIVE_COST, LiveCost, remaining_ratio
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 
@@ -40,6 +41,8 @@ BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for thems
 MOST_DURATIONS: Final = 500  # latest durations for the run time-out
 SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
+IDLE_PART: Final = 0.2  # of the usual share of audits, while no level saves anything
+IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,7 @@ class Certifier:
     cap     the highest level that a forecast allows; None: no cap
     doubted a forecast asks for more audits
     died    starts of audits that neither alarms nor guardrails judge: they ended with their gateway
+    idle    a level passes, and none saves anything
     """
 
     plan: Plan
@@ -159,6 +163,8 @@ class Certifier:
     cap: int | None = field(init=False, default=None)
     doubted: bool = field(init=False, default=False)
     died: set[float] = field(init=False, default_factory=set)
+    live_cost: LiveCost = field(init=False, default=NO_LIVE_COST)  # set by the caller
+    idle: bool = field(init=False, default=False)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
     _swings: Swings = field(init=False, default_factory=Swings)
@@ -189,9 +195,11 @@ class Certifier:
     @property
     def share(self) -> float:
         """Share of the next requests to audit, independent of their content."""
-        if self.in_burst or (self.plan.free_audits and not self.level):
-            return 1.0
         plan, watch = self.plan, self._epoch.watch
+        if self.live_cost.objection or self.idle:  # an audit is not free: it is probed
+            return plan.share * IDLE_PART
+        if self.in_burst or (plan.free_audits and not self.level):
+            return 1.0
         in_doubt = self.level and (self.doubted or (watch is not None and watch.in_doubt))
         return share_in_doubt(plan.share, plan.most_share) if in_doubt else plan.share
 
@@ -312,7 +320,8 @@ class Certifier:
             n_pending=certificate.n_pending,
             n_disagreeing=int(runs.d[stops].sum()),
             e_value=e_value_of(float(self.log_e[level])) if level else None,
-            share=self._saved(self._epoch.rows, certificate.inside, level) / full if full else None,
+            share=self.live_cost.of_all(self._saved(self._epoch.rows, certificate.inside, level), full, self.share),
+            remaining_ratio=remaining_ratio(runs, np.flatnonzero(certificate.inside), stops),
             n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
@@ -331,7 +340,7 @@ class Certifier:
         fit: str,
     ) -> str:
         """Explain why a level is published; `most` is the highest level that ratings allow, None: no limit."""
-        reasons = [change.reason for change in changes]
+        reasons = [change.reason for change in changes] + [IDLE] * self.idle
         if most is not None and most < self.level:
             reasons.append(f"ratings allow level {most} at most")
         if reasons:
@@ -524,8 +533,8 @@ class Certifier:
         return bool(saves > self._saved(ours.rows, now.inside, now.allowed) / max(1, now.inside.sum()))
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
-        """Tokens that a level saves on some audits."""
-        return float((self._epoch.runs.full[inside] - self._epoch.runs.cost[rows[inside, level]]).sum())
+        """Tokens that a level saves on some audits, if they were live: net, and none at level 0."""
+        return float(self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))[level])
 
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
@@ -538,6 +547,9 @@ class Certifier:
             self.level = self._swings.moderate(level, self.now)
         if self.cap is not None:
             self.level = min(self.level, self.cap)
+        passing = self.level
+        self.level = self.live_cost.paying_level(epoch.runs, epoch.rows[:, : passing + 1], np.flatnonzero(inside))
+        self.idle = self.level < passing and not self.level
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
             epoch.n_seen, epoch.watched_from = self.n_audits, self.now

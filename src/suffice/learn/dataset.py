@@ -36,6 +36,7 @@ from suffice.assurance.runs import (
 from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError, SufficeError
 from suffice.learn.audits import RaggedRuns
+from suffice.learn.costs import thought_costs
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
 from suffice.policy.folded_version import place_of, prompt_fold
@@ -382,15 +383,14 @@ def _generated(run: _Run) -> float:
 
 def _costs(run: _Run, wave: int) -> Floats:
     """Shape (steps,): tokens if the run were stopped after each step."""
+    if run.request.kind == "reasoning":
+        return thought_costs(run.outcome)
     spent = np.cumsum([step.tokens + step.ctx_tokens for step in run.steps], dtype=np.float64)
     probes = np.cumsum([step.probe_tokens for step in run.steps], dtype=np.float64)
-    usage = run.outcome.usage
     launched = np.arange(1, len(spent) + 1)
     if run.request.kind == "samples":
         launched = np.minimum(-(-launched // wave) * wave, len(spent))
         spent = spent[launched - 1]
-    if run.request.kind == "reasoning" and usage is not None:
-        spent = spent + max(0, usage.completion_tokens - usage.reasoning_tokens)  # the answer is written in any case
     # The rest of the last wave of a decided vote was cancelled, so only what was generated counts.
     spent[launched == len(spent)] = _generated(run)
     return spent + probes

@@ -6,7 +6,8 @@
 
 Runs are in the order of their starts, because slow ones are missing among those that end first. A prompt counts once in
 a batch, and a conversation once for the classes, because repeats would move the means. A signal that is constant in the
-reference is left out: any later value would look like drift.
+reference is left out: any later value would look like drift. So are the signals of trial answers where some runs of the
+batch sent no probe, because nothing could stop them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
+_OF_ANSWERS: Final = np.array([name in ("has_answer", "logit(confidence)") for name in SIGNALS])
 LEAST_SD: Final = 1e-3  # of a batch mean, relative to 1 plus the mean
 N_CLASSES: Final = 5  # query classes with a column of their own
 N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
@@ -69,6 +71,7 @@ class DriftFeatures:
         self._prompts: set[str] = set()  # of these
         self._n_repeats = 0  # runs skipped in this batch as repeats
         self._reference: list[Floats] = []  # batch means
+        self._probes = False  # whether runs of the reference were probed
         self._classes: tuple[str, ...] = ()  # with a column of their own, chosen in the first batch
         self._conversations: dict[str, None] = {}
         self._mix, self._steps = _PartialColumns(CLASS_SPREAD), _PartialColumns(STEP_SPREAD)
@@ -98,7 +101,8 @@ class DriftFeatures:
         full = [len(one.outcome.steps) for one in batch if is_evidence(one.request, one.outcome, probes=False)]
         steps = self._steps.rows(np.array([log(n) for n in full]).reshape(-1, 1), normal=normal)
         firsts = [EpisodeWithLabels(seq=0, episode=one, labels=()) for one in batch]
-        return np.column_stack([self._steady(_weighted(early_features(firsts, SIGNALS), weights)), mix, steps])
+        signals = self._steady(_weighted(early_features(firsts, SIGNALS), weights), all(map(_is_probed, batch)))
+        return np.column_stack([signals, mix, steps])
 
     def _class_indicators(self, batch: list[Episode], weights: Floats) -> Floats:
         """Class indicators of new conversations, shape (n, N_CLASSES + 1); the last column is for other classes."""
@@ -116,13 +120,20 @@ class DriftFeatures:
             indicators[row, self._classes.index(name) if name in self._classes else N_CLASSES] = 1.0
         return _weighted(indicators[new], weights[new] / weights[new].mean()) if new else indicators[:0]
 
-    def _steady(self, batch: Floats) -> Floats:
+    def _steady(self, batch: Floats, is_probed: bool) -> Floats:
         if len(self._reference) < REFERENCE:
             self._reference.append(batch.mean(axis=0))
+            self._probes = self._probes or is_probed
             return batch
         reference = np.array(self._reference)
         mean = reference.mean(axis=0)
-        return np.where(reference.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean)), mean, batch)
+        is_constant = reference.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean))
+        is_unseen = _OF_ANSWERS & (self._probes and not is_probed)
+        return np.where(is_constant | is_unseen, mean, batch)
+
+
+def _is_probed(run: Episode) -> bool:
+    return any(step.answer_source == "probe" or step.missing for step in run.outcome.steps)
 
 
 def _weighted(signals: Floats, weights: Floats) -> Floats:

@@ -29,6 +29,7 @@ from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.versions import FIXED, LiveLearner, fit_audited_version, fixed_policy_rows, written
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
 from suffice.control.loop.live_agent import LiveAgent
+from suffice.control.loop.live_costs import LiveCosts
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
@@ -114,6 +115,7 @@ class LearnedEvidence(EvidenceSource):
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
+        self._costs = LiveCosts(max_em_drop=epoch.max_em_drop)
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=epoch.max_em_drop, n_levels=self.certifier.n_levels)
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
@@ -137,8 +139,18 @@ class LearnedEvidence(EvidenceSource):
         request = episode.request
         self.finish.note(request, episode.outcome)
         self.floor.ratings.ended(episode)
+        self._note_costs(episode, at)
         if self._serves(request):
             self.ask_agent(lambda agent: agent.add_run(request, episode.outcome, served_level(request), at=at))
+
+    def _note_costs(self, episode: Episode, at: int) -> None:
+        request, outcome = episode.request, episode.outcome
+        if request.kind != "reasoning" or request.delivery > 1:
+            return
+        if self.is_evidence(request, outcome):
+            self._costs.add_audit(outcome)
+        elif request.mode == "enforce" and served_level(request) and self._serves(request):
+            self._costs.add_live(request, outcome, at=at)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.floor.ratings.note_label(episode_id, given)
@@ -179,6 +191,7 @@ class LearnedEvidence(EvidenceSource):
         certifier.now = float(state.n)
         if any(certifier.add_signals(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
             return EpochEnd("signals", "signals of all traffic drifted", keep=KEPT_BEFORE)
+        certifier.live_cost = self._costs.at(float(state.n))
         if certifier.in_burst and not self._ends_burst():
             return None
         self.judge.look(state.audits, state.epoch.max_em_drop, state.traffic.callers)
@@ -214,6 +227,9 @@ class LearnedEvidence(EvidenceSource):
     def _ends_burst(self) -> bool:
         """Whether a route that began with a version, and has few requests, makes do with the full runs so far."""
         state, looked_s = self.state, self.state.looked_s
+        if self.certifier.live_cost.objection:
+            self.certifier.end_burst()
+            return True
         if self._warm is None or looked_s is None or state.n < state.epoch.at + self._warm.burst:
             return False
         if looked_s[1] - looked_s[0] < PATIENCE_S:
@@ -232,7 +248,8 @@ class LearnedEvidence(EvidenceSource):
         self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
         moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
         forecast, self._forecast = self._forecast, ""
-        reason = "; ".join(part for part in (self._rollouts.take_reason(), forecast, rated, *moved) if part)
+        reasons = self._rollouts.take_reason(), forecast, self.certifier.live_cost.objection, rated, *moved
+        reason = "; ".join(part for part in reasons if part)
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
         return reason if budget.max_em_drop else budget.reason

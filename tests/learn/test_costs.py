@@ -1,0 +1,180 @@
+"""A stop costs what its live run would have cost: probes, what is generated meanwhile, and nothing for what is late."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.control.loop.live_costs import LiveCosts
+from suffice.learn.audits import NO_AUDITS, AuditRuns
+from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost, thought_costs
+from suffice.types import Outcome, Overhead, StepRecord, Usage
+from tests.records import plain_request
+
+THOUGHT, ANSWER, LINE = 100, 5, 10
+
+
+def step(index: int, *, late: int = 0, probe: int = 0, answer: str = "4", tokens: int = LINE) -> StepRecord:
+    return StepRecord(
+        index=index,
+        tokens=tokens,
+        answer=answer,
+        answer_source="probe",
+        confidence=None,
+        entropy=None,
+        probe_tokens=probe,
+        action="continue",
+        reason="",
+        late_tokens=late,
+    )
+
+
+def run(
+    *steps: StepRecord, spent: int = THOUGHT + ANSWER, stop_step: int | None = None, probes: int | None = None
+) -> Outcome:
+    n_probed = sum(one.probe_tokens for one in steps) if probes is None else probes
+    return Outcome(
+        episode_id="e",
+        end_reason="done" if stop_step is None else "stopped",
+        status=200,
+        answer="4",
+        response_id=None,
+        usage=Usage(prompt_tokens=9, completion_tokens=spent, reasoning_tokens=spent - ANSWER),
+        overhead=Overhead(probe_tokens=n_probed),
+        stopped=stop_step is not None,
+        stop_step=stop_step,
+        steps=steps,
+    )
+
+
+def audit(*, late: int = 0, probe: int = 0) -> Outcome:
+    whole = THOUGHT + ANSWER
+    return run(*(step(n, late=min(late, whole - LINE * n), probe=probe) for n in range(1, THOUGHT // LINE + 1)))
+
+
+def test_a_stop_at_once_costs_its_thought_the_answer_and_the_probes_so_far() -> None:
+    costs = thought_costs(audit(probe=2))
+    assert costs[:-1] == pytest.approx([LINE * n + ANSWER + 2 * n for n in range(1, 10)])
+    assert costs[-1] == THOUGHT + ANSWER + 2 * 10, "a run that is not stopped pays all of its probes"
+
+
+def test_what_is_generated_until_the_second_call_opens_is_paid_and_a_late_stop_saves_nothing() -> None:
+    costs = thought_costs(audit(late=30))
+    assert costs[0] == LINE + 2 * 30 + ANSWER, "the second call is expected to open as slowly as the probe answered"
+    assert (costs[3:] == THOUGHT + ANSWER).all(), "dropped behind the end of its thought"
+
+
+def test_probes_that_only_an_audit_makes_up_for_are_not_a_live_runs() -> None:
+    never_in_time = run(*(step(n, late=THOUGHT + ANSWER - LINE * n, probe=6) for n in range(1, 11)))
+    assert thought_costs(never_in_time)[-1] == THOUGHT + ANSWER + 6
+
+
+@given(late=st.integers(0, 120), probe=st.integers(0, 20))
+def test_lateness_never_makes_a_stop_cheaper_than_at_once(late: int, probe: int) -> None:
+    at_once = np.array([LINE * n + ANSWER + probe for n in range(1, 11)])
+    assert (thought_costs(audit(late=late, probe=probe)) >= np.minimum(at_once, THOUGHT + ANSWER)).all()
+
+
+def test_usage_that_tells_of_no_thought_is_read_from_the_steps() -> None:
+    whole = audit()
+    silent = Usage(prompt_tokens=9, completion_tokens=THOUGHT + ANSWER)
+    assert (thought_costs(Outcome(**{**_fields(whole), "usage": silent})) == thought_costs(whole)).all()
+    assert thought_costs(Outcome(**{**_fields(whole), "usage": None}))[-1] == THOUGHT
+
+
+def _fields(outcome: Outcome) -> dict[str, object]:
+    return {name: getattr(outcome, name) for name in ("episode_id", "end_reason", "status", "answer", "steps")} | {
+        "response_id": None
+    }
+
+
+def test_the_level_that_costs_tokens_gives_way_to_one_that_saves_or_to_none() -> None:
+    runs = AuditRuns(
+        **{name: getattr(NO_AUDITS, name) for name in ("x", "z", "d", "may_stop", "per_step", "fold", "at", "share")},
+        **{name: getattr(NO_AUDITS, name) for name in ("label_at", "query_class", "abandoned")},
+        starts=np.array([0, 3, 6]),
+        cost=np.array([120.0, 80.0, 110.0, 120.0, 80.0, 110.0]),
+        full=np.array([100.0, 100.0]),
+    )
+    rows, both = np.array([[2, 1, 0], [5, 4, 3]]), np.arange(2)
+    assert LiveCost().saved(runs, rows, both).tolist() == [0.0, 40.0, -40.0]
+    assert LiveCost().paying_level(runs, rows, both) == 1
+    assert LiveCost().paying_level(runs, rows[:, :2], both) == 1
+    assert LiveCost(stop_excess=30.0).paying_level(runs, rows, both) == 0
+    assert LiveCost(objection="dear").paying_level(runs, rows, both) == 0
+    assert LiveCost(audit_overhead=0.2).of_all(50.0, 100.0, 0.1) == pytest.approx(0.9 * 0.5 - 0.1 * 0.2)
+    assert LiveCost().of_all(0.0, 0.0, 0.1) is None
+
+
+def test_what_a_rule_cuts_off_is_compared_with_what_any_run_had_left() -> None:
+    # The rule stops the short half of the runs, all after 10 of 50 tokens; the others have 100.
+    full = np.array([50.0, 100.0] * 20)
+    runs = AuditRuns(
+        **{name: getattr(NO_AUDITS, name) for name in ("x", "z", "d", "may_stop", "fold", "at", "share")},
+        **{name: getattr(NO_AUDITS, name) for name in ("label_at", "query_class", "abandoned")},
+        starts=np.arange(0, 82, 2),
+        cost=np.zeros(80),
+        per_step=np.full(80, 10.0),
+        full=full,
+    )
+    which = np.arange(40)
+    ends = np.where(full == 50, runs.starts[:-1], runs.last)
+    assert remaining_ratio(runs, which, ends) == pytest.approx(40 / (75 - 10))
+    assert remaining_ratio(runs, which[:30], ends[:30]) is None, "too few stops"
+    assert remaining_ratio(runs, which, np.where(full > 0, runs.starts[:-1], 0)) == pytest.approx(1.0)
+
+
+# --------------------------------------------------------------------------- live runs
+
+
+def watching(n_audits: int = 100, *, probe: int = 2) -> LiveCosts:
+    costs = LiveCosts(max_em_drop=0.02)
+    for _ in range(n_audits):
+        costs.add_audit(audit(probe=probe))
+    return costs
+
+
+def served(n: int, costs: LiveCosts, *, spent: int, stop_step: int | None = 3) -> int:
+    """Add runs until the first objection, at most n; return how many were added."""
+    request = plain_request("e", mode="enforce")
+    steps = [step(k, probe=2) for k in range(1, 4)]
+    for at in range(n):
+        if costs.at(float(at)).objection:
+            return at
+        costs.add_live(request, run(*steps, spent=spent, stop_step=stop_step), at=float(at))
+    return n
+
+
+@pytest.mark.parametrize("more", [0.12, 0.17, 0.5])
+def test_live_runs_that_cost_more_than_full_runs_are_noticed_within_200(more: float) -> None:
+    costs = watching()
+    n = served(400, costs, spent=round((THOUGHT + ANSWER) * (1 + more)) - 6)
+    assert n <= 200
+    assert "more tokens than full runs" in costs.at(float(n)).objection
+
+
+def test_live_runs_that_save_are_left_alone_and_correct_what_audits_say() -> None:
+    costs = watching()
+    assert served(3_000, costs, spent=70) == 3_000
+    expected = stop_cost(run(*(step(k, probe=2) for k in range(1, 4)), stop_step=3), ANSWER)
+    assert expected == 3 * LINE + 6 + ANSWER
+    assert costs.at(0.0).stop_excess == pytest.approx(70 + 6 - expected, rel=0.05)
+    assert costs.at(0.0).audit_overhead == pytest.approx(20 / (THOUGHT + ANSWER))
+
+
+def test_probes_that_cost_more_than_any_stop_can_save_are_an_objection_from_the_audits_alone() -> None:
+    assert not watching(40, probe=200).at(0.0).objection, "too few to say so"
+    assert "any stop can save" in watching(60, probe=200).at(0.0).objection
+    assert not watching(60, probe=2).at(0.0).objection
+
+
+def test_a_run_whose_cost_says_nothing_is_left_out() -> None:
+    costs, request = watching(), plain_request("e", mode="enforce")
+    before = costs.at(0.0)
+    costs.add_live(plain_request("e", kind="samples"), run(step(1)), at=1.0)
+    costs.add_live(request, Outcome(**{**_fields(audit()), "usage": None}), at=1.0)
+    costs.add_audit(Outcome(**{**_fields(audit()), "usage": None}))
+    assert costs.at(0.0) == before
+    assert stop_cost(run(step(1)), ANSWER) is None
