@@ -27,3 +27,22 @@ lifecycle:
     exec:
       command: [sleep, {{ .Values.gateway.preStopSeconds | quote }}]
 {{- end -}}
+{{- define "suffice.workerProbes" -}}
+ports:
+  - name: health
+    containerPort: 8401
+livenessProbe: # a look may take minutes; it ends a worker that hangs
+  httpGet:
+    path: /healthz
+    port: health
+  initialDelaySeconds: 60
+  periodSeconds: 30
+  timeoutSeconds: 5
+  failureThreshold: 4
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: health
+  periodSeconds: 10
+  timeoutSeconds: 5
+{{- end -}}

@@ -317,9 +317,16 @@ def _print_preview(settings: Settings) -> None:
 @CONFIG
 @option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
 @option("--history", is_flag=True, help="Show what was done lately, and end.")
+@option(
+    "--health-port", type=click.IntRange(1, 65_535), metavar="PORT", help="Answer probes at /healthz and /readyz here."
+)
+@option("--health-host", metavar="ADDRESS", default="127.0.0.1", help="Of that port; else 127.0.0.1.")
 @JSON_LINES
-def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
+def worker(
+    path: Path, once: str | None, history: bool, health_port: int | None, health_host: str, as_json: bool
+) -> None:
     """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
+    from suffice.control.health import WorkerHealth, serve_health
     from suffice.control.worker_process import run_in_thread
     from suffice.telemetry import configure_logging
     from suffice.wiring.files import load_deployment
@@ -340,7 +347,11 @@ def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
         prints = "json" if as_json else "text"
         # The other jobs have a process of their own: no look waits behind them.
         beside = run_in_thread(settings, "chores", prints=prints)
-        with open_worker(settings, create=False, part="watch") as here, beside:
+        with contextlib.ExitStack() as stack:
+            here = stack.enter_context(open_worker(settings, create=False, part="watch"))
+            stack.enter_context(beside)
+            if health_port is not None:
+                stack.enter_context(serve_health(WorkerHealth(here), health_host, health_port))
             _work(here, event, reloads, as_json=as_json)
         if reloads.is_set():
             reloads.clear()

@@ -178,6 +178,8 @@ class Worker:
     _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
     _began_s: float = field(init=False, default=0.0)  # … and when that was
     quiet_s: float = QUIET_S  # between two rounds while the log stays as it is
+    doing: tuple[str, float] | None = field(init=False, default=None)  # the job that runs, and since when
+    polled_s: float | None = field(init=False, default=None)  # when it last looked for new rows
     _took_s: float = field(init=False, default=0.0)  # the last round
     _problems: set[str] = field(init=False, default_factory=set)  # of the last round, each of which was logged once
     _rests: dict[str, tuple[float, float]] = field(init=False, default_factory=dict)  # failed jobs: for how long, until
@@ -195,6 +197,7 @@ class Worker:
         with suppress(StoreError), open_reader(self.decisions.path) as log:  # else the round says what is wrong
             seen = read_to(log)
         holds_all = all(writer.lease is not None for _, writer in self._writers.values())
+        self.polled_s = now_s
         if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < self.quiet_s:
             return []
         self._seen, self._began_s = seen, now_s
@@ -258,6 +261,7 @@ class Worker:
         writer.spent_s.clear()
         try:
             writer.renew()
+            self.doing = job.name, began_s
             reports = [one for one in job.run(writer) if one.summary or by_hand]
             writer.spent_s[""] = self.monotonic_s() - began_s
             history = [
@@ -278,6 +282,8 @@ class Worker:
             writer.lease = None
             job.forget()
             return []
+        finally:
+            self.doing = None
         return reports
 
 

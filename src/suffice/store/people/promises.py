@@ -82,11 +82,11 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
 def read_unwatched(connection: LogReader) -> dict[str, str]:
     """Return why nobody watches a route, by the latest row about it."""
     condition = "kind = 'watch_changed' ORDER BY seq DESC LIMIT ?"
-    found = dict[str, WatchLapse]()
+    latest = dict[str, WatchLapse]()
     for stored in read_events_where(connection, condition, (MOST_LAPSES,), index="events_once"):
         if isinstance(stored.event, WatchLapse):
-            found.setdefault(stored.event.route, stored.event)
-    return {name: one.reason for name, one in found.items() if one.lapsed}
+            latest.setdefault(stored.event.route, stored.event)
+    return {name: one.reason for name, one in latest.items() if one.lapsed}
 
 
 def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
