@@ -1,4 +1,4 @@
-"""The agent reads each audit once: a refit shows what is known at other levels, and counts nothing again."""
+"""The agent reads each audit once, and says truly what it earned over the best that it could always have done."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from suffice.agent.plan import AGENT
+from suffice.agent.plan import FULL as FULL_DRAW
+from suffice.arrays import Floats
 from suffice.control.evidence.audits import Audit
-from suffice.control.loop.live_agent import LiveAgent
+from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.learn.certifier import Certifier
 from suffice.settings import Route, parse_settings
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.types import Episode, Epoch, Overhead, Usage
+from suffice.types import ArmDraw, Episode, Epoch, Overhead, Usage
 from tests.control.made import run
 
 FULL, STOPPED, ANSWER = 100.0, 40.0, 10  # tokens: of a full run, of a stop with the full run's answer, of that answer
@@ -71,3 +74,53 @@ def saving(audits: list[Audit], *, refits: int) -> float:
 def test_what_a_finish_costs_counts_from_the_first_version_on(refits: int) -> None:
     audits = [audit(number, ANSWER + 30) for number in range(1, 301)]
     assert saving(audits, refits=refits) == pytest.approx(1 - (STOPPED + 30) / FULL, abs=0.02)
+
+
+# --------------------------------------------------------------------------- its own line
+
+
+def paired_audits(n: int, seed: int, in_full: float) -> list[tuple[AuditCosts, Floats]]:
+    """Audits of a route with two efforts, whose agent draws full runs for a share of the requests."""
+    rng, made = np.random.default_rng(seed), []
+    for number in range(1, n + 1):
+        level = int(rng.integers(1, 3))
+        known, odds = np.arange(3) == level, {"": 1 - in_full, FULL_DRAW: in_full}
+        drawn = FULL_DRAW if rng.random() < in_full else ""
+        other = next(name for name in odds if name != drawn)
+        draw = ArmDraw(
+            experiment=AGENT, run=1, arm=drawn, propensity=odds[drawn], others=((other, odds[other]),), unit="u"
+        )
+        request, outcome = run(number, random.Random(number))
+        episode = Episode(request=replace(request, arms=(draw,)), outcome=outcome)
+        tokens = np.where(known, [0.0, 800.0, 400.0] * rng.lognormal(-0.02, 0.2, 3), np.nan)
+        tokens[0] = 1_000.0
+        z = np.where(known, (rng.random() < 0.01) * 1.0, np.nan)
+        z[0] = 0.0
+        audit = Audit(seq=number, at=number, ended_at_s=0.0, episode=episode)
+        made.append((AuditCosts(audit=audit, full_tokens=1_000.0, tokens=tokens, stops=known), z))
+    return made
+
+
+def test_its_line_over_the_best_fixed_agrees_with_the_truth_where_it_draws_full_runs() -> None:
+    """An effort that is drawn for 70 % of the requests gains 70 % of what it would gain if it always served."""
+    table = {"upstream": "up", "effort": ["medium", "low"], "token_price": 0.1, "mode": "enforce"}
+    settings = parse_settings({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": table}})
+    gain, in_full, covered, means = 0.1 * 0.6 - 0.01, 0.3, 0, list[float]()
+    for seed in range(40):
+        agent = LiveAgent(settings.routes["r"], max_em_drop=0.05, n_levels=3)
+        audits = paired_audits(600, seed, in_full)
+        for costs, z in audits[:200]:
+            agent.add_audit(costs)
+            agent.add_losses(costs, z)
+        agent.look(200, lambda _: 2)
+        assert agent.over_best_fixed() is None, "nothing was served by a plan"
+        for costs, z in audits[200:]:
+            agent.add_audit(costs)
+            agent.add_losses(costs, z)
+        line = agent.over_best_fixed()
+        assert line is not None
+        assert line.n_audits == 400
+        covered += line.low <= in_full * gain <= line.high
+        means.append(line.mean)
+    assert covered >= 38
+    assert np.mean(means) == pytest.approx(in_full * gain, abs=0.1 * gain)

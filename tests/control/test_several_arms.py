@@ -14,6 +14,7 @@ from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
 from suffice.settings import Route, parse_settings
+from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Query, Usage
@@ -110,10 +111,56 @@ def test_an_arm_that_gets_worse_is_taken_away_and_the_one_before_stays_or_return
     assert (here.loop.level, here.published[-1].arm) == (1, ARMS[0])
 
 
-def test_losses_of_any_arm_that_may_act_end_the_epoch() -> None:
+def test_losses_of_the_first_arm_end_the_epoch() -> None:
     later = asked_twice(400, first=1_000, lost=every(ARMS[0], 0.5))
     here = armed().feed(rows(asked_twice(1_000))).feed(rows(later, first=9_000)).settle()
     assert any(isinstance(one, Epoch) for one in here.decided)
+
+
+def falls_and_returns() -> list[StoredEvent]:
+    """The cheapest arm begins to lose a third of the answers, and is as good as before later on."""
+    later = asked_twice(500, first=1_000, lost=every(ARMS[1], 0.33))
+    return [*rows(asked_twice(1_000)), *rows(later, first=9_000), *rows(asked_twice(1_500, first=1_500), first=15_000)]
+
+
+def test_an_alarm_about_a_later_arm_takes_that_one_and_leaves_the_ones_before() -> None:
+    here = armed().feed(falls_and_returns()).settle()
+    assert not any(isinstance(one, Epoch) for one in here.decided)
+    assert [(one.level, one.arm) for one in here.published if one.level] == [(2, ARMS[1]), (1, ARMS[0]), (2, ARMS[1])]
+    _, lost, returned = here.published
+    assert lost.reason.startswith("effort=low: audits ")
+    assert 1_000 < lost.at <= 1_300, "within some dozens of its pairs"
+    evidence = returned.evidence
+    assert evidence.n_lost == 0, "pairs from before do not count again"
+    assert evidence.e_value is not None
+    source = here.loop.source
+    assert isinstance(source, PairedEvidence)
+    share = source.delta_of(1) / (0.05 * arm_part(2))
+    assert share < 0.2, "evidence that begins anew after a few requests has little of delta"
+    assert evidence.e_value >= 1 / (0.05 * arm_part(2) * share) > 1_000 / 5
+
+
+def test_a_worker_that_joins_after_an_arm_was_taken_away_decides_the_same() -> None:
+    log = falls_and_returns()
+    whole = armed().feed(log).settle()
+    assert len(whole.published) == 3
+    for cut in (2_500, 4_000):
+        before = armed().feed(log[:cut])
+        after = armed(expected=before.published).feed(log).settle()
+        assert before.published + after.published == whole.published
+
+
+@pytest.mark.slow
+def test_an_arm_whose_loss_is_the_budget_hardly_ever_acts_however_often_it_begins_anew() -> None:
+    """It is lost again and again, and each time its evidence begins anew with its own part of delta."""
+    acted, n = 0, 0
+    for seed in range(12):
+        here = armed().feed(rows(asked_twice(800, seed=seed)))
+        for event in rows(asked_twice(6_000, first=800, seed=seed, lost=every(ARMS[1], 0.05)), first=9_000):
+            here.feed([event])
+            if isinstance(event.event, Outcome) and here.loop.n > 1_600:
+                acted, n = acted + (here.loop.level == 2), n + 1
+    assert acted / n <= 0.05
 
 
 def test_clients_that_leave_cost_each_arm_its_share_of_them_only() -> None:

@@ -210,7 +210,7 @@ def run_agent(env: Environment, seed: int, agent: Agent | Clairvoyant | None = N
         proven = [certifier.look()] * len(CLASSES)
         plan = agent.look(proven, horizon=(5_000 * now.share).tolist())
         life.best.append(tuple(one.best for one in plan.classes))
-        life.events += [(begin, event.change, CLASSES[event.query_class], event.setting) for event in plan.events]
+        life.events += [(begin, event.change, CLASSES[event.query_class], event.action) for event in plan.events]
         drawn = rng.choice(len(CLASSES), p=now.share, size=LOOK)
         length, own, chance = rng.lognormal(-0.08, 0.4, LOOK), rng.lognormal(-0.02, 0.2, LOOK), rng.random((4, LOOK))
         for i, c in enumerate(drawn.tolist()):

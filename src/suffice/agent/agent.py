@@ -97,62 +97,62 @@ _MOST: Final = 1e12  # keeps sums finite
 class CostEvent:
     change: CostChange
     query_class: int
-    setting: int
+    action: int  # settings, and on routes with several arms one of them under them
     promised: float  # saving for which it was activated, a fraction of the full run
 
 
 class CostGuard:
-    """promised, inactive, is_dear: shape (classes, settings); promised is nan where nothing was activated."""
+    """promised, inactive, is_dear: shape (classes, actions); promised is nan where nothing was activated."""
 
-    def __init__(self, n_classes: int, n_settings: int) -> None:
-        self.promised = np.full((n_classes, n_settings), np.nan)
-        self.inactive = np.zeros((n_classes, n_settings), dtype=bool)
-        self.is_dear = np.zeros((n_classes, n_settings), dtype=bool)  # an alert was raised
-        self._inactive_at = np.full((n_classes, n_settings), -np.inf)  # number of the run that proved it
-        self._n_returns = np.zeros((n_classes, n_settings), dtype=np.int64)
-        self._rest = np.zeros((n_classes, n_settings))  # runs until a return is considered
-        self._sums = np.zeros((3, n_classes, n_settings, len(BETS)))
+    def __init__(self, n_classes: int, n_actions: int) -> None:
+        self.promised = np.full((n_classes, n_actions), np.nan)
+        self.inactive = np.zeros((n_classes, n_actions), dtype=bool)
+        self.is_dear = np.zeros((n_classes, n_actions), dtype=bool)  # an alert was raised
+        self._inactive_at = np.full((n_classes, n_actions), -np.inf)  # number of the run that proved it
+        self._n_returns = np.zeros((n_classes, n_actions), dtype=np.int64)
+        self._rest = np.zeros((n_classes, n_actions))  # runs until a return is considered
+        self._sums = np.zeros((3, n_classes, n_actions, len(BETS)))
 
-    def activate(self, c: int, setting: int, saving: float) -> None:
+    def activate(self, c: int, action: int, saving: float) -> None:
         """Note the saving for which stopping is in use; the largest one counts until it is broken."""
-        self.promised[c, setting] = np.fmax(self.promised[c, setting], saving)
+        self.promised[c, action] = np.fmax(self.promised[c, action], saving)
 
-    def add_run(self, c: int, setting: int, cost: float, *, at: float = np.inf) -> list[CostEvent]:
+    def add_run(self, c: int, action: int, cost: float, *, at: float = np.inf) -> list[CostEvent]:
         """Add the cost of a run, a fraction of the full run; return what it proves.
 
         at  number of the run: audits are added late, and one from before stopping became inactive proves no return
         """
-        promised = float(self.promised[c, setting])
+        promised = float(self.promised[c, action])
         if np.isnan(promised):
             return []
         saving, half = float(np.clip(1 - cost, -1, 1)), max(0.0, promised / 2)
         changes: list[CostChange] = []
-        paying, saves, recovered = self._sums[:, c, setting]
-        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self.is_dear[c, setting]:
+        paying, saves, recovered = self._sums[:, c, action]
+        if _bet(saves, -saving, 1.0) >= THRESHOLD and not self.is_dear[c, action]:
             changes.append("costs_more")
-            self.is_dear[c, setting] = True
-        if not self.inactive[c, setting] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
+            self.is_dear[c, action] = True
+        if not self.inactive[c, action] and _bet(paying, half - saving, 1 - half) >= THRESHOLD:
             changes.append("stops_paying")
-            self.inactive[c, setting], self._inactive_at[c, setting] = True, at
-        elif at < self._inactive_at[c, setting]:
+            self.inactive[c, action], self._inactive_at[c, action] = True, at
+        elif at < self._inactive_at[c, action]:
             pass
-        elif self._rest[c, setting] > 0:
-            self._rest[c, setting] -= 1
-        elif self.inactive[c, setting] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
+        elif self._rest[c, action] > 0:
+            self._rest[c, action] -= 1
+        elif self.inactive[c, action] and _bet(recovered, saving - half, 1 + half) >= RECOVERY:
             changes.append("pays_again")
-            self.inactive[c, setting], self.promised[c, setting] = False, np.nan
-            self.is_dear[c, setting], saves[:] = False, 0
+            self.inactive[c, action], self.promised[c, action] = False, np.nan
+            self.is_dear[c, action], saves[:] = False, 0
         if changes and changes[-1] != "costs_more":
             paying[:] = recovered[:] = 0
-            self._note_change(c, setting, changes[-1])
-        return [CostEvent(change=change, query_class=c, setting=setting, promised=promised) for change in changes]
+            self._note_change(c, action, changes[-1])
+        return [CostEvent(change=change, query_class=c, action=action, promised=promised) for change in changes]
 
-    def _note_change(self, c: int, setting: int, change: CostChange) -> None:
+    def _note_change(self, c: int, action: int, change: CostChange) -> None:
         """What audits find cheap may be dear when served, so each return is harder than the last."""
         if change == "pays_again":
-            self._n_returns[c, setting] += 1
-        elif self._n_returns[c, setting]:
-            self._rest[c, setting] = REST * 4.0 ** (self._n_returns[c, setting] - 1)
+            self._n_returns[c, action] += 1
+        elif self._n_returns[c, action]:
+            self._rest[c, action] = REST * 4.0 ** (self._n_returns[c, action] - 1)
 
 
 def _bet(sums: np.ndarray, gain: float, largest_loss: float) -> float:
@@ -196,11 +196,14 @@ class AgentChoice:
 
 
 class Agent:
-    """Levels in the order of their caution; level 0 is the full run, setting 0 the route's own."""
+    """Levels in the order of their caution; level 0 is the full run, setting 0 the route's own.
 
-    def __init__(self, n_classes: int, n_settings: int, n_levels: int, bounds: AgentBounds) -> None:
-        self.bounds, self.shape = bounds, (n_classes, n_settings, n_levels)
-        self.guard = CostGuard(n_classes, n_settings)
+    n_arms  1: what makes one level dear makes all dear. More: each level is an arm of its own, watched for itself
+    """
+
+    def __init__(self, n_classes: int, n_settings: int, n_levels: int, bounds: AgentBounds, *, n_arms: int = 1) -> None:
+        self.bounds, self.shape, self.n_arms = bounds, (n_classes, n_settings, n_levels), n_arms
+        self.guard = CostGuard(n_classes, n_settings * n_arms)
         self.token_price = bounds.token_price or PRICE_RANGE[1]  # EM that a mean full run's tokens are worth
         self._best = [0] * n_classes
         self._events: list[CostEvent] = []
@@ -225,7 +228,7 @@ class Agent:
             return
         cost = self.values.add_run(c, setting, level, tokens, seconds)
         if cost is not None:
-            self._watch(c, setting, cost, at)
+            self._watch(c, setting, level, cost, at)
 
     def add_audit(
         self,
@@ -245,9 +248,13 @@ class Agent:
         """
         self.values.age(c, n_requests)
         self.values.add_full(c, full_tokens)
-        cost, level = self.values.add_audit(c, setting, tokens), self._served[c, setting]
-        if is_watched and level and not np.isnan(cost[level]):
-            self._watch(c, setting, float(cost[level]), at)
+        cost = self.values.add_audit(c, setting, tokens)
+        watched = {int(self._served[c, setting])}
+        if self.n_arms > 1:  # what is out of use is called in audits alone
+            watched.update(np.flatnonzero(self._inactive(c)[setting]).tolist())
+        for level in sorted(watched - {0}):
+            if is_watched and not np.isnan(cost[level]):
+                self._watch(c, setting, level, float(cost[level]), at)
 
     def add_losses(self, c: int, z: Floats) -> None:
         """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0, -1 or nan."""
@@ -269,7 +276,7 @@ class Agent:
 
         proven   the highest level that each class may use
         horizon  requests of each class over which what is learned stays true
-        admits   whether classes may get these levels together; if not, each gets its highest, or full runs
+        admits   whether classes may get these levels together; a single one and full runs always may
         """
         values, price = self.values, self.token_price
         relative = values.relative_tokens
@@ -280,7 +287,9 @@ class Agent:
         most_levels = [min(most, self.shape[2] - 1) for most in proven]
         chosen = [self._choose_levels(c, value[c], error[c], most, price) for c, most in enumerate(most_levels)]
         if not admits([int(levels[0]) for levels in chosen]):
-            chosen = [np.minimum(levels, 1) * most for levels, most in zip(chosen, most_levels, strict=True)]
+            chosen = self._admitted(
+                value[:, 0] - self.bounds.choice.caution * error[:, 0], most_levels, horizon, admits
+            )
         classes = []
         for c, (most, levels) in enumerate(zip(proven, chosen, strict=True)):
             at = np.arange(len(levels)), levels
@@ -289,8 +298,8 @@ class Agent:
                 np.concatenate([[value[c, 0, 0]], value[c][at]]),
                 np.concatenate([[0.0], error[c][at]]),
                 np.concatenate([[0.0], spread[c][at]]),
-                allowed=np.concatenate([[True], stops & ~self.guard.inactive[c]]),
-                hopes=np.concatenate([[0.0], self._hopes(c, price * float(relative[c])) * stops]),
+                allowed=np.concatenate([[True], stops & ~self._inactive(c)[at]]),
+                hopes=np.concatenate([[0.0], self._hopes(c, price * float(relative[c]))[at] * stops]),
                 incumbent=self._best[c],
                 token_price=price,
                 horizon=horizon[c],
@@ -302,7 +311,8 @@ class Agent:
             if not most:  # full runs try all settings at no cost
                 shares = (0.0, *[1 / len(levels)] * len(levels))
             for setting in np.flatnonzero(stops * shares[1:]).tolist():
-                self.guard.activate(c, setting, float(1 - values.cost[c, setting, levels[setting]]))
+                level = int(levels[setting])
+                self.guard.activate(c, self._action(setting, level), float(1 - values.cost[c, setting, level]))
             classes.append(ClassChoice(best=choice.best, shares=shares, levels=tuple(levels.tolist())))
         events, self._events = tuple(self._events), []
         return AgentChoice(classes=tuple(classes), events=events)
@@ -310,27 +320,68 @@ class Agent:
     def _choose_levels(self, c: int, value: Floats, error: Floats, most: int, price: float) -> Ints:
         """The best proved level under each setting; the highest, or the last one, unless another is clearly better.
 
-        What is inactive keeps its level, at which it is tried.
+        Where everything is inactive, the last level stays, at which it is tried.
         """
-        careful = value[:, : most + 1] - self.bounds.choice.caution * error[:, : most + 1]
+        off = self._inactive(c)[:, : most + 1]
+        careful = np.where(off, -np.inf, value[:, : most + 1] - self.bounds.choice.caution * error[:, : most + 1])
         rows, best, held = np.arange(len(value)), np.argmax(careful, axis=1), np.minimum(self._levels[c], most)
         better = careful[rows, best] > careful[rows, held] + self.bounds.choice.least_gain * price
-        chosen = np.where(better & ~self.guard.inactive[c], best, held)
+        chosen = np.where(better & ~off[:, 1:].all(axis=1), best, held)
         if most:
             self._levels[c] = np.where(chosen < most, chosen, self._levels[c])
             self._levels[c, (chosen == most) & better] = self.shape[2] - 1
         return np.asarray(chosen)
 
-    def _hopes(self, c: int, price: float) -> Floats:
-        """What each inactive setting would gain if it paid again as promised, times the chance of that."""
-        promised = np.nan_to_num(self.guard.promised[c])
-        return np.asarray(np.where(self.guard.inactive[c], RETURN * price * promised, 0.0))
+    def _admitted(
+        self,
+        careful: Floats,
+        most_levels: Sequence[int],
+        horizon: Sequence[float],
+        admits: Callable[[Sequence[int]], bool],
+    ) -> list[Ints]:
+        """The best single level with full runs where these are better, then each better level that is admitted with it.
 
-    def _watch(self, c: int, setting: int, cost: float, at: float) -> None:
-        for event in self.guard.add_run(c, setting, cost, at=at):
+        careful  lower values, shape (classes, levels)
+        """
+        classes, n = range(len(careful)), np.array(horizon)
+        off = [self._inactive(c)[0] | (np.arange(self.shape[2]) > most) for c, most in enumerate(most_levels)]
+        careful = np.where(np.stack(off), careful[:, :1] - 1, careful)  # as if it lost every answer
+        highest = range(1, max(most_levels) + 1)
+        single = [np.where(careful[:, level] > careful[:, 0], level, 0) for level in highest]
+        levels: list[int] = max(single, key=lambda one: float(n @ careful[classes, one])).tolist()
+        gains = n[:, np.newaxis] * (careful - careful[classes, levels][:, np.newaxis])
+        for place in np.argsort(-gains, axis=None).tolist():
+            c, level = divmod(place, self.shape[2])
+            if gains[c, level] <= 0:
+                break
+            changed = [*levels[:c], level, *levels[c + 1 :]]
+            if careful[c, level] > careful[c, levels[c]] and admits(changed):
+                levels = changed
+        return [np.array([level]) for level in levels]
+
+    def _action(self, setting: int, level: int) -> int:
+        """The place in the guard of a level above 0."""
+        return setting * self.n_arms + min(level, self.n_arms) - 1
+
+    def _by_level(self, actions: Floats | Bools) -> Floats:
+        """What the guard has of a class by action, shape (settings, levels); 0 for the full run."""
+        arms = np.minimum(np.arange(1, self.shape[2]), self.n_arms) - 1
+        return np.pad(actions.reshape(self.shape[1], self.n_arms)[:, arms], ((0, 0), (1, 0)))
+
+    def _inactive(self, c: int) -> Bools:
+        return self._by_level(self.guard.inactive[c]).astype(bool)
+
+    def _hopes(self, c: int, price: float) -> Floats:
+        """What each inactive action would gain if it paid again as promised, times the chance of that."""
+        promised = np.nan_to_num(self.guard.promised[c])
+        return self._by_level(np.where(self.guard.inactive[c], RETURN * price * promised, 0.0))
+
+    def _watch(self, c: int, setting: int, level: int, cost: float, at: float) -> None:
+        for event in self.guard.add_run(c, self._action(setting, level), cost, at=at):
             self._events.append(event)
             if event.change != "costs_more":
-                self.values.replace(c, setting, event.promised if event.change == "pays_again" else 0.0)
+                levels = np.arange(self.shape[2]) if self.n_arms == 1 else np.array([level])
+                self.values.replace(c, setting, levels, event.promised if event.change == "pays_again" else 0.0)
 
 
 # ---- What stopping costs and loses in each query class: discounted means with their standard errors
@@ -340,7 +391,11 @@ class Agent:
 
 PRIOR_RUNS: Final = 2.0  # pseudo-observations of something untried: it costs as much as the full run
 PRIOR_SPREAD: Final = 0.5
-PRIOR_AUDITS: Final = 50.0  # pseudo-audits behind the prior loss
+PRIOR_AUDITS: Final = 50.0  # pseudo-audits behind the prior loss of a level
+CLASS_AUDITS: Final = 150.0  # those behind the level's loss in a class: classes differ by about a point
+RECENT: Final = 0.9  # weight of the latest runs of a level when one more is added
+LEAST_RECENT: Final = 5.0  # of them, by weight
+CHANGED: Final = 5.0  # standard errors of a mean of the latest runs that tell another cost
 
 
 class ActionValues:
@@ -352,6 +407,7 @@ class ActionValues:
         """half_lives: of costs and of losses, in requests of a class."""
         self._half_lives, self._prior_loss = half_lives, prior_loss
         self._runs = np.zeros((4, n_classes, n_settings, n_levels))  # number, cost, its square, seconds
+        self._recent = np.zeros((3, n_classes, n_settings, n_levels))  # number, cost, its square, of the latest runs
         self._losses = np.zeros((2, n_classes, n_levels))  # audits, EM drops
         self._full = np.zeros((2, n_classes))  # full runs, their tokens
 
@@ -371,22 +427,43 @@ class ActionValues:
             return None
         cost = tokens / float(self.full_tokens[c])
         self._runs[:, c, setting, level] += (1, cost, cost**2, seconds)
+        self._compare(c, setting, np.array([level]), np.array([cost]))
         return cost
 
     def add_audit(self, c: int, setting: int, tokens: Floats) -> Floats:
         """Add what each level would have used, shape (levels,), nan where that is unknown; return the costs."""
         cost = tokens / self.full_tokens[c]
         self._runs[:3, c, setting] += np.nan_to_num([~np.isnan(cost), cost, cost**2])
+        known = np.flatnonzero(~np.isnan(cost[1:])) + 1
+        self._compare(c, setting, known, cost[known])
         return np.asarray(cost)
+
+    def _compare(self, c: int, setting: int, levels: Ints, cost: Floats) -> None:
+        """Where the latest runs of a level cost something else than those before, forget those before."""
+        recent, runs = self._recent[:, c, setting], self._runs[:, c, setting]
+        recent[:, levels] = RECENT * recent[:, levels] + np.array([np.ones(len(levels)), cost, cost**2])
+        n, mean = recent[0, levels], recent[1, levels] / recent[0, levels]
+        n_before = np.maximum(runs[0, levels] - n, 1e-9)
+        before = (runs[1:3, levels] - recent[1:3, levels]) / n_before
+        error = np.sqrt(np.maximum(before[1] - before[0] ** 2, 1e-6) * ((1 - RECENT) / (1 + RECENT) + 1 / n_before))
+        changed = (n >= LEAST_RECENT) & (n_before >= 2 * LEAST_RECENT) & (np.abs(mean - before[0]) > CHANGED * error)
+        for level in levels[changed].tolist():
+            runs[3, level] *= recent[0, level] / runs[0, level]
+            runs[:3, level] = recent[:, level]
 
     def add_losses(self, c: int, z: Floats) -> None:
         """Add an audit's EM drop at each level: +1 an answer was lost, -1 one was gained, 0 neither, nan: unknown."""
         self._losses[:, c] += np.nan_to_num([~np.isnan(z), z])
 
-    def replace(self, c: int, setting: int, saving: float) -> None:
-        """Replace the costs under a setting, which have changed, by a few runs with this saving."""
+    def replace(self, c: int, setting: int, levels: Ints, saving: float) -> None:
+        """Replace the costs of levels, which have changed, by a few runs with this saving."""
         n, cost = PRIOR_RUNS, 1 - saving
-        self._runs[:, c, setting] = np.array([n, n * cost, n * cost**2, 0.0])[:, np.newaxis]
+        self._runs[:, c, setting, levels] = np.array([n, n * cost, n * cost**2, 0.0])[:, np.newaxis]
+        self._recent[:, c, setting, levels] = 0.0
+
+    def forget_losses(self, level: int) -> None:
+        """Forget what a level loses, because its evidence begins anew."""
+        self._losses[:, :, level] = 0.0
 
     def n_audits(self, c: int) -> float:
         return float(self._losses[0, c].max())
@@ -425,8 +502,10 @@ class ActionValues:
 
     @property
     def loss(self) -> Floats:
+        """Means of a class are drawn to those of all classes, and these to the prior loss."""
         n, lost = self._losses
-        loss = (lost + PRIOR_AUDITS * self._prior_loss) / (n + PRIOR_AUDITS)
+        pooled = (lost.sum(axis=0) + PRIOR_AUDITS * self._prior_loss) / (n.sum(axis=0) + PRIOR_AUDITS)
+        loss = (lost + CLASS_AUDITS * pooled) / (n + CLASS_AUDITS)
         loss[:, 0] = 0.0
         return np.asarray(loss)
 
@@ -439,7 +518,7 @@ class ActionValues:
     def loss_error(self) -> Floats:
         """Standard error of each loss; 0 for the full run."""
         rate = np.clip(np.abs(self.loss), 0.5 / PRIOR_AUDITS, 0.5)
-        error = np.sqrt(rate * (1 - rate) / (self._losses[0] + PRIOR_AUDITS))
+        error = np.sqrt(rate * (1 - rate) / (self._losses[0] + CLASS_AUDITS))
         error[:, 0] = 0.0
         return np.asarray(error)
 

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, CostEvent, RegretLog
-from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, PlannedDraw, alternatives, describe_ceiling
+from suffice.agent.agent import Agent, AgentBounds, AgentChoice, ChoiceBounds, ClassChoice, CostEvent, RegretLog
+from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, PlannedDraw, Regret, alternatives, describe_ceiling
 from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED
 from suffice.assurance.saving import spent_tokens
@@ -55,7 +55,9 @@ class LiveAgent:
             latency_price=route.latency_price,
             choice=ChoiceBounds(explore_cost=route.explore_cost),
         )
-        self.agent = Agent(MOST_CLASSES, len(self.settings), n_levels, bounds)
+        self._arms = route.arms if route.is_paired else ()
+        n_arms = max(1, len(self._arms))
+        self.agent = Agent(MOST_CLASSES, len(self.settings), n_levels, bounds, n_arms=n_arms)
         self.choice: AgentChoice | None = None
         self._regret = RegretLog(len(self.settings), n_levels)
         self._classes: dict[str, int] = {}
@@ -69,6 +71,7 @@ class LiveAgent:
         self._version = -1  # of the certifier, whose levels are known
         self._costs: list[AuditCosts] = []  # of the certifier's audits, in its order
         self._unjudged: list[int] = []  # places of those whose outcomes do not count yet
+        self._given: dict[str, int] = {}  # levels that audits without an outcome would have been served at, by episode
 
     # ---- evidence --------------------------------------------------------------------------------
 
@@ -104,8 +107,12 @@ class LiveAgent:
     def _relearn(self, n_levels: int) -> None:
         self.agent.relearn(n_levels)
         self._added_at = [0] * MOST_CLASSES
+        self._given = {}
         self._regret = RegretLog(len(self.settings), n_levels)
         self.choice = None
+
+    def forget_losses(self, level: int) -> None:
+        self.agent.values.forget_losses(level)
 
     def add_run(self, request: Request, outcome: Outcome, level: int, *, at: int) -> None:
         """Add request `at`, served at `level` of the version in use; only one that a stop could end is read."""
@@ -114,7 +121,7 @@ class LiveAgent:
         c = self._class(request)
         if c is None or outcome.usage is None or outcome.end_reason not in ENDED:
             return
-        arm = _drawn(request)[0]
+        arm = _drawn(request)
         setting = 0 if arm is None else self._place(arm)
         level = 0 if arm == FULL else level
         self._n_runs[c] += 1
@@ -125,7 +132,7 @@ class LiveAgent:
     def add_audit(self, costs: AuditCosts, *, again: bool = False) -> None:
         """Add an audit that has returned; `again`: it was added before, under the levels of another version."""
         request, outcome = costs.audit.episode.request, costs.audit.outcome
-        c, (arm, _) = self._class(request), _drawn(request)
+        c, arm = self._class(request), _drawn(request)
         if c is None:
             return
         self._n_runs[c] += not again
@@ -142,6 +149,8 @@ class LiveAgent:
         setting = 0 if arm is None else self._place(arm)
         if setting is None or (arm or "").startswith("wave="):  # costs are replayed with the route's own wave
             return
+        if self.choice is not None and not again:
+            self._given[costs.audit.id] = _level_given(self.choice.classes[c], setting, arm)
         is_watched = not again and (answer is not None or not needs)
         self.agent.add_audit(
             c,
@@ -162,17 +171,24 @@ class LiveAgent:
     def add_losses(self, costs: AuditCosts, z: Floats) -> None:
         """Add the EM drop of an audit at each level, once it counts: +1, 0, -1 or nan, shape (levels,)."""
         request = costs.audit.episode.request
-        c, (arm, share) = self._class(request), _drawn(request)
+        c, arm = self._class(request), _drawn(request)
         if c is None:
             return
         self.agent.add_losses(c, z)
-        setting = 0 if arm is None else self._place(arm)
-        if self.choice is None or setting is None or not self._full[0]:
+        setting, level = 0 if arm is None else self._place(arm), self._given.pop(costs.audit.id, None)
+        if level is None or setting is None or not self._full[0]:
             return
-        level = min(self.choice.classes[c].levels[setting], len(z) - 1) if self.choice.classes[c].best else 0
         saved = (costs.full_tokens - costs.tokens) * costs.stops / (self._full[1] / self._full[0])
         gain, n_known = self.agent.token_price * saved - z, int((~np.isnan(z[1:])).sum())
-        self._regret.add(setting, share, level, np.nan_to_num(gain) * ((len(z) - 1) / max(1, n_known)))
+        gain = np.nan_to_num(gain) * ((len(z) - 1) / max(1, n_known))
+        self._regret.add(setting, self._observed_share(request, setting), min(level, len(z) - 1), gain)
+
+    def _observed_share(self, request: Request, setting: int) -> float:
+        """P(an audit shows these settings): the route's own also where full runs were drawn."""
+        drawn = next((one for one in request.arms if one.experiment == AGENT), None)
+        if drawn is None:
+            return 1.0
+        return sum(p for arm, p in ((drawn.arm, drawn.propensity), *drawn.others) if self._place(arm) == setting)
 
     # ---- decisions -------------------------------------------------------------------------------
 
@@ -198,6 +214,15 @@ class LiveAgent:
         self._proven = proven
         self._events += [(n, event) for event in self.choice.events]
 
+    @property
+    def most_proven(self) -> int:
+        """The highest level that any class may use."""
+        return max(self._proven, default=0)
+
+    def over_best_fixed(self) -> Regret | None:
+        """What the best fixed level and settings would have earned above the agent; None: too few audits."""
+        return self._regret.of_best_fixed(self.most_proven)
+
     def plan(self, held: RouteDeployment, *, at: int, author: str) -> AgentPlan | None:
         """Return the plan if it differs from the active one, or that one's figures are old."""
         epoch, before = held.epoch, held.plan
@@ -219,14 +244,14 @@ class LiveAgent:
             author=author,
             alert="; ".join(self._alerts()),
             idle=self._regret.of_idle(),
-            best_fixed=self._regret.of_best_fixed(max(self._proven)),
+            best_fixed=self.over_best_fixed(),
         )
 
     def _draws(self, c: int) -> tuple[PlannedDraw, ...]:
         assert self.choice is not None
         made, most = self.choice.classes[c], self._proven[c]
         full, *shares = made.shares
-        arms = ("", *self.route.arms) if self.route.is_paired else ()
+        arms = ("", *self._arms) if self._arms else ()
         draws = [
             PlannedDraw(
                 settings=name,
@@ -257,12 +282,17 @@ class LiveAgent:
 
     def _learned(self, events: list[CostEvent]) -> Iterator[str]:
         for event in events:
-            name, settings = self._name(event.query_class), self.settings[event.setting]
-            under = f" with {settings}" if settings else ""
+            name, what = self._name(event.query_class), self._action(event.action)
             if event.change == "stops_paying":
-                yield f"class {name}: stopping{under} saves less than half of the {event.promised:.0%} it promised"
+                yield f"class {name}: {what} saves less than half of the {event.promised:.0%} it promised"
             elif event.change == "pays_again":
-                yield f"class {name}: stopping{under} pays again"
+                yield f"class {name}: {what} pays again"
+
+    def _action(self, action: int) -> str:
+        if self._arms:
+            return self._arms[action % len(self._arms)]
+        settings = self.settings[action]
+        return f"stopping with {settings}" if settings else "stopping"
 
     def _alerts(self) -> Iterator[str]:
         for c in np.flatnonzero(self.agent.guard.is_dear.any(axis=1)).tolist():
@@ -302,12 +332,15 @@ class LiveAgent:
         return [float(n) for n in np.minimum(STEADY, part * self._n_runs)]
 
 
-def _drawn(request: Request) -> tuple[str | None, float]:
-    """The settings that the agent drew for a request, and P(draw); None: nothing was drawn."""
-    for one in request.arms:
-        if one.experiment == AGENT:
-            return one.arm, one.propensity
-    return None, 1.0
+def _drawn(request: Request) -> str | None:
+    """The settings that the agent drew for a request; None: nothing was drawn."""
+    return next((one.arm for one in request.arms if one.experiment == AGENT), None)
+
+
+def _level_given(choice: ClassChoice, setting: int, arm: str | None) -> int:
+    """The level of a request that drew this arm, or None because there was one choice only."""
+    is_full = arm == FULL if arm is not None else not choice.best
+    return 0 if is_full else choice.levels[setting]
 
 
 def finish_tokens(outcome: Outcome) -> float | None:

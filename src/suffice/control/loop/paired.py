@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -28,9 +28,11 @@ from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import Episode, EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
+Windowed: TypeAlias = list[tuple[float, PairedAudit]]  # with the request of each
 FULL: Final = "full"  # how outcomes name a second full run
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
+LEAST_REFUTED: Final = 50  # pairs that lose more than the budget, after which a lost arm's evidence begins anew
 MIXED_PART: Final = 0.2  # of delta, for the assignments of several arms to query classes
 
 
@@ -110,16 +112,19 @@ class PairedArm:
     """An effort or a budget with what the loop knows of it."""
 
     name: str
-    watch: AuditWatch | None = None  # ends the epoch while the arm is active; None: it has not been active
+    watch: AuditWatch | None = None  # of the first arm ends the epoch, of another takes it away; None: was not active
     watched_to: int = 0  # position of the last pair in the watch
-    has_fallen: bool = False  # it has lost its certificate in this epoch
+    has_fallen: bool = False  # it has lost its certificate since its evidence began
+    since: int = 0  # the request after which its evidence began anew; 0: with the epoch
+    delta_share: float = 1.0  # of its part of delta, see `assurance.certify.restart_share`
 
 
 class PairedEvidence(EvidenceSource):
     """Level k is the k-th arm, in the order of the settings: from the most expensive to the cheapest.
 
     Arms are accepted in this order until one fails, each with its own part of delta: a handful of arms can afford it,
-    and the claims about all of them then hold together, whatever drifts.
+    and the claims about all of them then hold together, whatever drifts. So an alarm about one takes that one away and
+    those after it; its evidence begins anew, as in an epoch of its own. An alarm about the first leaves none.
     """
 
     def __init__(self, state: EpochState) -> None:
@@ -131,6 +136,7 @@ class PairedEvidence(EvidenceSource):
         state.certifier.plan = replace(state.certifier.plan, window=self._window)  # by it a later epoch earns its delta
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=len(self._arms) + 1)
+        self._lost = ""  # why an arm was taken away at this look
         self._read_to = self._judged_to = 0  # positions of the last pair and outcome that the agent has
 
     @property
@@ -167,11 +173,12 @@ class PairedEvidence(EvidenceSource):
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         windowed = self._windowed()
         certificates = [
-            self._certificate(windowed, lambda _, arm=arm.name: arm, delta=self._delta(place))  # type: ignore[misc]
+            self._certificate(windowed, lambda _, name=arm.name: name, delta=self.delta_of(place), since=arm.since)  # type: ignore[misc]
             for place, arm in enumerate(self._arms)
         ]
         self._log_e = certificates[0].log_e
         self._accept(certificates)
+        self._retry(certificates)
         draft = self._draft(held, certificates)
         self.ask_agent(lambda agent: self._feed_agent(agent, pairs, now))
         level = self.level
@@ -179,18 +186,20 @@ class PairedEvidence(EvidenceSource):
         return draft
 
     def _certificate(
-        self, pairs: Sequence[PairedAudit], arm_of: Callable[[str], str], *, delta: float
+        self, windowed: Windowed, arm_of: Callable[[str], str], *, delta: float, since: int
     ) -> PairedCertificate:
-        """The certificate of the arms that query classes get."""
-        mine, budget = pairs_of(pairs, arm_of, len(self._arms)), self.state.epoch.max_em_drop
+        """The certificate of the arms that query classes get, by the pairs of requests after `since`."""
+        pairs, budget = (pair for at, pair in windowed if at > since), self.state.epoch.max_em_drop
+        mine = pairs_of(pairs, arm_of, len(self._arms))
         return certify_arm(mine, max_em_drop=budget, delta=delta, now=float(self.state.n))
 
     def _part(self, place: int) -> float:
         """The part of delta for an arm: one that lost its certificate needs a stronger proof, lest it alternates."""
-        part = arm_part(len(self._arms))
-        return part / RETURN_DIVISOR if self._arms[place].has_fallen and place >= self.level else part
+        arm = self._arms[place]
+        part = arm_part(len(self._arms)) * arm.delta_share
+        return part / RETURN_DIVISOR if arm.has_fallen and place >= self.level else part
 
-    def _delta(self, place: int) -> float:
+    def delta_of(self, place: int) -> float:
         return self.state.delta * self._part(place)
 
     def _accept(self, certificates: Sequence[PairedCertificate]) -> None:
@@ -206,19 +215,37 @@ class PairedEvidence(EvidenceSource):
         for arm in self._arms[self.level : before]:
             arm.has_fallen = True
 
-    def _admits(self, levels: Mapping[str, int], windowed: Sequence[PairedAudit]) -> bool:
+    def _retry(self, certificates: Sequence[PairedCertificate]) -> None:
+        """Begin the evidence of lost arms anew that their pairs refute, lest these delay a return by a whole window."""
+        for place in range(self.level, len(self._arms)):
+            arm, one = self._arms[place], certificates[place]
+            if (arm.has_fallen or arm.since) and one.n >= LEAST_REFUTED and one.drop > self.state.epoch.max_em_drop:
+                self._begin_anew(place)
+
+    def _begin_anew(self, place: int) -> None:
+        """As an alarm's epoch does, with the same part of delta: it may depend on what the audits drawn so far show."""
+        arm, state = self._arms[place], self.state
+        began = max(arm.since, state.epoch.at)
+        arm.delta_share = state.certifier.plan.restart_share(state.n - began)
+        arm.since, arm.has_fallen, arm.watch = state.n, False, None
+        if self.agent is not None:
+            self.agent.forget_losses(place + 1)
+
+    def _admits(self, levels: Mapping[str, int], windowed: Windowed) -> bool:
         """Whether query classes may get these levels. Different arms are certified together, like one more arm.
 
         Each of the arms loses less than the budget over all classes, which bounds no mixture: each may lose what it
         loses in the class that gets it. One part of delta is divided among all assignments of arms to these classes.
         """
-        if len({level for level in levels.values() if level}) < 2:
+        mixed = {level for level in levels.values() if level}
+        if len(mixed) < 2:
             return True
         names = "", *(arm.name for arm in self._arms)
         served = {name: names[level] for name, level in levels.items()}
-        delta = self.state.delta * MIXED_PART / len(self._arms) ** len(levels)
-        certificate = self._certificate(windowed, lambda name: served.get(name, names[self.level]), delta=delta)
-        return certificate.is_certified
+        arms = [self._arms[level - 1] for level in sorted({*mixed, self.level})]
+        delta = self.state.delta * min(arm.delta_share for arm in arms) * MIXED_PART / len(self._arms) ** len(levels)
+        arm_of, since = lambda name: served.get(name, names[self.level]), max(arm.since for arm in arms)
+        return self._certificate(windowed, arm_of, delta=delta, since=since).is_certified
 
     def _feed_agent(self, agent: LiveAgent, pairs: Sequence[PairedAudit], now: float) -> None:
         waits = False
@@ -240,8 +267,16 @@ class PairedEvidence(EvidenceSource):
                 agent.add_losses(costs, z)
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
-        alarms = (self._alarm_of(arm, place, pairs, now) for place, arm in enumerate(self._arms) if arm.watch)
-        return next((alarm for alarm in alarms if alarm is not None), None)
+        """Return an alarm about the first arm; one about another takes that one away."""
+        self._lost = ""
+        for place, arm in enumerate(self._arms):
+            alarm = self._alarm_of(arm, place, pairs, now) if arm.watch else None
+            if alarm is not None and not place:
+                return alarm
+            if alarm is not None:
+                self._begin_anew(place)
+                self._lost = self._lost or f"{arm.name}: {alarm}"
+        return None
 
     def _alarm_of(self, arm: PairedArm, place: int, pairs: Sequence[PairedAudit], now: float) -> str | None:
         assert arm.watch is not None
@@ -263,8 +298,8 @@ class PairedEvidence(EvidenceSource):
         match, callers = self.state.context.cached_match, self.state.traffic.callers
         return pair_audits(audits, match, timeout=self._timeout, callers=callers, window=window)
 
-    def _windowed(self) -> list[PairedAudit]:
-        """The pairs of the certificate's window; audits that should have returned by now count as lost."""
+    def _windowed(self) -> Windowed:
+        """The pairs of the certificate's window by request; audits that should have returned by now count as lost."""
         state, pending, timeout = self.state, self.state.certifier.pending, self._timeout
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
@@ -277,10 +312,10 @@ class PairedEvidence(EvidenceSource):
         late = window.holds(pending.at)
         weights = (window.weights(pending.share[late]) * len(self._arms)).tolist()  # whole, whichever arm was called
         lost = [
-            PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight)
+            (began, PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight))
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
-        return self.pairs(inside, window) + lost
+        return [(audit.at, pair) for audit, pair in zip(inside, self.pairs(inside, window), strict=True)] + lost
 
     @property
     def _timeout(self) -> float:
@@ -300,7 +335,7 @@ class PairedEvidence(EvidenceSource):
             n_lost=certificate.n_lost,
             e_value=e_value_of(certificate.log_e),
             share=certificate.saved_share,
-            n_missing=certificate.n_missing(max_em_drop=budget, delta=self._delta(place)),
+            n_missing=certificate.n_missing(max_em_drop=budget, delta=self.delta_of(place)),
             max_em_drop=budget,
             confidence=state.epoch.confidence,
         )
@@ -313,7 +348,7 @@ class PairedEvidence(EvidenceSource):
         reason = certificate.sentence(arm)
         if level < held_level:
             lost = self._arms[level].name
-            reason = f"{lost} is no longer proved: {certificates[level].sentence(lost)}"
+            reason = self._lost or f"{lost} is no longer proved: {certificates[level].sentence(lost)}"
         made = state.publication(
             held,
             version=arm if level else "",
