@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.control.loop.live_costs import LiveCosts
-from suffice.learn.audits import NO_AUDITS, AuditRuns
+from suffice.learn.audits import NO_AUDITS
 from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost, thought_costs
 from suffice.types import Outcome, Overhead, StepRecord, Usage
 from tests.records import plain_request
@@ -80,20 +82,13 @@ def test_lateness_never_makes_a_stop_cheaper_than_at_once(late: int, probe: int)
 def test_usage_that_tells_of_no_thought_is_read_from_the_steps() -> None:
     whole = audit()
     silent = Usage(prompt_tokens=9, completion_tokens=THOUGHT + ANSWER)
-    assert (thought_costs(Outcome(**{**_fields(whole), "usage": silent})) == thought_costs(whole)).all()
-    assert thought_costs(Outcome(**{**_fields(whole), "usage": None}))[-1] == THOUGHT
-
-
-def _fields(outcome: Outcome) -> dict[str, object]:
-    return {name: getattr(outcome, name) for name in ("episode_id", "end_reason", "status", "answer", "steps")} | {
-        "response_id": None
-    }
+    assert (thought_costs(replace(whole, usage=silent)) == thought_costs(whole)).all()
+    assert thought_costs(replace(whole, usage=None))[-1] == THOUGHT
 
 
 def test_the_level_that_costs_tokens_gives_way_to_one_that_saves_or_to_none() -> None:
-    runs = AuditRuns(
-        **{name: getattr(NO_AUDITS, name) for name in ("x", "z", "d", "may_stop", "per_step", "fold", "at", "share")},
-        **{name: getattr(NO_AUDITS, name) for name in ("label_at", "query_class", "abandoned")},
+    runs = replace(
+        NO_AUDITS,
         starts=np.array([0, 3, 6]),
         cost=np.array([120.0, 80.0, 110.0, 120.0, 80.0, 110.0]),
         full=np.array([100.0, 100.0]),
@@ -111,9 +106,8 @@ def test_the_level_that_costs_tokens_gives_way_to_one_that_saves_or_to_none() ->
 def test_what_a_rule_cuts_off_is_compared_with_what_any_run_had_left() -> None:
     # The rule stops the short half of the runs, all after 10 of 50 tokens; the others have 100.
     full = np.array([50.0, 100.0] * 20)
-    runs = AuditRuns(
-        **{name: getattr(NO_AUDITS, name) for name in ("x", "z", "d", "may_stop", "fold", "at", "share")},
-        **{name: getattr(NO_AUDITS, name) for name in ("label_at", "query_class", "abandoned")},
+    runs = replace(
+        NO_AUDITS,
         starts=np.arange(0, 82, 2),
         cost=np.zeros(80),
         per_step=np.full(80, 10.0),
@@ -174,7 +168,7 @@ def test_a_run_whose_cost_says_nothing_is_left_out() -> None:
     costs, request = watching(), plain_request("e", mode="enforce")
     before = costs.at(0.0)
     costs.add_live(plain_request("e", kind="samples"), run(step(1)), at=1.0)
-    costs.add_live(request, Outcome(**{**_fields(audit()), "usage": None}), at=1.0)
-    costs.add_audit(Outcome(**{**_fields(audit()), "usage": None}))
+    costs.add_live(request, replace(audit(), usage=None), at=1.0)
+    costs.add_audit(replace(audit(), usage=None))
     assert costs.at(0.0) == before
     assert stop_cost(run(step(1)), ANSWER) is None
