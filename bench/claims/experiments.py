@@ -25,6 +25,7 @@ from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import Interval, exact_binomial, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
+from suffice.assurance.planned import LEAST_EVIDENCE, SHARE, planned_quantile
 from suffice.assurance.sampling import LOG_ALARM
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import (
@@ -78,6 +79,7 @@ def units(
     x: Floats | None = None,
     high: float = 1.0,
     warmup: int = WARMUP,
+    planned: int = 0,
 ) -> UnitSeries:
     """Two arms; arm 1 has `share`, which may change from unit to unit."""
     odds = np.broadcast_to(np.asarray(share, dtype=np.float64), value.shape)
@@ -92,18 +94,32 @@ def units(
         warmup=warmup,
         low=0.0,
         high=high,
+        planned=planned,
     )
 
 
 def radius(running: SequentialComparison, alpha: float, at: Ints) -> Floats:
     """Half of the interval at some looks; between 200 points the bound is a line to five digits."""
     deviation, found = running.deviation[:, at], np.empty((len(running.effect), len(at)))
+    planned = bool(running.v_plan.any())
+    tail = alpha / 2 * (1 - SHARE if planned else 1.0)
     for v_opt in np.unique(running.v_opt):
         mine = running.v_opt == v_opt
         grid = np.concatenate([[0.0], np.geomspace(1e-4, deviation[mine].max() + 1, 200)])
-        bound = [gamma_exponential_bound(float(v), alpha / 2, v_opt=float(v_opt)) for v in grid]
+        bound = [gamma_exponential_bound(float(v), tail, v_opt=float(v_opt)) for v in grid]
         found[mine] = np.interp(deviation[mine], grid, bound)
+    if planned:
+        found = np.minimum(found, _on_plan(running, alpha / 2 * SHARE, at))
     return np.asarray(2 * running.width * found / running.weight[:, at])
+
+
+def _on_plan(running: SequentialComparison, tail: float, at: Ints) -> Floats:
+    """The planned bound of many experiments at once, infinite where it is not used."""
+    v, v_plan, c = running.deviation[:, at], running.v_plan[:, np.newaxis], planned_quantile(tail)
+    size = np.divide(running.cubed[:, at], v, out=np.zeros_like(v), where=v > 0)
+    bound = c * np.sqrt(v_plan) * np.maximum(1.0, v / v_plan) + size * (c * c - 1) / 6
+    used = (at >= running.plan_from[:, np.newaxis]) & (v >= LEAST_EVIDENCE * size**2)
+    return np.where(used, bound, np.inf)
 
 
 def ever_off(running: SequentialComparison, alpha: float, at: Ints, truth: float | Floats = 0.0) -> Bools:

@@ -2,8 +2,7 @@
 
 EM is paired by audits that show both arms; all other metrics come from live runs, because a replay knows neither the
 cost of a stop transition nor how users like it. All intervals of an experiment hold together, at all looks, with its
-confidence: the primary metric gets half of the error and the others share half, each split evenly between the whole
-and the classes.
+confidence (`alphas`).
 """
 
 from __future__ import annotations
@@ -16,10 +15,19 @@ from typing import Final
 
 import numpy as np
 
+from suffice.arrays import Floats
 from suffice.assurance.bounds import Interval
 from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.assurance.sampling import LOG_ALARM, count_draws, log_sample_ratio
-from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
+from suffice.rollout.effects import (
+    PLANNED_UNITS,
+    PairCounts,
+    UnitSeries,
+    compare_arms,
+    guesses,
+    latest_comparison,
+    ratio_of,
+)
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.results import (
     EM,
@@ -45,6 +53,11 @@ from suffice.rollout.results import (
 CAP_TIMES: Final = 2.0  # a run's cost is capped at so many times the largest of the warm-up
 LEAST_TAUGHT: Final = 20  # values that train the guesses before one counts
 MOST_CLASSES: Final = 8  # reported, in the order in which they came
+FOR_WHOLE: Final = 0.85  # of a metric's error; the classes share the rest
+FOR_PRIMARY: Final = 0.6  # of an experiment's error, where other metrics have margins
+FOR_OTHERS: Final = 0.15  # for metrics that decide nothing; those with margins share the rest
+TELLING: Final = 2.0  # standard errors from where a verdict turns, from which on missing requests are estimated
+GROUP_PRIOR: Final = 3.0  # values at the overall mean with which a group begins
 MOST_REQUESTS: Final = 10_000_000  # a larger number of missing requests is not reported
 _REST: Final = "\x00rest"  # cannot be the name of a class
 
@@ -63,6 +76,7 @@ def analyse(one: RunningExperiment, material: ExperimentData) -> ExperimentResul
         n_requests=material.n_requests,
         n_units=len(material.drawn),
         n_by_arm=dict(Counter(unit.arm for unit in material.drawn)),
+        planned_units=one.planned_units or PLANNED_UNITS,
         withheld=withheld,
         arms=tuple(judged.arm(name) for name in others),
     )
@@ -73,8 +87,16 @@ def compared_metrics(one: RunningExperiment) -> tuple[str, ...]:
 
 
 def alphas(one: RunningExperiment) -> Mapping[str, float]:
-    metrics, error = compared_metrics(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
-    return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
+    """Divide an arm's part of the error among the metrics, most of it among those that decide."""
+    error, (primary, *others) = (1 - one.confidence) / max(1, len(one.arms) - 1), compared_metrics(one)
+    guards = [name for name in others if name in dict(one.margins)]
+    silent = [name for name in others if name not in guards]
+    for_silent = FOR_OTHERS if silent else 0.0
+    for_primary = FOR_PRIMARY if guards else 1 - for_silent
+    shares = {primary: for_primary}
+    shares |= dict.fromkeys(guards, (1 - for_primary - for_silent) / max(1, len(guards)))
+    shares |= dict.fromkeys(silent, for_silent / max(1, len(silent)))
+    return {name: error * share for name, share in shares.items()}
 
 
 # --------------------------------------------------------------------------- does the split fit the odds?
@@ -131,6 +153,7 @@ def _counts(units: Sequence[UnitAssignment]) -> str:
 class _Seen:
     n: int
     effect: float  # arm minus control
+    error: float  # standard error of the effect
     between: Callable[..., Interval]  # of the effect, at an alpha, extrapolated to `times` as much
 
     @staticmethod
@@ -139,7 +162,7 @@ class _Seen:
             drop = pairs.between(alpha, times=times)
             return Interval(-drop.high, -drop.low)
 
-        return _Seen(pairs.n, -pairs.drop, between)
+        return _Seen(pairs.n, -pairs.drop, pairs.error, between)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +190,7 @@ class _Judge:
             arm=arm,
             metric=metric.name,
             paired=paired,
-            confidence=1 - alpha / 2,
+            confidence=1 - alpha * FOR_WHOLE,
             margin=margin,
             why="nothing was measured yet",
         )
@@ -203,7 +226,7 @@ class _Judge:
                 return replace(base, verdict="withheld", why=unfit)
         cap, counted = _cap(self.one, metric, values[:n_warm]), values[n_warm:]
         names = [arm.name for arm in self.one.arms]
-        units = _units(values, names, n_warm, cap)
+        units = _units(values, names, n_warm, cap, self.one.planned_units)
         predicted, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
         whole = latest_comparison(compare_arms(units, predicted, a, b), n)
@@ -215,7 +238,7 @@ class _Judge:
         for name, n_counted in Counter(one.query_class for one in counted).items():
             part = latest_comparison(compare_arms(units, predicted, a, b, (class_of == name)[np.newaxis]), n_counted)
             if part is not None:
-                classes[name] = _Seen(part.n, part.effect, part.between)
+                classes[name] = _Seen(part.n, part.effect, part.error, part.between)
         weight = sum(one.n for one in classes.values())
         base = replace(
             base,
@@ -225,7 +248,7 @@ class _Judge:
             n_cut=sum(one.value > cap for one in counted),
             is_weighted=any(one.label_weight not in (None, 1.0) for one in values),
         )
-        decided = self._decided(base, metric, alpha, _Seen(n, whole.effect, whole.between), classes)
+        decided = self._decided(base, metric, alpha, _Seen(n, whole.effect, whole.error, whole.between), classes)
         unexplained = self.material.unexplained.get(metric.name)
         return decided if unexplained is None else replace(decided, verdict="withheld", why=unexplained, n_missing=None)
 
@@ -233,28 +256,34 @@ class _Judge:
         self, base: ArmComparison, metric: RunMetric, alpha: float, whole: _Seen, classes: Mapping[str, _Seen]
     ) -> ArmComparison:
         def verdict_at(times: float) -> Verdict:
-            return judge_interval(whole.between(alpha / 2, times=times), metric, base.margin)
+            return judge_interval(whole.between(alpha * FOR_WHOLE, times=times), metric, base.margin)
 
         effects, reported = list[ClassEffect](), list(classes.items())[:MOST_CLASSES] if len(classes) > 1 else []
         for name, one in reported:
             if one.n >= KNOWN_AUDITS:
-                between = one.between(alpha / 2 / MOST_CLASSES, times=1.0)
+                between = one.between(alpha * (1 - FOR_WHOLE) / MOST_CLASSES, times=1.0)
                 verdict = judge_interval(between, metric, base.margin)
                 effects.append(ClassEffect(name, one.n, one.effect, between, verdict))
         verdict, n_requests, n_missing = verdict_at(1.0), self.material.n_requests, None
-        if verdict == "inconclusive":
+        if verdict == "inconclusive" and _is_telling(whole, metric, base.margin):
             times = _times_to(lambda times: verdict_at(times) != "inconclusive", n_requests)
             n_missing = None if times is None else ceil((times - 1) * n_requests)
         return replace(
             base,
             n=whole.n,
             effect=whole.effect,
-            between=whole.between(alpha / 2, times=1.0),
+            between=whole.between(alpha * FOR_WHOLE, times=1.0),
             verdict=verdict,
             why="",
             n_missing=n_missing,
             classes=tuple(effects),
         )
+
+
+def _is_telling(seen: _Seen, metric: RunMetric, margin: float | None) -> bool:
+    """Return whether it can be told from chance on which side of the turning point an effect lies."""
+    gain = seen.effect if metric.higher_is_better else -seen.effect
+    return abs(gain + (margin or 0.0)) > TELLING * seen.error
 
 
 def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
@@ -311,11 +340,13 @@ def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[MetricValue])
     return CAP_TIMES * max(*(value.value for value in warm), 1e-9)
 
 
-def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap: float) -> UnitSeries:
+def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap: float, planned: int) -> UnitSeries:
     classes = list(dict.fromkeys(one.query_class for one in values[:n_warm]))[:MOST_CLASSES]
     known = np.array([one.known for one in values], dtype=np.float64).reshape(len(values), -1)
+    places = [one.place for one in values if one.place is not None]
     mean, spread = known[:n_warm].mean(axis=0), known[:n_warm].std(axis=0)
     scaled = np.clip((known - mean) / np.where(spread > 0, spread, 1.0), -4, 4) * (spread > 0)
+    earlier = np.clip(_earlier_means(values, n_warm, cap), -4, 4)
     dummies = np.array([[one.query_class == name for name in classes] for one in values], dtype=np.float64)
     return UnitSeries(
         value=np.array([[min(one.value, cap) for one in values]]),
@@ -330,12 +361,34 @@ def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap
                 ]
             ]
         ),
-        x=np.concatenate([np.ones((len(values), 1)), scaled, dummies], axis=1)[np.newaxis],
+        x=np.concatenate([np.ones((len(values), 1)), scaled, earlier, dummies], axis=1)[np.newaxis],
         n_arms=len(names),
         warmup=n_warm,
         low=0.0,
         high=cap,
+        planned=planned,
+        place=np.array([places]) if len(places) == len(values) else None,
     )
+
+
+def _earlier_means(values: Sequence[MetricValue], n_warm: int, cap: float) -> Floats:
+    """By how much earlier values of each unit's groups lie above those of all, in spreads of the warm-up; (n, groups).
+
+    A group is drawn towards the overall mean while it has few values; an unknown one is there.
+    """
+    means = np.zeros((len(values), max((len(one.groups) for one in values), default=0)))
+    seen: dict[tuple[int, str], tuple[int, float]] = {}
+    total = 0.0
+    for at, one in enumerate(values):
+        value = min(one.value, cap)
+        for column, group in enumerate(one.groups):
+            if group:
+                n, of_group = seen.get((column, group), (0, 0.0))
+                means[at, column] = (of_group - n * total / max(1, at)) / (n + GROUP_PRIOR)
+                seen[column, group] = n + 1, of_group + value
+        total += value
+    spread = float(np.std([min(one.value, cap) for one in values[:n_warm]]))
+    return means / spread if spread > 0 else np.zeros_like(means)
 
 
 def _times_to(conclusive: Callable[[float], bool], n_requests: int) -> float | None:

@@ -6,8 +6,9 @@ The guesses are a ridge regression of each arm's earlier units on class and cova
 2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit is
 weighted by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the
 metric, also when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of
-`assurance.bounds`. Labels that are missing at random weigh by the inverse of their probability, too
-(`assurance.labels`): with weights of at most 1, contributions stay within that range.
+`assurance.bounds`; where a number of units is planned, it has a tenth of the error, and `assurance.planned` the rest.
+Labels that are missing at random weigh by the inverse of their probability, too (`assurance.labels`): with weights of
+at most 1, contributions stay within that range.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
+from math import log, sqrt
 from typing import Final
 
 import numpy as np
@@ -28,8 +29,9 @@ from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import V_OPT, Interval, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
+from suffice.assurance.planned import FIRST_PART, SHARE, planned_bound
 
-PLANNED_UNITS: Final = 10_000  # at which an interval is tightest; any number is valid
+PLANNED_UNITS: Final = 10_000  # at which an interval is tightest where none is planned; any number is valid
 GROWTH: Final = 1.2  # refit the guesses whenever the number of units has grown by this factor
 RIDGE: Final = 1.0  # weight of the pooled mean in the guesses, in units
 _ALMOST_ONE: Final = 1 - 1e-9
@@ -48,6 +50,8 @@ class UnitSeries:
     warmup: int
     low: float
     high: float
+    planned: int = 0  # units, the warm-up among them, at which intervals are to be tightest; 0: no plan
+    place: Ints | None = None  # (E, n): of each unit among all that were assigned, from 0; None: all are here
 
     @property
     def width(self) -> float:
@@ -88,6 +92,9 @@ class SequentialComparison:
     deviation: Floats  # squared, of contributions scaled to [0, 1], each from the preceding effect
     width: float  # of the metric's range
     v_opt: Floats  # (E,): deviation at which the interval is tightest, a power of 2, fixed by the warm-up
+    cubed: Floats  # (E, n - warmup): sum of the cubes of the deviations so far
+    v_plan: Floats  # (E,): deviation at the plan, predicted from its first part, or from less; 0: there is no plan
+    plan_from: Ints  # (E,): units behind the warm-up after which that prediction stands
 
 
 def compare_arms(
@@ -108,20 +115,44 @@ def compare_arms(
     effect = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
     before = np.concatenate([np.zeros((len(effect), 1)), effect[:, :-1]], axis=1)[:, : effect.shape[1]]
     off = np.abs(each - np.clip(weight * before, -units.width, units.width)) / (2 * units.width)
+    off = np.where(weight > 0, off, 0.0)
+    deviation = np.cumsum(off**2, axis=1)
+    v_plan, plan_from = _plan(units, deviation)
     return SequentialComparison(
         effect=effect,
         weight=weights,
-        deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
+        deviation=deviation,
         width=units.width,
-        v_opt=_planned(units, away),
+        v_opt=_tightest(units, away),
+        cubed=np.cumsum(off**3, axis=1),
+        v_plan=v_plan,
+        plan_from=plan_from,
     )
 
 
-def _planned(units: UnitSeries, predicted: Floats) -> Floats:
+def _plan(units: UnitSeries, deviation: Floats) -> tuple[Floats, Ints]:
+    """Predict the deviation at the plan from that of the units of its first part; return it and their number."""
+    n_experiments, n = deviation.shape
+    if not units.planned or not n:
+        return np.zeros(n_experiments), np.full(n_experiments, n)
+    place = np.arange(units.warmup + n)[np.newaxis] if units.place is None else units.place
+    place = np.broadcast_to(place, units.value.shape)[:, units.warmup :]
+    begins = place[:, 0]
+    part = begins + FIRST_PART * np.maximum(0, units.planned - begins)
+    plan_from = (place < part[:, np.newaxis]).sum(axis=1)
+    last = np.clip(plan_from, 1, n) - 1
+    rows = np.arange(n_experiments)
+    times = np.maximum(1, units.planned - begins) / (place[rows, last] + 1 - begins)
+    predicted = deviation[rows, last] * np.maximum(1.0, times)
+    return np.asarray(np.maximum(predicted, np.finfo(np.float64).tiny)), plan_from
+
+
+def _tightest(units: UnitSeries, predicted: Floats) -> Floats:
     first = slice(0, units.warmup)
     off = (units.value - predicted)[:, first] / units.width
     spread = off.var(axis=1) * units.weight[:, first].mean(axis=1) / 2
-    return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
+    v = (units.planned or PLANNED_UNITS) * spread
+    return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, v)))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +163,33 @@ class ComparisonState:
     deviation: float
     width: float
     v_opt: float
+    cubed: float = 0.0
+    v_plan: float = 0.0  # 0: there is no plan
+    on_plan: bool = False  # enough was seen to predict `v_plan`
+
+    @property
+    def error(self) -> float:
+        """The standard error of the effect."""
+        return 2 * self.width * sqrt(self.deviation) / self.weight if self.weight > 0 else self.width
 
     def between(self, alpha: float, *, times: float = 1.0) -> Interval:
         """Return the interval, extrapolated to `times` the units; each end is ever wrong with P <= `alpha` / 2."""
         whole = Interval(-self.width, self.width)
         if self.weight <= 0:
             return whole
-        bound = gamma_exponential_bound(self.deviation * times, alpha / 2, v_opt=self.v_opt)
+        bound = self._bound(alpha / 2, times)
         radius = 2 * self.width * bound / (self.weight * times)
         return Interval(max(whole.low, self.effect - radius), min(whole.high, self.effect + radius))
+
+    def _bound(self, alpha: float, times: float) -> float:
+        v = self.deviation * times
+        if not self.v_plan:
+            return gamma_exponential_bound(v, alpha, v_opt=self.v_opt)
+        bound = gamma_exponential_bound(v, alpha * (1 - SHARE), v_opt=self.v_opt)
+        if not v or not (self.on_plan or v >= FIRST_PART * self.v_plan):
+            return bound
+        tighter = planned_bound(v, alpha * SHARE, v_plan=self.v_plan, size=self.cubed / self.deviation)
+        return bound if tighter is None else min(bound, tighter)
 
 
 def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState | None:
@@ -153,6 +202,9 @@ def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState 
         deviation=float(running.deviation[0, -1]),
         width=running.width,
         v_opt=float(running.v_opt[0]),
+        cubed=float(running.cubed[0, -1]),
+        v_plan=float(running.v_plan[0]),
+        on_plan=int(running.plan_from[0]) < running.effect.shape[1],
     )
 
 
@@ -182,6 +234,11 @@ class PairCounts:
     def drop(self) -> float:
         """Mean loss of EM, where pending pairs count as no difference; NaN without pairs."""
         return (self.lost - self.gained) / self.n if self.n else float("nan")
+
+    @property
+    def error(self) -> float:
+        """The standard error of the drop; there must be pairs."""
+        return sqrt(max(0.0, (self.lost + self.gained) / self.n - self.drop**2) / self.n)
 
     @property
     def worst_drop(self) -> float:

@@ -56,6 +56,7 @@ class RunningExperiment:
     margins: tuple[tuple[str, float], ...] = ()  # metric: acceptable loss against the control, in its unit
     confidence: float = 0.95  # of all comparisons together
     warmup_units: int = 100  # first units, which do not count
+    planned_units: int = 0  # at which intervals are tightest; 0: it was started before plans existed
     max_tokens: float | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: float | None = None
     end_when_worse: bool = False  # the worker ends it once an arm is proved worse than the control
@@ -176,8 +177,8 @@ def _policy_of(written: str) -> Mapping[str, object]:
 
 
 def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
-    design = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "max_tokens", "max_latency_s")
-    ends = ("end_when_worse", "days", "hypothesis")
+    design = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "planned_units")
+    ends = ("max_tokens", "max_latency_s", "end_when_worse", "days", "hypothesis")
     kept: dict[str, Any] = {field: getattr(written, field) for field in (*design, *ends)}
     return RunningExperiment(
         name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from math import ceil
 from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import Interval
@@ -29,6 +30,8 @@ class UnitAssignment:
 class MetricValue(UnitAssignment):
     value: float
     known: tuple[float, ...] = ()  # covariates of the question, before the first token; equally many for all
+    groups: tuple[str, ...] = ()  # its caller, conversation and question, whose earlier values predict it; "": unknown
+    place: int | None = None  # of its unit among all units, from 0; None: every unit has a value
     warmup: bool = False  # a unit of the warm-up
     label_weight: float | None = None  # in proportion to 1 / P(such a unit has a value), (0, 1]; None: not estimated
 
@@ -122,6 +125,7 @@ class ExperimentResult:
     n_requests: int
     n_units: int
     n_by_arm: Mapping[str, int]
+    planned_units: int  # at which intervals are tightest
     withheld: str | None  # why no result is given; None: the split fits the odds
     arms: tuple[ArmResult, ...] = ()
 
@@ -189,7 +193,7 @@ def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
         for one in arm.comparisons[1:]
         if one.effect is not None or one.margin is not None or one.verdict == "withheld"
     ]
-    sentences = (_headline(result, arm), f"Besides, {'; '.join(others)}." if others else "", _last(arm))
+    sentences = (_headline(result, arm), f"Besides, {'; '.join(others)}." if others else "", _last(result, arm))
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -253,7 +257,7 @@ def _one(one: ArmComparison) -> str:
     )
 
 
-def _last(arm: ArmResult) -> str:
+def _last(result: ExperimentResult, arm: ArmResult) -> str:
     parts, named = list[str](), guarded(arm.comparisons) if arm.verdict == "mixed" else []
     for one in arm.comparisons:
         if one.harmed and one.verdict != "worse" and one not in named:
@@ -275,17 +279,31 @@ def _last(arm: ArmResult) -> str:
             f" {high:.2f}"
         )
     if arm.verdict == "inconclusive":
-        parts.append(_missing(arm))
+        parts.append(_missing(result, arm))
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _missing(arm: ArmResult) -> str:
+def _missing(result: ExperimentResult, arm: ArmResult) -> str:
     if arm.n_missing is not None:
         return f"about {arm.n_missing:,} more requests would decide it, if they continue like those so far"
     if any(one.effect is None for one in guarded(arm.comparisons)):
         return "how many more requests it takes can be said once there is something to measure"
-    return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
+    n_units = max(1, result.n_units)
+    n_left = ceil((result.planned_units - n_units) * result.n_requests / n_units)
+    if n_left > 0:
+        return f"what was seen may still be chance; about {n_left:,} more requests complete the plan"
+    open_ones = [one for one in guarded(arm.comparisons) if one.verdict == "inconclusive" and one.n_missing is None]
+    return f"the plan is complete: {'; '.join(_open(one) for one in open_ones)}"
+
+
+def _open(one: ArmComparison) -> str:
+    metric, within = metric_of(one.metric), one.between or Interval(0.0, 0.0)
+    if one.margin is not None:
+        allowed = f"the {metric.size(one.margin)} {metric.margin} that you allow"
+        return f"{one.metric} is too near to {allowed} to name a number of requests that would decide it"
+    most = f"{metric.size(max(abs(within.low), abs(within.high)))} {metric.margin}"
+    return f"{one.metric} differs by less than {most}, if at all, and no realistic number of requests would prove more"
 
 
 def _describe_effect(metric: RunMetric, value: float) -> str:

@@ -286,6 +286,8 @@ def _of_experiment(one: tables.Experiment, settings: Settings) -> Problems:
         yield from _of_arm(f"arms.{name}", arm, [settings.routes[route] for route in one.routes])
     if sum(arm.weight > 0 for arm in one.arms.values()) < 2:
         yield "arms", "need at least two arms with a weight above 0"
+    if one.planned_units < 2 * one.warmup_units:
+        yield "planned_units", f"got {one.planned_units}; at least twice warmup_units, {2 * one.warmup_units}"
     control = one.arms.get(one.control)
     if one.control and control is None:
         yield "control", f"unknown arm {one.control!r}; known: {', '.join(one.arms)}"

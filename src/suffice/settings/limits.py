@@ -92,6 +92,7 @@ Satisfaction: TypeAlias = Annotated[
 ]
 LayerShare: TypeAlias = Annotated[float, Limits(0.001, "a fraction from 0.001 to 1", most=1)]
 # A cap learned from fewer units cuts many runs.
+PlannedUnits: TypeAlias = Annotated[int, Limits(200, "at least 200")]
 WarmupUnits: TypeAlias = Annotated[int, Limits(20, "at least 20")]
 CandidateShare: TypeAlias = Annotated[
     float, Limits(_ABOVE_0, "above 0 and at most 0.5, so that the control can be as large", most=0.5)

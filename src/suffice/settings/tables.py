@@ -333,6 +333,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     margins: dict[str, float] = {}  # metric: acceptable loss against the control, in the metric's unit
     confidence: Confidence = 0.95  # fraction: of all comparisons together
     warmup_units: WarmupUnits = 100  # the first units, which do not count
+    planned_units: PlannedUnits = 10_000  # at which intervals are tightest; they hold before and after it, too
     max_tokens: Positive | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: Positive | None = None  # likewise
     end_when_worse: bool = False  # the worker ends it once an arm is proved worse than the control

@@ -135,7 +135,8 @@ class _Units:
             return
         # Covariates of the question, known before the first token: its length, its numbers, its operators.
         known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
-        outcome, known_numbers = item.episode.outcome, tuple(log1p(n or 0) for n in known)
+        on_route = tuple(float(request.route == name) for name in self.experiment.routes[1:])
+        outcome, known_numbers = item.episode.outcome, (*(log1p(n or 0) for n in known), *on_route)
         spent = 0 if outcome.usage is None else outcome.usage.completion_tokens
         later = (log1p(spent), float(outcome.stopped), float(outcome.answer is None))
         self._runs.setdefault(draw.unit, _UnitRun(draw.arm, class_of(query), known_numbers, later))
@@ -146,6 +147,7 @@ class _Units:
                 query_class=class_of(query),
                 value=value,
                 known=known_numbers,
+                groups=(request.tenant or request.sender, request.conversation, request.question_key),
                 warmup=draw.unit in self._warm,
             )
             value_of_unit = _UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result)
@@ -189,7 +191,9 @@ class _Units:
             if metric not in (TOKENS, LATENCY):
                 weights, why = self._weigh_labels(metric, {one.unit for one in kept})
                 unexplained |= {metric: why} if why else {}
-            values[metric] = [replace(one.value, label_weight=weights.get(one.unit)) for one in kept]
+            values[metric] = [
+                replace(one.value, label_weight=weights.get(one.unit), place=place[one.unit]) for one in kept
+            ]
         arms = self.experiment.arms
         paired = frozenset(arm.name for arm in arms if all(route.replayable(arm) for route in routes.values()))
         return ExperimentData(

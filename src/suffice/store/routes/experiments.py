@@ -145,6 +145,8 @@ def start_experiment(
         )
     else:
         wanted = define(name, written, run=now.experiment.run, slots=slots)
+        if not now.experiment.planned_units:
+            wanted = replace(wanted, planned_units=0)
         if wanted == now.experiment:
             return f"runs already, started by {now.author}: {now.reason}"
         if not same_question(wanted, now.experiment):
