@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 from suffice.console.access_actions import ACCESS_ACTIONS
 from suffice.console.action_form import ActionForm, ActionResult, PreviewRow, action, raise_if_refused
 from suffice.console.context import ViewContext
-from suffice.console.experiment_actions import create_experiment
+from suffice.console.experiment_actions import create_experiment, describe_power
 from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
@@ -410,7 +410,10 @@ def _start_experiment(form: ActionForm) -> ActionResult:
     form.services.check_experiment(form.context.settings, name)
     run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     started = raise_if_refused(run, f"experiment {name} ")
-    return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)
+    text = f"Experiment {name} runs, run {started.experiment.run}."
+    if started.revision == 0:
+        text = f"{text} {describe_power(form, started.experiment)}"
+    return ActionResult(text, EXPERIMENTS)
 
 
 @action(

@@ -16,6 +16,8 @@ from suffice.console.scope import ScopePart, TimeRange, ViewScope, parse_scope
 from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
+from suffice.rollout.experiment import RunningExperiment
+from suffice.rollout.power import Power
 from suffice.rollout.results import ExperimentResult
 from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
@@ -97,6 +99,7 @@ class ConsoleServices:
     note_export: Callable[[str, int, str], None]  # name, rows, author
     question_of: Callable[[ReviewItem], str | None]  # its text in the route's question file; None: not there
     analyse: Callable[[ExperimentRun], ExperimentResult]  # the present result of a run; slow
+    power_of: Callable[[RunningExperiment], Power]  # what an experiment can find; reads recent runs
     assess: Callable[[str, RolloutRun], RolloutState]  # assess a route's rollout; slow
 
 

@@ -12,6 +12,7 @@ from suffice.console.action_form import ActionForm, ActionResult, action, raise_
 from suffice.console.context import ViewContext
 from suffice.console.form_inputs import ROUTE, FormInput, one_of
 from suffice.errors import BadRequest, ConfigError
+from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.results import METRICS
 from suffice.settings import ExperimentUnit, Settings, parse_settings
 from suffice.store.routes.experiments import start_experiment
@@ -31,6 +32,7 @@ _PLACES: Final = {
     "unit": "unit",
     "layer": "unit",
     "share": "share",
+    "planned_units": "planned_units",
     "days": "days",
     "arms.control": "control_value",
     "arms.treatment": "treatment_value",
@@ -51,6 +53,7 @@ def _arm(form: ActionForm, which: str) -> dict[str, Any]:
 def _table(form: ActionForm) -> dict[str, Any]:
     primary, margin = form.get("primary"), form.number("margin", 0, 100)
     share, days = form.number("share"), form.number("days")
+    planned = form.count("planned_units")
     table: dict[str, Any] = {
         "routes": [form.route],
         "hypothesis": form.text("hypothesis", required=True),
@@ -60,7 +63,12 @@ def _table(form: ActionForm) -> dict[str, Any]:
         "unit": form.get("unit") or "request",
         "end_when_worse": form.flag("end_when_worse"),
     }
-    optional = {"share": share, "days": days, "margins": None if margin is None else {"em": margin / 100}}
+    optional = {
+        "share": share,
+        "days": days,
+        "planned_units": planned,
+        "margins": None if margin is None else {"em": margin / 100},
+    }
     return table | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -128,6 +136,11 @@ _VALUE: Final = FormInput("for a level, an effort or a budget")
         "share": FormInput(
             "of the units that take part, a fraction; the rest is served as now", "number", default="0.2"
         ),
+        "planned_units": FormInput(
+            "units at which intervals are to be tightest; they hold before and after it, too",
+            "number",
+            default="10000",
+        ),
         "days": FormInput(
             "after which the worker ends it; empty: never", "number", default="14", group="4. When it ends"
         ),
@@ -144,4 +157,10 @@ def create_experiment(form: ActionForm) -> ActionResult:
     days = f"after {started.days:g} days" if started.days else "when somebody stops it"
     worse = ", or once an arm is proved worse" if started.end_when_worse else ""
     sentence = f"Experiment {name}: {arms} of {started.share:.0%} of the units; it ends {days}{worse}."
-    return ActionResult(sentence, "/console/experiments")
+    return ActionResult(f"{sentence} {describe_power(form, started)}", "/console/experiments")
+
+
+def describe_power(form: ActionForm, started: RunningExperiment) -> str:
+    """Say what an experiment can find, at its start."""
+    text = form.services.power_of(started).sentence
+    return f"{text[0].upper()}{text[1:]}."

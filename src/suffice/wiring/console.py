@@ -17,6 +17,7 @@ from suffice.console.auth import ConsoleAuth, Person
 from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequests, ReloadNow, ViewCache
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
+from suffice.control.compare.power import read_power
 from suffice.errors import ConfigError
 from suffice.gateway.kill import clear_switch, set_switch
 from suffice.review.items import ReviewItem
@@ -165,6 +166,7 @@ def _services(
         ),
         question_of=_texts(settings),
         analyse=lambda run: experiment_result(path, run, settings),
+        power_of=lambda one: read_power(path, one, settings),
         assess=lambda _, run: read_assessment(settings, run).standing,
     )
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import click
+import msgspec
 
 from suffice.assurance.bounds import Interval
 from suffice.cli import shell
 from suffice.control.compare.experiments import read_experiment
+from suffice.control.compare.power import read_power
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
+from suffice.rollout.experiment import RunningExperiment
+from suffice.rollout.power import Power
 from suffice.rollout.results import HOLDS, ArmResult, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Settings
 from suffice.settings.checks import known_names
@@ -70,9 +74,13 @@ def start(by: shell.PendingDecision, name: str) -> shell.CommandReply:
     check_experiment(by.settings, name)
     result = shell.accepted(experiments.start_experiment(by.writer, name, written, **by.signed), f"experiment {name} ")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
+    power = _power(result.experiment, by) if result.revision == 0 else None
     verb = "started" if result.revision == 0 else "changed"
     text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
-    return shell.CommandReply(result, text)
+    if power is None:
+        return shell.CommandReply(result, text)
+    plain = {**msgspec.to_builtins(result), "power": power}
+    return shell.CommandReply(plain, f"{text}\n{shell.wrapped(power.sentence, '  ', width=shell.WIDTH)}")
 
 
 @experiment.command()
@@ -93,6 +101,14 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply:
         *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.summary),
     ]
     return shell.CommandReply(result, "\n".join(lines))
+
+
+def _power(one: RunningExperiment, by: shell.PendingDecision) -> Power | None:
+    try:
+        return read_power(by.writer.path, one, by.settings)
+    except Exception as error:  # noqa: BLE001 - it is started, whatever can be said of it
+        shell.warn(f"what it can find could not be estimated: {error}")
+        return None
 
 
 def _conclusions(one: ExperimentRun, settings: Settings, database: LogLocation) -> tuple[str, ...]:

@@ -96,6 +96,30 @@ def _within_share(values: Sequence[_UnitValue]) -> list[_UnitValue]:
     return kept
 
 
+def measured_values(
+    item: EpisodeWithLabels, match: Match, declared: Mapping[str, Metric]
+) -> Iterator[tuple[str, int, float, str | None]]:
+    """Yield each value of a run: its metric, its place in the log, the value, and the key that is capped."""
+    outcome = item.episode.outcome
+    if outcome.usage is not None:
+        yield TOKENS, item.seq, float(spent_tokens(outcome.usage, outcome.overhead)), None
+    if outcome.end_reason in ENDED:
+        yield LATENCY, item.seq, outcome.duration_s, None
+    right = measure_run(item, match).correct if item.labels else None
+    if right is not None:
+        seqs = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
+        yield EM, max(seqs), float(right), None
+    for label in item.labels:
+        given = label.feedback
+        capped = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
+        satisfaction = satisfaction_of_people(given)
+        if satisfaction is not None:
+            yield SATISFACTION, label.seq, satisfaction, capped
+        for name, value in given.metrics:
+            if name in declared and name not in METRICS and not isinstance(value, str):
+                yield name, label.seq, scaled(float(value), declared[name]), capped
+
+
 @dataclass(frozen=True, slots=True)
 class _UnitRun:
     """What is known of a unit's first run when its label may come."""
@@ -140,7 +164,7 @@ class _Units:
         spent = 0 if outcome.usage is None else outcome.usage.completion_tokens
         later = (log1p(spent), float(outcome.stopped), float(outcome.answer is None))
         self._runs.setdefault(draw.unit, _UnitRun(draw.arm, class_of(query), known_numbers, later))
-        for metric, seq, value, capped in self._measured(item, match):
+        for metric, seq, value, capped in measured_values(item, match, self.declared):
             result = MetricValue(
                 arm=draw.arm,
                 odds=_odds(draw),
@@ -152,27 +176,6 @@ class _Units:
             )
             value_of_unit = _UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result)
             self._values.setdefault(metric, []).append(value_of_unit)
-
-    def _measured(self, item: EpisodeWithLabels, match: Match) -> Iterator[tuple[str, int, float, str | None]]:
-        """Yield each value of a run: its metric, its place in the log, the value, and the key that is capped."""
-        outcome = item.episode.outcome
-        if outcome.usage is not None:
-            yield TOKENS, item.seq, float(spent_tokens(outcome.usage, outcome.overhead)), None
-        if outcome.end_reason in ENDED:
-            yield LATENCY, item.seq, outcome.duration_s, None
-        right = measure_run(item, match).correct if item.labels else None
-        if right is not None:
-            seqs = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
-            yield EM, max(seqs), float(right), None
-        for label in item.labels:
-            given = label.feedback
-            capped = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
-            satisfaction = satisfaction_of_people(given)
-            if satisfaction is not None:
-                yield SATISFACTION, label.seq, satisfaction, capped
-            for name, value in given.metrics:
-                if name in self.declared and name not in METRICS and not isinstance(value, str):
-                    yield name, label.seq, scaled(float(value), self.declared[name]), capped
 
     def data(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All values, the first known one of each unit, by metric.
