@@ -474,6 +474,8 @@ class Publication:
     cap: int | None = None  # the highest level that a forecast allows; None: no cap
     classes: tuple[tuple[str, int], ...] = ()  # (query class, its lower level), sorted
     class_ceilings: tuple[tuple[str, int], ...] = ()  # (query class, the highest level that ratings allow), sorted
+    mixture: tuple[tuple[str, tuple[int, ...]], ...] = ()  # tested: (class, levels by overrides and the agent), sorted
+    any_level: int = 0  # the highest level that is proved whatever lower levels query classes get
     arm: str = ""  # effort or budget that is the level, as outcomes name it; "": early stopping
     pairs: PairSummary | None = None  # evidence for the arm; None: no arm
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level

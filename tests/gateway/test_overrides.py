@@ -93,12 +93,16 @@ async def test_an_override_ends_by_itself(serve: Serve) -> None:
         assert await drawn(g) == 3
 
 
-async def test_a_class_of_questions_is_held_back_and_no_other(serve: Serve) -> None:
+async def test_a_class_of_questions_is_held_back_and_the_others_too_until_the_rest_is_proved(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        await decide(g, began(), published(g.gateway.settings, 2))
+        await decide(g, began(), published(g.gateway.settings, 2, any_level=1))
+        assert await drawn(g) == 3
         await held(g, kind="observe", query_class="choice")
         await g.ask(chat("Which one?\nA) 3\nB) 4"))
-        assert len(g.fake.completions) == 8
+        assert len(g.fake.completions) == 3 + 8
+        assert await drawn(g) == 5
+        mixture = (("choice", (0,)),)
+        await decide(g, published(g.gateway.settings, 2, number=2, any_level=1, mixture=mixture))
         assert await drawn(g) == 3
 
 

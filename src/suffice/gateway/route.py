@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from suffice.agent.plan import AGENT, FULL, ClassPlan, with_settings
+from suffice.agent.mixture import mixture_of
+from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, with_settings
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
 from suffice.policy.base import Policy, build_policy, version_of
@@ -31,7 +32,7 @@ from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
-from suffice.types import ArmDraw, Findings, Pause, Promise, ReplyForm
+from suffice.types import ArmDraw, Findings, Pause, Promise, Publication, ReplyForm
 from suffice.upstream.drivers import (
     STOPS,
     allows_probes,
@@ -80,6 +81,7 @@ class BuiltRoute:
     in_burst: bool = False  # every request is an audit now
     arm: str = ""  # the certified effort or budget for this request, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
+    any_level: int | None = None  # the highest level for every class, whose mixture is not tested; None: it is
     floor: int | None = None  # budgeted mode: the highest certified level; None: certified mode
     promise: Promise = "certified"  # for which this request's level was chosen
     risks: bool = False  # during a fallback, an uncertified level acts instead of turning requests away
@@ -119,7 +121,8 @@ class BuiltRoute:
         requested = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != requested for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
-        ceiling, plan = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class)), self.plan
+        own, plan = dict(made.classes).get(query_class), self.plan
+        ceiling = lowest(own, self.holding.ceiling_of(query_class), self.any_level)
         if self.active.plan is not None:
             plan = self.active.plan.of_class(query_class)
             if plan is not None and len(plan.draws) == 1:
@@ -328,8 +331,9 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
         return waiting
     if settings.is_paired and made.arm in settings.arms[made.level - 1 : made.level]:
         return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
+    any_level = _untested_level(made, held.plan, base.holding)
     if settings.is_owned and made.version == own_version(settings).address:  # exactly the certified policy
-        return replace(waiting, certified=True)
+        return replace(waiting, certified=True, any_level=any_level)
     if settings.is_paired or settings.is_owned or version is None:
         return waiting
     if version.address != made.fit or made.level >= version.n_levels:
@@ -339,7 +343,15 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     needs = (*(need for need in base.needs if need not in needed), *needed)
     Observer(needs, base.settings.kind)  # fails here, not in a request, for an unknown signal
     floor = None if made.spending is None else made.spending.floor
-    return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
+    served = replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs)
+    return replace(served, floor=floor, any_level=any_level)
+
+
+def _untested_level(made: Publication, plan: AgentPlan | None, holding: ActiveOverrides) -> int | None:
+    """Return the highest level while classes get others than the publication was tested with; None: they do not."""
+    mixture = mixture_of(holding.classes, plan, level=made.level)
+    is_tested = not mixture or mixture == made.mixture or made.spending is not None
+    return None if is_tested else made.any_level
 
 
 def apply_pin(held: RouteDeployment, holding: ActiveOverrides) -> RouteDeployment:

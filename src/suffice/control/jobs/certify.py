@@ -47,6 +47,7 @@ from suffice.store.routes.deployments import (
     last_at_s,
     read_decided,
     read_holds,
+    read_holds_until,
 )
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Outcome, Pause, Request, Resumption
@@ -198,6 +199,7 @@ def loop_of(context: RouteContext, held: RouteDeployment, log: views.LogReader) 
         expected=[made for _, made in views.read_publications(log, context.name, epoch=epoch.number)],
         kept=_kept(log, epoch, context.route),
         requested=set(views.label_requests(log, context.name)),
+        overrides=read_holds_until(log, context.name, epoch.since_seq),
     )
 
 

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import WarmStart, read_windows
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import Match
@@ -101,6 +102,8 @@ class EpochState:
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.deliveries, self.deaths = RepeatedDeliveries(), GatewayDeaths()
+        self.plan: AgentPlan | None = None  # the agent's latest in the log; None: none in this epoch
+        self.ceilings: Mapping[str, int] = {}  # of query classes by overrides, at the latest look
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()

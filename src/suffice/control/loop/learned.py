@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import inf
 from typing import Any, Final
 
 import numpy as np
 
+from suffice.agent.mixture import Mixture, mixture_of
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
@@ -33,8 +35,10 @@ from suffice.control.loop.live_costs import LiveCosts
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
+from suffice.learn.certificate import SWING
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
+from suffice.learn.mixtures import MixtureTest
 from suffice.learn.version import FoldedModels, ServedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
@@ -42,7 +46,7 @@ from suffice.rollout.stages import State
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
-from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
+from suffice.types import Episode, Feedback, LabelRequest, Outcome, Publication, Request
 
 PATIENCE_S: Final = 7 * 86_400.0  # after that, a warm start makes do with fewer full runs than a cold one
 _OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals that another order of samples changes as
@@ -121,6 +125,8 @@ class LearnedEvidence(EvidenceSource):
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._warm: WarmStart | None = None  # how the epoch began; None: without a version
         self._n_taken = 0  # audits that the certifier has
+        self.mixture: Mixture = ()  # of overrides and the agent, with which the level was tested at the last look …
+        self.any_level = 0  # … and up to which any mixture passed
         self._forecast = ""  # why a forecast acted since the last look; "": it did not
 
     @property
@@ -248,7 +254,8 @@ class LearnedEvidence(EvidenceSource):
         self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
         moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
         forecast, self._forecast = self._forecast, ""
-        reasons = self._rollouts.take_reason(), forecast, self.certifier.live_cost.objection, rated, *moved
+        mixed = self._prove_mixtures()
+        reasons = self._rollouts.take_reason(), forecast, self.certifier.live_cost.objection, rated, *moved, mixed
         reason = "; ".join(part for part in reasons if part)
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
@@ -267,9 +274,42 @@ class LearnedEvidence(EvidenceSource):
 
     def _classes(self) -> tuple[tuple[str, int], ...]:
         """The classes below the active level, by their guardrails or by ratings, with their levels; sorted."""
-        held, level = dict(self._guards.held(self.level)), self.level
+        return self._classes_at(self.level)
+
+    def _classes_at(self, level: int) -> tuple[tuple[str, int], ...]:
+        held = dict(self._guards.held(level))
         held |= {name: min(most, held.get(name, level)) for name, most in self.floor.classes.items()}
         return tuple(sorted((name, own) for name, own in held.items() if own < level))
+
+    def _prove_mixtures(self) -> str:
+        """Lower the level to where the mixture that is served passes, too; return the reason, or ""."""
+        certifier, state, certified = self.certifier, self.state, self.level
+        certificate = certifier.certificate
+        self.mixture, self.any_level = (), 0
+        if certificate is None or not certified or certifier.plan.promise != "certified":
+            return ""
+        test = MixtureTest(
+            certificate=certificate,
+            classes=[state.audits[place].query_class for place in np.flatnonzero(certificate.inside).tolist()],
+            max_em_drop=certifier.plan.max_em_drop - certifier.charge,
+            delta=certifier.plan.delta,
+        )
+        if self._classes():
+            held = cache(lambda level: dict(self._classes_at(level)))
+            self.level = min(self.level, test.level(lambda name, level: (held(level).get(name, level),)))
+        if mixture_of(state.ceilings, state.plan, level=self.level):
+            self.level = min(self.level, test.level(self._served_levels))
+        self.mixture = mixture_of(state.ceilings, state.plan, level=self.level)
+        self.any_level = _rounded(test.any_level(), most=self.level)
+        return (
+            f"only level {self.level} is proved with classes at levels of their own" if self.level < certified else ""
+        )
+
+    def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
+        """The levels that a class may get in all at a level of the route."""
+        most = dict(self._classes_at(level)).get(name, level)
+        own = dict(mixture_of(self.state.ceilings, self.state.plan, level=level)).get(name, (level,))
+        return tuple(min(most, one) for one in own)
 
     # ---- audits ----------------------------------------------------------------------------------
 
@@ -357,10 +397,11 @@ class LearnedEvidence(EvidenceSource):
         served, level = certifier.served, self.level
         share, classes, floor = certifier.share, self._classes(), self.floor
         decided = address, level, share, classes, floor.ceiling, floor.published, certifier.cap
-        if before is not None and decided == (
+        is_known = before is not None and decided == (
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
-        ):
+        )
+        if is_known and not self._proves_other_mixtures(before):
             return None
         made = self.state.publication(
             held,
@@ -377,8 +418,17 @@ class LearnedEvidence(EvidenceSource):
             class_ceilings=floor.published,
             classes=classes,
             cap=certifier.cap,
+            mixture=self.mixture,
+            any_level=self.any_level,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+
+    def _proves_other_mixtures(self, before: Publication | None) -> bool:
+        """Whether mixtures differ from those of the publication, and the log does not say that they were left so."""
+        if before is None or (self.mixture, self.any_level) == (before.mixture, before.any_level):
+            return False
+        expected = self.state.expected  # of a log that an earlier release wrote, too
+        return not expected or expected[0].at == self.state.n
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""
@@ -393,6 +443,11 @@ class LearnedEvidence(EvidenceSource):
             why = f"a stop at level {level} would have given a different answer"
             requests.append(self.state.label_request(audit, level=level, would_answer=answer, why=why))
         return requests
+
+
+def _rounded(any_level: int, *, most: int) -> int:
+    """The level on a coarse grid below it, lest each look publishes another one."""
+    return most if any_level >= most else any_level - any_level % SWING
 
 
 def _answer_at(audit: Audit, row: int) -> str | None:

@@ -1,7 +1,8 @@
 """The agent of a route in the control loop: evidence of one epoch in, plans as rows of the log out.
 
-A plan only lowers levels of query classes below what is certified, and draws settings that change no answer, so the
-certificate holds for whatever it does. Plans are rows: a replay of the log reads them and need not reproduce them.
+A plan only lowers levels of query classes below what is certified, and draws settings that change no answer; the
+mixture that results is tested (`learn.mixtures`). Plans are rows: a replay of the log reads them and need not reproduce
+them.
 """
 
 from __future__ import annotations

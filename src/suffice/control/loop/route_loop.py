@@ -32,7 +32,7 @@ from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
 from suffice.learn.certifier import Certifier
-from suffice.review.holds import NO_HOLDS, RouteHolds, incident_of_pause
+from suffice.review.holds import NO_HOLDS, Override, OverrideEnd, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import StoredLabel
 from suffice.store.routes.deployments import RouteDeployment
@@ -86,6 +86,7 @@ class RouteLoop:
         expected: Iterable[Publication] = (),
         kept: Sequence[Audit] = (),
         requested: Iterable[str] = (),
+        overrides: RouteHolds = NO_HOLDS,
     ) -> None:
         epoch = held.epoch
         assert epoch is not None
@@ -93,6 +94,7 @@ class RouteLoop:
         self.held = replace(held, publication=None)
         self.requested = set(requested)
         self.holds: RouteHolds = NO_HOLDS
+        self._overrides = overrides
         self.at_s = 0.0
         self.seq = epoch.since_seq
         self.critical_em = CriticalEM(context.route.critical_em, delta=1 - context.route.confidence)
@@ -146,17 +148,22 @@ class RouteLoop:
         if isinstance(event, FeedbackEvent):
             self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
         elif route_of(event) == name:
-            self._note(event)
+            self._note(stored)
         return None
 
-    def _note(self, event: Event) -> None:
+    def _note(self, stored: StoredEvent) -> None:
         """Note what others decided about the route."""
+        event = stored.event
         if isinstance(event, RolloutStart | RolloutMove | RolloutUndo):
             self.source.note_rollout(event)
         elif isinstance(event, ForecastAction) and event.epoch == self.state.epoch.number:
             self.source.note_forecast(event)
         elif isinstance(event, WarmStart) and event.epoch == self.state.epoch.number:
             self.source.note_warm_start(event)
+        elif isinstance(event, AgentPlan) and event.epoch == self.state.epoch.number:
+            self.state.plan = event
+        elif isinstance(event, Override | OverrideEnd):
+            self._overrides = self._overrides.after(event, stored.at_s)
         elif isinstance(event, Pause | Resumption):
             # A person's: the loop notes its own decisions when it makes them.
             self.held = self.held.after(event)
@@ -188,6 +195,7 @@ class RouteLoop:
         looked_s = self.state.looked_s or (stored.at_s, stored.at_s)
         self.state.looked_s = looked_s[0], stored.at_s
         self.state.delay.note_look(stored.at_s, self.n)
+        self.state.ceilings = self._overrides.in_effect(stored.at_s).classes
         decision = self.source.look(self.held)
         if isinstance(decision, EpochEnd):
             return self._end_epoch(decision, stored)

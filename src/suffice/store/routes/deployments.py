@@ -130,14 +130,22 @@ def decisions_of(connection: views.LogReader, route: str, n: int) -> list[Stored
 def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
     """Return the holds, updated from `known`; the same object if nothing is new. Raise StoreError."""
     rows = views.read_newer(source, "holds", known.seq)
-    if not rows:
-        return known
-    routes = dict(known.routes)
+    return replace(known, seq=rows[-1].seq, routes=_after(known.routes, rows)) if rows else known
+
+
+def read_holds_until(source: views.LogSource, route: str, seq: int) -> RouteHolds:
+    """Return the holds of one route as they were at this place in the log. Raise StoreError."""
+    rows = [stored for stored in views.read_newer(source, "holds", 0) if stored.seq <= seq]
+    return _after({}, rows).get(route, NO_HOLDS)
+
+
+def _after(routes: Mapping[str, RouteHolds], rows: Iterable[StoredEvent]) -> dict[str, RouteHolds]:
+    held = dict(routes)
     for stored in rows:
         event = stored.event
         if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
-            routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, stored.at_s)
-    return replace(known, seq=rows[-1].seq, routes=routes)
+            held[event.route] = held.get(event.route, NO_HOLDS).after(event, stored.at_s)
+    return held
 
 
 def read_kill_order(source: views.LogSource) -> KillSwitchState | None:

@@ -1,0 +1,47 @@
+"""Mixtures of levels by query class, each tested as one more level on the audits of a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from suffice.arrays import Floats
+from suffice.assurance.certify import certified_level, weighted_log_wealth
+from suffice.learn.certificate import Certificate
+
+LevelsOf: TypeAlias = Callable[[str, int], Sequence[int]]  # that a class may get, at a level of the route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixtureTest:
+    """A mixture loses Z_t(level of its class). Where a class may get several levels, it counts what the worst loses."""
+
+    certificate: Certificate
+    classes: Sequence[str]  # of the certificate's audits that have returned, in its order; others are lost anyway
+    max_em_drop: float | Floats  # net of charges; or one for each level, shape (M,)
+    delta: float
+
+    def level(self, levels_of: LevelsOf) -> int:
+        """The highest level of the route up to which the mixtures pass, in order."""
+        counted = self.certificate.counted.copy()
+        names = np.array(self.classes, dtype=np.str_)
+        for name in dict.fromkeys(self.classes):
+            rows = np.flatnonzero(names == name)
+            own = self.certificate.counted[rows]
+            for level in range(1, counted.shape[1]):
+                counted[rows, level] = own[:, list(levels_of(name, level))].max(axis=1)
+        return self._passes(counted)
+
+    def any_level(self) -> int:
+        """The highest level of the route at which any mixture passes, whoever chooses it, and from whatever it knows.
+
+        An audit counts what the worst of the levels up to this one loses, and gains nothing.
+        """
+        return self._passes(np.maximum.accumulate(self.certificate.counted, axis=1))
+
+    def _passes(self, counted: Floats) -> int:
+        wealth = weighted_log_wealth(counted, self.certificate.weight, max_em_drop=self.max_em_drop)
+        return certified_level(wealth, delta=self.delta)

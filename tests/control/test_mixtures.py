@@ -1,0 +1,146 @@
+"""A mixture of levels by query class is one more level: what is served is what is tested."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from suffice.agent.mixture import mixture_of
+from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
+from suffice.control.evidence.versions import read_back
+from suffice.gateway.route import BuiltRoute, deploy_route
+from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, Override, OverrideEnd
+from suffice.store.routes.deployments import RouteDeployment
+from suffice.store.rows.events import Event
+from suffice.types import Publication, Query
+from suffice.wiring.routes import build_route
+from tests.control.made import CONTROL, ROUTE, Story, label, rows, run, story
+
+BUDGET = 0.1
+FIXED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0, agent="off")  # the traffic is all audits
+QUIET = msgspec.structs.replace(CONTROL, refit_requests=5_000)
+N = 900
+TURNS = {"law": 0.16, "maths": 0.6}  # of a class's votes turn round behind three like samples
+
+
+def asked(n: int, *, first: int = 0) -> list[Event]:
+    """Of four questions three are law, where the full vote is right, and one is maths, where the first answers are."""
+    rng, events = random.Random(first + 1), list[Event]()
+    for number in range(first, first + n):
+        name = "maths" if number % 4 == 0 else "law"
+        request, outcome = run(number, rng, sure=True, query=Query(query_class=name))
+        events += [request, outcome]
+        if rng.random() < TURNS[name]:
+            answers = ["11"] * 3 + ["77"] * 5
+            steps = tuple(replace(step, answer=own) for step, own in zip(outcome.steps, answers, strict=True))
+            events[-1] = replace(outcome, steps=steps, answer="77")
+            events.append(label(number, gold="77" if name == "law" else "11"))
+    return events
+
+
+def in_full(number: int = 1, query_class: str = "maths") -> Override:
+    return Override(
+        route="r",
+        number=number,
+        kind="observe",
+        reason="a complaint",
+        author="ann",
+        set_at_s=0.0,
+        expires_at_s=1e9,
+        query_class=query_class,
+    )
+
+
+def read(*parts: Iterable[Event]) -> Story:
+    return story(FIXED, control=QUIET).feed(rows([event for part in parts for event in part])).settle()
+
+
+@pytest.fixture(scope="module")
+def pooled() -> Story:
+    return read(asked(N))
+
+
+def truth(told: Story, made: Publication, full: str = "") -> float:
+    """The EM drop of all audits at the published level, with one class in full."""
+    outcomes = told.loop.certifier.outcomes()
+    assert outcomes is not None
+    z = outcomes[1]
+    names = np.array([audit.query_class for audit in told.loop.state.audits[: len(z)]])
+    return float(np.where(names == full, 0, z[:, made.level]).mean())
+
+
+def served(told: Story, made: Publication, holding: ActiveOverrides, plan: AgentPlan | None = None) -> BuiltRoute:
+    version = read_back(made.fit, told.artefacts[made.fit]).version
+    base = replace(build_route("r", FIXED), setup=made.setup, holding=holding)
+    held = RouteDeployment(epoch=told.loop.state.epoch, publication=made, last=made, plan=plan, n_epochs=1)
+    return deploy_route(base, held, version)
+
+
+def ceiling(route: BuiltRoute, query_class: str) -> int | None:
+    return route.for_request("q", "m", query_class).ceiling
+
+
+def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certificate(pooled: Story) -> None:
+    before = pooled.published[-1]
+    assert truth(pooled, before) < BUDGET < truth(pooled, before, full="maths"), "the case that was seen"
+    here = read(asked(N), [in_full()], asked(100, first=N))
+    made = here.published[-1]
+    assert made.level < before.level
+    assert "is proved with classes at levels of their own" in made.reason
+    assert truth(here, made, full="maths") < BUDGET
+    assert made.mixture == ((("maths", (0,)),) if made.level else ())
+
+
+def test_the_level_returns_when_the_override_ends(pooled: Story) -> None:
+    end = OverrideEnd(route="r", number=1, reason="settled", author="ann", ended_at_s=0.0)
+    here = read(asked(N), [in_full()], asked(100, first=N), [end], asked(100, first=N + 100))
+    assert [made.level for made in here.published][-1] == pooled.published[-1].level
+    assert here.published[-1].mixture == ()
+
+
+def test_an_override_that_was_set_before_the_epoch_is_known(pooled: Story) -> None:
+    holds = story(FIXED, control=QUIET).loop.holds.after(in_full(), 0.0)
+    here = story(FIXED, control=QUIET, overrides=holds).feed(rows(asked(N))).settle()
+    assert here.published[0].mixture == (("maths", (0,)),)
+    assert here.published[-1].level < pooled.published[-1].level
+
+
+@pytest.mark.slow
+def test_a_replay_tests_the_same_mixtures() -> None:
+    log = rows([*asked(N), in_full(), *asked(200, first=N)])
+    told = story(FIXED, control=QUIET).feed(log).settle()
+    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(log).settle()
+    assert again.published == []
+    assert again.loop.held.publication == told.published[-1]
+
+
+def test_until_a_mixture_is_tested_no_class_is_above_what_any_mixture_may_have(pooled: Story) -> None:
+    made = pooled.published[-1]
+    assert made.any_level < made.level, "half of the gains may be taken away"
+    holding = replace(NO_OVERRIDES, classes={"maths": 0})
+    assert ceiling(served(pooled, made, NO_OVERRIDES), "law") is None
+    assert ceiling(served(pooled, made, holding), "law") == made.any_level
+    assert ceiling(served(pooled, made, holding), "maths") == 0
+    tested = replace(made, mixture=mixture_of(holding.classes, None, level=made.level))
+    assert ceiling(served(pooled, tested, holding), "law") is None
+    old = replace(made, any_level=0)
+    assert ceiling(served(pooled, old, holding), "law") == 0, "publications of earlier releases were not tested so"
+
+
+def test_the_agents_plan_is_part_of_the_mixture(pooled: Story) -> None:
+    made = pooled.published[-1]
+    draws = PlannedDraw(settings="", share=0.9, ceiling=None), PlannedDraw(settings="full", share=0.1, ceiling=0)
+    mine = ClassPlan(query_class="maths", draws=draws, saving=0.1, em_drop=0.0, n_audits=9)
+    plan = AgentPlan(
+        route="r", number=1, epoch=1, at=N, classes=(mine,), token_price=0.1, reason="it is dear", author="w"
+    )
+    assert mixture_of({}, plan, level=5) == (("maths", (0, 5)),)
+    assert mixture_of({"maths": 3, "law": 7}, plan, level=5) == (("maths", (0, 3)),)
+    assert ceiling(served(pooled, made, NO_OVERRIDES, plan), "law") == made.any_level
+    here = read(asked(N), [plan], asked(100, first=N))
+    assert here.published[-1].level < made.level
