@@ -1,8 +1,9 @@
 """One figure of saving: replies, status, report, console, metrics and CSV beside the truth of a month of requests.
 
 Routes of thoughts with a fast and a slow hand-over run over HTTP before a model server that counts what it generates.
-Every surface is then asked for the tokens that each route saved in this month, as a share of what the questions take in
-full. Replies show no probes while everything is an audit, so those before the first level count as they truly were. What counts whole routes must be one number; replies and CSV, which add up estimates of single runs, come close.
+Every surface is then asked for the tokens that each route saved in this month, as a share of what the questions take
+in full. Replies show no probes while everything is an audit, so those before the first level count as they truly were.
+What counts whole routes must be one number; replies and CSV, which add up estimates of single runs, come close.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Power:
             return f"{plan}; what it finds in {self.metric} is unknown, because {why}"
         part = "" if metric.high is not None or not self.mean else f" ({size / self.mean:.0%})"
         where = "" if metric.margin == self.metric else f" in {self.metric}"
-        found = f"a difference of {metric.size(size)} {metric.margin}{part}{where} with {POWER:.0%} power"
-        return f"with {self.planned_units:,} units it finds {found}{when}; known covariates make it smaller"
+        effect = f"a difference of {metric.size(size)} {metric.margin}{part}{where} with {POWER:.0%} power"
+        return f"with {self.planned_units:,} units it finds {effect}{when}; known covariates make it smaller"
 
 
 def power_of(one: RunningExperiment, recent: RecentRuns) -> Power:
