@@ -173,6 +173,11 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_feedback_unjoined_total", "counter", "Feedback for a request unknown at that time."),
     MetricSpec("suffice_decisions_total", "counter", "Steps of caller-driven runs, by decision.", ("route", "action")),
     MetricSpec("suffice_kill_switch", "gauge", "1 while the kill switch is on and no run is stopped."),
+    MetricSpec(
+        "suffice_kill_switch_local",
+        "gauge",
+        "1 while a file made by hand, or its environment, keeps this gateway killed whatever is released elsewhere.",
+    ),
     MetricSpec("suffice_replicas", "gauge", "Running gateways on the same log, this one included."),
     MetricSpec("suffice_version_skew", "gauge", "Versions that running gateways serve, less one.", ("route",)),
     MetricSpec("suffice_log_unread_seconds", "gauge", "Seconds since the log was last read; 0: it is readable."),

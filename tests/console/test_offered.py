@@ -55,7 +55,7 @@ def test_an_order_about_the_switch_is_one_row_and_a_file_by_other_hands_is_one_t
     switch = KillSwitch(file, notify=rows.append)
     for on in (True, False):
         order = KillSwitchState(on=on, reason="a drill (ann)", stamp=time.time_ns(), ordered=True)
-        switch.follow(order, given_here=True)
+        switch.follow(order)
         file.write_text("a drill (ann)") if on else file.unlink()
         switch.check()
         assert switch.on == on

@@ -11,8 +11,12 @@ from typing import Any
 from click.testing import CliRunner
 
 from suffice.cli.main import main
+from suffice.gateway.kill import KillSwitch, set_switch
+from suffice.settings import Store
 from suffice.store.database.views import read_events
-from suffice.store.routes.deployments import describe_condition
+from suffice.store.database.writer import LogWriter
+from suffice.store.people.alerts import alerts_of
+from suffice.store.routes.deployments import describe_condition, read_kill_order
 from suffice.store.rows.events import KillSwitchState
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served
@@ -55,6 +59,70 @@ async def test_an_order_at_one_replica_is_followed_by_the_others_within_a_second
             assert await changed(other, on=False) < 1
         rows = [one.event for one in read_events(one.database) if isinstance(one.event, KillSwitchState)]
     assert [row.on for row in rows if row.ordered] == [True, False]
+
+
+async def test_a_release_at_another_replica_removes_the_file_of_the_order(serve: Serve, tmp_path: Path) -> None:
+    async with serve(route=VOTES, **switch(tmp_path, "a")) as one:
+        async with serve(route=VOTES, upstream={"url": one.fake.url}, **switch(tmp_path, "b")) as other:
+            for reason in ("odd answers", "again"):
+                await send(one, "POST", {"reason": reason})
+                assert await changed(other, on=True) < 1
+                assert await send(other, "DELETE") == (200, {"on": False, "reason": None})
+                assert await changed(one, on=False) < 1
+                assert not (tmp_path / "a.kill").exists()
+
+
+async def test_what_a_person_made_stays_after_a_release_and_is_told_everywhere(serve: Serve, tmp_path: Path) -> None:
+    async with serve(route=VOTES, **switch(tmp_path, "a")) as one:
+        async with serve(route=VOTES, upstream={"url": one.fake.url}, **switch(tmp_path, "b")) as other:
+            (tmp_path / "a.kill").write_text("I look into it (ann)\n")
+            await changed(one, on=True)
+            one.gateway.log.drain()
+            await send(other, "POST", {"reason": "odd answers"})
+            assert await changed(other, on=True) < 1
+            by_hand = [{"gateway": "a", "reason": "I look into it (ann)"}]
+            status, said = await send(other, "DELETE")
+            assert (status, said["on"], said["by_hand"]) == (200, False, by_hand)
+            async with asyncio.timeout(20):
+                while (order := one.gateway.deployment.kill.order) is None or order.on:  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(0.01)
+            status, said = await send(one, "DELETE")
+            assert (status, said["on"], said["by_hand"]) == (200, True, by_hand)
+            async with one.session.get(f"{one.url}/readyz") as reply:
+                assert (await reply.json())["killed_by"] == "file"
+            async with one.session.get(f"{one.url}/metrics") as reply:
+                assert "suffice_kill_switch_local 1.0" in await reply.text()
+            switches = (tmp_path / "a.kill", one.database.with_suffix(".kill"))
+            condition = describe_condition(one.database, switches[1], switches, routes=("r",), checks=False)
+            assert any(line.startswith("KILLED BY HAND: ") and "(a)" in line for line in condition)
+            one.gateway.log.drain()
+            told = [alerts_of(row.event) for row in read_events(one.database) if isinstance(row.event, KillSwitchState)]
+            assert any(one is not None and "pulled at a: still on" in one.sentence for one in told)
+            assert (tmp_path / "a.kill").exists()
+
+
+def test_orders_count_in_the_order_of_the_log_whatever_the_clocks_say(tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    log = LogWriter(Store(url=f"sqlite:///{database}"), now=time.time)
+    try:
+        for stamp, on in ((500, True), (200, False)):
+            log.append(KillSwitchState(on=on, reason="x (ann)", stamp=stamp, ordered=True))
+        log.drain()
+    finally:
+        log.close()
+    order, file = read_kill_order(database), tmp_path / "suffice.kill"
+    assert order is not None
+    set_switch(file, "x", "ann", order=500)
+    switch = KillSwitch(file)
+    assert switch.on
+    switch.follow(order)
+    assert not switch.on
+    assert not file.exists()
+    set_switch(file, "a later one", "ann", order=600)
+    later = KillSwitch(file)
+    later.order = order
+    later.follow(order)
+    assert later.on, "an order that is known removes nothing"
 
 
 async def test_an_order_holds_for_a_replica_that_starts_later_and_the_command_takes_it_back(

@@ -357,6 +357,8 @@ def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
             status=503,
             code="kill_file",
         ) from None
+    if not on and form.rehearsal is None and form.services.killed():
+        message = "The release is given; a file that a person made keeps this gateway killed: run suffice unkill there."
     return ActionResult(message)
 
 

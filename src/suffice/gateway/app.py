@@ -85,6 +85,9 @@ async def ready(gw: GatewayState, exchange: Exchange) -> None:
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
     if gw.deployment.serves:
         body["without_log"] = gw.deployment.serves
+    kill = gw.deployment.kill
+    if kill.on:
+        body |= {"killed_by": kill.held_by, "kill_reason": kill.reason}
     details = gw.deployment.leases.details(gw.deployment.routes)
     await exchange.json(200 if is_ready else 503, msgspec.json.encode(body | details))
 

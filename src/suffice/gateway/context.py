@@ -522,6 +522,7 @@ class Deployment:
     def check_kill(self) -> None:
         self.kill.check()
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
+        self.metrics.set("suffice_kill_switch_local", float(self.kill.is_local))
 
 
 Reloading: TypeAlias = Callable[[str | None, str], Awaitable[Reload]]

@@ -1,26 +1,32 @@
 """The kill switch: a file that disables early stopping on every route within 0.5 s, without database or network.
 
-Runs in progress are not stopped either. If the file's presence cannot be determined, the switch keeps its state.
+Runs in progress are not stopped either. If the file's presence cannot be determined, the switch keeps its state. A file
+that carries out an order for all replicas has the order's stamp, and a newer release removes it; any other file stays
+until a person removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
-from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
+from suffice.store.database.presence import Announcement, SwitchFile, changed_ns, read_switch, switch_text
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
 VARIABLE: Final = "SUFFICE_KILL"  # in the environment at start-up: anything but "" and "0" turns it on
 REASON: Final = "kill_switch"  # `Request.ungoverned` while it is on
+
+
+Holder: TypeAlias = Literal["", "order", "file", "environment"]
 
 
 class KillSwitch:
@@ -33,59 +39,98 @@ class KillSwitch:
         environment: str = "",
         notify: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
+        gateway: str = "",
     ) -> None:
-        self.file, self._notify, self.presence = file, notify, presence
+        self.file, self._notify, self.presence, self._gateway = file, notify, presence, gateway
         self._by_environment = environment.strip() not in ("", "0")
-        self._stamp: int | None = None  # modification time of the known file, ns
+        self._known: SwitchFile | None = None  # the file as it was seen last
         self.order: KillSwitchState | None = None  # the newest for all replicas
-        # Replaced by an order given here: the log may show it a moment longer.
-        self._replaced: tuple[KillSwitchState | None, ...] = ()
         self.on, self.reason = False, ""
         if self._by_environment:
             self._set(on=True, reason=f"the environment has {VARIABLE}", stamp=0)
         self.check()
+
+    @property
+    def held_by(self) -> Holder:
+        """What keeps it on: an order, which a release ends, or what only a person at this machine can take away."""
+        if not self.on:
+            return ""
+        if self._known is not None and self._known.order is None:
+            return "file"
+        return "environment" if self._by_environment else "order"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a release does not release this gateway."""
+        return self.held_by in ("file", "environment")
+
+    def next_stamp(self, now_s: float) -> int:
+        """Return the stamp of an order given here: newer than every order known here, whatever the clocks say."""
+        known = 0 if self.order is None else self.order.stamp
+        own = 0 if self._known is None else self._known.order or 0
+        return max(int(now_s * 1e9), known + 1, own + 1)
 
     def check(self) -> None:
         """Check whether the file exists and announce the state. Never raises."""
         self._read_file()
         self._announce()
 
-    def follow(self, order: KillSwitchState | None, *, given_here: bool = False) -> None:
-        """Apply the newest order for all replicas. A file of this gateway's own stays in effect."""
-        if order == self.order or order in self._replaced:
+    def follow(self, order: KillSwitchState | None) -> None:
+        """Apply an order for all replicas, unless a newer one is known. What a person made here stays in effect."""
+        if order is None or (self.order is not None and order.stamp <= self.order.stamp):
             return
-        self._replaced = (self.order,) if given_here else ()
+        self._read_file()
         self.order = order
-        if self._stamp is None and order is not None:
-            self._set(on=self._by_environment or order.on, reason=order.reason, stamp=order.stamp, is_ordered=True)
+        if order.on:
+            if not self.on:
+                self._set(on=True, reason=order.reason, stamp=order.stamp, is_ordered=True)
+        else:
+            self._release(order)
         self._announce()
 
+    def _release(self, order: KillSwitchState) -> None:
+        try:
+            if self.file is not None:
+                remove_ordered(self.file, order.stamp)
+                self._known = read_switch(self.file)
+        except FileNotFoundError:
+            self._known = None
+        except OSError as error:
+            LOG.error("kill switch: %s was released, but cannot be removed (%s)", self.file, error.strerror)
+        if self._known is None and not self._by_environment:
+            self._set(on=False, reason=order.reason, stamp=order.stamp, is_ordered=True)
+        elif self.is_local:
+            LOG.warning("kill switch: released elsewhere, but still on here, by its %s: %s", self.held_by, self.reason)
+            self._tell(on=True, reason=f"still on after the release: {self.reason}", stamp=order.stamp)
+
     def _announce(self) -> None:
-        if self.presence is not None:
-            stamp = (
-                self.order.stamp if self._stamp is None and self.order is not None and self.order.on else self._stamp
-            )
-            self.presence.update(killed=self.on, kill_stamp=stamp, kill_reason=self.reason if self.on else "")
+        if self.presence is None:
+            return
+        stamp = self.order.stamp if self.order is not None and self.order.on else None
+        if self._known is not None:
+            stamp = max(self._known.stamp, stamp or 0)
+        self.presence.update(
+            killed=self.on, kill_stamp=stamp, kill_reason=self.reason if self.on else "", kill_local=self.is_local
+        )
 
     def _read_file(self) -> None:
         if self.file is None:
             return
+        before = self._known
         try:
-            stamp: int | None = _stamp_of(self.file)
+            if before is not None and before.changed_ns == changed_ns(self.file):
+                return
+            self._known = read_switch(self.file)
         except FileNotFoundError:
-            stamp = None
+            self._known = None
         except OSError as error:  # an unreadable disk changes nothing
             LOG.warning("kill switch: cannot check whether %s exists (%s)", self.file, error.strerror)
             return
-        if stamp == self._stamp:
-            return
-        self._stamp, before = stamp, self._stamp
-        if stamp is None:
+        if self._known is not None:
+            self._set(on=True, reason=self._known.reason, stamp=self._known.stamp)
+        elif before is not None:
             stays = self._by_environment or (self.order is not None and self.order.on)
-            is_ordered = self.order is not None and self.order.stamp > (before or 0)  # the file went because of it
-            self._set(on=stays, reason=self.reason, stamp=before or 0, is_ordered=is_ordered)
-        else:
-            self._set(on=True, reason=switch_reason(self.file) or NO_REASON, stamp=stamp)
+            self._set(on=stays, reason=self.reason, stamp=before.stamp)
 
     def _set(self, *, on: bool, reason: str, stamp: int, is_ordered: bool = False) -> None:
         """`is_ordered`: a person's order, which is in the log, says the same."""
@@ -93,7 +138,10 @@ class KillSwitch:
         if changed:
             LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: active policies may stop again")
         if changed and not is_ordered:
-            self._notify(KillSwitchState(on=on, reason=reason, stamp=stamp))
+            self._tell(on=on, reason=reason, stamp=stamp)
+
+    def _tell(self, *, on: bool, reason: str, stamp: int) -> None:
+        self._notify(KillSwitchState(on=on, reason=reason, stamp=stamp, gateway=self._gateway))
 
     def apply(self, route: BuiltRoute) -> BuiltRoute:
         if not self.on:
@@ -101,16 +149,27 @@ class KillSwitch:
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
 
 
-def set_switch(file: Path, reason: str, author: str) -> bool:
-    """Return True if the switch was off. Raise OSError."""
+def set_switch(file: Path, reason: str, author: str, *, order: int | None = None) -> bool:
+    """Return True if the switch was off. Raise OSError.
+
+    order  the stamp of the order that it carries out, which a later release ends; None: only a person removes the file
+    """
     was_there = file.exists()
     if not file.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
     try:
-        write_whole(file, f"{reason} ({author})\n")
+        write_whole(file, switch_text(f"{reason} ({author})", order))
     except OSError:
         file.touch(PRIVATE)  # a full disk may have room for a file without a reason
     return not was_there
+
+
+def remove_ordered(file: Path, stamp: int) -> None:
+    """Remove the file of an order, unless a newer order wrote it, or a person. Raise OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        known = read_switch(file)
+        if known.order is not None and known.order <= stamp:
+            file.unlink()
 
 
 def clear_switch(file: Path) -> bool:
@@ -120,10 +179,3 @@ def clear_switch(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _stamp_of(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return file.lstat().st_mtime_ns

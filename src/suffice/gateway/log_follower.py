@@ -236,6 +236,7 @@ class Follower:
         self._watches: Mapping[tuple[str, str], Watch] = {}
         self._unwatched: Mapping[str, str] = {}  # what the log said of earlier gateways
         self._order: KillSwitchState | None = None if good is None else good.killed
+        self._followed = self._order  # of the kill switch, as it was last applied
         self._written: LastWrite | None = None  # the last write before that; None: unknown
         self._notified = asyncio.Event()
         self.applying = asyncio.Lock()  # held from a read of the log until what it says is applied
@@ -411,8 +412,9 @@ class Follower:
         deployment = self._gw.deployment
         self._gw.clients.deliveries.note_logged(self._deliveries, now_s=self._gw.monotonic_s())
         self._deliveries = []
-        self._changed = self._changed or deployment.kill.order != self._order
         deployment.kill.follow(self._order)
+        self._changed = self._changed or deployment.kill.order != self._followed
+        self._followed = deployment.kill.order
         self._changed = self._changed or bool(changed) or deployment.variants.running.standing != self._running.standing
         deployment.variants.running = self._running
         for name, route in changed.items():
@@ -489,7 +491,7 @@ class Follower:
         return LastGood(
             at_s=gw.wall_s(),
             seq=self._decided.seq,
-            killed=self._order,
+            killed=gw.deployment.kill.order,
             routes=routes,
             versions={fit: one.plain() for fit, one in self._versions.published.items() if fit in acting},
             findings={name: one.findings for name, one in gw.upstreams.items() if one.findings is not None},

@@ -20,23 +20,42 @@ from suffice.errors import BadRequest, StoreError, SufficeError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.kill import clear_switch, set_switch
+from suffice.gateway.kill import set_switch
 from suffice.gateway.lifecycle import append
 from suffice.gateway.request_parsing import check_body_headers, check_known, parse_json
 from suffice.settings import Settings
 from suffice.store.database.location import log_location
 from suffice.store.database.presence import replica_name
-from suffice.store.routes.deployments import find_running
+from suffice.store.database.writer import LogWriter
+from suffice.store.routes.deployments import find_running, read_local_kills
 from suffice.store.rows.events import FeedbackEvent, KillSwitchState
 from suffice.types import Feedback, Request, Wish
 
 LIMIT_BYTES: Final = 16 * 1024
 MOST_CHARS: Final = 500
+MOST_READ_S: Final = 1.0  # to learn from the log which other gateways a person keeps killed
 
 
 async def show_switch(gw: GatewayState, exchange: Exchange) -> None:
+    """State of this gateway's switch; `by_hand` names gateways that a release does not reach, where there are any."""
     kill = gw.deployment.kill
-    await exchange.json(200, msgspec.json.encode({"on": kill.on, "reason": kill.reason if kill.on else None}))
+    body: dict[str, Any] = {"on": kill.on, "reason": kill.reason if kill.on else None}
+    by_hand = await _local_kills(gw)
+    if by_hand:
+        body["by_hand"] = [{"gateway": name, "reason": reason} for name, reason in by_hand.items()]
+        body["message"] = "a release does not reach what a person did by hand: run suffice unkill on that machine"
+    await exchange.json(200, msgspec.json.encode(body))
+
+
+async def _local_kills(gw: GatewayState) -> dict[str, str]:
+    kill, known = gw.deployment.kill, dict[str, str]()
+    if gw.deployment.log_problem is None and isinstance(gw.log, LogWriter):
+        with suppress(StoreError, OSError):
+            rows = await asyncio.wait_for(asyncio.to_thread(read_local_kills, gw.log.path), MOST_READ_S)
+            known = {one.gateway: one.reason for one in rows}
+    own = replica_name(gw.settings)
+    known.pop(own, None)
+    return {own: kill.reason, **known} if kill.is_local else known
 
 
 async def pull_switch(gw: GatewayState, exchange: Exchange) -> None:
@@ -49,23 +68,24 @@ async def pull_switch(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def release_switch(gw: GatewayState, exchange: Exchange) -> None:
+    """`DELETE /v1/admin/kill`: every gateway removes the file of an order; a file that a person made stays."""
     await _switch(gw, exchange, None)
 
 
 async def _switch(gw: GatewayState, exchange: Exchange, reason: str | None) -> None:
-    """Obey the order here, change the file, then give it to all replicas; `reason`: None releases the switch."""
+    """Obey the order here, write the file, then give the order to all replicas; `reason`: None releases the switch."""
     kill, author = gw.deployment.kill, exchange.caller.name or "the API"
     problem = "this gateway has no file for its kill switch" if kill.file is None else ""
-    text, stamp = "" if reason is None else f"{reason} ({author})", int(gw.wall_s() * 1e9)
+    text, stamp = "" if reason is None else f"{reason} ({author})", kill.next_stamp(gw.wall_s())
     order = KillSwitchState(on=reason is not None, reason=text, stamp=stamp, ordered=True)
-    kill.follow(order, given_here=True)
+    kill.follow(order)
     try:
-        if kill.file is not None and reason is None:
-            await asyncio.to_thread(clear_switch, kill.file)
-        elif kill.file is not None and reason is not None:
-            await asyncio.to_thread(set_switch, kill.file, reason, author)
+        if kill.file is not None and reason is not None and kill.held_by != "file":
+            await asyncio.to_thread(set_switch, kill.file, reason, author, order=stamp)
     except OSError as error:
         problem = f"{kill.file}: cannot be changed ({error.strerror})"
+    if kill.on and reason is None and not kill.is_local:
+        problem = f"{kill.file}: cannot be removed"
     append(gw, order)
     gw.deployment.check_kill()
     if problem:

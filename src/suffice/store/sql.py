@@ -78,6 +78,7 @@ class PostgresConnection:
         self._connection: Any = None  # until it is made
         self._loop, self._setup, self._in_transaction = asyncio.SelectorEventLoop(), setup, False
         self.is_over: Callable[[], bool] | None = None  # interrupts a query when it returns True
+        self._noticed: asyncio.Event | None = None  # a notification came; None: nobody listens
         self.pid = os.getpid()
         try:
             self._connection = self._run(connect())
@@ -158,6 +159,29 @@ class PostgresConnection:
     def has_rows(self, query: str) -> bool:
         """Return whether a query has rows, in one round trip and outside of a transaction."""
         return not self._run(self._connection.execute(query)).endswith(" 0")
+
+    def listen(self, channel: str, payload: str) -> None:
+        """Note each notification of a channel with this payload, for `wait_for_notice`."""
+
+        async def work() -> None:
+            self._noticed = asyncio.Event()
+            noticed = self._noticed
+            await self._connection.add_listener(channel, lambda *got: noticed.set() if got[3] == payload else None)
+
+        self._run(work())
+
+    def wait_for_notice(self, most_s: float) -> bool:
+        """Return whether a notification came within this time, or since the last call."""
+
+        async def work() -> bool:
+            assert self._noticed is not None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._noticed.wait(), most_s)
+            is_set = self._noticed.is_set()
+            self._noticed.clear()
+            return is_set
+
+        return self._run(work())
 
     def ping(self) -> None:
         self._run(self._connection.execute("SELECT 1"))

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -18,13 +18,14 @@ from suffice.console.context import ConsoleContext, ConsoleServices, LiveRequest
 from suffice.console.oidc import Identity, OidcLogin, person_from
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.compare.power import read_power
-from suffice.errors import ConfigError
-from suffice.gateway.kill import clear_switch, set_switch
+from suffice.errors import ConfigError, StoreError
+from suffice.gateway.kill import remove_ordered, set_switch
 from suffice.review.items import ReviewItem
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
 from suffice.store.database.presence import switch_reason
+from suffice.store.routes.deployments import read_kill_order
 from suffice.store.routes.rollouts import propose_learned, take_back
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
@@ -139,7 +140,7 @@ def _services(
         notify=notify,
         reload=reload,
         live=live,
-        killed=lambda: switch_reason(kill_file(settings)) is not None,
+        killed=partial(_is_killed, settings, path),
         switch=partial(_switch, settings, writer, obey),
         warnings=lambda: condition(settings, checks=False),
         setup_of=partial(setup_of, settings),
@@ -171,19 +172,30 @@ def _services(
     )
 
 
+def _is_killed(settings: Settings, path: LogLocation) -> bool:
+    if switch_reason(kill_file(settings)) is not None:
+        return True
+    order = None
+    with suppress(StoreError):  # the page says that the log cannot be read
+        order = read_kill_order(path)
+    return order is not None and order.on
+
+
 def _switch(
     settings: Settings, writer: Callable[[], Decisions], obey: Obey, on: bool, reason: str, author: str
 ) -> None:
-    """Obey the order here, change the switch's file, then give the order to all replicas. Raise OSError."""
+    """Obey the order here, write the switch's file, then give the order to all replicas. Raise OSError."""
     file, log = kill_file(settings), writer()
-    order = KillSwitchState(on=on, reason=f"{reason} ({author})", stamp=time.time_ns(), ordered=True)
+    known = read_kill_order(log.path)
+    stamp = max(time.time_ns(), 0 if known is None else known.stamp + 1)
+    order = KillSwitchState(on=on, reason=f"{reason} ({author})", stamp=stamp, ordered=True)
     try:
         if not log.rehearses:
             obey(order)
         if on and not log.rehearses:
-            set_switch(file, reason, author)
+            set_switch(file, reason, author, order=stamp)
         elif not log.rehearses:
-            clear_switch(file)
+            remove_ordered(file, stamp)
     finally:
         log.write_new(order)
 

@@ -25,6 +25,7 @@ from suffice.gateway.auth import KeyRing, Objects
 from suffice.gateway.clients import Clients
 from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.kill_orders import watch_orders
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.operations import ask_of, describe_elsewhere
@@ -115,7 +116,11 @@ def _build_state(
     begun.known = replace(begun.known, recent=())  # what was learned from them is in `gw`
     file = kill_file(settings)
     gw.deployment.kill = KillSwitch(
-        file, environment=os.environ.get(kill.VARIABLE, ""), notify=log.append, presence=presence
+        file,
+        environment=os.environ.get(kill.VARIABLE, ""),
+        notify=log.append,
+        presence=presence,
+        gateway=replica_name(settings),
     )
     gw.deployment.log_problem = begun.problem
     if begun.problem is not None and begun.good is not None:
@@ -237,7 +242,8 @@ def _obey_in_thread(gw: GatewayState) -> Obey:
     loop = asyncio.get_running_loop()
 
     async def obey(order: KillSwitchState) -> None:
-        gw.deployment.kill.follow(order, given_here=True)
+        gw.deployment.kill.follow(order)
+        gw.deployment.check_kill()
 
     return lambda order: asyncio.run_coroutine_threadsafe(obey(order), loop).result(ASK_S)
 
@@ -364,6 +370,7 @@ async def _follow_log(
         await _join_replicas(gw, log, known, stack)
 
     await stack.enter_async_context(follow_log(follower, gw.metrics))
+    stack.enter_context(watch_orders(gw, database_at(path)))
     if isinstance(begun.log, LogWriter):
         await _join_replicas(gw, begun.log, begun.known, stack)
     if begun.problem is not None:

@@ -46,6 +46,7 @@ from suffice.store.routes.deployments import (
     Phase,
     RouteDeployment,
     phase_of,
+    read_kill_order,
     read_phases,
 )
 from suffice.store.routes.experiments import read_worse_arms
@@ -135,10 +136,10 @@ def statuses_of(
         if route is not None and route not in newest:
             names = ", ".join(name or '""' for name in newest) or "none yet"
             raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
-        if settings is not None:
-            killed = switch_reason(kill_file(settings)) is not None
-        else:
-            killed = (switching := newest_event(connection, KillSwitchState)) is not None and switching.on
+        order = read_kill_order(connection)
+        killed = (order is not None and order.on) or (
+            settings is not None and switch_reason(kill_file(settings)) is not None
+        )
         promises = read_promises(connection, now_s=now_s, killed=killed)
         phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
         held = read_held(connection, promises.holds, now_s=now_s)

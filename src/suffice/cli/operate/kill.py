@@ -26,25 +26,29 @@ def kill(path: Path, named: str, reason: str, author: str | None, wait_s: float)
     when one has not, or none is running.
     """
     from suffice.gateway.kill import VARIABLE, set_switch
+    from suffice.store.database.presence import read_switch
 
     file, others = _files(path, named)
     try:
-        changed = set_switch(file, reason, author_name(author))
-        stamp = file.stat().st_mtime_ns
+        order = None if named else time.time_ns()
+        changed = set_switch(file, reason, author_name(author), order=order)
+        stamp = read_switch(file).stamp
     except OSError as error:
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"
         fail(f"{file}: cannot be written ({error.strerror}); {way_out}")
     click.echo(f"{file}: {'the kill switch is pulled' if changed else 'was pulled already; the reason is new'}")
     if not named:
         _order(path, on=True, reason=f"{reason} ({author_name(author)})", stamp=stamp)
-    confirm("kill", others, lambda one: one.killed and one.kill_stamp == stamp, wait_s=wait_s)
+    confirm("kill", others, lambda one: one.killed and (one.kill_stamp or 0) >= stamp, wait_s=wait_s)
 
 
 @click.command(cls=Command)
 @CONFIG
 @_FILE
+@option("--reason", help="Why, for the audit log.", default="", metavar="TEXT")
+@AUTHOR
 @WAIT
-def unkill(path: Path, named: str, wait_s: float) -> None:
+def unkill(path: Path, named: str, reason: str, author: str | None, wait_s: float) -> None:
     """Release the kill switch: the active deployment of each route acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
@@ -56,7 +60,8 @@ def unkill(path: Path, named: str, wait_s: float) -> None:
         changed = clear_switch(file)
     except OSError as error:
         fail(f"{file}: cannot be taken away ({error.strerror})")
-    changed = (not named and _order(path, on=False, reason="", stamp=time.time_ns())) or changed
+    why = f"{reason or 'released'} ({author_name(author)})"
+    changed = (not named and _order(path, on=False, reason=why, stamp=time.time_ns())) or changed
     click.echo(f"{file}: {'the kill switch is released' if changed else 'the kill switch was not pulled'}")
     if not changed:
         raise SystemExit(1)
@@ -64,10 +69,7 @@ def unkill(path: Path, named: str, wait_s: float) -> None:
 
 
 def _order(path: Path, *, on: bool, reason: str, stamp: int) -> bool:
-    """Give the order to the replicas on other machines, through the log; return False if that changes nothing.
-
-    Where the log is a file, all gateways see the switch's own file.
-    """
+    """Give the order to all replicas, through the log; return False if that changes nothing."""
     from suffice.errors import SufficeError
     from suffice.store.routes.deployments import read_kill_order
     from suffice.store.rows.events import KillSwitchState
@@ -75,14 +77,13 @@ def _order(path: Path, *, on: bool, reason: str, stamp: int) -> bool:
     from suffice.wiring.worker import open_decisions
 
     try:
-        settings = load_settings(path)
-        if on and settings.store.url.startswith("sqlite:"):
-            return False
-        with open_decisions(settings, create=False) as writer:
+        with open_decisions(load_settings(path), create=False) as writer:
             before = read_kill_order(writer.path)
             if (before is None and not on) or (before is not None and not (before.on or on)):
                 return False
-            return writer.write_new(KillSwitchState(on=on, reason=reason, stamp=stamp, ordered=True))
+            latest = 0 if before is None else before.stamp
+            given = KillSwitchState(on=on, reason=reason, stamp=max(stamp, latest + 1), ordered=True)
+            return writer.write_new(given)
     except SufficeError as error:
         warn(f"replicas on other machines did not get the order: {error}")
         return False

@@ -39,6 +39,9 @@ _EXISTING: Final = """
     SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(? AS text[]), CAST(? AS text[])) given (kind, key)
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
 
+CHANNEL: Final = "suffice_orders"  # of PostgreSQL; a notification carries the log's schema
+NOTIFIED: Final = frozenset(("kill_switched",))  # kinds that gateways must see at once
+
 GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
 
 
@@ -88,6 +91,8 @@ class Appender:
         columns = zip(*(self._values(row, at_s) for row, at_s in reversed(given.values())), strict=True)
         n_new, last = connection.execute(_INSERT_ALL, [[*column] for column in columns]).fetchone()
         added = self._places(rows, n_new, last or 0)
+        if n_new and any(kind in NOTIFIED for kind, _ in given):
+            connection.execute("SELECT pg_notify(?, current_schema())", (CHANNEL,))
         links = [
             self._chained(place.seq, row, at_s)
             for (row, at_s), place in zip(rows, added, strict=True)

@@ -153,6 +153,13 @@ class PostgresDatabase:
                 _IDLE.give(self, connection)
 
     @contextlib.contextmanager
+    def listener(self, channel: str) -> Iterator[PostgresConnection]:
+        """Yield a connection of its own that notes this log's notifications of a channel. Raise StoreError."""
+        with self._translated(), contextlib.closing(self._connect()) as connection:
+            connection.listen(channel, self.schema)
+            yield connection
+
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[PostgresConnection]:
         """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         with self._translated():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import sys
@@ -31,6 +32,7 @@ SIZE_BYTES: Final = 4_096  # fixed size of the file, so that a reader never sees
 MOST_REASON_BYTES: Final = 2_000  # read of the switch's file at most
 MOST_ORDER_BYTES: Final = 65_536
 NO_REASON: Final = "no reason is given"
+_ORDER: Final = re.compile(r"\norder ([0-9]{1,19})\n?\Z")  # last line of a file that carries out an order
 
 
 def replica_name(settings: Settings) -> str:
@@ -43,8 +45,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     replica: str = ""  # name of the gateway, as `server.replica`
     process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
     killed: bool = False  # it holds every route back because of the kill switch
-    kill_stamp: int | None = None  # modification time of the switch's file that it applied, ns; None: none
+    kill_stamp: int | None = None  # of the newest order or file that it applied, ns; None: none
     kill_reason: str = ""
+    kill_local: bool = False  # by a file that a person made, or its environment: a release elsewhere does not reach it
     decided: int = 0  # place in the log up to which it applied decisions
     damage: str = ""  # what its check of the log's pages found; "": nothing, or not finished
     n_reloads: int = 0  # of its settings, failed ones included
@@ -148,14 +151,54 @@ class Announcement:
         return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
 
 
-def switch_reason(switch: Path) -> str | None:
-    """Return the reason in the kill switch's file; None: no file. An unreadable file counts as set."""
+@dataclass(frozen=True, slots=True)
+class SwitchFile:
+    """The kill switch's file as one look found it."""
+
+    reason: str
+    changed_ns: int
+    order: int | None = None  # stamp of the order that it carries out; None: a person made it
+
+    @property
+    def stamp(self) -> int:
+        return self.changed_ns if self.order is None else self.order
+
+
+def switch_text(reason: str, order: int | None) -> str:
+    """Return the content of the kill switch's file."""
+    if order is None:
+        return f"{reason}\n"
+    return f"{reason.encode()[: MOST_REASON_BYTES - 64].decode(errors='ignore')}\norder {order}\n"
+
+
+def read_switch(switch: Path) -> SwitchFile:
+    """Read the kill switch's file; an unreadable one counts as made by a person. Raise FileNotFoundError, OSError."""
+    changed = changed_ns(switch)
     try:
-        return printable(read_start(switch, MOST_REASON_BYTES).decode("utf-8", "replace").strip()) or NO_REASON
+        content = read_start(switch, MOST_REASON_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return SwitchFile(NO_REASON, changed)
+    last = _ORDER.search(content)
+    reason = printable((content if last is None else content[: last.start()]).strip()) or NO_REASON
+    return SwitchFile(reason, changed, None if last is None else int(last[1]))
+
+
+def switch_reason(switch: Path) -> str | None:
+    """Return the reason in the kill switch's file; None: no file. What cannot be read counts as set."""
+    try:
+        return read_switch(switch).reason
     except FileNotFoundError:
-        return NO_REASON if switch.is_symlink() else None  # a dangling link: somebody placed it there
+        return None
     except OSError:
         return NO_REASON
+
+
+def changed_ns(file: Path) -> int:
+    """Return when a file was changed; a dangling link counts, because somebody placed it there. Raise OSError."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return file.lstat().st_mtime_ns
 
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:

@@ -119,7 +119,8 @@ def alert_of(event: Event) -> RaisedAlert | None:
         case Incident(route=route, incident=name):
             return _notice("incident", route, event.summary, name, "/incidents"), AlertCause("incident", route, name)
         case events.KillSwitchState(on=on):
-            text = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
+            where = f" at {event.gateway}" if event.gateway else ""
+            text = f"the kill switch is {'pulled' if on else 'released'}{where}: {event.reason}"
             cause = AlertCause("kill_switch") if on else None
             return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), cause
         case RouteForecast() | events.FailOpenCount() | events.VersionRefusal() | events.LogOutage():

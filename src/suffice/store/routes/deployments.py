@@ -149,8 +149,27 @@ def _after(routes: Mapping[str, RouteHolds], rows: Iterable[StoredEvent]) -> dic
 
 
 def read_kill_order(source: views.LogSource) -> KillSwitchState | None:
-    """Return the newest order to all replicas to switch early stopping off or on again; None: there was none."""
-    return next((one for one in views.newest_events(source, KillSwitchState, -1) if one.ordered), None)
+    """Return the newest order to all replicas to switch early stopping off or on again; None: there was none.
+
+    Its stamp is later than that of each row before it: the log's order counts, not the clocks of several machines.
+    """
+    order, latest = None, 0
+    for one in reversed(views.newest_events(source, KillSwitchState, -1)):
+        latest = max(one.stamp, latest + 1) if one.ordered else max(one.stamp, latest)
+        if one.ordered:
+            order = replace(one, stamp=latest)
+    return order
+
+
+def read_local_kills(location: LogLocation) -> tuple[KillSwitchState, ...]:
+    """Return the kills by files that persons made and have not removed, of living gateways. Raise StoreError."""
+    rows = views.newest_events(location, KillSwitchState, -1)
+    ended = {one.stamp for one in rows if one.ordered or not one.on}
+    held = [one for one in reversed(rows) if one.on and not one.ordered and one.stamp and one.stamp not in ended]
+    if not held:
+        return ()
+    living = {one.name for one in read_replicas(location)}
+    return tuple(one for one in held if one.gateway in living)
 
 
 def last_at_s(connection: views.LogReader) -> float:
@@ -289,7 +308,10 @@ def describe_condition(
 ) -> tuple[str, ...]:
     """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
-    sentences = [*_killed(switch_reason(switch), processes), *_paused(path, routes)]
+    order, local = None, tuple[KillSwitchState, ...]()
+    with contextlib.suppress(StoreError, sqlite3.Error):
+        order, local = read_kill_order(path), read_local_kills(path)
+    sentences = [*_killed(switch_reason(switch), processes, order, local), *_paused(path, routes)]
     with contextlib.suppress(StoreError):
         sentences += describe_differences(read_replicas(path))
     if not processes:
@@ -302,15 +324,22 @@ def describe_condition(
     return tuple(sentences)
 
 
-def _killed(reason: str | None, processes: Sequence[Presence]) -> Iterator[str]:
+def _killed(
+    reason: str | None, processes: Sequence[Presence], order: KillSwitchState | None, local: Sequence[KillSwitchState]
+) -> Iterator[str]:
     killed = [one for one in processes if one.killed]
-    if reason is not None:
+    ordered = None if order is None or not order.on else order.reason
+    if reason is not None or ordered is not None:
         late = [one.name for one in processes if not one.killed]
         waits = f" ({', '.join(late)} has not confirmed)" if late else ""
-        yield f"KILLED: nothing is stopped on any route{waits}: {reason}"
+        yield f"KILLED: nothing is stopped on any route{waits}: {reason or ordered}"
     elif killed:
         names = ", ".join(one.name for one in killed)
         yield f"KILLED: {names} stops nothing on any route: {killed[0].kill_reason}"
+    here = [(one.name, one.kill_reason) for one in processes if one.kill_local]
+    known = {one.replica for one in processes}
+    for name, why in [*here, *((one.gateway, one.reason) for one in local if one.gateway not in known)]:
+        yield f"KILLED BY HAND: {name}: {why}; a release does not reach it: run suffice unkill on its machine"
 
 
 def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:

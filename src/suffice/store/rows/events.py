@@ -253,8 +253,9 @@ class ReplicaState:
 class KillSwitchState:
     on: bool
     reason: str  # of its file, with who set it
-    stamp: int  # modification time of the file, ns; 0: set by a gateway's environment
+    stamp: int  # of the order or, for a file made by hand, when that was changed, ns; 0: a gateway's environment
     ordered: bool = False  # a person's order for every replica of this log; False: what a gateway did
+    gateway: str = ""  # the gateway that did it; "": an order, or written by an earlier version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,10 +418,6 @@ def _switch_key(event: KillSwitchState) -> str:
     return f"{event.stamp}:{'on' if event.on else 'off'}{':order' if event.ordered else ''}"
 
 
-def _refusal_key(event: VersionRefusal) -> str:
-    return f"{event.route}:{event.number or event.fit}"
-
-
 _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("request", Request, "request", _EPISODE, chained=False),
     Kind("outcome", Outcome, "outcome", _EPISODE, chained=False),
@@ -452,7 +449,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("budget_proposed", ProposedBudget, "proposal", _READ_TO),
     Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
     Kind("fail_open_high", FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
-    Kind("version_refused", VersionRefusal, "refusal", _refusal_key),
+    Kind("version_refused", VersionRefusal, "refusal", lambda e: f"{e.route}:{e.number or e.fit}"),
     Kind("log_missed", LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
     Kind("replica_seen", ReplicaState, "replica", "{0.gateway}:{0.number:06}", chained=False),
     Kind("kill_switched", KillSwitchState, "switching", _switch_key),
