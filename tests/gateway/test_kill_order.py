@@ -114,9 +114,10 @@ def test_orders_count_in_the_order_of_the_log_whatever_the_clocks_say(tmp_path: 
     assert order is not None
     set_switch(file, "x", "ann", order=500)
     switch = KillSwitch(file)
-    assert switch.on
+    states = [switch.on]
     switch.follow(order)
-    assert not switch.on
+    states.append(switch.on)
+    assert states == [True, False]
     assert not file.exists()
     set_switch(file, "a later one", "ann", order=600)
     later = KillSwitch(file)
