@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +142,20 @@ def test_a_prompt_counts_once_in_a_batch_and_a_route_of_few_prompts_has_batches_
 
     assert len(batches(asked(n, "often" if n % 2 else f"once {n}") for n in range(2 * BATCH))) == 1
     assert len(batches(asked(n, f"{n % 10}") for n in range(10 * BATCH))) == 1
+
+
+@pytest.mark.parametrize("n_unprobed", [0, 60, 100])
+def test_runs_that_send_no_probe_because_nothing_can_stop_them_are_no_drift(n_unprobed: int) -> None:
+    rng = random.Random(7)
+
+    def traffic() -> Iterator[Episode]:
+        for n in range((REFERENCE + 20) * BATCH):
+            one = episode(n, rng, audit=n < REFERENCE * BATCH, n_steps=2)
+            is_unprobed = n >= REFERENCE * BATCH and n % BATCH < n_unprobed
+            seen: dict[str, Any] = {"answer_source": "probe", "confidence": rng.uniform(0.5, 0.99)}
+            if is_unprobed or rng.random() < 0.2:
+                seen = {"answer": None, "answer_source": None, "confidence": None, "missing": not is_unprobed}
+            steps = [replace(step, **seen) for step in one.outcome.steps]
+            yield replace(one, outcome=replace(one.outcome, steps=tuple(steps)))
+
+    assert first_alarm(batches(traffic())) is None

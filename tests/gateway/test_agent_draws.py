@@ -17,6 +17,7 @@ from suffice.agent.plan import (
     with_settings,
 )
 from suffice.gateway.route import BuiltRoute, Variants
+from suffice.policy.rules import Never
 from suffice.rollout.experiment import units_of
 from suffice.settings import Route, parse_settings
 from suffice.store.routes.deployments import RouteDeployment
@@ -126,3 +127,12 @@ def test_people_read_the_draws_of_a_class() -> None:
         "no class: 90 % growth=1.3 up to the certified level, 6 % up to level 3, 4 % in full;"
         " saves 30%, loses 0.10 points"
     )
+
+
+def test_a_route_at_level_0_of_its_version_stops_nothing_and_so_probes_no_live_run() -> None:
+    route = replace(build_route("r", settings(mode="enforce")), certified=True)
+    never, policy = Never(), route.policy
+    assert route.may_stop
+    assert replace(route, levels=(never, policy), policy=policy).may_stop
+    assert not replace(route, levels=(never, policy), policy=never).may_stop
+    assert not replace(route, certified=False).may_stop

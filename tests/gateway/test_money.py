@@ -269,6 +269,11 @@ async def test_stopped_runs_reconcile_and_say_what_they_saved(serve: Serve, slot
         # In full, a thought of 500 tokens and an answer of 2; the upstream counts what was generated instead of them.
         assert outcome.tokens_saved_estimate == 502 - g.fake.total_completion_tokens
         assert outcome.overhead.probe_tokens > 0
+        main = next(call for call in outcome.calls if call.purpose == "main")
+        thought = sum(step.tokens for step in outcome.steps)
+        assert outcome.steps[-1].late_tokens == main.completion_tokens - thought > 0, (
+            "said while the probe was answered"
+        )
         assert outcome.usage is not None
         prompt = outcome.usage.prompt_tokens
         full = (prompt * 1.0 + 502 * 100.0) / 1e6
