@@ -54,7 +54,7 @@ def test_a_decided_vote_saved_the_samples_that_it_did_not_draw() -> None:
             index=n,
             tokens=10,
             answer="4",
-            answer_source="text",
+            answer_source="sample",
             confidence=None,
             entropy=None,
             probe_tokens=0,
