@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from bench.status import fill, sum_up
 
+from suffice.cli.inspect.route_report import status_sections
 from suffice.cli.inspect.route_status import read_statuses, statuses_of
+from suffice.cli.inspect.route_summary import summarize
 from suffice.settings import parse_settings
 from suffice.store.database.views import open_reader
 
@@ -47,6 +49,24 @@ def test_it_grows_with_routes_and_not_with_their_square(tmp_path: Path) -> None:
     few, many = (steps(made(tmp_path / str(n), 20 * n, n)) for n in (20, 80))
     assert (few[1], many[1]) == (20, 80)
     assert many[0] <= 4 * few[0] + 10, (few, many)
+
+
+@pytest.mark.slow
+def test_a_route_that_was_renamed_is_history_and_its_rows_are_not_read_again(tmp_path: Path) -> None:
+    config = made(tmp_path / "log", 6_000, 2)
+    before = steps(config)[0]
+    database, settings = config.parent / "log.db", parse_settings(tomllib.loads(config.read_text("utf-8")))
+    old = next(iter(settings.routes))
+    config.write_text(config.read_text("utf-8").replace(f"[routes.{old}", "[routes.renamed"), "utf-8")
+    after = steps(config)
+    assert after[0] <= 1.2 * before, (before, after)
+    renamed = parse_settings(tomllib.loads(config.read_text("utf-8")))
+    (was,), (now,) = read_statuses(database, settings, old), read_statuses(database, renamed, old)
+    assert (now.promise_state, now.scorer) == ("gone", was.scorer)
+    assert now.report.n_labelled == was.report.n_labelled > 0
+    lines = [text for section in status_sections(now) for _, text in section]
+    assert summarize(now).now == "history: no route of the settings has this name any more"
+    assert not any("UNCERTIFIED" in text for text in lines)
 
 
 def test_rows_that_nobody_has_summed_up_are_read_and_the_figures_are_the_same(tmp_path: Path) -> None:

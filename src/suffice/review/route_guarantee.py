@@ -21,7 +21,7 @@ from suffice.types import Epoch, EvidenceSummary, Pause, Publication
 
 RestState: TypeAlias = Literal["off", "observe", "killed", "unread", "paused", "held", "unreadable", "idle"]
 WaitState: TypeAlias = Literal[
-    "unattended", "burst", "searching", "void", "unknown", "uncovered", "candidate", "unwatched"
+    "unattended", "burst", "searching", "void", "unknown", "uncovered", "candidate", "unwatched", "gone"
 ]
 State: TypeAlias = Literal[RestState, WaitState, "uncertified", "budgeted", "certified"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -44,6 +44,7 @@ _SENTENCES: Final[Mapping[State, str]] = {
     "searching": f"none is needed: nothing is certified, and {_IN_FULL}",
     "void": f"none is needed: what was certified does not fit the settings that run now, and {_IN_FULL}",
     "unknown": "not known here: it depends on the route's settings too; name them with --config",
+    "gone": "none is needed: no route of the settings has this name, and nothing serves it any more",
     "uncovered": "none is needed: the certificate does not cover this request, which runs in full",
     "candidate": "this request is served by a rollout's candidate, and the route's certificate is not about it",
     "unwatched": f"none is needed: nobody watches the route now, and {_IN_FULL}",

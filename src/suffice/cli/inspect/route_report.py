@@ -57,7 +57,8 @@ def _standing(one: RouteStatus) -> Lines:
     yield "mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")
     yield "policy", one.policy_version or "none"
     if one.control is None:
-        yield "certified", _certified(one.report)
+        if one.promise_state != "gone":  # then nothing acts
+            yield "certified", _certified(one.report)
     elif one.pairs:
         yield from _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
     else:

@@ -166,7 +166,7 @@ def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], Rou
     def scorer_of(name: str) -> RouteScorer:
         route = settings.routes.get(name) if settings is not None else None
         if route is None:
-            return RouteScorer("", operator.eq)
+            return RouteScorer("", operator.eq, is_gone=settings is not None)
 
         @cache  # a judge of formulas starts processes, and most logs need none
         def opened() -> Match:
@@ -203,7 +203,7 @@ def _status(
     forecast, refused = newest_event(connection, RouteForecast, route=name), None
     budget = newest_event(connection, ProposedBudget, route=name)
     if configured is None:
-        promise = _promise_without_settings(name, newest.mode, promises)
+        promise = _promise_without_settings(name, newest.mode, promises, is_gone=scorer.is_gone)
     else:
         if configured.mode == "enforce":
             refused = promises.refusal(connection, name, configured, tally)
@@ -214,7 +214,7 @@ def _status(
         mode=newest.mode,
         policy_version=newest.policy_version,
         n_without_outcome=tally.n_begun - report.n_requests,
-        scorer=scorer.name or EXACT,
+        scorer=(tally.scorer if scorer.is_gone else scorer.name) or EXACT,
         confidence=confidence,
         max_em_drop=max_em_drop,
         evidence=evidence(
@@ -266,8 +266,10 @@ def _since(
     return None
 
 
-def _promise_without_settings(name: str, mode: str, promises: Promises) -> RouteGuarantee:
+def _promise_without_settings(name: str, mode: str, promises: Promises, *, is_gone: bool) -> RouteGuarantee:
     decided = promises.decided.of(name)
+    if is_gone:
+        return RouteGuarantee(state="gone")
     if mode == "off":
         return RouteGuarantee(state="off")
     if promises.killed:

@@ -69,6 +69,7 @@ _STATES: Final[Mapping[str, str]] = {
     "unwatched": "RUNS ALL IN FULL: nobody watches it now",
     "searching": "runs all in full: nothing is certified yet",
     "void": "runs all in full: what was certified does not fit the settings",
+    "gone": "history: no route of the settings has this name any more",
     "unknown": "its settings are not known here: name them with --config",
 }
 
@@ -144,8 +145,8 @@ def _next_step(one: RouteStatus) -> Step:
     held = one.held
     if one.promise_state == "killed":
         return "release the switch when its reason is gone", "suffice unkill"
-    if one.certifies is None:  # every other command needs them
-        return "name its settings with --config; suffice init writes some", ""
+    if one.certifies is None:  # every other command needs its settings
+        return _without_settings(one), ""
     if held is not None and held.incidents:
         incident, _, summary = held.incidents[0].partition(": ")
         return f"decide about an incident: {printable(summary)}", f"suffice incident show {quote(incident)}"
@@ -162,6 +163,12 @@ def _next_step(one: RouteStatus) -> Step:
     if held is not None and held.n_to_review:
         return f"review {plural(held.n_to_review, 'run')}", f"suffice review next --route {route}"
     return _next_of_evidence(one, route)
+
+
+def _without_settings(one: RouteStatus) -> str:
+    if one.promise_state == "gone":
+        return "give a route this name again if its requests are to be governed"
+    return "name its settings with --config; suffice init writes some"
 
 
 def _next_of_evidence(one: RouteStatus, route: str) -> Step:

@@ -368,6 +368,7 @@ def measure_governed_run(item: views.EpisodeWithLabels, match: Match) -> RunNumb
 class RouteScorer:
     name: str  # "": exact comparison
     match: Match
+    is_gone: bool = False  # nothing serves the route any more: its sums keep the scorer that they were made with
 
 
 def fold_changes(
@@ -414,7 +415,8 @@ def tallies_now(connection: views.LogReader, scoring: Callable[[str], RouteScore
     """
     tallies = read_tallies(connection)
     fold_changes(tallies, _changes(connection, read_to(connection).seq), scoring)
-    other = {name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")}
+    labelled = {name: scoring(name) for name, one in tallies.items() if one.counts.get("labelled")}
+    other = {name for name, one in labelled.items() if tallies[name].scorer != one.name and not one.is_gone}
     if other:
         tallies = {name: one for name, one in tallies.items() if name not in other}
         fold_changes(tallies, _changes(connection, 0), scoring, only=other)
