@@ -18,6 +18,7 @@ from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.estimate import Account
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.satisfaction import SATISFACTION, EMPrice, SatisfactionEffect
+from suffice.assurance.seasons import Season, find_seasons, strongest
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted
@@ -43,13 +44,14 @@ class Priors:
     away: tuple[float, float]  # mean and sd of the slope per sd (of single requests) of distance
     predicted: tuple[float, float]  # mean and sd of the slope per point that the stop model predicts
     ramp: float  # sd of the slope per 1,000 requests; its mean is 0
+    wave: float  # sd of each coefficient of a season; its mean is 0
 
 
-EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.02)
+EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.02, wave=0.03)
 
 
 def drop_priors(budget: float) -> Priors:
-    return Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.2 * budget)
+    return Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.2 * budget, wave=0.3 * budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class ForecastWindow:
     drop: int  # sum of their Z
     n_labelled: float = 0  # delivered runs labelled right or wrong, as effective sample size (`worth`)
     n_right: float = 0
+    at_s: float | None = None  # when it ended, in seconds since 1970; None: no season is looked for
 
     def outcomes(self, of: Of) -> tuple[float, float]:
         """Sum and number of the outcomes that forecasts are fitted on and graded by."""
@@ -99,6 +102,8 @@ class Forecast:
     reason: str
     worst: float = 0.0  # cautious end up to the horizon, of the drop or of 1 - EM; an alert ends well below the limit
     outcomes: ExpectedOutcomes | None = None  # by which it is graded; None: by an earlier version of Suffice
+    reach: int = HORIZON  # requests ahead that decide on alerts: the coming period of a season, or the horizon
+    season: str = ""  # that is likelier than none: "day" or "week"
 
 
 def near_levels(disagrees: Bools, deployed: int) -> range:
@@ -185,6 +190,8 @@ class _Path:
     mean: Floats
     sd: Floats
     at_horizon: ExpectedOutcomes
+    reach: int
+    season: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,9 +203,10 @@ class _Cause:
 
 
 def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors, width: float) -> _Path:
-    """Bayesian linear regression with known noise, averaged over the ages of a drift that no signal shows.
+    """Bayesian linear regression with known noise, averaged over seasons and over the ages of a drift.
 
-    Within an age the variances of slopes, mean and signal paths add up; ages weigh as the outcomes make them likely.
+    Within a model the variances of slopes, mean and signal paths add up; models weigh as the outcomes make them likely,
+    seasons also as the signals do.
     """
     until = _column([window.until for window in windows])
     at = (until[-MEMORY:] - until[-1]) / 1_000
@@ -206,11 +214,14 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     n, total = outcomes.n, outcomes.total
     mean_observed = total.sum() / n.sum()
     noise = max(1e-6, outcomes.squares.sum() / n.sum() - mean_observed**2)  # variance of one outcome
-    causes = list(_causes(windows, priors, at, ahead))
-    fits = [_fit([*causes, _ramp(age, priors, at, ahead)], n, total, noise) for age in RAMPS]
+    ramps = [_ramp(age, priors, at, ahead) for age in RAMPS]
+    models = [(None, list(_causes(windows, priors, at, ahead)), 0.0), *_seasonal(windows, priors, at, ahead, ramps)]
+    fits = [_fit([*causes, ramp], n, total, noise) for _, causes, _ in models for ramp in ramps]
     evidence, changes, variances = (np.array(parts) for parts in zip(*fits, strict=True))
+    evidence = evidence + np.repeat([odds for _, _, odds in models], len(ramps))
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
+    season = _likely(weights.reshape(len(models), -1).sum(axis=1), [one for one, _, _ in models])
     change = weights @ changes
     variance = weights @ (variances + (changes - change) ** 2)
     there = HORIZON // EVERY
@@ -220,7 +231,52 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
         noise=width**2 * float(noise * max(0.25, 1 + change[there] / mean_observed if mean_observed else 1.0)),
     )
     sd = width * np.sqrt(outcomes.variance + variance)
-    return _Path(ahead=1_000 * ahead, mean=outcomes.mean + change, sd=sd, at_horizon=expected)
+    return _Path(
+        ahead=1_000 * ahead,
+        mean=outcomes.mean + change,
+        sd=sd,
+        at_horizon=expected,
+        reach=HORIZON if season is None else min(FARTHEST, max(HORIZON, season.n_requests)),
+        season="" if season is None else season.name,
+    )
+
+
+def _likely(weights: Floats, seasons: Sequence[Season | None]) -> Season | None:
+    """The likeliest season, if any season is likelier than none."""
+    return None if weights[0] >= 0.5 else seasons[1 + int(np.argmax(weights[1:]))]
+
+
+def _seasonal(
+    windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead: Floats, ramps: Sequence[_Cause]
+) -> Iterator[tuple[Season, list[_Cause], float]]:
+    """Each season with its causes, and what signals say of it."""
+    kept = windows[-MEMORY:]
+    times = [one.at_s for one in kept if one.at_s is not None]
+    if len(times) < len(kept):
+        return
+    for season in find_seasons(_column([one.until for one in kept]), _column(times), 1_000 * ahead):
+        causes = [
+            _Cause(values=values, prior=(0.0, priors.wave), path=path, variance=0 * ahead)
+            for values, path in zip(season.values.T, season.path.T, strict=True)
+        ]
+        columns, signals = list[Floats](), np.array([one.signals for one in kept], dtype=np.float64)
+        if signals.ndim == 2 and signals.shape[1]:
+            columns += list(signals.T)
+            causes.append(_return(season, strongest(season, signals), (0.0, priors.wave), at, ahead))
+        predicted = _predicted(windows)
+        if predicted is not None:
+            columns.append(predicted[-MEMORY:])
+            moved = predicted[-MEMORY:] - predicted[:REFERENCE].mean()
+            causes.append(_return(season, moved, priors.predicted, at, ahead))
+        table = np.stack(columns, axis=1) if columns else np.zeros((len(kept), 0))
+        yield season, causes, season.support(table, [ramp.values for ramp in ramps])
+
+
+def _return(season: Season, values: Floats, prior: tuple[float, float], at: Floats, ahead: Floats) -> _Cause:
+    """Extrapolate a signal by its season, and what that leaves by the latest line."""
+    seasonal, path = season.fit(values)
+    rest = _follow(values - seasonal, prior, at, ahead)
+    return _Cause(values=values, prior=prior, path=path + rest.path, variance=rest.variance)
 
 
 def _fit(causes: Sequence[_Cause], n: Floats, total: Floats, noise: float) -> tuple[float, Floats, Floats]:
@@ -238,6 +294,7 @@ def _fit(causes: Sequence[_Cause], n: Floats, total: Floats, noise: float) -> tu
     of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
     variance = np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
     evidence = slopes @ precision @ slopes - np.linalg.slogdet(precision)[1]
+    evidence += np.log(prior).sum() - prior_mean @ (prior * prior_mean)  # models differ in their causes
     return float(evidence) / 2, moved @ slopes, np.asarray(variance)
 
 
@@ -307,7 +364,7 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
     now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
-    near = path.ahead <= HORIZON
+    near = path.ahead <= path.reach
     alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
     worst = float((path.mean[near] + CALM_SD * path.sd[near]).max())
     alert |= alerted and worst >= CALM_PART * harm
@@ -328,15 +385,21 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
         crossing=crossing,
         alert=alert,
         doubtful=not alert and bool((high[near] >= harm).any()),
-        reason=_reason(of, limit, float(middle[0]), per_1000, crossing, now),
+        reason=_reason(of, limit, float(middle[0]), per_1000, crossing, now, path.season),
         worst=worst,
         outcomes=path.at_horizon,
+        reach=path.reach,
+        season=path.season,
     )
 
 
-def _reason(of: Of, limit: float, value: float, per_1000: float, crossing: CrossingForecast, now: int) -> str:
+def _reason(
+    of: Of, limit: float, value: float, per_1000: float, crossing: CrossingForecast, now: int, season: str
+) -> str:
     name = "EM drop" if of == "em_drop" else "EM"
     moving = f"{name} is about {value:.2%} and moves by {100 * per_1000:+.2f} points in 1,000 requests"
+    if season:
+        moving += f", in the course of the {season}"
     if crossing.expected is None:
         return f"{moving}; {limit:.2%} is not in sight"
     if crossing.expected == now:
@@ -467,7 +530,7 @@ def next_stance(
     if not forecast.alert:
         return Stance(None, in_doubt)
     latest = forecast.crossing.latest
-    if not alerted or latest is None or latest > at + HORIZON:
+    if not alerted or latest is None or latest > at + forecast.reach:
         return Stance(before.cap, in_doubt)
     inside = np.flatnonzero(relative()[:-1] * forecast.worst < CALM_PART * forecast.limit)
     cap = int(inside[-1]) if len(inside) else 0

@@ -134,6 +134,7 @@ class WatchedRun:
 @dataclass(slots=True)
 class _Window:
     until: int = 0
+    at_s: float | None = None
     signals: tuple[float, ...] = ()
     runs: list[WatchedRun] = field(default_factory=list)
     audits: dict[str, Audit] = field(default_factory=dict)  # by episode
@@ -168,7 +169,8 @@ class ForecastWindows:
         for signals in self._drift.batches(ended):
             self._delay.note_look(at_s, n)
             means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read only the first step
-            self._open.until, self._open.signals = n, tuple(means.tolist())
+            self._open.until, self._open.at_s = n, at_s
+            self._open.signals = tuple(means.tolist())
             if len(self.windows) == MEMORY:
                 for name in self.windows[0].audits:
                     self._window_of.pop(name, None)
@@ -236,6 +238,7 @@ class ForecastWindows:
             drop=sum(one.z for one in settled),
             n_labelled=n_marks,
             n_right=n_marks * right / sum(run.sampling_weight for run in marked) if marked else 0.0,
+            at_s=window.at_s,
         )
 
 

@@ -1,0 +1,78 @@
+"""Seasons: a crest that came before is expected again, from the second period on, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.arrays import Floats
+from suffice.assurance.forecast import Forecast, ForecastWindow, Stance, forecast_drop, next_stance
+from suffice.assurance.seasons import DAY_S, find_seasons
+from tests.assurance.test_forecast import ramp, windows
+
+DAY = 50  # windows
+BUDGET = 0.02
+
+
+def wave(n: int, low: float, high: float) -> Floats:
+    """From `low` up to `high` and back within a day."""
+    return low + (high - low) * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1, n + 1) / DAY))
+
+
+def clocked(made: list[ForecastWindow]) -> list[ForecastWindow]:
+    return [replace(one, at_s=(i + 1) * DAY_S / DAY) for i, one in enumerate(made)]
+
+
+def told(made: list[ForecastWindow], *, alerted: bool = False) -> Forecast:
+    found = forecast_drop(made, budget=BUDGET, alerted=alerted)
+    assert found is not None
+    return found
+
+
+def season(n: int, seed: int = 0) -> list[ForecastWindow]:
+    """The drop passes the budget at each noon."""
+    return windows(wave(n, 0.01, 0.07), drop=wave(n, 0.002, 0.035), signals=wave(n, 0.0, 1.0), seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_at_the_foot_of_the_third_wave_its_crest_is_known_and_caps_the_level(seed: int) -> None:
+    made = clocked(season(2 * DAY + 2, seed))
+    found = told(made)
+    assert (found.season, found.reach, found.alert) == ("day", 100 * DAY, True)
+    assert found.now < BUDGET, "it is the foot"
+    stance = next_stance(Stance(), found, at=made[-1].until, alerted=True, relative=lambda: np.linspace(0, 1, 11))
+    assert stance.cap is not None
+    assert stance.cap < 10
+    assert "in the course of the day" in found.reason
+
+
+def test_without_a_clock_the_same_foot_is_calm() -> None:
+    found = told(season(2 * DAY + 2))
+    assert found.season == ""
+    assert not found.alert
+
+
+def test_the_first_period_is_no_season() -> None:
+    assert told(clocked(season(DAY - 2))).season == ""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steady_traffic_and_a_drift_have_no_season(seed: int) -> None:
+    n = 3 * DAY
+    steady = told(clocked(windows(np.full(n, 0.03), seed=seed)))
+    assert (steady.season, steady.alert) == ("", False)
+    rising = clocked(windows(0.03 + ramp(n, 100, 0.04), drop=ramp(n, 100, 0.02), signals=ramp(n, 100, 0.5), seed=seed))
+    assert told(rising).alert
+
+
+def test_requests_ahead_come_as_often_as_they_came_at_this_hour() -> None:
+    at_s = np.concatenate([np.linspace(0, DAY_S / 2, 81), DAY_S / 2 + np.linspace(0, DAY_S / 2, 21)[1:]])
+    at_s = np.concatenate([at_s, DAY_S + at_s[1:]]).astype(np.float64)
+    until = 100.0 * np.arange(1, len(at_s) + 1)
+    (found,) = find_seasons(until, at_s, np.array([0.0, 8_000.0, 10_000.0]))
+    assert found.n_requests == 10_000
+    noon = 2 * np.pi * 0.5
+    assert found.path[1, :2] == pytest.approx([np.sin(noon), np.cos(noon)], abs=1e-6)
+    assert found.path[0] == pytest.approx(found.path[2], abs=1e-6)
