@@ -9,10 +9,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from suffice.assurance.certify import Windows
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.control.evidence import run_join
 from suffice.control.evidence.drift_features import N_COLUMNS, DriftFeatures
-from suffice.control.evidence.run_join import LabelDelay, LabelJoin
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin, UnreturnedAudits
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
@@ -111,3 +112,22 @@ def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> No
     assert batches[-1][1] == batches[0][1] == 1.0
     assert batches[-1][0] != batches[0][0], "tokens move, and are shown"
     assert list(features.batches([])) == []
+
+
+def test_an_audit_beyond_the_most_that_are_awaited_stays_lost() -> None:
+    audits, windows = UnreturnedAudits(most=3), Windows()
+    begun = [run(n, random.Random(n), propensity=0.5)[0] for n in range(5)]
+    for n, request in enumerate(begun):
+        audits.began(request, n, probes=False, windows=windows)
+    assert [number for number, _ in audits.pairs()] == [0, 1, 2, 3, 4], "none is forgotten"
+    for request in begun:
+        audits.ended(request.episode_id)
+    assert [number for number, _ in audits.pairs()] == [0, 1], "which could return no more"
+
+
+def test_a_share_that_doubt_raised_begins_no_window() -> None:
+    audits, windows = UnreturnedAudits(), Windows()
+    for number, share in enumerate([0.05] * 20 + [0.5] * 20 + [0.05] * 20):
+        request = run(number, random.Random(number), propensity=share)[0]
+        audits.began(request, number, probes=False, windows=windows, most=0.05)
+    assert windows.plain() == ((0.0, 0.05, None),)

@@ -27,8 +27,10 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
-from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits, mean_over_orders, select_groups
-from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Spender, Swings, best_claim, hold_level
+from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
+from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
+from suffice.learn.certifier_epoch import CertifierEpoch
+from suffice.learn.climb import CLIMB_SHARE, Climb, LevelEvidence
 from suffice.learn.costs import NO_LIVE_COST, LiveCost, remaining_ratio
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
@@ -38,6 +40,7 @@ KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are
 BURST_LAW: Final = 24.0  # full runs at the start of an epoch, times the budget
 HORIZON: Final = 20_000  # requests over which the full runs of a live route must pay for themselves
 BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for themselves
+RECENT: Final = 3  # a window's third are the recent audits, which must keep the budget on average
 MOST_DURATIONS: Final = 500  # latest durations for the run time-out
 SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
@@ -58,6 +61,7 @@ class Plan:
     burst: float = 1_000  # full runs after an alarm
     window: int = 800  # audits of a certificate
     share: float = 0.05  # of requests that are audited in normal operation
+    climb_share: float = CLIMB_SHARE  # of requests that are audited while a better level can be proved
     most_share: float = 0.5  # of requests that are audited in doubt
     free_audits: bool = True  # audit all requests while nothing is certified: they run in full anyway
     refit_every: float = 1_000
@@ -76,7 +80,7 @@ class Plan:
         return restart_share(n_requests, window=self.window, share=self.share)
 
 
-def full_runs(max_em_drop: float, horizon: float) -> int:
+def full_runs(max_em_drop: float, horizon: float = HORIZON) -> int:
     """Requests that run in full at the start of an epoch, early so that all later ones profit from the evidence."""
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
@@ -88,52 +92,6 @@ class CertifierDecision:
     level: int  # active from now on
     reason: str  # a short sentence for the log
     version: int = 0  # number of the active fit; 0: none
-
-
-@dataclass(slots=True, eq=False)
-class _Epoch:
-    burst_until: float
-    refit_at: float
-    windows: Windows
-    began: float = 0.0
-    delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
-    runs: AuditRuns = NO_AUDITS
-    served: FoldedModels | None = None
-    ends: LevelEnds = field(default_factory=lambda: LevelEnds(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int64)))
-    n_seen: int = 0  # audits that the detectors have processed
-    watched_from: float = 0.0  # the detectors get only audits that began later
-    unsettled: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
-    spender: Spender = field(default_factory=Spender)
-    watch: AuditWatch | None = None  # since a level was first certified
-    certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
-    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level of the watch's reference
-
-    @property
-    def rows(self) -> Ints:
-        """Where each level ends each audit, shape (N, M)."""
-        return self.ends.rows
-
-    def add(self, runs: AuditRuns) -> None:
-        if self.served is not None:
-            orders, new = self.runs.orders, self.served.ends(runs)
-            shift = self.runs.starts[-1], 0 if orders is None else orders.runs.starts[-1]
-            self.ends = LevelEnds(
-                np.concatenate([self.ends.rows, new.rows + shift[0]]),
-                np.concatenate([self.ends.order_rows, new.order_rows + shift[1]]),
-            )
-        self.runs = concatenate_audits([self.runs, runs])
-
-    def drop_oldest(self, n: int) -> None:
-        if self.served is not None:
-            rows, others, orders = *self.ends, self.runs.orders
-            if orders is not None:
-                gone = int(orders.starts[n])
-                others = others[gone:] - orders.runs.starts[gone]
-            self.ends = LevelEnds(rows[n:] - self.runs.starts[n], others)
-        self.runs = self.runs.take(np.arange(n, len(self.runs)))
-        self.n_seen = max(0, self.n_seen - n)
-        self.unsettled = [place - n for place in self.unsettled if place >= n]
-        self.spender.drop_oldest(n)
 
 
 @dataclass(slots=True, eq=False)
@@ -166,14 +124,15 @@ class Certifier:
     live_cost: LiveCost = field(init=False, default=NO_LIVE_COST)  # set by the caller
     idle: bool = field(init=False, default=False)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
-    _epoch: _Epoch = field(init=False)
+    _epoch: CertifierEpoch = field(init=False)
     _swings: Swings = field(init=False, default_factory=Swings)
+    _climb: Climb = field(init=False, default_factory=Climb)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
     _cusum: Cusum | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         start = self.plan.warm_up
-        self._epoch = _Epoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
+        self._epoch = CertifierEpoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
 
     def begin(self, at: float, windows: Windows, *, again: bool = False) -> None:
         """Begin an epoch at this request, `again` if it is not the route's first; without windows one begins here."""
@@ -195,13 +154,27 @@ class Certifier:
     @property
     def share(self) -> float:
         """Share of the next requests to audit, independent of their content."""
-        plan, watch = self.plan, self._epoch.watch
-        if self.live_cost.objection or self.idle:  # an audit is not free: it is probed
-            return plan.share * IDLE_PART
-        if self.in_burst or (plan.free_audits and not self.level):
+        usual = self.window_share
+        return share_in_doubt(usual, self.plan.most_share) if self.in_doubt else usual
+
+    @property
+    def window_share(self) -> float:
+        """The share without doubt, which depends on outcomes: its audits are weighted, and begin no window."""
+        if self.costs_more:  # an audit is not free: it is probed
+            return self.plan.share * IDLE_PART
+        if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
-        in_doubt = self.level and (self.doubted or (watch is not None and watch.in_doubt))
-        return share_in_doubt(plan.share, plan.most_share) if in_doubt else plan.share
+        return max(self.plan.share, self._climb.share)
+
+    @property
+    def costs_more(self) -> bool:
+        """Whether nothing acts because it saves nothing, net."""
+        return self.idle or bool(self.live_cost.objection)
+
+    @property
+    def in_doubt(self) -> bool:
+        watch = self._epoch.watch
+        return self.level > 0 and not self.costs_more and (self.doubted or (watch is not None and watch.in_doubt))
 
     # ---- read by the control loop --------------------------------------------------------------
 
@@ -346,8 +319,10 @@ class Certifier:
         if reasons:
             return "; ".join(reasons)
         if before is not None and before.level == level:
-            more = self.share > before.share
-            return "audits look worse than before: more are drawn" if more else "audits look as they did before"
+            if self.share > before.share:
+                why = "audits look worse than before" if self.in_doubt else "a better level can be proved"
+                return f"{why}: more are drawn"
+            return "no better level is in reach" if before.share <= self.plan.climb_share else "audits look as before"
         if level:
             return f"level {level} passes on {self.n_audits} audits"
         return (
@@ -397,11 +372,11 @@ class Certifier:
         kept = runs.take(np.flatnonzero(runs.at >= self.now - keep)) if keep else NO_AUDITS
         until = self.now + self.plan.burst
         first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
-        self._epoch = _Epoch(
+        self._epoch = CertifierEpoch(
             burst_until=until, refit_at=until, windows=Windows([first]), began=self.now, delta_share=part, runs=kept
         )
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
-        self._swings = Swings(self.now)
+        self._swings, self._climb = Swings(self.now), Climb()
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
@@ -427,8 +402,9 @@ class Certifier:
             changes += self._refit()
         if epoch.served is not None:
             changes += self._certify()
+            self._look_ahead()
         if self.first is not None:  # later requests are audited at the new share
-            self.windows.note(self.now + self.first, self.share)
+            self.windows.note(self.now + self.first, self.window_share)
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
@@ -536,6 +512,40 @@ class Certifier:
         """Tokens that a level saves on some audits, if they were live: net, and none at level 0."""
         return float(self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))[level])
 
+    def _look_ahead(self) -> None:
+        """Decide whether audits are drawn more often, because a level that saves more can be proved."""
+        certificate, plan = self.certificate, self.plan
+        if certificate is None or certificate.window is None or plan.promise != "certified":
+            return
+        if not certificate.inside.any():
+            return
+        runs, inside = self._epoch.runs, certificate.inside
+        evidence = LevelEvidence(
+            z=certificate.counted,
+            saved=self.live_cost.saved(runs, self._epoch.rows, np.flatnonzero(inside)) / runs.full[inside].sum(),
+            budget=np.broadcast_to(plan.max_em_drop - np.asarray(self.charge), (self.n_levels,)),
+            delta=plan.delta * self._epoch.delta_share,
+            window=plan.window,
+            since=certificate.window.start,
+        )
+        self._climb.look(evidence, self.level, self.now, usual=plan.share, climb=plan.climb_share, most=plan.most_share)
+
+    def _supported(self) -> int:
+        """The last level whose recent audits lose no more than the budget on average: windows are long."""
+        epoch, plan = self._epoch, self.plan
+        age = self.run_timeout if plan.label_free else self.label_age
+        n_recent = plan.window // RECENT
+        counts = epoch.runs.at <= self.now - age
+        if plan.split == "half":
+            counts &= epoch.runs.fold % 2 == 1
+        which = np.flatnonzero(counts)[-n_recent:]
+        if len(which) < n_recent:
+            return self.n_levels - 1
+        z = epoch.runs.losses(epoch.rows[which], which, now=self.now, label_free=plan.label_free)
+        drop = np.average(z, axis=0, weights=1 / epoch.runs.share[which])
+        over = np.flatnonzero(drop > plan.max_em_drop - np.asarray(self.charge))
+        return int(over[0]) - 1 if len(over) else self.n_levels - 1
+
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
         self.certificate = self._certificate(epoch.ends)
@@ -544,7 +554,7 @@ class Certifier:
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
         else:
-            self.level = self._swings.moderate(level, self.now)
+            self.level = self._swings.moderate(min(level, max(0, self._supported())), self.now)
         if self.cap is not None:
             self.level = min(self.level, self.cap)
         passing = self.level

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suffice.control.evidence.cold_start import burst_of, live_plan
+from suffice.control.evidence.cold_start import burst_of, burst_requests, live_plan
 from suffice.errors import ConfigError
 from suffice.executor import PoolExecutor
-from suffice.learn.certifier import Plan, full_runs
+from suffice.learn.certifier import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import draw_order, parse_drift
 from suffice.replay.online.protocol import (
@@ -46,8 +46,8 @@ def seed_of(traffic: RecordedTraffic, number: int = 0, **asked: Any) -> Seed:
     return run_seed(replace(ASKED, **asked), traffic, number)
 
 
-def plan_of(traffic: RecordedTraffic, n: int, **asked: Any) -> Plan:
-    return stream_plan(replace(ASKED, **asked), traffic, n)
+def plan_of(traffic: RecordedTraffic, **asked: Any) -> Plan:
+    return stream_plan(replace(ASKED, **asked), traffic)
 
 
 @pytest.mark.slow
@@ -127,8 +127,8 @@ def test_resampled_and_disjoint_are_marked(tmp_path: Path) -> None:
     assert (plain["disjoint"], plain["resampled"]) == (True, False)
 
 
-def test_the_numbers_are_those_of_the_live_loop_but_for_a_short_stream() -> None:
-    control, long = Control(), 200_000
+def test_the_numbers_are_those_of_the_live_loop() -> None:
+    control = Control()
     for max_em_drop in (0.01, 0.02, 0.05):
         route = Route(upstream="up", kind="samples", samples=8, mode="enforce", max_em_drop=max_em_drop)
         epoch = Epoch(
@@ -144,31 +144,30 @@ def test_the_numbers_are_those_of_the_live_loop_but_for_a_short_stream() -> None
             confidence=0.95,
             promise="certified",
         )
-        assert plan_of(uneven(), long, max_em_drop=max_em_drop, warm_up=None) == live_plan(route, control, epoch)
+        assert plan_of(uneven(), max_em_drop=max_em_drop, warm_up=None) == live_plan(route, control, epoch)
 
 
-def test_the_warm_up_is_as_long_as_a_burst_and_shorter_in_a_short_stream_unless_given() -> None:
-    plans = [plan_of(uneven(), n, max_em_drop=0.02, warm_up=None) for n in (400, 2_000, 5_000)]
-    bursts = [full_runs(0.02, n) for n in (400, 2_000, 5_000)]
-    assert [(plan.warm_up, plan.burst) for plan in plans] == [(n, n) for n in bursts]
-    assert bursts[0] < bursts[1] < bursts[2] == 1_200
-    assert plan_of(uneven(), 5_000, warm_up=7).warm_up == 7
+@pytest.mark.parametrize(("max_em_drop", "n"), [(0.01, 2_400), (0.02, 1_200), (0.05, 480), (0.001, 8_000)])
+def test_the_warm_up_is_the_burst_that_serve_begins_with_unless_given(max_em_drop: float, n: int) -> None:
+    plan = plan_of(uneven(), max_em_drop=max_em_drop, warm_up=None)
+    assert (plan.warm_up, plan.burst) == (n, n) == (burst_requests(Control(), max_em_drop),) * 2
+    assert plan_of(uneven(), warm_up=7).warm_up == 7
 
 
 def test_where_full_runs_pay_for_probes_they_are_not_all_audits() -> None:
-    assert plan_of(uneven(), 1_000).free_audits
+    assert plan_of(uneven()).free_audits
     probed = traffic_of(audits([[0.9, 0.9]] * 60))
-    assert not plan_of(probed, 1_000).free_audits
+    assert not plan_of(probed).free_audits
 
 
 def test_a_label_delay_is_a_time_out_too() -> None:
-    assert plan_of(uneven(), 1_000, label_delay=(200, 300)).label_timeout == 300
+    assert plan_of(uneven(), label_delay=(200, 300)).label_timeout == 300
 
 
 def test_a_drift_is_met_with_the_same_numbers_as_no_drift() -> None:
-    plans = [plan_of(uneven(), 20_000, max_em_drop=0.02, drift=spec) for spec in (None, parse_drift("relabel=0.5@0.5"))]
+    plans = [plan_of(uneven(), max_em_drop=0.02, drift=spec) for spec in (None, parse_drift("relabel=0.5@0.5"))]
     assert plans[0] == plans[1]
-    assert plans[0].window == 800
+    assert plans[0].window == 2_400
 
 
 def test_labels_that_come_after_the_end_certify_nothing_that_disagrees() -> None:

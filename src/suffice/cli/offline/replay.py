@@ -64,7 +64,7 @@ ONLINE = stacked(
         "--warm-up",
         type=click.IntRange(0),
         metavar="N",
-        help="Online: full runs at the start. [default: 24/budget, at most 35 % of the stream]",
+        help="Online: full runs at the start. [default: as in `serve`, 24/budget, at most 8,000]",
     ),
     option(
         "--run-time",

@@ -13,7 +13,8 @@ from typing import Final
 
 from suffice.assurance.certify import audits_to_certify, window_audits
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
-from suffice.learn.certifier import HORIZON, Plan, full_runs
+from suffice.learn.certifier import Plan, full_runs
+from suffice.learn.climb import CLIMB_SHARE
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
@@ -47,7 +48,7 @@ def burst_requests(control: Control, max_em_drop: float) -> int:
     """Full runs of a burst: as configured, else by `learn.certifier.full_runs`."""
     if control.burst_requests is not None:
         return control.burst_requests
-    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
+    return full_runs(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS
 
 
 def window_size(control: Control, max_em_drop: float) -> int:
@@ -70,6 +71,7 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
         window=window_size(control, epoch.max_em_drop),
         refit_every=control.refit_requests,
         share=share,
+        climb_share=share if route.audit_share is not None else min(CLIMB_SHARE, route.most_audit_share),
         most_share=route.most_audit_share,
         free_audits=route.audit_share is None and route.probe is None,
     )

@@ -91,27 +91,37 @@ class RepeatedDeliveries:
 
 @dataclass(slots=True)
 class UnreturnedAudits:
-    """Audits that have begun and not returned: until then they count as lost, or easy audits would count first."""
+    """Audits that have begun and not returned: until then they count as lost, or easy audits would count first.
 
+    most  of them whose return is awaited; one that is older than these stays lost, as it would if it never returned
+    """
+
+    most: int = MOST_OPEN
     observes: bool = False  # whether the latest request was in observe mode
     _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
+    _lost: list[tuple[int, float]] = field(default_factory=list)
 
-    def began(self, request: Request, number: int, *, probes: bool, windows: Windows) -> None:
-        """Note a request at its start, if it is an audit; `windows` note the share at which it was drawn."""
+    def began(self, request: Request, number: int, *, probes: bool, windows: Windows, most: float = 1.0) -> None:
+        """Note a request at its start, if it is an audit; `windows` note the share at which it was drawn.
+
+        most  share that windows note: in doubt the share depends on outcomes, so its audits begin no window
+        """
         if request.delivery > 1:
             return  # a repeat runs in full, whatever the draw of the first delivery
         share = audited_at(request, probes=probes)
         self.observes = request.mode == "observe"
-        windows.note(float(number), share)
+        windows.note(float(number), share if self.observes else min(share, most))
         if is_audit(request, probes=probes):
-            remember(self._begun, request.episode_id, (number, share))
+            self._begun[request.episode_id] = number, share
+            if len(self._begun) > self.most:
+                self._lost.append(self._begun.pop(next(iter(self._begun))))
 
     def ended(self, episode_id: str) -> None:
         self._begun.pop(episode_id, None)
 
     def pairs(self, earlier: Iterable[tuple[int, float]] = ()) -> tuple[tuple[int, float], ...]:
         """Number and share of each of these audits, after those that an earlier epoch left pending."""
-        return (*earlier, *self._begun.values())
+        return (*earlier, *self._lost, *self._begun.values())
 
     def with_earlier(self, earlier: Iterable[tuple[int, float]] = ()) -> PendingAudits:
         return pending_audits(self.pairs(earlier))

@@ -213,7 +213,7 @@ class LearnedEvidence(EvidenceSource):
             return EpochEnd("finish", self.finish.alarm)
         changes = certifier.tick(float(state.n))
         if not state.unreturned.observes:
-            certifier.windows.lower(state.n + 1.0, certifier.share)  # of requests without rows, too
+            certifier.windows.lower(state.n + 1.0, certifier.window_share)  # of requests without rows, too
         self._forget_audits()
         alarm = next((change.reason for change in changes if change.kind == "alarm"), None)
         if alarm is None and certifier.certificate is not None:

@@ -176,7 +176,9 @@ class RouteLoop:
         state.traffic.mix.note(request)
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
-        state.unreturned.began(request, number, probes=probes, windows=state.certifier.windows)
+        certifier = state.certifier
+        most = certifier.window_share if certifier.in_doubt else 1.0
+        state.unreturned.began(request, number, probes=probes, windows=certifier.windows, most=most)
         return self._pass_requests(1, stored)
 
     def _count_requests(self, counted: RequestCount, stored: StoredEvent) -> Resolution | None:

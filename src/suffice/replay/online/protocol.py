@@ -206,13 +206,13 @@ def replay_online(
         n_rows=len(traffic),
         n_questions=len(set(traffic.question)),
         seeds=tuple(seeds),
-        warm_up=int(stream_plan(options, traffic, seeds[0].n).warm_up),
+        warm_up=int(stream_plan(options, traffic).warm_up),
     )
 
 
-def stream_plan(options: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
-    """The plan for a stream whose first `n` requests may be evidence."""
-    burst = full_runs(options.max_em_drop, n)
+def stream_plan(options: OnlineOptions, traffic: RecordedTraffic) -> Plan:
+    """The plan of a live route, with the burst that `serve` begins with."""
+    burst = full_runs(options.max_em_drop)
     return Plan(
         max_em_drop=options.max_em_drop,
         confidence=options.confidence,
@@ -240,7 +240,7 @@ def run_seed(options: OnlineOptions, traffic: RecordedTraffic, number: int, *, n
         stream_traffic = relabel(stream_traffic, drift, drift_at)
     n = len(stream_traffic)
     n_evidence = n if learns is None else int(learns.sum())
-    plan = stream_plan(options, traffic, n_evidence)
+    plan = stream_plan(options, traffic)
     stream = run_stream(
         stream_traffic,
         Certifier(plan, learner_of(traffic.chosen, seed=number)),
