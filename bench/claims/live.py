@@ -454,8 +454,7 @@ def run_stream(name: str, max_em_drop: float, seed: int, *, scenario: Scenario |
         max_em_drop=max_em_drop,
         confidence=CONFIDENCE,
     )
-    # One fit an epoch: fits take most of the time, and what they find is no part of the claims.
-    control = Control(tick_requests=TICK, refit_requests=10**6)
+    control = Control(tick_requests=TICK)  # refits and windows are those that serve
     if scenario.burst is not None:
         control = msgspec.structs.replace(control, burst_requests=scenario.burst)
     log = Log(route, control)
