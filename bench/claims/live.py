@@ -190,6 +190,7 @@ class Stream:
     _due: list[tuple[float, int, Event]] = field(default_factory=list)  # ends and labels to come
     _n_due: int = 0
     _unkept: list[float] = field(default_factory=list)  # audit shares of requests without rows that are not counted yet
+    _running: list[tuple[int, float]] = field(default_factory=list)  # end and share of requests without rows
     _n_counts: int = 0
     _prompts: dict[str, int] = field(default_factory=dict)
 
@@ -220,11 +221,10 @@ class Stream:
         self.audit[at], self.repeat[at] = audit, repeats
         self.met.append(met)
         if not audit and point_of(drawn["unit"], salt=SALT, purpose=b"row-lot") >= keep_rate:
-            self._unkept.append(share)
-            if len(self._unkept) >= MOST_COUNTED:
-                self._count(t)
+            # As in the gateway it is counted, and so numbered, when it has ended, and audits that began later may
+            # have smaller numbers.
+            heapq.heappush(self._running, (self._ends(t, one, self._stop_of(at, met)), share))
             return
-        self._count(t)
         request = request_of(
             t,
             self.pool[place],
@@ -251,12 +251,8 @@ class Stream:
     def _run(self, t: int, request: Request, one: Arrival, met: Met, *, in_full: bool) -> None:
         """Say when the run ends, and when its label comes."""
         scenario, at = self.scenario, t - 1
-        item, stop = self.pool[self.item[at]], None
-        if not in_full and met.level:
-            step = int(self.truth.tables(met.address)[1][self.fold[at], self.item[at], level_of(met, item)])
-            stop = step if step + 1 < len(item.steps) else None
-        low, high = scenario.strata[one.stratum].run_time
-        ends = t + (int(self.rng.integers(low, high + 1)) if stop is None else 0)
+        item, stop = self.pool[self.item[at]], None if in_full else self._stop_of(at, met)
+        ends = self._ends(t, one, stop)
         model = f"m{(t - 1) // EPOCH if scenario.n_models > 1 else 0}"
         self._later(ends, item.outcome(request.episode_id, model=model, stop=stop))
         if request.audit and item.differs:
@@ -266,6 +262,18 @@ class Stream:
                 said = Feedback(feedback_id=f"f{t}", episode_id=request.episode_id, gold="R", source="reviewer")
                 self._later(ends + delay, FeedbackEvent(said))
 
+    def _stop_of(self, at: int, met: Met) -> int | None:
+        """The step at which a request that is no audit stops; None: it runs to its end."""
+        if not met.level:
+            return None
+        item = self.pool[self.item[at]]
+        step = int(self.truth.tables(met.address)[1][self.fold[at], self.item[at], level_of(met, item)])
+        return step if step + 1 < len(item.steps) else None
+
+    def _ends(self, t: int, one: Arrival, stop: int | None) -> int:
+        low, high = self.scenario.strata[one.stratum].run_time
+        return t + (int(self.rng.integers(low, high + 1)) if stop is None else 0)
+
     def _later(self, due: float, event: Event) -> None:
         self._n_due += 1
         heapq.heappush(self._due, (due, self._n_due, event))
@@ -274,6 +282,10 @@ class Stream:
         while self._due and self._due[0][0] < t:
             due, _, event = heapq.heappop(self._due)
             self.log.feed(event, due)
+        while self._running and self._running[0][0] < t:
+            self._unkept.append(heapq.heappop(self._running)[1])
+            if len(self._unkept) >= MOST_COUNTED:
+                self._count(t)
 
     def _count(self, t: int) -> None:
         """Say how many requests have come that have no rows."""
