@@ -28,8 +28,9 @@ from tests.simulators.traffic_worlds.worlds import WORLDS as REGIMES
 from suffice.arrays import Floats
 from suffice.assurance.certify import window_audits
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import HORIZON, Certifier, Plan, full_runs
+from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
+from suffice.learn.plan import HORIZON, Plan, full_runs
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 

@@ -21,7 +21,8 @@ from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS, Drawn
 from bench.claims.truth import Truth, known
 
-from suffice.learn.certifier import HORIZON, Certifier, Plan, full_runs
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import HORIZON, Plan, full_runs
 
 Run = Callable[[Drawn, Plan, Truth, np.random.Generator], Course]
 

@@ -12,7 +12,8 @@ from suffice.arrays import Floats
 from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import affordable_level
-from suffice.learn.certifier import CertifierDecision, Plan
+from suffice.learn.certifier import CertifierDecision
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, fit_served
 
 

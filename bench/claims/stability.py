@@ -27,7 +27,8 @@ from bench.claims.truth import Truth, known
 
 from suffice.assurance.certify import window_audits
 from suffice.learn.certificate import CALM, SWING
-from suffice.learn.certifier import HORIZON, Certifier, full_runs
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import HORIZON, full_runs
 from suffice.replay.online.stream import PERIOD
 
 

@@ -34,7 +34,8 @@ from suffice.control.compare.assessment import (
 )
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certificate import NO_PENDING
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
 from suffice.rollout.evidence import Rules

@@ -6,7 +6,7 @@ import numpy as np
 
 from suffice.arrays import Small
 from suffice.learn.audits import NO_AUDITS, AuditRuns, concatenate_audits
-from suffice.learn.certifier import Plan
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 
 

@@ -74,7 +74,7 @@ def serve_ours(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
     """
     asked, rng = OnlineOptions(max_em_drop=budget, resample=STREAMS[stream]), np.random.default_rng(seed)
     requests = opened.traffic.take(draw_order(opened.traffic, rng, resample=asked.resample).which)
-    plan = stream_plan(asked, opened.traffic, len(requests))
+    plan = stream_plan(asked, opened.traffic)
     certifier = Certifier(plan, learner_of(requests.chosen, seed=seed))
     served = run_stream(requests, certifier, rng)
     late = slice(len(requests) // 2, None)
@@ -114,7 +114,7 @@ def serve_rules(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
     found = {}
     for name, traffic in opened.rules.items():
         requests = traffic.take(which)
-        plan = replace(stream_plan(asked, traffic, len(which)), warm_up=0, burst=0, n_levels=FIXED.n_levels)
+        plan = replace(stream_plan(asked, traffic), warm_up=0, burst=0, n_levels=FIXED.n_levels)
         certifier = Certifier(plan, _learn_nothing)
         certifier.rests = True
         certifier.adopt(FIXED, NO_AUDITS)

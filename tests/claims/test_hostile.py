@@ -15,7 +15,8 @@ import pytest
 from suffice.arrays import Bools, Floats
 from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from tests.learn.runs_made import audits, believing, fit_learned
 

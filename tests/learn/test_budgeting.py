@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Spender
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import Plan
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
 from tests.drawn import examples

@@ -13,16 +13,8 @@ from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import STARTS, STRETCH, certified_level, weighted_log_wealth
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import NO_PENDING, SWING, Certificate, pending_audits
-from suffice.learn.certifier import (
-    BURST_PART,
-    HORIZON,
-    KEPT_BEFORE,
-    SLOW_MARGIN,
-    Certifier,
-    CertifierDecision,
-    Plan,
-    full_runs,
-)
+from suffice.learn.certifier import KEPT_BEFORE, SLOW_MARGIN, Certifier, CertifierDecision
+from suffice.learn.plan import BURST_PART, HORIZON, Plan, full_runs
 from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, fit_learned
 

@@ -20,8 +20,9 @@ from suffice.control.evidence.versions import FIXED, fixed_policy_rows
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import MOST_ORDERS, AuditRuns, LevelEnds, concatenate_audits, draw_orders
 from suffice.learn.certificate import Certificate
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE, FeatureSelection
+from suffice.learn.plan import Plan
 from suffice.policy.base import build_policy
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback

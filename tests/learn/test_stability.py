@@ -11,7 +11,8 @@ import pytest
 from suffice.assurance.certify import certified_level
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import CALM, NO_PENDING, SWING, Certificate, pending_audits
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
+from suffice.learn.plan import Plan
 from tests.learn.runs_made import audits, believing
 
 PLAN = Plan(

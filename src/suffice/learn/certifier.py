@@ -22,7 +22,6 @@ from suffice.assurance.certify import (
     count_outcomes,
     e_value_of,
     missing_audits,
-    restart_share,
     weighted_log_wealth,
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
@@ -30,59 +29,20 @@ from suffice.assurance.labels import find_first_disagreements
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.climb import CLIMB_SHARE, Climb, LevelEvidence
+from suffice.learn.climb import Climb, LevelEvidence
 from suffice.learn.costs import NO_LIVE_COST, LiveCost, remaining_ratio
-from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
-from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
+from suffice.learn.plan import Plan
+from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
+from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change
-BURST_LAW: Final = 24.0  # full runs at the start of an epoch, times the budget
-HORIZON: Final = 20_000  # requests over which the full runs of a live route must pay for themselves
-BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for themselves
 RECENT: Final = 3  # a window's third are the recent audits, which must keep the budget on average
 MOST_DURATIONS: Final = 500  # latest durations for the run time-out
 SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
 IDLE_PART: Final = 0.2  # of the usual share of audits, while no level saves anything
 IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The guarantee and the settings of the control loop; times in the unit of `AuditRuns.at`."""
-
-    max_em_drop: float = 0.02  # fraction
-    confidence: float = 0.95  # fraction
-    promise: Promise = "certified"  # "budgeted": an average, see `learn.certificate`
-    label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
-    split: Split = "folds"
-    warm_up: float = 1_000  # full runs at a cold start
-    burst: float = 1_000  # full runs after an alarm
-    window: int = 800  # audits of a certificate
-    share: float = 0.05  # of requests that are audited in normal operation
-    climb_share: float = CLIMB_SHARE  # of requests that are audited while a better level can be proved
-    most_share: float = 0.5  # of requests that are audited in doubt
-    free_audits: bool = True  # audit all requests while nothing is certified: they run in full anyway
-    refit_every: float = 1_000
-    label_timeout: float = 0.0  # after an audit's return; then it counts with or without a label
-    n_levels: int = N_LEVELS
-    cost_exponent: float = 0.5
-    watches_signals: bool = True
-    watches_outcomes: bool = True
-
-    @property
-    def delta(self) -> float:
-        return 1 - self.confidence
-
-    def restart_share(self, n_requests: float) -> float:
-        """Part of delta for an epoch that an alarm from audits begins `n_requests` after the last one began."""
-        return restart_share(n_requests, window=self.window, share=self.share)
-
-
-def full_runs(max_em_drop: float, horizon: float = HORIZON) -> int:
-    """Requests that run in full at the start of an epoch, early so that all later ones profit from the evidence."""
-    return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

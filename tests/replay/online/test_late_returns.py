@@ -9,7 +9,8 @@ import pytest
 
 from suffice.arrays import Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision, Plan
+from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, run_seed, stream_plan
 from suffice.replay.online.stream import RecordedTraffic, add_times, run_stream
@@ -56,7 +57,7 @@ def test_a_fixed_delay_leaves_the_lots_as_they_were() -> None:
 
 def test_an_audit_counts_by_the_longest_delay() -> None:
     for delay in ((200, 800), (200, 200)):
-        plan = stream_plan(OnlineOptions(label_delay=delay), made_up(100, 0), 1_000)
+        plan = stream_plan(OnlineOptions(label_delay=delay), made_up(100, 0))
         assert plan.label_timeout == delay[1]
 
 

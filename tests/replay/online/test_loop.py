@@ -9,7 +9,8 @@ import pytest
 
 from suffice.arrays import Bools, Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision, Plan
+from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
 from tests.learn.runs_made import believing

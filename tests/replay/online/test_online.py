@@ -10,8 +10,9 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.executor import Executor, PoolExecutor, RayExecutor
-from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE
+from suffice.learn.plan import Plan
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.online.stream import RecordedTraffic, learner_of, make_traffic, run_stream
