@@ -43,7 +43,7 @@ BUDGETS: Final = (0.01, 0.02)
 CONFIDENCE: Final = 0.95
 AT: Final = 20_000  # requests of the route before the stream: the audit share is that of quiet times
 RETRY_WINDOW_S: Final = 600.0
-MOST_COUNTED: Final = 20  # requests without rows that are counted in one row
+MOST_COUNTED: Final = 60  # requests without rows in one row: a gateway waits a minute, and one comes per second
 TICK: Final = 100
 SALT: Final = "of the simulation"
 IS_BEFORE: Final = all(one.name != "delivery" for one in fields(Request))
