@@ -14,10 +14,14 @@ from suffice.settings import Control
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_kinds
 from suffice.store.database.watches import Look, write_looks
-from suffice.store.people.alerts import AlertLog, read_alert_log
+from suffice.store.people.alerts import AlertLog, Notice, read_alert_log
 from suffice.store.rows.watching import WatchLapse
+from suffice.types import Publication
+from suffice.wiring import startup
+from tests.gateway import test_fixed_policy, test_several_efforts
 from tests.gateway.conftest import Serve
-from tests.gateway.served import Served, chat
+from tests.gateway.served import Served, chat, post
+from tests.gateway.test_arms import VLLM, Model
 from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published
 
 RULES = Control(lease_s=60.0, lease_requests=20)
@@ -34,13 +38,13 @@ class Clock:
         return self.s
 
 
-async def certified(g: Served, *, rules: Control = RULES) -> Clock:
+async def certified(g: Served, *, rules: Control = RULES, made: Publication | None = None) -> Clock:
     """Publish a level that acts, with the gateway's leases on a clock of the test's."""
     clock = Clock()
     leases = g.gateway.deployment.leases
     leases.monotonic_s, leases.rules = clock, rules
     leases._of.clear()
-    await decide(g, began(), published(g.gateway.settings, 2))
+    await decide(g, began(), made or published(g.gateway.settings, 2))
     return clock
 
 
@@ -269,3 +273,70 @@ async def test_status_says_that_nobody_watches_and_what_fails(serve: Serve) -> N
         (failure,) = status.control.failing
         assert failure.startswith("certify of route r has failed once since ")
         assert failure.endswith(": ValueError")
+
+
+async def test_a_written_policy_that_was_proved_runs_in_full_when_its_lease_ends(serve: Serve) -> None:
+    async with serve(FOUR, route=test_fixed_policy.ROUTE) as g:
+        clock = await certified(g, made=test_fixed_policy.proof(g))
+        assert await drawn(g) == test_fixed_policy.N_DRAWN
+        clock.s += RULES.lease_s
+        assert await drawn(g) == FULL
+        assert (await told(g))["certified"] is False
+
+
+async def test_a_certified_effort_is_not_asked_for_when_its_lease_ends(serve: Serve) -> None:
+    async with serve(Model(), route=test_several_efforts.ROUTE, **VLLM) as g:
+        clock = await certified(g, made=test_several_efforts.proved(g.gateway.settings, 3))
+        assert await test_several_efforts.asked(g) == "low"
+        clock.s += RULES.lease_s
+        assert await test_several_efforts.asked(g) is None
+        assert (await told(g))["certified"] is False
+        await look(g)
+        assert await test_several_efforts.asked(g) == "low"
+
+
+async def test_a_callers_loop_is_not_stopped_when_the_lease_has_ended(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+
+        async def decided(question: str) -> tuple[Any, Any]:
+            reply, said = {}, {"route": "r", "question": question, "model": "m"}
+            for index in range(1, 4):
+                body = {**said, "step": {"index": index, "answer": "4", "tokens": 10}}
+                answer = await post(g.session, g.url + "/v1/decide", body, {})
+                assert answer.status == 200, answer.raw
+                reply = answer.json
+                said = {"route": "r", "episode_id": reply["episode_id"]}
+            return reply["action"], reply["certified"]
+
+        assert await decided("one") == ("stop", True)
+        clock.s += RULES.lease_s
+        assert await decided("two") == ("continue", False)
+
+
+@pytest.mark.parametrize("worker_notifies", [False, True])
+async def test_the_gateway_itself_alerts_people_where_no_worker_does(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, worker_notifies: bool
+) -> None:
+    sent = list[Notice]()
+
+    class Kept:
+        name = "kept"
+
+        def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+            sent.append(notice)
+            return None
+
+    monkeypatch.setattr(startup, "sinks_of", lambda _: (Kept(),))
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        await look(g)
+        clock.s += RULES.lease_s
+        if worker_notifies:
+            g.gateway.deployment.leases._jobs["notify"] = 1, clock.s
+        await rows(g, 1)
+        async with asyncio.timeout(30):
+            while not sent and not worker_notifies:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.01)
+    assert [one.kind for one in sent] == ([] if worker_notifies else ["unwatched"])
+    assert all("no worker looks at r" in one.sentence for one in sent)
