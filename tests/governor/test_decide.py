@@ -206,7 +206,48 @@ async def test_runs_that_are_left_end_and_the_oldest_make_room(tmp_path: Path) -
         assert (await decide(g, {"episode_id": ids[0], "step": step(4, "b")}))[0] == 404
         assert len(g.gateway.runs) == 0
         ends = [found.episode.outcome.end_reason for found in await g.episodes(4)]
-    assert ends == ["client_left"] * 4
+    assert sorted(ends) == ["client_left"] * 3 + ["stopped"], "the touched one was told to stop"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_loop_that_obeys_a_stop_and_leaves_was_stopped_unless_it_goes_on(tmp_path: Path, goes_on: bool) -> None:
+    clock = [0.0]
+
+    def change(gw: context.GatewayState) -> None:
+        real = gw.monotonic_s
+        gw.monotonic_s = lambda: real() + clock[0]
+
+    async with gateway(tmp_path, change=change) as g:
+        _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
+        _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
+        assert said["action"] == "stop"
+        clock[0] = context.STOP_GRACE_S / 2
+        if goes_on:
+            _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(3, "b")})
+            assert said["action"] == "continue"
+        clock[0] = 2 * context.STOP_GRACE_S
+        rounds_service.close_old(g.gateway)
+        if goes_on:
+            await decide(g, {"episode_id": opened["episode_id"], "step": step(4, "c"), "done": True})
+        outcome = await g.outcome()
+    assert (outcome.end_reason, outcome.stopped) == ("done" if goes_on else "stopped", not goes_on)
+    assert len(outcome.steps) == (4 if goes_on else 2)
+
+
+async def test_an_audit_is_never_told_to_stop_and_ends_as_left(tmp_path: Path) -> None:
+    clock = [0.0]
+
+    def change(gw: context.GatewayState) -> None:
+        real = gw.monotonic_s
+        gw.monotonic_s = lambda: real() + clock[0]
+
+    async with gateway(tmp_path, route={"audit_share": 1.0}, change=change) as g:
+        _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
+        await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
+        clock[0] = 2 * context.IDLE_RUN_S
+        rounds_service.close_old(g.gateway)
+        outcome = await g.outcome()
+    assert (outcome.end_reason, outcome.stopped) == ("client_left", False)
 
 
 async def test_the_end_of_the_gateway_ends_the_runs(tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ class RoundsRun:
         return self.may_act and not self.is_killed() and self.ledger.stop.wish is None
 
     @property
+    def has_stop(self) -> bool:
+        """Whether the caller's latest step was answered with a stop, which may be all that it waits for."""
+        return self.turns is None and bool(self.seen) and not self._n_excess and self.seen[-1].decision.stop
+
+    @property
     def id(self) -> str:
         return self.ledger.request.episode_id
 

@@ -47,6 +47,7 @@ from suffice.upstream.wire import encode_json
 CHECK_RUNS = 100  # full runs between two checks whether a route's answers can be extracted
 OPEN_RUNS = 10_000  # open caller-driven loops; beyond it the one idle longest is closed
 IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
+STOP_GRACE_S = 60.0  # after a stop was delivered: whoever reports no further step has obeyed it
 
 
 @contextmanager
@@ -98,6 +99,7 @@ class OpenRuns:
         self._limit, self._idle_s = limit, idle_s
         self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # run, last use, opening key
         self.opened: dict[str, str] = {}  # idempotency key of the opening call → episode
+        self._stopped: dict[str, float] = {}  # when a run was last told to stop, the earliest first
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -115,6 +117,21 @@ class OpenRuns:
         self._runs[episode_id] = run, now_s, key
         return run
 
+    def note_decision(self, run: RoundsRun, *, now_s: float) -> None:
+        self._stopped.pop(run.id, None)
+        if run.has_stop and not run.is_over:
+            self._stopped[run.id] = now_s
+
+    def pop_stopped(self, *, now_s: float) -> Iterator[RoundsRun]:
+        """Return, once, the runs whose caller was told to stop and has reported nothing since then."""
+        while self._stopped:
+            name, stop_s = next(iter(self._stopped.items()))
+            if now_s - stop_s < STOP_GRACE_S:
+                return
+            del self._stopped[name]
+            if name in self._runs:
+                yield self._runs[name][0]
+
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
         """Remove the abandoned runs, and the oldest ones beyond the limit; all of them if `now_s` is infinite."""
         while self._runs:
@@ -122,6 +139,7 @@ class OpenRuns:
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
                 return
             del self._runs[name]
+            self._stopped.pop(name, None)
             if key is not None and self.opened.get(key) == name:
                 del self.opened[key]
             yield run

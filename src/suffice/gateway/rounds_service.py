@@ -29,7 +29,7 @@ from suffice.telemetry import LOG
 from suffice.types import Decision, EndReason
 
 LIMIT_BYTES: Final = 2 * 2**20
-LOOK_S: Final = 60.0  # between two checks for abandoned runs
+LOOK_S: Final = 15.0  # between two checks for abandoned runs and obeyed stops
 ID_CHARS: Final = 200
 MAX_METADATA: Final = 32
 MAX_LOGPROBS: Final = 10_000
@@ -123,9 +123,13 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
 
 
 def close_old(gw: GatewayState, *, at_shutdown: bool = False) -> None:
-    """Close the abandoned runs; all of them at shutdown."""
-    for run in gw.runs.pop_old(now_s=inf if at_shutdown else gw.monotonic_s()):
-        close_run(gw, run, "shutdown" if at_shutdown else "client_left")
+    """Close the runs that were told to stop and went silent, as stopped, and the abandoned ones; all at shutdown."""
+    now_s = inf if at_shutdown else gw.monotonic_s()
+    for run in gw.runs.pop_stopped(now_s=now_s):
+        close_run(gw, run)
+    for run in gw.runs.pop_old(now_s=now_s):
+        end: EndReason = "shutdown" if at_shutdown else "client_left"
+        close_run(gw, run, "done" if run.has_stop else end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         decision = Decision(action="continue", reason=reason)
         if call.step is not None:
             decision = run.take(*call.step, vector)
+            gw.runs.note_decision(run, now_s=gw.monotonic_s())
         if call.done or call.aborted:
             close_run(gw, run, "client_left" if call.aborted else "done")
     except ClientGone:
