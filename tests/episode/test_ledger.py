@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.ledger import CallAccount, Ledger, ReplyState, StopState
+from suffice.episode.ledger import CallAccount, Ledger, ReplyState, StopState, suffice_object
 from suffice.types import Decision, Purpose, Signals, Step
 from tests.drawn import examples
 from tests.episode.runs import request
@@ -108,3 +111,22 @@ def test_a_run_that_came_to_nothing_is_overhead() -> None:
     assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (10, 9)
     assert (outcome.overhead.discarded_tokens, outcome.overhead.probe_tokens) == (7, 7)
     assert (outcome.stopped, outcome.finish_method, outcome.vote, outcome.degraded) == (False, None, (), ("govern",))
+
+
+@dataclass
+class EndedTurn:
+    stop_certified: bool | None
+
+    def note(self, text: str, calls: Sequence[Mapping[str, Any]], ledger: Ledger) -> None:
+        raise AssertionError("the reply is written already")
+
+    def report(self) -> dict[str, Any]:
+        return {"stopped": self.stop_certified is not None}
+
+
+@pytest.mark.parametrize("certified", [None, False, True])
+def test_a_reply_that_ends_an_agents_loop_says_whether_that_stop_is_certified(certified: bool | None) -> None:
+    ledger = Ledger(request(), 0.0, turn=EndedTurn(certified))
+    told = suffice_object(ledger)
+    assert told["certified"] is (ledger.request.certified if certified is None else certified)
+    assert told["turns"]["stopped"] is (certified is not None)

@@ -196,6 +196,9 @@ class Disclosure:
 class TurnObserver(Protocol):
     """See `gateway.turns.Turn`."""
 
+    @property
+    def stop_certified(self) -> bool | None: ...
+
     def note(self, text: str, calls: Sequence[Mapping[str, Any]], ledger: Ledger) -> None: ...
 
     def report(self) -> dict[str, Any]: ...
@@ -509,4 +512,6 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     }
     if ledger.turn is not None:
         fields["turns"] = ledger.turn.report()
+        if ledger.turn.stop_certified is not None:
+            fields["certified"] = ledger.turn.stop_certified
     return fields | {"warnings": list(disclosure.warnings)} if disclosure.warnings else fields

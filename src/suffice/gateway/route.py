@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -60,6 +60,8 @@ _REASON_OF_FORM: Mapping[ReplyForm, str] = {"text": "tools", "json": "response_f
 _EVIDENCE = ("kind", "model", "samples", "wave", "effort", "budget_tokens", "finish_unclosed", "embeddings")
 TEXT_PARTS = ("text", "refusal")  # parts of a message that chat templates write as text
 MOST_VARIANTS = 256  # built variants in memory; beyond that the cache is cleared
+
+CLASS_HELD: Final = "its class runs in full"  # by an override of one class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,7 @@ class BuiltRoute:
         """Return the route for one prompt: with the model not trained on it, and in full where there is no evidence."""
         if not (self.folds or self.arm or self.is_proved):
             if self.holding.classes.get(query_class) == 0:
-                return replace(self, holding=replace(self.holding, observe="its class runs in full"))
+                return replace(self, holding=replace(self.holding, observe=CLASS_HELD))
             return self
         made = self.active.publication or self.active.last
         requested = "" if self.settings.kind == "rounds" else model
@@ -193,6 +195,8 @@ class BuiltRoute:
             beside=beside,
         )
         promised = guarantee_of(inputs)
+        if promised.state == "held" and self.holding.observe == CLASS_HELD:
+            return RouteGuarantee(state="uncovered")  # the rest of the route is not held
         if promised.state not in ("certified", "budgeted"):
             return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else promised
         if not (self.certified or self.promise == "budgeted"):

@@ -256,6 +256,11 @@ class Turn:
         if self._step is not None:
             self._step.cancel()
 
+    @property
+    def stop_certified(self) -> bool | None:
+        """Whether the stop that this reply delivers is certified; None: it delivers none."""
+        return None if self.held is None else self.run.ledger.request.certified
+
     def report(self) -> dict[str, Any]:
         ledger = self.run.ledger
         return {

@@ -45,7 +45,7 @@ _SENTENCES: Final[Mapping[State, str]] = {
     "void": f"none is needed: what was certified does not fit the settings that run now, and {_IN_FULL}",
     "unknown": "not known here: it depends on the route's settings too; name them with --config",
     "gone": "none is needed: no route of the settings has this name, and nothing serves it any more",
-    "uncovered": "none is needed: the certificate does not cover this request, which runs in full",
+    "uncovered": "none is needed: no certificate covers this request, which runs in full",
     "candidate": "this request is served by a rollout's candidate, and the route's certificate is not about it",
     "unwatched": f"none is needed: nobody watches the route now, and {_IN_FULL}",
     "uncertified": "NONE: the policy stops runs, and no test vouches for what that costs",
