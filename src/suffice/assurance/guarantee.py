@@ -44,8 +44,9 @@ def sentence(claim: Guarantee) -> str:
     ...     requests=(1, 2400), labels="labelled", classes={"physics": 1440, "law": 160},
     ...     detection="a silent loss of 3 points would be noticed within about 710 requests")))
     Route 'gpqa', scorer 'choice': at the active level all requests from number 1 to 2,400 would have lost less than \
-1 point of EM on average over all classes, with 95 % confidence, shown by 1,600 audits with labels; a silent loss of \
-3 points would be noticed within about 710 requests; unknown, with under 200 audits: law.
+1 point of EM on average over all classes, with 95 % confidence, shown by 1,600 audits with labels; later requests \
+are guarded by alarms: a silent loss of 3 points would be noticed within about 710 requests; unknown, \
+with under 200 audits: law.
     """
     which = "all requests of the window"
     if claim.requests is not None:
@@ -55,7 +56,8 @@ def sentence(claim: Guarantee) -> str:
         f" {_points(claim.max_em_drop)} of EM on average over all classes, with"
         f" {100 * claim.confidence:g} % confidence, shown by {claim.n_window:,} audits {_LABELS[claim.labels]}"
     )
-    parts = [promise, claim.detection or "how soon a silent loss would be noticed is not known"]
+    noticed = claim.detection or "how soon a silent loss would be noticed is not known"
+    parts = [promise, f"later requests are guarded by alarms: {noticed}"]
     if claim.unknown:
         names = ", ".join(name or "no class" for name in claim.unknown)
         parts.append(f"unknown, with under {KNOWN_AUDITS} audits: {names}")
