@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.gateway import context, rounds_service
+from suffice.gateway import context, open_runs, rounds_service
 from suffice.gateway.rounds_service import LIMIT_BYTES
 from suffice.governor import Governor
 from suffice.store.database.views import read_episodes
@@ -192,7 +192,7 @@ async def test_runs_that_are_left_end_and_the_oldest_make_room(tmp_path: Path) -
     clock = [0.0]
 
     def change(gw: context.GatewayState) -> None:
-        gw.runs = context.OpenRuns(limit=3, idle_s=100.0)
+        gw.runs = open_runs.OpenRuns(limit=3, idle_s=100.0)
         real = gw.monotonic_s
         gw.monotonic_s = lambda: real() + clock[0]
 
@@ -221,11 +221,11 @@ async def test_a_loop_that_obeys_a_stop_and_leaves_was_stopped_unless_it_goes_on
         _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
         _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
         assert said["action"] == "stop"
-        clock[0] = context.STOP_GRACE_S / 2
+        clock[0] = open_runs.STOP_GRACE_S / 2
         if goes_on:
             _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(3, "b")})
             assert said["action"] == "continue"
-        clock[0] = 2 * context.STOP_GRACE_S
+        clock[0] = 2 * open_runs.STOP_GRACE_S
         rounds_service.close_old(g.gateway)
         if goes_on:
             await decide(g, {"episode_id": opened["episode_id"], "step": step(4, "c"), "done": True})
@@ -244,7 +244,7 @@ async def test_an_audit_is_never_told_to_stop_and_ends_as_left(tmp_path: Path) -
     async with gateway(tmp_path, route={"audit_share": 1.0}, change=change) as g:
         _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
         await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
-        clock[0] = 2 * context.IDLE_RUN_S
+        clock[0] = 2 * open_runs.IDLE_RUN_S
         rounds_service.close_old(g.gateway)
         outcome = await g.outcome()
     assert (outcome.end_reason, outcome.stopped) == ("client_left", False)

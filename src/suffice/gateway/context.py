@@ -17,7 +17,6 @@ from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.rounds import RoundsRun
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
@@ -25,6 +24,7 @@ from suffice.gateway.clients import Clients
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.lease import Leases
 from suffice.gateway.load_control import Breaker, LoadControl
+from suffice.gateway.open_runs import OpenRuns
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.gateway.tracing import Tracer
 from suffice.policy.base import version_of
@@ -45,9 +45,6 @@ from suffice.upstream.client import UpstreamClient
 from suffice.upstream.wire import encode_json
 
 CHECK_RUNS = 100  # full runs between two checks whether a route's answers can be extracted
-OPEN_RUNS = 10_000  # open caller-driven loops; beyond it the one idle longest is closed
-IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
-STOP_GRACE_S = 60.0  # after a stop was delivered: whoever reports no further step has obeyed it
 
 
 @contextmanager
@@ -90,59 +87,6 @@ def may_stop(request: Request, route: BuiltRoute) -> bool:
 def is_measured(request: Request) -> bool:
     """Return whether this run is an audit that enters the evidence; only such runs are worth calls for the record."""
     return request.audit and request.delivery == 1
-
-
-class OpenRuns:
-    """Caller-driven runs by episode id, the least recently used first. An ended run stays to answer repeated calls."""
-
-    def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
-        self._limit, self._idle_s = limit, idle_s
-        self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # run, last use, opening key
-        self.opened: dict[str, str] = {}  # idempotency key of the opening call → episode
-        self._stopped: dict[str, float] = {}  # when a run was last told to stop, the earliest first
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
-        self._runs[run.id] = run, now_s, key
-        if key is not None:
-            self.opened[key] = run.id
-
-    def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
-        run, _, key = self._runs.get(episode_id, (None, 0.0, None))
-        if run is None or run.ledger.request.sender != sender:
-            return None
-        del self._runs[episode_id]
-        self._runs[episode_id] = run, now_s, key
-        return run
-
-    def note_decision(self, run: RoundsRun, *, now_s: float) -> None:
-        self._stopped.pop(run.id, None)
-        if run.has_stop and not run.is_over:
-            self._stopped[run.id] = now_s
-
-    def pop_stopped(self, *, now_s: float) -> Iterator[RoundsRun]:
-        """Return, once, the runs whose caller was told to stop and has reported nothing since then."""
-        while self._stopped:
-            name, stop_s = next(iter(self._stopped.items()))
-            if now_s - stop_s < STOP_GRACE_S:
-                return
-            del self._stopped[name]
-            if name in self._runs:
-                yield self._runs[name][0]
-
-    def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
-        """Remove the abandoned runs, and the oldest ones beyond the limit; all of them if `now_s` is infinite."""
-        while self._runs:
-            name, (run, used_s, key) = next(iter(self._runs.items()))
-            if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
-                return
-            del self._runs[name]
-            self._stopped.pop(name, None)
-            if key is not None and self.opened.get(key) == name:
-                del self.opened[key]
-            yield run
 
 
 MOST_KEPT_BYTES: Final = 64 * 2**20  # of all kept responses, with their conversations

@@ -13,7 +13,6 @@ from typing import Final
 
 from suffice.assurance.certify import audits_to_certify, window_audits
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
-from suffice.learn.climb import CLIMB_SHARE
 from suffice.learn.plan import Plan, full_runs
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
@@ -71,7 +70,6 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
         window=window_size(control, epoch.max_em_drop),
         refit_every=control.refit_requests,
         share=share,
-        climb_share=share if route.audit_share is not None else min(CLIMB_SHARE, route.most_audit_share),
         most_share=route.most_audit_share,
         free_audits=route.audit_share is None and route.probe is None,
     )
