@@ -137,9 +137,22 @@ async def test_an_order_holds_for_a_replica_that_starts_later_and_the_command_ta
             raw: dict[str, Any] = {"upstreams": {"up": {"url": one.fake.url}}, "routes": {"r": {"upstream": "up"}}}
             raw |= {"store": {"url": f"sqlite:///{one.database}"}, **switch(tmp_path, "a")}
             (tmp_path / "s.toml").write_text(nested_toml(raw))
-            command = ["unkill", "--config", str(tmp_path / "s.toml"), "--wait", "0"]
+            command = [
+                "unkill",
+                "--config",
+                str(tmp_path / "s.toml"),
+                "--reason",
+                "the drill is over",
+                "--author",
+                "ann",
+                "--wait",
+                "0",
+            ]
             done = await asyncio.to_thread(CliRunner().invoke, main, command)
             assert done.exit_code == 0, done.output
+            order = read_kill_order(one.database)
+            assert order is not None
+            assert (order.on, order.reason) == (False, "the drill is over (ann)")
             assert await changed(one, on=False) < 1
             assert await changed(other, on=False) < 1
 

@@ -110,11 +110,13 @@ async def test_a_route_with_a_policy_of_its_owners_runs_in_full_while_it_is_held
     async with serve(FOUR, route=UNCERTIFIED) as g:
         assert await drawn(g) == 3
         await held(g, kind="observe", query_class="choice")
-        reply = await g.ask(chat("Which one?\nA) 3\nB) 4"))
+        await g.ask(chat("Which one?\nA) 3\nB) 4"))
         assert len(g.fake.completions) == 3 + 8
-        assert reply.told is not None
-        assert "every request" not in reply.told["promise"], "only this class is held"
-        assert "this request, which runs in full" in reply.told["promise"]
+        route = g.gateway.deployment.route("r")
+        assert route is not None
+        said = route.for_request("q", "m", "choice").guarantee().sentence
+        assert said == "none is needed: no certificate covers this request, which runs in full"
+        assert route.for_request("q", "m", "number").guarantee().state == "uncertified"
         assert await drawn(g) == 3
         await held(g, kind="observe")
         assert await drawn(g) == 8
