@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from suffice.console.actions import ACTIONS
-from suffice.gateway.kill import KillSwitch
+from suffice.gateway.kill import KillSwitch, set_switch
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import KillSwitchState
 from suffice.types import Publication
@@ -56,9 +56,10 @@ def test_an_order_about_the_switch_is_one_row_and_a_file_by_other_hands_is_one_t
     for on in (True, False):
         order = KillSwitchState(on=on, reason="a drill (ann)", stamp=time.time_ns(), ordered=True)
         switch.follow(order)
-        file.write_text("a drill (ann)") if on else file.unlink()
+        if on:
+            set_switch(file, "a drill", "ann", order=order.stamp)
         switch.check()
-        assert switch.on == on
+        assert (switch.on, file.exists()) == (on, on)
     assert rows == [], "the order itself is the row"
     file.write_text("by hand")
     os.utime(file, ns=(time.time_ns() + 10**6,) * 2)  # a clock of files may be coarse

@@ -83,6 +83,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'suffice_kill_switch{instance="a"}': "1x120", 'suffice_kill_switch{instance="b"}': "0x120"},
         {'suffice_kill_switch{instance="a"}': "0x120"},
     ),
+    "SufficeKillSwitchByHand": (
+        {'suffice_kill_switch_local{instance="a"}': "1x120", 'suffice_kill_switch_local{instance="b"}': "0x120"},
+        {'suffice_kill_switch_local{instance="a"}': "0x120"},
+    ),
     "SufficeVersionSkew": (
         {f"suffice_version_skew{ON_R}": "1x120"},
         {f"suffice_version_skew{ON_R}": "0x60 1x5 0x55"},
