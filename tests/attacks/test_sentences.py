@@ -306,6 +306,7 @@ def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
 
     class Served(Certifier):
         level, n_audits, share = 40, 400, 0.05
+        idle = False
 
     certifier = Served.__new__(Served)
     said = certifier.reason((), None, level=40, most=None, fit="m-1")

@@ -73,9 +73,10 @@ def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Public
 def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
     alone: Any = SimpleNamespace(
         name="r",
+        promise_state="burst",
         alerts=(),
         sums=SimpleNamespace(n_requests=9),
-        phase=SimpleNamespace(phase="burst", attended=False, n_labels_wanted=0),
+        phase=SimpleNamespace(phase="burst", attended=False, n_labels_wanted=0, failing=()),
     )
     read_to: Any = SimpleNamespace(n_behind=0)
 

@@ -101,7 +101,8 @@ def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
         (run(stop_reason="hopeless"), "stopped as hopeless"),
         (run(stop_step=None), "never stopped, nor would have been"),
         (run(stop_step=5), "the stop is at the end of the thought"),
-        (run(end_reason="timeout"), "the run is of no use (abandoned)"),
+        (run(end_reason="client_left"), "the run is of no use (abandoned)"),
+        (run(end_reason="timeout"), "the run is of no use (broken)"),
         (run(stopped=True, end_reason="stopped"), "stopped, and nobody said whether it was right"),
     ],
 )

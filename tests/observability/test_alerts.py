@@ -87,6 +87,15 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'suffice_kill_switch_local{instance="a"}': "1x120", 'suffice_kill_switch_local{instance="b"}': "0x120"},
         {'suffice_kill_switch_local{instance="a"}': "0x120"},
     ),
+    "SufficeNotWatched": ({f"suffice_watch_lapsed{ON_R}": "1x120"}, {f"suffice_watch_lapsed{ON_R}": "0x120"}),
+    "SufficeNoWorker": (
+        {f"suffice_watch_age_seconds{ON_R}": "0+60x120"},
+        {f"suffice_watch_age_seconds{ON_R}": "4x120"},
+    ),
+    "SufficeJobFails": (
+        {'suffice_failing_jobs{task="certify"}': "1x120"},
+        {'suffice_failing_jobs{task="certify"}': "0x120"},
+    ),
     "SufficeVersionSkew": (
         {f"suffice_version_skew{ON_R}": "1x120"},
         {f"suffice_version_skew{ON_R}": "0x60 1x5 0x55"},

@@ -319,6 +319,7 @@ WHOLE_STEP = StepRecord(
     logprobs=(-0.5, -0.25),
     hedges=2,
     ctx_tokens=40,
+    late_tokens=7,
     logprob=-0.125,
     stated_confidence=0.75,
     reported_done=True,

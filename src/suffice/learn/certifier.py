@@ -496,6 +496,7 @@ class Certifier:
         age = self.run_timeout if plan.label_free else self.label_age
         n_recent = plan.window // RECENT
         counts = epoch.runs.at <= self.now - age
+        counts = counts & ~self._have_died()
         if plan.split == "half":
             counts &= epoch.runs.fold % 2 == 1
         which = np.flatnonzero(counts)[-n_recent:]

@@ -76,7 +76,7 @@ def thought_costs(outcome: Outcome) -> Floats:
     """Shape (steps,): tokens in all if the thought were stopped after each step; the last one ends by itself."""
     steps, usage = outcome.steps, outcome.usage
     at = np.cumsum([step.tokens for step in steps], dtype=np.float64)
-    late = np.array([step.late_tokens for step in steps], dtype=np.float64)
+    late = np.array([(step.late_tokens or 0) for step in steps], dtype=np.float64)
     probes = np.array([step.probe_tokens for step in steps], dtype=np.float64)
     alone = float(at[-1]) if usage is None else float(usage.completion_tokens)
     thought = alone if usage is None else min(alone, max(float(at[-1]), usage.reasoning_tokens))  # some report 0
@@ -95,4 +95,4 @@ def stop_cost(outcome: Outcome, answer_tokens: float) -> float | None:
     upto = [step for step in outcome.steps if outcome.stop_step is not None and step.index <= outcome.stop_step]
     if not upto:
         return None
-    return sum(step.tokens + step.probe_tokens for step in upto) + 2 * upto[-1].late_tokens + answer_tokens
+    return sum(step.tokens + step.probe_tokens for step in upto) + 2 * (upto[-1].late_tokens or 0) + answer_tokens

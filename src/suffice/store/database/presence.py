@@ -168,7 +168,7 @@ def switch_text(reason: str, order: int | None) -> str:
     """Return the content of the kill switch's file."""
     if order is None:
         return f"{reason}\n"
-    return f"{reason.encode()[: MOST_REASON_BYTES - 64].decode(errors='ignore')}\norder {order}\n"
+    return f"{reason.encode(errors='replace')[: MOST_REASON_BYTES - 64].decode(errors='ignore')}\norder {order}\n"
 
 
 def read_switch(switch: Path) -> SwitchFile:

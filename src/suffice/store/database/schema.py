@@ -77,7 +77,7 @@ _STEPS = _columns(
     "s.value, '$",
     "tokens answer answer_source confidence entropy hedges probe_tokens action reason logprobs ctx_tokens|0 logprob",
     "stated_confidence reported_done caller_action draft_distance hedge_rate loop_share margin mass closed_entropy",
-    "end_margin known_words pattern_code missing|0",
+    "end_margin known_words pattern_code missing|0 late_tokens",
 )
 _FEEDBACK = (
     "response_id correct gold answer rating thumbs comment source reason metrics satisfaction event user sender"
