@@ -181,13 +181,17 @@ def test_an_experiment_is_created_by_form_and_ends_as_it_says(here: Site) -> Non
         "route": "math",
         "unit": "request",
         "share": "0.2",
+        "planned_units": "4000",
         "days": "14",
         "end_when_worse": "true",
         "reason": "to learn what level 2 costs",
     }
     told = admin.post("/api/experiments/create", {**form, "preview": "true"}).json
     assert "20% of the units; it ends after 14 days, or once an arm is proved worse" in told["preview"]["message"]
+    assert "ith 4,000 units" in told["preview"]["message"] or "plan of 4,000 units" in told["preview"]["message"]
     assert admin.get("/api/experiments").json["lines"] == []
+    wrong = admin.post("/console/experiments/create", {**form, "planned_units": "150"})
+    assert 'id="problem-planned_units"' in wrong.text
     wrong = admin.post("/console/experiments/create", {**form, "treatment_value": ""})
     assert 'id="problem-treatment_value"' in wrong.text
     wrong = admin.post("/console/experiments/create", {**form, "route": "chat"})
