@@ -27,7 +27,7 @@ from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.planned import LEAST_EVIDENCE, SHARE, planned_quantile
 from suffice.assurance.sampling import LOG_ALARM
-from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
+from suffice.rollout.analysis import FOR_WHOLE, MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import (
     PairCounts,
     SequentialComparison,
@@ -181,14 +181,14 @@ def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int 
         for name, value, high in ((TOKENS, tokens, CAP_TOKENS), (LATENCY, latency, CAP_S), (SATISFACTION, liked, 1.0)):
             one = units(value, arm, high=high, x=np.stack([(c - 0.5) for c in classes], axis=2))
             told = guesses(one)
-            found[name].append(ever_off(compare_arms(one, told, 1, 0), alpha[name] / 2, at))
+            found[name].append(ever_off(compare_arms(one, told, 1, 0), alpha[name] * FOR_WHOLE, at))
             for where in classes:
                 part = compare_arms(one, told, 1, 0, where)
-                off |= ever_off(part, alpha[name] / 2 / MOST_CLASSES, at[at >= CLASS_FROM])
+                off |= ever_off(part, alpha[name] * (1 - FOR_WHOLE) / MOST_CLASSES, at[at >= CLASS_FROM])
         found["classes"].append(off)
         u = rng.random((shape[0], n_audits))
         lost, gained = (u < 0.02).astype(np.float64), (u > 0.98).astype(np.float64)
-        found[EM].append(ever_paired(lost, gained, alpha[EM] / 2, at_audits))
+        found[EM].append(ever_paired(lost, gained, alpha[EM] * FOR_WHOLE, at_audits))
         found["z"].append(ever_z(tokens[:, WARMUP:], arm[:, WARMUP:], at))
     each = {name: np.concatenate(parts) for name, parts in found.items()}
     any_metric = np.logical_or.reduce([each[name] for name in (*alpha, "classes")])
@@ -242,13 +242,13 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     assert told is not None
     truth = -fallen(fall)
     at = np.arange(99, n_users - WARMUP, 100)
-    hits = np.flatnonzero(np.abs(running.effect[0, at]) > radius(running, alpha[SATISFACTION] / 2, at)[0])
-    between = told.between(alpha[SATISFACTION] / 2)
+    hits = np.flatnonzero(np.abs(running.effect[0, at]) > radius(running, alpha[SATISFACTION] * FOR_WHOLE, at)[0])
+    between = told.between(alpha[SATISFACTION] * FOR_WHOLE)
     n_audits = n_users // 10
     u = rng.random(n_audits)
     n_lost, n_gained = int((u < lost).sum()), int((u > 1 - gained).sum())
     pairs = PairCounts(gained=n_gained, same=n_audits - n_lost - n_gained, lost=n_lost, pending=0)
-    drop = pairs.between(alpha[EM] / 2)
+    drop = pairs.between(alpha[EM] * FOR_WHOLE)
     ratio = ratio_of(Interval(-between.high, -between.low), drop)
     return Priced(
         effect=told.effect,
