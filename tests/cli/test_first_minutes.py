@@ -173,15 +173,15 @@ def observing(url: str) -> Iterator[tuple[str, list[str]]]:
         process.communicate(timeout=60)
 
 
-def test_serve_needs_no_file_and_writes_no_secret_to_a_log(data: Path) -> None:
+def test_serve_needs_no_file_and_prints_a_link_to_the_console(data: Path) -> None:
     body = {"model": "sums", "messages": [{"role": "user", "content": "What is 17 * 24?"}]}
     with FakeUpstream.in_thread(SumsModel(), SERVER) as fake:
         server = fake.url
         with observing(server) as (url, lines):
             assert not fake.completions, "asking which model there is costs no token"
             post(f"{url}/v1/chat/completions", body)
-            assert not [line for line in lines if "sfc_" in line], "standard error is no terminal"
-            assert any("suffice admin reset-secret" in line for line in lines)
+            link = next(line.strip() for line in lines if "/console/login#secret=sfc_" in line)
+            assert link.startswith(url)
             with urllib.request.urlopen(f"{url}/console/login", timeout=30) as page:
                 assert b'name="secret"' in page.read()
         assert len(fake.completions) == 1
