@@ -69,9 +69,11 @@ def test_steady_traffic_and_a_drift_have_no_season(seed: int) -> None:
 
 def test_requests_ahead_come_as_often_as_they_came_at_this_hour() -> None:
     at_s = np.concatenate([np.linspace(0, DAY_S / 2, 81), DAY_S / 2 + np.linspace(0, DAY_S / 2, 21)[1:]])
-    at_s = np.concatenate([at_s, DAY_S + at_s[1:]]).astype(np.float64)
-    until = 100.0 * np.arange(1, len(at_s) + 1)
-    (found,) = find_seasons(until.astype(np.float64), at_s, np.array([0.0, 8_000.0, 10_000.0]))
+    at_s = np.concatenate([at_s, DAY_S + at_s[1:]])
+    until = 100.0 * np.arange(1, len(at_s) + 1, dtype=np.float64)
+    (found,) = find_seasons(
+        np.asarray(until, dtype=np.float64), np.asarray(at_s, dtype=np.float64), np.array([0.0, 8_000.0, 10_000.0])
+    )
     assert found.n_requests == 10_000
     noon = 2 * np.pi * 0.5
     assert found.path[1, :2] == pytest.approx([np.sin(noon), np.cos(noon)], abs=1e-6)

@@ -17,7 +17,7 @@ from suffice.arrays import Floats
 DAY_S: Final = 86_400.0
 PERIODS: Final = (("day", DAY_S), ("week", 7 * DAY_S))
 HARMONICS: Final = 2
-LEAST_WINDOWS: Final = 24  # in a period: fewer windows do not show its shape
+LEAST_WINDOWS: Final = 12  # in a period: fewer windows do not show its shape
 TEMPER: Final = 0.25  # of the evidence of signals, because neighbouring windows are alike for other reasons, too
 PRIOR_ODDS: Final = -1.4  # logarithm: a season is rarer than none
 
