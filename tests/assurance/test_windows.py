@@ -54,7 +54,7 @@ def drawn(said: list[tuple[float, float]], n: int, seed: int) -> tuple[Floats, F
 
 
 def test_a_window_is_as_long_as_the_budget_is_small() -> None:
-    assert [window_audits(budget) for budget in (0.01, 0.02, 0.05)] == [4_800, 2_400, 960]
+    assert [window_audits(budget) for budget in (0.01, 0.02, 0.05)] == [1_600, 800, 320]
 
 
 # --------------------------------------------------------------------------- which windows there are

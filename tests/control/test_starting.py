@@ -59,7 +59,7 @@ def test_more_audits_than_are_looked_back_on_at_once_never_come() -> None:
 
 
 def test_settings_that_are_not_written_follow_the_budget_and_those_that_are_hold() -> None:
-    assert [window_size(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [4_800, 2_400, 960]
+    assert [window_size(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [1_600, 800, 320]
     assert [burst_requests(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [2_400, 1_200, 480]
     own = Control(burst_requests=7, window_audits=9)
     assert (window_size(own, 0.02), burst_requests(own, 0.02)) == (9, 7)

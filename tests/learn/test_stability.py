@@ -126,20 +126,20 @@ def test_a_swing_is_long_past_after_enough_requests() -> None:
     assert certifier.level == PLAN.n_levels - 1
 
 
-def test_at_every_look_the_active_level_has_passed_on_the_audits_of_its_claim() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_at_every_look_the_active_level_has_passed_on_the_audits_of_its_claim(seed: int) -> None:
     """Losses at nine tenths of the budget: levels pass seldom, lose their pass again, and are held or fall."""
+    rng, n = np.random.default_rng(seed), 4_000
+    loses = np.flatnonzero(rng.random(n + 1) < np.where(np.arange(n + 1) < 600, 0.004, 0.018))
+    certifier, runs = Certifier(PLAN, believing), requests(n, loses=tuple(loses.tolist()))
     n_held = 0
-    for seed in range(3):
-        rng, n = np.random.default_rng(seed), 4_000
-        loses = np.flatnonzero(rng.random(n + 1) < np.where(np.arange(n + 1) < 600, 0.004, 0.018))
-        certifier, runs = Certifier(PLAN, believing), requests(n, loses=tuple(loses.tolist()))
-        for at in range(0, n, LOOK):
-            looks(certifier, runs, at, at + LOOK)
-            if not certifier.level:
-                continue
-            now = certificate(certifier)
-            assert now.window is not None
-            assert certifier.log_e[certifier.level] >= np.log(1 / PLAN.delta)
-            assert len(now.z) == int((now.window.holds(runs.at) & (runs.at <= now.until)).sum()), "all up to its end"
-            n_held += now.until < certifier.now
+    for at in range(0, n, LOOK):
+        looks(certifier, runs, at, at + LOOK)
+        if not certifier.level:
+            continue
+        now = certificate(certifier)
+        assert now.window is not None
+        assert certifier.log_e[certifier.level] >= np.log(1 / PLAN.delta)
+        assert len(now.z) == int((now.window.holds(runs.at) & (runs.at <= now.until)).sum()), "all up to its end"
+        n_held += now.until < certifier.now
     assert n_held > 0

@@ -216,7 +216,7 @@ def mixed(each: Floats) -> Floats:
 # depends on the draws and never on outcomes, so its claim has all of delta.
 
 
-WINDOW_LAW: Final = 48.0  # audits of a window, times the budget
+WINDOW_LAW: Final = 16.0  # audits of a window, times the budget
 STRETCH: Final = 1.5  # by which a window may be longer before it forgets
 STARTS: Final = 8  # starts on the grid, in the time that a window takes to gather its audits
 RISE: Final = 2.0  # growth of the share that opens another window
@@ -227,7 +227,7 @@ SAME_SHARE: Final = 1e-9  # tolerance for rounding
 
 
 def window_audits(max_em_drop: float) -> int:
-    """Audits of a window: 48 over the budget, at which a level that loses 60 % of it is usually certified."""
+    """Audits of a window: 16 over the budget, at which a level that loses half of it is almost surely certified."""
     return round(WINDOW_LAW / max_em_drop)
 
 

@@ -29,7 +29,6 @@ from suffice.assurance.labels import find_first_disagreements
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.climb import Climb, LevelEvidence
 from suffice.learn.costs import NO_LIVE_COST, LiveCost, remaining_ratio
 from suffice.learn.plan import Plan
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
@@ -37,7 +36,6 @@ from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change
-RECENT: Final = 3  # a window's third are the recent audits, which must keep the budget on average
 MOST_DURATIONS: Final = 500  # latest durations for the run time-out
 SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
@@ -86,7 +84,6 @@ class Certifier:
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: CertifierEpoch = field(init=False)
     _swings: Swings = field(init=False, default_factory=Swings)
-    _climb: Climb = field(init=False, default_factory=Climb)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
     _cusum: Cusum | None = field(init=False, default=None)
 
@@ -124,7 +121,7 @@ class Certifier:
             return self.plan.share * IDLE_PART
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
-        return max(self.plan.share, self._climb.share)
+        return self.plan.share
 
     @property
     def costs_more(self) -> bool:
@@ -279,10 +276,8 @@ class Certifier:
         if reasons:
             return "; ".join(reasons)
         if before is not None and before.level == level:
-            if self.share > before.share:
-                why = "audits look worse than before" if self.in_doubt else "a better level can be proved"
-                return f"{why}: more are drawn"
-            return "no better level is in reach" if before.share <= self.plan.climb_share else "audits look as before"
+            more = self.share > before.share
+            return "audits look worse than before: more are drawn" if more else "audits look as they did before"
         if level:
             return f"level {level} passes on {self.n_audits} audits"
         return (
@@ -336,7 +331,7 @@ class Certifier:
             burst_until=until, refit_at=until, windows=Windows([first]), began=self.now, delta_share=part, runs=kept
         )
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
-        self._swings, self._climb = Swings(self.now), Climb()
+        self._swings = Swings(self.now)
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
@@ -362,7 +357,6 @@ class Certifier:
             changes += self._refit()
         if epoch.served is not None:
             changes += self._certify()
-            self._look_ahead()
         if self.first is not None:  # later requests are audited at the new share
             self.windows.note(self.now + self.first, self.window_share)
         return tuple(changes)
@@ -472,41 +466,6 @@ class Certifier:
         """Tokens that a level saves on some audits, if they were live: net, and none at level 0."""
         return float(self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))[level])
 
-    def _look_ahead(self) -> None:
-        """Decide whether audits are drawn more often, because a level that saves more can be proved."""
-        certificate, plan = self.certificate, self.plan
-        if certificate is None or certificate.window is None or plan.promise != "certified":
-            return
-        if not certificate.inside.any():
-            return
-        runs, inside = self._epoch.runs, certificate.inside
-        evidence = LevelEvidence(
-            z=certificate.counted,
-            saved=self.live_cost.saved(runs, self._epoch.rows, np.flatnonzero(inside)) / runs.full[inside].sum(),
-            budget=np.broadcast_to(plan.max_em_drop - np.asarray(self.charge), (self.n_levels,)),
-            delta=plan.delta * self._epoch.delta_share,
-            window=plan.window,
-            since=certificate.window.start,
-        )
-        self._climb.look(evidence, self.level, self.now, usual=plan.share, climb=plan.climb_share, most=plan.most_share)
-
-    def _supported(self) -> int:
-        """The last level whose recent audits lose no more than the budget on average: windows are long."""
-        epoch, plan = self._epoch, self.plan
-        age = self.run_timeout if plan.label_free else self.label_age
-        n_recent = plan.window // RECENT
-        counts = epoch.runs.at <= self.now - age
-        counts = counts & ~self._have_died()
-        if plan.split == "half":
-            counts &= epoch.runs.fold % 2 == 1
-        which = np.flatnonzero(counts)[-n_recent:]
-        if len(which) < n_recent:
-            return self.n_levels - 1
-        z = epoch.runs.losses(epoch.rows[which], which, now=self.now, label_free=plan.label_free)
-        drop = np.average(z, axis=0, weights=1 / epoch.runs.share[which])
-        over = np.flatnonzero(drop > plan.max_em_drop - np.asarray(self.charge))
-        return int(over[0]) - 1 if len(over) else self.n_levels - 1
-
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
         self.certificate = self._certificate(epoch.ends)
@@ -515,7 +474,7 @@ class Certifier:
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
         else:
-            self.level = self._swings.moderate(min(level, max(0, self._supported())), self.now)
+            self.level = self._swings.moderate(level, self.now)
         if self.cap is not None:
             self.level = min(self.level, self.cap)
         passing = self.level

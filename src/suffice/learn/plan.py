@@ -27,9 +27,6 @@ class Plan:
     burst: float = 1_000  # full runs after an alarm
     window: int = 800  # audits of a certificate
     share: float = 0.05  # of requests that are audited in normal operation
-    # Of requests that are audited while a better level can be proved; 0: no climbs. They open windows by what audits
-    # showed, so a served route has none until those windows have their own part of delta.
-    climb_share: float = 0.0
     most_share: float = 0.5  # of requests that are audited in doubt
     free_audits: bool = True  # audit all requests while nothing is certified: they run in full anyway
     refit_every: float = 1_000

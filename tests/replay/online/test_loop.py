@@ -98,8 +98,7 @@ def test_the_lots_are_drawn_before_and_do_not_depend_on_what_is_in_a_request() -
     runs = traffic.runs
     other_runs = replace(runs, x=1 - runs.x, z=-runs.z, cost=3 * runs.cost, full=3 * runs.full)
     scrambled = replace(traffic, runs=other_runs)
-    # The share is the same whatever is found.
-    plain = replace(PLAN, free_audits=False, climb_share=0.0, watches_outcomes=False)
+    plain = replace(PLAN, free_audits=False, watches_outcomes=False)  # the share is the same whatever is found
     (one, _), (other, _) = streamed(traffic, plain), streamed(scrambled, plain)
     assert not np.array_equal(one.level, other.level), "the two are served in different ways"
     assert np.array_equal(one.audit, other.audit)

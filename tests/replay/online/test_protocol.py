@@ -167,7 +167,7 @@ def test_a_label_delay_is_a_time_out_too() -> None:
 def test_a_drift_is_met_with_the_same_numbers_as_no_drift() -> None:
     plans = [plan_of(uneven(), max_em_drop=0.02, drift=spec) for spec in (None, parse_drift("relabel=0.5@0.5"))]
     assert plans[0] == plans[1]
-    assert plans[0].window == 2_400
+    assert plans[0].window == 800
 
 
 def test_labels_that_come_after_the_end_certify_nothing_that_disagrees() -> None:
