@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.control.evidence.deaths import Gap, GatewayDeaths
+from suffice.control.evidence.run_join import Gap, GatewayDeaths
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, EndReason, Outcome
 from tests.control.made import WINDOW, Story, rows, run, story, traffic

@@ -16,7 +16,8 @@ from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.saving import spent_tokens
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
-UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
+DEATH_ENDS = ("shutdown", "lost")  # of every run that a gateway had open when it ended
+UNKNOWN_ENDS = ("rejected", *DEATH_ENDS)  # the model was not called, or its reply is unknown
 ABANDONED_ENDS = ("client_left", "asked")  # audits with these ends count as losses
 # Ends without an answer, because the upstream gave none within its limits or was not called. The full run is wrong
 # then, so no stop loses anything against it: leaving the audit out is the safe side.

@@ -211,6 +211,7 @@ class Ledger:
     has_rows: bool = True  # False: its rows were left out by sampling
     calls: list[CallAccount] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
+    step_tokens: int = 0  # of all that were recorded
     degraded: list[str] = field(default_factory=list)
     end_reason: EndReason | None = None
     stop: StopState = field(default_factory=StopState)
@@ -290,7 +291,7 @@ class Ledger:
         if self.turn is not None:
             self.turn.note(text, calls, self)
 
-    def record_step(self, step: Step, signals: Signals, decision: Decision, *, late_tokens: int = 0) -> None:
+    def record_step(self, step: Step, signals: Signals, decision: Decision, *, late_tokens: int | None = None) -> None:
         same: dict[str, Any] = {name: getattr(step, name) for name in _STEP_FIELDS}
         same |= {name: getattr(signals, name) for name in _SIGNAL_FIELDS}
         self.steps.append(
@@ -304,6 +305,7 @@ class Ledger:
                 late_tokens=late_tokens,
             )
         )
+        self.step_tokens += step.tokens
         if decision.action == "stop" and self.stop.step is None:
             self.stop.step, self.stop.reason = step.index, decision.stop_reason
             self.stop.would_answer, self.stop.decision = signals.answer, decision.reason

@@ -264,8 +264,8 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
         live.reader, live.cut = reader, reader.close_now if continuer.methods else None
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
-            late_tokens = max(0, reader.account.received_tokens - sum(one.tokens for one in ledger.steps) - step.tokens)
-            ledger.record_step(step, signals, decision, late_tokens=late_tokens)
+            late_tokens = reader.account.received_tokens - ledger.step_tokens - step.tokens
+            ledger.record_step(step, signals, decision, late_tokens=late_tokens if late_tokens > 0 else None)
             # The one place that decides whether a stop acts: this run may be stopped, there is a way to
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine

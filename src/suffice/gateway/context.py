@@ -412,7 +412,7 @@ class Deployment:
         """End the leases that are over; return rows about those that have ended or begun anew."""
         self.leases.check()
         rows = list[WatchLapse]()
-        for route, lease in self.leases.changed(iter(self.routes)):
+        for route, lease in self.leases.changed(self.routes):
             self._export_level(route)
             rows.append(self.leases.row_of(route.name, lease))
         return rows

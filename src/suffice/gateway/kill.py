@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.presence import Announcement, SwitchFile, changed_ns, read_switch, switch_text
+from suffice.store.routes.deployments import stamp_after
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
 
@@ -66,9 +67,8 @@ class KillSwitch:
 
     def next_stamp(self, now_s: float) -> int:
         """Return the stamp of an order given here: newer than every order known here, whatever the clocks say."""
-        known = 0 if self.order is None else self.order.stamp
         own = 0 if self._known is None else self._known.order or 0
-        return max(int(now_s * 1e9), known + 1, own + 1)
+        return max(stamp_after(self.order, int(now_s * 1e9)), own + 1)
 
     def check(self) -> None:
         """Check whether the file exists and announce the state. Never raises."""

@@ -59,32 +59,32 @@ def watch_orders(gw: GatewayState, database: LogDatabase) -> Iterator[None]:
 def _orders(database: LogDatabase, is_over: threading.Event) -> Iterator[KillSwitchState]:
     """Yield each newest order of the log. Raise StoreError."""
     if isinstance(database, PostgresDatabase):
-        yield from _orders_of_server(database, is_over)
+        looks = _looks_at_server(database, is_over)
     else:
-        yield from _orders_of_file(database, is_over)
+        looks = _looks_at_file(database, is_over)
+    latest = None
+    for order in looks:
+        if order is not None and order != latest:
+            latest = order
+            yield order
 
 
-def _orders_of_file(database: SqliteDatabase, is_over: threading.Event) -> Iterator[KillSwitchState]:
-    latest, written = None, None
+def _looks_at_file(database: SqliteDatabase, is_over: threading.Event) -> Iterator[KillSwitchState | None]:
+    written = None
     while not is_over.is_set():
         now_s = time.time()
         if not database.is_unchanged(written, now_s=now_s):
             with database.reader() as connection:
                 written = database.find_last_write(connection, now_s=now_s)
                 order = read_kill_order(connection)
-            if order is not None and order != latest:
-                latest = order
-                yield order
+            yield order
         is_over.wait(FILE_LOOK_S)
 
 
-def _orders_of_server(database: PostgresDatabase, is_over: threading.Event) -> Iterator[KillSwitchState]:
-    latest = None
+def _looks_at_server(database: PostgresDatabase, is_over: threading.Event) -> Iterator[KillSwitchState | None]:
     with database.listener(CHANNEL) as connection:
         while not is_over.is_set():
             with connection:
                 order = read_kill_order(connection)
-            if order is not None and order != latest:
-                latest = order
-                yield order
+            yield order
             connection.wait_for_notice(SERVER_LOOK_S)

@@ -123,7 +123,7 @@ class Leases:
         _, seen_s = self._jobs.get(job, (0, -inf))
         return self.monotonic_s() - seen_s < self.rules.lease_s
 
-    def changed(self, routes: Iterator[BuiltRoute]) -> Iterator[tuple[BuiltRoute, Lease]]:
+    def changed(self, routes: Sequence[BuiltRoute]) -> Iterator[tuple[BuiltRoute, Lease]]:
         """Return, once each, the certified routes whose lease has ended or begun anew."""
         for route in routes:
             lease = self._of.get(route.name)

@@ -235,10 +235,9 @@ class RemoteRun:
         self._call({"episode_id": self.id, "aborted" if aborted else "done": True})
 
     def _call(self, body: dict[str, Any], headers: Headers = ()) -> DecideReply | None:
-        reply = None if self._is_lost else self._backend.decide(body, headers)
-        if reply is not None and not reply.fits(self.id or reply.episode_id, len(self._answers)):
-            self._backend.note_misfit()
-            reply = None
+        reply = None
+        if not self._is_lost:
+            reply = self._backend.decide(body, headers, run_id=self.id, n_steps=len(self._answers))
         self._is_lost = reply is None
         self._latest = reply or self._latest
         return reply
@@ -291,8 +290,12 @@ class RemoteBackend:
     def open(self, start: RunStart) -> RemoteRun:
         return RemoteRun(self, start)
 
-    def decide(self, body: dict[str, Any], headers: Headers) -> DecideReply | None:
-        """Return the response, or None and count a failure. While the server is down it is rarely called."""
+    def decide(self, body: dict[str, Any], headers: Headers, *, run_id: str, n_steps: int) -> DecideReply | None:
+        """Return the response, or None and count a failure. While the server is down it is rarely called.
+
+        run_id   of the run that it is about; "": the response names it
+        n_steps  that the run has
+        """
         with self._lock:
             if not self._breaker.allows(time.monotonic()):
                 self._failed["server"] += 1
@@ -301,7 +304,7 @@ class RemoteBackend:
         reply: DecideReply | None = None
         try:
             read = self._post("/v1/decide", {"route": self._route} | body, headers, timeout_s=self._timeout_s)
-            reply = _read_decision(read)
+            reply = _read_decision(read, run_id, n_steps)
         except BadRequest as error:  # the server works; this request is at fault
             site = "refused"
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
@@ -316,11 +319,6 @@ class RemoteBackend:
                 self._failed[site] += 1
             self._breaker.note(failed=site == "server", now_s=time.monotonic())
         return reply
-
-    def note_misfit(self) -> None:
-        LOG.warning("decide: the server's decision is about another run, or stops without a step; this run goes on")
-        with self._lock:
-            self._failed["server"] += 1
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store labels and wait until all are on disk at the server. Raise StoreError and BadRequest."""
@@ -361,12 +359,15 @@ class RemoteBackend:
         self._loop.close()
 
 
-def _read_decision(read: dict[str, Any]) -> DecideReply:
-    """Raise UpstreamProtocol for anything but a complete decision."""
+def _read_decision(read: dict[str, Any], run_id: str, n_steps: int) -> DecideReply:
+    """Raise UpstreamProtocol for anything but a complete decision about this run."""
     try:
-        return msgspec.convert(read, DecideReply)
+        reply = msgspec.convert(read, DecideReply)
     except msgspec.ValidationError as error:
         raise UpstreamProtocol(f"no complete decision: {error}") from None
+    if not reply.fits(run_id or reply.episode_id, n_steps):
+        raise UpstreamProtocol("the decision is about another run, or stops without a step")
+    return reply
 
 
 def _as_body(label: Feedback) -> dict[str, Any]:

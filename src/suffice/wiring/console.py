@@ -24,8 +24,7 @@ from suffice.review.items import ReviewItem
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
-from suffice.store.database.presence import switch_reason
-from suffice.store.routes.deployments import read_kill_order
+from suffice.store.routes.deployments import is_killed, read_kill_order, stamp_after
 from suffice.store.routes.rollouts import propose_learned, take_back
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
@@ -173,12 +172,9 @@ def _services(
 
 
 def _is_killed(settings: Settings, path: LogLocation) -> bool:
-    if switch_reason(kill_file(settings)) is not None:
-        return True
-    order = None
     with suppress(StoreError):  # the page says that the log cannot be read
-        order = read_kill_order(path)
-    return order is not None and order.on
+        return is_killed(path, kill_file(settings))
+    return False
 
 
 def _switch(
@@ -186,8 +182,7 @@ def _switch(
 ) -> None:
     """Obey the order here, write the switch's file, then give the order to all replicas. Raise OSError."""
     file, log = kill_file(settings), writer()
-    known = read_kill_order(log.path)
-    stamp = max(time.time_ns(), 0 if known is None else known.stamp + 1)
+    stamp = stamp_after(read_kill_order(log.path), time.time_ns())
     order = KillSwitchState(on=on, reason=f"{reason} ({author})", stamp=stamp, ordered=True)
     try:
         if not log.rehearses:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.control.jobs.base import QUIET_S, WATCH_QUIET_S, JobReport, JobWriter, LogJob, Worker
+from suffice.control.jobs.base import JobReport, JobWriter, LogJob, Worker, is_watcher
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
@@ -115,7 +115,6 @@ class ArchiveJob(LogJob):
 # ── the worker ───────────────────────────────────────────────────────────────────────────────────
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
-WATCHING_JOBS: Final = (Certify, Critical)  # of which no look waits behind another job
 OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ProposeBudget, ExperimentWatch)
 
 
@@ -153,7 +152,7 @@ def open_worker(
             ArchiveJob(writer=writer, **common),
             Notify(sinks=sinks_of(settings.alerts), **common),
         )
-        watching = tuple(job for job in jobs if isinstance(job, WATCHING_JOBS))
+        watching = tuple(job for job in jobs if is_watcher(job))  # no look waits behind another job
         if part is not None:
             jobs = watching if part == "watch" else tuple(job for job in jobs if job not in watching)
         for job in jobs:
@@ -162,7 +161,6 @@ def open_worker(
             decisions=writer,
             author=author,
             jobs=jobs,
-            quiet_s=WATCH_QUIET_S if part == "watch" else QUIET_S,
             now=time.time,
             monotonic_s=time.monotonic,
             new_id=partial(create_id, "jr"),

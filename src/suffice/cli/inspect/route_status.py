@@ -26,7 +26,6 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import (
     LogReader,
     newest_event,
@@ -45,8 +44,8 @@ from suffice.store.routes.deployments import (
     Holds,
     Phase,
     RouteDeployment,
+    is_killed,
     phase_of,
-    read_kill_order,
     read_phases,
 )
 from suffice.store.routes.experiments import read_worse_arms
@@ -136,10 +135,7 @@ def statuses_of(
         if route is not None and route not in newest:
             names = ", ".join(name or '""' for name in newest) or "none yet"
             raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
-        order = read_kill_order(connection)
-        killed = (order is not None and order.on) or (
-            settings is not None and switch_reason(kill_file(settings)) is not None
-        )
+        killed = is_killed(connection, None if settings is None else kill_file(settings))
         promises = read_promises(connection, now_s=now_s, killed=killed)
         phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
         held = read_held(connection, promises.holds, now_s=now_s)

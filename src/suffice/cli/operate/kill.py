@@ -71,7 +71,7 @@ def unkill(path: Path, named: str, reason: str, author: str | None, wait_s: floa
 def _order(path: Path, *, on: bool, reason: str, stamp: int) -> bool:
     """Give the order to all replicas, through the log; return False if that changes nothing."""
     from suffice.errors import SufficeError
-    from suffice.store.routes.deployments import read_kill_order
+    from suffice.store.routes.deployments import read_kill_order, stamp_after
     from suffice.store.rows.events import KillSwitchState
     from suffice.wiring.files import load_settings
     from suffice.wiring.worker import open_decisions
@@ -81,8 +81,7 @@ def _order(path: Path, *, on: bool, reason: str, stamp: int) -> bool:
             before = read_kill_order(writer.path)
             if (before is None and not on) or (before is not None and not (before.on or on)):
                 return False
-            latest = 0 if before is None else before.stamp
-            given = KillSwitchState(on=on, reason=reason, stamp=max(stamp, latest + 1), ordered=True)
+            given = KillSwitchState(on=on, reason=reason, stamp=stamp_after(before, stamp), ordered=True)
             return writer.write_new(given)
     except SufficeError as error:
         warn(f"replicas on other machines did not get the order: {error}")

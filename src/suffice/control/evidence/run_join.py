@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -205,3 +205,31 @@ class LabelDelay:
             return 0.0
         before = bisect_right(self._at_s, self._at_s[-1] - self.timeout_s)
         return float(self._n[-1] - (self._n[before - 1] if before else since))
+
+
+# --------------------------------------------------------------------------- audits that died with their gateway
+
+
+class Gap(NamedTuple):
+    """Requests, by number, that no claim is about: those that began while a run was open that died."""
+
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class GatewayDeaths:
+    """At most one death in `every` requests makes a gap, or a client that can end gateways could hide its losses."""
+
+    gap: Gap | None = None  # the latest
+
+    def note(self, number: int, *, now: int, every: float) -> Gap | None:
+        """Note that audit `number` died, by the time of request `now`; None: it counts as lost."""
+        gap = self.gap
+        if gap is None or (number > gap.last and now >= gap.last + every):
+            self.gap = Gap(number, now)
+        elif number <= gap.last:  # it was open when the first one died
+            self.gap = Gap(min(number, gap.first), gap.last)
+        else:
+            return None
+        return self.gap

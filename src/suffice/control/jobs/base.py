@@ -177,7 +177,6 @@ class Worker:
     _writers: dict[str, tuple[Job, JobWriter]] = field(init=False, default_factory=dict)
     _seen: ReadTo | None = field(init=False, default=None)  # the log when the last round began …
     _began_s: float = field(init=False, default=0.0)  # … and when that was
-    quiet_s: float = QUIET_S  # between two rounds while the log stays as it is
     doing: tuple[str, float] | None = field(init=False, default=None)  # the job that runs, and since when
     polled_s: float | None = field(init=False, default=None)  # when it last looked for new rows
     _took_s: float = field(init=False, default=0.0)  # the last round
@@ -191,14 +190,22 @@ class Worker:
             writer = JobWriter(self.decisions, job.name, self.monotonic_s, is_shared=is_shared)
             self._writers[job.name] = job, writer
 
+    @property
+    def _only_watches(self) -> bool:
+        return all(map(is_watcher, self.jobs))
+
+    @property
+    def _quiet_s(self) -> float:
+        return WATCH_QUIET_S if self._only_watches else QUIET_S
+
     def round_if_due(self) -> list[JobReport]:
-        """Do a round if the log has changed, after `QUIET_S`, or while another worker has a lease."""
+        """Do a round if the log has changed, after a quiet time, or while another worker has a lease."""
         seen, now_s = None, self.monotonic_s()
         with suppress(StoreError), open_reader(self.decisions.path) as log:  # else the round says what is wrong
             seen = read_to(log)
         holds_all = all(writer.lease is not None for _, writer in self._writers.values())
         self.polled_s = now_s
-        if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < self.quiet_s:
+        if seen is not None and seen == self._seen and holds_all and now_s - self._began_s < self._quiet_s:
             return []
         self._seen, self._began_s = seen, now_s
         reports = self.round()
@@ -244,7 +251,7 @@ class Worker:
     def pause_s(self) -> float:
         """Return how long to wait for the next round: shorter for jobs that watch, unless their rounds take long."""
         usual_s = min(one.settings.control.period_s for one in self.jobs if isinstance(one, LogJob))
-        if self.quiet_s == QUIET_S:
+        if not self._only_watches:
             return usual_s
         return min(usual_s, max(LOOK_S, self._took_s * (1 - LOOK_SHARE) / LOOK_SHARE))
 
@@ -480,6 +487,11 @@ class ProposalJob(RouteJob[M]):
             if sentence is not None or name in self._failed:
                 reports.append(self.report(name, sentence or "", read_to_seq=here.until))
         return reports
+
+
+def is_watcher(job: Job) -> bool:
+    """Whether the looks of a job keep certificates alive, or pause what they cover."""
+    return isinstance(job, RouteJob) and job.is_watcher
 
 
 def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[LogRow]:

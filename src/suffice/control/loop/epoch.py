@@ -12,11 +12,17 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import WarmStart, read_windows
 from suffice.assurance.forecast import ForecastAction
-from suffice.assurance.runs import Match
+from suffice.assurance.runs import DEATH_ENDS, Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
-from suffice.control.evidence.deaths import DEATH_ENDS, GatewayDeaths
-from suffice.control.evidence.run_join import LabelDelay, LabelJoin, RepeatedDeliveries, StartOrder, UnreturnedAudits
+from suffice.control.evidence.run_join import (
+    GatewayDeaths,
+    LabelDelay,
+    LabelJoin,
+    RepeatedDeliveries,
+    StartOrder,
+    UnreturnedAudits,
+)
 from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of

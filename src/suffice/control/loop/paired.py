@@ -18,9 +18,8 @@ from suffice.assurance.certify import Window, e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
-from suffice.assurance.runs import ABANDONED_ENDS, Match
+from suffice.assurance.runs import ABANDONED_ENDS, DEATH_ENDS, Match
 from suffice.control.evidence.audits import Audit, trusted_label
-from suffice.control.evidence.deaths import DEATH_ENDS
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share

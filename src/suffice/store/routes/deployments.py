@@ -161,6 +161,19 @@ def read_kill_order(source: views.LogSource) -> KillSwitchState | None:
     return order
 
 
+def stamp_after(order: KillSwitchState | None, stamp: int) -> int:
+    """Return the stamp of an order that comes after this one, whatever the clocks of several machines say."""
+    return stamp if order is None else max(stamp, order.stamp + 1)
+
+
+def is_killed(source: views.LogSource, switch: Path | None) -> bool:
+    """Whether the switch's file or the newest order for all replicas says so. Raise StoreError."""
+    if switch is not None and switch_reason(switch) is not None:
+        return True
+    order = read_kill_order(source)
+    return order is not None and order.on
+
+
 def read_local_kills(location: LogLocation) -> tuple[KillSwitchState, ...]:
     """Return the kills by files that persons made and have not removed, of living gateways. Raise StoreError."""
     rows = views.newest_events(location, KillSwitchState, -1)
