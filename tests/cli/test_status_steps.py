@@ -15,6 +15,7 @@ from suffice.cli.inspect.route_status import read_statuses, statuses_of
 from suffice.cli.inspect.route_summary import summarize
 from suffice.settings import parse_settings
 from suffice.store.database.views import open_reader
+from suffice.store.routes import rollups
 
 
 def steps(config: Path) -> tuple[int, int]:
@@ -79,3 +80,22 @@ def test_rows_that_nobody_has_summed_up_are_read_and_the_figures_are_the_same(tm
     assert [one.report for one in read_statuses(config.parent / "log.db", settings, None)] == [
         one.report for one in summed
     ]
+
+
+def test_sums_that_lag_are_not_made_up_for_by_reading_the_log_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made(tmp_path / "log", 1_200, 20)
+    summed = steps(config)
+    with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection, connection:
+        for table in ("rollups", "tallies", "rolled"):
+            connection.execute(f"DELETE FROM {table}")
+    monkeypatch.setattr(rollups, "MOST_ROWS", 1_000)
+    late = steps(config)
+    assert late[1] == summed[1] == 20, "a route is listed whether or not it is summed up"
+    assert late[0] <= summed[0] + 5, (late, summed)
+    settings = parse_settings(tomllib.loads(config.read_text("utf-8")))
+    for one in read_statuses(config.parent / "log.db", settings, None):
+        assert "rows of the log behind" in one.lag
+        assert one.report.n_requests == 0
+        assert one.lag in summarize(one).effect

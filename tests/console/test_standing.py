@@ -78,7 +78,7 @@ def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
         sums=SimpleNamespace(n_requests=9),
         phase=SimpleNamespace(phase="burst", attended=False, n_labels_wanted=0, failing=()),
     )
-    read_to: Any = SimpleNamespace(n_behind=0)
+    read_to: Any = SimpleNamespace(lag="")
 
     def said(now_s: float) -> list[str]:
         look: Any = SimpleNamespace(now_s=now_s, begun_s=1_000.0, settings=SimpleNamespace(routes={"r": LEARNED}))

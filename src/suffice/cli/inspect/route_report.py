@@ -58,13 +58,15 @@ def _standing(one: RouteStatus) -> Lines:
     yield "policy", one.policy_version or "none"
     if one.control is None:
         if one.promise_state != "gone":  # then nothing acts
-            yield "certified", _certified(one.report)
+            yield "certified", one.lag if one.lag and not one.report.n_governed else _certified(one.report)
     elif one.pairs:
         yield from _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
     else:
         acts = one.promise_state in ("certified", "budgeted")
         yield from phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
     yield "promise", one.promise
+    if one.lag:
+        yield "figures", one.lag
     if one.held is not None:
         yield from held_lines(one.held)
 

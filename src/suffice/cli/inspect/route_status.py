@@ -49,7 +49,7 @@ from suffice.store.routes.deployments import (
     read_phases,
 )
 from suffice.store.routes.experiments import read_worse_arms
-from suffice.store.routes.rollups import RouteScorer, tallies_now
+from suffice.store.routes.rollups import RouteScorer, logged_routes, read_to, tallies_now
 from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm, route_of
 from suffice.types import Epoch, Pause, Publication, Request, Resumption
 from suffice.wiring.keys import kill_file
@@ -110,6 +110,7 @@ class RouteStatus:
     held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
     policy: str = ""  # its name, with its parameters
     needs_probe: bool = False  # without a table [routes.NAME.probe], nothing of it can be certified
+    lag: str = ""  # by how much `report` and `evidence` are older than the log, as a sentence; "": they are current
     since_s: float | None = None  # Unix time since when it does what it does; None: not known
 
 
@@ -130,8 +131,12 @@ def statuses_of(
     with ExitStack() as stack:
         stack.enter_context(snapshot(connection))
         scorer_of = _scorers(settings, stack)
-        tallies = tallies_now(connection, scorer_of)
-        newest = {name: request for name in tallies if (request := newest_request(connection, name)) is not None}
+        tallies, lag = tallies_now(connection, scorer_of), read_to(connection).lag
+        newest = {
+            name: request
+            for name in logged_routes(connection)
+            if (request := newest_request(connection, name)) is not None
+        }
         if route is not None and route not in newest:
             names = ", ".join(name or '""' for name in newest) or "none yet"
             raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
@@ -145,7 +150,7 @@ def statuses_of(
                 name,
                 configured=None if settings is None else settings.routes.get(name),
                 newest=request,
-                tally=tallies[name],
+                tally=tallies.get(name) or Tally(),
                 scorer=scorer_of(name),
                 promises=promises,
                 phase=phases.get(name),
@@ -154,7 +159,7 @@ def statuses_of(
             for name, request in newest.items()
             if route in (None, name)
         ]
-        return _with_times(connection, statuses, promises.decided)
+        return [replace(one, lag=lag) for one in _with_times(connection, statuses, promises.decided)]
 
 
 def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], RouteScorer]:

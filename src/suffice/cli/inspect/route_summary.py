@@ -102,6 +102,8 @@ def _effect(one: RouteStatus) -> str:
     measured, uncertified = one.report.measured, _uncertified(one)
     saving = measured.saving or measured.would_save
     if saving is None:
+        if one.lag:
+            return f"not measured: {one.lag}"
         if not one.report.n_governed:
             return "nothing was governed yet, so nothing is measured"
         return "saving not measured: no audit has ended yet"
@@ -111,7 +113,7 @@ def _effect(one: RouteStatus) -> str:
         value = format_points(measured.em_drop.value).partition(" ")[0]
         drop = f"{value}{_ends(measured.em_drop, 'points', 2)} of {100 * one.max_em_drop:g} points".replace("+", "")
     saved = f"{format_percent(saving.value)}{_ends(saving, 'percent', 1)}"
-    return f"{verb} {saved}{uncertified}, EM drop {drop}"
+    return f"{verb} {saved}{uncertified}, EM drop {drop}" + (f"; {one.lag}" if one.lag else "")
 
 
 def _brief(one: RouteStatus) -> str:

@@ -45,7 +45,6 @@ if TYPE_CHECKING:  # the gateway would take most of the start-up time of `suffic
 
 # Prefixes of lines that are highlighted.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
-MANY_ROWS = 50_000  # not yet in rollups: reading them takes seconds
 WATCH_S = 2.0  # between two looks
 
 
@@ -127,10 +126,9 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Log
 
 def _warn_of_rows(database: LogLocation) -> None:
     with open_reader(database) as connection:
-        n_behind = read_to(connection).n_behind
-    if n_behind > MANY_ROWS:
-        way_out = "suffice worker --once rollup does that once for all"
-        warn(f"reads {n_behind:,} rows that no worker has summed up yet; {way_out}")
+        lag = read_to(connection).lag
+    if lag:
+        warn(f"{lag}; start suffice worker, or sum them up with suffice worker --once rollup")
 
 
 def _last_good(settings: Settings, route: str | None) -> list[str]:

@@ -297,9 +297,8 @@ def notices(
         result += _notices_of(one, view)
     failing = dict.fromkeys(sentence for one in states for sentence in one.phase.failing)
     result += [OverviewNotice("alarm", sentence, "/console/settings", "See jobs") for sentence in failing]
-    if read_to.n_behind > 50_000:
-        text = f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up"
-        result.append(OverviewNotice("info", text, "/console/settings", "See jobs"))
+    if read_to.lag:
+        result.append(OverviewNotice("warn", read_to.lag.capitalize(), "/console/settings", "See jobs"))
     order = {"alarm": 0, "warn": 1, "info": 2}
     return tuple(sorted(result, key=lambda notice: order[notice.level]))
 

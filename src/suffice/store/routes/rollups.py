@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import astuple, fields
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
+from suffice.formatting import format_time
 from suffice.store.database import views
 from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums
@@ -65,6 +66,14 @@ class ReadTo:
     @property
     def n_behind(self) -> int:
         return max(0, self.last - self.seq)
+
+    @property
+    def lag(self) -> str:
+        """Say by how much the sums are older than the log, where no reader makes up for it; "": they are not."""
+        if self.n_behind <= MOST_ROWS:
+            return ""
+        since = f"the worker last did at {format_time(self.at_s)}" if self.seq else "no worker has done so yet"
+        return f"figures are {self.n_behind:,} rows of the log behind, which are not summed up: {since}"
 
 
 def read_to(connection: views.LogReader) -> ReadTo:
@@ -225,6 +234,7 @@ def degraded_runs(connection: views.LogReader, hour: int) -> list[tuple[str, int
 
 
 PAGE_ROWS: Final = 5_000
+MOST_ROWS: Final = 10_000  # not summed up, that a reader reads itself: less than a second of CPU
 
 # The plus keeps SQLite from the index of kinds, which would need a sort.
 _ROWS: Final = """
@@ -401,8 +411,24 @@ def _fold_run(tally: Tally, change: RunChange, match: Match) -> None:
         tally.relabel(measure_governed_run(change.before, match), run)
 
 
+_NEXT_ROUTE: Final = """
+    SELECT route FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route {after} ?
+    ORDER BY route LIMIT 1"""
+
+
+def logged_routes(connection: views.LogReader) -> list[str]:
+    """Return the routes that have requests in the log, sorted: one look into the index for each."""
+    names, after = list[str](), ">="
+    while rows := views.query_rows(connection, _NEXT_ROUTE.format(after=after), (names[-1] if names else "",)):
+        names.append(rows[0][0])
+        after = ">"
+    return names
+
+
 def tally_now(connection: views.LogReader, route: str, scorer: RouteScorer) -> Tally | None:
-    """Return the tally of one route up to the log's last row; only rows that came since are read. Raise StoreError."""
+    """Return the tally of one route up to the log's last row; None: it has none, or sums lag. Raise StoreError."""
+    if read_to(connection).lag:
+        return None
     tallies = read_tallies(connection, (route,))
     fold_changes(tallies, _changes(connection, read_to(connection).seq), lambda _: scorer, only=(route,))
     return tallies.get(route)
@@ -411,9 +437,12 @@ def tally_now(connection: views.LogReader, route: str, scorer: RouteScorer) -> T
 def tallies_now(connection: views.LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """Return the tally of every route up to the log's last row. Raise StoreError.
 
-    A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
+    Where the sums lag (`ReadTo.lag`), only these are returned, as of their row. Else a route whose labels were compared
+    by another scorer than `scoring` names is read again from the beginning.
     """
     tallies = read_tallies(connection)
+    if read_to(connection).lag:
+        return dict(sorted(tallies.items()))
     fold_changes(tallies, _changes(connection, read_to(connection).seq), scoring)
     labelled = {name: scoring(name) for name, one in tallies.items() if one.counts.get("labelled")}
     other = {name for name, one in labelled.items() if tallies[name].scorer != one.name and not one.is_gone}
