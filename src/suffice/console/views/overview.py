@@ -298,7 +298,8 @@ def notices(
     failing = dict.fromkeys(sentence for one in states for sentence in one.phase.failing)
     result += [OverviewNotice("alarm", sentence, "/console/settings", "See jobs") for sentence in failing]
     if read_to.lag:
-        result.append(OverviewNotice("warn", read_to.lag.capitalize(), "/console/settings", "See jobs"))
+        text = f"{read_to.lag[:1].upper()}{read_to.lag[1:]}"
+        result.append(OverviewNotice("warn", text, "/console/settings", "See jobs"))
     order = {"alarm": 0, "warn": 1, "info": 2}
     return tuple(sorted(result, key=lambda notice: order[notice.level]))
 
