@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -69,14 +70,14 @@ def test_a_loop_that_is_stored_and_made_again_wherever_it_is_cut_decides_the_sam
 
 def test_shared_objects_stay_shared_and_numbers_keep_every_bit() -> None:
     array = np.asfortranarray(np.arange(6.0).reshape(2, 3) / 7)
-    loop = [0.1, float("nan"), -0.0, 2**70, array, array, np.float64(1 / 3), range(3), {("a", 1): {3, 4}}]
+    loop = [0.1, float("nan"), -0.0, 2**70, array, array, np.float64(1 / 3), range(3), {("a", 1): {3, 4}}, Counter(a=2)]
     loop.append(loop)
     made = restore_snapshot(take_snapshot(loop, {}), {})
     assert made[4] is made[5]
     assert made[4].flags.f_contiguous
     assert np.array_equal(made[4], array)
-    assert made[9] is made
-    assert [repr(one) for one in (*made[:4], *made[6:9])] == [repr(one) for one in (*loop[:4], *loop[6:9])]
+    assert made[10] is made
+    assert [repr(one) for one in (*made[:4], *made[6:10])] == [repr(one) for one in (*loop[:4], *loop[6:10])]
 
 
 @pytest.mark.parametrize("value", [lambda: 1, Path("x"), np.array([object()]), open])

@@ -17,7 +17,7 @@ from suffice.gateway.route import BuiltRoute, deploy_route
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, Override, OverrideEnd
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
-from suffice.types import Publication, Query
+from suffice.types import Outcome, Publication, Query, Request
 from suffice.wiring.routes import build_route
 from tests.control.made import CONTROL, ROUTE, Story, label, rows, run, story
 
@@ -41,6 +41,19 @@ def asked(n: int, *, first: int = 0) -> list[Event]:
             events[-1] = replace(outcome, steps=steps, answer="77")
             events.append(label(number, gold="77" if name == "law" else "11"))
     return events
+
+
+def of_an_alias(events: list[Event], answered: str = "m") -> list[Event]:
+    """Maths is asked under a name of its own."""
+    requests = [one for one in events if isinstance(one, Request)]
+    maths = {one.episode_id for one in requests if one.query is not None and one.query.query_class == "maths"}
+
+    def renamed(one: Event) -> Event:
+        if isinstance(one, Request) and one.episode_id in maths:
+            return replace(one, model="alias")
+        return replace(one, model=answered) if isinstance(one, Outcome) and one.episode_id in maths else one
+
+    return list(map(renamed, events))
 
 
 def in_full(number: int = 1, query_class: str = "maths") -> Override:
@@ -94,6 +107,16 @@ def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certific
     assert "is proved with classes at levels of their own" in made.reason
     assert truth(here, made, full="maths") < BUDGET
     assert made.mixture == ((("maths", (0,)),) if made.level else ())
+
+
+def test_gains_of_an_alias_that_has_moved_prove_nothing_for_the_others() -> None:
+    before = read(of_an_alias(asked(N)))
+    assert {name for name, _, _ in before.published[-1].upstream} == {"alias", "m"}
+    here = read(of_an_alias(asked(N)), of_an_alias(asked(100, first=N), answered="m-2"))
+    made = here.published[-1]
+    assert {name for name, _, _ in made.upstream} == {"m"}
+    assert made.level < before.published[-1].level
+    assert truth(here, made, full="maths") < BUDGET < truth(here, before.published[-1], full="maths")
 
 
 def test_the_level_returns_when_the_override_ends(pooled: Story) -> None:

@@ -94,6 +94,21 @@ async def test_another_model_suspends_the_route(serve: Serve) -> None:
         assert not g.gateway.deployment.routes[0].certified
 
 
+async def test_an_alias_that_moves_runs_in_full_and_no_other_name_does(serve: Serve) -> None:
+    behind = {"m": "m", "alias": "m"}
+
+    def says(asked: FakeRequest) -> Reply:
+        return Reply(answer=cut("it is 4"), extra={"model": behind[asked.body["model"]]})
+
+    async with serve(says, route=ROUTE) as g:
+        await decide(g, began(), proof(g, upstream=(("alias", "m", ""), ("m", "m", ""))))
+        assert await drawn(g, model="alias") == N_DRAWN
+        behind["alias"] = "m-2"
+        assert await drawn(g, model="alias") == N_DRAWN, "its answer is the first that anybody sees of it"
+        assert await drawn(g, model="alias") == 8
+        assert await drawn(g) == N_DRAWN
+
+
 async def test_an_audit_runs_in_full_whatever_is_proved(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE | {"audit_share": 1.0}) as g:
         await decide(g, began(), proof(g, share=1.0))

@@ -27,7 +27,6 @@ from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.open_runs import OpenRuns
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.gateway.tracing import Tracer
-from suffice.policy.base import version_of
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout.assign import AuditAssignment, audit_share, point_of
 from suffice.scoring.base import scorer_label
@@ -429,9 +428,7 @@ class Deployment:
         if route.answers_as_known(request.model, named, outcome.system_fingerprint):
             return
         LOG.warning("routes.%s: the upstream reports another model than the evidence", route.name)
-        version = version_of(route.policy)
-        resting = replace(route, certified=False, folds=(), arm="", in_burst=True, policy_version=version)
-        self.activate(route.name, resting)
+        self.activate(route.name, route.without_evidence(request.model))
 
     def check_answers(self, name: str, extracted: tuple[bool, ...]) -> None:
         """Refuse or allow enforcement of a route by whether answers were extracted from its latest full runs."""

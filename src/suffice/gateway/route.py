@@ -160,6 +160,15 @@ class BuiltRoute:
             for one in known
         )
 
+    def without_evidence(self, model: str) -> BuiltRoute:
+        """Return the route in full for requests that name this model, or for all where the evidence has no other."""
+        made = self.active.publication
+        others = () if made is None else tuple(one for one in made.upstream if one[0] != model)
+        if made is None or not others or self.settings.kind == "rounds":
+            version = version_of(self.policy)
+            return replace(self, certified=False, folds=(), arm="", in_burst=True, policy_version=version)
+        return replace(self, active=replace(self.active, publication=replace(made, upstream=others)))
+
     def guarantee(
         self,
         *,

@@ -20,19 +20,20 @@ class MixtureTest:
     """A mixture loses Z_t(level of its class). Where a class may get several levels, it counts what the worst loses."""
 
     certificate: Certificate
-    classes: Sequence[str]  # of the certificate's audits that have returned, in its order; others are lost anyway
+    classes: Sequence[str | None]  # of the certificate's returned audits, in its order; None: such requests run in full
     max_em_drop: float | Floats  # net of charges; or one for each level, shape (M,)
     delta: float
 
     def level(self, levels_of: LevelsOf) -> int:
         """The highest level of the route up to which the mixtures pass, in order."""
         counted = self.certificate.counted.copy()
-        names = np.array(self.classes, dtype=np.str_)
+        names = np.array(self.classes, dtype=np.object_)
         for name in dict.fromkeys(self.classes):
             rows = np.flatnonzero(names == name)
             own = self.certificate.counted[rows]
             for level in range(1, counted.shape[1]):
-                counted[rows, level] = own[:, list(levels_of(name, level))].max(axis=1)
+                levels = (0,) if name is None else levels_of(name, level)
+                counted[rows, level] = own[:, list(levels)].max(axis=1)
         return self._passes(counted)
 
     def any_level(self) -> int:

@@ -146,7 +146,7 @@ class _Restorer:
             for key, one in rest.items():
                 object.__setattr__(made, key, self.value(one))
         elif isinstance(made, dict):
-            made.update(zip(*[map(self.value, rest)] * 2, strict=True))
+            dict.update(made, zip(*[map(self.value, rest)] * 2, strict=True))  # a counter would count the pairs
         else:
             add = made.add if isinstance(made, set) else made.append
             for one in rest:

@@ -25,7 +25,7 @@ from suffice.control.evidence.run_join import (
 )
 from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
-from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
+from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams
 from suffice.errors import SufficeError, problem_of
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
@@ -116,7 +116,7 @@ class EpochState:
         self.failing = dict[LookPart, str]()
         traffic.upstreams, traffic.sample_ratio, traffic.callers = Upstreams(), SampleRatioTest(), set()
         for audit in self.audits:
-            traffic.upstreams.note(upstream_of(audit.episode.request, audit.outcome), gathers=True)
+            traffic.upstreams.note(audit.episode.request, audit.outcome, gathers=True)
             self.labels.ended(audit.outcome)
 
     @property

@@ -195,7 +195,8 @@ class LearnedEvidence(EvidenceSource):
     def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state, certifier = self.state, self.certifier
         certifier.now = float(state.n)
-        if any(certifier.add_signals(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
+        ended = (run for run in state.starts.take_ended(state.n) if state.traffic.upstreams.covers(run.request))
+        if any(certifier.add_signals(batch) for batch in self._drift.batches(ended)):
             return EpochEnd("signals", "signals of all traffic drifted", keep=KEPT_BEFORE)
         certifier.live_cost = self._costs.at(float(state.n))
         if certifier.in_burst and not self._ends_burst():
@@ -284,17 +285,18 @@ class LearnedEvidence(EvidenceSource):
     def _prove_mixtures(self) -> str:
         """Lower the level to where the mixture that is served passes, too; return the reason, or ""."""
         certifier, state, certified = self.certifier, self.state, self.level
-        certificate = certifier.certificate
+        certificate, upstreams = certifier.certificate, state.traffic.upstreams
         self.mixture, self.any_level = (), 0
         if certificate is None or not certified or certifier.plan.promise != "certified":
             return ""
+        inside = (state.audits[place] for place in np.flatnonzero(certificate.inside).tolist())
         test = MixtureTest(
             certificate=certificate,
-            classes=[state.audits[place].query_class for place in np.flatnonzero(certificate.inside).tolist()],
+            classes=[audit.query_class if upstreams.covers(audit.episode.request) else None for audit in inside],
             max_em_drop=certifier.plan.max_em_drop - certifier.charge,
             delta=certifier.plan.delta,
         )
-        if self._classes():
+        if self._classes() or upstreams.moved:
             held = cache(lambda level: dict(self._classes_at(level)))
             self.level = min(self.level, test.level(lambda name, level: (held(level).get(name, level),)))
         if mixture_of(state.ceilings, state.plan, level=self.level):
@@ -401,7 +403,7 @@ class LearnedEvidence(EvidenceSource):
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
         )
-        if is_known and not self._proves_other_mixtures(before):
+        if is_known and not self._covers_others(before):
             return None
         made = self.state.publication(
             held,
@@ -423,9 +425,10 @@ class LearnedEvidence(EvidenceSource):
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
-    def _proves_other_mixtures(self, before: Publication | None) -> bool:
-        """Whether mixtures differ from those of the publication, and the log does not say that they were left so."""
-        if before is None or (self.mixture, self.any_level) == (before.mixture, before.any_level):
+    def _covers_others(self, before: Publication | None) -> bool:
+        """Whether other mixtures or models are covered than by the publication, and the log does not leave it so."""
+        covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain()
+        if before is None or covered == (before.mixture, before.any_level, before.upstream):
             return False
         expected = self.state.expected  # of a log that an earlier release wrote, too
         return not expected or expected[0].at == self.state.n

@@ -30,7 +30,7 @@ from suffice.control.loop.epoch import (
 from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.paired import PairedEvidence
-from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
+from suffice.control.loop.safety_checks import CriticalEM, Traffic
 from suffice.learn.certifier import Certifier
 from suffice.review.holds import NO_HOLDS, Override, OverrideEnd, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
@@ -173,7 +173,8 @@ class RouteLoop:
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
         state, number, probes = self.state, self.n + 1, self.context.route.probe is not None
         request = state.deliveries.numbered(request)
-        state.traffic.mix.note(request)
+        if state.traffic.upstreams.covers(request):
+            state.traffic.mix.note(request)
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
         certifier = state.certifier
@@ -211,14 +212,14 @@ class RouteLoop:
             return None
         request, episode = run.request, run.episode
         state.traffic.setup = request.setup or state.traffic.setup
-        change = state.traffic.upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
+        change = state.traffic.upstreams.note(request, outcome, gathers=self._gathers)
         if change is not None:
             return self._end_epoch(EpochEnd("change", change), stored)
         self.source.note_end(episode, run.number)
         waiting = state.labels.ended(outcome, weight_of(request, outcome))
         for label in waiting:
             self._hear(outcome.episode_id, label.feedback)
-        if self.source.is_evidence(request, outcome):
+        if state.traffic.upstreams.covers(request) and self.source.is_evidence(request, outcome):
             state.note_end(outcome, run.number)
             audit = Audit(
                 seq=stored.seq,

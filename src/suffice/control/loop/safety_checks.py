@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,65 +34,102 @@ from suffice.learn.version import FoldedModels
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, Publication, Request
 
-MOST_UPSTREAMS: Final = 50  # different upstream identities that one epoch remembers
-STRANGERS: Final = 1_000  # latest requests among which …
-MOST_STRANGERS: Final = 0.05  # … this share at most may request models without evidence
+MOST_MODELS: Final = 50  # names that one epoch remembers, and models that answer to a name
+LATEST_RUNS: Final = 1_000  # among which …
+MOST_STRANGERS: Final = 0.05  # … this share at most may request models without evidence, one caller left out
+MOST_OF_ONE: Final = 1 / 3  # … or this one, whoever they are
 CRITICAL_LABELS: Final = 500  # latest labels from which a critical EM is tested
 LEAST_LABELS: Final = 30
 MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the traffic
 
 
-class UpstreamIdentity(NamedTuple):
-    requested: str  # model that the request names; "" for a loop of the caller's own
-    answered: Fingerprint
-
-
-def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
-    """For a loop of the caller's own, the caller reports who answered."""
-    is_own = request.kind == "rounds"
-    answered = Fingerprint(
-        model=(request.model or None) if is_own else outcome.model,
-        system_fingerprint=outcome.system_fingerprint,
-        sampling=request.setup or None,
-    )
-    return UpstreamIdentity("" if is_own else request.model, answered)
+def model_of(request: Request) -> str:
+    """Return the model that a request names; "" for a loop of the caller's own, which reports who answered."""
+    return "" if request.kind == "rounds" else request.model
 
 
 @dataclass(slots=True)
 class Upstreams:
-    """The upstream identities of this epoch, and the test for a change.
+    """The models of this epoch's evidence by the names in requests, and the test for a change.
 
-    All identities during the burst belong to the evidence. Afterwards another fingerprint of a known model is a change
-    at once. A model that was never requested before is a stranger, and only many strangers are a change, so that a
-    client's typing error does not cost a burst.
+    All models during the burst belong to the evidence. Afterwards a run has no evidence if its request names another
+    model, or if a known name is answered by another model: gateways serve such requests in full. It is a change of the
+    whole route, which costs a burst, if the name is that of a third of the requests, or if so many ask for models
+    without evidence; leaving out the caller who does so most, a twentieth is enough. So no caller with less than a
+    third of the traffic can end the evidence of others.
     """
 
-    known: list[UpstreamIdentity] = field(default_factory=list)
-    strangers: deque[bool] = field(default_factory=lambda: deque(maxlen=STRANGERS))
+    known: dict[str, list[Fingerprint]] = field(default_factory=dict)  # by requested name
+    moved: set[str] = field(default_factory=set)  # names whose evidence has ended
+    _n_runs: Counter[str] = field(default_factory=Counter)  # of a known name in the burst
+    _latest: deque[tuple[str, str, bool]] = field(  # requested name, caller, and whether it has evidence
+        default_factory=lambda: deque(maxlen=LATEST_RUNS)
+    )
 
-    def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
-        """Note an answer; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
-        same_name = [one.answered for one in self.known if one.requested == who.requested]
-        if not all(find_changes(one, who.answered) for one in same_name):
-            self.strangers.append(False)
+    def covers(self, request: Request) -> bool:
+        """Whether there is evidence about the model that a request names."""
+        return not self.known or model_of(request) in self.known
+
+    def note(self, request: Request, outcome: Outcome, *, gathers: bool) -> str | None:
+        """Note a run; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
+        name, answered = model_of(request), answered_by(request, outcome)
+        same_name = self.known.get(name, [])
+        is_known = not all(find_changes(one, answered) for one in same_name)
+        if not is_known and (gathers or not self.known):
+            self._learn(name, answered)
+            is_known = True
+        self._latest.append((name, request.sender, is_known))
+        if is_known:
+            self._n_runs[name] += gathers
             return None
-        if gathers or not self.known:
-            if len(self.known) < MOST_UPSTREAMS:
-                self.known.append(who)
-            return None
-        if same_name:
-            return "; ".join(find_changes(same_name[-1], who.answered))
-        before, now = self.known[-1].answered.sampling, who.answered.sampling
+        before, now = next(iter(self.known.values()))[-1].sampling, answered.sampling
         if before is not None and now not in (None, before):
             return f"the route's setup changed from {before!r} to {now!r}"
-        self.strangers.append(True)
-        if sum(self.strangers) > MOST_STRANGERS * STRANGERS:
-            return f"{sum(self.strangers)} of the last {STRANGERS:,} requests ask for models without evidence"
-        return None
+        if same_name:
+            n_same = sum(one == name for one, _, _ in self._latest)
+            if len(self.known) == 1 or n_same > MOST_OF_ONE * len(self._latest):
+                return f"{name!r}: " * (len(self.known) > 1) + "; ".join(find_changes(same_name[-1], answered))
+            del self.known[name]
+            self.moved.add(name)
+        return self._crowd()
+
+    def _learn(self, name: str, answered: Fingerprint) -> None:
+        """Of too many names the rarest makes room (Metwally et al. 2005), so that made-up ones displace no real one."""
+        if name not in self.known and len(self.known) >= MOST_MODELS:
+            rarest = min(self.known, key=lambda one: self._n_runs[one])
+            del self.known[rarest]
+            self._n_runs[name] = self._n_runs.pop(rarest)
+        of_name = self.known.setdefault(name, [])
+        if len(of_name) < MOST_MODELS:
+            of_name.append(answered)
+
+    def _crowd(self) -> str | None:
+        """Return who asks for models without evidence, if it is a change."""
+        strangers = [(name, caller) for name, caller, is_known in self._latest if not is_known]
+        caller, n_caller = Counter(caller for _, caller in strangers).most_common(1)[0]
+        n = len(strangers)
+        if n <= MOST_OF_ONE * LATEST_RUNS and n - n_caller <= MOST_STRANGERS * LATEST_RUNS:
+            return None
+        name = Counter(name for name, _ in strangers).most_common(1)[0][0]
+        by = f", {n_caller} of them by caller {caller}" if caller else ""
+        return f"{n} of the last {LATEST_RUNS:,} requests ask for models without evidence, most for {name!r}{by}"
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
-        names = {(one.requested, one.answered.model, one.answered.system_fingerprint) for one in self.known}
-        return tuple(sorted((requested, model or "", engine or "") for requested, model, engine in names))
+        names = {
+            (name, one.model or "", one.system_fingerprint or "")
+            for name, answered in self.known.items()
+            for one in answered
+        }
+        return tuple(sorted(names))
+
+
+def answered_by(request: Request, outcome: Outcome) -> Fingerprint:
+    """Return who answered; for a loop of the caller's own, the caller reports it."""
+    return Fingerprint(
+        model=(request.model or None) if request.kind == "rounds" else outcome.model,
+        system_fingerprint=outcome.system_fingerprint,
+        sampling=request.setup or None,
+    )
 
 
 @dataclass(slots=True)
