@@ -16,9 +16,9 @@ from suffice.store.database.views import open_reader, read_kinds
 from suffice.store.database.watches import Look, write_looks
 from suffice.store.people.alerts import AlertLog, Notice, read_alert_log
 from suffice.store.rows.watching import WatchLapse
-from suffice.types import Publication
+from suffice.types import BudgetAccount, Publication
 from suffice.wiring import startup
-from tests.gateway import test_fixed_policy, test_several_efforts
+from tests.gateway import test_arms, test_fixed_policy, test_several_efforts
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post
 from tests.gateway.test_arms import VLLM, Model
@@ -295,23 +295,77 @@ async def test_a_certified_effort_is_not_asked_for_when_its_lease_ends(serve: Se
         assert await test_several_efforts.asked(g) == "low"
 
 
+async def test_a_certified_budget_is_not_asked_for_when_its_lease_ends(serve: Serve) -> None:
+    async with serve(Model(), route=test_arms.ROUTE, **VLLM) as g:
+        clock = await certified(g, made=test_arms.arm(g))
+        assert await test_arms.budget(g) == 3
+        clock.s += RULES.lease_s
+        assert await test_arms.budget(g) is None
+        assert (await told(g))["certified"] is False
+        await look(g)
+        assert await test_arms.budget(g) == 3
+
+
+async def test_a_route_with_a_promise_on_average_runs_in_full_when_its_lease_ends(serve: Serve) -> None:
+    account = BudgetAccount(
+        floor=1, affordable=2, n_audits=900, n_waiting=0, em_drop=0.01, max_em_drop=0.02, clipped=0.0
+    )
+    async with serve(FOUR, route=ROUTE | {"promise": "budgeted"}) as g:
+        made = published(g.gateway.settings, 2, certified=False, spending=account)
+        clock = await certified(g, made=made)
+        assert await drawn(g) == STOPPED
+        loop = CallersLoop(g, "a question")
+        assert await loop.steps(2) == ("continue", False)
+        clock.s += RULES.lease_s
+        assert await loop.step() == ("continue", False)
+        assert await drawn(g) == FULL
+        assert (await told(g))["promise"].startswith("none is needed: nobody watches the route now")
+        await rows(g, 1)
+        assert gauge(g, "suffice_certified_level", route="r") == 0
+        await look(g)
+        assert await drawn(g) == STOPPED
+
+
+@dataclass
+class CallersLoop:
+    """A loop that asks `/v1/decide` after each step; all of its steps have the same answer."""
+
+    g: Served
+    question: str
+    n: int = 0
+    episode_id: str = ""
+
+    async def step(self) -> tuple[Any, Any]:
+        self.n += 1
+        said = {"episode_id": self.episode_id} if self.episode_id else {"question": self.question, "model": "m"}
+        body = {"route": "r", **said, "step": {"index": self.n, "answer": "4", "tokens": 10}}
+        answer = await post(self.g.session, self.g.url + "/v1/decide", body, {})
+        assert answer.status == 200, answer.raw
+        self.episode_id = answer.json["episode_id"]
+        return answer.json["action"], answer.json["certified"]
+
+    async def steps(self, n: int) -> tuple[Any, Any]:
+        return [await self.step() for _ in range(n)][-1]
+
+
 async def test_a_callers_loop_is_not_stopped_when_the_lease_has_ended(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         clock = await certified(g)
-
-        async def decided(question: str) -> tuple[Any, Any]:
-            reply, said = {}, {"route": "r", "question": question, "model": "m"}
-            for index in range(1, 4):
-                body = {**said, "step": {"index": index, "answer": "4", "tokens": 10}}
-                answer = await post(g.session, g.url + "/v1/decide", body, {})
-                assert answer.status == 200, answer.raw
-                reply = answer.json
-                said = {"route": "r", "episode_id": reply["episode_id"]}
-            return reply["action"], reply["certified"]
-
-        assert await decided("one") == ("stop", True)
+        assert await CallersLoop(g, "one").steps(3) == ("stop", True)
         clock.s += RULES.lease_s
-        assert await decided("two") == ("continue", False)
+        assert await CallersLoop(g, "two").steps(3) == ("continue", False)
+
+
+async def test_a_callers_loop_that_is_open_when_the_lease_ends_is_not_stopped_until_the_next_look(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        clock = await certified(g)
+        loops = CallersLoop(g, "one"), CallersLoop(g, "two")
+        for loop in loops:
+            assert await loop.steps(2) == ("continue", True)
+        clock.s += RULES.lease_s
+        assert await loops[0].step() == ("continue", True), "it began as certified, and nobody watches now"
+        await look(g)
+        assert await loops[1].step() == ("stop", True)
 
 
 @pytest.mark.parametrize("worker_notifies", [False, True])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
+import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +19,18 @@ import pytest
 
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.runs import Match
-from suffice.control.jobs.base import LOOK_S, NOTE_S, Job, JobReport, JobWriter, Worker
+from suffice.cli.server.worker_main import HUNG
+from suffice.control.jobs.base import (
+    FIRST_REST_S,
+    HANGS,
+    LONGEST_REST_S,
+    LOOK_S,
+    NOTE_S,
+    Job,
+    JobReport,
+    JobWriter,
+    Worker,
+)
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.errors import ConfigError, StoreError
@@ -309,7 +323,7 @@ def test_the_job_critical_notes_its_looks_too(tmp_path: Path) -> None:
     assert watches(tmp_path)["critical", "r"].beat == 1
 
 
-# ---- jobs that hang --------------------------------------------------------------------------------
+# ---- looks and jobs that hang --------------------------------------------------------------------------------
 
 
 def test_no_look_waits_behind_another_job(tmp_path: Path) -> None:
@@ -323,3 +337,62 @@ def test_no_look_waits_behind_another_job(tmp_path: Path) -> None:
         assert watch.round_if_due(), "the other process has not begun a round, and may never"
         assert watches(tmp_path)["certify", "r"].beat == 1
         assert LOOK_S <= watch.pause_s() <= chores.pause_s() == settings.control.period_s
+
+
+@contextmanager
+def hanging(route: Route) -> Iterator[Match]:
+    """A scorer that never answers on the route with this budget."""
+    while route.max_em_drop == 0.09:
+        time.sleep(3_600)
+    yield operator.eq
+
+
+def look_once(folder: Path, now_s: float) -> None:
+    """What a worker's process does, and what ends it where a look hangs."""
+    clock = Clock(now_s)
+    with worker_of(folder, certify(folder, hanging, clock), clock=clock) as here:
+        here.bound_looks(0.2, lambda: os._exit(HUNG))
+        for _ in range(2):
+            here.round()
+            clock.s += FIRST_REST_S  # after the first rest, and before the end of any later one
+
+
+def status_of_look(folder: Path, now_s: float) -> int | None:
+    process = multiprocessing.get_context("spawn").Process(target=look_once, args=(folder, now_s))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def test_a_look_that_hangs_at_one_route_ends_its_process_and_the_next_one_looks_at_the_others(tmp_path: Path) -> None:
+    fill(tmp_path, traffic(50))
+    assert status_of_look(tmp_path, 1_000.0) == HUNG
+    row = watches(tmp_path)["certify", "s"]
+    assert (row.beat, row.n_failures, row.problem.startswith(HANGS)) == (0, 1, True)
+    assert status_of_look(tmp_path, 2_000.0) == HUNG, "the route is tried again after a rest"
+    rows = watches(tmp_path)
+    assert rows["certify", "r"].beat >= 1, "the others were looked at first"
+    assert (rows["certify", "s"].beat, rows["certify", "s"].n_failures) == (0, 2)
+    assert status_of_look(tmp_path, 3_000.0) == 0, "it rests for longer than these two rounds"
+    assert watches(tmp_path)["certify", "r"].beat > rows["certify", "r"].beat
+    assert [one.route for one in failing(watches(tmp_path))] == ["s"]
+
+
+def test_a_route_whose_look_hung_rests_longer_each_time(tmp_path: Path) -> None:
+    fill(tmp_path, traffic(5))
+    for n_failures, rest_s in ((1, FIRST_REST_S), (3, 4 * FIRST_REST_S), (50, LONGEST_REST_S)):
+        clock = Clock()
+        job = certify(tmp_path, Matches(), clock)
+        with worker_of(tmp_path, job, clock=clock) as here:
+            here.round()
+            with closing(sqlite3.connect(tmp_path / "log.db")) as log, log:
+                log.execute("UPDATE watches SET n_failures = ?, problem = ? WHERE route = 's'", (n_failures, HANGS))
+            job.forget()
+            clock.s += rest_s
+            here.round()
+            clock.s += rest_s - 1
+            here.round()
+            assert watches(tmp_path)["certify", "s"].problem == HANGS
+            clock.s += 1
+            here.round()
+            assert watches(tmp_path)["certify", "s"].problem == "", "the look was completed"

@@ -106,7 +106,7 @@ class RoundsRun:
     policy: GuardedPolicy
     may_act: bool  # False while observing, uncertified, in an audit and in a repeated delivery: no stop is reported
     returning: Returning
-    is_killed: Callable[[], bool] = lambda: False  # whether every stop was disabled since the run began
+    has_ended: Callable[[], bool] = lambda: False  # whether the right to stop it has ended since it began
     vectors: Vectors | None = None  # used by `vector_of` only
     shelf: SourceBuffer | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
@@ -117,7 +117,7 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        return self.may_act and not self.is_killed() and self.ledger.stop.wish is None
+        return self.may_act and not self.has_ended() and self.ledger.stop.wish is None
 
     @property
     def has_stop(self) -> bool:

@@ -439,6 +439,11 @@ class Deployment:
             LOG.warning("routes.%s: %s", name, f"behaves as observe: {refused}" if refused else "acts again")
         self._replace(replace(route, refused=refused))
 
+    def has_ended(self, request: Request) -> bool:
+        """Whether no stop acts on a run any more that began earlier: none acts anywhere, or its lease is over."""
+        leased = request.certified or request.promise == "budgeted"
+        return self.kill.on or (leased and bool(self.leases.lapsed(request.route)))
+
     def promise_to(self, route: BuiltRoute | None) -> Callable[[], str]:
         """Return a function that writes the guarantee for a reply, as of now, whatever is decided later."""
         if route is None:

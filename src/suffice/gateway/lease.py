@@ -70,7 +70,10 @@ class Leases:
     def lapsed(self, route: str) -> str:
         """Return why the lease of a route is over; "": it is not."""
         lease = self._of.get(route)
-        return "" if lease is None else lease.lapsed
+        if lease is None:
+            return ""
+        self._end_old(lease)
+        return lease.lapsed
 
     def _count(self, route: str) -> str:
         lease = self.of(route)
@@ -90,8 +93,13 @@ class Leases:
         for lease in self._of.values():
             if is_unread:
                 lease.seen_s += passed_s
-            elif not lease.lapsed and now_s - lease.seen_s >= self.rules.lease_s:
-                _end(lease, now_s - lease.seen_s)
+            else:
+                self._end_old(lease)
+
+    def _end_old(self, lease: Lease) -> None:
+        age_s = self.monotonic_s() - lease.seen_s
+        if not lease.lapsed and age_s >= self.rules.lease_s and not self.is_unread():
+            _end(lease, age_s)
 
     def know(self, unwatched: Mapping[str, str]) -> None:
         """Take over what the log said of routes before this gateway began, so that it is taken back when it is over."""

@@ -115,7 +115,8 @@ class GovernedRequest:
 
     @property
     def may_act(self) -> bool:
-        return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
+        request = self.ledger.request
+        return may_stop(request, self.route) and not self.gw.deployment.has_ended(request)
 
     @property
     def signal_fields(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def open_run(
         policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
         may_act=may_stop(request, served),
         returning=served.returning,
-        is_killed=lambda: gw.deployment.kill.on,
+        has_ended=lambda: gw.deployment.has_ended(request),
         vectors=gw.vectors(served, ledger),
         shelf=lifecycle.open_shelf(served, ledger),
     )

@@ -201,7 +201,7 @@ class Turn:
                 if run.is_over or len(run.seen) != index - 1:
                     return
                 held, trial, wish = None, None, run.ledger.stop.wish
-                may_act = state.is_live and not run.is_killed() and wish is None
+                may_act = state.is_live and not run.has_ended() and wish is None
                 if may_act or wish == "answer_now" or is_measured(run.ledger.request):
                     held, trial = await self.request.try_answer(run)
                 vector = await run.vector_of(index, report)

@@ -90,6 +90,8 @@ class LocalRun:
         return self._run.return_step
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
+        with self._backend.lock:
+            self._backend.gateway.deployment.refresh()  # a long loop goes on being watched
         decision = self._run.take(index, report, self._vector(index, report))
         if done:
             self.end(aborted=False)

@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -350,6 +351,7 @@ def worker(
         with contextlib.ExitStack() as stack:
             here = stack.enter_context(open_worker(settings, create=False, part="watch"))
             stack.enter_context(beside)
+            here.bound_looks(settings.control.lease_s / 2, _start_again)
             if health_port is not None:
                 stack.enter_context(serve_health(WorkerHealth(here), health_host, health_port))
             _work(here, event, reloads, as_json=as_json)
@@ -394,6 +396,12 @@ def _work(here: Worker, event: threading.Event, reloads: threading.Event, *, as_
     while not event.is_set() and not reloads.is_set():
         print_reports(here.round_if_due(), as_json=as_json)
         event.wait(here.pause_s())
+
+
+def _start_again() -> None:
+    """Replace this process by the same command: a look hangs in it."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself
 
 
 def _reloaded(path: Path, before: Settings) -> Settings:

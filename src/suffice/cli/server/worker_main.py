@@ -14,6 +14,7 @@ import sys
 from importlib.util import find_spec
 from typing import Final
 
+HUNG: Final = 75  # its status where a look hung: it is started again without that route
 GENTLE: Final = {"watch": 5, "chores": 10}  # niceness, of 19: processes that answer requests have priority
 
 
@@ -44,6 +45,8 @@ def main() -> None:
         # A route whose policy is written needs no fit to be certified.
         learning = find_spec("sklearn") is not None or not any(one.is_learned for one in settings.routes.values())
         with open_worker(settings, learning=learning, create=False, part=part) as here:
+            if part == "watch":
+                here.bound_looks(settings.control.lease_s / 2, lambda: os._exit(HUNG))
             while not _ended(sigterm, here.pause_s()):
                 reports = here.round_if_due()
                 if prints:

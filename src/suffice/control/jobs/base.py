@@ -7,6 +7,7 @@ the jobs that work route by route, under a lease of each route.
 
 from __future__ import annotations
 
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -23,7 +24,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, LogRow, last_place, open_reader, place_before, read_log_rows
-from suffice.store.database.watches import Look, read_watches, write_looks
+from suffice.store.database.watches import Look, Watch, read_watches, write_looks
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.rollups import ReadTo, read_to
 from suffice.store.rows.events import Event
@@ -42,6 +43,7 @@ LOOK_BACK: Final = 20_000  # requests of a route that a cold start reads
 FIRST_REST_S: Final = 5.0
 LONGEST_REST_S: Final = 600.0
 LONGEST_JOB_REST_S: Final = 60.0  # of a job that failed as a whole
+HANGS: Final = "it hangs"  # begins the problem of a look that did not end
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -86,6 +88,7 @@ class JobWriter:
         self._renewed_s = 0.0
         self._shared_s = 0.0
         self.spent_s = defaultdict[str, float](float)  # by route, of this run
+        self.bound_s = 0.0  # of one step of a look, after which SIGALRM comes; 0: none
 
     def acquire(self, *, alone: bool = False) -> bool:
         """Acquire the lease; of a shared job, with `alone`, only if no other worker shares it."""
@@ -127,6 +130,13 @@ class JobWriter:
         except StoreError as error:
             LOG.warning("job %s: its looks could not be noted: %s", self._job, error)
 
+    def note_hang(self, *, at_s: float) -> None:
+        """Note that the look which is going on does not end."""
+        if self._part:
+            problem = f"{HANGS}: a step of the look took {self.bound_s:g} s, half of control.lease_s"
+            LOG.error("job %s, route %s: %s; the worker is started again without it", self._job, self._part, problem)
+            self.note([Look(route=self._part, problem=problem)], at_s=at_s)
+
     def _lease_of(self, part: str) -> JobLease | None:
         return self._parts.get(part) if self.is_shared and part else self.lease
 
@@ -155,11 +165,15 @@ class JobWriter:
     def working_on(self, part: str) -> Iterator[None]:
         """Renew the lease if it is time, count the time of the block as the route's, and write under its lease."""
         began_s, self._part = self._monotonic_s(), part
+        if self.bound_s:
+            signal.setitimer(signal.ITIMER_REAL, self.bound_s)
         try:
             if began_s - self._renewed_s >= RENEW_S:
                 self.renew()
             yield
         finally:
+            if self.bound_s:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             self._part = ""
             self.spent_s[part] += self._monotonic_s() - began_s
 
@@ -189,6 +203,25 @@ class Worker:
             is_shared = self.decisions.database.is_server and isinstance(job, RouteJob) and job.is_shared
             writer = JobWriter(self.decisions, job.name, self.monotonic_s, is_shared=is_shared)
             self._writers[job.name] = job, writer
+
+    def bound_looks(self, within_s: float, end: Callable[[], object]) -> None:
+        """Note it where a step of a look takes longer, and `end` this process, on whose main thread the jobs run.
+
+        A hanging call cannot be interrupted safely, and other routes wait behind it.
+        """
+        if not hasattr(signal, "setitimer"):  # Windows
+            return
+
+        writers = [writer for _, writer in self._writers.values()]
+
+        def end_hanging(*_: object) -> None:
+            for writer in writers:
+                writer.note_hang(at_s=self.now())
+            end()
+
+        signal.signal(signal.SIGALRM, end_hanging)
+        for writer in writers:
+            writer.bound_s = within_s
 
     @property
     def _only_watches(self) -> bool:
@@ -385,16 +418,23 @@ class RouteJob(LogJob, ABC, Generic[M]):
         for name, token in before.items():
             if self._tokens.get(name) != token:
                 self.drop(name)
+        if self._failing is None or before != self._tokens:
+            with open_reader(self.path) as log:
+                self._recall(read_watches(log))
         due = [name for name in names if name in self._tokens and self.is_due(name)]
         if not due:
             return ()
         with open_reader(self.path) as log:
-            if self._failing is None:
-                known = read_watches(log)
-                self._failing = {(part, name) for (part, name), one in known.items() if one.n_failures and name}
             reports = self.work(due, JobPass(log, writer))
         self._note_looks(due, {one.route: one for one in reports}, writer)
         return reports
+
+    def _recall(self, watches: Mapping[tuple[str, str], Watch]) -> None:
+        """Take over what failed before; a route whose look hung rests, longer each time."""
+        self._failing = {(part, name) for (part, name), one in watches.items() if one.n_failures and name}
+        for (job, name), one in watches.items():
+            if job == self.name and name and one.problem.startswith(HANGS):
+                self.rest(min(LONGEST_REST_S, self.first_rest_s * 2 ** min(one.n_failures - 1, 10)), name)
 
     def has_looked(self, name: str) -> bool:  # noqa: ARG002 - a job without folds has
         """Whether this pass looked at the route to the end, if it did not fail."""
