@@ -15,15 +15,17 @@ from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
 from suffice.control.evidence.versions import read_back
 from suffice.gateway.route import BuiltRoute, deploy_route
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, Override, OverrideEnd
+from suffice.settings import Route
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
 from suffice.types import Outcome, Publication, Query, Request
 from suffice.wiring.routes import build_route
-from tests.control.made import CONTROL, ROUTE, Story, label, rows, run, story
+from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story
 
 BUDGET = 0.1
 FIXED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0, agent="off")  # the traffic is all audits
 QUIET = msgspec.structs.replace(CONTROL, refit_requests=5_000)
+AVERAGE = msgspec.structs.replace(FIXED, promise="budgeted")
 N = 900
 TURNS = {"law": 0.16, "maths": 0.6}  # of a class's votes turn round behind three like samples
 
@@ -69,8 +71,10 @@ def in_full(number: int = 1, query_class: str = "maths") -> Override:
     )
 
 
-def read(*parts: Iterable[Event]) -> Story:
-    return story(FIXED, control=QUIET).feed(rows([event for part in parts for event in part])).settle()
+def read(*parts: Iterable[Event], route: Route = FIXED) -> Story:
+    held = began(route, promise=route.promise, confidence=route.confidence)
+    log = rows([event for part in parts for event in part])
+    return story(route, control=QUIET, held=held).feed(log).settle()
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,16 @@ def test_gains_of_an_alias_that_has_moved_prove_nothing_for_the_others() -> None
     assert {name for name, _, _ in made.upstream} == {"m"}
     assert made.level < before.published[-1].level
     assert truth(here, made, full="maths") < BUDGET < truth(here, before.published[-1], full="maths")
+
+
+def test_on_average_too_nothing_above_the_proved_mixture_acts_while_a_class_is_held_in_full() -> None:
+    before = read(asked(N), route=AVERAGE).published[-1]
+    here = read(asked(N), [in_full()], asked(100, first=N), route=AVERAGE)
+    made = here.published[-1]
+    assert before.spending is not None
+    assert truth(here, before, full="maths") > BUDGET, "the case that was seen, up to the floor under a certificate"
+    assert made.level < before.spending.floor
+    assert truth(here, made, full="maths") < BUDGET
 
 
 def test_the_level_returns_when_the_override_ends(pooled: Story) -> None:

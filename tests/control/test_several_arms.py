@@ -13,6 +13,7 @@ import pytest
 from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.control.loop.paired import MIXED_PART, PairedEvidence, arm_part
 from suffice.errors import ConfigError
+from suffice.review.holds import Override, OverrideEnd
 from suffice.settings import Route, parse_settings
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import read_decided
@@ -38,12 +39,14 @@ def asked_twice(
     classes: tuple[str, ...] = ("",),
     left: float = 0.0,
     arms: Sequence[str] = ARMS,
+    gained: Mapping[tuple[str, str], float] = NOTHING,
 ) -> list[Event]:
-    """Audits with a second call by one of both arms. `lost`, `tokens`: by class and arm; `left`: by their client."""
+    """Audits with a second call by one of both arms. `lost`, `gained`, `tokens`: by class and arm; `left`: clients."""
     rng, events = np.random.default_rng([seed, first]), list[Event]()
     for number in range(first, first + n):
         name, arm, query_class = f"ep_{number:06}", str(rng.choice(arms)), str(rng.choice(classes))
         wrong, gone = rng.random() < lost.get((query_class, arm), 0.0), rng.random() < left
+        gains = query_class in {name for name, _ in gained} and rng.random() < gained.get((query_class, arm), 0.0)
         usual = {ARMS[0]: 500}.get(arm, 200)
         request = plain_request(
             name,
@@ -64,12 +67,13 @@ def asked_twice(
             usage=Usage(prompt_tokens=5, completion_tokens=800),
             pair_arm=None if gone else arm,
             pair_propensity=None if gone else 0.45,
-            pair_answer="7" if wrong else "4",
+            pair_answer="7" if wrong or gains else "4",
             pair_tokens=(tokens or {}).get((query_class, arm), usual),
         )
         events += [request, outcome]
-        if wrong and not gone:
-            label = Feedback(feedback_id=f"f{number}", episode_id=name, gold="4", source="reviewer")
+        if (wrong or gains) and not gone:
+            gold = "7" if gains else "4"
+            label = Feedback(feedback_id=f"f{number}", episode_id=name, gold=gold, source="reviewer")
             events.append(FeedbackEvent(label))
     return events
 
@@ -188,6 +192,60 @@ def test_a_replay_decides_the_same() -> None:
 
 
 # --------------------------------------------------------------------------- classes
+
+LAW, MATHS = {("law", arm): 0.09 for arm in ARMS}, {("maths", arm): 0.5 for arm in ARMS}
+UNEQUAL: dict[str, Any] = {"classes": ("law", "law", "law", "maths"), "lost": LAW, "gained": MATHS}
+
+
+def in_full(**changes: Any) -> Override:
+    known: dict[str, Any] = {"kind": "observe", "query_class": "maths", "reason": "a complaint", "author": "ann"}
+    return Override(route="r", number=1, set_at_s=0.0, expires_at_s=1e9, **(known | changes))
+
+
+def served_drop(here: Story, level: int, *, full: str = "") -> float:
+    """The mean EM drop of all pairs of the arm at a level, with one class in full."""
+    source = here.loop.source
+    assert isinstance(source, PairedEvidence)
+    arm = here.loop.context.route.arms[level - 1]
+    pairs = [pair for pair in source.pairs(here.loop.state.audits) if pair.arm == arm]
+    return float(np.mean([0 if pair.query_class == full else pair.z for pair in pairs]))
+
+
+@pytest.mark.parametrize("arms", [ARMS, ARMS[1:]], ids=["two", "one"])
+def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certificate(arms: Sequence[str]) -> None:
+    effort = tuple(arm.removeprefix("effort=") for arm in arms)
+    route = msgspec.structs.replace(ROUTE, effort=effort if len(arms) > 1 else effort[0], agent="off")
+    log = rows(asked_twice(1_200, arms=arms, **UNEQUAL))
+    pooled = armed(route).feed(log).settle().published[-1]
+    assert pooled.level == len(arms)
+    assert pooled.any_level == 0, "without its gains no effort keeps the budget"
+    here = armed(route).feed(log)
+    level = here.loop.level
+    held = [in_full(), *asked_twice(200, first=1_200, arms=arms, **UNEQUAL)]
+    here.feed(rows(held, first=20_000)).settle()
+    assert served_drop(here, level) < ROUTE.max_em_drop < served_drop(here, level, full="maths"), "as was seen"
+    made = here.published[-1]
+    assert (made.level, made.certified) == (0, False)
+    assert made.reason == "only level 0 is proved with classes at levels of their own"
+
+
+def test_a_class_without_gains_may_be_held_in_full_and_a_lower_effort_counts_as_such() -> None:
+    route = msgspec.structs.replace(ROUTE, agent="off")
+    for override, mixture in ((in_full(), (("maths", (0,)),)), (in_full(kind="cap", level=1), (("maths", (1,)),))):
+        here = armed(route).feed(rows(asked_twice(1_200, classes=("law", "maths"))))
+        assert (here.loop.level, here.published[-1].any_level, here.published[-1].mixture) == (2, 2, ())
+        more = asked_twice(200, first=1_200, classes=("law", "maths"))
+        here.feed(rows([override, *more], first=20_000)).settle()
+        made = here.published[-1]
+        assert (made.level, made.mixture, made.any_level) == (2, mixture, 2)
+
+
+def test_the_level_returns_when_the_override_ends() -> None:
+    route = msgspec.structs.replace(ROUTE, agent="off")
+    log = [*asked_twice(1_200, **UNEQUAL), in_full(), *asked_twice(200, first=1_200, **UNEQUAL)]
+    end = OverrideEnd(route="r", number=1, reason="settled", author="ann", ended_at_s=0.0)
+    here = armed(route).feed(rows([*log, end, *asked_twice(300, first=1_400, **UNEQUAL)])).settle()
+    assert [made.level for made in here.published][-2:] == [0, 2]
 
 
 def given(here: Story) -> dict[str, int]:

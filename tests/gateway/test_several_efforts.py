@@ -26,6 +26,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_arms import VLLM, Model
 from tests.gateway.test_log_follower import began, decide, published
+from tests.gateway.test_overrides import held
 
 ARMS = "effort=high", "effort=medium", "effort=low"
 ROUTE: dict[str, Any] = {
@@ -68,6 +69,22 @@ async def test_the_client_gets_the_effort_that_is_proved(serve: Serve) -> None:
         assert await asked(g) == "medium"
         told = (await g.ask(chat(suffice={}))).told
         assert (told["certified"], told["policy_version"]) == (True, "effort=medium")
+
+
+async def test_while_a_class_is_held_in_full_others_get_what_is_proved_for_any_classes_until_the_rest_is(
+    serve: Serve,
+) -> None:
+    async with serve(Model(), route=ROUTE, **VLLM) as g:
+        await decide(g, began(), proved(g.gateway.settings, 3, any_level=2))
+        assert await asked(g) == "low"
+        await held(g, kind="observe", query_class="choice")
+        assert await asked(g, "Which one?\nA) 3\nB) 4") is None
+        assert await asked(g) == "medium"
+        mixture = (("choice", (0,)),)
+        await decide(g, proved(g.gateway.settings, 3, number=2, any_level=2, mixture=mixture))
+        assert await asked(g) == "low"
+        await decide(g, proved(g.gateway.settings, 3, number=3))
+        assert await asked(g) is None, "publications of earlier releases were not tested so"
 
 
 async def test_audits_draw_each_effort_as_often_and_say_with_which_odds(serve: Serve) -> None:

@@ -342,9 +342,10 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     waiting = replace(base, active=held, in_burst=in_burst)
     if made is None or not held.level or not covers(settings, settings.max_em_drop, base.setup, made):
         return waiting
+    # The loop does not test where the agent takes an arm from a class (docs/reference/paired-calls.md).
+    any_level = _untested_level(made, None if settings.is_paired else held.plan, base.holding)
     if settings.is_paired and made.arm in settings.arms[made.level - 1 : made.level]:
-        return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
-    any_level = _untested_level(made, held.plan, base.holding)
+        return replace(waiting, certified=True, arm=made.arm, policy_version=made.version, any_level=any_level)
     if settings.is_owned and made.version == own_version(settings).address:  # exactly the certified policy
         return replace(waiting, certified=True, any_level=any_level)
     if settings.is_paired or settings.is_owned or version is None:
@@ -363,8 +364,7 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
 def _untested_level(made: Publication, plan: AgentPlan | None, holding: ActiveOverrides) -> int | None:
     """Return the highest level while classes get others than the publication was tested with; None: they do not."""
     mixture = mixture_of(holding.classes, plan, level=made.level)
-    is_tested = not mixture or mixture == made.mixture or made.spending is not None
-    return None if is_tested else made.any_level
+    return None if not mixture or mixture == made.mixture else made.any_level
 
 
 def apply_pin(held: RouteDeployment, holding: ActiveOverrides) -> RouteDeployment:

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from suffice.agent.mixture import Mixture
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import WarmStart, read_windows
 from suffice.assurance.forecast import ForecastAction
@@ -191,6 +192,8 @@ class EvidenceSource:
         self.state = state
         self.level = 0  # active; 0 never stops
         self.agent: LiveAgent | None = None  # None: the owner has switched it off
+        self.mixture: Mixture = ()  # of classes at other levels, with which the level was tested at the last look …
+        self.any_level = 0  # … and up to which any mixture passed
 
     def ask_agent(self, work: Callable[[LiveAgent], T]) -> T | None:
         """Call the agent, if there is one. One that has failed may have missed something: it decides nothing more."""
@@ -211,6 +214,14 @@ class EvidenceSource:
     def delta_part(self) -> float:
         """The part of delta that the active version may use in this epoch, (0, 1]."""
         return self.state.epoch.delta_share
+
+    def covers_others(self, before: Publication | None) -> bool:
+        """Whether other mixtures or models are covered than by the publication, and the log does not leave it so."""
+        covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain()
+        if before is None or covered == (before.mixture, before.any_level, before.upstream):
+            return False
+        expected = self.state.expected  # of a log that an earlier release wrote, too
+        return not expected or expected[0].at == self.state.n
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         """Whether the end of this run is evidence about the loss of the active level, or of the next one."""

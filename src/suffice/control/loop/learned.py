@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from suffice.agent.mixture import Mixture, mixture_of
+from suffice.agent.mixture import mixture_of
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
@@ -46,7 +46,7 @@ from suffice.rollout.stages import State
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
-from suffice.types import Episode, Feedback, LabelRequest, Outcome, Publication, Request
+from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PATIENCE_S: Final = 7 * 86_400.0  # after that, a warm start makes do with fewer full runs than a cold one
 _OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals that another order of samples changes as
@@ -125,8 +125,6 @@ class LearnedEvidence(EvidenceSource):
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._warm: WarmStart | None = None  # how the epoch began; None: without a version
         self._n_taken = 0  # audits that the certifier has
-        self.mixture: Mixture = ()  # of overrides and the agent, with which the level was tested at the last look …
-        self.any_level = 0  # … and up to which any mixture passed
         self._forecast = ""  # why a forecast acted since the last look; "": it did not
 
     @property
@@ -283,11 +281,14 @@ class LearnedEvidence(EvidenceSource):
         return tuple(sorted((name, own) for name, own in held.items() if own < level))
 
     def _prove_mixtures(self) -> str:
-        """Lower the level to where the mixture that is served passes, too; return the reason, or ""."""
+        """Lower the level to where the mixture that is served passes, too; return the reason, or "".
+
+        In budgeted mode, too: its account is of one level for all classes, and says nothing about a mixture.
+        """
         certifier, state, certified = self.certifier, self.state, self.level
         certificate, upstreams = certifier.certificate, state.traffic.upstreams
         self.mixture, self.any_level = (), 0
-        if certificate is None or not certified or certifier.plan.promise != "certified":
+        if certificate is None or not certified:
             return ""
         inside = (state.audits[place] for place in np.flatnonzero(certificate.inside).tolist())
         test = MixtureTest(
@@ -403,7 +404,7 @@ class LearnedEvidence(EvidenceSource):
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
         )
-        if is_known and not self._covers_others(before):
+        if is_known and not self.covers_others(before):
             return None
         made = self.state.publication(
             held,
@@ -424,14 +425,6 @@ class LearnedEvidence(EvidenceSource):
             any_level=self.any_level,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
-
-    def _covers_others(self, before: Publication | None) -> bool:
-        """Whether other mixtures or models are covered than by the publication, and the log does not leave it so."""
-        covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain()
-        if before is None or covered == (before.mixture, before.any_level, before.upstream):
-            return False
-        expected = self.state.expected  # of a log that an earlier release wrote, too
-        return not expected or expected[0].at == self.state.n
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""

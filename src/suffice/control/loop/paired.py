@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from suffice.agent.mixture import mixture_of
 from suffice.assurance.certify import Window, e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
@@ -178,6 +179,7 @@ class PairedEvidence(EvidenceSource):
         self._log_e = certificates[0].log_e
         self._accept(certificates)
         self._retry(certificates)
+        self._prove_mixtures(windowed)
         draft = self._draft(held, certificates)
         self.ask_agent(lambda agent: self._feed_agent(agent, pairs, now))
         level = self.level
@@ -213,6 +215,31 @@ class PairedEvidence(EvidenceSource):
                 arm.watched_to = self.state.audits[-1].seq
         for arm in self._arms[self.level : before]:
             arm.has_fallen = True
+
+    def _prove_mixtures(self, windowed: Windowed) -> None:
+        """Lower the level to where it passes with the classes that people hold back, too."""
+        ceilings, proved = self.state.ceilings, self.level
+        if ceilings:
+            self.level = self._passing(windowed, lambda name, level: min(level, ceilings.get(name, level)))
+        if self.level < proved:
+            self._lost = self._lost or f"only level {self.level} is proved with classes at levels of their own"
+        self.mixture = mixture_of(ceilings, None, level=self.level)
+        gainless = [(at, replace(pair, z=pair.z and max(0, pair.z))) for at, pair in windowed]
+        self.any_level = self._passing(gainless, lambda _, level: level)
+
+    def _passing(self, windowed: Windowed, level_of: Callable[[str, int], int]) -> int:
+        """The highest level up to which all pass where classes get levels as `level_of` says; 0 loses nothing."""
+        names = "", *(arm.name for arm in self._arms)
+        for level in range(1, self.level + 1):
+            arm_of = lambda name, level=level: names[level_of(name, level) or level]
+            pairs = [
+                (at, pair if level_of(pair.query_class, level) else replace(pair, z=0, disagrees=False))
+                for at, pair in windowed
+            ]
+            since = max(arm.since for arm in self._arms[:level])
+            if not self._certificate(pairs, arm_of, delta=self.delta_of(level - 1), since=since).is_certified:
+                return level - 1
+        return self.level
 
     def _retry(self, certificates: Sequence[PairedCertificate]) -> None:
         """Begin the evidence of lost arms anew that their pairs refute, lest these delay a return by a whole window."""
@@ -324,7 +351,7 @@ class PairedEvidence(EvidenceSource):
     def _draft(self, held: RouteDeployment, certificates: Sequence[PairedCertificate]) -> Draft | None:
         state, before, level = self.state, held.publication, self.level
         held_level = before.level if before is not None else 0
-        if held_level == level:
+        if held_level == level and not self.covers_others(before):
             return None
         place, budget = max(0, level - 1), state.epoch.max_em_drop
         arm, certificate = self._arms[place].name, certificates[place]
@@ -360,6 +387,8 @@ class PairedEvidence(EvidenceSource):
             evidence=evidence,
             arm=arm,
             pairs=pairs,
+            mixture=self.mixture,
+            any_level=self.any_level,
         )
         return Draft(made)
 
