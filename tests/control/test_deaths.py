@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from suffice.control.evidence.run_join import Gap, GatewayDeaths
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, EndReason, Outcome
-from tests.control.made import WINDOW, Story, rows, run, story, traffic
+from tests.control.made import BURST, ROUTE, WINDOW, Story, rows, run, story, traffic
 from tests.control.test_certify import late
 
 BEFORE = 700  # requests until the gateway dies
@@ -106,3 +107,49 @@ def test_a_client_that_ends_the_gateway_before_each_loss_is_seen_certifies_nothi
     for n in range(0, 600, 12):
         log += [*traffic(8, seed=n, first=n, sure=True), *_batch(n + 8, ["lost"] * 4)]
     assert {made.level for made in story().feed(rows(log)).settle().published} == {0}
+
+
+OWNED = msgspec.structs.replace(ROUTE, policy={"policy": "beta", "threshold": 0.9}, agent="off")  # one level
+ATTACKS: dict[str, Callable[[int], bool]] = {  # at which of its audits a client ends the gateway
+    "always": lambda _: True,
+    "in the burst": lambda number: number < BURST,
+    "after the burst": lambda number: number >= BURST,
+    "once": lambda number: BURST <= number < BURST + 50,
+    "nearly always": lambda number: number % 100 > 10,
+    "never": lambda _: False,
+}
+
+
+def attacked(seed: int, ends: Callable[[int], bool]) -> list[Event]:
+    """Each eighth request loses by a stop, more than the budget; its client knows which ones are audited."""
+    rng, log = random.Random(seed), list[Event]()
+    for number in range(1_200):
+        drawn = number < BURST or rng.random() < 0.4
+        request, outcome = run(number, rng, sure=True, audit=drawn, propensity=1.0 if number < BURST else 0.4)
+        if number % 8 == seed % 8:
+            answers = ["11"] * 3 + ["77"] * 5
+            steps = tuple(replace(step, answer=own) for step, own in zip(outcome.steps, answers, strict=True))
+            outcome = replace(outcome, steps=steps, answer="77")
+            if drawn and ends(number):
+                outcome = replace(outcome, end_reason="lost", answer=None, steps=(), usage=None)
+        log += [request, outcome]
+    return log
+
+
+def is_ever_certified(log: Sequence[Event]) -> bool:
+    return any(made.level for made in story(OWNED).feed(rows(log)).settle().published)
+
+
+@pytest.mark.slow(keep=1)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_client_that_can_end_the_gateway_gains_nothing_whenever_it_does(attack: str) -> None:
+    logs = [attacked(seed, ATTACKS[attack]) for seed in range(20)]
+    certified = sum(map(is_ever_certified, logs))
+    assert certified <= 5, "of 20 streams at a confidence of 90 %; more come by chance once in 90 times"
+    if attack in ("always", "nearly always"):
+        left_out = [{e.episode_id for e in log if isinstance(e, Outcome) and e.end_reason == "lost"} for log in logs]
+        kept = (
+            [e for e in log if getattr(e, "episode_id", "") not in dead]
+            for log, dead in zip(logs, left_out, strict=True)
+        )
+        assert sum(map(is_ever_certified, kept)) == 20, "leaving out what died would certify it in every stream"
