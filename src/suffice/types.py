@@ -514,11 +514,12 @@ class Epoch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
     route: str
-    epoch: int  # ended by the alarm
+    epoch: int  # ended by the alarm, unless that took one effort away
     at: int  # requests of the route at the alarm
     cause: AlarmCause
     reason: str  # a short sentence
     author: str = ""  # a worker or a person; "": unknown
+    level: int = 0  # of the effort that was taken away with those after it; 0: the epoch ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

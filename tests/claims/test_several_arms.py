@@ -6,13 +6,14 @@ class have any certified arm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import comb
 
 import numpy as np
 import pytest
 
 from suffice.control.loop.paired import PairedEvidence
+from suffice.types import Alarm
 from tests.control.made import Story, rows
 from tests.control.test_several_arms import APART, ARMS, armed, asked_twice, given, replace_route
 
@@ -72,3 +73,45 @@ def test_of_many_routes_at_most_delta_ever_break_the_promise(lost: Mapping[tuple
 def test_the_naive_design_breaks_most_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     trusting(monkeypatch)
     assert n_broken(range(100, 110), CROSSED, n=4_000) >= 7
+
+
+# ---- efforts that an adversary makes lose one after another, as soon as they act
+
+THREE = "effort=high", "effort=medium", "effort=low"
+Attack = Callable[[int], dict[tuple[str, str], float]]  # what each effort loses, by the level that acts
+ATTACKS: dict[str, Attack] = {
+    "the one that acts": lambda level: {("", THREE[level - 1]): 0.2} if level else {},
+    "all but the first": lambda level: {("", THREE[k - 1]): 0.15 for k in (2, 3) if level >= k},
+    "at the budget": lambda _: {("", arm): BUDGET for arm in THREE},
+}
+
+
+def attacked(seed: int, attack: Attack, *, n: int = 3_000) -> tuple[bool, int]:
+    """Whether an effort ever acts that loses the budget over its window, and the alarms that took an effort away."""
+    here, rates, broken = (
+        armed(replace_route(effort=("high", "medium", "low"), agent="off")),
+        list[list[float]](),
+        False,
+    )
+    budget = here.loop.state.epoch.max_em_drop
+    for at in range(0, n, 100):
+        lost = attack(here.loop.level)
+        rates += [[lost.get(("", arm), 0.0) for arm in THREE]] * 100
+        here.feed(rows(asked_twice(100, first=at, seed=seed, lost=lost, arms=THREE), first=1 + 4 * at))
+        source, now = here.loop.source, here.loop.state.n
+        assert isinstance(source, PairedEvidence)
+        windowed, true = source._windowed(), np.array(rates)
+        for place in range(here.loop.level):
+            since = source._arms[place].since
+            counted = [int(number) - 1 for number, pair in windowed if number > since and pair.due <= now]
+            broken |= bool(counted) and float(true[counted, place].mean()) >= budget
+    return broken, sum(isinstance(one, Alarm) and one.level > 0 for one in here.decided)
+
+
+@pytest.mark.slow(keep=1)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_efforts_that_lose_as_soon_as_they_act_keep_the_claim_and_are_alarmed_about(attack: str) -> None:
+    found = [attacked(seed, ATTACKS[attack]) for seed in range(10)]
+    assert sum(broken for broken, _ in found) <= at_most(10)
+    if attack != "at the budget":
+        assert sum(n_alarms > 0 for _, n_alarms in found) >= 6, "else they lose their proof, which needs no alarm"

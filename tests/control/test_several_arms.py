@@ -16,9 +16,10 @@ from suffice.errors import ConfigError
 from suffice.review.holds import Override, OverrideEnd
 from suffice.settings import Route, parse_settings
 from suffice.store.database.log import StoredEvent
+from suffice.store.people.alerts import alert_of, resolutions_of
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent
-from suffice.types import Epoch, Feedback, Outcome, Query, Usage
+from suffice.types import Alarm, Epoch, Feedback, Outcome, Query, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, Story, began, rows, story
 from tests.control.test_worker import fill, only
@@ -131,7 +132,17 @@ def test_an_alarm_about_a_later_arm_takes_that_one_and_leaves_the_ones_before() 
     here = armed().feed(falls_and_returns()).settle()
     assert not any(isinstance(one, Epoch) for one in here.decided)
     assert [(one.level, one.arm) for one in here.published if one.level] == [(2, ARMS[1]), (1, ARMS[0]), (2, ARMS[1])]
+    (alarm,) = [one for one in here.decided if isinstance(one, Alarm)]
+    assert (alarm.level, alarm.cause, alarm.epoch) == (2, "outcomes", 1)
+    assert here.loop.held.alarm == alarm
     _, lost, returned = here.published
+    assert (alarm.at, alarm.reason) == (lost.at, lost.reason)
+    notice, cause = alert_of(alarm) or (None, None)
+    assert notice is not None
+    assert cause is not None
+    assert (notice.kind, "effort=low: audits" in notice.sentence) == ("drift", True)
+    assert not any(one.ends(cause) for one in resolutions_of(lost))
+    assert any(one.ends(cause) for one in resolutions_of(returned))
     assert lost.reason.startswith("effort=low: audits ")
     assert 1_000 < lost.at <= 1_300, "within some dozens of its pairs"
     evidence = returned.evidence

@@ -285,7 +285,12 @@ class RouteForecaster:
                     waiting.popleft()
         else:
             drop = self.records["em_drop"]
-            if alarm is not None and alarm.epoch == last.epoch and alarm.cause in ("outcomes", "disagreement"):
+            if (
+                alarm is not None
+                and not alarm.level
+                and alarm.epoch == last.epoch
+                and alarm.cause in ("outcomes", "disagreement")
+            ):
                 drop = drop.with_alert(alarm.at, is_open=True, was_open=True, crossed=True)
             self.records["em_drop"] = replace(drop, alerted_at=None)
 

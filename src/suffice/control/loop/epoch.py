@@ -34,7 +34,18 @@ from suffice.learn.version import ServedVersion
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, RolloutMove, RolloutStart, RolloutUndo
-from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request
+from suffice.types import (
+    Alarm,
+    AlarmCause,
+    Episode,
+    Epoch,
+    Feedback,
+    LabelRequest,
+    Outcome,
+    Pause,
+    Publication,
+    Request,
+)
 
 MOST_MATCHES: Final = 20_000  # verdicts of a route's scorer that are remembered
 
@@ -64,6 +75,8 @@ def _sentence(event: Event) -> str:
         return f"level {event.level} published ({event.reason})"
     if isinstance(event, Epoch):
         return f"epoch {event.number} begins ({event.reason})"
+    if isinstance(event, Alarm) and event.level:
+        return f"alarm ({event.reason})"
     return f"enforcement paused ({event.reason})" if isinstance(event, Pause) else ""
 
 
@@ -185,6 +198,7 @@ class Draft(NamedTuple):
 
     publication: Publication
     artefacts: Mapping[str, str] = {}  # by address
+    alarm: Alarm | None = None  # that took an effort away
 
 
 class EvidenceSource:

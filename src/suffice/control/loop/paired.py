@@ -26,7 +26,17 @@ from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.types import Episode, EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
+from suffice.types import (
+    Alarm,
+    AlarmCause,
+    Episode,
+    EvidenceSummary,
+    Feedback,
+    LabelRequest,
+    Outcome,
+    PairSummary,
+    Request,
+)
 
 Windowed: TypeAlias = list[tuple[float, PairedAudit]]  # with the request of each
 FULL: Final = "full"  # how outcomes name a second full run
@@ -34,6 +44,10 @@ MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second f
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
 LEAST_REFUTED: Final = 50  # pairs that lose more than the budget, after which a lost arm's evidence begins anew
 MIXED_PART: Final = 0.2  # of delta, for the assignments of several arms to query classes
+
+
+def _cause_of(alarm: str) -> AlarmCause:
+    return "disagreement" if "disagree" in alarm else "outcomes"
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
@@ -136,7 +150,8 @@ class PairedEvidence(EvidenceSource):
         state.certifier.plan = replace(state.certifier.plan, window=self._window)  # by it a later epoch earns its delta
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=len(self._arms) + 1)
-        self._lost = ""  # why an arm was taken away at this look
+        self._lost = ""  # why an arm was taken away at this look …
+        self._alarmed: Alarm | None = None  # … by an alarm
         self._read_to = self._judged_to = 0  # positions of the last pair and outcome that the agent has
 
     @property
@@ -170,7 +185,7 @@ class PairedEvidence(EvidenceSource):
         state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier(state.epoch.pending)
         alarm = self._alarm(pairs, now)
         if alarm is not None:
-            return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
+            return EpochEnd(_cause_of(alarm), alarm)
         windowed = self._windowed()
         certificates = [
             self._certificate(windowed, lambda _, name=arm.name: name, delta=self.delta_of(place), since=arm.since)  # type: ignore[misc]
@@ -294,15 +309,29 @@ class PairedEvidence(EvidenceSource):
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
         """Return an alarm about the first arm; one about another takes that one away."""
-        self._lost = ""
+        self._lost, self._alarmed = "", None
         for place, arm in enumerate(self._arms):
             alarm = self._alarm_of(arm, place, pairs, now) if arm.watch else None
             if alarm is not None and not place:
                 return alarm
             if alarm is not None:
                 self._begin_anew(place)
-                self._lost = self._lost or f"{arm.name}: {alarm}"
+                if not self._lost:
+                    self._lost = f"{arm.name}: {alarm}"
+                    self._alarmed = self._alarm_about(place, _cause_of(alarm), self._lost)
         return None
+
+    def _alarm_about(self, place: int, cause: AlarmCause, reason: str) -> Alarm:
+        context = self.state.context
+        return Alarm(
+            route=context.name,
+            epoch=self.state.epoch.number,
+            at=self.state.n,
+            cause=cause,
+            reason=reason,
+            author=context.author,
+            level=place + 1,
+        )
 
     def _alarm_of(self, arm: PairedArm, place: int, pairs: Sequence[PairedAudit], now: float) -> str | None:
         assert arm.watch is not None
@@ -390,7 +419,7 @@ class PairedEvidence(EvidenceSource):
             mixture=self.mixture,
             any_level=self.any_level,
         )
-        return Draft(made)
+        return Draft(made, alarm=self._alarmed if level < held_level else None)
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only where the two answers differ."""

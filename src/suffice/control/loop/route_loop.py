@@ -262,8 +262,10 @@ class RouteLoop:
     def _publish(self, draft: Draft) -> Resolution | None:
         made, expected = draft.publication, self.state.expected
         if not expected:
-            self.held = self.held.after(made)
-            return Resolution((made,), draft.artefacts)
+            events = (made,) if draft.alarm is None else (draft.alarm, made)
+            for event in events:
+                self.held = self.held.after(event)
+            return Resolution(events, draft.artefacts)
         in_log = expected.popleft()
         if essence(in_log) != essence(made):
             raise ReplayMismatch(f"route {self.context.name}: publication {in_log.number} does not follow from the log")

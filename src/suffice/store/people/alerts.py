@@ -46,6 +46,7 @@ CauseKind: TypeAlias = Literal[
     "forecast",
     "budget",
     "certificate",
+    "effort",
     "pause",
     "incident",
     "kill_switch",
@@ -74,7 +75,7 @@ class AlertCause:
     of: CauseKind
     route: str = ""  # "": all routes
     name: str = ""  # which one, where there may be several
-    number: int = 0  # of the epoch that it ended
+    number: int = 0  # of the epoch that it ended, or of the effort's level
     until_s: float | None = None  # Unix time at which it ends by itself; None: a row must end it
 
 
@@ -108,10 +109,8 @@ def alert_of(event: Event) -> RaisedAlert | None:
     match event:
         case Alert(route=route, of=of):
             return _notice("breach_forecast", route, event.reason, of), AlertCause("forecast", route, of)
-        case Alarm(route=route, cause=why):
-            text = f"{event.reason}; its certificate has ended and it runs in full"
-            notice = _notice("sample_ratio" if why == "sample_ratio" else "drift", route, text, why)
-            return notice, AlertCause("certificate", route, number=event.epoch)
+        case Alarm():
+            return _alert_of_alarm(event)
         case Pause(route=route, number=number):
             text = f"enforcement is paused: {event.reason}"
             notice = _notice("incident", route, text, f"{route}:p{number}", "/incidents")
@@ -135,6 +134,16 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return notice, AlertCause("experiment", name=f"{name}:{run}")
         case _:
             return _alert_of_check(event) if isinstance(event, RuleAlert | WatchLapse) else None
+
+
+def _alert_of_alarm(alarm: Alarm) -> RaisedAlert:
+    route, why, level = alarm.route, alarm.cause, alarm.level
+    if level:
+        text = f"{alarm.reason}; it is not asked for any more, nor is any after it"
+        return _notice("drift", route, text, f"{why}:{level}"), AlertCause("effort", route, number=level)
+    text = f"{alarm.reason}; its certificate has ended and it runs in full"
+    notice = _notice("sample_ratio" if why == "sample_ratio" else "drift", route, text, why)
+    return notice, AlertCause("certificate", route, number=alarm.epoch)
 
 
 def _alert_of_check(check: RuleAlert | WatchLapse) -> RaisedAlert | None:
@@ -206,18 +215,20 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
     match event:
         case RouteForecast():
             return _after_look(event)
-        case Alarm(route=route, epoch=epoch):
+        case Alarm(route=route, epoch=epoch) if not event.level:
             return (AlertResolution("certificate", route, "a later event says more", before=epoch, replaced=True),)
         case Epoch(route=route, number=number):
             # An alarm ends one epoch and begins the next; any other later epoch was begun by a person.
             return (
                 _over("version", route, f"epoch {number} began: the version is no longer active"),
                 _over("certificate", route, f"epoch {number}: {event.reason}", before=number - 1),
+                _over("effort", route, f"epoch {number}: {event.reason}"),
             )
         case Publication(route=route, number=number):
             version = _over("version", route, f"publication {number} replaced it")
             again = _over("certificate", route, f"publication {number} lets it stop early again", before=event.epoch)
-            return (version, again) if event.may_act and event.level else (version,)
+            effort = _over("effort", route, f"publication {number} asks for it again", before=event.level + 1)
+            return (version, again, effort) if event.may_act and event.level else (version,)
         case AgentPlan(route=route, alert=""):
             return (_over("cost", route, f"plan {event.number} of its agent: {event.reason}"),)
         case Resumption():

@@ -285,12 +285,17 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         n_requests=n_requests,
         n_burst=epoch.burst if epoch is not None else 0,
         reason=latest.reason if latest is not None else "no worker has begun with this route",
-        alarm=f"{alarm.cause}: {alarm.reason} (ended epoch {alarm.epoch})" if alarm else None,
+        alarm=None if alarm is None else _describe_alarm(alarm),
         n_labels_wanted=n_labels_wanted,
         attended=attended,
         plan=held.plan,
         **known,
     )
+
+
+def _describe_alarm(alarm: Alarm) -> str:
+    did = f"took level {alarm.level} away" if alarm.level else f"ended epoch {alarm.epoch}"
+    return f"{alarm.cause}: {alarm.reason} ({did})"
 
 
 def _phase_name(held: RouteDeployment) -> PhaseName:

@@ -434,7 +434,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("policy_published", Publication, "publication", _NUMBERED),
     Kind("agent_planned", AgentPlan, "plan", _NUMBERED),
     Kind("epoch_began", Epoch, "epoch", _NUMBERED),
-    Kind("alarm_raised", Alarm, "alarm", "{0.route}:{0.epoch}"),
+    Kind("alarm_raised", Alarm, "alarm", lambda e: f"{e.route}:{e.epoch}" + (f":{e.level}:{e.at}" if e.level else "")),
     Kind("enforcement_paused", Pause, "pause", _NUMBERED),
     Kind("enforcement_resumed", Resumption, "resumption", _NUMBERED),
     Kind("label_wanted", LabelRequest, "request", _EPISODE, chained=False),
