@@ -116,6 +116,10 @@ def _pair(audit: Audit, z: int | None, *, due: float, weight: float) -> PairedAu
     )
 
 
+def _without_gain(pair: PairedAudit) -> PairedAudit:
+    return replace(pair, z=pair.z and max(0, pair.z))
+
+
 def arm_part(n_arms: int) -> float:
     """The part of delta for each arm of a route."""
     return 1.0 if n_arms == 1 else (1 - MIXED_PART) / n_arms
@@ -239,7 +243,7 @@ class PairedEvidence(EvidenceSource):
         if self.level < proved:
             self._lost = self._lost or f"only level {self.level} is proved with classes at levels of their own"
         self.mixture = mixture_of(ceilings, None, level=self.level)
-        gainless = [(at, replace(pair, z=pair.z and max(0, pair.z))) for at, pair in windowed]
+        gainless = [(at, _without_gain(pair)) for at, pair in windowed]
         self.any_level = self._passing(gainless, lambda _, level: level)
 
     def _passing(self, windowed: Windowed, level_of: Callable[[str, int], int]) -> int:
@@ -370,7 +374,12 @@ class PairedEvidence(EvidenceSource):
             (began, PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight))
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
-        return [(audit.at, pair) for audit, pair in zip(inside, self.pairs(inside, window), strict=True)] + lost
+        covers = state.traffic.upstreams.covers  # requests for an alias that has moved run in full
+        returned = (
+            (audit.at, pair if covers(audit.episode.request) else _without_gain(pair))
+            for audit, pair in zip(inside, self.pairs(inside, window), strict=True)
+        )
+        return [*returned, *lost]
 
     @property
     def _timeout(self) -> float:
