@@ -113,6 +113,33 @@ def test_without_weights_the_same_sequences_pass_far_too_often(name: str, how: s
     assert n_wrong > 4 * DELTA * N_SETS
 
 
+def passes_while_climbing(z: Small, *, seed: int, alike: bool = False) -> int:
+    """Sets in which the level passes wrongly where half of all are audited while outcomes speak for it, else 5 %."""
+    rng, weight = np.random.default_rng(seed), {share: 1.0 if alike else 0.05 / share for share in (0.05, 0.5)}
+    factors = {share: grown(z, np.full(N, one)) for share, one in weight.items()}
+    wealth, n_lost = np.zeros((len(BETS), N_SETS)), z.cumsum(dtype=np.int64)
+    climbs, wrong = np.zeros(N_SETS, dtype=bool), np.zeros(N_SETS, dtype=bool)
+    for at in range(N):
+        audited = rng.random(N_SETS) < np.where(climbs, 0.5, 0.05)
+        wealth += audited * np.where(climbs, factors[0.5][:, at, np.newaxis], factors[0.05][:, at, np.newaxis])
+        now = mixed(wealth)
+        wrong |= (now >= LIMIT) & (n_lost[at] >= EPS * (at + 1) - 1e-9)
+        climbs = (now > 0) & (now < LIMIT)
+    return int(wrong.sum())
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_share_that_climbs_on_outcomes_inside_a_window_costs_none_of_delta(name: str) -> None:
+    assert told(f"{name}, climbing share", passes_while_climbing(SEQUENCES[name], seed=5)) <= DELTA
+
+
+@pytest.mark.parametrize("name", ["losses first", "one client"])
+def test_audits_of_a_climbing_share_that_count_alike_pass_too_often(name: str) -> None:
+    n_wrong = passes_while_climbing(SEQUENCES[name], seed=5, alike=True)
+    told(f"{name}, climbing share, every audit alike", n_wrong)
+    assert n_wrong > 2 * DELTA * N_SETS
+
+
 def test_one_draw_for_a_conversation_breaks_what_one_for_each_request_holds() -> None:
     """Conversations of 20 turns, four of which lose their last 20 turns: the draw falls on all of it or none."""
     z = losing(*(np.arange(20) + 20 * (1 + 50 * number) for number in range(4)))
