@@ -1,0 +1,159 @@
+"""Fifteen typical mistakes of the first hour: each answer says where, what and what is allowed, and nothing is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from suffice.cli.main import main
+
+SETTINGS = """\
+[upstreams.local]
+url = "http://127.0.0.1:8080"
+
+[routes.chat]
+upstream = "local"
+scorer = "number"
+policy = { policy = "stable-answer", streak = 4 }
+"""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What somebody types, or has written into the settings, and the words of the answer."""
+
+    name: str
+    command: str
+    where: str
+    what: str
+    allowed: str
+    old: str = ""  # of the settings …
+    new: str = ""  # … with this in its place
+
+
+MISTAKES = (
+    Mistake(
+        "nothing listens there",
+        "init --upstream http://127.0.0.1:9",
+        "upstream 'local'",
+        "no connection",
+        "start your model server, or python -m suffice_testing",
+    ),
+    Mistake(
+        "an address without http",
+        "init --upstream 127.0.0.1:8080",
+        "--upstream",
+        "upstreams.local.url",
+        "need http://host[:port][/path]",
+    ),
+    Mistake("no settings yet", "status", "suffice status", "there is no suffice.toml", "suffice init"),
+    Mistake(
+        "a file that is not there",
+        "config check --config other.toml",
+        "other.toml",
+        "cannot be read",
+        "No such file",
+    ),
+    Mistake("a table that is not closed", "config check", "line 4", "is not valid TOML", "']'", "chat]", "chat"),
+    Mistake(
+        "an upstream of another name",
+        "config check",
+        "routes.chat.upstream",
+        "'locl'",
+        "known: local",
+        '"local"',
+        '"locl"',
+    ),
+    Mistake(
+        "a policy of another name",
+        "config check",
+        "routes.chat.policy",
+        "'stable-anser'",
+        "did you mean 'stable-answer'",
+        "stable-answer",
+        "stable-anser",
+    ),
+    Mistake(
+        "a parameter of another name",
+        "config check",
+        "routes.chat.policy.stable-answer",
+        "'streek'",
+        "did you mean 'streak'",
+        "streak",
+        "streek",
+    ),
+    Mistake(
+        "a scorer of another name",
+        "config check",
+        "routes.chat.scorer",
+        "'nuber'",
+        "did you mean 'number'",
+        '"number"',
+        '"nuber"',
+    ),
+    Mistake(
+        "a mode of another name",
+        "config check",
+        "routes.chat.mode",
+        "'enforced'",
+        "allowed: off, observe, enforce",
+        "scorer",
+        'mode = "enforced"\nscorer',
+    ),
+    Mistake(
+        "a budget in points",
+        "config check",
+        "routes.chat.max_em_drop",
+        "got 2",
+        "a fraction from 0 to 1",
+        "scorer",
+        "max_em_drop = 2\nscorer",
+    ),
+    Mistake(
+        "a key of another table",
+        "config check",
+        "routes.chat.api_key_env",
+        "unknown key",
+        "known: ",
+        "scorer",
+        'api_key_env = "KEY"\nscorer',
+    ),
+    Mistake(
+        "status before anything was served",
+        "status --config suffice.toml",
+        "suffice.db",
+        "does not exist",
+        "creates it on its first run",
+        "scorer",
+        "scorer",
+    ),
+    Mistake("a trace of another shape", "replay trace.jsonl", "trace.jsonl, row 1", "question", "Expected `str"),
+    Mistake("a command of another name", "stauts", "stauts", "No such command", "Did you mean 'status'"),
+)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: one.name)
+def test_a_typical_mistake_says_where_what_and_what_is_allowed(
+    mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("SUFFICE_DATA_DIR", raising=False)
+    (tmp_path / "trace.jsonl").write_text('{"question": 1}\n', encoding="utf-8")
+    if mistake.old:
+        assert mistake.old in SETTINGS
+        (tmp_path / "suffice.toml").write_text(SETTINGS.replace(mistake.old, mistake.new), encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(main, mistake.command.split())
+    assert done.exit_code in (1, 2)
+    for words in (mistake.where, mistake.what, mistake.allowed):
+        assert words in done.output, done.output
+    assert "Traceback" not in done.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_they_are_fifteen() -> None:
+    assert len({mistake.name for mistake in MISTAKES}) == 15
