@@ -96,7 +96,7 @@ qualify: $(VENV)/.ready-dev ## list the worlds with known truth that qualify a r
 	$(PY) -m qualification $(ARGS)
 
 docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics, policies, signals)
-	$(PY) tools/reference_pages.py
+	$(PY) -m tools.reference_pages
 
 check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all
 

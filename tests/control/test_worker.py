@@ -408,3 +408,30 @@ def test_a_gateway_that_is_killed_leaves_no_worker_behind(folder: Path) -> None:
                 time.sleep(0.05)
             assert not Path(f"/proc/{workers[-1]}").exists()
             raise AssertionError("killed")
+
+
+def test_a_worker_that_starts_before_the_log_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "suffice.toml").write_text(
+        '[upstreams.up]\nurl = "http://127.0.0.1:1"\n'
+        '[routes.r]\nupstream = "up"\nkind = "samples"\nsamples = 8\nscorer = "number"\n'
+        f'[store]\nurl = "sqlite:///{tmp_path / "log.db"}"\n',
+        encoding="utf-8",
+    )
+    entry = "from suffice.cli.main import main; main()"
+    words = ["worker", "--config", str(tmp_path / "suffice.toml")]
+    with subprocess.Popen([sys.executable, "-c", entry, *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            assert "log.db: does not exist" in line
+            assert line.endswith("; waiting for it\n")
+            assert not (tmp_path / "log.db").exists(), "a wrong name makes no empty log"
+            fill(tmp_path, traffic(5))
+            until_s = time.monotonic() + 60
+            while not list(job_history(tmp_path / "log.db")):
+                assert process.poll() is None
+                assert time.monotonic() < until_s
+                time.sleep(0.05)
+        finally:
+            process.terminate()
+    assert process.returncode == 0

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MOST_LINES: Final = 10_000  # waiting to be written; newer ones are dropped and counted
 PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
+LOG_S: Final = 1.0  # between two attempts to open a log that is not there yet
 IDENTIFY_S: Final = 5.0  # for a server to list its models
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 
@@ -326,14 +327,19 @@ def _print_preview(settings: Settings) -> None:
 def worker(
     path: Path, once: str | None, history: bool, health_port: int | None, health_host: str, as_json: bool
 ) -> None:
-    """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
+    """Run the control loop, which certifies and watches the routes of a log, until it is stopped.
+
+    It waits for the log, so that gateways, worker and database may start in any order.
+    """
     from suffice.control.health import WorkerHealth, serve_health
     from suffice.control.worker_process import run_in_thread
     from suffice.telemetry import configure_logging
-    from suffice.wiring.files import load_deployment
+    from suffice.wiring.files import load_settings, require_log
     from suffice.wiring.worker import open_worker
 
-    settings = load_deployment(path)
+    settings = load_settings(path)
+    if history or once is not None:
+        require_log(settings, path)
     configure_logging("warning", settings.telemetry.log_format)
     if history:
         _show_history(settings, as_json=as_json)
@@ -344,6 +350,7 @@ def worker(
         raise SystemExit(1 if failed else 0)
     reloads = threading.Event()
     event = _handle_signals(reloads)
+    _wait_for_log(settings, path, event)
     while not event.is_set():
         prints = "json" if as_json else "text"
         # The other jobs have a process of their own: no look waits behind them.
@@ -390,6 +397,25 @@ def _handle_signals(reloads: threading.Event) -> threading.Event:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
             signal.signal(number, handler or (lambda *_: event.set()))
     return event
+
+
+def _wait_for_log(settings: Settings, path: Path, event: threading.Event) -> None:
+    """Wait until the log can be opened; say once why it cannot."""
+    from suffice.errors import StoreError
+    from suffice.wiring.files import require_log
+    from suffice.wiring.worker import open_decisions
+
+    why = ""
+    while not event.is_set():
+        try:
+            require_log(settings, path)
+            with open_decisions(settings, create=False):
+                return
+        except StoreError as error:
+            if str(error) != why:
+                why = str(error)
+                warn(f"{why}; waiting for it")
+        event.wait(LOG_S)
 
 
 def _work(here: Worker, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
