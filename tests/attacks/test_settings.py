@@ -174,6 +174,34 @@ def test_a_mail_server_is_a_host(host: str) -> None:
         parse_settings(_with(("alerts",), "smtp_host", host))
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://169.254.169.254/latest",
+        "https://10.0.0.1/x",
+        "s3://169.254.169.254/x",
+        "s3://10.0.0.1:9000/x",
+        "s3://bucket/x?endpoint=http://10.0.0.1",
+        "s3://user:word@bucket/x",
+        "simplecache::http://10.0.0.1/",
+        "memory://x",
+        "ftp://host/x",
+        "file://host/etc",
+        "s3://bucket/a b",
+        "s3://bucket/a\r\nb",
+    ],
+)
+def test_an_archive_is_a_folder_or_a_bucket(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"archive\.address: needs a folder, or s3://") as refused:
+        parse_settings(_with(("archive",), "address", address))
+    assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["", "folder", "s3://logs", "s3://logs/suffice", "gs://b/x", "az://b", "file:///x"])
+def test_a_folder_and_a_bucket_are_one(address: str) -> None:
+    assert parse_settings(_with(("archive",), "address", address)).archive.address == address
+
+
 def _secrets() -> Iterator[tuple[tuple[str, ...], str]]:
     """Where people paste what belongs into the environment, or into nothing at all."""
     for level, model in LEVELS.items():

@@ -23,6 +23,8 @@ RATING: Final = (1.0, 5.0)  # of a rating without a range of its own
 SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # what a score may map to
 _ISSUER: Final = re.compile(r"(https://[^/@\s?#]+|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?)(/[^@\s?#]*)?")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
+# A bucket's name, no host: the worker sends its credentials there. An endpoint of one's own is in the environment.
+_ARCHIVE: Final = re.compile(r"(file:///[^\s?#]*|(s3|gs|az)://[^/@:\s?#]*[A-Za-z][^/@:\s?#]*(/[^\s?#]*)?)")
 # What the owner may call a table.
 _NAMES: Final[Mapping[type[msgspec.Struct], TextRule]] = {
     **dict.fromkeys((tables.Key, tables.Experiment, tables.ExperimentArm), NAME),
@@ -274,6 +276,12 @@ def _of_alerts(alerts: tables.Alerts, _: Settings) -> Problems:
         yield "smtp_host", "is empty; e-mail needs the name of a mail server"
     if alerts.email_to and EMAIL_ADDRESS.problem(alerts.email_from):
         yield "email_from", f"got {alerts.email_from!r}; e-mail needs an address to come from"
+
+
+@problems_of.register
+def _of_archive(archive: tables.ArchiveSettings, _: Settings) -> Problems:
+    if "://" in archive.address and not _ARCHIVE.fullmatch(archive.address):
+        yield "address", "needs a folder, or s3://bucket/folder, gs://… or az://…, without a user, a host or a query"
 
 
 @problems_of.register
