@@ -3,7 +3,8 @@
     python verify_bundle.py BUNDLE [--head FILE]
 
 BUNDLE is written by `suffice audit bundle`; FILE holds heads of the audit log that nobody who writes the log can write.
-Exits with 0 if everything holds, with 1 if something does not, and with 2 if the bundle cannot be read or checked.
+Exits with 0 if everything holds, with 1 if something does not, and with 2 if nobody can tell: the bundle cannot be
+read, or no head was kept, without which whoever owns the log could have written all of it anew.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from math import ceil, exp, floor, inf, isclose, lgamma, log, log1p
 from pathlib import Path
 from struct import pack
 from typing import Any
 
 BETS = [0.25, 0.45, 0.65, 0.85]  # fractions of the largest bet that cannot go bankrupt
+DAY_S, LATE_S = 86_400, 3_600
 FINISH_RISK, JUDGE_RISK = 0.01, 0.005  # of each bound behind the charge for the finish, and for a judge's mistakes
 Line = dict[str, Any]
 Wrong = Iterator[str]  # what is wrong, a sentence each
@@ -37,11 +39,14 @@ class Bundle:
                 seal = sha256(seal + text).digest()
                 self.starts += [line] * (line["type"] != "header")
         self.seal, (self.header,), self.head = seal.hex(), parts["header"], parts["head"][0]["head"]
-        if self.header["form"] != 1 or not 0 < self.header["n_levels"] <= 10_000:
+        if self.header["form"] != 2 or not 0 < self.header["n_levels"] <= 10_000:
             raise ValueError("its form is not known here, or its number of levels is out of range")
         self.requests, self.links = parts.get("request", []), parts["link"]
         self.rows = {line["seq"]: line for line in parts["row"]}
         self.bodies = {READ(row["told"])[1]: READ(row["kept"]) for row in parts["row"]}  # one a kind
+        told = sorted((seq, READ(row["told"])[1], row["kept"]) for seq, row in self.rows.items())
+        self.salts = [(seq, READ(kept)["salt"]) for seq, kind, kept in told if kind == "salt_published"]
+        self.firsts = [line for line in self.requests if line.get("delivery", 1) == 1 and line["unit"]]
         self.window: Line = self.header["window"] or {"start": 1, "end": 1, "share": 1.0, "until": 0}
         self.end = min(self.window["end"] or inf, floor(self.window["until"]) + 1)
         self.promise, self.charges, self.n_levels = (self.header[name] for name in ("promise", "charges", "n_levels"))
@@ -213,7 +218,7 @@ def check_draws(bundle: Bundle) -> Wrong:
     """The sample-ratio test: were audits drawn as often as their logged shares say? A beta-binomial e-value."""
     draws, log_e = Counter[tuple[float, bool]](), 0.0
     for line in bundle.requests:
-        if line.get("delivery", 1) == 1 and line.get("kept_by") != "end" and line.get("unit", True):
+        if line.get("delivery", 1) == 1 and line.get("kept_by") != "end" and line["unit"]:
             p, rate = line["p"], line.get("keep_rate", 1.0)  # audits keep their rows for certain, others at this rate
             this, other = (p, (1 - p) * rate) if line["audit"] else (p * rate, 1 - p)
             draws[round((this if line["audit"] else other) / (this + other), 9), line["audit"]] += 1
@@ -227,6 +232,44 @@ def check_draws(bundle: Bundle) -> Wrong:
             log_e = inf
     if log_e >= log(1_000):
         yield f"audits do not come as often as the logged probabilities say (log e-value {log_e:.1f})"
+
+
+def day_salts(bundle: Bundle) -> dict[int, str]:
+    """The salts of all days that are over: each is the digest of the next day's."""
+    known = {one["day"]: one["salt"] for _, one in bundle.salts[-1:]}
+    for day in [one - n for one in known for n in range(10_000)]:
+        known[day - 1] = sha256(bytes.fromhex(known[day])).hexdigest()
+    return known
+
+
+def redrawn(bundle: Bundle) -> Iterator[tuple[Line, bool]]:
+    """First deliveries of days whose salts are published, and whether these make them audits."""
+    known, since = day_salts(bundle), max((one["since_s"] for _, one in bundle.salts), default=inf)
+    for line in bundle.firsts:
+        if line["at"] >= since and (salt := known.get(line["at"] // DAY_S)):
+            key = blake2b(salt.encode()).digest()
+            drawn = blake2b(line["unit"].encode(), key=key, person=b"audit-lot", digest_size=8).digest()
+            yield line, (int.from_bytes(drawn) >> 11) / 2**53 < (line["p"] if line["audit"] else 1 - line["p"])
+
+
+def check_salts(bundle: Bundle) -> Wrong:
+    """Draws come out as logged by the salts of their days, which were bound before and published afterwards."""
+    known, latest = day_salts(bundle), 0.0
+    for _, one in bundle.salts:
+        if (known.get(one["day"]), bundle.salts[0][1]["since_s"]) != (one["salt"], one["since_s"]):
+            yield f"the salt of day {one['day']} is not the one that those of later days lead to"
+    for line, audit in redrawn(bundle):
+        before = [one["day"] for seq, one in bundle.salts if seq < line["seq"]]
+        if audit != line["audit"]:
+            yield f"request {line['n']} is {'an' if audit else 'no'} audit by the salt of its day, and logged otherwise"
+        if not before or max(before) >= line["at"] // DAY_S:
+            yield f"request {line['n']} was drawn by a salt that {'was public' if before else 'nothing had bound'}"
+    for line in (one for one in bundle.firsts if one.get("kept_by") != "end"):
+        if latest - line["at"] > LATE_S and latest // DAY_S != line["at"] // DAY_S:
+            yield f"request {line['n']} is said to be of a day before that of requests above it"
+        latest = max(latest, line["at"])
+    times = Counter(line["unit"] for line in bundle.firsts)
+    yield from (f"the draw {unit} is that of {n} requests" for unit, n in times.items() if n > 1)
 
 
 def check_claim(bundle: Bundle) -> Wrong:
@@ -290,6 +333,9 @@ def compare_heads(bundle: Bundle, content: str) -> Wrong:
         raise LookupError("the head behind the bundle was not kept, so nothing vouches for its seal")
 
 
+CHECKS = [check_window, check_audits, check_orders, check_charges, check_draws, check_salts, check_claim, check_chain]
+
+
 def show(*lines: str) -> None:
     """Print lines; what a terminal would obey is replaced, since names in a bundle are somebody else's words."""
     print(*("".join(c if c.isprintable() else "\ufffd" for c in one) for one in lines), sep="\n")
@@ -302,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, wrong = parser.parse_args(arguments), list[str]()
     try:
         bundle = Bundle(options.bundle.read_bytes())
-        for check in (check_window, check_audits, check_orders, check_charges, check_draws, check_claim, check_chain):
+        for check in CHECKS:
             wrong += check(bundle)
         if options.head:
             wrong += compare_heads(bundle, options.head.read_text(encoding="utf-8"))
@@ -315,11 +361,14 @@ def main(arguments: list[str] | None = None) -> int:
     rows += f", {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes"
     holds = f"holds: with confidence {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
     holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}"
-    show(*(f"WRONG: {one}" for one in wrong), rows)
-    show(f"does NOT hold: {len(wrong)} things are wrong" if wrong else holds)
-    if not options.head:
-        print("No head was given: if somebody wrote the whole log anew, nobody can tell.")
-    return 1 if wrong else 0
+    draws = f"draws: {sum(1 for _ in redrawn(bundle)):,} of {len(bundle.firsts):,} made again by published salts"
+    unknown = (
+        "nobody can tell: nothing here contradicts itself, but no head was kept elsewhere (--head), and without one"
+    )
+    unknown += " whoever owns the log could have written all of it anew"
+    found = f"does NOT hold: {len(wrong)} things are wrong" if wrong else holds if options.head else unknown
+    show(*(f"WRONG: {one}" for one in wrong), rows, draws, found)
+    return 1 if wrong else 0 if options.head else 2
 
 
 if __name__ == "__main__":

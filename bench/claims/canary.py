@@ -202,7 +202,7 @@ class Life:
         self.came[name] += 1
         self.n_shadow += state.stage == "shadow"
         unit = f"unit-{at}"
-        if assign_audit(unit, share=self.audit_share(), salt=self.salt).audit:
+        if assign_audit(unit, share=self.audit_share(), salt=self.salt, at_s=0.0).audit:
             self.audit(at, name)
             return
         arm = place(state, unit, salt=self.salt).arm

@@ -139,7 +139,7 @@ def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]
     runs = recorded()
     for number in range(n):
         kind, name = KINDS[of[number]], f"ep_{seed:05}{number:018}"
-        lot = assign_audit(name, share=AUDITS, salt="bench")
+        lot = assign_audit(name, share=AUDITS, salt="bench", at_s=0.0)
         full = kind.tokens * exp(kind.spread * normal[number] - kind.spread**2 / 2)
         stopped = bool(not lot.audit and stop[number] < STOPS)
         is_right = bool(right[number] < kind.em_full - (kind.lost if stopped else 0.0))

@@ -27,7 +27,7 @@ def test_the_evidence_has_its_published_values(n_audits: int, log_e: float) -> N
 def lots(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[list[bool], list[float]]:
     """Real lots with their logged odds; a part of the audits is lost, and logged as if it had not been drawn."""
     rng = np.random.default_rng(seed)
-    drawn_lots = [assign_audit(f"{seed} {unit}", share=share, salt="s") for unit in range(n)]
+    drawn_lots = [assign_audit(f"{seed} {unit}", share=share, salt="s", at_s=0.0) for unit in range(n)]
     kept = [lot.audit and rng.random() >= lost for lot in drawn_lots]
     odds = [lot.propensity if lot.audit == keeps else 1 - share for lot, keeps in zip(drawn_lots, kept, strict=True)]
     return kept, odds

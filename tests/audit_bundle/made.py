@@ -12,14 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from suffice.control.jobs.upkeep import OVER_S
+from suffice.rollout.assign import DAY_S, day_salt, point_of
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows.events import Event
+from suffice.store.rows.events import DaySalt, Event
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.worker import open_worker
 from tests.cli.test_audit import fill as append
 from tests.control.made import label, run
 
 N, BURST, SHARE = 620, 60, 0.4
+DAY, STEP_S = 20_780, 300.0  # the first day of draws by salts, and the time between two requests
 ROUTE = {
     "upstream": "up",
     "kind": "samples",
@@ -45,15 +48,30 @@ def settings_of(folder: Path, **route: Any) -> Settings:
     )
 
 
-def events(seed: int = 5) -> Iterator[Event]:
-    """Requests that overlap. A few are slow, some audits are abandoned, and some differences get no label."""
+def salt_of(day: int, secret: str) -> DaySalt:
+    return DaySalt(day=day, salt=day_salt(day, salt=secret), since_s=0.0, author="w")
+
+
+def events(seed: int = 5, *, secret: str = "") -> Iterator[Event]:
+    """Requests that overlap. A few are slow, some audits are abandoned, and some differences get no label.
+
+    secret  by whose salts they are drawn, over two days and a few hours; the salts of the first two days are published
+    """
     rng, due = random.Random(seed), defaultdict[int, list[Event]](list)
+    if secret:
+        yield salt_of(DAY - 1, secret)
     for number in range(N):
-        in_burst = number < BURST
-        audit = in_burst or rng.random() < SHARE
+        in_burst, at_s = number < BURST, DAY * DAY_S + OVER_S + STEP_S * number if secret else 0.0
+        day, into_s = divmod(at_s, DAY_S)
+        if OVER_S <= into_s < OVER_S + STEP_S and day > DAY:
+            yield salt_of(int(day) - 1, secret)
+        salt = day_salt(int(day), salt=secret)
+        point = point_of(f"u{number}", salt=salt, purpose=b"audit-lot") if secret else None
+        audit = in_burst or (rng.random() if point is None else point) < SHARE
         odds = 1.0 if in_burst else SHARE if audit else 1 - SHARE
         lost = not in_burst and rng.random() < 0.01
         changes: dict[str, Any] = {"end_reason": "client_left", "answer": None} if lost else {}
+        changes["received_at_s"] = at_s
         request, outcome = run(number, rng, audit=audit, propensity=odds, p_right=0.75, **changes)
         yield request
         ended = due[number + (rng.randrange(1, 5) if rng.random() < 0.97 else 60)]

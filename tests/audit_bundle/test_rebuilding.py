@@ -180,6 +180,8 @@ def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:
         "id",
         "seq",
         "digest",
+        "at",
+        "unit",
         "audit",
         "p",
         "end_seq",
@@ -253,7 +255,8 @@ def test_standard_output_holds_the_bundle_alone(config: Path, capsys: pytest.Cap
     assert done.exit_code == 0, done.output
     out = config.with_name("one.jsonl")
     out.write_bytes(done.stdout_bytes)
-    assert verifier.main([str(out)]) == 0, capsys.readouterr().out
+    assert verifier.main([str(out)]) == 2
+    assert "no head was kept elsewhere" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,16 @@ import pytest
 from suffice.control import worker_process
 from suffice.control.jobs import base
 from suffice.control.jobs.base import JobReport
-from suffice.control.jobs.upkeep import DAY_S, ExportHeads, Retain
+from suffice.control.jobs.upkeep import OVER_S, ExportHeads, PublishSalts, Retain
 from suffice.errors import ConfigError
+from suffice.rollout.assign import DAY_S, day_salt
 from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.chain import read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import newest_events, open_reader
 from suffice.store.database.writer import LogWriter
-from suffice.store.rows.events import Event, FeedbackEvent
+from suffice.store.rows.events import DaySalt, Event, FeedbackEvent
 from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.startup import open_log
@@ -308,8 +309,50 @@ def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path
         assert texts(reports) == [f"head at place 2 exported to {tmp_path / 'heads.jsonl'}"]
     with open_worker(settings, learning=False) as here:
         names = {job.name for job in here.jobs}
-    assert names >= {"audit", "retain"}
+    assert names >= {"audit", "retain", "salts"}
     assert not names & {"certify", "monitor", "retrain"}
+
+
+def publisher(database: Path, now: Clock) -> PublishSalts:
+    return PublishSalts(settings=Settings(), path=database, secret=SECRET, author="w", now=now, monotonic_s=now)
+
+
+def test_the_salt_of_a_day_is_published_once_the_day_is_over_and_binds_the_next(tmp_path: Path) -> None:
+    database, now, written = tmp_path / "log.db", Clock(9 * DAY_S + OVER_S - 1), list[DaySalt]()
+    append(database, said(1))
+
+    def look() -> int:
+        with Decisions(database, now=now, monotonic_s=now) as decisions:
+            writer = base.JobWriter(decisions, "salts", now)
+            assert writer.acquire()
+            publisher(database, now).run(writer)
+        with open_reader(database) as log:
+            written[:] = reversed(newest_events(log, DaySalt, -1))
+        return len(written)
+
+    assert look() == 1
+    assert written[0].day == 7, "a salt that nobody draws by any more: it binds the next ones"
+    now.now_s += 60
+    assert look() == 2
+    now.now_s += DAY_S - 120
+    assert look() == 2, "the day is not over for long enough"
+    now.now_s += 4 * DAY_S
+    assert look() == 3, "one salt gives those of the days before"
+    assert [one.day for one in written] == [7, 8, 12]
+    assert [one.salt for one in written] == [day_salt(one.day, salt=SECRET) for one in written]
+    assert len({one.since_s for one in written}) == 1
+
+
+def test_draws_of_gateways_that_may_be_older_are_not_made_again(tmp_path: Path) -> None:
+    for name, waits_s in (("empty", 60.0), ("used", DAY_S)):
+        database, now, desk = tmp_path / f"{name}.db", Clock(9 * DAY_S), Desk()
+        append(database, said(1))
+        if name == "used":
+            append(database, *labelled("one"))
+        publisher(database, now).run(desk)
+        (salt,) = desk.written
+        assert isinstance(salt, DaySalt)
+        assert salt.since_s == now.now_s + waits_s
 
 
 def test_a_webhook_that_is_named_and_not_there_is_said_at_the_start(tmp_path: Path) -> None:

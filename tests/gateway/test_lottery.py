@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from suffice.rollout.assign import DAY_S, day_salt, point_of
 from suffice.types import Episode
 from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.assurance.reports import estimate_route
@@ -64,7 +65,11 @@ async def test_the_odds_of_each_lot_are_written_down_as_they_were_drawn(serve: S
         assert {True, False} == set(lots)
         assert 5 <= sum(lots) <= 35  # 18 are expected; the salt is fresh each time
         for episode in await drawn(g, 60):
-            assert episode.request.propensity == pytest.approx(0.3 if episode.request.audit else 0.7)
+            request = episode.request
+            assert request.propensity == pytest.approx(0.3 if request.audit else 0.7)
+            # So the verifier draws again from what is logged, once the salt of the day is published.
+            salt = day_salt(int(request.received_at_s // DAY_S), salt=g.gateway.salt)
+            assert request.audit == (point_of(request.unit, salt=salt, purpose=b"audit-lot") < 0.3)
 
 
 async def test_until_its_owner_says_otherwise_one_in_ten_is_drawn(serve: Serve) -> None:

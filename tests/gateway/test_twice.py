@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.rollout.assign import REPEAT_SHARE, assign_audit
+from suffice.rollout.assign import REPEAT_SHARE, point_of
 from suffice.types import Outcome
 from suffice_testing import FakeRequest, Fault, Reply
 from tests.gateway.conftest import Serve
@@ -20,7 +20,7 @@ AUDIT: dict[str, Any] = {"policy": {"policy": "never"}, "probe": {}, "budget_tok
 
 def arm_of(g: Served, episode_id: str) -> int:
     """The arm that the episode's own lot draws."""
-    point = assign_audit(episode_id, share=0.0, salt=f"{g.gateway.salt}/pair").point
+    point = point_of(episode_id, salt=g.gateway.salt, purpose=b"paired-call")
     return int(point >= REPEAT_SHARE)
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.rollout.assign import assign_audit, audit_share, question_key
+from suffice.rollout.assign import DAY_S, LAST_DAY, assign_audit, audit_share, day_salt, question_key
 from tests.drawn import examples
 
 PROPERTY = settings(max_examples=examples(100))
@@ -15,7 +16,7 @@ N_UNITS = 20_000
 
 
 def audits(share: float, salt: str) -> list[bool]:
-    return [assign_audit(f"conversation-{number}", share=share, salt=salt).audit for number in range(N_UNITS)]
+    return [assign_audit(f"conversation-{number}", share=share, salt=salt, at_s=0.0).audit for number in range(N_UNITS)]
 
 
 @pytest.mark.no_cover
@@ -33,10 +34,8 @@ def test_nobody_and_everybody_are_exact() -> None:
 @PROPERTY
 @given(unit=ANY_TEXT, salt=ANY_TEXT, share=st.floats(0.0, 1.0))
 def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: float) -> None:
-    lot = assign_audit(unit, share=share, salt=salt)
-    assert lot == assign_audit(unit, share=share, salt=salt)
-    assert 0.0 <= lot.point < 1.0
-    assert lot.audit == (lot.point < share)
+    lot = assign_audit(unit, share=share, salt=salt, at_s=0.0)
+    assert lot == assign_audit(unit, share=share, salt=salt, at_s=0.0)
     assert lot.propensity == (share if lot.audit else 1.0 - share)
     assert 0.0 < lot.propensity <= 1.0
 
@@ -44,14 +43,15 @@ def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: flo
 @PROPERTY
 @given(unit=ANY_TEXT, low=st.floats(0.0, 1.0), high=st.floats(0.0, 1.0))
 def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(unit: str, low: float, high: float) -> None:
-    low, high = sorted((low, high))
-    assert assign_audit(unit, share=high, salt="s").audit >= assign_audit(unit, share=low, salt="s").audit
+    less, more = (assign_audit(unit, share=share, salt="s", at_s=0.0).audit for share in sorted((low, high)))
+    assert more >= less
 
 
 def test_the_lot_of_today_is_the_lot_of_next_year() -> None:
-    # Another number here means that every running deployment draws its lots anew.
-    lot = assign_audit("conversation-1", share=0.1, salt="salt")
-    assert lot.point == pytest.approx(0.4753845611866999, abs=1e-15)
+    # Another number here means that every running deployment draws its lots anew, and no verifier as it does.
+    assert day_salt(20_789, salt="salt") == "e78355c647f65754b755d8b7cc6abdbb1bb3b8499e71b97dcca2ed7f33443a86"
+    lots = [assign_audit(f"conversation-{n}", share=0.1, salt="salt", at_s=20_789.5 * DAY_S) for n in range(40)]
+    assert [n for n, lot in enumerate(lots) if lot.audit] == [24, 28]
     assert question_key("What is 2 + 2?", salt="salt") == "10fc6e50d7f39777"
 
 
@@ -59,6 +59,25 @@ def test_other_salts_are_independent_lotteries() -> None:
     one, other = audits(0.5, "one"), audits(0.5, "other")
     agree = sum(mine == yours for mine, yours in zip(one, other, strict=True))
     assert abs(agree - N_UNITS / 2) < 4 * math.sqrt(N_UNITS / 4)
+
+
+def test_days_are_independent_lotteries_and_a_day_is_one() -> None:
+    def drawn(at_s: float) -> list[bool]:
+        return [assign_audit(f"conversation-{n}", share=0.5, salt="s", at_s=at_s).audit for n in range(N_UNITS)]
+
+    today = drawn(20_789.0 * DAY_S)
+    assert drawn(20_790.0 * DAY_S - 0.001) == today
+    agree = sum(mine == yours for mine, yours in zip(today, drawn(20_790.0 * DAY_S), strict=True))
+    assert abs(agree - N_UNITS / 2) < 4 * math.sqrt(N_UNITS / 4)
+
+
+def test_the_salt_of_a_day_gives_those_before_it() -> None:
+    later = bytes.fromhex(day_salt(20_792, salt="s"))
+    for day in (20_791, 20_790, 20_789):
+        later = hashlib.sha256(later).digest()
+        assert day_salt(day, salt="s") == later.hex()
+        assert day_salt(day, salt="t") != later.hex()
+    assert len(day_salt(LAST_DAY + 1, salt="s")) == 64
 
 
 def test_more_is_audited_at_first_unless_the_owner_says_otherwise() -> None:

@@ -463,10 +463,11 @@ def test_a_growing_share_only_adds_units_and_a_restart_changes_nothing() -> None
 def test_other_rollouts_salts_and_the_audit_lot_are_independent() -> None:
     state = at_step(3)
     own = arms(state)
+    audits = [assign_audit(f"conversation-{i}", share=0.5, salt="s", at_s=0.0).audit for i in range(20_000)]
     for other in (
         arms(replace(state, rollout="r2")),
         arms(state, salt="t"),
-        [("control", "candidate")[assign_audit(f"conversation-{i}", share=0.5, salt="s").audit] for i in range(20_000)],
+        [("control", "candidate")[audit] for audit in audits],
     ):
         agree = sum(mine == yours for mine, yours in zip(own, other, strict=True))
         assert abs(agree - 10_000) < 4 * sqrt(5_000)

@@ -218,7 +218,7 @@ def _keyed(salt: str) -> hmac.HMAC:
 
 KEY_WINDOW_S: Final = 600.0  # least time for which an idempotency key is remembered
 MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten first: with 200 bytes each, 100 MB
-_DELIVERY: Final = Struct("<dddI?16s")  # time of the first delivery, propensity, point, deliveries, audit, unit
+_DELIVERY: Final = Struct("<ddI?16s")  # time of the first delivery, propensity, deliveries, audit, unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +245,9 @@ class DeliveryMemory:
     One draw covers all deliveries. If a level could stop m of them, each bet on the draw would have to be divided by
     m: with 8, a harmless level would need 8 times the audits. So m is 1, and later deliveries run in full.
 
-    A draw is a keyed hash of the request and of the period in which it arrives, of the window's length: every replica
-    draws the same, and nobody without the salt can predict it. A request that another replica has logged, or this one
-    before a restart, is known by its unit.
+    A draw is a keyed hash of the request, of the period in which it arrives, of the window's length, and of the UTC
+    day: every replica draws the same, and nobody without the salt can predict it. A request that another replica has
+    logged, or this one before a restart, is known by its unit.
     """
 
     _known: dict[bytes, bytes] = field(default_factory=dict)  # packed, oldest first
@@ -260,7 +260,7 @@ class DeliveryMemory:
 
         window_s  within which the same body is a repeat; 0: only an idempotency key makes one
         now_s     monotonic
-        wall_s    Unix time; replicas whose clocks differ draw apart where their periods do
+        wall_s    Unix time; replicas whose clocks differ draw apart where their periods or days do
 
         Raise ValueError for a share outside [0, 1].
         """
@@ -269,7 +269,7 @@ class DeliveryMemory:
             _forget(known, now_s - max(window_s, KEY_WINDOW_S))
         digest = key.digest
         if own_window_s <= 0:
-            return assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
+            return assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt, at_s=wall_s)
         period = int(wall_s / own_window_s + int.from_bytes(digest[:4], "big") / 2**32)  # they end at different times
         packed = self._known.get(digest) or self._find_logged(digest, period, salt)
         if packed is not None:
@@ -278,7 +278,7 @@ class DeliveryMemory:
                 repeated = replace(first, delivery=first.delivery + 1)
                 self._known[digest] = _pack(first_s, repeated)
                 return repeated
-        assigned = assign_audit(_unit(digest, period), share=share, salt=salt)
+        assigned = assign_audit(_unit(digest, period), share=share, salt=salt, at_s=wall_s)
         self._known.pop(digest, None)  # keeps entries in the order of first deliveries
         self._known[digest] = _pack(now_s, assigned)
         return assigned
@@ -301,13 +301,13 @@ def _unit(digest: bytes, period: int) -> str:
 
 def _pack(first_s: float, one: AuditAssignment) -> bytes:
     """Pack a remembered draw: hundreds of thousands are remembered, and as objects they take twice the memory."""
-    return _DELIVERY.pack(first_s, one.propensity, one.point, one.delivery, one.audit, one.unit.encode())
+    return _DELIVERY.pack(first_s, one.propensity, one.delivery, one.audit, one.unit.encode())
 
 
 def _unpack(packed: bytes) -> tuple[float, AuditAssignment]:
-    first_s, propensity, point, delivery, audit, unit = _DELIVERY.unpack(packed)
-    name, n = unit.rstrip(b"\0").decode(), delivery
-    return first_s, AuditAssignment(audit=audit, propensity=propensity, point=point, unit=name, delivery=n)
+    first_s, propensity, delivery, audit, unit = _DELIVERY.unpack(packed)
+    name = unit.rstrip(b"\0").decode()
+    return first_s, AuditAssignment(audit=audit, propensity=propensity, unit=name, delivery=delivery)
 
 
 def _forget(known: dict[Any, bytes], before_s: float) -> None:

@@ -36,7 +36,7 @@ from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, q
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
 from suffice.gateway.turns import STOPPED, Turn, TurnRequest, begin_turn
 from suffice.policy.rules import FixedBudget
-from suffice.rollout.assign import REPEAT_SHARE, assign_audit
+from suffice.rollout.assign import REPEAT_SHARE, point_of
 from suffice.settings import FinishMethod
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Request, Signals, Step
@@ -365,7 +365,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
     if not probed:
         return
-    point = 2 * assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
+    point = 2 * point_of(ledger.request.episode_id, salt=job.gw.salt, purpose=b"finish")
     stop = next((step for step in probed if step.index == ledger.stop.step), None)
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = reader.thought_at(chosen.index)
@@ -376,7 +376,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route with effort or budget arms, call a second time, with one of them or in full."""
     efforts = job.route.settings.efforts
-    point = assign_audit(job.ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
+    point = point_of(job.ledger.request.episode_id, salt=job.gw.salt, purpose=b"paired-call")
     place = (point - REPEAT_SHARE) / (1 - REPEAT_SHARE)  # of the arm among all; below 0: a second full run
     effort = efforts[int(max(0.0, place) * len(efforts))] if efforts else ""
     fields = NO_FIELDS if job.route.settings.probe is None else _chosen_fields(job, effort=effort)

@@ -526,7 +526,7 @@ class GatewayState:
         embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
 
-    def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
+    def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str, *, wall_s: float) -> AuditAssignment:
         assigned = self.clients.deliveries.assign(
             key,
             episode_id=episode_id,
@@ -534,7 +534,7 @@ class GatewayState:
             salt=self.salt,
             window_s=self.settings.server.retry_window_s,
             now_s=self.monotonic_s(),
-            wall_s=self.wall_s(),
+            wall_s=wall_s,
         )
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)

@@ -33,7 +33,7 @@ from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
 from suffice.records import frozen_struct
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
-from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
+from suffice.rollout.assign import UNASSIGNED, AuditAssignment, conversation_key, point_of, question_key
 from suffice.rollout.experiment import Units, units_of
 from suffice.settings import Probe
 from suffice.signals.query import class_of
@@ -291,7 +291,7 @@ def admit(
     """
     if route is None:
         return None, _blank_request(gw, arrival, reason or "no_route"), None
-    place, kill = None, gw.deployment.kill
+    place, kill, now_s = None, gw.deployment.kill, gw.wall_s()
     if kill.on:
         route = kill.apply(route)
         if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
@@ -306,7 +306,7 @@ def admit(
         route = route.for_request(question, arrival.model, class_of(query))
         own = place_route(route, place)
         if reason is None:  # the audit is drawn for the route itself; arms then vary what the request gets
-            assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id)
+            assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id, wall_s=now_s)
             varied, arms = gw.deployment.variants.place(route, lambda: arrival.units(assigned), question)
             own = own if varied is route else place_route(varied, place)
         route = own
@@ -326,7 +326,7 @@ def admit(
         certified=route.certified and not route.unwatched,
         question_key=question,
         ungoverned=reason,
-        received_at_s=gw.wall_s(),
+        received_at_s=now_s,
         endpoint=arrival.endpoint,
         query=query if reason is None else None,
         unit=assigned.unit,
@@ -369,7 +369,7 @@ def _place(gw: GatewayState, arrival: Arrival, route: BuiltRoute) -> tuple[str |
     """Return why the request is not governed (None: it is), and its admission."""
 
     def draw() -> float:  # a new draw for each retry
-        return assign_audit(arrival.episode_id, share=0.0, salt=f"{gw.salt}/shed").point
+        return point_of(arrival.episode_id, salt=gw.salt, purpose=b"shed")
 
     now_s = gw.monotonic_s()
     place = gw.deployment.load.admit(route, now_s=now_s, draw=None if arrival.is_callers_loop else draw)

@@ -285,7 +285,7 @@ class Follower:
                 )
 
             self._deliveries += [
-                AuditAssignment(audit=audit, propensity=propensity, point=0.0, unit=unit)
+                AuditAssignment(audit=audit, propensity=propensity, unit=unit)
                 for unit, audit, propensity in news.deliveries
             ]
             self._monitor.read(connection, is_new)

@@ -1,19 +1,22 @@
 """Assigns requests to audits by a keyed hash of the request.
 
-The hash needs no clock and no random generator. The odds are logged with the assignment, because they cannot be
-reconstructed afterwards.
+The hash needs no random generator. The odds are logged with the assignment, because they cannot be reconstructed
+afterwards. Each UTC day has a salt of its own, which is published when the day is over, so that anybody can draw again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Final
 
 from suffice.records import frozen_struct
 from suffice.settings.limits import LATER_SHARE
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
+DAY_S: Final = 86_400.0
+LAST_DAY: Final = 2**15  # since 1970, in 2059: the salts of all days are derived from this day's, backwards
 REPEAT_SHARE = 0.1  # of second calls in audits: full runs, which measure how often the model differs from itself
 
 
@@ -21,25 +24,37 @@ REPEAT_SHARE = 0.1  # of second calls in audits: full runs, which measure how of
 class AuditAssignment:
     audit: bool  # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
-    point: float  # the unit's point in [0, 1); an audit is a point below the share
     unit: str = ""  # a name for the unit, 16 hexadecimal digits, meaningless without the salt
     delivery: int = 1  # n: the n-th delivery of the same request; all deliveries share the draw of the first
 
 
-UNASSIGNED = AuditAssignment(audit=False, propensity=1.0, point=0.0)  # of an ungoverned request
+UNASSIGNED = AuditAssignment(audit=False, propensity=1.0)  # of an ungoverned request
 
 
-def assign_audit(unit: str, *, share: float, salt: str) -> AuditAssignment:
-    """Assign a unit to an audit or not. A unit audited at one share is audited at every larger share too.
+def assign_audit(unit: str, *, share: float, salt: str, at_s: float) -> AuditAssignment:
+    """Assign a unit to an audit or not. A unit audited at one share is audited at every larger share too, that day.
 
     share  probability of an audit, in [0, 1]; exact at 0 and 1
     salt   secret of the deployment and name of the assignment; assignments with different salts are independent
+    at_s   Unix time
 
     """
-    point = point_of(unit, salt=salt, purpose=b"audit-lot")
-    audit = point < share
     name = unit_name(unit, salt=salt)
-    return AuditAssignment(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
+    audit = point_of(name, salt=day_salt(int(at_s // DAY_S), salt=salt), purpose=b"audit-lot") < share
+    return AuditAssignment(audit=audit, propensity=share if audit else 1.0 - share, unit=name)
+
+
+@lru_cache(maxsize=16)
+def day_salt(day: int, *, salt: str) -> str:
+    """Return the salt of a day's draws, 64 hexadecimal digits. Its SHA-256 is the salt of the day before.
+
+    So a salt that is published gives those of all earlier days, none of a later one, and binds whoever published it to
+    all later ones. It takes 5 ms, once a day.
+    """
+    digest = keyed("", salt=salt, purpose=b"salts-of-days", n_bytes=32)
+    for _ in range(LAST_DAY - day):
+        digest = hashlib.sha256(digest).digest()
+    return digest.hex()
 
 
 def unit_name(unit: str, *, salt: str) -> str:

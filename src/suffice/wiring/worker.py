@@ -17,7 +17,7 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, ExperimentWatch, ProposeBudget, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
-from suffice.control.jobs.upkeep import ExportHeads, Retain, Rollup
+from suffice.control.jobs.upkeep import ExportHeads, PublishSalts, Retain, Rollup
 from suffice.control.worker_process import Part
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError
@@ -148,6 +148,7 @@ def open_worker(
         jobs: tuple[Any, ...] = (
             *(kind(**common) for kind in (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)),
             ExportHeads(webhook=webhook, **common),
+            PublishSalts(**common),
             Retain(writer=writer, new_id=partial(create_id, "er"), **common),
             ArchiveJob(writer=writer, **common),
             Notify(sinks=sinks_of(settings.alerts), **common),

@@ -6,6 +6,7 @@ row; no answer or prompt is exported. `tools/verify_bundle.py` reads these files
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -30,12 +31,12 @@ from suffice.learn.version import ServedVersion
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, decoded, locate_event, read_events
+from suffice.store.database.views import LogReader, decoded, locate_event, read_events, read_kinds
 from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.rows.events import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
-FORM: Final = 1  # version of the line format
+FORM: Final = 2  # version of the line format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,15 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
         raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
     view = _View(loop, loop.source, loop.certifier.certificate)
     requests = list(view.requests(log))
-    labels = {line["label"] for line in requests if "label" in line}
-    return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
+    rows = {epoch_seq, made_seq, *(line["label"] for line in requests if "label" in line), *_salts(log, requests)}
+    return Bundle(header=view.header(made), requests=requests, rows=frozenset(rows))
+
+
+def _salts(log: LogReader, requests: Sequence[Line]) -> list[int]:
+    """Return the places of the salts by which the requests were drawn, and of one before, which binds them."""
+    places = [one.seq for one in read_kinds(log, "salt_published")]
+    first = requests[0]["seq"] if requests else 0
+    return places[max(0, bisect_left(places, first) - 1) :]
 
 
 def _decided(log: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
@@ -199,6 +207,8 @@ class _View:
             "id": request.episode_id,
             "seq": entry.seq,
             "digest": entry.digest,
+            "at": request.received_at_s,
+            "unit": request.unit,
             "audit": request.audit,
             "p": request.propensity,
         }
@@ -208,7 +218,6 @@ class _View:
             "delivery": (request.delivery, 1),
             "kept_by": (request.kept_by, ""),
             "keep_rate": (1.0 if whole else request.keep_rate, 1.0),
-            "unit": (bool(request.unit), True),
         }
         line |= {name: value for name, (value, usual) in unusual.items() if value != usual}
         # An audit that a change of guarantee left pending counts as lost, whatever it returned later.

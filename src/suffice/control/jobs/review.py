@@ -16,7 +16,7 @@ from suffice.control.jobs.base import LOOK_BACK, JobPass
 from suffice.control.jobs.folds import FoldJob
 from suffice.review import select
 from suffice.review.items import ControlDraw, day_number
-from suffice.rollout.assign import assign_audit
+from suffice.rollout.assign import point_of
 from suffice.sanitize import plural
 from suffice.settings import Route
 from suffice.signals.query import class_of
@@ -153,7 +153,7 @@ class ReviewJob(FoldJob[Candidates]):
         return fold
 
     def _point(self, episode: str) -> float:
-        return assign_audit(episode, share=1.0, salt=f"{self.secret} review").point
+        return point_of(episode, salt=f"{self.secret} review", purpose=b"audit-lot")
 
     def given(self, name: str, fold: Candidates | None) -> Mapping[str, object]:  # noqa: ARG002 - as every fold's
         if fold is None:

@@ -1,7 +1,8 @@
 """The jobs that maintain the log: `audit` exports the head of its hash chain, and `retain` erases rows past retention.
 
-Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. Steps that replay needs for
-the running epoch of a certified route are erased when that epoch ends.
+Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten; the salts that `salts`
+publishes show without one that audits were drawn as logged. Steps that replay needs for the running epoch of a
+certified route are erased when that epoch ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError, why_of
 from suffice.formatting import format_iso
+from suffice.rollout.assign import DAY_S, day_salt
 from suffice.scoring.base import scorer_label
 from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads, signing_key
@@ -28,7 +30,9 @@ from suffice.store.database.decisions import Decisions, LeaseLost
 from suffice.store.database.views import (
     EpisodeWithLabels,
     LogReader,
+    has_requests,
     last_place,
+    newest_event,
     open_reader,
     place_before,
 )
@@ -36,6 +40,7 @@ from suffice.store.routes import rollups
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
+from suffice.store.rows.events import DaySalt
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Outcome, Request
@@ -89,7 +94,28 @@ class ExportHeads(LogJob):
         return [JobReport(summary=f"head at place {newest.place} exported to {file}", read_to_seq=newest.seq)]
 
 
-DAY_S: Final = 86_400.0
+OVER_S: Final = 6 * 3_600.0  # after the end of a day until its salt is published: by then its requests are in the log
+SALTS_S: Final = 60.0  # between two looks; gateways may draw for as long before the first salt is published
+
+
+@dataclass(kw_only=True)
+class PublishSalts(LogJob):
+    name = "salts"
+
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
+        if not self.is_due() or not self.path.exists():
+            return ()
+        self.rest(SALTS_S)
+        day = int((self.now() - OVER_S) // DAY_S) - 1
+        with open_reader(self.path) as log:
+            last = newest_event(log, DaySalt)
+            if last is not None and last.day >= day:
+                return ()
+            # A log that has requests has gateways, which may be of a version that drew otherwise.
+            since_s = self.now() + (DAY_S if has_requests(log) else SALTS_S) if last is None else last.since_s
+        salt = day_salt(day, salt=self.secret)
+        writer.write([DaySalt(day=day, salt=salt, since_s=since_s, author=self.author)])
+        return [JobReport(summary=f"the salt of the draws until {format_iso((day + 1) * DAY_S)} published")]
 
 
 @dataclass(kw_only=True)

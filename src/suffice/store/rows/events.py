@@ -139,6 +139,16 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DaySalt:
+    """The salt of the audit draws of a day that is over; its SHA-256 is the salt of the day before."""
+
+    day: int  # UTC, since 1970
+    salt: str  # hexadecimal
+    since_s: float  # Unix time; all draws from then on are by salts of days
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DayArchive:
     """The requests of one day stand in an archive, from where retention may remove them."""
 
@@ -377,7 +387,7 @@ _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage | KeyIssue | KeyEnd | ReplicaState
-_OfOwner: TypeAlias = ConfigChange | Export | DayArchive | Erasure | AccessGrant
+_OfOwner: TypeAlias = ConfigChange | Export | DaySalt | DayArchive | Erasure | AccessGrant
 _OfVersions: TypeAlias = _OfExperiments | _OfRollouts | FleetRequirement | WarmStart
 _OfPeople: TypeAlias = _OfReviews | _OfOwner | SavedView | AlertRule | RuleAlert | AlertMute
 Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfVersions | _OfHolds | _OfServer | _OfPeople
@@ -470,6 +480,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("incident_decided", IncidentDecision, "decision", "{0.incident}"),
     Kind("config_changed", ConfigChange, "change", "{0.number:08}"),
     Kind("exported", Export, "export", "{0.export_id}"),
+    Kind("salt_published", DaySalt, "salt", "{0.day:06}"),
     Kind("day_archived", DayArchive, "archived", "{0.day}:{0.digest}:{0.archive}"),
     Kind("erased", Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
     Kind("access_changed", AccessGrant, "access", "{0.access_id}"),
