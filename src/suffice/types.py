@@ -419,7 +419,7 @@ class EvidenceSummary:
     n_disagreeing: int | None = None  # at the level, the stop's answer differs; None: unknown
     e_value: float | None = None  # against "the level loses the budget or more"; 1/delta accepts the level
     share: float | None = None  # of all requests' tokens that the level is expected to save, net
-    # What its stops cut off, over what runs of any kind that came as far still generate; None: too few stops.
+    # What its stops cut off, over what runs of any kind that thought as far have left; None: too few stops.
     remaining_ratio: float | None = None
     n_missing: int | None = None  # audits to the next level at the present rates; None: unknown, or no next level
     max_em_drop: float | None = None  # tested: the owner's budget less what forced finishes may change

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from suffice.assurance.money import RunLengths
 from suffice.control.loop.live_costs import LiveCosts
 from suffice.learn.audits import NO_AUDITS
 from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost, thought_costs
@@ -103,21 +104,42 @@ def test_the_level_that_costs_tokens_gives_way_to_one_that_saves_or_to_none() ->
     assert LiveCost().of_all(0.0, 0.0, 0.1) is None
 
 
+def thinking(lines: int, *, late: int = 0) -> Outcome:
+    whole = LINE * lines + ANSWER
+    steps = (step(n, late=min(late, whole - LINE * n)) for n in range(1, lines + 1))
+    return run(*steps, spent=whole)
+
+
 def test_what_a_rule_cuts_off_is_compared_with_what_any_run_had_left() -> None:
-    # The rule stops the short half of the runs, all after 10 of 50 tokens; the others have 100.
-    full = np.array([50.0, 100.0] * 20)
-    runs = replace(
-        NO_AUDITS,
-        starts=np.arange(0, 82, 2),
-        cost=np.zeros(80),
-        per_step=np.full(80, 10.0),
-        full=full,
-    )
-    which = np.arange(40)
-    ends = np.where(full == 50, runs.starts[:-1], runs.last)
-    assert remaining_ratio(runs, which, ends) == pytest.approx(40 / (75 - 10))
-    assert remaining_ratio(runs, which[:30], ends[:30]) is None, "too few stops"
-    assert remaining_ratio(runs, which, np.where(full > 0, runs.starts[:-1], 0)) == pytest.approx(1.0)
+    # The rule stops the short half of the runs, all after their first line.
+    runs, stops = [thinking(5), thinking(10)] * 20, np.array([0, -1] * 20)
+    assert remaining_ratio(runs, stops) == pytest.approx((55 - 10) / (80 - 10))
+    assert remaining_ratio(runs[:30], stops[:30]) is None, "too few stops"
+    assert remaining_ratio(runs, np.zeros(40, np.int64)) == pytest.approx(1.0)
+    assert remaining_ratio([], np.zeros(0, np.int64)) is None
+
+
+@given(late=st.integers(0, 30), lines=st.lists(st.integers(2, 12), min_size=80, max_size=80), seed=st.integers(0, 99))
+def test_estimates_of_full_runs_from_their_cuts_add_up_to_the_truth(late: int, lines: list[int], seed: int) -> None:
+    """As a gateway estimates them: by the runs that thought longer than the cut, a hand-over after the step."""
+    runs, dice = [thinking(n, late=late) for n in lines], np.random.default_rng(seed)
+    stops = np.array([int(dice.integers(-1, n - 1)) for n in lines])
+    ratio, lengths = remaining_ratio(runs, stops), RunLengths()
+    estimated = truth = 0.0
+    for one in runs:
+        assert one.usage is not None
+        lengths.add(one.usage)
+    for one, stop in zip(runs, stops.tolist(), strict=True):
+        assert one.usage is not None
+        cut = LINE * (stop + 1) + 2 * late
+        if stop >= 0 and cut < one.usage.reasoning_tokens:
+            remaining = lengths.remaining(cut)
+            assume(remaining is not None)
+            assert remaining is not None
+            estimated += cut + remaining.tokens * (ratio or 1.0)
+            truth += one.usage.completion_tokens
+    assume(ratio is not None)
+    assert estimated == pytest.approx(truth)
 
 
 # --------------------------------------------------------------------------- live runs

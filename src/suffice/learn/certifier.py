@@ -29,7 +29,7 @@ from suffice.assurance.labels import find_first_disagreements
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.costs import NO_LIVE_COST, LiveCost, remaining_ratio
+from suffice.learn.costs import NO_LIVE_COST, LiveCost
 from suffice.learn.plan import Plan
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
@@ -230,6 +230,14 @@ class Certifier:
         runs, rows = self._epoch.runs, self._epoch.rows[first:]
         return runs.cost[rows], rows < runs.last[first:, np.newaxis], runs.full[first:]
 
+    def stops(self, level: int) -> tuple[Ints, Ints]:
+        """The numbers of the last certificate's audits, and the step, from 0, after which it stops each; -1: none."""
+        if self.certificate is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        runs, inside = self._epoch.runs, np.flatnonzero(self.certificate.inside)
+        rows = self._epoch.rows[inside, level]
+        return inside, np.where(rows < runs.last[inside], rows - runs.starts[inside], -1)
+
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """The evidence for the level that passes, or for `most` where no higher one is allowed."""
         plan, runs, certificate = self.plan, self._epoch.runs, self.certificate
@@ -251,7 +259,6 @@ class Certifier:
             n_disagreeing=int(runs.d[stops].sum()),
             e_value=e_value_of(float(self.log_e[level])) if level else None,
             share=self.live_cost.of_all(self._saved(self._epoch.rows, certificate.inside, level), full, self.share),
-            remaining_ratio=remaining_ratio(runs, np.flatnonzero(certificate.inside), stops),
             n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,

@@ -17,6 +17,7 @@ from suffice.agent.mixture import mixture_of
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
+from suffice.assurance.runs import FINISHED_ENDS
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -37,6 +38,7 @@ from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certificate import SWING
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
+from suffice.learn.costs import remaining_ratio
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.mixtures import MixtureTest
 from suffice.learn.version import FoldedModels, ServedVersion, as_served
@@ -416,7 +418,11 @@ class LearnedEvidence(EvidenceSource):
             spending=certifier.spending if level else None,
             share=share,
             reason=reason or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
-            evidence=replace(certifier.evidence(most=floor.ceiling), judge_charge=self.judge.charge),
+            evidence=replace(
+                certifier.evidence(most=floor.ceiling),
+                remaining_ratio=self._remaining_ratio(level),
+                judge_charge=self.judge.charge,
+            ),
             ceiling=floor.ceiling,
             class_ceilings=floor.published,
             classes=classes,
@@ -425,6 +431,14 @@ class LearnedEvidence(EvidenceSource):
             any_level=self.any_level,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+
+    def _remaining_ratio(self, level: int) -> float | None:
+        if not level or self.state.context.route.kind != "reasoning":
+            return None
+        inside, stops = self.certifier.stops(level)
+        runs = [self.state.audits[place].outcome for place in inside.tolist()]
+        known = np.array([run.usage is not None and run.end_reason in FINISHED_ENDS for run in runs], dtype=bool)
+        return remaining_ratio([run for run, is_known in zip(runs, known, strict=True) if is_known], stops[known])
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""
