@@ -24,8 +24,8 @@ from bench.claims.experiments import TWO, ever_off, ever_z, radius, units
 from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.bounds import exact_binomial
 from suffice.rollout.analysis import FOR_WHOLE, MOST_CLASSES, alphas
-from suffice.rollout.effects import SequentialComparison, compare_arms, guesses
-from suffice.rollout.results import LATENCY, SATISFACTION, TOKENS
+from suffice.rollout.effects import PairCounts, PairPlan, SequentialComparison, compare_arms, guesses
+from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS
 
 WARMUP: Final = 100
 CAPS: Final = {TOKENS: 4_000.0, LATENCY: 60.0, SATISFACTION: 1.0}
@@ -193,6 +193,38 @@ def table_ab(asked: argparse.Namespace) -> bool:
     return fine
 
 
+PAIRS: Final = {"equal": (0.03, 0.03), "it loses": (0.04, 0.01), "it only loses": (0.05, 0.0)}
+
+
+def table_em(asked: argparse.Namespace) -> bool:
+    """EM by full runs: wrong intervals at twelve looks, half-widths at the plan over a z-test's on the same audits."""
+    print(f"\nEM by full runs: {asked.seeds} experiments a row, 12 looks up to 1.5 plans; half-widths at the plan")
+    print("lost, gained      audits  differences  wrong at any look  at 95 %  same level  before")
+    alpha, fine = alphas(replace(TWO, primary=EM))[EM] * FOR_WHOLE, True
+    for number, (kind, (lost, gained)) in enumerate(PAIRS.items()):
+        for n in (1_000, 2_000, 4_000):
+            rng, shape = np.random.default_rng([3, number, n]), (asked.seeds, 12)
+            drawn = np.cumsum(rng.multinomial(n // 8, (lost, gained, 1 - lost - gained), shape), axis=1)
+            ratios, wrong = list[tuple[float, float]](), 0
+            for one in drawn:
+                pairs = [PairCounts(lost=int(a), gained=int(b), same=int(c)) for a, b, c in one]
+                plans = [PairPlan.of(pairs[min(at, 3)], n_units=(at + 1) * n, planned=8 * n) for at in range(12)]
+                found = [pair.between(alpha, plan=plan) for pair, plan in zip(pairs, plans, strict=True)]
+                wrong += any(not each.low <= lost - gained <= each.high for each in found)
+                before, at_plan = pairs[7].between(alpha), found[7]
+                z = NORMAL.inv_cdf(1 - DELTA / 2) * pairs[7].error
+                ratios.append(((at_plan.high - at_plan.low) / 2 / z, (before.high - before.low) / 2 / z))
+            ratio, before_ratio = np.median(np.array(ratios), axis=0)
+            same = ratio * NORMAL.inv_cdf(1 - DELTA / 2) / NORMAL.inv_cdf(1 - alpha / 2)
+            good = ratio <= MOST_RATIO and exact_binomial(wrong, asked.seeds, 0.95).low <= alpha
+            fine &= bool(good)
+            print(
+                f"{kind:16} {n:7,} {n * (lost + gained):12,.0f}  {wrong / asked.seeds:17.1%}  {ratio:7.2f}"
+                f"  {same:10.2f}  {before_ratio:6.2f}{'' if good else '  MISSED'}"
+            )
+    return fine
+
+
 def _z_units(value: Floats, arm: Ints, effect: float) -> float:
     """Units with which a plain two-sample test at 95 % finds an effect with 80 % power."""
     error = float(np.mean(z_width(value, arm, value.shape[1] - WARMUP, 1.0))) * sqrt(value.shape[1] - WARMUP)
@@ -207,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     fine = table_aa(asked)
     fine &= table_ab(asked)
+    fine &= table_em(asked)
     return 0 if fine else 1
 
 

@@ -187,6 +187,29 @@ def test_when_the_plan_is_complete_an_experiment_says_what_it_excludes_and_asks_
     assert any(sentence.startswith(closing) and "no realistic number" in sentence for sentence in told)
 
 
+def test_an_experiment_that_has_ended_asks_for_no_more_requests() -> None:
+    results = [
+        analyse(made(primary=SATISFACTION), material({SATISFACTION: values(n, seed, full=0.70, brisk=0.66)}))
+        for n in (50, 600)
+        for seed in range(6)
+    ]
+    told = [sentence for one in results for sentence in summarize_arm(replace(one, ended=True), one.arms[0])]
+    assert any("would have decided it" in sentence for sentence in told)
+    assert not [sentence for sentence in told if "would decide" in sentence or "more requests complete" in sentence]
+
+
+def test_the_first_half_of_the_units_predicts_the_differences_of_audits_at_the_plan() -> None:
+    one = made(primary=EM, planned_units=4_000)
+    tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
+    seen = [replace(audit, place=place) for place in (1_000, 3_000) for audit in audits(2_000, lost=60, gained=60)]
+    found = [
+        analyse(design, material({TOKENS: tokens}, audits=seen, paired=PAIRED)).arms[0].of(EM).between
+        for design in (one, replace(one, planned_units=0))
+    ]
+    planned, plain = (between.high - between.low for between in found if between is not None)
+    assert planned < 0.8 * plain
+
+
 def test_a_plan_narrows_the_interval_where_it_was_planned() -> None:
     found = {SATISFACTION: values(3_000, 3, full=0.7, brisk=0.7)}
     planned, without = (analyse(made(primary=SATISFACTION, planned_units=n), material(found)) for n in (3_000, 0))

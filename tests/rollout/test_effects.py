@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.arrays import Floats
-from suffice.assurance.bounds import Interval
-from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
+from suffice.arrays import Floats, Ints
+from suffice.assurance.bounds import Interval, exact_binomial
+from suffice.rollout.effects import PairCounts, PairPlan, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
 from tests.drawn import examples
 
 
@@ -126,6 +128,55 @@ def test_audits_prove_a_loss_a_gain_and_nothing() -> None:
     none = PairCounts(gained=0, same=0, lost=0, pending=0)
     assert none.between(0.05) == Interval(-1.0, 1.0)
     assert np.isnan(none.drop)
+
+
+def test_a_plan_narrows_the_interval_of_pairs_and_one_without_differences_changes_nothing_for_the_better() -> None:
+    pairs, first = PairCounts(gained=60, same=3_880, lost=60), PairCounts(gained=30, same=1_940, lost=30)
+    plan = PairPlan.of(first, n_units=40_000, planned=40_000)
+    assert (plan.low, plan.high, plan.complete) == (120.0, 120.0, True)
+    planned, plain = pairs.between(0.03, plan=plan), pairs.between(0.03)
+    assert planned.high - planned.low < 0.8 * (plain.high - plain.low)
+    nothing = PairPlan.of(PairCounts(same=2_000), n_units=40_000, planned=40_000)
+    unplanned = pairs.between(0.03, plan=nothing)
+    assert unplanned.low < plain.low < plain.high < unplanned.high
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 40), st.integers(1, 90_000))
+@settings(max_examples=examples(60))
+def test_pairs_with_a_plan_that_wait_for_a_label_are_covered_whatever_it_says(
+    gained: int, lost: int, pending: int, waits_from_first: int, n_units: int
+) -> None:
+    pairs = PairCounts(gained=gained, same=1_000, lost=lost, pending=pending)
+    first = PairCounts(gained=gained // 2, same=500, lost=lost // 2, pending=min(pending, waits_from_first))
+    first = pairs if n_units < 20_000 else first
+    waiting = pairs.between(0.05, plan=PairPlan.of(first, n_units=n_units, planned=40_000))
+    for decided in ({"lost": 1}, {"gained": 1}, {"same": 1}):
+        told = [
+            replace(one, pending=0, **{name: getattr(one, name) + one.pending for name in decided})
+            for one in (first, pairs)
+        ]
+        said = told[1].between(0.05, plan=PairPlan.of(told[0], n_units=n_units, planned=40_000))
+        assert waiting.low <= said.low + 1e-5
+        assert said.high <= waiting.high + 1e-5
+
+
+def test_intervals_of_pairs_with_a_plan_are_wrong_at_any_look_within_their_error() -> None:
+    """500 experiments of each kind, looked at nine times up to one and a half plans; the plan has 100 differences."""
+    alpha, n = 0.1, 2_500
+    for seed, (lost, gained) in enumerate(((0.04, 0.0), (0.02, 0.02), (0.0, 0.04))):
+        rng, missed = np.random.default_rng(seed), 0
+        for _ in range(500):
+            u = rng.random(3 * n // 2)
+            z = (u < lost).astype(int) - (u > 1 - gained)
+            looks = [counted(z[:at]) for at in range(n // 2, 3 * n // 2 + 1, n // 8)]
+            plan = PairPlan.of(looks[0], n_units=n, planned=n)
+            found = [pairs.between(alpha, plan=plan) for pairs in looks]
+            missed += any(not one.low <= lost - gained <= one.high for one in found)
+        assert exact_binomial(missed, 500, 0.999).low <= alpha
+
+
+def counted(z: Ints) -> PairCounts:
+    return PairCounts(gained=int((z < 0).sum()), same=int((z == 0).sum()), lost=int((z > 0).sum()))
 
 
 @given(st.integers(0, 60), st.integers(0, 2_000), st.integers(0, 60), st.integers(0, 60))

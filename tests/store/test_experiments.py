@@ -152,7 +152,8 @@ def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> Non
         log.close()
         found = list(read_draws(log.path, held(writer)["e", 1]))
     assert len(found) == 40
-    assert {1 + len(draw.others) for draw, _ in found} == {2}
-    assert len({draw.unit for draw, _ in found}) == 20
-    assert [query for _, query in found] == [seen(number, both).query for number in range(40)]
+    assert {1 + len(draw.others) for _, draw, _ in found} == {2}
+    assert len({draw.unit for _, draw, _ in found}) == 20
+    assert [seq for seq, _, _ in found] == sorted(seq for seq, _, _ in found)
+    assert [query for _, _, query in found] == [seen(number, both).query for number in range(40)]
     assert list(read_runs(log.path, held(writer)["e", 1])) == []

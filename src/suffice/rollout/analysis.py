@@ -18,10 +18,12 @@ import numpy as np
 from suffice.arrays import Floats
 from suffice.assurance.bounds import Interval
 from suffice.assurance.guarantee import KNOWN_AUDITS
+from suffice.assurance.planned import FIRST_PART
 from suffice.assurance.sampling import LOG_ALARM, count_draws, log_sample_ratio
 from suffice.rollout.effects import (
     PLANNED_UNITS,
     PairCounts,
+    PairPlan,
     UnitSeries,
     compare_arms,
     guesses,
@@ -157,9 +159,9 @@ class _Seen:
     between: Callable[..., Interval]  # of the effect, at an alpha, extrapolated to `times` as much
 
     @staticmethod
-    def of_pairs(pairs: PairCounts) -> _Seen:
+    def of_pairs(pairs: PairCounts, plan: PairPlan | None) -> _Seen:
         def between(alpha: float, *, times: float) -> Interval:
-            drop = pairs.between(alpha, times=times)
+            drop = pairs.between(alpha, times=times, plan=plan)
             return Interval(-drop.high, -drop.low)
 
         return _Seen(pairs.n, -pairs.drop, pairs.error, between)
@@ -204,12 +206,16 @@ class _Judge:
         if not whole.n:
             return base
         names = dict.fromkeys(one.query_class for one in seen)
-        classes = {
-            name: _Seen.of_pairs(self._pairs([one for one in seen if one.query_class == name], base.arm))
-            for name in names
-        }
+        classes = {name: self._seen([one for one in seen if one.query_class == name], base.arm) for name in names}
         base = replace(base, n_pending=whole.pending, stratified=-whole.drop)
-        return self._decided(base, metric, alpha, _Seen.of_pairs(whole), classes)
+        return self._decided(base, metric, alpha, self._seen(seen, base.arm), classes)
+
+    def _seen(self, seen: Sequence[AuditAnswers], arm: str) -> _Seen:
+        plan, planned = None, self.one.planned_units
+        if planned:
+            first = self._pairs([one for one in seen if one.place < FIRST_PART * planned], arm)
+            plan = PairPlan.of(first, n_units=len(self.material.drawn), planned=planned)
+        return _Seen.of_pairs(self._pairs(seen, arm), plan)
 
     def _pairs(self, seen: Sequence[AuditAnswers], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)

@@ -11,7 +11,10 @@ Labels that are missing at random weigh by the inverse of their probability, too
 at most 1, contributions stay within that range.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
-bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
+bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024), with the same parts of the error beside
+`assurance.planned`. There Z of an audit stays for its request, the draws of audits are what is random, and the squares
+of Z add up to at least the squared deviations. Covariates would not help: with a drop of a few points, what varies is
+whether answers differ.
 
 Arrays have a leading axis of experiments, so that simulations run the same functions as a single experiment.
 """
@@ -240,19 +243,54 @@ class PairCounts:
         """The standard error of the drop; there must be pairs."""
         return sqrt(max(0.0, (self.lost + self.gained) / self.n - self.drop**2) / self.n)
 
+    def squares(self, *, pending: bool) -> float:
+        """Return the sum of Z squared, where pending pairs differ or not."""
+        return float(self.gained + self.lost + pending * self.pending)
+
     @property
     def worst_drop(self) -> float:
         """Mean loss of EM, where pending pairs count as lost; there must be pairs."""
         return (self.lost + self.pending - self.gained) / self.n
 
-    def between(self, alpha: float, *, times: float = 1.0) -> Interval:
-        """Return the interval of the drop; each end is wrong at any look with probability at most `alpha` / 2.
+    def between(self, alpha: float, *, times: float = 1.0, plan: PairPlan | None = None) -> Interval:
+        """Return the interval of the drop; it is wrong at any look with probability at most `alpha`.
 
         Pending pairs count as lost at the upper end and as gained at the lower one.
         """
-        up = _smallest_refuted(times * self.gained, times * self.same, times * (self.lost + self.pending), alpha / 2)
-        down = _smallest_refuted(times * self.lost, times * self.same, times * (self.gained + self.pending), alpha / 2)
+        end = alpha / 2 * (1 if plan is None else 1 - SHARE)
+        up = _smallest_refuted(times * self.gained, times * self.same, times * (self.lost + self.pending), end)
+        down = _smallest_refuted(times * self.lost, times * self.same, times * (self.gained + self.pending), end)
+        bound = None if plan is None else plan.bound(self, alpha / 2 * SHARE, times=times)
+        if bound is not None:
+            radius = bound / (times * self.n)
+            up = min(up, self.worst_drop + radius)
+            down = min(down, (self.gained + self.pending - self.lost) / self.n + radius)
         return Interval(-down, up)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairPlan:
+    """Squares of Z that pairs are expected to have at the plan, predicted from the first part of it."""
+
+    low: float  # where pending pairs do not differ
+    high: float  # … where they do
+    complete: bool  # the first part is over, and the prediction stands
+
+    @staticmethod
+    def of(first: PairCounts, *, n_units: int, planned: int) -> PairPlan:
+        """Predict from the pairs that came within the first part, after `n_units` of `planned` units."""
+        times = max(1.0, planned / max(1.0, min(n_units, FIRST_PART * planned)))
+        low, high = (times * first.squares(pending=pending) for pending in (False, True))
+        return PairPlan(low=low, high=high, complete=n_units >= FIRST_PART * planned)
+
+    def bound(self, pairs: PairCounts, alpha: float, *, times: float) -> float | None:
+        """Return the largest bound, whichever pending pairs differ; None: too little was seen."""
+        sure, most = (times * pairs.squares(pending=pending) for pending in (False, True))
+        if not self.complete and sure < FIRST_PART * self.high:
+            return None
+        each = [planned_bound(v, alpha, v_plan=plan, size=1.0) for v in (sure, most) for plan in (self.low, self.high)]
+        bounds = [one for one in each if one is not None]
+        return max(bounds) if len(bounds) == len(each) else None
 
 
 def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> float:

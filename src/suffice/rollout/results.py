@@ -48,6 +48,7 @@ class ArmEvidence:
 class AuditAnswers:
     query_class: str
     arms: Mapping[str, ArmEvidence]
+    place: int = 0  # units that were assigned before it ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ class ExperimentResult:
     n_by_arm: Mapping[str, int]
     planned_units: int  # at which intervals are tightest
     withheld: str | None  # why no result is given; None: the split fits the odds
+    ended: bool = False  # no more requests come
     arms: tuple[ArmResult, ...] = ()
 
 
@@ -280,17 +282,21 @@ def _last(result: ExperimentResult, arm: ArmResult) -> str:
         )
     if arm.verdict == "inconclusive":
         parts.append(_missing(result, arm))
-    text = "; ".join(parts)
+    text = "; ".join(part for part in parts if part)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _missing(result: ExperimentResult, arm: ArmResult) -> str:
     if arm.n_missing is not None:
+        if result.ended:
+            return f"about {arm.n_missing:,} more requests like these would have decided it"
         return f"about {arm.n_missing:,} more requests would decide it, if they continue like those so far"
     if any(one.effect is None for one in guarded(arm.comparisons)):
-        return "how many more requests it takes can be said once there is something to measure"
+        return "" if result.ended else "how many more requests it takes can be said once there is something to measure"
     n_units = max(1, result.n_units)
     n_left = ceil((result.planned_units - n_units) * result.n_requests / n_units)
+    if n_left > 0 and result.ended:
+        return f"what was seen may be chance; it ended about {n_left:,} requests before its plan was complete"
     if n_left > 0:
         return f"what was seen may still be chance; about {n_left:,} more requests complete the plan"
     open_ones = [one for one in guarded(arm.comparisons) if one.verdict == "inconclusive" and one.n_missing is None]

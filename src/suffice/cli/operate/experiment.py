@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import click
 import msgspec
@@ -113,7 +114,7 @@ def _power(one: RunningExperiment, by: shell.PendingDecision) -> Power | None:
 
 def _conclusions(one: ExperimentRun, settings: Settings, database: LogLocation) -> tuple[str, ...]:
     try:
-        result = read_experiment(database, one, settings)
+        result = replace(read_experiment(database, one, settings), ended=True)
     except Exception as error:  # noqa: BLE001 - results must not keep a person from stopping it
         shell.warn(f"what it showed could not be read: {error}")
         return ()

@@ -6,6 +6,7 @@ full whatever their arm, so they count for no arm live; other runs count however
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,7 +49,7 @@ from suffice.types import ArmDraw
 def read_experiment(path_or_connection: LogSource, held: ExperimentRun, settings: Settings) -> ExperimentResult:
     """Analyse a run of an experiment. Raises ConfigError for a route not in the settings, and StoreError."""
     with open_reader(path_or_connection) as log:
-        return analyse(held.experiment, gather(log, held, settings))
+        return replace(analyse(held.experiment, gather(log, held, settings)), ended=not held.runs)
 
 
 def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> ExperimentData:
@@ -57,8 +58,8 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
         if route not in settings.routes:
             raise ConfigError(f"experiment {experiment.name}: route {route!r} is not in the settings any more")
     units = _Units(experiment, {name: metric for name, metric in settings.metrics.items() if metric.type != "category"})
-    for draw, query in read_draws(log, held):
-        units.draw(draw.unit, UnitAssignment(arm=draw.arm, odds=_odds(draw), query_class=class_of(query)))
+    for seq, draw, query in read_draws(log, held):
+        units.draw(seq, draw.unit, UnitAssignment(arm=draw.arm, odds=_odds(draw), query_class=class_of(query)))
     with ExitStack() as stack:
         routes = {
             name: AuditReplay(
@@ -136,16 +137,18 @@ class _Units:
     declared: Mapping[str, Metric]
     n_requests: int = 0
     _first: dict[str, UnitAssignment] = field(default_factory=dict)  # by unit
+    _seqs: list[int] = field(default_factory=list)  # of each unit's first draw, ascending
     _warm: set[str] = field(default_factory=set)  # the first units
     _values: dict[str, list[_UnitValue]] = field(default_factory=dict)  # by metric
     _runs: dict[str, _UnitRun] = field(default_factory=dict)  # the first of each unit
     _callers: set[str] = field(default_factory=set)  # senders that use the model
     _audits: list[Audit] = field(default_factory=list)
 
-    def draw(self, unit: str, drawn: UnitAssignment) -> None:
+    def draw(self, seq: int, unit: str, drawn: UnitAssignment) -> None:
         self.n_requests += 1
         if unit not in self._first:
             self._first[unit] = drawn
+            self._seqs.append(seq)
             if len(self._first) <= self.experiment.warmup_units:
                 self._warm.add(unit)
 
@@ -234,7 +237,11 @@ class _Units:
                             answers[audit.id][arm.name] = evidence
             answers.update(route.judged(mine, answers, self._callers - {""}))
         return [
-            AuditAnswers(query_class=audit.query_class, arms=answers[audit.id])
+            AuditAnswers(
+                query_class=audit.query_class,
+                arms=answers[audit.id],
+                place=bisect_left(self._seqs, audit.seq),
+            )
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
         ]
 

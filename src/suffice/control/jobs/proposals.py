@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Final
 
 from suffice.assurance.forecast import RouteForecast
@@ -456,7 +456,8 @@ class ExperimentWatch(LogJob):
         elif experiment.days is not None and self.now() >= held.started_at_s + DAY_S * experiment.days:
             reason = f"it ran for {experiment.days:g} days, as its author set"
         if reason:
-            summary = tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
+            last = replace(result, ended=True)
+            summary = tuple(sentence for arm in last.arms for sentence in summarize_arm(last, arm))
             new.append(
                 ExperimentEnd(
                     experiment=experiment.name, run=experiment.run, author=self.author, reason=reason, summary=summary

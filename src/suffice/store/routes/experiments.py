@@ -18,7 +18,7 @@ from suffice.store.sql import stream_rows
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """
-    SELECT a.value, json_extract(r.body, '$.request.query')
+    SELECT r.seq, a.value, json_extract(r.body, '$.request.query')
     FROM events r, json_each(r.body, '$.request.arms') a
     WHERE r.kind = 'request' AND r.seq > :since AND (CAST(:until AS BIGINT) IS NULL OR r.seq <= :until)
         AND json_extract(a.value, '$.experiment') = :name AND CAST(json_extract(a.value, '$.run') AS BIGINT) = :run
@@ -104,12 +104,13 @@ def read_worse_arms(source: LogSource, route: str) -> tuple[WorseArm, ...]:
     return tuple(one for one in events if isinstance(one, WorseArm) and (one.experiment, one.run) in running)
 
 
-def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[ArmDraw, Query | None]]:
+def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[int, ArmDraw, Query | None]]:
+    """Yield each draw with its place in the log and what is known of its question."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
-        for draw, query in stream_rows(connection, _DRAWS, wanted):
+        for seq, draw, query in stream_rows(connection, _DRAWS, wanted):
             known = None if query is None else msgspec.json.decode(query, type=Query)
-            yield msgspec.json.decode(draw, type=ArmDraw), known
+            yield seq, msgspec.json.decode(draw, type=ArmDraw), known
 
 
 def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
