@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class GatewayProcess:
     process   the running process
     """
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
-        self.folder, self.process = folder, process
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], environment: Mapping[str, str]) -> None:
+        self.folder, self.process, self._environment = folder, process, environment
         self.url = ""
         self._was_told = False
 
@@ -69,12 +70,11 @@ class GatewayProcess:
         command = [sys.executable, "-c", _ENTRY, "serve", "--config", str(place / "suffice.toml")]
         command += ["--port", str(port), "--log-level", log_level]
         paths = os.pathsep.join(path for path in sys.path if path)
+        variables = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
         with (place / "stderr.txt").open("ab") as log:
             at = log.tell()
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, **(environment or {})}
-            )
-        gateway = cls(place, process)
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
+        gateway = cls(place, process, variables)
         try:
             gateway.url = gateway._address(at)
             yield gateway
@@ -100,6 +100,15 @@ class GatewayProcess:
     def stderr(self) -> bytes:
         """What it wrote so far, to both outputs."""
         return (self.folder / "stderr.txt").read_bytes()
+
+    @cached_property
+    def admin_secret(self) -> str:
+        """The first admin's secret, by the command that gives one: no log shows it."""
+        command = [sys.executable, "-c", _ENTRY, "admin", "reset-secret", "--config", str(self.folder / "suffice.toml")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(self._environment))
+        matched = re.search(r"sfc_[0-9a-f]{12}_[0-9a-f]{64}", done.stdout + done.stderr)
+        assert matched is not None
+        return matched[0]
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._was_told = True

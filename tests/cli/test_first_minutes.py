@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -173,15 +175,35 @@ def observing(url: str) -> Iterator[tuple[str, list[str]]]:
         process.communicate(timeout=60)
 
 
-def test_serve_needs_no_file_and_prints_a_link_to_the_console(data: Path) -> None:
+def test_a_terminal_gets_the_link_that_logs_in(data: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ours, theirs = pty.openpty()
+    with FakeUpstream.in_thread(SumsModel(), SERVER) as fake:
+        command = [sys.executable, "-c", ENTRY, "serve", "--upstream", fake.url, "--port", "0"]
+        process = subprocess.Popen(command, stderr=theirs, env={**os.environ, "PYTHONPATH": paths})
+        try:
+            shown = b""
+            while b"is listening on" not in shown:
+                assert process.poll() is None, shown
+                if select.select([ours], [], [], 0.2)[0]:
+                    shown += os.read(ours, 65_536)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            os.close(ours)
+            os.close(theirs)
+    assert re.search(rb"/console/login#secret=sfc_[0-9a-f]{12}_[0-9a-f]{64}", shown)
+
+
+def test_serve_needs_no_file_and_writes_no_secret_to_a_log(data: Path) -> None:
     body = {"model": "sums", "messages": [{"role": "user", "content": "What is 17 * 24?"}]}
     with FakeUpstream.in_thread(SumsModel(), SERVER) as fake:
         server = fake.url
         with observing(server) as (url, lines):
             assert not fake.completions, "asking which model there is costs no token"
             post(f"{url}/v1/chat/completions", body)
-            link = next(line.strip() for line in lines if "/console/login#secret=sfc_" in line)
-            assert link.startswith(url)
+            assert not [line for line in lines if "sfc_" in line], "standard error is no terminal"
+            assert any("suffice admin reset-secret" in line for line in lines)
             with urllib.request.urlopen(f"{url}/console/login", timeout=30) as page:
                 assert b'name="secret"' in page.read()
         assert len(fake.completions) == 1

@@ -31,7 +31,6 @@ N_WORKERS = 2  # one watches, the other does all other jobs
 CALM = 0.8  # of them asleep: it has read everything, and only looks whether there is more
 FOLLOWS_S = 1.2  # a gateway looks for decisions every second
 FEEDBACK_KEY = "a-feedback-key"
-_SECRET = re.compile(rb"sfc_[0-9a-f]{12}_[0-9a-f]{64}")
 _FREQUENT = ("request", "outcome", "feedback", "job_ran", "label_wanted", "route_monitored", "requests_counted")
 OPEN = "SELECT count(*) FROM requests WHERE episode_id NOT IN (SELECT episode_id FROM outcomes)"
 _ids = count(1)
@@ -139,11 +138,10 @@ class Mission:
 
     async def api(self, path: str, body: Mapping[str, Any] | None = None, **query: str) -> dict[str, Any]:
         """The control API, as the admin: GET, or POST if there is a body."""
-        found = _SECRET.search(self.gateway.stderr())
-        assert found, "the first run prints the admin's secret"
+        secret = await asyncio.to_thread(getattr, self.gateway, "admin_secret")
         if body is not None:
-            return await self.post(f"/api{path}", body, key=found[0].decode())
-        headers = {"authorization": f"Bearer {found[0].decode()}"}
+            return await self.post(f"/api{path}", body, key=secret)
+        headers = {"authorization": f"Bearer {secret}"}
         async with self.session.get(f"{self.gateway.url}/api{path}", params=query, headers=headers) as reply:
             text = await reply.text()
             assert reply.status == 200, f"GET {path}: {reply.status} {text[:500]}"
