@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,9 @@ from suffice.gateway.load_control import (
     RouteOperation,
     Smooth,
 )
+from suffice.review.holds import ActiveOverrides, Override
 from suffice.settings import Route, parse_settings
+from suffice.store.rows.events import OperatingMove
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall
 from suffice.wiring.routes import build_route, check_routes
@@ -186,10 +189,10 @@ def test_while_the_brake_holds_the_ratio_is_what_is_asked_for_over_what_was_take
 # --------------------------------------------------------------------------- alerts and warnings
 
 
-def looking(operating: LoadControl, route: dict[str, Any]) -> Callable[[float], None]:
+def looking(operating: LoadControl, route: dict[str, Any], **changes: Any) -> Callable[[float], None]:
     """Look at the load of one route, at a time."""
     settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
-    routes, metrics = [build_route("r", settings)], Metrics()
+    routes, metrics = [replace(build_route("r", settings), **changes)], Metrics()
     return lambda now_s: operating.update({}, routes, metrics, now_s=now_s)
 
 
@@ -262,11 +265,11 @@ def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:
 # --------------------------------------------------------------------------- moves as rows of the log
 
 
-def moving(hold_s: float = 5.0) -> tuple[LoadControl, Callable[[float, float], None]]:
+def moving(hold_s: float = 5.0, **changes: Any) -> tuple[LoadControl, Callable[[float, float], None]]:
     """A route that is certified up to level 20 and operates at half of it, and a look at it while it spends."""
     operating = LoadControl()
     route = {"pressure": {"tokens_per_s": 100.0, "operating_point": 0.5, "hold_s": hold_s}}
-    look = looking(operating, route)
+    look = looking(operating, route, **changes)
     settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
     operating.of("r", settings).certified = 20
 
@@ -291,6 +294,35 @@ def test_a_spike_is_a_row_with_the_level_before_and_after_and_its_end_is_another
     assert "tokens_per_s" in rows[0][1].reason
     assert rows[0][1].age_s == 0.0
     assert list(operating.take_moves(now_s=1_000.0, all_of_them=True)) == []
+
+
+def pinned(level: int) -> ActiveOverrides:
+    pin = Override(
+        route="r", number=1, kind="pin", reason="a test", author="ann", set_at_s=0.0, expires_at_s=1e9, level=level
+    )
+    return ActiveOverrides(pin=pin)
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [
+        ({"holding": ActiveOverrides(ceiling=15)}, ["level 15 of 20, spike", "level 10 of 20, usual"]),
+        ({"holding": ActiveOverrides(ceiling=10)}, []),
+        ({"holding": ActiveOverrides(observe="held")}, []),
+        ({"holding": pinned(7)}, []),
+        ({"unwatched": "nobody looks"}, []),
+        ({"refused": "the kill switch is pulled"}, []),
+    ],
+    ids=["a ceiling", "a lower ceiling", "observed", "pinned", "unwatched", "killed"],
+)
+def test_rows_have_the_level_that_clients_get(changes: dict[str, Any], moves: list[str]) -> None:
+    operating, at = moving(**changes)
+    rows = list[OperatingMove]()
+    for second in range(240):
+        at(float(second), 300 if 60 <= second < 120 else 20)
+        rows += operating.take_moves(now_s=float(second))
+    assert [one.after for one in rows] == moves
+    assert [f"level {one.level} of" in one.after for one in rows] == [True] * len(moves)
 
 
 def test_a_load_that_flaps_has_one_row_a_minute_and_none_of_its_moves_is_lost() -> None:

@@ -481,7 +481,8 @@ class Deployment:
             self._states[route.name] = state
 
     def update_load(self, upstreams: Mapping[str, UpstreamClient]) -> None:
-        self.load.update(upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
+        served = [replace(self.kill.apply(one), unwatched=self.leases.lapsed(one.name)) for one in self.routes]
+        self.load.update(upstreams, served, self.metrics, now_s=self.monotonic_s())
 
     def check_kill(self) -> None:
         self.kill.check()

@@ -186,6 +186,7 @@ class RouteOperation:
     load: RouteLoad = field(default_factory=RouteLoad)
     operation: load_level.Operation = field(default_factory=load_level.Operation)
     certified: int = 0  # the most aggressive level allowed; 0 never stops
+    route: BuiltRoute | None = None  # as it serves now, by which a level of the load becomes that of clients
     fallback: load_level.Fallback | None = None  # None: no fallback
     alerted: bool = False
     _moved: OperatingMove | None = None  # that has no row yet
@@ -231,6 +232,18 @@ class RouteOperation:
             return Admission(level=self.level, certified=True, reason=self.operation.reason)
         return load_level.admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
 
+    @property
+    def served(self) -> int:
+        """The level that clients get, without those of their classes: a pin or an override goes before the load."""
+        route = self.route
+        if route is None:
+            return self.level
+        if route.refused is not None or route.holding.observe is not None or route.unwatched:
+            return 0
+        pin = route.holding.pin
+        wanted = self.level if pin is None or pin.level is None else min(pin.level, self.certified)
+        return min(wanted, wanted if route.holding.ceiling is None else route.holding.ceiling)
+
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
         targets, before, was = self.settings.pressure, self.operation, self._state
         if targets is None:
@@ -241,12 +254,12 @@ class RouteOperation:
             stance, reason = self.operation.stance, self.operation.reason
             metrics.inc("suffice_operating_moves_total", self.name, stance)
             message = "routes.%s: operates as in %s, at level %d of %d: %s"
-            LOG.info(message, self.name, stance, self.level, self.certified, reason)
+            LOG.info(message, self.name, stance, self.served, self.certified, reason)
             self._note_move(was, now_s)
 
     @property
     def _state(self) -> str:
-        return f"level {self.level} of {self.certified}, {self.operation.stance}"
+        return f"level {self.served} of {self.certified}, {self.operation.stance}"
 
     def _note_move(self, before: str, now_s: float) -> None:
         waiting, self._moved_s = self._moved, now_s
@@ -257,7 +270,7 @@ class RouteOperation:
             route=self.name,
             before=before if waiting is None else waiting.before,
             after=self._state,
-            level=self.level,
+            level=self.served,
             certified=self.certified,
             stance=self.operation.stance,
             n_moves=1 if waiting is None else waiting.n_moves + 1,
@@ -339,6 +352,7 @@ class LoadControl:
             self._queues.setdefault(name, Smooth(QUEUE_S)).add(client.n_open / client.slots, now_s)
         for route in routes:
             operation = self.of(route.name, route.settings)
+            operation.route = route
             operation.move(self.queue(operation.settings.upstream), metrics, now_s)
             operation.alert(now_s)
 

@@ -331,7 +331,7 @@ class OperatingMove:
     route: str
     before: str  # level and stance after the move of the row before
     after: str
-    level: int  # the route operates at
+    level: int  # that clients get, without those of their classes
     certified: int  # the highest level that it may operate at
     stance: str  # "slack", "usual" or "spike"
     n_moves: int  # since the row before, this one included: a load that flaps has one row a minute
