@@ -360,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = f"route {header['route']}, publication {header['publication']}: {n:,} requests"
     rows += f", {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes"
     holds = f"holds: with confidence {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
-    holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}"
+    holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}; alarms guard later ones"
     draws = f"draws: {sum(1 for _ in redrawn(bundle)):,} of {len(bundle.firsts):,} made again by published salts"
     unknown = (
         "nobody can tell: nothing here contradicts itself, but no head was kept elsewhere (--head), and without one"
