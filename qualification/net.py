@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from suffice_testing.world import World
 
 LINES: Final = (4, 12)  # of a thought
 TOKEN_S: Final = 0.004  # that a token takes
+PROBE_TOKENS: Final = 8  # at most
 AT_ONCE: Final = 8  # requests in flight: tokens that nobody has time to read are generated, and not counted by anybody
 WITHIN: Final = 0.03  # announced against true
 LEAST: Final = -0.01  # of a route over all of its requests
@@ -87,7 +89,8 @@ class Thoughts(World):
 
     def __call__(self, seen: FakeRequest) -> Reply:
         thought = self.thoughts[int(_ITEM.findall(seen.text)[-1])]
-        case, is_probe = thought.case, bool(seen.body.get("n_predict")) or (seen.is_raw and "max_tokens" in seen.body)
+        cap = seen.body.get("n_predict") or seen.body.get("max_tokens") or inf  # finishes may be capped, too
+        case, is_probe = thought.case, seen.is_raw and cap <= PROBE_TOKENS
         lines = [f"step {k}" + " on" * (case.line_tokens - 3) + "\n" for k in range(len(thought.answers))]
         ends = [visible_length("".join(lines[: k + 1])) for k in range(len(lines))]
 
@@ -114,13 +117,14 @@ class Asked:
 
 @dataclass(slots=True)
 class Run:
-    """One route: what was asked of it, and how many of that came before the level that is announced last."""
+    """One route: what was asked of it, and how many of that came before what acts at last."""
 
     case: Case
     asked: list[Asked] = field(default_factory=list)
     announced: float | None = None
     said: str = ""
-    since: int = 0  # requests when it was announced
+    acts: tuple[int, float] | None = None  # the level, and the share of audits
+    since: int = 0  # requests when it began to act as now
 
 
 def _request(api: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -165,9 +169,10 @@ def note_announcement(mission: Mission, run: Run) -> None:
         return
     last = made[-1]
     share = last["evidence"].get("share") if last["level"] else 0.0
-    said = f"{last['number']}: level {last['level']}, {last['reason']}"
-    if said != run.said:
-        run.announced, run.said, run.since = share, said, len(run.asked)
+    acts = last["level"], last["share"]
+    if acts != run.acts:
+        run.acts, run.since = acts, len(run.asked)
+    run.announced, run.said = share, f"{last['number']}: level {last['level']}, {last['reason']}"
 
 
 def spent_by_question(mission: Mission) -> dict[int, int]:
@@ -213,7 +218,7 @@ def _percent(share: float | None) -> str:
 async def simulate(options: argparse.Namespace, folder: Path) -> bool:
     world = Thoughts(seed=options.seed)
     runs = [Run(case) for case in CASES if not options.cases or case.name in options.cases]
-    probe = {"max_tokens": 8, "verified_by": "owner"}
+    probe = {"max_tokens": PROBE_TOKENS, "verified_by": "owner"}
     route = {
         "max_em_drop": options.max_em_drop,
         "probe": probe,

@@ -436,3 +436,33 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
         tested, left = told.published[-1].evidence.max_em_drop, told.loop.certifier.budget_at(told.published[-1].level)
         assert tested is not None
         assert left - 0.01 < tested <= left < 0.11, "what is promised to a gateway is what was tested, some audits ago"
+
+
+def test_a_saving_that_live_stops_correct_is_announced_anew_and_a_replay_knows_it() -> None:
+    thoughts = replace_route(kind="reasoning", samples=1, max_em_drop=0.12)
+    log = list[Event]()
+    for event in traffic(240, seed=19, sure=True):
+        if isinstance(event, Request):
+            log.append(replace(event, kind="reasoning", n_samples=1))
+        elif isinstance(event, Outcome):
+            log.append(replace(event, finish_step=4, finish_answer=event.answer))
+    before = story(thoughts).feed(rows(log)).settle()
+    active, rng = before.published[-1], random.Random(20)
+    assert active.level > 0
+    for number in range(240, 400):
+        request, outcome = run(number, rng, sure=True, audit=False, propensity=0.05, certified=True)
+        assert outcome.usage is not None
+        slow = replace(outcome.usage, completion_tokens=outcome.usage.completion_tokens - 120)
+        log.append(replace(request, kind="reasoning", n_samples=1, policy_version=active.version))
+        stop = replace(outcome, stopped=True, stop_step=2, would_answer=outcome.answer, end_reason="stopped")
+        log.append(replace(stop, steps=outcome.steps[:2], usage=slow))
+    whole = story(thoughts).feed(rows(log)).settle()
+    again, announced = whole.published[-1], active.evidence.share
+    assert (again.level, again.fit) == (active.level, active.fit)
+    assert again.reason == "it saves another share than announced"
+    assert announced is not None
+    assert again.evidence.share is not None
+    assert 0 <= again.evidence.share < announced - 0.02
+    replayed = story(thoughts, expected=whole.published, artefacts=whole.artefacts).feed(rows(log)).settle()
+    assert replayed.published == []
+    assert replayed.loop.held.publication == again

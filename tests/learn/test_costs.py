@@ -10,9 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from suffice.assurance.money import RunLengths
+from suffice.assurance.thoughts import SavingTrial, thought_costs
 from suffice.control.loop.live_costs import LiveCosts
 from suffice.learn.audits import NO_AUDITS
-from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost, thought_costs
+from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost
 from suffice.types import Outcome, Overhead, StepRecord, Usage
 from tests.records import plain_request
 
@@ -146,7 +147,7 @@ def test_estimates_of_full_runs_from_their_cuts_add_up_to_the_truth(late: int, l
 
 
 def watching(n_audits: int = 100, *, probe: int = 2) -> LiveCosts:
-    costs = LiveCosts(max_em_drop=0.02)
+    costs = LiveCosts()
     for _ in range(n_audits):
         costs.add_audit(audit(probe=probe))
     return costs
@@ -180,10 +181,45 @@ def test_live_runs_that_save_are_left_alone_and_correct_what_audits_say() -> Non
     assert costs.at(0.0).audit_overhead == pytest.approx(20 / (THOUGHT + ANSWER))
 
 
-def test_probes_that_cost_more_than_any_stop_can_save_are_an_objection_from_the_audits_alone() -> None:
-    assert not watching(40, probe=200).at(0.0).objection, "too few to say so"
-    assert "any stop can save" in watching(60, probe=200).at(0.0).objection
+def test_probes_that_stops_do_not_pay_for_are_an_objection_from_few_audits_alone() -> None:
+    assert not watching(15, probe=6).at(0.0).objection, "too few to say so"
+    assert "stops save too little" in watching(16, probe=60).at(0.0).objection
+    assert "stops save too little" in watching(4, probe=60).at(0.0).objection, "they cost as much as 8 full runs"
     assert not watching(60, probe=2).at(0.0).objection
+
+
+def test_what_live_runs_cost_they_show_themselves() -> None:
+    costs = watching(20, probe=60)
+    assert costs.at(0.0).objection
+    served(2, costs, spent=70)
+    costs.add_live(plain_request("e", mode="enforce"), run(step(1), spent=70, stop_step=1), at=0.0)
+    assert not costs.at(0.0).objection
+
+
+@pytest.mark.parametrize(
+    ("probe", "answers", "pays"), [(1, "4", True), (6, "4", True), (60, "4", False), (1, "", False)]
+)
+def test_a_trial_bounds_what_a_burst_spends_before_stops_are_known_to_pay(probe: int, answers: str, pays: bool) -> None:
+    """Requests come at once, or one by one; a thought whose trial answers never repeat themselves cannot be stopped."""
+    for at_once in (1, 8, 3_000):
+        trial, spent, full, dice = SavingTrial(), 0.0, 0.0, np.random.default_rng(1)
+        for first in range(0, 3_000, at_once):
+            drawn = 0
+            for _ in range(first, min(3_000, first + at_once)):
+                full += THOUGHT + ANSWER
+                is_audit = dice.random() < trial.share
+                drawn += is_audit
+                trial.n_begun += is_audit
+            for _ in range(drawn):
+                one = audit(probe=probe)
+                if not answers:
+                    one = replace(one, steps=tuple(replace(s, answer=str(s.index)) for s in one.steps))
+                spent += one.overhead.probe_tokens
+                trial.add(one)
+        assert trial.fails is not pays
+        if at_once < 3_000:
+            assert (trial.share == 1.0) is pays
+            assert pays or spent <= 0.01 * full
 
 
 def test_a_run_whose_cost_says_nothing_is_left_out() -> None:

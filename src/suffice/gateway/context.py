@@ -14,6 +14,7 @@ from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.assurance.saving import saved_tokens, saved_usd
+from suffice.assurance.thoughts import SavingTrial
 from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
@@ -329,6 +330,7 @@ class RouteStatistics:
     extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # an answer was found
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None
+    trial: SavingTrial = field(default_factory=SavingTrial)  # by audits of this process
 
     def learn(self, request: Request, outcome: Outcome) -> None:
         if runs_in_full(request) and outcome.end_reason == "done" and outcome.usage is not None:
@@ -338,6 +340,8 @@ class RouteStatistics:
             self.full_runs.add(usage)
         if request.ungoverned is not None or request.kind != "reasoning":
             return
+        if is_measured(request):
+            self.trial.add(outcome)
         for call in outcome.calls:
             if call.purpose in ("probe", "continuation") and call.source == "provider" and call.prompt_tokens:
                 self.hand_overs.add_resent(call.prompt_tokens, call.cached_tokens)
@@ -539,6 +543,7 @@ class GatewayState:
         )
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)
+            self.statistics[route.name].trial.n_begun += 1
         return assigned
 
     def share(self, route: BuiltRoute) -> float:
@@ -548,7 +553,7 @@ class GatewayState:
             # If everything runs in full and no probe costs tokens, every run can be an audit.
             free = not route.certified and settings.probe is None and settings.audit_share is None
             if route.in_burst or free:
-                return 1.0
+                return 1.0 if settings.probe is None else self.statistics[route.name].trial.share
             if made is not None:
                 return max(made.share, for_rollout)
         usual = audit_share(self.statistics[route.name].n_requests, settings.audit_share)

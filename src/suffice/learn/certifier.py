@@ -26,6 +26,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
+from suffice.assurance.thoughts import idle_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
 from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
@@ -39,7 +40,6 @@ KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are
 MOST_DURATIONS: Final = 500  # latest durations for the run time-out
 SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
-IDLE_PART: Final = 0.2  # of the usual share of audits, while no level saves anything
 IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"
 
 
@@ -118,7 +118,7 @@ class Certifier:
     def window_share(self) -> float:
         """The share without doubt, which depends on outcomes: its audits are weighted, and begin no window."""
         if self.costs_more:  # an audit is not free: it is probed
-            return self.plan.share * IDLE_PART
+            return min(self.plan.share, idle_share(self.live_cost.audit_overhead))
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
         return self.plan.share

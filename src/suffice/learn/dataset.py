@@ -34,9 +34,9 @@ from suffice.assurance.runs import (
     is_right,
 )
 from suffice.assurance.sampling import p_kept
+from suffice.assurance.thoughts import thought_costs
 from suffice.errors import ConfigError, SufficeError
 from suffice.learn.audits import RaggedRuns
-from suffice.learn.costs import thought_costs
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
 from suffice.policy.folded_version import place_of, prompt_fold

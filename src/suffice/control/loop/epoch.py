@@ -234,6 +234,11 @@ class EvidenceSource:
         covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain()
         if before is None or covered == (before.mixture, before.any_level, before.upstream):
             return False
+        return self.may_repeat
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a publication may repeat the level, version and share: in a replay, where the log has one."""
         expected = self.state.expected  # of a log that an earlier release wrote, too
         return not expected or expected[0].at == self.state.n
 

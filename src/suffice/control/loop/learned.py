@@ -51,6 +51,8 @@ from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PATIENCE_S: Final = 7 * 86_400.0  # after that, a warm start makes do with fewer full runs than a cold one
+MOVED: Final = "it saves another share than announced"
+MOST_OFF: Final = 0.02  # of the announced saving from what the evidence says, before it is announced again
 _OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals that another order of samples changes as
 # it changes the answers; those of texts are recorded for the order in which the samples came
 
@@ -121,7 +123,7 @@ class LearnedEvidence(EvidenceSource):
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
-        self._costs = LiveCosts(max_em_drop=epoch.max_em_drop)
+        self._costs = LiveCosts()
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=epoch.max_em_drop, n_levels=self.certifier.n_levels)
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
@@ -406,7 +408,9 @@ class LearnedEvidence(EvidenceSource):
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
         )
-        if is_known and not self.covers_others(before):
+        evidence = certifier.evidence(most=floor.ceiling)
+        is_off = level > 0 and before is not None and _differs(evidence.share, before.evidence.share)
+        if is_known and not self.covers_others(before) and not (is_off and self.may_repeat):
             return None
         made = self.state.publication(
             held,
@@ -417,9 +421,11 @@ class LearnedEvidence(EvidenceSource):
             certified=0 < level <= certifier.floor,
             spending=certifier.spending if level else None,
             share=share,
-            reason=reason or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
+            reason=reason
+            or MOVED * is_known * is_off
+            or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
             evidence=replace(
-                certifier.evidence(most=floor.ceiling),
+                evidence,
                 remaining_ratio=self._remaining_ratio(level),
                 judge_charge=self.judge.charge,
             ),
@@ -458,6 +464,10 @@ class LearnedEvidence(EvidenceSource):
 def _rounded(any_level: int, *, most: int) -> int:
     """The level on a coarse grid below it, lest each look publishes another one."""
     return most if any_level >= most else any_level - any_level % SWING
+
+
+def _differs(saving: float | None, announced: float | None) -> bool:
+    return saving is not None and (announced is None or abs(saving - announced) > MOST_OFF)
 
 
 def _answer_at(audit: Audit, row: int) -> str | None:

@@ -15,12 +15,10 @@ import numpy as np
 from suffice.arrays import Floats
 from suffice.assurance.runs import ENDED, FINISHED_ENDS
 from suffice.assurance.saving import spent_tokens
-from suffice.learn.costs import LiveCost, stop_cost, thought_costs
+from suffice.assurance.thoughts import KEPT, SavingTrial, read_thought
+from suffice.learn.costs import LiveCost, stop_cost
 from suffice.types import Outcome, Request
 
-LEAST_AUDITS: Final = 20  # before anything is said of costs
-ENOUGH_AUDITS: Final = 50  # to say that no stop can pay
-KEPT: Final = 0.995  # of the sums when a run is added
 PRIOR_STOPS: Final = 5.0  # stops that cost what audits say
 BETS: Final = np.array((0.25, 0.5, 1.0))  # on a run that costs more than the mean full run
 FALSE_ALARM: Final = 2_000.0  # runs, if live runs cost exactly as much as full runs
@@ -29,10 +27,9 @@ REST: Final = 3_000  # requests before acting is tried again, four times as many
 
 @dataclass(slots=True)
 class LiveCosts:
-    max_em_drop: float
-    _full: Floats = field(default_factory=lambda: np.zeros(4))  # full runs; their tokens, answers and overhead
-    _best: Floats = field(default_factory=lambda: np.zeros(2))  # full runs, and the most that a stop can save of them
-    _stops: Floats = field(default_factory=lambda: np.zeros(2))  # live stops, and tokens above what audits say
+    _trial: SavingTrial = field(default_factory=SavingTrial)
+    _full: Floats = field(default_factory=lambda: np.zeros(3))  # full runs; their tokens and answers
+    _stops: Floats = field(default_factory=lambda: np.zeros(2))  # stops of live runs, and tokens above what audits say
     _live: Floats = field(default_factory=lambda: np.zeros(2))  # live runs, and their tokens
     _wealth: Floats = field(default_factory=lambda: np.zeros(len(BETS)))
     _until: float = 0.0  # request until which nothing acts
@@ -43,15 +40,9 @@ class LiveCosts:
         usage = outcome.usage
         if usage is None or outcome.end_reason not in FINISHED_ENDS or not usage.completion_tokens:
             return
-        answer, overhead = usage.completion_tokens - usage.reasoning_tokens, outcome.overhead
-        spent = overhead.probe_tokens + overhead.discarded_tokens
-        self._full = KEPT * self._full + (1.0, usage.completion_tokens, max(0, answer), spent)
-        if len(outcome.steps) > 1:
-            costs, full = thought_costs(outcome), float(usage.completion_tokens)
-            agrees = np.array([step.answer == outcome.answer for step in outcome.steps])
-            agrees[-1] = True
-            best = max(full - float(costs[agrees].min()), self.max_em_drop * (full - float(costs.min())))
-            self._best = KEPT * self._best + (1.0, best)
+        run = read_thought(outcome)
+        self._full = KEPT * self._full + (1.0, run.alone, run.alone - run.thought)
+        self._trial.add(outcome)
 
     def add_live(self, request: Request, outcome: Outcome, *, at: float) -> None:
         """Add a run that a policy could stop, the request `at`."""
@@ -60,9 +51,10 @@ class LiveCosts:
         if self._full[0] < 1 or outcome.end_reason == "asked":
             return
         spent, full = spent_tokens(outcome.usage, outcome.overhead), float(self._full[1] / self._full[0])
-        expected = stop_cost(outcome, float(self._full[2] / self._full[0])) if outcome.stopped else None
-        if expected is not None:
-            self._stops = KEPT * self._stops + (1.0, spent - expected)
+        expected = stop_cost(outcome, float(self._full[2] / self._full[0]))
+        if expected is not None:  # a stop that came too late costs what it costs in audits, or more
+            excess = spent - expected if outcome.stopped else max(0.0, spent - expected)
+            self._stops = KEPT * self._stops + (1.0, excess)
         self._live = KEPT * self._live + (1.0, spent)
         self._wealth = np.minimum((self._wealth + 1) * (1 + BETS * float(np.clip(spent / full - 1, -0.99, 1))), 1e12)
         if self._wealth.mean() >= FALSE_ALARM and at >= self._until:
@@ -75,13 +67,13 @@ class LiveCosts:
         """What they say at request `now`."""
         return LiveCost(
             stop_excess=float(self._stops[1] / (self._stops[0] + PRIOR_STOPS)),
-            audit_overhead=float(self._full[3] / self._full[1]) if self._full[1] else 0.0,
+            audit_overhead=self._trial.overhead,
             objection=self._objection(now),
         )
 
     def _objection(self, now: float) -> str:
         if now < self._until:
             return self._reason
-        if self._best[0] >= ENOUGH_AUDITS * KEPT**ENOUGH_AUDITS and self._best[1] <= 0:
-            return "probes and hand-overs cost more than any stop can save"
+        if self._trial.fails and not self._live[0]:  # what live runs cost, they show themselves
+            return "stops save too little to pay for probes and hand-overs"
         return ""
