@@ -66,12 +66,12 @@ def log_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("log.db*") if not file.name.endswith(".good"))
 
 
-async def ask(url: str, n: int, n_at_once: int, at: int) -> None:
+async def ask(url: str, n: int, n_at_once: int, at: int, *, model: str = "m") -> None:
     left = iter(range(n))
 
     async def client(session: aiohttp.ClientSession) -> None:
         for i in left:
-            body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"how much? {at} {i}"}]}
+            body = {"model": model, "stream": True, "messages": [{"role": "user", "content": f"how much? {at} {i}"}]}
             async with session.post(f"{url}/v1/chat/completions", json=body) as response:
                 if not (await response.read()).endswith(b"[DONE]\n\n"):
                     raise SystemExit("a stream did not end as it should")

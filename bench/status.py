@@ -1,30 +1,43 @@
-"""How long `suffice status` takes on large logs: 300 routes, and 10^6 rows; with and without a worker's sums.
+"""How long `suffice status` takes on large logs: 300 routes, 10^6 rows, and 100 routes while the sums lag.
 
-    python bench/status.py [--rows 1000000] [--routes 300] [--keep FOLDER]
+    python bench/status.py [--rows 1000000] [--routes 300] [--behind 200000] [--keep FOLDER]
 
 Rows are inserted in bulk, shaped as a gateway writes them. The job `rollup` then sums them up, as a worker does while
 the gateway serves, and `suffice status` is run as a process of its own. Prints CPU time (user + system) and wall time.
+Then, in turns, CPU time of a request in two gateways without a worker: with rows that nobody has summed, and none.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import random
 import resource
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.capacity import ask, cpu_s
+from tests.gateway_process import GatewayProcess
 
 from suffice.settings import Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent, encode
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
 from suffice.wiring.worker import open_worker
+from suffice_testing import FakeUpstream, Reply
+
+ROUNDS: Final = 6  # of both gateways, behind one that warms them
+PER_ROUND: Final = 100  # requests
 
 ROUTE = """
 [routes.r{number}]
@@ -137,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--routes", type=int, default=300)
+    parser.add_argument("--behind", type=int, default=200_000, help="rows that no worker has summed up")
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     for what, n_rows, n_routes in (("many routes", 15_000, given.routes), ("many rows", given.rows, 3)):
@@ -155,6 +169,44 @@ def main() -> None:
                 f" wall, {n_bytes:,} bytes; the worker's sums once {summed_s:.1f} s CPU",
                 flush=True,
             )
+    starved(given.behind)
+
+
+def starved(n_rows: int) -> None:
+    """Time the command on 100 routes, and gateways in turns, while nobody sums the log up."""
+    with tempfile.TemporaryDirectory() as made:
+        config = fill(Path(made), n_rows, 100)
+        cpu_s, wall_s, _ = min(
+            timed([sys.executable, "-c", COMMAND, "status", "--json", "--config", str(config)]) for _ in range(3)
+        )
+        print(f"sums behind by {n_rows:,} rows, 100 routes: status --json {cpu_s:.2f} s CPU, {wall_s:.2f} s wall")
+    with FakeUpstream.in_thread(Reply(reasoning=("so ",) * 20, answer=("4",))) as fake, contextlib.ExitStack() as stack:
+        gateways = list[GatewayProcess]()
+        for n in (0, n_rows):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            fill(folder, n, 100)
+            settings: dict[str, Any] = {
+                "upstreams": {"up": {"url": fake.url}},
+                "routes": {f"r{i}": {"upstream": "up", "match": {"model": f"m{i}"}} for i in range(100)},
+                "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+                "control": {"enabled": False},
+            }
+            gateways.append(stack.enter_context(GatewayProcess.serving(folder, settings, log_level="error")))
+        each = [[_request_s(gateway, number) for gateway in gateways] for number in range(ROUNDS + 1)][1:]
+    ratios = sorted(behind / fresh for fresh, behind in each)
+    fresh_s, behind_s = (statistics.median(column) for column in zip(*each, strict=True))
+    print(
+        f"gateway, no worker: {1e3 * fresh_s:.2f} ms CPU a request with a fresh log, {1e3 * behind_s:.2f} with"
+        f" {n_rows:,} rows; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def _request_s(gateway: GatewayProcess, at: int) -> float:
+    """CPU time of the gateway's process for each of `PER_ROUND` streamed requests."""
+    before, _ = cpu_s(gateway.process.pid)
+    asyncio.run(ask(gateway.url, PER_ROUND, 4, at, model="m0"))
+    time.sleep(1)  # its writer finishes
+    return (cpu_s(gateway.process.pid)[0] - before) / PER_ROUND
 
 
 if __name__ == "__main__":

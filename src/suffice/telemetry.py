@@ -187,6 +187,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_watch_age_seconds", "gauge", "Seconds since a look at the route was completed.", ("route",)),
     MetricSpec("suffice_watch_lag_rows", "gauge", "Rows of the log that the last look had not read.", ("route",)),
     MetricSpec("suffice_watch_lapsed", "gauge", "1: certified, but runs in full as nobody watches it.", ("route",)),
+    MetricSpec("suffice_sums_lag_rows", "gauge", "Rows of the log that no worker has summed up."),
     MetricSpec("suffice_failing_jobs", "gauge", "Jobs, looks and parts of looks that fail, by job.", ("task",)),
     MetricSpec("suffice_em_drop_upper_bound", "gauge", "Upper bound of the EM drop.", ("route",)),
     MetricSpec("suffice_token_saving_ratio", "gauge", "Share of tokens saved since the log began.", ("route",)),

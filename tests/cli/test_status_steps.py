@@ -99,3 +99,25 @@ def test_sums_that_lag_are_not_made_up_for_by_reading_the_log_and_it_says_so(
         assert "rows of the log behind" in one.lag
         assert one.report.n_requests == 0
         assert one.lag in summarize(one).effect
+
+
+def test_a_scorer_that_changes_does_not_make_it_read_a_long_log_again_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made(tmp_path / "log", 1_200, 2)
+    before, database = steps(config)[0], config.parent / "log.db"
+    was = read_statuses(database, parse_settings(tomllib.loads(config.read_text("utf-8"))), "r0")[0]
+    config.write_text(config.read_text("utf-8").replace('scorer = "number"', 'scorer = "text"', 1), "utf-8")
+    changed = parse_settings(tomllib.loads(config.read_text("utf-8")))
+    short = read_statuses(database, changed, "r0")[0]
+    assert (short.scorer, short.lag) == ("text", ""), "a short log is read again at once"
+    assert steps(config)[0] > 1.5 * before
+    monkeypatch.setattr(rollups, "MOST_ROWS", 1_000)
+    assert steps(config)[0] <= before + 5
+    one, other = read_statuses(database, changed, None)
+    assert (one.scorer, one.report) == ("number", was.report)
+    assert one.lag == "the worker has not compared labels by text yet"
+    assert other.lag == ""
+    assert one.lag in summarize(one).effect
+    sum_up(config)
+    assert read_statuses(database, changed, "r0")[0].scorer == "text"

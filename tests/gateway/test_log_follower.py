@@ -25,7 +25,7 @@ from suffice.store.database.writer import EventQueue
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring.routes import build_route
-from suffice.wiring.worker import open_decisions
+from suffice.wiring.worker import open_decisions, open_worker
 from suffice_testing import Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post, settings_for
@@ -340,3 +340,21 @@ async def test_a_loop_over_http_is_served_by_what_is_certified(serve: Serve) -> 
             said = {"route": "loop", "episode_id": answer.json["episode_id"]}
         assert index == 5
         assert answer.json["policy_version"] == f"{VERSION.address}@1"
+
+
+async def test_a_gateway_says_how_far_the_sums_are_behind_the_log(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        for _ in range(3):
+            assert (await g.ask(chat("1 + 3"))).status == 200
+        async with asyncio.timeout(30):
+            while g.gateway.metrics.value("suffice_sums_lag_rows") < 6:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.05)
+        await asyncio.to_thread(sum_up, g.gateway.settings)
+        async with asyncio.timeout(30):  # the worker's own row comes behind the sums
+            while g.gateway.metrics.value("suffice_sums_lag_rows") > 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+def sum_up(settings: Settings) -> None:
+    with open_worker(settings, learning=False) as here:
+        here.once("rollup")

@@ -146,6 +146,7 @@ class MonitorFeed:
     def __init__(self, gw: GatewayState) -> None:
         self._gw = gw
         self._summed = 0  # place in the log up to which the sums went then
+        self._n_behind = 0
         self._tallies: dict[str, Tally] = {}  # not exported yet
         self._forecasts: dict[str, RouteForecast | None] = {}
 
@@ -158,6 +159,7 @@ class MonitorFeed:
                 rates = {name: newest_event(connection, RowRates, route=name) for name in self._forecasts}
                 self._gw.sampling.rates = {name: one for name, one in rates.items() if one is not None}
             to = read_to(connection)
+            self._n_behind = to.n_behind
             if to.seq != self._summed:
                 self._tallies |= read_tallies(connection, since=self._summed if to.seq > self._summed else 0)
                 self._summed = to.seq
@@ -173,6 +175,7 @@ class MonitorFeed:
         for name in self._forecasts.keys() & self._tallies.keys():
             export_tally(self._tallies[name], name, self._gw.metrics)
         self._tallies.clear()
+        self._gw.metrics.set("suffice_sums_lag_rows", self._n_behind)
 
 
 def export_tally(tally: Tally, route: str, metrics: Metrics) -> None:

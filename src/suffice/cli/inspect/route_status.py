@@ -159,7 +159,8 @@ def statuses_of(
             for name, request in newest.items()
             if route in (None, name)
         ]
-        return [replace(one, lag=lag) for one in _with_times(connection, statuses, promises.decided)]
+        statuses = [replace(one, lag="; ".join(filter(None, (lag, one.lag)))) for one in statuses]
+        return _with_times(connection, statuses, promises.decided)
 
 
 def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], RouteScorer]:
@@ -196,7 +197,7 @@ def _status(
     rules = configured or Route()
     confidence, max_em_drop = rules.confidence, rules.max_em_drop
     certifies = None if configured is None else configured.certifies_itself
-    report = report_of(tally, route=name, confidence=confidence)
+    report, stale = report_of(tally, route=name, confidence=confidence), scorer.differs_from(tally)
     if certifies is False or (certifies is None and phase is not None and not phase.epoch):
         phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
@@ -215,7 +216,7 @@ def _status(
         mode=newest.mode,
         policy_version=newest.policy_version,
         n_without_outcome=tally.n_begun - report.n_requests,
-        scorer=(tally.scorer if scorer.is_gone else scorer.name) or EXACT,
+        scorer=(tally.scorer if scorer.is_gone or stale else scorer.name) or EXACT,
         confidence=confidence,
         max_em_drop=max_em_drop,
         evidence=evidence(
@@ -236,6 +237,7 @@ def _status(
         promise=promise.sentence,
         promise_state=promise.state,
         pairs=read_pairs(connection, name, configured, scorer.match, promises.decided.of(name)),
+        lag=f"the worker has not compared labels by {scorer.name or 'exact equality'} yet" if stale else "",
         held=held,
         policy=policy_in_words(configured, newest.policy_version),
         needs_probe=configured is not None and configured.kind == "reasoning" and configured.probe is None,

@@ -380,6 +380,10 @@ class RouteScorer:
     match: Match
     is_gone: bool = False  # nothing serves the route any more: its sums keep the scorer that they were made with
 
+    def differs_from(self, tally: Tally) -> bool:
+        """Return whether a served route's labels were compared by another scorer."""
+        return bool(tally.counts.get("labelled")) and tally.scorer != self.name and not self.is_gone
+
 
 def fold_changes(
     tallies: dict[str, Tally],
@@ -438,15 +442,14 @@ def tallies_now(connection: views.LogReader, scoring: Callable[[str], RouteScore
     """Return the tally of every route up to the log's last row. Raise StoreError.
 
     Where the sums lag (`ReadTo.lag`), only these are returned, as of their row. Else a route whose labels were compared
-    by another scorer than `scoring` names is read again from the beginning.
+    by another scorer than `scoring` names is read again from the beginning, if the log has at most `MOST_ROWS` rows.
     """
-    tallies = read_tallies(connection)
-    if read_to(connection).lag:
+    tallies, to = read_tallies(connection), read_to(connection)
+    if to.lag:
         return dict(sorted(tallies.items()))
-    fold_changes(tallies, _changes(connection, read_to(connection).seq), scoring)
-    labelled = {name: scoring(name) for name, one in tallies.items() if one.counts.get("labelled")}
-    other = {name for name, one in labelled.items() if tallies[name].scorer != one.name and not one.is_gone}
-    if other:
+    fold_changes(tallies, _changes(connection, to.seq), scoring)
+    other = {name for name, one in tallies.items() if scoring(name).differs_from(one)}
+    if other and to.last <= MOST_ROWS:
         tallies = {name: one for name, one in tallies.items() if name not in other}
         fold_changes(tallies, _changes(connection, 0), scoring, only=other)
     return dict(sorted(tallies.items()))
