@@ -20,6 +20,13 @@ def printable(text: str) -> str:
     return "".join("\ufffd" if c not in _JOINERS and unicodedata.category(c) in _UNSHOWN else c for c in text)
 
 
+def printable_text(text: str) -> str:
+    """Return text as `printable` does, with its line breaks and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\r\n\t" else printable(c) for c in text)
+
+
 def printable_lines(text: str) -> Iterator[str]:
     return (printable(line.replace("\t", "    ")) for line in text.splitlines())
 

@@ -1,4 +1,7 @@
-"""Renders templates, which escape all values, and serves static files. Without jinja2 only `/api` works."""
+"""Renders templates, which escape all values and show what no page may obey, and serves static files.
+
+Without jinja2 only `/api` works.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from suffice import formatting
 from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.extras import how_to_install
 from suffice.rollout.results import metric_of
-from suffice.sanitize import plural
+from suffice.sanitize import plural, printable_text
 from suffice.store.people.audit_view import describe_level
 from suffice.store.routes.period import PeriodFigures
 from suffice.store.routes.rollups import DAY_HOURS
@@ -122,12 +125,18 @@ def page(template: str, values: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def _show(value: object) -> object:
+    """Replace what could hide or turn text on a page, such as ESC and marks of direction; markup is our own."""
+    return printable_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
         autoescape=True,
+        finalize=_show,
         undefined=StrictUndefined,
         loader=FileSystemLoader(HERE / "templates"),
         auto_reload=False,
