@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tests.gateway.served import Served, post
 from tests.gateway.served import served as gateway_served
 from tests.governor import loops
 from tests.governor.loops import ROUTE, STABLE, drive, episodes, served
+from tests.stub_server import Stub, reply
 
 LOOP: dict[str, Any] = {
     "kind": "rounds",
@@ -406,37 +406,6 @@ def test_a_server_that_goes_away_costs_the_governing_and_nothing_else(tmp_path: 
     assert ep.answer == "a"
     gov.close()
     assert {e.episode.outcome.episode_id: e.episode.outcome.end_reason for e in episodes(tmp_path, 2)}[first] == "done"
-
-
-class Stub:
-    """A server that answers every request with the same bytes, or with none for a while."""
-
-    def __init__(self, reply: bytes, wait_s: float = 0.0, *, then: bytes | None = None) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._reply, self._wait_s, self._then = reply, wait_s, then
-        self._over = threading.Event()
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                if not self._over.wait(self._wait_s) and self._reply:
-                    connection.sendall(self._reply)
-                    self._reply = self._reply if self._then is None else self._then
-
-    def close(self) -> None:
-        self._over.set()
-        self._listener.close()
-
-
-def reply(status: str, body: bytes) -> bytes:
-    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (status.encode(), len(body), body)
 
 
 STUBS = {

@@ -23,7 +23,10 @@ FIRST_PAUSE_S = 1.0  # before a retry after a failure, doubled each time; the se
 LONGEST_PAUSE_S = 60.0  # that it may ask for
 _BUSY = frozenset({408, 409, 429})
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
-_GRADE = re.compile(r"\bgrade\b[\s\"'*_`:=]{1,12}([+-−]?\d{1,3}(?:\.\d{1,12})?)(?![\d.]*\d|\s?[/%])", re.IGNORECASE)
+_GRADE = re.compile(
+    r"\bgrade\b[\s\"'*_`:=]{1,12}([+-−]?\d{1,3}(?:\.\d{1,12})?)(?![\d.]*\d|\s{0,3}(?:[/%]|(?:out )?of\b|per ?cent))",
+    re.IGNORECASE,
+)
 _BARE = re.compile(r"[\s*_`$]{0,8}([+-−]?\d{1,3}(?:\.\d{1,12})?)[\s*_`$.]{0,8}")
 
 INSTRUCTIONS = """\

@@ -103,7 +103,7 @@ class MathProcess:
                 self._process = _start()
                 _ask(self._process, "", START_LIMIT_S)
             verdict = json.loads(_ask(self._process, json.dumps([*pair, LIMIT_S]) + "\n", LIMIT_S))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.n_killed += 1
             LOG.info("math judge: the process was ended: %s", error)
             self._end()

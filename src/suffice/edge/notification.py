@@ -20,14 +20,15 @@ TLS_PORT: Final = 465  # implicit TLS; on other ports STARTTLS
 
 def post_json(url: str, body: bytes, *, timeout_s: float) -> str | None:
     """Return None after a 2xx, else the failure. Connecting, sending and reading take at most `timeout_s` each."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return "the webhook's address is none; it needs http://host/path or https://host/path"
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    none = "the webhook's address is none; it needs http://host[:port]/path or https://host[:port]/path"
     try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return none
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname, parts.port, timeout=timeout_s)
-    except ValueError:
-        return "the webhook's address has no such port"
+    except ValueError:  # a port or an IPv6 address that is none
+        return none
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     try:
         with contextlib.closing(connection):

@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 REPLY_LIMIT_BYTES = 1024 * 1024
 FEEDBACK_TIMEOUT_S = 10.0  # the server answers within 5 s
+_AGAIN = "send it again with the same feedback_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,15 @@ class LocalBackend:
 
 
 # --------------------------------------------------------------------------- at a server
+
+
+class FeedbackReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server says of one row of feedback."""
+
+    accepted: bool
+    duplicate: bool = False
+    joined: bool = False
+    error: Any = None
 
 
 class DecideReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -329,14 +339,17 @@ class RemoteBackend:
         try:
             answer = self._post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
         except UpstreamError as error:
-            raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
-        results = [answer] if len(rows) == 1 else answer.get("results") or []
+            raise StoreError(f"feedback was not stored: {error}; {_AGAIN}") from error
+        try:
+            results = msgspec.convert([answer] if len(rows) == 1 else answer.get("results"), list[FeedbackReply])
+        except msgspec.ValidationError as error:
+            raise StoreError(f"feedback may not be stored: no complete reply: {error}; {_AGAIN}") from None
+        if len(results) != len(rows):
+            raise StoreError(f"feedback may not be stored: {len(results)} results for {len(rows)} rows; {_AGAIN}")
         for number, one in enumerate(results, 1):
-            if one.get("accepted") is not True:
-                raise BadRequest(f"row {number}, {(one.get('error') or {}).get('message', 'was not accepted')}")
-        return tuple(
-            LabelReceipt(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
-        )
+            if not one.accepted:
+                raise BadRequest(f"row {number}, {within(one.error, 'message') or 'was not accepted'}")
+        return tuple(LabelReceipt(duplicate=one.duplicate, joined=one.joined) for one in results)
 
     def _post(self, path: str, body: dict[str, Any], headers: Headers = (), *, timeout_s: float) -> dict[str, Any]:
         """Return the server's JSON object. Raise BadRequest for a 4xx, and UpstreamError for any other failure."""
@@ -345,7 +358,7 @@ class RemoteBackend:
         status, reply, _ = self._loop.wait(call)
         try:
             read = msgspec.json.decode(reply)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise UpstreamProtocol(f"HTTP {status} without JSON") from None
         if status == 200 and isinstance(read, dict):
             return read
