@@ -316,7 +316,7 @@ def test_processes_that_start_at_once_agree_on_the_salt(tmp_path: Path) -> None:
 
 def test_an_empty_salt_is_refused_rather_than_used(tmp_path: Path) -> None:
     (tmp_path / "log.salt").write_text("\n")
-    with pytest.raises(ConfigError, match=r"log\.salt: is empty"):
+    with pytest.raises(ConfigError, match=r"log\.salt: needs one line with the secret"):
         deployment_salt(salted(tmp_path))
 
 

@@ -206,7 +206,9 @@ def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> d
         if cell is None or cell == "":
             continue
         if field == "metrics":
-            metrics |= cell if isinstance(cell, Mapping) else {}
+            if not isinstance(cell, Mapping):
+                raise BadRequest(f"{field}: must be an object, got {str(cell)[:40]!r}", param=field)
+            metrics |= cell
         elif name != field:
             metrics[name] = (_READERS.get(declared[name].type) or _number)(field, cell)
         else:
@@ -246,7 +248,9 @@ def _thumbs(_: str, cell: Any) -> str:
     return word if flag is None else "up" if flag else "down"
 
 
-def _text(_: str, cell: Any) -> str:
+def _text(field: str, cell: Any) -> str:
+    if isinstance(cell, Mapping | list):
+        raise BadRequest(f"{field}: must be a text or a number, got {str(cell)[:40]!r}", param=field)
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 

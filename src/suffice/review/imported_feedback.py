@@ -78,6 +78,8 @@ def read_export(tasks: Any) -> ImportedRows:
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
         raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
+    if not all(isinstance(one.get("annotations") or [], list) for one in tasks):
+        raise BadRequest("annotations: must be a list in each task; export the project in the format JSON")
     annotations = ((task, one) for task in tasks for one in _listed(task.get("annotations")))
     return ImportedRows.of(annotations, lambda pair: _row(data_of(pair[0]), pair[1], pair[0].get("project")))
 
@@ -251,7 +253,10 @@ def _value(score: Mapping[str, Any], kind: str) -> Any:
     words = _of(score, "stringValue", "string_value")
     value = score.get("value")
     if kind in ("CATEGORICAL", "TEXT", "CORRECTION"):
-        return words if words is not None else value
+        given = words if words is not None else value
+        if given is None or isinstance(given, Mapping | list):
+            raise BadRequest(f"value: must be a text or a number, got {str(given)[:40]!r}", param="value")
+        return given
     if kind == "BOOLEAN":
         return _flag(value if value not in (None, "") else words)
     if isinstance(value, str):

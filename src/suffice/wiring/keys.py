@@ -48,7 +48,7 @@ def read_secret(where: str, file: Path) -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: {file}: is not UTF-8") from None
     if not text or len(text) == MOST_SECRET_BYTES or not text.isprintable():
-        raise ConfigError(f"{where}: {file}: needs one line with the key and nothing else")
+        raise ConfigError(f"{where}: {file}: needs one line with the secret and nothing else")
     return text
 
 
@@ -157,10 +157,7 @@ def deployment_salt(settings: Settings) -> str:
     file = salt_file(settings)
     if not file.exists():
         _write_salt(file)
-    salt = file.read_text(encoding="utf-8").strip()
-    if not salt:
-        raise ConfigError(f"{file}: is empty; it must hold this log's secret: restore it or delete it")
-    return salt
+    return read_secret("the deployment's secret", file)
 
 
 def has_secret(settings: Settings) -> bool:

@@ -145,12 +145,12 @@ class People:
             raise ConfigError(f"{self.file}: cannot be read ({error.strerror})") from None
         try:
             roster = msgspec.json.decode(content, type=Roster)
-            bytes.fromhex(roster.key)
+            key = bytes.fromhex(roster.key)
         except ValueError:  # msgspec's errors are ValueErrors
             raise ConfigError(
                 f"{self.file}: is damaged; restore it, or delete it and run suffice admin reset-secret"
             ) from None
-        if len(roster.key) < 64:
+        if len(key) < 32:  # white space is no part of it
             raise ConfigError(f"{self.file}: its key is too short; delete it and run suffice admin reset-secret")
         return roster
 

@@ -387,13 +387,20 @@ def _read_csv(path: Path) -> Iterator[Row]:
             yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key appears twice")
+    return table
+
+
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:
                 raise TraceError(f"is not valid JSON: {error}", file=str(path), row=number) from None
             if not isinstance(row, dict):
