@@ -183,9 +183,13 @@ def spent_by_question(mission: Mission) -> dict[int, int]:
     return spent
 
 
+def saved_tokens(world: Thoughts, spent: Mapping[int, int], asked: Sequence[Asked]) -> int:
+    """The truth about some requests."""
+    return sum(world.thoughts[one.n].full_tokens - spent[one.n] for one in asked)
+
+
 def saved(world: Thoughts, spent: Mapping[int, int], asked: Sequence[Asked]) -> float:
-    full = sum(world.thoughts[one.n].full_tokens for one in asked)
-    return 1 - sum(spent[one.n] for one in asked) / full
+    return saved_tokens(world, spent, asked) / sum(world.thoughts[one.n].full_tokens for one in asked)
 
 
 def judge(world: Thoughts, spent: Mapping[int, int], run: Run) -> bool:
@@ -207,8 +211,8 @@ def judge(world: Thoughts, spent: Mapping[int, int], run: Run) -> bool:
 def estimated(world: Thoughts, spent: Mapping[int, int], run: Run) -> tuple[float, float, int]:
     """What the replies of stopped runs say that they saved, what they truly saved, and how many they are."""
     known = [one for one in run.asked if one.told.get("tokens_saved_estimate") is not None]
-    truth = sum(world.thoughts[one.n].full_tokens - spent[one.n] for one in known)
-    return sum(one.told["tokens_saved_estimate"] for one in known), truth, len(known)
+    estimate = sum(one.told["tokens_saved_estimate"] for one in known)
+    return estimate, saved_tokens(world, spent, known), len(known)
 
 
 def _percent(share: float | None) -> str:

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from typing import Any, Final
 import aiohttp
 from tests.mission.harness import Mission, on_mission
 
-from qualification.net import Asked, Case, Run, Thoughts, send, spent_by_question
+from qualification.net import Case, Run, Thoughts, saved_tokens, send, spent_by_question
 
 CASES: Final = (
     Case(name="fast", line_tokens=16, probe_tokens=1, handover_s=0.0),
@@ -104,7 +104,7 @@ async def simulate(options: argparse.Namespace, folder: Path) -> bool:
         await mission.fake.idle()
         spent = spent_by_question(mission)
         full = {run.case.name: sum(world.thoughts[one.n].full_tokens for one in run.asked) for run in runs}
-        truth = {run.case.name: saved(world, spent, run.asked) for run in runs}
+        truth = {run.case.name: saved_tokens(world, spent, run.asked) for run in runs}
         surfaces = {"status": await of_status(mission)}
         for _ in range(round(WITHIN_S)):  # the job of the sums, and a gateway that reads them, are behind
             surfaces |= {"report": await of_report(mission), "console": await of_console(mission)}
@@ -112,15 +112,10 @@ async def simulate(options: argparse.Namespace, folder: Path) -> bool:
             if _spread(surfaces, full) <= SAME:
                 break
             await asyncio.sleep(1.0)
-        early = {run.case.name: saved(world, spent, run.asked[: run.since]) for run in runs}
+        early = {run.case.name: saved_tokens(world, spent, run.asked[: run.since]) for run in runs}
         replies = {name: early[name] + tokens for name, tokens in of_replies(runs).items()}
         counted = surfaces | {"replies": replies, "csv": await of_csv(mission)}
     return judge(truth, full, surfaces, counted)
-
-
-def saved(world: Thoughts, spent: Mapping[int, int], asked: Sequence[Asked]) -> float:
-    """The truth about some requests, in tokens."""
-    return sum(world.thoughts[one.n].full_tokens - spent[one.n] for one in asked)
 
 
 def _spread(surfaces: Mapping[str, Mapping[str, float]], full: Mapping[str, float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from suffice.types import Request
+from suffice.types import Request, StepRecord
 
 
 def plain_request(episode_id: str, **given: Any) -> Request:
@@ -25,3 +25,18 @@ def plain_request(episode_id: str, **given: Any) -> Request:
         "received_at_s": 0.0,
     }
     return Request(episode_id=episode_id, **plain | given)
+
+
+def plain_step(index: int, **given: Any) -> StepRecord:
+    """A step of ten tokens whose trial answer is 4, and after which the run goes on."""
+    plain: dict[str, Any] = {
+        "tokens": 10,
+        "answer": "4",
+        "answer_source": "probe",
+        "confidence": None,
+        "entropy": None,
+        "probe_tokens": 0,
+        "action": "continue",
+        "reason": "",
+    }
+    return StepRecord(index=index, **plain | given)

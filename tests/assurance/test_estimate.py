@@ -18,7 +18,7 @@ from suffice.assurance.sampling import UnloggedRequests
 from suffice.types import Episode, Feedback, Outcome, Overhead, StepRecord, UpstreamCall, Usage
 from tests.assurance.reports import estimate_route
 from tests.drawn import examples
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 _numbers = itertools.count()
 
@@ -76,17 +76,7 @@ def audit(*labels: Label, n_tokens: int | None = 100, **outcome: Any) -> Labelle
 
 
 def step(index: int, tokens: int, probe_tokens: int = 0) -> StepRecord:
-    return StepRecord(
-        index=index,
-        tokens=tokens,
-        answer="4",
-        answer_source="probe",
-        confidence=None,
-        entropy=None,
-        probe_tokens=probe_tokens,
-        action="continue",
-        reason="",
-    )
+    return plain_step(index, tokens=tokens, probe_tokens=probe_tokens)
 
 
 def report(episodes: Iterable[Labelled], **options: Any) -> RouteReport:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance.saving import saved_tokens, saved_usd, spent_tokens
-from suffice.types import Outcome, Overhead, StepRecord, Usage
-from tests.records import plain_request
+from suffice.types import Outcome, Overhead, Usage
+from tests.records import plain_request, plain_step
 
 N = st.integers(0, 10_000)
 
@@ -49,20 +49,7 @@ def test_a_stopped_run_saved_what_was_estimated_and_an_unknown_saving_is_not_zer
 
 
 def test_a_decided_vote_saved_the_samples_that_it_did_not_draw() -> None:
-    steps = tuple(
-        StepRecord(
-            index=n,
-            tokens=10,
-            answer="4",
-            answer_source="sample",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
-            action="continue",
-            reason="",
-        )
-        for n in range(1, 6)
-    )
+    steps = tuple(plain_step(n, answer_source="sample") for n in range(1, 6))
     ended = outcome(
         usage=Usage(prompt_tokens=9, completion_tokens=50),
         overhead=Overhead(discarded_tokens=5),

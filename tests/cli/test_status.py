@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 from suffice.cli.inspect.status import status
 from suffice.settings import Store
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
-from suffice.types import Feedback, Outcome, Overhead, Request, StepRecord, Usage
+from suffice.types import Feedback, Outcome, Overhead, Request, Usage
 
 CONFIG = """
 [upstreams.local]
@@ -206,17 +206,13 @@ def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
         "kind": "reasoning",
         "mode": "observe",
         "steps": tuple(
-            StepRecord(
-                index=i,
+            plain_step(
+                i,
                 tokens=20,
                 answer=None if isinstance(answer, type) else answer,
                 answer_source=None if isinstance(answer, type) else "probe",
                 missing=isinstance(answer, type),
-                confidence=None,
-                entropy=None,
                 probe_tokens=4,
-                action="continue",
-                reason="",
             )
             for i, answer in enumerate(answers, 1)
         ),

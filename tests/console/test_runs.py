@@ -26,21 +26,14 @@ from suffice.types import Outcome, Query, Request, StepRecord
 from suffice.wiring.people import People
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
+from tests.records import plain_step
 
 N_RUNS = 700
 
 
 def step(index: int, reason: str, *, stop: bool = False) -> StepRecord:
-    return StepRecord(
-        index=index,
-        tokens=50,
-        answer="7",
-        answer_source="probe",
-        confidence=None,
-        entropy=None,
-        probe_tokens=3,
-        action="stop" if stop else "continue",
-        reason=reason,
+    return plain_step(
+        index, tokens=50, answer="7", probe_tokens=3, action="stop" if stop else "continue", reason=reason
     )
 
 

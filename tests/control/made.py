@@ -22,6 +22,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
+from tests.records import plain_step
 
 BURST = 160
 WINDOW = 400
@@ -33,17 +34,7 @@ ROUTE = Route(
 
 def sample(index: int, tokens: int, answer: str) -> StepRecord:
     """One sample of a run."""
-    return StepRecord(
-        index=index,
-        tokens=tokens,
-        answer=answer,
-        answer_source="sample",
-        confidence=None,
-        entropy=None,
-        probe_tokens=0,
-        action="continue",
-        reason="",
-    )
+    return plain_step(index, tokens=tokens, answer=answer, answer_source="sample")
 
 
 def run(

@@ -30,11 +30,11 @@ from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.telemetry import Metrics
-from suffice.types import Outcome, Publication, Query, StepRecord, Usage
+from suffice.types import Outcome, Publication, Query, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 BUDGET = 0.04
 
@@ -199,16 +199,12 @@ def asked(number: int, rng: random.Random, p_lost: float, **changes: Any) -> Ite
     )
     request = replace(request, **changes)
     steps = tuple(
-        StepRecord(
-            index=at,
+        plain_step(
+            at,
             tokens=int(rng.randrange(20, 60) * (1 + 20 * p_lost)),
             answer=answer,
             answer_source="text",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
             action="stop" if at == 1 else "continue",
-            reason="",
         )
         for at, answer in ((1, "7" if lost else "4"), (2, "4"))
     )

@@ -31,11 +31,12 @@ from suffice.store.database.views import (
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount, RowRates
-from suffice.types import Episode, Feedback, Query, StepRecord
+from suffice.types import Episode, Feedback, Query
 from suffice.wiring.worker import open_worker
 from tests.assurance.reports import RatedRun, estimate_route, judge_satisfaction
 from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill
+from tests.records import plain_step
 
 
 def settings_for(folder: Path, **route: Any) -> Settings:
@@ -247,19 +248,7 @@ def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
     def episode(number: int, of: float) -> Episode:
         one = live(number, rate=of)
         name, first = ("short", 20) if rng.random() < 0.8 * of / (0.8 * of + 0.2 * rate) else ("long", 400)
-        steps = (
-            StepRecord(
-                index=1,
-                tokens=first,
-                answer="a",
-                answer_source="text",
-                confidence=0.9,
-                entropy=None,
-                probe_tokens=0,
-                action="continue",
-                reason="",
-            ),
-        )
+        steps = (plain_step(1, tokens=first, answer="a", answer_source="text", confidence=0.9),)
         request = replace(one.request, keep_rate=of if name == "short" else rate, query=Query(query_class=name))
         return Episode(request=request, outcome=replace(one.outcome, steps=steps))
 

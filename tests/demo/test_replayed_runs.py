@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from suffice.episode.ledger import Ledger
 from suffice.policy.base import Policy, build_policy
 from suffice.signals.observe import Observer
-from suffice.types import Episode, Kind, Outcome, Query, Step, StepRecord, Usage
+from suffice.types import Episode, Kind, Outcome, Query, Step, Usage
 from suffice_demo.replayed_runs import replay_run
 from tests.contracts.policy_space import SIMPLE, policies
 from tests.drawn import examples
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 NEVER = build_policy({"policy": "never"})
 BETA = build_policy({"policy": "beta"})
@@ -25,16 +25,12 @@ def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_to
     """A full run whose every step costs the same."""
     request = plain_request("ep", kind=kind, n_samples=len(answers), audit=True, policy_version="p", question_key="q")
     steps = tuple(
-        StepRecord(
-            index=i,
+        plain_step(
+            i,
             tokens=tokens,
             answer=a,
             answer_source="probe" if kind == "reasoning" else "sample",
-            confidence=None,
-            entropy=None,
             probe_tokens=probe_tokens,
-            action="continue",
-            reason="",
         )
         for i, a in enumerate(answers, start=1)
     )

@@ -13,7 +13,7 @@ from typing import Literal
 
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, Mode, Outcome, Query, StepRecord, Usage
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 GOLD = "42"
 BOLD = 0.9  # confidence from which the policy in force stops
@@ -121,14 +121,4 @@ def _steps(rng: random.Random, *, astray: bool, fails: bool) -> tuple[tuple[Step
 
 
 def _step(index: int, answer: str, confidence: float) -> StepRecord:
-    return StepRecord(
-        index=index,
-        tokens=STEP_TOKENS,
-        answer=answer,
-        answer_source="probe",
-        confidence=confidence,
-        entropy=None,
-        probe_tokens=PROBE_TOKENS,
-        action="continue",
-        reason="",
-    )
+    return plain_step(index, tokens=STEP_TOKENS, answer=answer, confidence=confidence, probe_tokens=PROBE_TOKENS)

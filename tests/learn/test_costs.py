@@ -15,24 +15,13 @@ from suffice.control.loop.live_costs import LiveCosts
 from suffice.learn.audits import NO_AUDITS
 from suffice.learn.costs import LiveCost, remaining_ratio, stop_cost
 from suffice.types import Outcome, Overhead, StepRecord, Usage
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 THOUGHT, ANSWER, LINE = 100, 5, 10
 
 
 def step(index: int, *, late: int = 0, probe: int = 0, answer: str = "4", tokens: int = LINE) -> StepRecord:
-    return StepRecord(
-        index=index,
-        tokens=tokens,
-        answer=answer,
-        answer_source="probe",
-        confidence=None,
-        entropy=None,
-        probe_tokens=probe,
-        action="continue",
-        reason="",
-        late_tokens=late,
-    )
+    return plain_step(index, tokens=tokens, answer=answer, probe_tokens=probe, late_tokens=late)
 
 
 def run(

@@ -33,8 +33,9 @@ from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_ep
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
-from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
+from suffice.types import Episode, Feedback, Outcome, Query, Usage
 from tests.drawn import examples
+from tests.records import plain_step
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
 CANARY = "canary-7f3a"
@@ -44,17 +45,7 @@ Query_ = Callable[..., list[tuple[Any, ...]]]
 
 def ended(name: str, *, answer: str, would: str | None = None) -> Outcome:
     steps = tuple(
-        StepRecord(
-            index=i,
-            tokens=10 * i,
-            answer=text,
-            answer_source="probe",
-            confidence=0.5,
-            entropy=None,
-            probe_tokens=3,
-            action="continue",
-            reason=f"step {i}",
-        )
+        plain_step(i, tokens=10 * i, answer=text, confidence=0.5, probe_tokens=3, reason=f"step {i}")
         for i, text in enumerate((would or answer, None, answer), 1)
     )
     return Outcome(
@@ -355,17 +346,7 @@ def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
 def test_evidence_without_references_is_what_it_was(answers: list[str | None], stop: int, correct: bool | None) -> None:
     at = min(stop, len(answers) - 1)
     steps = tuple(
-        StepRecord(
-            index=i,
-            tokens=10,
-            answer=text,
-            answer_source="probe" if text else None,
-            confidence=None,
-            entropy=None,
-            probe_tokens=1,
-            action="continue",
-            reason="",
-        )
+        plain_step(i, answer=text, answer_source="probe" if text else None, probe_tokens=1)
         for i, text in enumerate(answers, 1)
     )
     outcome = Outcome(

@@ -21,8 +21,8 @@ from suffice.store.database.log import Receipt
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
-from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
-from tests.records import plain_request
+from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, Usage
+from tests.records import plain_request, plain_step
 
 Open = Callable[..., LogWriter]
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -95,20 +95,7 @@ def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, qu
 
 def test_the_views_show_every_number_in_its_own_column(open_log: Open, query: Query) -> None:
     log = open_log()
-    steps = tuple(
-        StepRecord(
-            index=i,
-            tokens=10 * i,
-            answer="4",
-            answer_source="probe",
-            confidence=0.5,
-            entropy=None,
-            probe_tokens=3,
-            action="continue",
-            reason=f"step {i}",
-        )
-        for i in (1, 2)
-    )
+    steps = tuple(plain_step(i, tokens=10 * i, confidence=0.5, probe_tokens=3, reason=f"step {i}") for i in (1, 2))
     log.append(seen("e", audit=True, ungoverned=None))
     log.append(ended("e", steps=steps, stop_step=1, overhead=Overhead(probe_tokens=6, discarded_tokens=2)))
     assert log.drain()

@@ -16,9 +16,9 @@ from suffice.store.database.postgres import postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import to_row
 from suffice.store.sql import PostgresConnection
-from suffice.types import Outcome, Request, StepRecord, Usage
+from suffice.types import Outcome, Request, Usage
 from tests.postgres import empty_log
-from tests.records import plain_request
+from tests.records import plain_request, plain_step
 
 N_STEPS, N_RUNS = 8, 1_000
 
@@ -26,17 +26,7 @@ N_STEPS, N_RUNS = 8, 1_000
 def runs(n: int, first: int = 0) -> Iterator[tuple[Request, Outcome]]:
     """Requests of one route with eight steps, as a gateway logs them."""
     steps = tuple(
-        StepRecord(
-            index=i,
-            tokens=100,
-            answer="4",
-            answer_source="probe",
-            confidence=0.9,
-            entropy=0.4,
-            probe_tokens=8,
-            action="continue",
-            reason="the streak is short",
-        )
+        plain_step(i, tokens=100, confidence=0.9, entropy=0.4, probe_tokens=8, reason="the streak is short")
         for i in range(1, N_STEPS + 1)
     )
     for number in range(first, first + n):

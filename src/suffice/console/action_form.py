@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from suffice.console.auth import Role
 from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
+from suffice.console.exchange import refuse_nul
 from suffice.console.form_inputs import REASON, FormInput
 from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_percent
@@ -75,7 +76,7 @@ class ActionForm(ConsoleVisit):
         reason = self.get("reason").strip()
         if self.rehearsal is not None and not reason:
             return "(your reason)"
-        if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
+        if not reason or len(reason) > MOST_CHARS:
             message = f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log"
             raise BadRequest(message, param="reason")
         return reason
@@ -84,14 +85,14 @@ class ActionForm(ConsoleVisit):
         return self.context.settings.routes[route]
 
     def get(self, field: str) -> str:
-        return self.request.form.get(field, "")
+        return refuse_nul(self.request.form.get(field, ""), field)
 
     def flag(self, field: str) -> bool:
         return self.get(field) not in ("", "false", "no", "0")
 
     def text(self, field: str, *, required: bool = False) -> str:
         text = self.get(field).strip()
-        if len(text) > MOST_TEXT or "\x00" in text:
+        if len(text) > MOST_TEXT:
             raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
         if required and not text:
             raise BadRequest(f"{field}: is needed", param=field)

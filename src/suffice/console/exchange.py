@@ -113,12 +113,13 @@ def read_head(scope: Scope) -> ConsoleRequest:
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    query = _pairs(scope.get("query_string", b"").decode("latin-1"))
     return ConsoleRequest(
         method=scope["method"],
         path=scope["path"],
         headers=headers,
         address=str((scope.get("client") or ("", 0))[0]),
-        query=_without_nul(_pairs(scope.get("query_string", b"").decode("latin-1"))),
+        query={refuse_nul(name): refuse_nul(value, name) for name, value in query.items()},
     )
 
 
@@ -173,10 +174,9 @@ def _pairs(text: str) -> dict[str, str]:
         raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields") from None
 
 
-def _without_nul(entries: dict[str, str]) -> dict[str, str]:
-    """Raise BadRequest for a NUL character, which PostgreSQL cannot compare with anything."""
-    for name, value in entries.items():
-        if "\x00" in name or "\x00" in value:
-            field = name.replace("\x00", "")[:80]
-            raise BadRequest(f"{field}: must not hold NUL characters", param=field)
-    return entries
+def refuse_nul(text: str, field: str = "") -> str:
+    """Raise BadRequest for a NUL character, which PostgreSQL neither stores nor compares."""
+    if "\x00" in text:
+        field = (field or text.replace("\x00", ""))[:80]
+        raise BadRequest(f"{field}: must not hold NUL characters", param=field)
+    return text

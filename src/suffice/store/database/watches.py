@@ -7,7 +7,7 @@ cache that says nothing about the past, so they are not chained; a job writes th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from suffice.errors import StoreError
@@ -16,20 +16,6 @@ from suffice.store.database.views import LogReader
 from suffice.store.sql import DATABASE_ERRORS
 
 WATCHER: Final = "certify"  # the job whose looks keep certificates alive
-
-_COLUMNS: Final = "job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem"
-_COMPLETED: Final = """
-    INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem)
-    VALUES (?, ?, 1, ?, ?, ?, 0, NULL, '')
-    ON CONFLICT (job, route) DO UPDATE
-    SET beat = watches.beat + 1, seq = excluded.seq, n = excluded.n, looked_at_s = excluded.looked_at_s,
-        n_failures = 0, failing_since_s = NULL, problem = ''"""
-_FAILED: Final = """
-    INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem)
-    VALUES (?, ?, 0, 0, 0, 0, 1, ?, ?)
-    ON CONFLICT (job, route) DO UPDATE
-    SET n_failures = watches.n_failures + 1, problem = excluded.problem,
-        failing_since_s = coalesce(watches.failing_since_s, excluded.failing_since_s)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +31,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What is known of one job's looks at one route."""
+    """What is known of one job's looks at one route: a row of the table."""
 
     job: str
     route: str  # "": the job as a whole
@@ -68,6 +54,20 @@ class Watch:
         return f"{self.job} of route {self.route}" if self.route else self.job
 
 
+_NAMES: Final = tuple(one.name for one in fields(Watch))
+_COLUMNS: Final = ", ".join(_NAMES)
+_COMPLETED: Final = f"""
+    INSERT INTO watches ({_COLUMNS}) VALUES (?, ?, 1, ?, ?, ?, 0, NULL, '')
+    ON CONFLICT (job, route) DO UPDATE
+    SET beat = watches.beat + 1, seq = excluded.seq, n = excluded.n, looked_at_s = excluded.looked_at_s,
+        n_failures = 0, failing_since_s = NULL, problem = ''"""  # noqa: S608 - a constant
+_FAILED: Final = f"""
+    INSERT INTO watches ({_COLUMNS}) VALUES (?, ?, 0, 0, 0, 0, 1, ?, ?)
+    ON CONFLICT (job, route) DO UPDATE
+    SET n_failures = watches.n_failures + 1, problem = excluded.problem,
+        failing_since_s = coalesce(watches.failing_since_s, excluded.failing_since_s)"""  # noqa: S608 - a constant
+
+
 def write_looks(log: LogReader, job: str, looks: Iterable[Look], *, at_s: float) -> None:
     """Write looks within a transaction under the job's lease."""
     for one in looks:
@@ -85,22 +85,7 @@ def read_watches(log: LogReader) -> dict[tuple[str, str], Watch]:
         rows = log.execute(query).fetchall()
     except DATABASE_ERRORS as error:
         raise StoreError(f"store: what jobs have looked at cannot be read: {error}") from error
-    return {(row[0], row[1]): _watch(row) for row in rows}
-
-
-def _watch(row: tuple[str, str, int, int, int, float, int, float | None, str]) -> Watch:
-    since_s = row[7]
-    return Watch(
-        job=row[0],
-        route=row[1],
-        beat=int(row[2]),
-        seq=int(row[3]),
-        n=int(row[4]),
-        looked_at_s=float(row[5]),
-        n_failures=int(row[6]),
-        failing_since_s=None if since_s is None else float(since_s),
-        problem=row[8],
-    )
+    return {(row[0], row[1]): Watch(**dict(zip(_NAMES, row, strict=True))) for row in rows}
 
 
 def failures_of(watches: Mapping[tuple[str, str], Watch], route: str) -> tuple[str, ...]:
