@@ -294,6 +294,15 @@ def test_an_abandoned_audit_counts_as_a_loss() -> None:
     assert (beside.em_drop.value, beside.n_lost) == (0.5, 1)
 
 
+def test_an_audit_that_was_read_to_its_end_counts_as_what_it_showed_whoever_left() -> None:
+    unread = audit(end_reason="client_left", finished_unread=True)
+    got = report([unread, audit(), audit(end_reason="client_left", answer=None, n_tokens=10)])
+    assert got.n_abandoned_audits == 1
+    assert got.audits_left_by == {"": 2}
+    assert got.measured.disagreement is not None
+    assert (got.measured.disagreement.value, got.measured.disagreement.n) == (near(1 / 3), 3)
+
+
 labelled_runs = st.builds(
     lambda gold, answer, would, stop: run(said(gold=gold), answer=answer, would_answer=would, stop_step=stop),
     st.sampled_from("ab"),

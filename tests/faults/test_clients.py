@@ -32,10 +32,10 @@ class Client:
     def __init__(self, g: Served) -> None:
         self._port = g.port
 
-    async def ask(self, body: dict[str, Any]) -> None:
+    async def ask(self, body: dict[str, Any], *, path: str = CHAT) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         raw = json.dumps(body).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(raw)}\r\n\r\n"
         self._writer.write(head.encode() + raw)
         await self._writer.drain()

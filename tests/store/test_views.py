@@ -373,6 +373,7 @@ WHOLE_OUTCOME = Outcome(
     pair_propensity=0.0625,
     pair_answer="9",
     pair_tokens=77,
+    finished_unread=True,
 )
 AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
 SAID_BY_BOTH = {"route", "status", "answer"}  # of every run

@@ -101,7 +101,8 @@ class RouteReport:
     ungoverned: Mapping[str, int]  # reason: requests that passed through untouched
     end_reasons: Mapping[str, int]
     n_audits: int
-    n_abandoned_audits: int  # left by their clients: counted as losses
+    n_abandoned_audits: int  # left by their clients and not read to their end: counted as losses
+    audits_left_by: Mapping[str, int]  # audits whose client left, by caller, the most first; "": no key is required
     n_telling_audits: int  # whose stop's answer can be compared
     n_audit_disagreements: int  # of `n_telling_audits`
     audits_at_s: tuple[float, ...]  # times of the latest audits, Unix time, oldest first
@@ -146,6 +147,7 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95) -> RouteRep
         ungoverned=dict(tally.ungoverned),
         end_reasons=dict(tally.ends),
         audits_at_s=tuple(tally.audits_at_s),
+        audits_left_by=dict(sorted(tally.left_by.items(), key=lambda one: (-one[1], one[0]))),
         tokens=tally.tokens,
         money=MoneyTotals(
             governed_usd=usd("governed_usd", 0.0),

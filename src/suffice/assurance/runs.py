@@ -28,6 +28,17 @@ ENDED = (*FINISHED_ENDS, "stopped", "asked")  # runs that ended by themselves, b
 # were requested because a run was doubtful are biased.
 REPRESENTATIVE = ("", "control")
 
+
+def is_finished(outcome: Outcome) -> bool:
+    """Whether a run, if it was not stopped, has the model's answer: also one that its client did not wait for."""
+    return outcome.end_reason in FINISHED_ENDS or outcome.finished_unread
+
+
+def is_abandoned(outcome: Outcome) -> bool:
+    """Whether an audit that ended so counts as a loss, because nobody knows how it would have ended."""
+    return outcome.end_reason in ABANDONED_ENDS and not outcome.finished_unread
+
+
 Match = Callable[[str | None, str], bool]
 K = TypeVar("K")
 
@@ -101,7 +112,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     spent = baseline = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
-    finished = outcome.end_reason in FINISHED_ENDS
+    finished = is_finished(outcome)
     would_cost = outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
     disagrees, drop = _compare(request, outcome, label, match) if full else (None, None)
     if outcome.usage is not None:
@@ -125,7 +136,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         correct=is_right(outcome.answer, outcome.answer, label, match) if counts else None,
         disagrees=disagrees,
         drop=drop,
-        abandoned_audit=full and request.audit and outcome.end_reason in ABANDONED_ENDS,
+        abandoned_audit=full and request.audit and is_abandoned(outcome),
         undrawn_tokens=undrawn,
         undrawn_usd=(alone_usd or 0.0) * (factor - 1),
         sampling_weight=weight_of(request, outcome),
@@ -155,9 +166,9 @@ def _compare(
     request: Request, outcome: Outcome, label: Feedback | None, match: Match
 ) -> tuple[bool | None, int | None]:
     """Whether the stop of a full run changes the answer, and Z: +1 it loses the right answer, -1 it gains it."""
-    if request.audit and outcome.end_reason in ABANDONED_ENDS:
+    if request.audit and is_abandoned(outcome):
         return True, 1
-    if outcome.end_reason not in FINISHED_ENDS:
+    if not is_finished(outcome):
         return None, None
     if outcome.stop_step is None or outcome.would_answer == outcome.answer:
         return False, None if label is None else 0
@@ -177,6 +188,7 @@ def _compare(
 ENFORCED_DROP: Final = "drop"
 OBSERVED_DROP: Final = "would_drop"
 CERTIFIED: Final = "certified"
+MOST_CALLERS: Final = 200  # whose audits without a client are counted
 N_GROUPS: Final = 32  # of questions, by hash of their key
 
 
@@ -213,6 +225,7 @@ class Tally(msgspec.Struct, kw_only=True):
     money: dict[str, float] = {}  # by field of `MoneyTotals`
     counts: dict[str, int] = {}  # of governed runs, by name
     audits_at_s: list[float] = []  # of the latest, oldest first
+    left_by: dict[str, int] = {}  # audits whose client left, read to their end or not, by caller
     extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
     # … but for drops: pairs, weights, their squares, weights of lost, gained and pending ones, and their numbers;
@@ -236,6 +249,9 @@ class Tally(msgspec.Struct, kw_only=True):
                 values.append(value)
         if request.audit:
             self.audits_at_s = sorted((*self.audits_at_s, request.received_at_s))[-RECENT_AUDITS:]
+            is_named = request.sender in self.left_by or len(self.left_by) < MOST_CALLERS
+            if outcome.end_reason == "client_left" and is_named:
+                _count(self.left_by, request.sender)
         self._add_counts(request, outcome, run)
         self.tokens.add(outcome.usage or Usage(prompt_tokens=0, completion_tokens=0), outcome.overhead)
         self.tokens.n_unknown += outcome.usage is None
@@ -275,7 +291,7 @@ class Tally(msgspec.Struct, kw_only=True):
             ("would_stop", run.full and run.would_stop),
         ):
             _count(self.counts, name, int(holds))
-        whole = outcome.end_reason in FINISHED_ENDS and not outcome.stopped
+        whole = is_finished(outcome) and not outcome.stopped
         if whole and (request.mode != "enforce" or request.audit):
             self.extracted = f"{self.extracted}{int(outcome.answer is not None)}"[-WINDOW_RUNS:]
         if request.kind == "reasoning":  # elsewhere a missing answer has no source

@@ -168,6 +168,7 @@ class AuditState:
     pair_arm: str | None = None
     pair_propensity: float | None = None
     pair_answer: str | None = None
+    finished_unread: bool = False  # its client had left
 
 
 @dataclass(slots=True)
@@ -466,6 +467,7 @@ class Ledger:
             pair_propensity=audit.pair_propensity,
             pair_answer=audit.pair_answer,
             pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
+            finished_unread=audit.finished_unread,
         )
 
 

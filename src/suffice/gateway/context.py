@@ -24,7 +24,7 @@ from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
 from suffice.gateway.clients import Clients
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.lease import Leases
-from suffice.gateway.load_control import Breaker, LoadControl
+from suffice.gateway.load_control import Breaker, LoadControl, UnreadAudits
 from suffice.gateway.open_runs import OpenRuns
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.gateway.tracing import Tracer
@@ -87,6 +87,11 @@ def may_stop(request: Request, route: BuiltRoute) -> bool:
 def is_measured(request: Request) -> bool:
     """Return whether this run is an audit that enters the evidence; only such runs are worth calls for the record."""
     return request.audit and request.delivery == 1
+
+
+def is_enforced_audit(request: Request) -> bool:
+    """Return whether this run is read to its end for the record, even if its client leaves."""
+    return request.mode == "enforce" and is_measured(request) and request.ungoverned is None
 
 
 MOST_KEPT_BYTES: Final = 64 * 2**20  # of all kept responses, with their conversations
@@ -502,6 +507,7 @@ class ProcessState:
     ready: bool = False
     draining: bool = False  # shutdown has begun: connections close after their response
     n_live: int = 0  # running handlers, of any path
+    unread: UnreadAudits = field(default_factory=UnreadAudits)
     tracer: Tracer | None = None  # None: traces are off
     live_runs: dict[str, LiveRun] = field(default_factory=dict)  # by episode
     # Applies changed settings, by an author for a reason; without an author it says what would change. None: it cannot.

@@ -30,6 +30,7 @@ CONTEXT = "suffice.request"  # the `RequestContext`, in the scope
 _HEADERS = "suffice.headers"  # caches decoded headers in the scope
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header's value
+MOST_UNREAD_S = 600.0  # for which work goes on after its client has left
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8")]
 
 # Sent with every response. Its bytes come from the upstream, and the console has the same origin, so browsers must not
@@ -85,6 +86,7 @@ class Exchange:
         self.status = 0  # 0: nothing sent
         self.events = False  # the body is a stream of server-sent events
         self.complete = False
+        self.is_unread = False  # the client has left, and the work goes on: nothing more is sent
         self.first_byte_s: float | None = None
         self.last_sent_s = monotonic_s()
 
@@ -101,6 +103,8 @@ class Exchange:
         return await read_body(self.receive, limit_bytes)
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
+        if self.is_unread:
+            return
         ours = {k for k, _ in self.own_headers}
         sent = [(k.lower(), v) for k, v in headers if k.lower() not in ours] + self.own_headers
         self.status, self.events = status, events
@@ -130,16 +134,20 @@ class Exchange:
         return headers
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        if data and self.first_byte_s is None:
-            self.first_byte_s = self._now()
         if not more:
             self.complete = True
+        if self.is_unread:
+            return
+        if data and self.first_byte_s is None:
+            self.first_byte_s = self._now()
         self.last = data or self.last
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.last_sent_s = self._now()
 
     def body_now(self, data: bytes) -> bool:
         """Send a part of a begun body without waiting. Return False if `body` must be awaited instead."""
+        if self.is_unread:
+            return True
         if self.complete or not self._write_now(data):
             return False
         self.last, self.last_sent_s = data, self._now()
@@ -180,7 +188,7 @@ async def kept_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[
     sender: asyncio.Task[None] | None = None
 
     async def send_comments() -> None:
-        while not exchange.complete:
+        while not (exchange.complete or exchange.is_unread):
             left_s = every_s - (monotonic_s() - exchange.last_sent_s)
             if left_s > 0:
                 await asyncio.sleep(max(0.01, left_s))
@@ -203,34 +211,60 @@ async def kept_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[
             await asyncio.gather(sender, return_exceptions=True)
 
 
-async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
-    """Run `work` in the caller's task to its end; return True if the client left, which cancels it."""
+class _Departure:
+    """What happens when the client of a running task leaves."""
+
+    def __init__(self, exchange: Exchange, task: asyncio.Task[Any], reads_on: Callable[[], bool]) -> None:
+        self._exchange, self._task, self._reads_on = exchange, task, reads_on
+        self._timer: asyncio.TimerHandle | None = None
+        self.has_left = self.is_cut = False
+
+    def note(self) -> None:
+        if self._exchange.complete or self.has_left:
+            return
+        self.has_left, self._exchange.is_unread = True, self._reads_on()
+        if self._exchange.is_unread:
+            self._timer = asyncio.get_running_loop().call_later(MOST_UNREAD_S, self._cut)
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        if not self._exchange.complete:
+            self.is_cut = True
+            self._task.cancel()
+
+    def settle(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.is_cut:
+            self._task.uncancel()
+
+
+async def supervise(
+    work: Coroutine[Any, Any, None], exchange: Exchange, reads_on: Callable[[], bool] = lambda: False
+) -> bool:
+    """Run `work` in the caller's task to its end; return True if the client left, which cancels it.
+
+    reads_on  asked when the client leaves: whether the work goes on unread, for MOST_UNREAD_S at most
+    """
     task = asyncio.current_task()
     assert task is not None
-    left = False
-
-    def gone() -> None:
-        nonlocal left
-        if not (exchange.complete or left):
-            left = True
-            task.cancel()
-
-    end_watch = exchange.hang_up(gone)
+    departure = _Departure(exchange, task, reads_on)
+    end_watch = exchange.hang_up(departure.note)
     try:
         await work
     except asyncio.CancelledError:
-        if not left and not task.cancelling():
-            raise RuntimeError("a request was cancelled although its client is connected") from None
-        if not left or task.cancelling() > 1:
+        if not departure.is_cut and not task.cancelling():
+            raise RuntimeError("a request was cancelled although nobody ended it") from None
+        if not departure.is_cut or task.cancelling() > 1:
             raise  # the server is shutting down
     except Exception:
-        if not left:
+        if not departure.has_left:
             raise  # else the client is gone and needs no error
     finally:
         end_watch()
-        if left:
-            task.uncancel()
-    return left
+        departure.settle()
+    return departure.has_left
 
 
 BODY_LIMIT_BYTES = 32 * 2**20  # of an assembled response

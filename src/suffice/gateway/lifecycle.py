@@ -25,7 +25,7 @@ from suffice.episode.samples import SampleRefusal
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
-from suffice.gateway.context import GatewayState, may_stop, runs_in_full
+from suffice.gateway.context import GatewayState, is_enforced_audit, may_stop, runs_in_full
 from suffice.gateway.exchange import Exchange, kept_alive, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
@@ -234,9 +234,14 @@ def begin_trace(gw: GatewayState, exchange: Exchange) -> RunTrace | None:
 
 
 async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> EndReason:
-    exchange = admitted.exchange
+    exchange, request, gw = admitted.exchange, admitted.request, admitted.gw
+
+    def reads_on() -> bool:
+        may_go_on = is_enforced_audit(request) and admitted.turn is None
+        return may_go_on and gw.process.unread.enter(request.sender, most=gw.settings.control.unread_audits)
+
     try:
-        left = await supervise(answer(admitted, ledger), exchange)
+        left = await supervise(answer(admitted, ledger), exchange, reads_on)
     except OverloadError as error:
         await exchange.refuse(error)
         return "rejected"
@@ -251,13 +256,17 @@ async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> 
     except UpstreamError as error:
         # The run refers to this error and its traceback to the run: a cycle that would keep the data read.
         error.with_traceback(None)
-        admitted.gw.metrics.inc("suffice_upstream_errors_total", admitted.upstream, error.code)
+        gw.metrics.inc("suffice_upstream_errors_total", admitted.upstream, error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
     except Exception as error:  # noqa: BLE001 - as above, with the tokens spent so far on record
         ledger.fail_open("gateway")
         await _report_internal_error(exchange, ledger.request.episode_id, error)
         return "internal_error"
+    finally:
+        if exchange.is_unread:
+            gw.process.unread.leave(request.sender)
+    ledger.audit.finished_unread = exchange.is_unread and exchange.complete and ledger.end_reason is None
     return "client_left" if left else "done"
 
 

@@ -6,7 +6,7 @@ load (measured) ──▶ stance   ──▶ a level within what is certified �
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, exp
@@ -403,3 +403,25 @@ def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[st
         yield f"{where}.pressure.queue: upstreams.{route.upstream} has slots = 1; write how many it serves at once"
     if pressure.usd_per_hour is not None and upstream.prices is None:
         yield f"{where}.pressure.usd_per_hour: upstreams.{route.upstream} has no prices, so nothing is measured"
+
+
+class UnreadAudits:
+    """Audits that run on for the record after their client has left, by caller; "": callers without a key."""
+
+    def __init__(self) -> None:
+        self._n_open = Counter[str]()
+
+    @property
+    def n_open(self) -> int:
+        return self._n_open.total()
+
+    def enter(self, caller: str, *, most: int) -> bool:
+        """Count one more, unless there are `most` of them, or a quarter of that of one key."""
+        is_crowd = bool(caller) and self._n_open[caller] >= max(1, most // 4)
+        if is_crowd or self.n_open >= most:
+            return False
+        self._n_open[caller] += 1
+        return True
+
+    def leave(self, caller: str) -> None:
+        self._n_open -= Counter((caller,))  # keeps no caller with none

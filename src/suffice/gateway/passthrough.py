@@ -182,7 +182,7 @@ class ResponsesExchange(Exchange):
     on_part: Callable[[], None] | None = None  # called before a part is sent, except for repeated events
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        if self.on_part is not None:
+        if self.on_part is not None and not self.is_unread:
             self.on_part()
         await super().body(data, more=more)
 

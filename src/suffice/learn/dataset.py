@@ -25,12 +25,12 @@ import numpy as np
 from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import (
-    ABANDONED_ENDS,
-    FINISHED_ENDS,
     LabelledEpisode,
     Match,
     SequencedLabel,
     current_label,
+    is_abandoned,
+    is_finished,
     is_right,
 )
 from suffice.assurance.sampling import p_kept
@@ -63,9 +63,9 @@ def fate(request: Request, outcome: Outcome) -> Fate:
         return "broken"
     if outcome.stopped:
         return "stopped" if outcome.end_reason == "stopped" and outcome.stop_step is not None else "broken"
-    if request.audit and outcome.end_reason in ABANDONED_ENDS:
+    if request.audit and is_abandoned(outcome):
         return "abandoned"
-    if outcome.end_reason not in FINISHED_ENDS or not outcome.steps:
+    if not is_finished(outcome) or not outcome.steps:
         return "broken"
     if request.kind != "samples" and len(outcome.steps) > 1 and all(step.answer is None for step in outcome.steps[:-1]):
         return "unprobed"

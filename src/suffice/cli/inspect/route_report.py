@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Lines: TypeAlias = Iterator[tuple[str, str]]  # names and values
 
+MOST_NAMED: Final = 3  # callers in one line
 percent: Final = "{:.1%}".format
 tokens: Final = "{:,.1f}".format
 rating: Final = "{:.3f}".format
@@ -225,7 +226,6 @@ def _pair_phase(arms: Sequence[PairStatus], phase: Phase, promise_state: str) ->
 def _traffic(one: RouteStatus) -> Lines:
     report = one.report
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
-    left = f" ({report.n_abandoned_audits:,} abandoned, counted as losses)" if report.n_abandoned_audits else ""
     governed = "unknown" if report.governed_share is None else percent(report.governed_share)
     yield "requests", f"{report.n_requests + one.n_without_outcome:,}{running}"
     yield "governed", governed + frequencies(report.ungoverned, ", untouched: ")
@@ -233,11 +233,20 @@ def _traffic(one: RouteStatus) -> Lines:
     yield "stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"
     if report.n_trials:
         yield "trial answers read", _trials(report)
-    yield "audits", f"{report.n_audits:,}{left}"
+    yield "audits", f"{report.n_audits:,}{_left(report)}"
     if one.control is None and one.mode != "off":
         yield "audits missing", _missing(one)
     yield "labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"
     yield "failed open", frequencies(report.degraded) or "never"
+
+
+def _left(report: RouteReport) -> str:
+    """Return how many audits were left by their clients, and by whom."""
+    n_left, n_lost = sum(report.audits_left_by.values()), report.n_abandoned_audits
+    parts = [f"{n_left:,} left by their clients"] if n_left else []
+    parts += [f"{n_lost:,} abandoned, counted as losses"] if n_lost else []
+    callers = {f"caller {name}": n for name, n in list(report.audits_left_by.items())[:MOST_NAMED] if name}
+    return f" ({', '.join(parts)}{frequencies(callers, '; most by ')})" if parts else ""
 
 
 def frequencies(counts: Mapping[str, int], before: str = "") -> str:

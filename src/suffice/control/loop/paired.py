@@ -19,7 +19,7 @@ from suffice.assurance.certify import Window, e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
-from suffice.assurance.runs import ABANDONED_ENDS, DEATH_ENDS, Match
+from suffice.assurance.runs import DEATH_ENDS, Match, is_abandoned
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
@@ -54,7 +54,7 @@ def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
     """Whether this audit had a second call with one of these arms or in full, or was left or died before that."""
     if request.ungoverned is not None or not request.audit or request.delivery > 1:
         return False
-    return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in (*ABANDONED_ENDS, *DEATH_ENDS)
+    return outcome.pair_arm in (FULL, *arms) or is_abandoned(outcome) or outcome.end_reason in DEATH_ENDS
 
 
 def pair_audits(

@@ -72,6 +72,12 @@ _OUTCOMES = _columns(
     "tokens_saved_estimate estimate_method degraded vote unclosed duration_s ttft_s calls model system_fingerprint",
     "finish_step finish_answer pair_arm pair_propensity pair_answer pair_tokens",
 )
+_UNREAD_COLUMN = _columns("o.body, '$.outcome", "finished_unread|0")
+_OUTCOMES_VIEW: Final = """
+    CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.response_id AS response_id,
+        {columns}
+    FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome';"""
 _COSTS = _columns("o.body, '$.outcome", "stopped cost_usd overhead_usd would_cost_usd saved_usd_estimate")
 _STEPS = _columns(
     "s.value, '$",
@@ -176,10 +182,7 @@ _SCRIPT: Final = f"""
         {_REQUESTS}
     FROM events WHERE kind = 'request';
 
-    CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.response_id AS response_id,
-        {_OUTCOMES}
-    FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE o.kind = 'outcome';
+    {_OUTCOMES_VIEW.format(columns=_OUTCOMES)}
 
     CREATE VIEW costs AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route,
         {_COSTS}
@@ -242,9 +245,15 @@ _WATCHES: Final = """
         PRIMARY KEY (job, route)
     );
 """
+# Shows which audits were read to their end after their client had left.
+_UNREAD: Final = "DROP VIEW outcomes;" + _OUTCOMES_VIEW.format(columns=f"{_OUTCOMES}, {_UNREAD_COLUMN}")
 FIRST: Final = Migration(18, 18, _SCRIPT)  # an older log is refused
 # After it, in order; never changed.
-MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18, _FOLD_STATES), Migration(20, 18, _WATCHES))
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    Migration(19, 18, _FOLD_STATES),
+    Migration(20, 18, _WATCHES),
+    Migration(21, 18, _UNREAD),
+)
 VERSION: Final = MIGRATIONS[-1].version
 
 _FUNCTIONS: Final = r"""
