@@ -192,6 +192,7 @@ class Disclosure:
     includes_probes: bool = True  # False: the reply mentions no probe, because only audits send any
     promise: Callable[[], str] = str  # wording of the guarantee; "" if no route took the request
     feedback_token: str = ""  # "": none
+    tells_stops: bool = True  # False: the reply has only what is the same in stopped runs and audits
 
 
 class TurnObserver(Protocol):
@@ -223,6 +224,11 @@ class Ledger:
     disclosure: Disclosure = field(default_factory=Disclosure)
     trace: RunTrace | None = None  # None: not sampled
     turn: TurnObserver | None = None  # None: the request is no turn of an agent's run
+
+    @property
+    def tells_stop(self) -> bool:
+        """Whether the reply says that the run was stopped."""
+        return self.stop.acted and self.disclosure.tells_stops
 
     @property
     def n_extra_calls(self) -> int:
@@ -481,27 +487,36 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     }
 
 
+def _same_fields(ledger: Ledger) -> dict[str, Any]:
+    request, disclosure = ledger.request, ledger.disclosure
+    return {
+        "episode_id": request.episode_id,
+        "feedback_token": disclosure.feedback_token or None,
+        "mode": request.mode,
+        "certified": request.certified,
+        "promise": disclosure.promise() or None,
+        "policy_version": request.policy_version,
+    }
+
+
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
-    """Return the reply's extra top-level object. It never reveals whether the request was an audit.
+    """Return the reply's extra top-level object. Beyond whether the run was stopped, it says nothing of audits.
 
     If only audits send probes, it leaves out the probes, the number of steps (which depends on them) and a probe that
     is still running. The log has them all.
     """
-    request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
+    stop, costs, disclosure, fields = ledger.stop, ledger.costs, ledger.disclosure, _same_fields(ledger)
+    if not disclosure.tells_stops:
+        turn = {} if ledger.turn is None else ledger.turn.report()
+        return fields | ({"turns": {k: v for k, v in turn.items() if k != "stopped"}} if turn else {})
     includes_probes = disclosure.includes_probes
     calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
     degraded = ledger.disclosed_degraded
     ledger = replace(ledger, calls=calls, degraded=degraded)
     overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
-    fields = {
-        "episode_id": request.episode_id,
-        "feedback_token": disclosure.feedback_token or None,
-        "mode": request.mode,
+    fields |= {
         "stopped": stop.acted,
         "stop_reason": stop.reason if stop.acted else None,
-        "certified": request.certified,
-        "promise": disclosure.promise() or None,
-        "policy_version": request.policy_version,
         "steps": len(ledger.steps) if includes_probes else None,
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,

@@ -292,7 +292,7 @@ class StopTransition:
 
     def _closing_frames(self, finish: str) -> list[Frame]:
         relay, view = self.relay, self.relay.view
-        report = suffice_object(self.ledger) if self.ledger.stop.acted or view.object else None
+        report = suffice_object(self.ledger) if self.ledger.tells_stop or view.object else None
         usage = self.ledger.usage() if view.usage else None
         return relay.events.closing(relay.reader.state, finish, usage=usage, report=report)
 

@@ -359,25 +359,23 @@ class StreamRelay:
     def _edited(self, frame: Frame, chunk: Chunk, choice: Choice | None, answer: str | None = None) -> Frame | None:
         view, data = self.view, frame.data or b""
         is_last = choice is not None and choice.finish_reason is not None
-        adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
+        adds_object = is_last and (view.object or self.reader.ledger.tells_stop)
         if isinstance(self.events, NativeEvents):
             ledger = self.reader.ledger
             report = suffice_object(ledger) if adds_object else None
             if view.alias is None:
                 return self.events.edited(frame, report)
             return self.events.rewritten(view.alias, choice, self._after_alias(answer), ledger.usage(), report)
-        # An engine that sends usage because we requested it may write an empty one into every chunk.
-        has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
-        has_trace = has_trace or (not view.chunk_usage and chunk.usage is not None and choice is not None)
+        hidden = self._hidden_fields(data, chunk, choice)
         hides_logprobs = not view.logprobs and choice is not None and is_given(choice.logprobs)
-        if not (adds_object or has_trace or hides_logprobs or view.alias is not None):
+        if not (adds_object or hidden or hides_logprobs or view.alias is not None):
             return frame
         body = decode_json(data)
         if hides_logprobs:
             for one in body["choices"]:
                 one.pop("logprobs", None)
-        if has_trace:
-            body.pop("usage", None)
+        for name in hidden:
+            body.pop(name, None)
         if view.alias is not None:
             body |= {"id": view.alias.id, "created": view.alias.created}
             if view.hides_thought and choice is not None and not self._without_thought(body, choice, answer):
@@ -386,6 +384,16 @@ class StreamRelay:
             self._last = body
             return None
         return data_frame(body)
+
+    def _hidden_fields(self, data: bytes, chunk: Chunk, choice: Choice | None) -> list[str]:
+        view, hidden = self.view, list[str]()
+        # An engine that sends usage because we requested it may write an empty one into every chunk.
+        has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
+        if has_trace or (not view.chunk_usage and chunk.usage is not None and choice is not None):
+            hidden.append("usage")
+        if not self.reader.ledger.disclosure.tells_stops and data.find(b'"timings"') >= 0:
+            hidden.append("timings")  # of the engine's whole run; a stopped one has none
+        return hidden
 
     def _without_thought(self, body: dict[str, Any], choice: Choice, answer: str | None) -> bool:
         alias = self.view.alias

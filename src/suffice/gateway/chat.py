@@ -585,7 +585,7 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
         body["choices"][0].pop("logprobs", None)  # requested for us
     if usage is not None:
         body["usage"] = usage_json(usage)
-    if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:
+    if ledger.tells_stop or job.parsed.has_options or (ledger.disclosure.warnings and ledger.disclosure.tells_stops):
         body["suffice"] = suffice_object(ledger)
     if not job.parsed.stream:
         await exchange.json(200, encode_json(body))

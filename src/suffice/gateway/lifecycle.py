@@ -442,7 +442,9 @@ def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, 
 def open_ledger(
     gw: GatewayState, ledger: Ledger, route: BuiltRoute | None, token: str, question: Callable[[], str]
 ) -> None:
-    ledger.disclosure.feedback_token, ledger.disclosure.promise = token, gw.deployment.promise_to(route)
+    disclosure = ledger.disclosure
+    disclosure.feedback_token, disclosure.promise = token, gw.deployment.promise_to(route)
+    disclosure.tells_stops = gw.settings.server.tells_stops
     write_request(gw, ledger)
     until_s = _text_until_s(route, ledger)
     if until_s is not None:  # a row of its own can be erased
