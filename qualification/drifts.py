@@ -6,8 +6,9 @@ Before a drift 1.7 % of early answers are wrong, behind it 9 %, most of them whe
 the stop model and the signals of all traffic see a part of that. A day has 5,000 requests.
 
 Every request has rows, as by default. A drift that crosses counts as caught when the level in force at the crossing is
-lower than the one that crosses; one whose levels never cross counts for neither. A step cannot be caught, because
-nothing announces it; neither can the first cycle of a season, so that begins to count with the second.
+lower than the one that crosses, served before or kept back by a cap; one whose levels never cross counts for neither. A
+step cannot be caught, because nothing announces it; neither can the first cycle of a season, so that begins to count
+with the second.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import cos, exp, pi
@@ -27,11 +29,12 @@ from bench.claims.live_truth import Truth, items, right
 
 from suffice.arrays import Floats
 from suffice.assurance.forecast import ForecastAction, RouteForecast
+from suffice.control.jobs.base import LOOK_BACK
 from suffice.control.jobs.monitor import RouteWatch
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.events import Event
-from suffice.types import Alarm, Epoch
+from suffice.types import Alarm, Epoch, Request
 
 BUDGET: Final = 0.05
 DAY: Final = 5_000  # requests
@@ -126,30 +129,39 @@ class WatchedLog(Log):
 
     looks: list[RouteForecast] = field(init=False, default_factory=list)
     t: float = 0.0
+    _rows: list[StoredEvent] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         Log.__post_init__(self)
-        self._watch(epoch=1, n=AT)
+        self._watch()
 
-    def _watch(self, *, epoch: int, n: int) -> None:
+    def _watch(self) -> None:
         """Begin as the job does when an epoch begins."""
+        held = self.loop.held
+        assert held.epoch is not None
+        requests = [one.seq for one in self._rows if isinstance(one.event, Request)]
+        begin = max(held.changed_seq, *requests[-LOOK_BACK - 1 : -LOOK_BACK], 0)
         self.watch = RouteWatch(
             name="r",
             settings=Settings(routes={"r": self.route}, control=self.control),
             match=right,
             load=self.load,
             author="w",
-            epoch=epoch,
-            n=n,
-            seq=self.seq,
+            epoch=held.n_epochs,
+            n=AT + bisect_right(requests, begin),
+            seq=begin,
+            begun=held.epoch.at,
         )
         alarms = [one for one in self.decided if isinstance(one, Alarm)]
         action = self.actions[-1] if self.actions else None
         self.watch.forecaster.restore(self.looks[-MOST_LOOKS:], action, alarms[-1] if alarms else None)
+        for stored in self._rows:
+            self.watch.feed(stored)
 
     def feed(self, event: Event, t: float) -> None:
         self.seq, self.t, n = self.seq + 1, t, len(self.decided)
         stored = StoredEvent(seq=self.seq, at_s=t * REQUEST_S, event=event)
+        self._rows.append(stored)
         self._take(self.loop.feed(stored))
         self.watch.feed(stored)
         self._tell(n)
@@ -170,14 +182,15 @@ class WatchedLog(Log):
     def _tell(self, n: int) -> None:
         for event in self.decided[n:]:
             self.seq += 1
+            self._rows.append(StoredEvent(seq=self.seq, at_s=self.t * REQUEST_S, event=event))
             if isinstance(event, Epoch):
-                self._watch(epoch=event.number, n=event.at)
-            self.watch.feed(StoredEvent(seq=self.seq, at_s=self.t * REQUEST_S, event=event))
+                self._watch()
+            self.watch.feed(self._rows[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    crossing: int | None  # request at which the highest level served so far crosses the budget
+    crossing: int | None  # request at which the highest level so far, served or kept back by a cap, crosses the budget
     at: int  # level in force there
     crosses: int  # … and the one that crosses
     lowered: int | None  # request of the last lowering until there, or of the first one behind it
@@ -219,7 +232,8 @@ def judge(name: str, figures: Figures, log: WatchedLog) -> Found:
     drops = np.array([figures.drop(met, way) for met, way in zip(stream.met, ways, strict=True)])
     lost = np.where((stream.audit == 0) & (stream.repeat == 0), drops, 0.0)
     worst = np.convolve(lost[begin - 1 :], np.ones(WORST) / WORST, mode="valid").max()
-    crossing, met = _crossing(figures, stream.met, ways, begin)
+    uncapped = {one.at - AT: Met(one.fit, one.level) for one in log.looks if one.level}
+    crossing, met = _crossing(figures, [uncapped.get(t, one) for t, one in enumerate(stream.met, 1)], ways, begin)
     levels = np.array([one.level for one in stream.met])
     falls = 1 + np.flatnonzero(np.diff(levels) < 0)
     falls = falls[falls >= begin]
@@ -247,7 +261,7 @@ def judge(name: str, figures: Figures, log: WatchedLog) -> Found:
 
 
 def _crossing(figures: Figures, mets: Sequence[Met], ways: Sequence[float], begin: int) -> tuple[int | None, Met]:
-    """First request at which the level that loses most of those served since `begin` loses the budget."""
+    """First request at which the level that loses most of those since `begin` loses the budget."""
     seen = dict[Met, None]()
     for t in range(begin, len(mets) + 1):
         seen[mets[t - 1]] = None

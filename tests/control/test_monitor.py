@@ -30,7 +30,7 @@ from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.telemetry import Metrics
-from suffice.types import Outcome, Publication, Query, Usage
+from suffice.types import Alarm, AlarmCause, Epoch, Outcome, Publication, Query, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
@@ -130,13 +130,32 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
 def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.control.jobs.base.LOOK_BACK", 250)
+    monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
     with open_worker(settings_for(folder)) as here:
         assert only(here).at == 400
     outlook = newest_event(folder / "log.db", RouteForecast, route="r")
     assert outlook is not None
     assert outlook.whole is not None
     assert (outlook.at, outlook.since, outlook.whole.n_runs) == (400, 250, 150)
+
+
+@pytest.mark.parametrize(("cause", "n_windows"), [("signals", 4), ("change", 0), ("person", 0)])
+def test_windows_outlive_an_alarm_of_drift_and_accounts_begin_anew(
+    folder: Path, cause: AlarmCause, n_windows: int
+) -> None:
+    with open_worker(settings_for(folder)) as here:
+        looked(here)
+    place = views.last_place(folder / "log.db")
+    alarm = Alarm(route="r", epoch=1, at=400, cause=cause, reason="")
+    epoch = Epoch(route="r", number=2, at=400, since_seq=place, reason="", author="w")
+    fill(folder, [alarm, epoch, *traffic(150, first=9_000)])
+    with open_worker(settings_for(folder)) as here:
+        assert only(here).at == 550
+        watch = next(job for job in here.jobs if isinstance(job, Monitor))._memory["r"]
+    assert (watch.epoch, watch.begun, watch.n) == (2, 400, 550)
+    assert len(watch.forecaster.windows.windows) == n_windows + 1
+    assert watch.book.since == 500
+    assert len(watch.book.runs) == 50
 
 
 def test_a_new_worker_counts_from_the_last_look_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +170,7 @@ def test_a_new_worker_counts_from_the_last_look_on(folder: Path, monkeypatch: py
         return requests_since(log, route, seq)
 
     monkeypatch.setattr(views, "requests_since", counting)
-    monkeypatch.setattr("suffice.control.jobs.base.LOOK_BACK", 20)
+    monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 20)
     with open_worker(settings_for(folder)) as here:
         assert only(here).at == 407
     assert look is not None

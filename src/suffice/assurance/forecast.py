@@ -102,7 +102,6 @@ class Forecast:
     reason: str
     worst: float = 0.0  # cautious end up to the horizon, of the drop or of 1 - EM; an alert ends well below the limit
     outcomes: ExpectedOutcomes | None = None  # by which it is graded; None: by an earlier version of Suffice
-    reach: int = HORIZON  # requests ahead that decide on alerts: the coming period of a season, or the horizon
     season: str = ""  # that is likelier than none: "day" or "week"
 
 
@@ -119,15 +118,20 @@ def near_share(disagrees: Bools, levels: range) -> Floats:
 
 
 def forecast_drop(
-    windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False, width: float = 1.0
+    windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False, width: float = 1.0, begun: int = 0
 ) -> Forecast | None:
     """Forecast when the EM drop at the deployed level crosses the budget. None: under 30 windows, or no audits.
 
-    windows  of one epoch, oldest first, all with the same signals
+    windows  oldest first, all with the same signals
     budget   EM drop, a fraction in (0, 1)
     alerted  an alert is open; it ends only where the forecast is clearly lower
     width    factor on every sd, from grades of earlier forecasts
+    begun    requests when the epoch began: earlier windows count where a season is likelier than none
     """
+    return _recurring(lambda kept: _drop(kept, budget, alerted, width), windows, begun)
+
+
+def _drop(windows: Sequence[ForecastWindow], budget: float, alerted: bool, width: float) -> Forecast | None:
     kept = windows[-MEMORY:]
     n_settled = _column([window.n_settled for window in kept])
     if len(windows) < MIN_WINDOWS or not n_settled.any() or not any(window.n_audits for window in kept):
@@ -149,12 +153,16 @@ def forecast_drop(
 
 
 def forecast_em(
-    windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False, width: float = 1.0
+    windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False, width: float = 1.0, begun: int = 0
 ) -> Forecast | None:
     """As `forecast_drop`, for the EM of delivered answers below `critical_em`, a fraction. None: also without labels.
 
     If labels come mostly for mistakes, this EM is too low from the start.
     """
+    return _recurring(lambda kept: _em(kept, critical_em, alerted, width), windows, begun)
+
+
+def _em(windows: Sequence[ForecastWindow], critical_em: float, alerted: bool, width: float) -> Forecast | None:
     kept = windows[-MEMORY:]
     n_labelled = _column([window.n_labelled for window in kept])
     if len(windows) < MIN_WINDOWS or not n_labelled.any():
@@ -165,6 +173,16 @@ def forecast_em(
     variance = max(rate * (1 - rate), 0.01) * float(weights @ n) / float(n.sum()) ** 2
     outcomes = _Outcomes(n=n, total=wrong, squares=wrong, mean=rate, variance=variance)
     return _judged(_trend(windows, outcomes, EM_PRIORS, width), "em", critical_em, windows, alerted=alerted)
+
+
+def _recurring(
+    make: Callable[[Sequence[ForecastWindow]], Forecast | None], windows: Sequence[ForecastWindow], begun: int
+) -> Forecast | None:
+    """An alarm ends what was usual, not the season: it is looked for in all windows, other trends in the epoch's."""
+    forecast = make(windows)
+    if not windows or windows[0].until > begun or (forecast is not None and forecast.season):
+        return forecast
+    return make([one for one in windows if one.until > begun])
 
 
 # --------------------------------------------------------------------------- trends
@@ -190,7 +208,6 @@ class _Path:
     mean: Floats
     sd: Floats
     at_horizon: ExpectedOutcomes
-    reach: int
     season: str
 
 
@@ -236,7 +253,6 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
         mean=outcomes.mean + change,
         sd=sd,
         at_horizon=expected,
-        reach=HORIZON if season is None else min(FARTHEST, max(HORIZON, season.n_requests)),
         season="" if season is None else season.name,
     )
 
@@ -364,7 +380,7 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
     now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
-    near = path.ahead <= path.reach
+    near = path.ahead <= HORIZON
     alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
     worst = float((path.mean[near] + CALM_SD * path.sd[near]).max())
     alert |= alerted and worst >= CALM_PART * harm
@@ -388,7 +404,6 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
         reason=_reason(of, limit, float(middle[0]), per_1000, crossing, now, path.season),
         worst=worst,
         outcomes=path.at_horizon,
-        reach=path.reach,
         season=path.season,
     )
 
@@ -530,7 +545,7 @@ def next_stance(
     if not forecast.alert:
         return Stance(None, in_doubt)
     latest = forecast.crossing.latest
-    if not alerted or latest is None or latest > at + forecast.reach:
+    if not alerted or latest is None or latest > at + HORIZON:
         return Stance(before.cap, in_doubt)
     inside = np.flatnonzero(relative()[:-1] * forecast.worst < CALM_PART * forecast.limit)
     cap = int(inside[-1]) if len(inside) else 0

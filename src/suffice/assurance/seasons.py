@@ -27,7 +27,6 @@ class Season:
     name: str
     values: Floats  # harmonics of the windows, shape (W, K)
     path: Floats  # … and of the requests ahead, shape (A, K)
-    n_requests: int  # in the latest period
 
     def fit(self, values: Floats) -> tuple[Floats, Floats]:
         """The seasonal part of a signal, shape (W,) or (W, F), in the windows and ahead."""
@@ -69,12 +68,7 @@ def find_seasons(until: Floats, at_s: Floats, ahead: Floats) -> Iterator[Season]
         then_s = period * cycles + np.interp(origin + rest, until, at_s)
         harmonics += _harmonics(at_s, period)
         paths += _harmonics(then_s, period)
-        yield Season(
-            name=name,
-            values=np.stack(harmonics, axis=1),
-            path=np.stack(paths, axis=1),
-            n_requests=int(in_period),
-        )
+        yield Season(name=name, values=np.stack(harmonics, axis=1), path=np.stack(paths, axis=1))
 
 
 def strongest(season: Season, signals: Floats) -> Floats:

@@ -197,12 +197,13 @@ class ForecastWindows:
             self._delay.note_label(label.at_s - audit.ended_at_s)
             window.audits[name] = audit.with_labels([label], n)
 
-    def relative_losses(self, level: int) -> Floats:
-        """As `relative_losses`; a fixed policy has one level, which is the only one that loses."""
+    def relative_losses(self, level: int, begun: int = 0) -> Floats:
+        """As `relative_losses`, since request `begun`; a fixed policy has one level, the only one that loses."""
         if not self.route.is_learned:
             return np.arange(level + 1.0)
         seen = self.replayed.of(self._latest_audits())
-        first = [[seen[name].first for name in window.audits if name in seen] for window in self.windows]
+        windows = (one for one in self.windows if one.until > begun)
+        first = [[seen[name].first for name in window.audits if name in seen] for window in windows]
         return relative_losses([np.array(window, dtype=np.int64) for window in first], level)
 
     def summaries(self, n: int) -> list[ForecastWindow]:
@@ -251,14 +252,14 @@ class ForecastLook:
 
 
 class RouteForecaster:
-    """The forecasts of one route in one epoch.
+    """The forecasts of one route in one epoch, which began at request `begun`.
 
     level, fit  what the forecast of the drop is about: what acts, or would act without the cap
     alerts      open
     """
 
-    def __init__(self, name: str, route: Route, match: Match, *, since: int, epoch: int) -> None:
-        self.name, self.route, self.epoch = name, route, epoch
+    def __init__(self, name: str, route: Route, match: Match, *, since: int, epoch: int, begun: int = 0) -> None:
+        self.name, self.route, self.epoch, self.begun = name, route, epoch, begun
         self.windows = ForecastWindows(route, match, since)
         self.level, self.fit = 0, ""
         self.alerts: tuple[Of, ...] = ()
@@ -305,10 +306,10 @@ class RouteForecaster:
         drop = em = None
         if not self.route.is_learned or self.windows.replayed.served is not None:
             width, alerted = self.records["em_drop"].width, "em_drop" in before
-            drop = forecast_drop(windows, budget=self.route.max_em_drop, alerted=alerted, width=width)
+            drop = forecast_drop(windows, budget=self.route.max_em_drop, alerted=alerted, width=width, begun=self.begun)
         if critical is not None and 0 < critical < 1:
             width, alerted = self.records["em"].width, "em" in before
-            em = forecast_em(windows, critical_em=critical, alerted=alerted, width=width)
+            em = forecast_em(windows, critical_em=critical, alerted=alerted, width=width, begun=self.begun)
         self._await(n, drop, em)
         self.alerts = tuple(one.of for one in (drop, em) if one is not None and one.alert)
         for of, one in zip(OUTCOMES, (drop, em), strict=True):
@@ -336,12 +337,13 @@ class RouteForecaster:
     def _act(self, n: int, drop: Forecast | None, before: tuple[Of, ...], author: str) -> ForecastAction | None:
         if not self.route.is_replayed or not self.level:
             return None
+        begun = 0 if drop is not None and drop.season else self.begun
         stance = next_stance(
             self.stance,
             drop,
             at=n,
             alerted="em_drop" in before,
-            relative=lambda: self.windows.relative_losses(self.level),
+            relative=lambda: self.windows.relative_losses(self.level, begun),
         )
         if stance == self.stance:
             return None

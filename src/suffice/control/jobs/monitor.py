@@ -1,7 +1,8 @@
 """The job `monitor` measures and forecasts each route, and raises an alert before a limit is crossed.
 
-It reads the route's epoch, or its latest 20,000 requests. An account restarts every 20,000 runs, because an interval
-that holds at any moment needs all runs since its start in memory, for late labels.
+It reads the route's latest 20,000 requests, also those before an alarm of drift, because a season outlives it; accounts
+are of the epoch. An account restarts every 20,000 runs, because an interval that holds at any moment needs all runs
+since its start in memory, for late labels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.forecaster import KeptRun, RouteForecaster, WatchedRun
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import loader
-from suffice.control.jobs.base import JobPass, since
+from suffice.control.jobs.base import LOOK_BACK, JobPass
 from suffice.control.jobs.folds import FoldJob
 from suffice.learn.version import ServedVersion
 from suffice.settings import Route, Settings
@@ -142,6 +143,7 @@ class RouteWatch:
     epoch: int
     n: int
     seq: int
+    begun: int = 0  # requests of the route when the epoch began; what came before tells of seasons alone
     made: Publication | None = None
     looked_at: int = -1
     book: RunAccounts = field(init=False)
@@ -151,8 +153,11 @@ class RouteWatch:
     _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still reach, by episode
 
     def __post_init__(self) -> None:
-        self.book = RunAccounts(self.name, self.settings, self.n)
-        self.forecaster = RouteForecaster(self.name, self.route, self.match, since=self.n, epoch=self.epoch)
+        self.begun = max(self.begun, self.n)
+        self.book = RunAccounts(self.name, self.settings, self.begun)
+        self.forecaster = RouteForecaster(
+            self.name, self.route, self.match, since=self.n, epoch=self.epoch, begun=self.begun
+        )
 
     @property
     def route(self) -> Route:
@@ -183,7 +188,8 @@ class RouteWatch:
         numbers = measure_run(views.EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
         run = WatchedRun(numbers, KeptRun.of(episode))
         run.note_labels(labels, match)
-        self.book.add(run, self.n)
+        if started.number > self.begun:
+            self.book.add(run, self.n)
         remember(self._runs, run.kept.episode_id, run, MOST_REACHED)
         audit = None
         if is_evidence(started.request, outcome, probes=self.route.probe is not None):
@@ -263,9 +269,9 @@ class Monitor(FoldJob[RouteWatch]):
         self._memory = {name: one for name, one in self._memory.items() if one.epoch == of(name).n_epochs}
 
     def build(self, name: str, here: JobPass) -> RouteWatch:
-        """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""
+        """Build a watch from where an epoch last began without an alarm of drift, or from 20,000 requests ago."""
         log, held = here.log, self._decided.of(name)
-        begin, n = since(name, held, log), 0
+        begin, n = max(held.changed_seq, views.place_before(log, name, LOOK_BACK)), 0
         looks = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)[::-1]
         last = looks[-1] if looks and looks[-1].epoch == held.n_epochs else None
         if held.epoch is not None:  # counted from the last look on: an epoch may have millions of requests
@@ -280,6 +286,7 @@ class Monitor(FoldJob[RouteWatch]):
             epoch=held.n_epochs,
             n=n,
             seq=begin,
+            begun=0 if held.epoch is None else held.epoch.at,
             made=held.publication,
         )
         watch.forecaster.restore(looks, views.newest_event(log, ForecastAction, route=name), held.alarm)

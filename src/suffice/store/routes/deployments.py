@@ -25,6 +25,8 @@ from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Reque
 
 S = TypeVar("S")
 
+DRIFTS: Final = ("signals", "outcomes", "disagreement")  # causes of alarms that no change of the route brought about
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDeployment:
@@ -38,6 +40,7 @@ class RouteDeployment:
     n_plans: int = 0
     n_pauses: int = 0
     n_epochs: int = 0
+    changed_seq: int = 0  # place in the log where an epoch last began without an alarm of drift
 
     @property
     def level(self) -> int:
@@ -57,7 +60,16 @@ class RouteDeployment:
 
     def after(self, event: Event) -> RouteDeployment:
         if isinstance(event, Epoch) and event.number > self.n_epochs:
-            return replace(self, epoch=event, publication=None, plan=None, n_epochs=event.number)
+            alarm = self.alarm
+            drifted = alarm is not None and not alarm.level and alarm.epoch == self.n_epochs and alarm.cause in DRIFTS
+            return replace(
+                self,
+                epoch=event,
+                publication=None,
+                plan=None,
+                n_epochs=event.number,
+                changed_seq=self.changed_seq if drifted else event.since_seq,
+            )
         if isinstance(event, Publication) and event.number > self.n_publications:
             mine = event if event.epoch == self.n_epochs else self.publication  # of an ended epoch: void
             return replace(self, publication=mine, last=event, n_publications=event.number)
