@@ -24,8 +24,7 @@ from suffice.types import Outcome
 EQUAL: Final = (2, 3)  # trial answers in a row after which the rules of a trial stop
 LEAST_AUDITS: Final = 16  # of a trial
 MOST_OVERHEAD: Final = 8.0  # full runs that cost as much as the probes with which a trial ends early
-MOST_FIRST: Final = 4  # audits that begin before any has ended …
-MOST_BEGUN: Final = 24  # … and before a trial ends
+MOST_OPEN: Final = 4  # audits at once, before a trial ends
 WAITING_SHARE: Final = 0.02  # of requests to audit until then
 PAYBACK: Final = 1 / 8  # of an audit's overhead, to be saved by each run: a burst is paid back within 3,000 requests
 IDLE_COST: Final = 0.002  # of all tokens, for audits where acting does not pay
@@ -69,12 +68,14 @@ class SavingTrial:
     """Whether acting could pay, by tokens and by trial answers that repeat themselves, right or not."""
 
     n_begun: int = 0
-    n: int = 0  # ended
+    n_ended: int = 0
+    n: int = 0  # of those, with a cost
     _full: float = 0.0  # tokens of the full runs
     _spent: float = 0.0  # on top of them
     _sums: Floats = field(default_factory=lambda: np.zeros((3, len(EQUAL))))  # runs, their gain and its square, by rule
 
     def add(self, outcome: Outcome) -> None:
+        self.n_ended += 1
         usage, overhead = outcome.usage, outcome.overhead
         if usage is None or outcome.end_reason not in FINISHED_ENDS or not usage.completion_tokens:
             return
@@ -103,8 +104,7 @@ class SavingTrial:
         """Of the next requests to audit, where all of them are to be audited."""
         if self.fails:
             return idle_share(self.overhead)
-        most = MOST_FIRST + 2 * self.n
-        return 1.0 if self.n >= LEAST_AUDITS or self.n_begun < min(most, MOST_BEGUN) else WAITING_SHARE
+        return 1.0 if self.n >= LEAST_AUDITS or self.n_begun - self.n_ended < MOST_OPEN else WAITING_SHARE
 
 
 def idle_share(overhead: float) -> float:
