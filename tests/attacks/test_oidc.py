@@ -263,6 +263,92 @@ async def test_sessions_outlive_the_provider_and_a_login_says_why_it_fails(brows
     assert (status, "refused the login, or its answer cannot be read" in text) == (502, True)
 
 
+def nested(depth: int) -> Any:
+    inner: Any = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+METADATA: dict[str, Any] = {
+    "nothing": None,
+    "a list": [],
+    "an empty object": {},
+    "another issuer": {"issuer": "https://evil.example"},
+    "an issuer in another type": {"issuer": ["URL"]},
+    "no place for tokens": {"token_endpoint": None},
+    "a place for tokens in another type": {"token_endpoint": {"url": "URL/token"}},
+    "a place for tokens in the clear": {"token_endpoint": "http://evil.example/token"},
+    "a place for tokens with a login": {"token_endpoint": "https://user:word@evil.example/token"},
+    "a file of keys": {"jwks_uri": "file:///etc/passwd"},
+    "a program as a place to log in": {"authorization_endpoint": "javascript:alert(1)"},
+    "lists in lists": {"token_endpoint_auth_methods_supported": nested(900), "issuer": "x"},
+}
+KEYS: dict[str, Any] = {
+    "nothing": None,
+    "a list": [],
+    "no keys": {},
+    "keys that are a number": {"keys": 5},
+    "no key at all": {"keys": []},
+    "a key that is a number": {"keys": [5]},
+    "an empty key": {"keys": [{}]},
+    "a key of no kind": {"keys": [{"kty": "XXX", "kid": "one"}]},
+    "half a key": {"keys": [{"kty": "RSA", "kid": "one", "e": "AQAB"}]},
+    "a key that is no number": {"keys": [{"kty": "RSA", "kid": "one", "e": "AQAB", "n": "!!"}]},
+    "a key of numbers": {"keys": [{"kty": "RSA", "kid": "one", "e": 3, "n": 5}]},
+    "a secret as a key": {"keys": [{"kty": "oct", "kid": "one", "k": "A" * 43}]},
+}
+TOKENS: dict[str, Any] = {
+    "nothing": None,
+    "a list": [],
+    "no token": {},
+    "a token that is a number": {"id_token": 5},
+    "an empty token": {"id_token": ""},
+    "dots": {"id_token": ".."},
+    "a thousand dots": {"id_token": "." * 1_000},
+    "an encrypted token": {"id_token": "a.b.c.d.e"},
+    "bytes that are no text": {"id_token": "_w._w._w"},
+    "a megabyte": {"id_token": "a" * 2**20},
+}
+REPLIES = [
+    *(("/.well-known/openid-configuration", case, METADATA[case]) for case in METADATA),
+    *(("/keys", case, KEYS[case]) for case in KEYS),
+    *(("/token", case, TOKENS[case]) for case in TOKENS),
+]
+
+
+@pytest.mark.parametrize(("path", "case", "content"), REPLIES, ids=[f"{path}: {case}" for path, case, _ in REPLIES])
+async def test_no_reply_of_a_provider_lets_anybody_in_or_breaks_a_page(
+    browser: Browser, there: Provider, path: str, case: str, content: Any
+) -> None:
+    place = f"/console/oidc/login?{urlencode({'back': '/console/runs'})}"
+    if case in METADATA and path.startswith("/.well") and isinstance(content, dict) and content:
+        names = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
+        content = {"issuer": there.url} | {name: f"{there.url}/{at}" for name, at in names.items()} | content
+    there.says[path] = content
+    status, headers, text = await browser.get(place)
+    if status == 303:
+        status, text = await browser.come_back(there.authorize(headers["Location"]))
+    assert 400 <= status < 600, case
+    assert status != 500, text
+    assert "Traceback" not in text
+    assert await browser.who() is None
+    there.says.clear()
+    browser.cookies.clear()
+
+
+@pytest.mark.parametrize("ways", [5, None, {}, "none", []], ids=repr)
+async def test_ways_to_log_in_that_are_no_list_are_the_usual_one(browser: Browser, there: Provider, ways: Any) -> None:
+    there.says["/.well-known/openid-configuration"] = {
+        "issuer": there.url,
+        "authorization_endpoint": f"{there.url}/authorize",
+        "token_endpoint": f"{there.url}/token",
+        "jwks_uri": f"{there.url}/keys",
+        "token_endpoint_auth_methods_supported": ways,
+    }
+    assert (await browser.login(there))[0] == 200
+
+
 async def test_a_provider_that_cannot_be_reached_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OIDC_SECRET", SECRET)
     settings = settings_for(tmp_path, "http://127.0.0.1:1", timeout_s=0.5)

@@ -37,11 +37,15 @@ class Provider:
     forge: Any = None
     issuer: str | None = None  # that the configuration names; None: the right one
     is_down: bool = False
+    says: dict[str, Any] = field(default_factory=dict)  # content by path, instead of the right one
     asked: dict[str, dict[str, str]] = field(default_factory=dict)  # queries of authorizations, by code
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.published = [self.key]
+
+    def forged(self, path: str, right: tuple[int, Any]) -> tuple[int, Any]:
+        return (200, self.says[path]) if path in self.says else right
 
     def rotate(self) -> None:
         self.key = RSAKey.generate_key(2048, {"kid": f"key {len(self.calls)}"})
@@ -133,6 +137,7 @@ def provider() -> Iterator[Provider]:
                 self.answer(*made.token_for({name: values[0] for name, values in parse_qs(body).items()}))
 
         def answer(self, status: int, content: Any) -> None:
+            status, content = made.forged(self.path, (status, content))
             body = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

@@ -25,6 +25,7 @@ from suffice.extras import how_to_install
 from suffice.settings import Oidc, OidcRole
 from suffice.telemetry import LOG
 from suffice.upstream.client import helper_client
+from suffice.upstream.wire import items_in
 
 if TYPE_CHECKING:
     from joserfc.jwk import KeySet
@@ -159,7 +160,7 @@ class OidcLogin:
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
         form |= {"code_verifier": attempt.verifier(key), "client_id": settings.client_id}
         headers = [("content-type", "application/x-www-form-urlencoded")]
-        methods = metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        methods = items_in(metadata, "token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         if self._secret is not None and "client_secret_basic" in methods:
             login = f"{quote(settings.client_id, safe='')}:{quote(self._secret, safe='')}".encode()
             headers.append(("authorization", f"Basic {base64.b64encode(login).decode()}"))
@@ -189,7 +190,7 @@ class OidcLogin:
             except InvalidKeyIdError:  # the provider has rotated its keys
                 decoded = jwt.decode(token, await self._read_keys(again=True), algorithms=ALGORITHMS)
             jwt.JWTClaimsRegistry(now=int(self._now()), leeway=LEEWAY_S, **wanted).validate(decoded.claims)
-        except (JoseError, ValueError, TypeError) as error:
+        except (JoseError, ValueError, TypeError, KeyError) as error:  # the last: of what publishes no keys
             LOG.warning("console: an ID token was refused: %s", getattr(error, "error", type(error).__name__))
             raise _refusal("the identity provider's ID token is not valid here") from None
         claims = decoded.claims
