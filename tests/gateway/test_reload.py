@@ -151,11 +151,10 @@ def test_who_reloaded_what_and_when_stands_in_the_audit_log(served: Served) -> N
 
 @pytest.mark.parametrize("key", ["sk-plain", "sk-unknown", ""])
 def test_only_a_key_with_the_scope_admin_reloads(served: Served, key: str) -> None:
+    before = newest_event(served.process.database, ConfigChange)
     served.write(server={"max_items": 4_321})
     assert served.ask("POST", "/v1/admin/reload", key=key).status == (403 if key == "sk-plain" else 401)
-    row = newest_event(served.process.database, ConfigChange)
-    assert row is not None
-    assert row.settings["server.max_items"] != "4321"
+    assert newest_event(served.process.database, ConfigChange) == before
 
 
 def test_sighup_reloads_and_requests_in_flight_go_on(served: Served, tmp_path: Path) -> None:
