@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import stat
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +214,9 @@ def test_the_log_and_what_lies_beside_it_are_for_their_owner_alone(tmp_path: Pat
         (tmp_path / "log.salt").chmod(0o644)
         with serving(tmp_path, fake) as target:
             assert target.ask("POST", CHAT, "sk-alice", chat()).status == 200
+            until_s = time.monotonic() + 30
+            while not (tmp_path / "log.db-shm").exists() and time.monotonic() < until_s:
+                time.sleep(0.01)  # until the first row is written
             found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
             told = target.process.stderr().decode()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -53,9 +54,16 @@ def _log_softmax(row: Any, dim: int) -> Any:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def short_folder() -> Iterator[Path]:
+    """The name of a socket has at most 107 bytes, and folders of tests may take all of them."""
+    with tempfile.TemporaryDirectory(prefix="s-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, short_folder: Path) -> Iterator[Any]:
     """The two modules, imported with the stand-in."""
-    folder = tmp_path / "sockets"
+    folder = short_folder / "sockets"
     monkeypatch.setenv("SUFFICE_VLLM_FOLDER", str(folder))
     tokenizer = Plain(encode=encode, decode=lambda ids: "\n" if ids == [1] else "x")
     fakes: dict[str, dict[str, Any]] = {
