@@ -15,9 +15,11 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_kinds
 from suffice.store.database.watches import Look, write_looks
 from suffice.store.people.alerts import AlertLog, Notice, read_alert_log
+from suffice.store.rows.events import ReplicaState
 from suffice.store.rows.watching import WatchLapse
 from suffice.types import BudgetAccount, Publication
-from suffice.wiring import startup
+from suffice.wiring import replicas, startup
+from tests.control.test_story import until
 from tests.gateway import test_arms, test_fixed_policy, test_several_efforts
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post
@@ -147,10 +149,12 @@ async def test_a_busy_route_is_served_as_certified_for_so_many_requests_and_no_m
         assert await drawn(g) == STOPPED
 
 
-async def test_gateways_share_the_requests_of_a_lease(serve: Serve) -> None:
+async def test_gateways_share_the_requests_of_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         clock = await certified(g)
-        g.gateway.deployment.leases.n_gateways = 4
+        state = ReplicaState(gateway="other", number=1, name="east", software="0", secret="s")
+        monkeypatch.setattr(replicas, "read_replicas", lambda _: [state] * 4)
+        await until(lambda: g.gateway.deployment.leases.n_gateways == 4)
         await look(g)
         clock.s += LEAST_S
         counts = [await drawn(g) for _ in range(8)]
