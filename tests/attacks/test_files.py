@@ -16,25 +16,9 @@ from suffice.cli.main import main
 from suffice.errors import TraceError
 from suffice.replay.traces.read import read_traces
 from suffice.replay.traces.rows import RunLog
-from suffice.settings import Store
-from suffice.store.database.views import read_events
-from suffice.store.database.writer import LogWriter
-from suffice.store.rows.events import FeedbackEvent
+from tests.cli.test_feedback_files import CONFIG, kept, write
 
 CPU_S = 5.0  # of one file, however busy the machine is
-SETTINGS = """\
-[upstreams.local]
-url = "http://127.0.0.1:9"
-[routes.r]
-upstream = "local"
-[store]
-url = "sqlite:///{folder}/log.db"
-[metrics.clear]
-type = "rating"
-survey = "after"
-[feedback.langfuse.scores]
-helpful = "thumbs"
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -205,10 +189,8 @@ TABLES: dict[str, tuple[str, bytes, str]] = {  # the file, its content and what 
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SUFFICE_SALT", raising=False)
-    (tmp_path / "suffice.toml").write_text(SETTINGS.format(folder=tmp_path), encoding="utf-8")
-    log = LogWriter(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 1.0)
-    assert log.drain(10)
-    log.close()
+    (tmp_path / "suffice.toml").write_text(CONFIG.replace("{folder}", str(tmp_path)), encoding="utf-8")
+    write(tmp_path)
     (tmp_path / "log.salt").write_text("of these tests", encoding="utf-8")
     return tmp_path
 
@@ -228,11 +210,6 @@ def refused(*words: str) -> str:
     return done.output
 
 
-def kept(folder: Path) -> list[str]:
-    events = read_events(folder / "log.db")
-    return [one.event.feedback.feedback_id for one in events if isinstance(one.event, FeedbackEvent)]
-
-
 @pytest.mark.parametrize("case", TABLES)
 def test_a_table_with_one_wrong_row_is_refused_whole(folder: Path, case: str) -> None:
     name, content, says = TABLES[case]
@@ -244,7 +221,7 @@ def test_a_table_with_one_wrong_row_is_refused_whole(folder: Path, case: str) ->
 def test_the_same_table_without_its_mistake_is_read(folder: Path) -> None:
     (folder / "f.jsonl").write_bytes(lines(metrics={"clear": 4}, answer=4))
     assert call("feedback", "import", "f.jsonl").exit_code == 0
-    assert kept(folder) == ["first", "second"]
+    assert [one.feedback_id for one in kept(folder)] == ["first", "second"]
 
 
 def score(**changes: Any) -> Any:
@@ -275,14 +252,6 @@ SCORES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", SCORES)
-def test_a_score_that_says_nothing_is_refused(folder: Path, case: str) -> None:
-    given, says = SCORES[case]
-    (folder / "f.json").write_text(json.dumps(given), encoding="utf-8")
-    assert says in refused("feedback", "import", "f.json", "--form", "langfuse")
-    assert kept(folder) == []
-
-
 def task(**changes: Any) -> list[Any]:
     chosen = {"from_name": "verdict", "value": {"choices": ["A is right"]}}
     annotation = {"id": 1, "result": [chosen]} | changes
@@ -306,11 +275,14 @@ ANNOTATIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ANNOTATIONS)
-def test_an_annotation_that_says_nothing_is_refused(folder: Path, case: str) -> None:
-    given, says = ANNOTATIONS[case]
+EXPORTS = {"langfuse": SCORES, "label-studio": ANNOTATIONS}
+
+
+@pytest.mark.parametrize(("form", "case"), [(form, case) for form in EXPORTS for case in EXPORTS[form]])
+def test_a_score_or_an_annotation_that_says_nothing_is_refused(folder: Path, form: str, case: str) -> None:
+    given, says = EXPORTS[form][case]
     (folder / "f.json").write_text(json.dumps(given), encoding="utf-8")
-    assert says in refused("feedback", "import", "f.json", "--form", "label-studio")
+    assert says in refused("feedback", "import", "f.json", "--form", form)
     assert kept(folder) == []
 
 
