@@ -47,12 +47,13 @@ class Typist:
         return kept | {"XDG_DATA_HOME": str(self.folder.parent / "data"), "PYTHON": self.python}
 
     def type_block(self, block: Block) -> None:
-        for written in block.text.splitlines():
-            line = written.partition("  #")[0].strip()
-            if line and not line.startswith("#"):
-                self.type(line)
+        for line in block.text.splitlines():
+            self.type(line)
 
-    def type(self, line: str) -> None:
+    def type(self, written: str) -> None:
+        line = written.partition("  #")[0].strip()
+        if not line or line.startswith("#"):
+            return
         if line == ". .venv/bin/activate":
             self.activated = True
             return
@@ -141,7 +142,7 @@ def type_readme(typist: Typist) -> None:
     typist.type(install)
     typist.type(PRETEND)
     for line in rest:
-        typist.type(line.partition("  #")[0].strip())
+        typist.type(line)
     (typist.folder / "client.py").write_text(page[client].text, encoding="utf-8")
     typist.expect([".venv/bin/python", "client.py"], "'mode': 'observe'")
     print(f"  an answer {typist.waited_s:.1f} s after the installation")
