@@ -490,8 +490,11 @@ class Deployment:
             self._states[route.name] = state
 
     def update_load(self, upstreams: Mapping[str, UpstreamClient]) -> None:
-        served = [replace(self.kill.apply(one), unwatched=self.leases.lapsed(one.name)) for one in self.routes]
-        self.load.update(upstreams, served, self.metrics, now_s=self.monotonic_s())
+        routes = [one if one.settings.pressure is None else self._as_served(one) for one in self.routes]
+        self.load.update(upstreams, routes, self.metrics, now_s=self.monotonic_s())
+
+    def _as_served(self, route: BuiltRoute) -> BuiltRoute:
+        return replace(self.kill.apply(route), unwatched=self.leases.lapsed(route.name))
 
     def check_kill(self) -> None:
         self.kill.check()

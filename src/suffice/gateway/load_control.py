@@ -238,11 +238,10 @@ class RouteOperation:
         route = self.route
         if route is None:
             return self.level
-        if route.refused is not None or route.holding.observe is not None or route.unwatched:
+        if route.is_held:
             return 0
-        pin = route.holding.pin
-        wanted = self.level if pin is None or pin.level is None else min(pin.level, self.certified)
-        return min(wanted, wanted if route.holding.ceiling is None else route.holding.ceiling)
+        wanted, ceiling = route.pinned(self.level, most=self.certified), route.holding.ceiling
+        return wanted if ceiling is None else min(wanted, ceiling)
 
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
         targets, before, was = self.settings.pressure, self.operation, self._state
@@ -374,10 +373,8 @@ def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
         return route.at_arm(lowest(place.level, route.ceiling))
     if not route.levels or place.level is None:
         return route
-    pin = route.holding.pin
     # Load does not move a pinned level. A pin has no effect while nothing is certified.
-    wanted = min(len(route.levels) - 1, pin.level) if pin is not None and pin.level is not None else place.level
-    wanted = wanted if place.certified else place.level
+    wanted = route.pinned(place.level, most=len(route.levels) - 1) if place.certified else place.level
     level = wanted if route.ceiling is None else min(wanted, route.ceiling)
     beyond = route.floor is not None and level > route.floor
     return replace(

@@ -94,8 +94,21 @@ class BuiltRoute:
     @property
     def acts(self) -> bool:
         vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
-        held = self.refused is not None or self.holding.observe is not None or self.unwatched
-        return self.settings.mode == "enforce" and vouched and not held
+        return self.settings.mode == "enforce" and vouched and not self.is_held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether everything runs in full now, whatever is certified."""
+        return self.refused is not None or self.holding.observe is not None or bool(self.unwatched)
+
+    def pinned(self, level: int, *, most: int) -> int:
+        """Return the level that a person has pinned, `most` at most, or else the one that the load asks for."""
+        pin = self.holding.pin
+        return level if pin is None or pin.level is None else min(most, pin.level)
+
+    def _named(self, model: str) -> str:
+        """Return the name in the evidence of a model that a request names; a loop of the caller's own names none."""
+        return "" if self.settings.kind == "rounds" else model
 
     @property
     def may_stop(self) -> bool:
@@ -120,8 +133,7 @@ class BuiltRoute:
                 return replace(self, holding=replace(self.holding, observe=CLASS_HELD))
             return self
         made = self.active.publication or self.active.last
-        requested = "" if self.settings.kind == "rounds" else model
-        if made is None or all(one[0] != requested for one in made.upstream):
+        if made is None or all(one[0] != self._named(model) for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
         own, plan = dict(made.classes).get(query_class), self.plan
         ceiling = lowest(own, self.holding.ceiling_of(query_class), self.any_level)
@@ -153,8 +165,7 @@ class BuiltRoute:
         made = self.active.publication
         if made is None or not (self.folds or self.arm or self.is_proved):
             return True
-        requested = "" if self.settings.kind == "rounds" else model
-        known = [one for one in made.upstream if one[0] == requested]
+        known = [one for one in made.upstream if one[0] == self._named(model)]
         return not known or any(
             (not one[1] or named is None or one[1] == named) and (not one[2] or fingerprint in (None, one[2]))
             for one in known
@@ -163,8 +174,8 @@ class BuiltRoute:
     def without_evidence(self, model: str) -> BuiltRoute:
         """Return the route in full for requests that name this model, or for all where the evidence has no other."""
         made = self.active.publication
-        others = () if made is None else tuple(one for one in made.upstream if one[0] != model)
-        if made is None or not others or self.settings.kind == "rounds":
+        others = () if made is None else tuple(one for one in made.upstream if one[0] != self._named(model))
+        if made is None or not others:
             version = version_of(self.policy)
             return replace(self, certified=False, folds=(), arm="", in_burst=True, policy_version=version)
         return replace(self, active=replace(self.active, publication=replace(made, upstream=others)))

@@ -238,6 +238,15 @@ class Certifier:
         rows = self._epoch.rows[inside, level]
         return inside, np.where(rows < runs.last[inside], rows - runs.starts[inside], -1)
 
+    def saving(self, most: int | None) -> float | None:
+        """The share of all requests' tokens that the level of `evidence` is expected to save, net; None: unknown."""
+        certificate = self.certificate
+        if certificate is None:
+            return None
+        level = self.level if most is None else min(self.level, most)
+        full = float(self._epoch.runs.full[certificate.inside].sum())
+        return self.live_cost.of_all(self._saved(self._epoch.rows, certificate.inside, level), full, self.share)
+
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """The evidence for the level that passes, or for `most` where no higher one is allowed."""
         plan, runs, certificate = self.plan, self._epoch.runs, self.certificate
@@ -246,7 +255,6 @@ class Certifier:
         level = self.level if most is None else min(self.level, most)
         at, window = certificate.z[:, level], certificate.window
         stops = self._epoch.rows[certificate.inside, level]
-        full = float(runs.full[certificate.inside].sum())
         n_missing = None
         if level == self.level != self.cap and level + 1 < certificate.z.shape[1]:
             budget = self.budget_at(level + 1)
@@ -258,7 +266,7 @@ class Certifier:
             n_pending=certificate.n_pending,
             n_disagreeing=int(runs.d[stops].sum()),
             e_value=e_value_of(float(self.log_e[level])) if level else None,
-            share=self.live_cost.of_all(self._saved(self._epoch.rows, certificate.inside, level), full, self.share),
+            share=self.saving(most),
             n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,

@@ -219,7 +219,6 @@ def _observing(url: str, api_key_env: str) -> Settings:
 
 def _open_browser(page: str) -> None:
     """Open a page where a browser with windows can be expected."""
-    import sys
     import webbrowser
 
     if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
@@ -231,8 +230,6 @@ def _show_first_secret(settings: Settings, page: str) -> str | None:
 
     None: there are people.
     """
-    import sys
-
     from suffice.errors import SufficeError
     from suffice.telemetry import LOG
     from suffice.wiring.people import ADMIN, People, access_changed

@@ -178,11 +178,29 @@ class EpochState:
             **decided,
         )
 
+    def alarm(self, cause: AlarmCause, reason: str, *, level: int = 0) -> Alarm:
+        """Build an alarm that ends the epoch, or takes away the effort of a level and those after it."""
+        context = self.context
+        return Alarm(
+            route=context.name,
+            epoch=self.epoch.number,
+            at=self.n,
+            cause=cause,
+            reason=reason,
+            author=context.author,
+            level=level,
+        )
+
     def label_request(self, audit: Audit, *, level: int, would_answer: str | None, why: str) -> LabelRequest:
         timeout_s = self.delay.timeout_s
         # Without a time-out it counts as a loss from the start.
         deadline_s = audit.ended_at_s + timeout_s if timeout_s else None
         return audit.label_request(level=level, would_answer=would_answer, why=why, deadline_s=deadline_s)
+
+
+def cause_of(alarm: str) -> AlarmCause:
+    """Return what an alarm of `AuditWatch` was raised by."""
+    return "disagreement" if "disagree" in alarm else "outcomes"
 
 
 class EpochEnd(NamedTuple):

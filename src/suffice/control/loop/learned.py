@@ -17,7 +17,7 @@ from suffice.agent.mixture import mixture_of
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
-from suffice.assurance.runs import FINISHED_ENDS
+from suffice.assurance.runs import is_finished
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -30,7 +30,7 @@ from suffice.control.evidence.audits import (
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.versions import FIXED, LiveLearner, fit_audited_version, fixed_policy_rows, written
-from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
+from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch, cause_of
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.live_costs import LiveCosts
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
@@ -223,7 +223,7 @@ class LearnedEvidence(EvidenceSource):
             mix = state.traffic.mix
             alarm = mix.alarm(certifier.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
         if alarm is not None:
-            return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
+            return EpochEnd(cause_of(alarm), alarm)
         draft = self._draft(held, changes, self._move_level())
         self.ask_agent(self._feed_agent)
         return draft
@@ -408,8 +408,7 @@ class LearnedEvidence(EvidenceSource):
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
         )
-        evidence = certifier.evidence(most=floor.ceiling)
-        is_off = level > 0 and before is not None and _differs(evidence.share, before.evidence.share)
+        is_off = before is not None and level > 0 and _differs(certifier.saving(floor.ceiling), before.evidence.share)
         if is_known and not self.covers_others(before) and not (is_off and self.may_repeat):
             return None
         made = self.state.publication(
@@ -422,10 +421,10 @@ class LearnedEvidence(EvidenceSource):
             spending=certifier.spending if level else None,
             share=share,
             reason=reason
-            or MOVED * is_known * is_off
+            or (MOVED if is_known and is_off else "")
             or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
             evidence=replace(
-                evidence,
+                certifier.evidence(most=floor.ceiling),
                 remaining_ratio=self._remaining_ratio(level),
                 judge_charge=self.judge.charge,
             ),
@@ -443,7 +442,7 @@ class LearnedEvidence(EvidenceSource):
             return None
         inside, stops = self.certifier.stops(level)
         runs = [self.state.audits[place].outcome for place in inside.tolist()]
-        known = np.array([run.usage is not None and run.end_reason in FINISHED_ENDS for run in runs], dtype=bool)
+        known = np.array([run.usage is not None and is_finished(run) for run in runs], dtype=bool)
         return remaining_ratio([run for run, is_known in zip(runs, known, strict=True) if is_known], stops[known])
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:

@@ -21,14 +21,13 @@ from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
 from suffice.assurance.runs import DEATH_ENDS, Match, is_abandoned
 from suffice.control.evidence.audits import Audit, trusted_label
-from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
+from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, cause_of
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
 from suffice.rollout.assign import audit_share
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import (
     Alarm,
-    AlarmCause,
     Episode,
     EvidenceSummary,
     Feedback,
@@ -44,10 +43,6 @@ MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second f
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
 LEAST_REFUTED: Final = 50  # pairs that lose more than the budget, after which a lost arm's evidence begins anew
 MIXED_PART: Final = 0.2  # of delta, for the assignments of several arms to query classes
-
-
-def _cause_of(alarm: str) -> AlarmCause:
-    return "disagreement" if "disagree" in alarm else "outcomes"
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
@@ -189,7 +184,7 @@ class PairedEvidence(EvidenceSource):
         state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier(state.epoch.pending)
         alarm = self._alarm(pairs, now)
         if alarm is not None:
-            return EpochEnd(_cause_of(alarm), alarm)
+            return EpochEnd(cause_of(alarm), alarm)
         windowed = self._windowed()
         certificates = [
             self._certificate(windowed, lambda _, name=arm.name: name, delta=self.delta_of(place), since=arm.since)  # type: ignore[misc]
@@ -322,20 +317,8 @@ class PairedEvidence(EvidenceSource):
                 self._begin_anew(place)
                 if not self._lost:
                     self._lost = f"{arm.name}: {alarm}"
-                    self._alarmed = self._alarm_about(place, _cause_of(alarm), self._lost)
+                    self._alarmed = self.state.alarm(cause_of(alarm), self._lost, level=place + 1)
         return None
-
-    def _alarm_about(self, place: int, cause: AlarmCause, reason: str) -> Alarm:
-        context = self.state.context
-        return Alarm(
-            route=context.name,
-            epoch=self.state.epoch.number,
-            at=self.state.n,
-            cause=cause,
-            reason=reason,
-            author=context.author,
-            level=place + 1,
-        )
 
     def _alarm_of(self, arm: PairedArm, place: int, pairs: Sequence[PairedAudit], now: float) -> str | None:
         assert arm.watch is not None

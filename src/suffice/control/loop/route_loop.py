@@ -276,14 +276,7 @@ class RouteLoop:
         state, context = self.state, self.context
         if state.expected:
             raise ReplayMismatch(f"route {context.name}: an alarm follows from the log but is not in it: {end.reason}")
-        alarm = Alarm(
-            route=context.name,
-            epoch=state.epoch.number,
-            at=self.n,
-            cause=end.cause,
-            reason=end.reason,
-            author=context.author,
-        )
+        alarm = state.alarm(end.cause, end.reason)
         kept = [audit for audit in state.audits if audit.at > self.n - end.keep]  # requests are numbered from 1
         by_audits = end.cause in ("outcomes", "disagreement", "finish")  # others do not depend on the draw
         part = state.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
