@@ -14,7 +14,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import UnreadAudits
 from suffice.learn.dataset import fate
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
-from suffice_testing import Fault, Reply
+from suffice_testing import Fault, Reply, Samples
 from tests.faults.test_clients import Client
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -22,8 +22,9 @@ from tests.gateway.test_stop import chain, enforcing
 
 PROBED = enforcing(audit_share=1.0)
 AUDIT = {name: value for name, value in PROBED.items() if name != "probe"}
-VOTE = {**AUDIT, "kind": "samples", "samples": 2, "policy": {"policy": "beta"}}
+VOTE = {**AUDIT, "kind": "samples", "samples": 3, "wave": 1, "policy": {"policy": "beta"}}
 SLOW = chain(delay_s=0.01)
+OPEN_TO_THE_LAST = Samples(["it is 4", "it is 5", "it is 4"], reply=Reply(delay_s=0.01))  # no sample is cancelled
 
 
 def limit_to(n: int) -> Any:
@@ -67,7 +68,7 @@ LEAVING: dict[str, tuple[dict[str, Any], bool, bytes]] = {
 async def test_an_audit_whose_client_leaves_has_the_record_of_one_whose_client_stays(serve: Serve, name: str) -> None:
     route, stream, mark = LEAVING[name]
     upstream = {"finish": ["raw"], "slots": 4}
-    async with serve(SLOW, route=route, upstream=upstream) as g:
+    async with serve(OPEN_TO_THE_LAST if route is VOTE else SLOW, route=route, upstream=upstream) as g:
         await g.ask(chat(stream=stream))
         await leave(g, mark=mark, n_calls=len(g.fake.calls) + 1, stream=stream)
         stayed, left = await recorded(g, 2)
