@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from tests.gateway_process import GatewayProcess
 
+from suffice.gateway.lease import CHECK_S, LEAST_S
 from suffice.settings import Control
 from suffice_testing import FakeUpstream
 from suffice_testing.chain import Samples
@@ -190,8 +191,10 @@ def end_lease(world: World, fault: str, *, per_s: float | None, rules: Control) 
         "status": '"promise_state":"unwatched"' in world.status().replace(": ", ":"),
         "in time": after_s <= rules.lease_s + NOTICED_S,
     }
-    # Beyond 100 requests a second, a lease lasts for its 5 s.
-    most = rules.lease_requests if per_s is not None else max(rules.lease_requests, round(n_certified))
+    # Beyond 100 requests a second, a lease lasts for its 5 s, which began at a look before the fault.
+    most = rules.lease_requests
+    if per_s is None:
+        most = max(most, round(n_certified / after_s * (LEAST_S + CHECK_S)))
     return Result(
         fault=fault,
         per_s=per_s,
