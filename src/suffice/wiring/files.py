@@ -29,6 +29,7 @@ from suffice.store.database.location import log_location
 from suffice.store.routes.deployments import describe_condition
 from suffice.upstream.wire import encode_json
 from suffice.wiring.keys import deployment_salt, kill_file, presence_files
+from suffice.wiring.last_good import refuse_lost_log
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -251,8 +252,6 @@ def require_log(settings: Settings, file: str | Path) -> None:
     try:
         if log.is_file():
             return
-        from suffice.wiring.startup import refuse_lost_log
-
         refuse_lost_log(settings)
         what = _instead_of(log)
     except (OSError, ValueError) as error:  # a name that is too long, or invalid

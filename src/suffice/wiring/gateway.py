@@ -46,6 +46,7 @@ from suffice.types import Wish
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import Obey, console
 from suffice.wiring.keys import SecretFiles, key_ring, kill_file, presence_files
+from suffice.wiring.last_good import last_good_writer
 from suffice.wiring.people import person_with
 from suffice.wiring.reload import Reloader
 from suffice.wiring.replicas import share_limits, watch_replicas
@@ -57,7 +58,6 @@ from suffice.wiring.startup import (
     StartState,
     alert_of_lapses,
     attach,
-    last_good_writer,
     open_known_log,
     preflight,
 )

@@ -25,7 +25,7 @@ from suffice.extras import how_to_install
 from suffice.files import tighten
 from suffice.gateway.clients import days_of_month
 from suffice.gateway.context import GatewayState
-from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
+from suffice.gateway.last_good import LastGood
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.scoring.base import asks_judge
 from suffice.settings import AlertKind, Alerts, Settings
@@ -49,13 +49,13 @@ from suffice.types import Episode
 from suffice.upstream.drivers import url_key
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, salt_file, secret
+from suffice.wiring.last_good import refuse_lost_log, valid_last_good
 from suffice.wiring.people import people_file
 from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence, route_notes
 
 LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
 RETRY_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
 LAST_TRY_S: Final = 7.0  # the longest wait at the end for an attempt, which itself waits for other processes
-KEEP_S: Final = 60.0  # the maximum age of the last-good file while the log is readable
 Process = Literal["serve", "library"]  # a gateway, or a caller's own loop
 
 
@@ -87,29 +87,6 @@ class StartState:
     @property
     def age_s(self) -> float:
         return 0.0 if self.good is None else max(0.0, self.since_s - self.good.at_s)
-
-
-def last_good(settings: Settings) -> LastGood | None:
-    file = good_file(settings)
-    if not file.exists():
-        return None
-    if not has_secret(settings):
-        raise ConfigError(f"{file}: the secret that it is signed with is gone (SUFFICE_SALT, or the log's .salt file)")
-    return read_last_good(file, secret=deployment_salt(settings), now_s=time.time(), most_s=math.inf)
-
-
-def refuse_lost_log(settings: Settings) -> None:
-    """Raise StoreError if the log is missing and must not be made anew, because what was active would be lost."""
-    path, file = log_location(settings.store), good_file(settings)
-    if path.exists():
-        return
-    with contextlib.suppress(ConfigError, OSError):
-        good = last_good(settings)
-        if good is not None and good.matters:
-            raise StoreError(
-                f"store {path}: is missing, but {file} shows that something was active in it; restore it, or delete"
-                " that file as well to start over"
-            )
 
 
 def warn_of_lost_secret(settings: Settings) -> None:
@@ -188,7 +165,7 @@ def open_known_log(settings: Settings, given: EventLog | None = None, *, process
             raise
         return _start_without_log(settings, str(error), process)
     secret = deployment_salt(settings)
-    return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
+    return StartState(log=log, known=known, secret=secret, good=valid_last_good(settings, secret, most_s=math.inf))
 
 
 def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[LogWriter, LogKnowledge]:
@@ -202,7 +179,7 @@ def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[Lo
 
 def _start_without_log(settings: Settings, problem: str, process: Process) -> StartState:
     secret = _secret(settings)
-    good = _good(settings, secret, most_s=settings.store.last_good_s)
+    good = valid_last_good(settings, secret, most_s=settings.store.last_good_s)
     known = LogKnowledge()
     if good is not None:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
@@ -219,16 +196,6 @@ def _start_without_log(settings: Settings, problem: str, process: Process) -> St
         _send_alert(settings, f"a gateway started without its log ({problem}): {serves}")
     late = LateLog(problem, most_rows=settings.store.queue_rows)
     return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=time.time())
-
-
-def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
-    if not settings.store.last_good_s:
-        return None
-    try:
-        return read_last_good(good_file(settings), secret=secret, now_s=time.time(), most_s=most_s)
-    except ConfigError as error:
-        LOG.warning("last-good file %s", error)
-        return None
 
 
 def _secret(settings: Settings) -> str:
@@ -261,15 +228,6 @@ def _send_alert(settings: Settings, text: str, *, kind: AlertKind = "log_missed"
 
     for sink in sinks_of(settings.alerts):
         threading.Thread(target=send, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
-
-
-def last_good_writer(settings: Settings, secret: str) -> LastGoodWriter | None:
-    most_s = settings.store.last_good_s
-    if not most_s:
-        return None
-    return LastGoodWriter(
-        good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10)
-    )
 
 
 def attach(begun: StartState, gw: GatewayState, log: LogWriter) -> None:

@@ -31,7 +31,8 @@ from suffice.store.database.views import open_reader
 from suffice.store.rows.events import DayArchive
 from suffice.telemetry import LOG
 from suffice.wiring.keys import create_id, deployment_salt, secret
-from suffice.wiring.startup import refuse_lost_log, sinks_of, warn_of_lost_secret
+from suffice.wiring.last_good import refuse_lost_log
+from suffice.wiring.startup import sinks_of, warn_of_lost_secret
 
 # ── the archive, for the command `suffice archive` and the job `archive` ────────────────────────────
 

@@ -132,7 +132,7 @@ def _warn_of_rows(database: LogLocation) -> None:
 
 
 def _last_good(settings: Settings, route: str | None) -> list[str]:
-    from suffice.wiring.startup import last_good
+    from suffice.wiring.last_good import last_good
 
     try:
         good = last_good(settings)
