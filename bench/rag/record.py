@@ -25,7 +25,8 @@ from bench.rag.questions import SETS, PassageIndex, Question, data_folder, inter
 from bench.rag.rounds import N_PASSAGES, N_ROUNDS, LlamaServer, Model, Round, run_rounds, shared_prefix
 
 from suffice.replay.traces.rows import RunLog, RunRow, StepRow
-from suffice.scoring.base import Scorer, build_scorer
+from suffice.scoring.base import build_scorer
+from suffice.scoring.scorer import Scorer
 
 MODEL = "qwen1.5b"
 SCORER = "squad"  # Exact Match as 2WikiMultiHopQA and MuSiQue measure it

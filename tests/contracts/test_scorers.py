@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.scoring.base import SCORERS, Scorer, Spec, build_scorer, scorer_label
+from suffice.scoring.base import SCORERS, Spec, build_scorer, scorer_label
+from suffice.scoring.scorer import Scorer
 from tests.drawn import examples
 
 # Fragments that steer random text into the scorers' own corners.

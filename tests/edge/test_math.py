@@ -14,7 +14,7 @@ import pytest
 
 from suffice.edge import math
 from suffice.edge.math import MathProcess, open_scorer
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 
 HANGS = "9^{9^{9^{9}}}"  # sympy would compute it
 

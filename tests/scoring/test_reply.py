@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.scoring.base import SCORERS, Scorer, build_scorer
+from suffice.scoring.base import SCORERS, build_scorer
 from suffice.scoring.reply import written_reply
+from suffice.scoring.scorer import Scorer
 from suffice.types import ReplyForm
 from tests.drawn import examples
 

@@ -13,7 +13,7 @@ from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.doctor.experiments import EXPERIMENTS, Experiment, reachable
 from suffice.doctor.session import Refusal, Result, ServerSession
 from suffice.errors import UpstreamError
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Driver
 from suffice.types import Episode, Finding, Findings, RouteFindings
 from suffice.upstream.assemble import first_message

@@ -16,7 +16,8 @@ from typing import TypeAlias
 from suffice.assurance.runs import Match
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.scoring.base import Scorer, Spec, asks_judge, build_scorer
+from suffice.scoring.base import Spec, asks_judge, build_scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Route
 from suffice.telemetry import LOG
 

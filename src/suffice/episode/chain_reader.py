@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from suffice.episode.checkpoints import Checkpoint, CheckpointGate
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Steps
 from suffice.upstream.assemble import CallParts
 from suffice.upstream.pattern import ARGUMENTS

@@ -21,7 +21,7 @@ from suffice.episode.chain_reader import ChannelText, ThinkTag, first_choice
 from suffice.episode.checkpoints import Checkpoint, missing_step
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamProtocol, UpstreamTimeout
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.signals.folds.wording import Embedder
 from suffice.types import Purpose, Step

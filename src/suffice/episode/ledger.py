@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
 from suffice.assurance.saving import spent_tokens
-from suffice.scoring.base import Scorer
 from suffice.scoring.reply import written_reply
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Prices
 from suffice.signals.folds.answers import confidence_of
 from suffice.types import (

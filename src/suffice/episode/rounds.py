@@ -13,7 +13,7 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.loop import GuardedPolicy
 from suffice.errors import BadRequest
 from suffice.review.items import SourceBuffer
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.types import AnswerSource, Decision, Step, Usage
 
 MAX_STEPS = 2_000  # of one run; later steps are counted and the run goes on

@@ -16,7 +16,7 @@ from suffice.episode.chain_reader import first_choice, n_tokens
 from suffice.episode.extra_calls import chunks
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.types import Step
 from suffice.upstream.assemble import LIMIT_BYTES, Assembler, calls_of, first_message
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers

@@ -26,7 +26,7 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, cove
 from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, draw_by_odds, with_arm
 from suffice.rollout.stages import State, place
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Route, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.routes.deployments import NOTHING, RouteDeployment

@@ -21,7 +21,7 @@ from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens
 from suffice.replay.traces.columns import Batch
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Probe, Steps
 from suffice.signals.observe import Observer
 from suffice.types import Kind, Step

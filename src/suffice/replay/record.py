@@ -33,7 +33,8 @@ from suffice.files import json_object, open_unpacked, whole_file
 from suffice.replay.logs import text_of
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
 from suffice.replay.traces.rows import RunLog, RunRow, StepRow, open_packed
-from suffice.scoring.base import Scorer, Spec
+from suffice.scoring.base import Spec
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Extra, Probe, Steps, Upstream
 from suffice.signals.folds.wording import Hedges
 from suffice.store.database.presence import try_lock

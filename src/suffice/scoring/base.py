@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError, name_hint, shorten
 from suffice.scoring.choice import ChoiceScorer, YesNoScorer
@@ -14,31 +14,8 @@ from suffice.scoring.date import DateScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer, QuantityScorer
 from suffice.scoring.reply import ToolCallScorer, with_calls
+from suffice.scoring.scorer import Scorer
 from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
-
-
-class Scorer(Protocol):
-    """Reads and compares answers.
-
-    For every scorer and every string: no method raises, time is linear, `normalise` is idempotent, and what `extract`
-    returns is already normal and can be encoded as UTF-8.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def extract(self, text: str) -> str | None:
-        """Return the normalised answer in a model's text; None if there is none."""
-        ...
-
-    def normalise(self, answer: str) -> str | None:
-        """Return the normal form of a bare answer, such as a reference; None if it is not an answer."""
-        ...
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        """Return whether `answer` equals the reference, both in normal form. None never matches."""
-        ...
-
 
 Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table from the settings
 

@@ -7,10 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.scoring.number import exact_number
+from suffice.scoring.scorer import Scorer
 from suffice.scoring.text import (
     MAX_ANSWER_CHARS,
     ByComparer,
@@ -25,9 +26,6 @@ from suffice.scoring.text import (
     replace_halves,
     says_something,
 )
-
-if TYPE_CHECKING:
-    from suffice.scoring.base import Scorer
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from suffice.scoring.composite import canonical_json, parse_json
+from suffice.scoring.scorer import Scorer
 from suffice.scoring.text import MAX_ANSWER_CHARS, TextScorer, digest_text, is_digest
 from suffice.types import ReplyForm
-
-if TYPE_CHECKING:
-    from suffice.scoring.base import Scorer
 
 CALLS, JSON = "tool_calls: ", "json: "
 _MARKS = (CALLS, JSON)

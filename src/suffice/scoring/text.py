@@ -14,13 +14,11 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from suffice.errors import ConfigError
 from suffice.scoring.pattern import BadPattern, Pattern, compile_pattern
-
-if TYPE_CHECKING:
-    from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 
 READ_CHARS = 200_000  # an answer comes at the end; reading more costs time on the event loop
 MAX_ANSWER_CHARS = 2_000  # a longer normal form is logged as a digest: the log holds answers, not essays

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.scoring.base import Scorer
+from suffice.scoring.scorer import Scorer
 from suffice.types import Episode, Outcome
 from suffice_demo.local.tasks import TaskQuestion
 

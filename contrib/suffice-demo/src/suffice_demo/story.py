@@ -19,7 +19,8 @@ import numpy as np
 
 from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import audits_to_certify
-from suffice.scoring.base import Scorer, build_scorer
+from suffice.scoring.base import build_scorer
+from suffice.scoring.scorer import Scorer
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, RouteDeployment, read_decided
