@@ -1,6 +1,6 @@
 """Sequential tests on votes: is the leader ahead of the runner-up, and is it the most frequent answer?
 
-They test the mode of the answers, not its correctness. `learn.prior` fits the shapes of `bayes` on recorded votes.
+They test the mode of the answers, not its correctness. `learn.models.learn_prior` fits the shapes of `bayes`.
 """
 
 from __future__ import annotations

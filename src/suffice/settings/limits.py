@@ -8,8 +8,8 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
-# Names of files. `wiring.read_settings` makes relative ones absolute: those that are read count from the folder of the
-# settings file, those that are written from the data directory, which is the same folder unless one is named.
+# Names of files. `wiring.files.read_settings` makes relative ones absolute: those that are read count from the folder
+# of the settings file, those that are written from the data directory, which is the same folder unless one is named.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file"})]
 DataFile: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file that is written"})]
 FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"})]

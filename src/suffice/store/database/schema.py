@@ -155,7 +155,7 @@ _SCRIPT: Final = f"""
     CREATE UNIQUE INDEX chain_by_event ON chain (seq);
 
     -- Caches, built from the log, which may be emptied at any time: sums by route, class, version and hour
-    -- (store/routes/rollups.py), and what each route's estimates are made of (assurance/tally.py), as JSON.
+    -- (store/routes/rollups.py), and what each route's estimates are made of (assurance/estimate.py), as JSON.
     CREATE TABLE rollups (
         grain       INTEGER NOT NULL,   -- 0: by the hour; by the day: 1 routes, 2 classes, 3 versions, 4 tenants
         route       TEXT NOT NULL,
