@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -45,9 +47,16 @@ def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
     return found
 
 
-async def seen(g: Served) -> None:
-    """Tell the gateway, and wait until it has looked."""
+def end(settings: Settings, now_s: float, number: int) -> None:
+    with open_decisions(settings) as writer:
+        end_override(writer, "r", settings.routes["r"], number, "over", "ann", now_s=now_s)
+
+
+@asynccontextmanager
+async def followed(g: Served) -> AsyncIterator[None]:
+    """Tell the gateway what the block has written, and wait until it has looked; it may have noticed by itself."""
     before = g.gateway.deployment.routes
+    yield
     g.gateway.deployment.notify()
     async with asyncio.timeout(30):
         while g.gateway.deployment.routes is before:  # noqa: ASYNC110 - there is no event
@@ -55,9 +64,8 @@ async def seen(g: Served) -> None:
 
 
 async def held(g: Served, **wanted: Any) -> Override:
-    found = await asyncio.to_thread(hold, g.gateway.settings, g.gateway.wall_s(), **wanted)
-    await seen(g)
-    return found
+    async with followed(g):
+        return await asyncio.to_thread(hold, g.gateway.settings, g.gateway.wall_s(), **wanted)
 
 
 async def test_a_cap_a_pin_and_full_runs_are_what_the_next_request_gets(serve: Serve) -> None:
@@ -70,13 +78,11 @@ async def test_a_cap_a_pin_and_full_runs_are_what_the_next_request_gets(serve: S
         assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 0
         await held(g, kind="observe")
         assert await drawn(g) == 8
-        with open_decisions(g.gateway.settings) as writer:
-            end_override(writer, "r", g.gateway.settings.routes["r"], 2, "over", "ann", now_s=g.gateway.wall_s())
-        await seen(g)
+        async with followed(g):
+            await asyncio.to_thread(end, g.gateway.settings, g.gateway.wall_s(), 2)
         assert await drawn(g) == 5
-        with open_decisions(g.gateway.settings) as writer:
-            end_override(writer, "r", g.gateway.settings.routes["r"], 1, "over", "ann", now_s=g.gateway.wall_s())
-        await seen(g)
+        async with followed(g):
+            await asyncio.to_thread(end, g.gateway.settings, g.gateway.wall_s(), 1)
         assert await drawn(g) == 3
         requests = [item.episode.request for item in await g.episodes(5)]
     assert all(request.certified for request in requests)
@@ -88,8 +94,8 @@ async def test_an_override_ends_by_itself(serve: Serve) -> None:
         await held(g, kind="cap", level=1, days=1.0)
         assert await drawn(g) == 5
         now_s = g.gateway.wall_s()
-        g.gateway.wall_s = lambda: now_s + 86_401.0
-        await seen(g)
+        async with followed(g):
+            g.gateway.wall_s = lambda: now_s + 86_401.0
         assert await drawn(g) == 3
 
 
@@ -155,8 +161,8 @@ async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(s
                 found = decide_incident(writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1)
             assert isinstance(found, DecisionRows), found
 
-        await asyncio.to_thread(back)
-        await seen(g)
+        async with followed(g):
+            await asyncio.to_thread(back)
         assert await drawn(g) == 5
         await decide(g, began(2), published(told, 2, number=3, epoch=2))
         assert await drawn(g) == 8, "a pin of an ended epoch is void, and void is in full"
