@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any, get_args
 
 import pytest
 
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import GuardedPolicy, run_episode
+from suffice.episode.loop import GuardedPolicy, StopRefusal, StopRight, run_episode
 from suffice.types import Decision, Signals, Step
 from tests.episode.runs import request
+from tests.records import plain_request
 
 GO = Decision(action="continue", reason="go on")
 STOP = Decision(action="stop", reason="enough", stop_reason="suffices")
@@ -92,3 +94,26 @@ def test_a_broken_policy_continues_and_is_counted() -> None:
     assert (decision.action, ledger.degraded) == ("continue", ["policy"])
     assert "ZeroDivisionError" in decision.reason
     assert "secret" not in decision.reason
+
+
+REFUSED: dict[StopRefusal, dict[str, Any]] = {
+    "ungoverned": {"ungoverned": "tools"},
+    "in full": {"acts": False},
+    "an audit": {"audit": True},
+    "a repeat": {"delivery": 2},
+    "a person asked": {"wish": "think_more"},
+    "ended": {"has_ended": True},
+}
+
+
+def right(*, acts: bool = True, has_ended: bool = False, wish: Any = None, **fields: Any) -> StopRight:
+    ledger = Ledger(plain_request("ep", mode="enforce", **fields), 0.0)
+    ledger.stop.wish = wish
+    return StopRight(ledger=ledger, acts=acts, has_ended=lambda: has_ended)
+
+
+def test_a_run_may_be_stopped_unless_one_thing_refuses_it() -> None:
+    assert set(REFUSED) == set(get_args(StopRefusal))
+    assert right().refusal() is None
+    for refusal, given in REFUSED.items():
+        assert right(**given).refusal() == refusal

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import GuardedPolicy
+from suffice.episode.loop import GuardedPolicy, StopRight
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
 from suffice.policy.base import build_policy
@@ -46,7 +46,7 @@ STEPS = st.lists(
 )
 
 
-def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
+def run(policy: dict[str, Any], *, acts: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
     built = build_policy(policy)
     request = plain_request(
         "ep",
@@ -64,7 +64,7 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
         ledger=ledger,
         scorer=build_scorer("text"),
         policy=GuardedPolicy(built, ("stability", *built.needs), ledger, lambda: 0.0),
-        may_act=may_act,
+        right=StopRight(ledger=ledger, acts=acts, has_ended=lambda: False),
         returning=returning(built),
     )
 
@@ -76,7 +76,7 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
 def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
     policy: dict[str, Any], kind: Kind, steps: list[StepReport]
 ) -> None:
-    audit, live = run(policy, may_act=False, kind=kind, audit=True), run(policy, may_act=True, kind=kind)
+    audit, live = run(policy, acts=False, kind=kind, audit=True), run(policy, acts=True, kind=kind)
     stopped_at = None
     for index, told in enumerate(steps, 1):
         assert not audit.take(index, told).stop
@@ -106,7 +106,7 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
 def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
     steps: list[StepReport], data: st.DataObject
 ) -> None:
-    once, again = run(POLICIES[0], may_act=True), run(POLICIES[0], may_act=True)
+    once, again = run(POLICIES[0], acts=True), run(POLICIES[0], acts=True)
     for index, told in enumerate(steps, 1):
         decision = once.take(index, told)
         assert again.take(index, told) == decision
@@ -124,7 +124,7 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
 @settings(max_examples=examples(40))
 @given(steps=STEPS)
 def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> None:
-    one = run(POLICIES[0], may_act=True)
+    one = run(POLICIES[0], acts=True)
     for index, told in enumerate(steps, 1):
         one.take(index, told)
     one.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from suffice.assurance import money
 from suffice.assurance.money import Finish, RunLengths, TransitionCosts
@@ -24,6 +24,36 @@ class Decider(Protocol):
     def decide(self, s: Signals) -> Decision: ...
 
 
+StopRefusal: TypeAlias = Literal["ungoverned", "in full", "an audit", "a repeat", "a person asked", "ended"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRight:
+    """The one place that decides whether a policy may stop a run, be it a chain, a vote or a loop.
+
+    What is left to each kind is whether a stop can be carried out at this step.
+    """
+
+    ledger: Ledger
+    acts: bool  # the route, as it serves this request
+    has_ended: Callable[[], bool]  # the kill switch was pulled, or the lease of the certificate is over, since then
+
+    def refusal(self) -> StopRefusal | None:
+        """Return why no stop may act now; None: one may."""
+        request = self.ledger.request
+        if request.ungoverned is not None:
+            return "ungoverned"
+        if not self.acts:
+            return "in full"
+        if request.audit:
+            return "an audit"
+        if request.delivery > 1:
+            return "a repeat"
+        if self.ledger.stop.wish is not None:
+            return "a person asked"
+        return "ended" if self.has_ended() else None
+
+
 async def run_episode(
     steps: AsyncGenerator[Step, None],
     observe: Callable[[Step], Signals],
@@ -32,8 +62,8 @@ async def run_episode(
 ) -> Signals | None:
     """Read steps until the policy stops the run or the run ends by itself.
 
-    `record` stores the step and returns whether a stop may act: in shadow, in an audit and after the answer has begun
-    it may not, and the run goes on. Return the signals at the stop, or None if the run ended in full.
+    `record` stores the step and returns whether a stop may act here; where it may not, the run goes on. Return the
+    signals at the stop, or None if the run ended in full.
     """
     async with aclosing(steps):
         async for step in steps:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from suffice.episode import vote
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import GuardedPolicy
+from suffice.episode.loop import GuardedPolicy, StopRight
 from suffice.errors import BadRequest
 from suffice.review.items import SourceBuffer
 from suffice.scoring.scorer import Scorer
@@ -91,7 +91,7 @@ class StepRecordBrief:
 class TurnsState:
     """What else is known of a run whose steps are an agent's turns, which the gateway sees in its requests."""
 
-    is_live: bool  # a stop may act; `may_act` says it of the next step, whose answer may not be deliverable
+    is_live: bool  # a stop may act; `can_deliver` says it of the next step
     pending: StepReport | None = None  # the latest turn, while its tools run
     called: list[tuple[str, ...]] = field(default_factory=list)  # ids of the calls of each turn so far
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a step is taken
@@ -104,9 +104,9 @@ class RoundsRun:
     ledger: Ledger
     scorer: Scorer
     policy: GuardedPolicy
-    may_act: bool  # False while observing, uncertified, in an audit and in a repeated delivery: no stop is reported
+    right: StopRight  # where it refuses, no stop is reported
     returning: Returning
-    has_ended: Callable[[], bool] = lambda: False  # whether the right to stop it has ended since it began
+    can_deliver: bool = True  # a stop at the next step has an answer to give
     vectors: Vectors | None = None  # used by `vector_of` only
     shelf: SourceBuffer | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
@@ -117,7 +117,7 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        return self.may_act and not self.has_ended() and self.ledger.stop.wish is None
+        return self.can_deliver and self.right.refusal() is None
 
     @property
     def has_stop(self) -> bool:

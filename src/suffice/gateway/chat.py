@@ -266,10 +266,9 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             late_tokens = reader.account.received_tokens - ledger.step_tokens - step.tokens
             ledger.record_step(step, signals, decision, late_tokens=late_tokens if late_tokens > 0 else None)
-            # The one place that decides whether a stop acts: this run may be stopped, there is a way to
-            # finish, the thought is open, and the engine does not enforce the policy's budget itself.
-            is_possible = decision.stop and job.may_act and bool(continuer.methods) and not reader.leaves_stop_to_engine
-            return is_possible and ledger.stop.wish is None and reader.can_cut_at(step.index)
+            # There is a way to finish, the thought is open, and the engine does not enforce the policy's budget itself.
+            is_possible = decision.stop and bool(continuer.methods) and not reader.leaves_stop_to_engine
+            return is_possible and job.may_act and reader.can_cut_at(step.index)
 
         transition = StopTransition(
             relay=relay,
@@ -562,7 +561,7 @@ async def _govern_samples(job: GovernedRequest) -> None:
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:
         ledger.record_step(step, signals, decision)
-        return job.may_act and ledger.stop.wish is None and not run.is_decided()
+        return job.may_act and not run.is_decided()
 
     async with job.keep_alive():
         live = _live_run(job)

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
@@ -18,6 +19,7 @@ from suffice.assurance.thoughts import SavingTrial
 from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
+from suffice.episode.loop import StopRight
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
@@ -77,11 +79,6 @@ def run_periodically(task: Callable[[], None], metrics: Metrics, *, site: str, e
 def runs_in_full(request: Request) -> bool:
     """Return whether no policy could stop this run. Runs that were merely not stopped are biased: the hard ones."""
     return request.ungoverned is None and (request.mode != "enforce" or request.audit or request.delivery > 1)
-
-
-def may_stop(request: Request, route: BuiltRoute) -> bool:
-    """Return whether a policy may act on this run: not in an audit, nor in a repeated delivery."""
-    return request.ungoverned is None and route.acts and not request.audit and request.delivery == 1
 
 
 def is_measured(request: Request) -> bool:
@@ -539,6 +536,9 @@ class GatewayState:
     def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:
         embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
+
+    def stop_right(self, route: BuiltRoute, ledger: Ledger) -> StopRight:
+        return StopRight(ledger=ledger, acts=route.acts, has_ended=partial(self.deployment.has_ended, ledger.request))
 
     def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str, *, wall_s: float) -> AuditAssignment:
         assigned = self.clients.deliveries.assign(

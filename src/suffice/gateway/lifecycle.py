@@ -25,7 +25,7 @@ from suffice.episode.samples import SampleRefusal
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
-from suffice.gateway.context import GatewayState, is_enforced_audit, may_stop, runs_in_full
+from suffice.gateway.context import GatewayState, is_enforced_audit, runs_in_full
 from suffice.gateway.exchange import Exchange, kept_alive, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
@@ -115,8 +115,7 @@ class GovernedRequest:
 
     @property
     def may_act(self) -> bool:
-        request = self.ledger.request
-        return may_stop(request, self.route) and not self.gw.deployment.has_ended(request)
+        return self.gw.stop_right(self.route, self.ledger).refusal() is None
 
     @property
     def signal_fields(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import ANYONE, Caller, token_header
-from suffice.gateway.context import GatewayState, may_stop
+from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import Arrival
 from suffice.gateway.request_parsing import check_body_headers, check_known, parse_json, read_aside, read_text
@@ -94,9 +94,8 @@ def open_run(
         ledger=ledger,
         scorer=served.scorer,
         policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
-        may_act=may_stop(request, served),
+        right=gw.stop_right(served, ledger),
         returning=served.returning,
-        has_ended=lambda: gw.deployment.has_ended(request),
         vectors=gw.vectors(served, ledger),
         shelf=lifecycle.open_shelf(served, ledger),
     )

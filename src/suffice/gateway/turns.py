@@ -200,12 +200,11 @@ class Turn:
             async with state.lock:
                 if run.is_over or len(run.seen) != index - 1:
                     return
-                held, trial, wish = None, None, run.ledger.stop.wish
-                may_act = state.is_live and not run.has_ended() and wish is None
-                if may_act or wish == "answer_now" or is_measured(run.ledger.request):
+                held, trial, may_act = None, None, state.is_live and run.right.refusal() is None
+                if may_act or run.ledger.stop.wish == "answer_now" or is_measured(run.ledger.request):
                     held, trial = await self.request.try_answer(run)
                 vector = await run.vector_of(index, report)
-                run.may_act = may_act and held is not None
+                run.can_deliver = may_act and held is not None
                 if run.take(index, report, vector, trial=trial).stop:
                     close_run(self.gw, run)
                     self.held = held
@@ -247,7 +246,7 @@ class Turn:
         if self._reply is None or len(run.seen) != index - 1:
             close_run(self.gw, run, "client_left")  # this turn passed through unread, or a step was missed
             return
-        run.may_act = False  # it has ended by itself
+        run.can_deliver = False  # it has ended by itself
         run.take(index, self._reply)
         run.ledger.reply.finish_reason = reply.finish_reason
         close_run(self.gw, run)
@@ -334,7 +333,7 @@ def _continued(
         question=last_question(request.parsed.chat) or "", key=request.conversation, model=request.parsed.model
     )
     made = open_run(gw, request.route, start, caller=request.caller, endpoint=request.api.path, body=opening.encode())
-    made.turns = TurnsState(is_live=made.may_act and returns_of(made.policy.policy) == "last")
+    made.turns = TurnsState(is_live=made.acts and returns_of(made.policy.policy) == "last")
     gw.runs.put(made, key=opening, now_s=gw.monotonic_s())
     list_run(gw, made, can_end=request.route.settings.probe is not None)
     return made
