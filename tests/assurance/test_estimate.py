@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,12 +61,14 @@ def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | N
     return Labelled(episode, labels)
 
 
-def live(*labels: Label, n_tokens: int | None = 60, **outcome: Any) -> Labelled:
+def live(*labels: Label, n_tokens: int | None = 60, request: Mapping[str, Any] = {}, **outcome: Any) -> Labelled:
+    """A live run, stopped unless said otherwise, 40 tokens before its end."""
+    is_stopped = outcome.get("stopped", True)
     return run(
         *labels,
-        request={"mode": "enforce"},
+        request={"mode": "enforce", **request},
         n_tokens=n_tokens,
-        **({"stopped": True, "end_reason": "stopped"} | outcome),
+        **({"stopped": True, "end_reason": "stopped", "tokens_saved_estimate": 40 if is_stopped else None} | outcome),
     )
 
 
@@ -177,7 +179,7 @@ def test_the_last_label_received_wins_and_a_thumb_is_no_label(order: list[Label]
     assert em.value == 1.0
 
 
-def test_saving_is_live_runs_against_audits_with_probes_and_discarded_tokens_as_spent() -> None:
+def test_saving_is_the_sum_of_the_runs_with_probes_and_discarded_tokens_as_spent() -> None:
     overhead = Overhead(probe_tokens=7, discarded_tokens=3, extra_prompt_tokens=200, cached_prompt_tokens=160)
     episodes = [
         *(live(n_tokens=50, overhead=overhead) for _ in range(60)),
@@ -187,9 +189,13 @@ def test_saving_is_live_runs_against_audits_with_probes_and_discarded_tokens_as_
         *(run(n_tokens=900) for _ in range(30)),  # observed earlier: no part of this comparison
     ]
     found = report(episodes).measured
-    saving = found.saving
+    saving, saved, spent = found.saving, 60 * 40 - 40 * 40, 60 * 60 + 20 * 100 + 40 * 140
     assert saving is not None
-    assert (saving.value, saving.n) == (near(1 - (60 * 60 + 20 * 100 + 40 * 140) / 120 / 100), 40)
+    assert (saving.value, saving.n) == (near(saved / (saved + spent)), 40)
+    assert found.saved_tokens is not None
+    assert found.saved_tokens.value == near(saved)
+    own = 60 * 10 + 40 * 40
+    assert found.gross_saving == near((saved + own) / (saved + spent)), "before what was spent on probes and hand-overs"
     assert saving.note is None
     assert saving.low is not None
     assert saving.high is not None
@@ -198,19 +204,27 @@ def test_saving_is_live_runs_against_audits_with_probes_and_discarded_tokens_as_
     assert report(episodes) == report(episodes), "the same runs give the same report"
 
 
-def test_an_audit_share_that_moved_does_not_move_the_saving() -> None:
-    def phase(rho: float, n_audits: int, n_live: int, scale: int) -> list[Labelled]:
+def test_the_interval_holds_what_the_audits_say_also_if_their_share_moved() -> None:
+    def phase(rho: float, n_audits: int, n_live: int, scale: int, *, off: bool = False) -> list[Labelled]:
         drawn = {"mode": "enforce", "audit": True, "propensity": rho}
         rest = {"mode": "enforce", "propensity": 1 - rho}
         return [
             *(run(request=drawn, n_tokens=100 * scale) for _ in range(n_audits)),
-            *(run(request=rest, n_tokens=60 * scale) for _ in range(n_live)),
+            *(
+                live(request=rest, n_tokens=60 * scale, tokens_saved_estimate=90 * scale if off else 40 * scale)
+                for _ in range(n_live)
+            ),
         ]
 
     # Longer questions came while the share was smaller; every run that is no audit saves 40 %.
+    truth = 0.4 * (100 * 100 + 180 * 500) / (200 * 100 + 200 * 500)
     saving = report([*phase(0.5, 100, 100, 1), *phase(0.1, 20, 180, 5)]).measured.saving
     assert saving is not None
-    assert saving.value == near(0.4 * (100 * 100 + 180 * 500) / (200 * 100 + 200 * 500))
+    assert saving.value == near(truth)
+    too_high = report([*phase(0.5, 100, 100, 1, off=True), *phase(0.1, 20, 180, 5, off=True)]).measured.saving
+    assert too_high is not None
+    assert too_high.low is not None
+    assert too_high.low <= truth < too_high.value == too_high.high, "estimates that are too high widen it"
 
 
 def test_too_few_audits_are_named_and_get_no_interval() -> None:
@@ -219,7 +233,17 @@ def test_too_few_audits_are_named_and_get_no_interval() -> None:
     assert few is not None
     assert (few.value, few.low, few.high) == (near(0.4 * 50 / (50 + MIN_AUDITS - 1)), None, None)
     assert few.note == f"not enough audits: {MIN_AUDITS - 1} of {MIN_AUDITS}"
-    assert report([live() for _ in range(50)]).measured.saving is None
+    alone = report([live() for _ in range(50)]).measured.saving
+    assert alone is not None
+    assert (alone.value, alone.low, alone.n) == (near(0.4), None, 0)
+
+
+def test_a_stop_without_an_estimate_saved_nothing_that_is_known_and_that_is_said() -> None:
+    episodes = [*(live() for _ in range(30)), *(live(tokens_saved_estimate=None) for _ in range(3))]
+    found = report([*episodes, *(audit() for _ in range(30))]).measured.saving
+    assert found is not None
+    assert found.value == near(30 * 40 / (30 * 40 + 33 * 60 + 30 * 100))
+    assert found.note == "3 stopped runs without an estimate count as 0"
 
 
 def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
@@ -334,7 +358,7 @@ def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
     # 60 live runs at 4 cents and 30 audits at 10 cents, 2 of them for probes that a full run does not need.
     found = report(
         [
-            *(live(cost_usd=0.04, overhead_usd=0.01) for _ in range(60)),
+            *(live(cost_usd=0.04, overhead_usd=0.01, saved_usd_estimate=0.04) for _ in range(60)),
             *(audit(cost_usd=0.10, overhead_usd=0.02) for _ in range(30)),
             run(request={"mode": "enforce", "ungoverned": "tools"}, cost_usd=1.0),
             live(),  # from before there were prices
@@ -360,7 +384,8 @@ def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
 
 
 def test_a_route_can_lose_money_and_says_so() -> None:
-    found = report([*(live(cost_usd=0.05) for _ in range(30)), *(audit(cost_usd=0.04) for _ in range(30))])
+    stopped = [live(cost_usd=0.05, saved_usd_estimate=-0.01) for _ in range(30)]
+    found = report([*stopped, *(audit(cost_usd=0.04) for _ in range(30))])
     assert found.measured.saved_usd is not None
     assert found.measured.saved_usd.value == near(-0.30)
     assert found.measured.cost_reduction is not None
@@ -421,10 +446,11 @@ def test_savings_of_a_decided_vote_are_measured_against_the_vote_over_all_its_sa
     assert stopped.value == near(1 - 45 / 90)
 
 
-def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
+def test_a_decided_vote_saved_the_samples_that_were_not_drawn() -> None:
     drawn = {"mode": "enforce", "audit": True, "propensity": 0.5}
     lived = {"mode": "enforce", "propensity": 0.5}
-    found = report([vote(("4",) * 5, request=drawn), vote(("4",) * 5, request=lived)]).measured
+    cast: dict[str, Any] = {"overhead_usd": 0.0}
+    found = report([vote(("4",) * 5, request=drawn, **cast), vote(("4",) * 5, request=lived, **cast)]).measured
     assert found.saving is not None
     assert found.saving.value == near(1 - 55 / 90)
     # Money counts what was launched: nine samples for six.
@@ -509,7 +535,7 @@ def test_questions_asked_again_and_again_tell_less() -> None:
     same = [*(live() for _ in range(30)), *(run(request=alike) for _ in range(30))]
     found = report(same).measured.saving
     assert found is not None
-    assert (found.low, found.note) == (None, "not enough different questions for an interval")
+    assert (found.low, found.note) == (None, "audits of too few questions or routes for an interval")
 
 
 @pytest.mark.parametrize("late", ["user", "exact-match", "judge"])

@@ -54,6 +54,19 @@ def test_few_runs_say_nothing() -> None:
     assert runs_of([(100, 5)] * MIN_RUNS).remaining(100) is None, "none of them thought longer"
 
 
+def test_runs_of_a_class_count_alone_where_they_are_enough() -> None:
+    runs = runs_of([(100, 5)] * MIN_RUNS)
+    for _ in range(MIN_RUNS - 1):
+        runs.add(usage(400, 5), "hard")
+    few = runs.remaining(-1, "hard")
+    runs.add(usage(400, 5), "hard")
+    enough = runs.remaining(-1, "hard")
+    assert few is not None
+    assert enough is not None
+    assert (few.n, enough.n) == (2 * MIN_RUNS - 1, MIN_RUNS)
+    assert enough.tokens - 1 == pytest.approx(405)
+
+
 def test_old_runs_are_forgotten_and_memory_is_bounded() -> None:
     pairs = [(1_000, 1)] * 50 + [(10, 2)] * money.WINDOW_RUNS
     runs = runs_of(pairs)

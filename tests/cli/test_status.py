@@ -59,6 +59,8 @@ def write(log: LogWriter, name: str, *, route: str = "math", gold: str | None = 
         "usage": Usage(prompt_tokens=10, completion_tokens=100),
         "overhead": Overhead(probe_tokens=2),
     }
+    if changes.get("stopped"):
+        happened |= {"tokens_saved_estimate": 48, "saved_usd_estimate": changes.get("cost_usd")}
     log.append(Request(**(asked | {k: v for k, v in changes.items() if k in asked})))
     log.append(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked})))
     if gold is not None:
@@ -125,7 +127,8 @@ def test_a_person_reads_every_route_in_plain_text(database: Path) -> None:
     assert lines["EM, live runs"].startswith("0.0% [")
     # 65 runs would have taken 100 each: 40 took 52, with their probe, and the audits 102.
     assert lines["saving"].startswith("28.8% [")
-    assert "all enforced runs against audits; jackknife over groups of questions" in lines["saving"]
+    assert "sum over the enforced runs; interval of all runs against audits; " in lines["saving"]
+    assert lines["saving"].endswith("; 30.8% before probes and second calls")
     assert lines["would have saved"] == "not measured"
     assert "\x1b" not in result.output
     assert "│" not in result.output

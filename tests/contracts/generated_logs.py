@@ -43,18 +43,14 @@ ROW = (
 class Truth:
     """What the generator knows of a route's enforced requests whose tokens are known."""
 
-    spent: float = 0.0  # generated, all in all
-    full: float = 0.0  # would have been generated without Suffice
-    n: int = 0
-    audit_full: float = 0.0  # of audits, weighted by 1/P(drawn)
-    audit_weight: float = 0.0
+    spent: int = 0  # generated, all in all
+    saved: int = 0  # of what would have been generated without Suffice, as far as it is known
+    certified: int = 0  # part of `saved` under certified policies
 
     @property
     def saving(self) -> float | None:
         """By the definition in the reference, from the runs themselves."""
-        if not self.audit_weight:
-            return None
-        return 1 - self.spent / (self.n * self.audit_full / self.audit_weight)
+        return self.saved / (self.saved + self.spent) if self.spent else None
 
 
 @dataclass(slots=True)
@@ -265,7 +261,8 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
         stopped = mode == "enforce" and not audit and ungoverned is None and rng.random() < 0.7
         delivered = full if not stopped else rng.randint(50, full)
         probe, discarded = rng.choice([0, 0, 40]), rng.randint(0, 30) if stopped else 0
-        known = rng.random() < 0.95
+        known, saved = rng.random() < 0.95, full - delivered - probe - discarded
+        is_estimated = rng.random() < 0.95
         request = plain_request(
             episode,
             route=name,
@@ -286,6 +283,7 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
             usage=Usage(prompt_tokens=9, completion_tokens=delivered) if known else None,
             overhead=Overhead(probe_tokens=probe, discarded_tokens=discarded),
             stopped=stopped,
+            tokens_saved_estimate=saved if stopped and is_estimated else None,
             stop_step=1 if rng.random() < 0.5 or stopped else None,
             would_answer=rng.choice("45"),
         )
@@ -297,8 +295,7 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
             events.append((ends + rng.random(), FeedbackEvent(said)))
         if mode == "enforce" and ungoverned is None and known:
             truth.spent += delivered + probe + discarded
-            truth.full, truth.n = truth.full + full, truth.n + 1
-            if audit:
-                truth.audit_full, truth.audit_weight = truth.audit_full + full / share, truth.audit_weight + 1 / share
+            truth.saved += saved if is_estimated or not stopped else 0
+            truth.certified += (saved if is_estimated or not stopped else 0) * request.certified
     newest = replace(request, episode_id=f"{name}-newest", mode=route.mode, ungoverned="tools")
     return [*events, (0.99, newest)]

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from suffice.assurance.estimate import IntervalEstimate, report_of
+from suffice.assurance.saving import saved_tokens, spent_tokens
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.period import Period, drop_between, period_figures, read_periods, saving_between
@@ -47,6 +49,7 @@ def enforced(number: int, hour: int) -> tuple[Request, Outcome]:
         answer="3",
         stop_step=3,
         would_answer="4" if differs else "3",
+        tokens_saved_estimate=None if audit else 40 + number % 9,
     )
     return request, outcome
 
@@ -118,18 +121,16 @@ def test_a_period_has_the_figures_of_its_runs_and_its_buckets_add_up(
     assert total.em_drop.value == pytest.approx((lost + pending - gained) / n)
     low, high = ends(total.em_drop)
     assert low <= (lost - pending - gained) / n <= total.em_drop.value <= high
-    audits = [one for _, request, one in inside if request.audit]
-    spent = sum(one.usage.completion_tokens for _, _, one in inside if one.usage)
-    full = len(inside) * sum(one.usage.completion_tokens for one in audits if one.usage) / len(audits)
+    spent = sum(spent_tokens(one.usage, one.overhead) for _, _, one in inside if one.usage)
+    saved = sum(saved_tokens(request, one) or 0 for _, request, one in inside)
     assert total.saving is not None
-    assert total.saving.value == pytest.approx(1 - spent / full)
-    assert total.saved_tokens == pytest.approx(full - spent)
+    assert total.saving.value == pytest.approx(saved / (saved + spent))
+    assert total.saved_tokens == saved
     assert total.saved_tokens == pytest.approx(sum(one.saved_tokens or 0.0 for one in found.buckets))
     for one in found.buckets:
         assert what.get("since_hour", 0) <= one.begin_hour < one.end_hour <= what.get("until_hour", 72)
     certified = [(request, one) for _, request, one in inside if request.certified]
-    spent = sum(one.usage.completion_tokens for _, one in certified if one.usage)
-    assert total.saved_certified_tokens == pytest.approx(full / len(inside) * len(certified) - spent)
+    assert total.saved_certified_tokens == sum(saved_tokens(request, one) or 0 for request, one in certified)
 
 
 def test_the_whole_log_as_a_period_saves_what_every_other_surface_says(
@@ -153,14 +154,16 @@ def test_the_whole_log_as_a_period_saves_what_every_other_surface_says(
 
 
 def test_the_saving_of_several_routes_is_that_of_their_tokens() -> None:
-    large = RollupSums(
-        enforced_weight=60, enforced_tokens=45_000, drawn_weight=30, drawn_tokens=30_000, drawn_squares=30
-    )
-    small = RollupSums(enforced_weight=60, enforced_tokens=600, drawn_weight=30, drawn_tokens=300, drawn_squares=30)
+    each = RollupSums(enforced_weight=60, drawn_weight=30, drawn_squares=30)
+    large = structs.replace(each, enforced_tokens=45_000, saved_tokens=15_000, drawn_tokens=30_000)
+    small = structs.replace(each, enforced_tokens=600, saved_tokens=0, drawn_tokens=300)
     observed = RollupSums(n_requests=1, whole_tokens=100, would_tokens=40)
     saving = saving_between([large, small, observed])
     assert saving is not None
     assert saving.value == pytest.approx(1 - (45_000 + 600) / (60_000 + 600))
+    unknown = saving_between([large, structs.replace(small, drawn_weight=0)])
+    assert unknown is not None
+    assert unknown.low is None, "no audit says how long the full runs of the other route are"
     assert saving_between([observed]) is None
     assert period_figures(observed, 0, 24).would_save == pytest.approx(0.6)
     assert period_figures(large, 0, 24).would_save is None
@@ -215,6 +218,7 @@ def test_intervals_cover_the_requests_of_the_period_though_audits_are_drawn_uneq
             gained_weight=float(w[z == -1].sum()),
             enforced_weight=float(n),
             enforced_tokens=float(spent.sum()),
+            saved_tokens=round(n * float(w @ full) / float(w.sum()) - float(spent.sum())),  # as audits have it
             drawn_weight=float(w.sum()),
             drawn_tokens=float((w * full).sum()),
             drawn_squares=float((w * w).sum()),

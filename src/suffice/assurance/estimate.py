@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import sqrt
 from statistics import NormalDist
 from typing import Final
@@ -35,11 +35,19 @@ from suffice.assurance.bounds import (
     weighted_between,
 )
 from suffice.assurance.guarantee import KNOWN_AUDITS
-from suffice.assurance.runs import CERTIFIED, ENFORCED_DROP, OBSERVED_DROP, RunNumbers, Tally, TokenTotals
+from suffice.assurance.runs import (
+    ENFORCED_DROP,
+    OBSERVED_DROP,
+    SAVED,
+    SAVED_USD,
+    RunNumbers,
+    Tally,
+    TokenTotals,
+)
 
 Statistic = Callable[[Floats], Floats]
 
-AGAINST_AUDITS: Final = "all enforced runs against audits"
+SUMMED: Final = "sum over the enforced runs; interval of all runs against audits"
 SHADOW: Final = "shadow, paired"
 DECIDED: Final = "samples not drawn, at the mean tokens of those drawn"
 MIN_AUDITS = 20  # below it, a saving gets a note instead of an interval
@@ -70,9 +78,10 @@ class ReportEstimates:
     em_full: IntervalEstimate | None
     em_stopped: IntervalEstimate | None
     em_live: IntervalEstimate | None
-    tokens_full: IntervalEstimate | None  # spent per request
+    tokens_full: IntervalEstimate | None  # spent per request, without probes and second calls
     tokens_stopped: IntervalEstimate | None
     saving: IntervalEstimate | None  # enforce: see `saving_of`
+    gross_saving: float | None  # enforce: the same before probes, second calls and discarded tokens
     # Savings are against full runs; for a vote that was decided early, against all its samples, estimated from those
     # drawn (`money`).
     decided_saving: IntervalEstimate | None  # full runs: share of tokens not spent because votes were decided
@@ -86,7 +95,7 @@ class ReportEstimates:
     em_drop: IntervalEstimate | None  # see `em_drop_of`
     n_lost: int | None  # pairs of `em_drop` that the stop made wrong
     n_gained: int | None  # pairs of `em_drop` that the stop made right
-    saved_tokens: IntervalEstimate | None  # enforce: full - spent, audits and probes counted as spent
+    saved_tokens: IntervalEstimate | None  # enforce: the sum of what each run saved (`saving.saved_tokens`)
     saved_certified_tokens: float | None  # part of `saved_tokens` under certified policies
 
 
@@ -165,12 +174,34 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95) -> RouteRep
 def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
     """The share of its tokens that a route has saved; every figure called a saving is this one.
 
-    1 - spent / full, over every enforced request. Spent is all that was generated: delivered, in probes and discarded,
-    audits included. Full is the number of these requests times the mean of the audits, each weighted by 1/P(audit),
-    without probes; a vote that was decided early counts with all of its samples. It can be negative. None: nothing was
-    enforced, or no audit has ended.
+    saved / (saved + spent), over every enforced request: what each saved (`saving.saved_tokens`), and all that was
+    generated: delivered, in probes and discarded, audits included. It can be negative. The interval holds the one by
+    audits: 1 - spent / full, where full is the number of these requests times the mean of the audits, each weighted by
+    1/P(audit), without probes. None: nothing was enforced.
     """
-    return _grouped(tally, "saving", _saving, AGAINST_AUDITS, confidence)
+    balance = token_saving_of(tally)
+    if balance is None:
+        return None
+    return checked(balance.share, *_by_audits(tally, "saving", _saving, confidence), n_unknown=balance.n_unknown)
+
+
+def checked(
+    value: float, ends: tuple[float, float] | None, n_audits: int, *, n_unknown: float = 0.0
+) -> IntervalEstimate:
+    """A saving with an interval that holds both it and the one by audits; without `ends` those were too few."""
+    notes = [] if ends else [f"not enough audits: {n_audits} of {MIN_AUDITS}"]
+    if ends is None and n_audits >= MIN_AUDITS:
+        notes = ["audits of too few questions or routes for an interval"]
+    if n_unknown > 0.5:
+        notes.append(f"{round(n_unknown):,} stopped runs without an estimate count as 0")
+    return IntervalEstimate(
+        value=value,
+        low=min(value, ends[0]) if ends else None,
+        high=max(value, ends[1]) if ends else None,
+        n=n_audits,
+        method=SUMMED,
+        note="; ".join(notes) or None,
+    )
 
 
 def em_drop_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
@@ -209,24 +240,35 @@ def paired_drop(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBalance:
-    """What the enforced requests of a route spent and saved since the log began: `saving_of` is saved / full."""
+    """What the enforced requests of a route spent and saved since the log began."""
 
     spent: float
     saved: float
-    saved_certified: float  # under certified policies, at the mean length of all full runs, so that parts add up
+    overhead: float  # part of `spent`: probes, second calls and discarded tokens
+    saved_certified: float  # part of `saved` under certified policies
+    n_unknown: float  # stopped runs without an estimate, which count as if they had saved nothing
+
+    @property
+    def share(self) -> float:
+        return self.saved / (self.saved + self.spent)
+
+    @property
+    def gross_share(self) -> float:
+        return (self.saved + self.overhead) / (self.saved + self.spent)
 
 
 def token_saving_of(tally: Tally) -> TokenBalance | None:
-    sums = _sums_by_group(tally, "saving").sum(axis=0)
-    if not (sums[-1] > 0 and sums[4] > 0):
+    spent, saved, overhead, certified, n_unknown = tally.rates.get(SAVED, (0.0,) * 5)
+    if not (spent > 0 and spent + saved > 0):
         return None
-    mean, (runs, tokens) = float(sums[3] / sums[4]), tally.rates.get(CERTIFIED, (0.0, 0.0))
-    spent = float(sums[1])
-    return TokenBalance(spent=spent, saved=float(sums[2]) * mean - spent, saved_certified=runs * mean - tokens)
+    return TokenBalance(spent=spent, saved=saved, overhead=overhead, saved_certified=certified, n_unknown=n_unknown)
 
 
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
     em_drop, drops, saved = em_drop_of(tally, confidence), _drop_sums(tally), token_saving_of(tally)
+    spent_usd, saved_usd = tally.rates.get(SAVED_USD, (0.0, 0.0))
+    is_priced = spent_usd > 0 and spent_usd + saved_usd > 0
+    by_audits = partial(_by_audits, tally, confidence=confidence)
     is_decided = any(sums[1] for sums in tally.groups.get("decided", {}).values())
 
     def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
@@ -239,15 +281,20 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
             for name in ("tokens_full", "tokens_stopped", "cost_full", "cost_stopped")
         },
         saving=saving_of(tally, confidence),
+        gross_saving=None if saved is None else saved.gross_share,
         decided_saving=grouped("decided", _mean, DECIDED) if is_decided else None,
         would_save=grouped("would_save", lambda sums: 1 - _mean(sums), SHADOW),
-        cost_reduction=grouped("saving_usd", _saving, AGAINST_AUDITS),
-        saved_usd=grouped("saving_usd", _saved_each, AGAINST_AUDITS, times=2),
+        cost_reduction=checked(saved_usd / (saved_usd + spent_usd), *by_audits("saving_usd", _saving))
+        if is_priced
+        else None,
+        saved_usd=checked(saved_usd, *by_audits("saving_usd", _saved_each, times=2)) if is_priced else None,
         would_save_usd=grouped("would_save_usd", _mean, SHADOW, times=2),
         em_drop=em_drop,
         n_lost=None if em_drop is None else round(drops[6]),
         n_gained=None if em_drop is None else round(drops[7]),
-        saved_tokens=grouped("saving", _saved_each, AGAINST_AUDITS, times=2),
+        saved_tokens=None
+        if saved is None
+        else checked(saved.saved, *by_audits("saving", _saved_each, times=2), n_unknown=saved.n_unknown),
         saved_certified_tokens=None if saved is None else saved.saved_certified,
     )
 
@@ -282,35 +329,36 @@ def _sums_by_group(tally: Tally, name: str) -> Floats:
 def _grouped(
     tally: Tally, name: str, statistic: Statistic, what: str, confidence: float, *, times: int | None = None
 ) -> IntervalEstimate | None:
-    """An interval needs enough audits and questions. `times` is the column whose sum multiplies the statistic."""
+    """An interval needs enough questions. `times` is the column whose sum multiplies the statistic."""
     if not tally.groups.get(name):
         return None
     parts = _sums_by_group(tally, name)
-    sums, audited = parts.sum(axis=0), what == AGAINST_AUDITS
-    n_audits = round(sum(parts[:, -1].tolist())) if audited else MIN_AUDITS
-    if not n_audits:
-        return None
+    sums = parts.sum(axis=0)
     scale = 1.0 if times is None else float(sums[times])
     value = scale * float(statistic(sums))
     if not np.isfinite(value):
         return None
     note, low, high = None, None, None
-    n_telling = int(np.count_nonzero(parts[:, -1])) if audited else len(parts)
-    if n_audits < MIN_AUDITS:
-        note = f"not enough audits: {n_audits} of {MIN_AUDITS}"
-    elif n_telling < MIN_GROUPS:
+    if len(parts) < MIN_GROUPS:
         note = "not enough different questions for an interval"
     else:
         radius = scale * _jackknife(statistic(sums - parts), confidence)
         low, high = value - radius, value + radius
-    return IntervalEstimate(
-        value=value,
-        low=low,
-        high=high,
-        n=n_audits if audited else round(sums[0]),
-        method=f"{what}; jackknife over groups of questions",
-        note=note,
-    )
+    method = f"{what}; jackknife over groups of questions"
+    return IntervalEstimate(value=value, low=low, high=high, n=round(sums[0]), method=method, note=note)
+
+
+def _by_audits(
+    tally: Tally, name: str, statistic: Statistic, confidence: float, *, times: int | None = None
+) -> tuple[tuple[float, float] | None, int]:
+    """The interval of all enforced runs against audits, None without enough of them, and their number."""
+    parts = _sums_by_group(tally, name)
+    sums, n_audits = parts.sum(axis=0), round(sum(parts[:, -1].tolist()))
+    if n_audits < MIN_AUDITS or np.count_nonzero(parts[:, -1]) < MIN_GROUPS:
+        return None, n_audits
+    scale = 1.0 if times is None else float(sums[times])
+    value, radius = scale * float(statistic(sums)), scale * _jackknife(statistic(sums - parts), confidence)
+    return (value - radius, value + radius) if np.isfinite(value) else None, n_audits
 
 
 def _jackknife(without: Floats, confidence: float) -> float:

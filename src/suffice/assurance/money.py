@@ -149,16 +149,22 @@ class RemainingTokens:
 class RunLengths:
     n: int = 0  # ever added
     mean_prompt_tokens: float = 0.0  # running mean over all
-    _recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # (thought, answer)
+    _recent: deque[tuple[int, int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, query_class: str = "") -> None:
         self.n += 1
         self.mean_prompt_tokens += (usage.prompt_tokens - self.mean_prompt_tokens) / self.n
-        self._recent.append((usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)))
+        answer_tokens = max(0, usage.completion_tokens - usage.reasoning_tokens)
+        self._recent.append((usage.reasoning_tokens, answer_tokens, query_class))
 
-    def remaining(self, thought_tokens: int) -> RemainingTokens | None:
-        """E[remaining tokens | the thought is longer than `thought_tokens`]; None: too few runs."""
-        longer = [run for run in self._recent if run[0] > thought_tokens]
+    def remaining(self, thought_tokens: int, query_class: str | None = None) -> RemainingTokens | None:
+        """E[remaining tokens | the thought is longer than `thought_tokens`]; None: too few runs.
+
+        query_class  of the runs that count, if they are enough; None: all count
+        """
+        longer = [run[:2] for run in self._recent if run[0] > thought_tokens]
+        alike = [run[:2] for run in self._recent if run[0] > thought_tokens and run[2] == query_class]
+        longer = alike if len(alike) >= MIN_RUNS else longer
         n = len(longer)
         if self.n < MIN_RUNS or n < MIN_LONGER:
             return None

@@ -13,7 +13,7 @@ from suffice.assurance.guarantee import RECENT_AUDITS, WINDOW_RUNS
 from suffice.assurance.labels import JUDGE, rank_of
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
-from suffice.assurance.saving import spent_tokens
+from suffice.assurance.saving import saved_tokens, saved_usd, spent_tokens
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 DEATH_ENDS = ("shutdown", "lost")  # of every run that a gateway had open when it ended
@@ -82,6 +82,8 @@ class RunNumbers:
     undrawn_tokens: float = 0.0  # estimate, for the samples that a decided vote did not draw
     undrawn_usd: float = 0.0  # their cost; 0 where prices are unknown
     sampling_weight: float = 1.0  # `sampling.weight_of`
+    saved: int | None = None  # `saving.saved_tokens`
+    saved_usd: float | None = None  # `saving.saved_usd`
 
     @property
     def would_save_usd(self) -> float | None:
@@ -128,6 +130,8 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         stopped=outcome.stopped,
         would_stop=outcome.stop_step is not None and not outcome.stopped,
         spent=spent,
+        saved=saved_tokens(request, outcome),
+        saved_usd=saved_usd(request, outcome),
         baseline_tokens=baseline,
         would_spend=would_spend,
         cost_usd=outcome.cost_usd,
@@ -187,7 +191,8 @@ def _compare(
 
 ENFORCED_DROP: Final = "drop"
 OBSERVED_DROP: Final = "would_drop"
-CERTIFIED: Final = "certified"
+SAVED: Final = "saved"
+SAVED_USD: Final = "saved_usd"
 MOST_CALLERS: Final = 200  # whose audits without a client are counted
 N_GROUPS: Final = 32  # of questions, by hash of their key
 
@@ -229,7 +234,8 @@ class Tally(msgspec.Struct, kw_only=True):
     extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
     # … but for drops: pairs, weights, their squares, weights of lost, gained and pending ones, and their numbers;
-    # and for `CERTIFIED`: weights and tokens of enforced runs of certified policies.
+    # for `SAVED`, of enforced runs: tokens spent, saved, in probes or discarded, saved under certified policies, and
+    # stopped runs without an estimate, which count as if they had saved nothing; for `SAVED_USD`: spent and saved.
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
@@ -258,9 +264,13 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_rate("disagreement", run.disagrees if run.full else None, run.sampling_weight)
         self._add_marks(run)
         self._add_spent(run)
-        if request.certified and run.enforce and run.spent is not None and run.baseline_tokens is not None:
-            w = run.sampling_weight
-            _add_sums(self.rates, CERTIFIED, (w, w * run.spent), 1)
+        if run.enforce and run.spent is not None:
+            w, saved, spent = run.sampling_weight, run.saved or 0, outcome.overhead
+            own = w * (spent.probe_tokens + spent.discarded_tokens)
+            sums = (w * run.spent, saved, own, w * saved * request.certified, w * (run.saved is None))
+            _add_sums(self.rates, SAVED, sums)
+        if run.enforce and run.cost_usd is not None:
+            _add_sums(self.rates, SAVED_USD, (run.sampling_weight * run.cost_usd, run.saved_usd or 0.0))
 
     def relabel(self, before: RunNumbers, after: RunNumbers) -> None:
         self._add_marks(before, sign=-1)
@@ -277,6 +287,8 @@ class Tally(msgspec.Struct, kw_only=True):
             return
         _count(self.counts, "governed", cell.n)
         _count(self.counts, "stopped", cell.n_stopped)
+        _add_sums(self.rates, SAVED, (0.0, cell.saved_tokens, 0.0, 0.0, 0.0))
+        _add_sums(self.rates, SAVED_USD, (0.0, cell.saved_usd))
         self.tokens.add(cell, cell)
         self.tokens.n_unknown += cell.n - cell.n_counted
 

@@ -1,8 +1,8 @@
 """What a run saved: the tokens that it would have taken without Suffice, less all that were generated for it.
 
-The one definition of a saving. Of a run that nothing stopped both parts are known: what it would have taken is its own
-length, with all samples of a decided vote, so probes and second calls remain as a loss. Of a stopped run the first part
-is an estimate. `estimate.saving_of` is the same over many runs, with their full length measured by audits.
+The one definition of a saving; that of many runs is the sum of theirs. Of a run in full both parts are known: what it
+would have taken is its own length, with all samples of a decided vote, so probes and second calls remain as a loss. Of
+a run that was stopped, or ran with an arm, the first part is an estimate.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def spent_tokens(usage: Usage, overhead: Overhead) -> int:
 
 
 def saved_tokens(request: Request, outcome: Outcome) -> int | None:
-    """What a governed run saved, net; None: unknown, as of a stopped run without an estimate. It may be below 0."""
-    if request.ungoverned is not None or outcome.usage is None:
+    """What an enforced run saved, net; None: unknown, as of a stopped run without an estimate. It may be below 0."""
+    if request.ungoverned is not None or request.mode != "enforce" or outcome.usage is None:
         return None
-    if outcome.stopped:
+    if outcome.stopped or outcome.tokens_saved_estimate is not None:
         return outcome.tokens_saved_estimate
     overhead = outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
     return round(undrawn_tokens(request, outcome)) - overhead
@@ -28,9 +28,9 @@ def saved_tokens(request: Request, outcome: Outcome) -> int | None:
 
 def saved_usd(request: Request, outcome: Outcome) -> float | None:
     """As `saved_tokens`, in money and with prompts."""
-    if request.ungoverned is not None:
+    if request.ungoverned is not None or request.mode != "enforce":
         return None
-    if outcome.stopped:
+    if outcome.stopped or outcome.saved_usd_estimate is not None:
         return outcome.saved_usd_estimate
     if outcome.cost_usd is None or outcome.overhead_usd is None:
         return None

@@ -176,6 +176,7 @@ class CostBasis:
     prices: Prices | None = None  # of the upstream, when the request arrived
     estimate_method: str | None = None
     full_tokens: float | None = None  # expected tokens of the full run, given how far its thought came
+    has_less_effort: bool = False  # than the full run
     closing_usd: float | None = None  # expected cost of closing the thought at `StopState.step`
 
 
@@ -250,7 +251,7 @@ class Ledger:
         for account in self.calls:
             account.discarded = True
         self.stop.acted, self.stop.finish_method, self.stop.handover_ms, self.reply.vote = False, None, None, ()
-        self.costs.estimate_method = self.costs.full_tokens = None
+        self.costs.estimate_method, self.costs.full_tokens, self.costs.has_less_effort = None, None, False
 
     def fail_open(self, site: str) -> None:
         if site not in self.degraded:
@@ -393,17 +394,22 @@ class Ledger:
                 spent += cost.prompt_usd
         return spent
 
+    @property
+    def is_shortened(self) -> bool:
+        """Whether the run was stopped, or asked for with less effort, so that its full length can only be estimated."""
+        return self.stop.acted or self.costs.has_less_effort
+
     def saved_tokens(self) -> int | None:
-        """Return the expected tokens of the full run less all that were generated; None if unknown or not stopped."""
+        """Return the expected tokens of the full run less all that were generated; None if unknown or not shortened."""
         full, usage = self.costs.full_tokens, self.usage()
-        if not self.stop.acted or full is None or usage is None:
+        if not self.is_shortened or full is None or usage is None:
             return None
         return round(full) - spent_tokens(usage, self.overhead())
 
     def saved_usd(self) -> float | None:
-        """Return the expected cost of the full run less all that was spent; None if unknown or not stopped."""
+        """Return the expected cost of the full run less all that was spent; None if unknown or not shortened."""
         full, prices = self.costs.full_tokens, self.costs.prices
-        if not self.stop.acted or full is None or prices is None:
+        if not self.is_shortened or full is None or prices is None:
             return None
         priced, cost = self.priced_calls(), self.cost()
         if priced is None or cost is None:
@@ -458,7 +464,7 @@ class Ledger:
             finish_method=stop.finish_method,
             handover_ms=stop.handover_ms,
             tokens_saved_estimate=self.saved_tokens(),
-            estimate_method=self.costs.estimate_method if stop.acted else None,
+            estimate_method=self.costs.estimate_method if self.is_shortened else None,
             cost_usd=None if cost is None else cost.total_usd,
             overhead_usd=self.overhead_usd(),
             would_cost_usd=self.would_cost_usd(),
@@ -502,6 +508,8 @@ def _same_fields(ledger: Ledger) -> dict[str, Any]:
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
     """Return the reply's extra top-level object. Beyond whether the run was stopped, it says nothing of audits.
 
+    So what a run with less effort saved is in the log alone.
+
     If only audits send probes, it leaves out the probes, the number of steps (which depends on them) and a probe that
     is still running. The log has them all.
     """
@@ -513,7 +521,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
     degraded = ledger.disclosed_degraded
     ledger = replace(ledger, calls=calls, degraded=degraded)
-    overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
+    overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd() if stop.acted else None
     fields |= {
         "stopped": stop.acted,
         "stop_reason": stop.reason if stop.acted else None,
@@ -521,7 +529,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
-        "tokens_saved_estimate": ledger.saved_tokens(),
+        "tokens_saved_estimate": ledger.saved_tokens() if stop.acted else None,
         "estimate_method": costs.estimate_method if stop.acted else None,
         # Rounded to remove binary noise; no price is small enough for this to show.
         "cost_usd": None if cost is None else round(cost.total_usd, 12),

@@ -277,7 +277,7 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
             max_tokens=job.max_tokens,
             route=route,
             monotonic_s=gw.monotonic_s,
-            cut_at=partial(estimate_full_run, gw, ledger, ratio=job.route.remaining_ratio),
+            cut_at=partial(estimate_full_run, gw, ledger, ratio=job.route.remaining_ratio or 1.0),
             began_s=gw.monotonic_s(),
         )
         prober = Prober(continuer, job.route.scorer) if _probes(job) else None
@@ -431,6 +431,8 @@ async def _open_relay(
         delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers, events)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.effort is not None:
+            estimate_full_run(job.gw, ledger, -1, longer="")
+            ledger.costs.has_less_effort = True
             ledger.stop.finish_method, reader.is_thought_off = "effort", sent.effort == "none"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begin only now: until something is sent, a failure can be retried.

@@ -483,16 +483,18 @@ def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
 
 
 def estimate_full_run(
-    gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = "thought longer", ratio: float | None = None
+    gw: GatewayState, ledger: Ledger, tokens_used: int, *, longer: str = " that thought longer", ratio: float = 1.0
 ) -> None:
     """Estimate what the run would have taken in full, by the full runs of the route that were longer than so far.
 
-    ratio  of what such stops cut off to what those runs had left; None: unknown
+    tokens_used  -1: all full runs of its query class count, as for a run with less effort
+    ratio        of what such stops cut off to what those runs had left
     """
-    remaining, costs = gw.statistics[ledger.request.route].full_runs.remaining(tokens_used), ledger.costs
-    if remaining is not None:
-        costs.full_tokens = tokens_used + remaining.tokens * (ratio or 1.0)
-        costs.estimate_method = f"mean of {remaining.n} full runs of this route that {longer}"
+    costs, query_class = ledger.costs, class_of(ledger.request.query) if tokens_used < 0 else None
+    remaining = gw.statistics[ledger.request.route].full_runs.remaining(tokens_used, query_class)
+    if remaining is not None and (tokens_used < 0 or not costs.has_less_effort):
+        costs.full_tokens = tokens_used + remaining.tokens * ratio
+        costs.estimate_method = f"mean of {remaining.n} full runs of this route{longer}"
 
 
 def close(gw: GatewayState, ledger: Ledger, end: EndReason, *, ended_s: float | None = None) -> None:

@@ -102,11 +102,11 @@ class RouteLoad:
             self.in_full.add(full, now_s)
 
     def _full_tokens(self, outcome: Outcome, spent: int, now_s: float) -> float:
+        if outcome.tokens_saved_estimate is not None:
+            return spent + outcome.tokens_saved_estimate
         own = spent - outcome.overhead.probe_tokens - outcome.overhead.discarded_tokens
         if not outcome.stopped:
             return own
-        if outcome.tokens_saved_estimate is not None:
-            return spent + outcome.tokens_saved_estimate
         return max(own, self.mean_full(now_s))  # too few full runs for an estimate of this one
 
     def mean_full(self, now_s: float) -> float:

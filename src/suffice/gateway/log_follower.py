@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from suffice.assurance.estimate import em_drop_of, saving_of, token_saving_of
+from suffice.assurance.estimate import em_drop_of, token_saving_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
@@ -179,9 +179,9 @@ class MonitorFeed:
 
 
 def export_tally(tally: Tally, route: str, metrics: Metrics) -> None:
-    saving, saved, em_drop = saving_of(tally), token_saving_of(tally), em_drop_of(tally)
-    if saving is not None and saved is not None:
-        metrics.set("suffice_token_saving_ratio", saving.value, route)
+    saved, em_drop = token_saving_of(tally), em_drop_of(tally)
+    if saved is not None:
+        metrics.set("suffice_token_saving_ratio", saved.share, route)
         metrics.set("suffice_enforced_tokens", saved.spent, route)
         metrics.set("suffice_saved_tokens", saved.saved_certified, route, "yes")
         metrics.set("suffice_saved_tokens", saved.saved - saved.saved_certified, route, "no")

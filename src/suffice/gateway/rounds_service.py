@@ -114,7 +114,7 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
         ledger.stop.finish_method = "caller"
         if ledger.reply.caller_usage is not None:
             n_tokens = ledger.reply.caller_usage.completion_tokens
-            lifecycle.estimate_full_run(gw, ledger, n_tokens, longer="were longer")
+            lifecycle.estimate_full_run(gw, ledger, n_tokens, longer=" that were longer")
     gw.metrics.inc("suffice_open_episodes", by=-1)
     lifecycle.keep_sources(gw, ledger, run.shelf)
     lifecycle.close(gw, ledger, end)

@@ -199,7 +199,7 @@ def end_run(
             decision=because,
             usage=replace(outcome.usage, completion_tokens=replayed.tokens),
             steps=(*steps[:-1], replace(steps[-1], action="stop", reason=because)),
-            tokens_saved_estimate=max(0, round(sum(lately) / max(1, len(lately)) - replayed.tokens)),
+            tokens_saved_estimate=round(sum(lately) / len(lately)) - replayed.tokens if lately else None,
             estimate_method=f"mean of {len(lately)} full runs of this route",
             vote=tuple(_votes([step.answer for step in steps if step.answer]).items()),
             duration_s=round(outcome.duration_s * replayed.tokens / outcome.usage.completion_tokens, 3),

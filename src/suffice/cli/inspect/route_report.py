@@ -291,7 +291,8 @@ def _spending(report: RouteReport, sure: str) -> Lines:
     measured = report.measured
     yield "tokens, full run", format_estimate(measured.tokens_full, tokens, sure)
     yield "tokens, stopped run", format_estimate(measured.tokens_stopped, tokens, sure)
-    yield "saving", _saving(measured.saving, sure)
+    gross = "" if measured.gross_saving is None else f"; {measured.gross_saving:.1%} before probes and second calls"
+    yield "saving", _saving(measured.saving, sure) + gross
     if measured.decided_saving is not None:
         yield "decided votes", _saving(measured.decided_saving, sure)
     yield "would have saved", _saving(measured.would_save, sure)

@@ -106,7 +106,7 @@ def _effect(one: RouteStatus) -> str:
             return f"not measured: {one.lag}"
         if not one.report.n_governed:
             return "nothing was governed yet, so nothing is measured"
-        return "saving not measured: no audit has ended yet"
+        return "saving not measured: no run that shows it has ended yet"
     verb = "tokens saved" if measured.saving is not None else "tokens it would save"
     drop = "not measured"
     if measured.em_drop is not None:

@@ -197,7 +197,7 @@ def describe_saving(history: History, window: TimeRange) -> str:
     requests = f"{total.sums.n_requests:,} requests"
     if total.saving is None:
         if total.would_save is None:
-            return f"{begin}, {requests} came; too few audits have ended to say what stopping saves."
+            return f"{begin}, {requests} came; none of them shows yet what stopping saves."
         cost = _cost(history)
         return f"{begin}, nothing was stopped: stops would have saved {format_percent(total.would_save)}{cost}."
     spared = f"{begin}, stopping saved {format_percent(total.saving.value)} of the tokens of {requests}"

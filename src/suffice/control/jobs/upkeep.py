@@ -14,7 +14,6 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
-from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, LogJob
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError, why_of
@@ -43,7 +42,7 @@ from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 from suffice.store.rows.events import DaySalt
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
-from suffice.types import Outcome, Request
+from suffice.types import Request
 
 
 @dataclass(kw_only=True)
@@ -341,7 +340,7 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
         return everyone
     run = rollups.measure_governed_run(item, match)
     weight = 1.0 if rollups.first_about(item.labels) is not None else weight_of(request, outcome)
-    return everyone.plus(_governed(run, request, outcome)).plus(_marked(run, weight))
+    return everyone.plus(_governed(run, request)).plus(_marked(run, weight))
 
 
 def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
@@ -385,7 +384,7 @@ def _marked(run: RunNumbers, weight: float) -> RollupSums:
     )
 
 
-def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums:
+def _governed(run: RunNumbers, request: Request) -> RollupSums:
     is_replayed = run.full and run.would_spend is not None and run.baseline_tokens is not None
     return RollupSums(
         n_governed=1,
@@ -398,8 +397,8 @@ def _governed(run: RunNumbers, request: Request, outcome: Outcome) -> RollupSums
         n_gained=int(run.drop == -1),
         whole_tokens=round(run.baseline_tokens or 0) if is_replayed else 0,
         would_tokens=int(run.would_spend or 0) if is_replayed else 0,
-        saved_tokens=(saved_tokens(request, outcome) or 0) if run.enforce else 0,
-        saved_usd=(saved_usd(request, outcome) or 0.0) if run.enforce else 0.0,
+        saved_tokens=run.saved or 0,
+        saved_usd=run.saved_usd or 0.0,
         would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
     ).plus(_enforced(run, is_certified=request.certified) if run.enforce else NO_SUMS)
 
@@ -419,8 +418,7 @@ def _enforced(run: RunNumbers, *, is_certified: bool) -> RollupSums:
         pending_weight=pair * (bool(run.disagrees) and run.drop is None),
         enforced_weight=each * known,
         enforced_tokens=each * spent,
-        certified_weight=each * known * is_certified,
-        certified_tokens=each * spent * is_certified,
+        certified_tokens=each * (run.saved or 0) * is_certified,
         drawn_weight=drawn,
         drawn_tokens=drawn * alone,
         drawn_squares=drawn * drawn,

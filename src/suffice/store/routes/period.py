@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from suffice.assurance.estimate import AGAINST_AUDITS, MIN_AUDITS, IntervalEstimate, paired_drop
+from suffice.assurance.estimate import MIN_AUDITS, IntervalEstimate, checked, paired_drop
 from suffice.store.database.views import LogReader
 from suffice.store.routes.rollups import DAY_HOURS, Group, read_rollups
 from suffice.store.rows.sums import NO_SUMS, RollupSums
@@ -25,9 +25,9 @@ class PeriodFigures(Struct, frozen=True, kw_only=True):
     # EM(full) - EM(as served) over all enforced requests; without any, what stops would have lost of observed runs. An
     # unlabelled difference counts as lost, and as gained for the lower end. None: no audit shows it.
     em_drop: IntervalEstimate | None
-    saving: IntervalEstimate | None  # 1 - spent / full, as `assurance.estimate.saving_of`; None: see there
+    saving: IntervalEstimate | None  # as `assurance.estimate.saving_of`; None: see there
     would_save: float | None  # the same by the shadow stops of observed runs; None: requests were enforced, or none ran
-    saved_tokens: float | None  # of enforced requests: full - spent, audits and probes counted; None: unknown
+    saved_tokens: float | None  # of enforced requests, net; None: there were none
     saved_certified_tokens: float | None  # part of it under certified policies
 
 
@@ -90,11 +90,9 @@ def read_periods(
         place = buckets[(hour - since_hour) // bucket_hours]
         place[route_name] = place.get(route_name, NO_SUMS).plus(one)
         totals[route_name] = totals.get(route_name, NO_SUMS).plus(one)
-    # One length of a full run for the whole period: what a bucket saved would otherwise hang on its few audits.
-    lengths = {name: one.drawn_tokens / one.drawn_weight for name, one in totals.items() if one.drawn_weight}
 
     def figures(begin: int, end: int, sums: dict[str, RollupSums]) -> PeriodFigures:
-        return _figures(begin, min(end, until_hour), sums, lengths)
+        return _figures(begin, min(end, until_hour), sums)
 
     def period(names: Collection[str]) -> Period:
         listed = [
@@ -111,28 +109,25 @@ def read_periods(
 
 def period_figures(sums: RollupSums, begin_hour: int, end_hour: int) -> PeriodFigures:
     """The figures of one route's sums over a period."""
-    length = {"": sums.drawn_tokens / sums.drawn_weight} if sums.drawn_weight else {}
-    return _figures(begin_hour, end_hour, {"": sums}, length)
+    return _figures(begin_hour, end_hour, {"": sums})
 
 
-def _figures(begin: int, end: int, by_route: dict[str, RollupSums], lengths: dict[str, float]) -> PeriodFigures:
+def _figures(begin: int, end: int, by_route: dict[str, RollupSums]) -> PeriodFigures:
     total = NO_SUMS
     for one in by_route.values():
         total = total.plus(one)
-    known = [(one, lengths[name]) for name, one in by_route.items() if name in lengths and one.enforced_weight]
+    saving = saving_between(by_route.values())
     return PeriodFigures(
         begin_hour=begin,
         end_hour=end,
         sums=total,
         em_drop=drop_between(total),
-        saving=saving_between(by_route.values()),
+        saving=saving,
         would_save=1 - total.would_tokens / total.whole_tokens
         if total.whole_tokens and not total.enforced_weight
         else None,
-        saved_tokens=sum(one.enforced_weight * each - one.enforced_tokens for one, each in known) if known else None,
-        saved_certified_tokens=sum(one.certified_weight * each - one.certified_tokens for one, each in known)
-        if known
-        else None,
+        saved_tokens=None if saving is None else float(total.saved_tokens),
+        saved_certified_tokens=None if saving is None else total.certified_tokens,
     )
 
 
@@ -145,29 +140,28 @@ def drop_between(sums: RollupSums) -> IntervalEstimate | None:
 
 
 def saving_between(routes: Iterable[RollupSums]) -> IntervalEstimate | None:
-    """1 - spent / full over the enforced requests of all routes; these requests are fixed, and the audit draw random.
+    """Saved / (saved + spent) over the enforced requests of all routes; its interval holds the one by audits, too.
 
-    The mean of the full runs is Hájek's, with its linearised variance (Särndal, Swensson and Wretman 1992, result
-    5.7.1), which does not assume that questions are independent, as draws are.
+    That takes these requests as fixed, and the draw of audits as random: the mean of the full runs is Hájek's, with its
+    linearised variance (Särndal, Swensson and Wretman 1992, result 5.7.1), which does not assume that questions are
+    independent, as draws are.
     """
-    spent = full = variance = n_audits = 0.0
-    for one in routes:
-        if not (one.drawn_weight and one.enforced_weight):
+    enforced = [one for one in routes if one.enforced_weight]
+    spent, saved = sum(one.enforced_tokens for one in enforced), sum(one.saved_tokens for one in enforced)
+    if not (spent > 0 and spent + saved > 0):
+        return None
+    full = variance = n_audits = 0.0
+    for one in enforced:
+        if not one.drawn_weight:
             continue
         mean = one.drawn_tokens / one.drawn_weight
         squares = one.drawn_square_squares - 2 * mean * one.drawn_square_tokens + mean * mean * one.drawn_squares
-        spent, full = spent + one.enforced_tokens, full + one.enforced_weight * mean
+        full += one.enforced_weight * mean
         variance += max(0.0, squares) * (one.enforced_weight / one.drawn_weight) ** 2
         n_audits += one.drawn_weight**2 / one.drawn_squares
-    if not full:
-        return None
-    is_enough = n_audits >= MIN_AUDITS - 0.5
-    radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(variance) / full
-    return IntervalEstimate(
-        value=1 - spent / full,
-        low=1 - spent / full * exp(radius) if is_enough else None,
-        high=1 - spent / full * exp(-radius) if is_enough else None,
-        n=max(1, round(n_audits)),
-        method=f"{AGAINST_AUDITS}; for one look",
-        note=None if is_enough else f"not enough audits: {n_audits:.0f} of {MIN_AUDITS}",
-    )
+    is_enough = n_audits >= MIN_AUDITS - 0.5 and all(one.drawn_weight for one in enforced)
+    ends = None
+    if is_enough and full:
+        radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(variance) / full
+        ends = 1 - spent / full * exp(radius), 1 - spent / full * exp(-radius)
+    return checked(saved / (saved + spent), ends, round(n_audits))
