@@ -3,7 +3,8 @@
 Routes of thoughts with a fast and a slow hand-over run over HTTP before a model server that counts what it generates.
 Every surface is then asked for the tokens that each route saved in this month, as a share of what the questions take
 in full. Replies show no probes while everything is an audit, so those before the first level count as they truly were.
-What counts whole routes must be one number; replies and CSV, which add up estimates of single runs, come close.
+All must be one number, and near the truth; replies, which leave before the last counts of tokens come, only nearly one.
+Beside it stands how much of what was generated was counted: tokens that a call sends after it was cut reach nobody.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ CASES: Final = (
     Case(name="fast", line_tokens=16, probe_tokens=1, handover_s=0.0),
     Case(name="slow", line_tokens=24, probe_tokens=3, handover_s=0.24),
 )
-SAME: Final = 1e-4  # between figures of whole routes
-CLOSE: Final = 0.03  # of every figure to the truth
+SAME: Final = 1e-4  # between figures of the log
+REPLIES: Final = 0.005  # between them and the replies
+CLOSE: Final = 0.05  # of every figure to the truth, a fraction of it
 WITHIN_S: Final = 90.0  # that sums and gauges take to follow
 _CSRF: Final = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 
@@ -114,8 +116,14 @@ async def simulate(options: argparse.Namespace, folder: Path) -> bool:
             await asyncio.sleep(1.0)
         early = {run.case.name: saved_tokens(world, spent, run.asked[: run.since]) for run in runs}
         replies = {name: early[name] + tokens for name, tokens in of_replies(runs).items()}
-        counted = surfaces | {"replies": replies, "csv": await of_csv(mission)}
-    return judge(truth, full, surfaces, counted)
+        surfaces["csv"] = await of_csv(mission)
+        metrics = await mission.metrics()
+        print(f"{'route':8} counted of all tokens that were generated")
+        for run in runs:
+            generated = sum(spent[one.n] for one in run.asked)
+            share = metrics[f'suffice_enforced_tokens{{route="{run.case.name}"}}'] / generated
+            print(f"{run.case.name:8} {100 * share:.2f}%")
+    return judge(truth, full, surfaces, replies)
 
 
 def _spread(surfaces: Mapping[str, Mapping[str, float]], full: Mapping[str, float]) -> float:
@@ -127,18 +135,24 @@ def judge(
     truth: Mapping[str, float],
     full: Mapping[str, float],
     surfaces: Mapping[str, Mapping[str, float]],
-    counted: Mapping[str, Mapping[str, float]],
+    replies: Mapping[str, float],
 ) -> bool:
     """Print the figures of each route; return whether all goals are met."""
-    print(f"{'route':8} {'truth':>8} " + " ".join(f"{name:>8}" for name in counted))
-    off = 0.0
+    shown = {**surfaces, "replies": replies}
+    print(f"{'route':8} {'truth':>8} " + " ".join(f"{name:>8}" for name in shown) + f" {'of truth':>9}")
+    is_met = True
     for name, tokens in truth.items():
-        shares = [one.get(name, float("nan")) / full[name] for one in counted.values()]
-        print(f"{name:8} {100 * tokens / full[name]:+7.2f}% " + " ".join(f"{100 * one:+7.2f}%" for one in shares))
-        off = max(off, *(abs(one - tokens / full[name]) for one in shares))
-    spread = _spread(surfaces, full)
-    print(f"largest difference: {100 * spread:.4f} points between {', '.join(surfaces)}; {100 * off:.2f} to the truth")
-    return spread <= SAME and off <= CLOSE
+        shares = [one.get(name, float("nan")) / full[name] for one in shown.values()]
+        off = max(abs(one - tokens / full[name]) for one in shares)
+        is_met = is_met and off <= CLOSE * abs(tokens) / full[name]
+        print(
+            f"{name:8} {100 * tokens / full[name]:+7.2f}% "
+            + " ".join(f"{100 * one:+7.2f}%" for one in shares)
+            + f" {shares[0] * full[name] / tokens:9.3f}"
+        )
+    spread, beside = _spread(surfaces, full), _spread(shown, full)
+    print(f"largest difference: {100 * spread:.4f} points between {', '.join(surfaces)}; {100 * beside:.2f} to replies")
+    return is_met and spread <= SAME and beside <= REPLIES
 
 
 def main() -> int:
