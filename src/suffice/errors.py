@@ -38,7 +38,7 @@ class ConfigError(SufficeError, ValueError):
 class BadRequest(SufficeError):
     """Its message is sent to the client.
 
-    status  HTTP status, 4xx
+    status  HTTP status, 4xx, or 508 for a loop
     param   the field at fault in OpenAI's error shape, or None
     code    a stable machine-readable word
     """

@@ -305,7 +305,8 @@ def run_server(
     Raise OSError for an address in use, and ConfigError or StoreError for what `preflight` rejects.
     """
     host = settings.server.host if host is None else host
-    checked = preflight(settings, host=host, insecure_open=insecure_open)
+    port = settings.server.port if port is None else port
+    checked = preflight(settings, host=host, port=port, insecure_open=insecure_open)
     with ExitStack() as stack:
         listeners = [stack.enter_context(contextlib.closing(one)) for one in _listeners(settings, host, port)]
         stop = StopSignal()
@@ -317,8 +318,8 @@ def run_server(
             runner.run(_serve(settings, checked, read, listeners, listening, stop))
 
 
-def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[socket.socket]:
-    yield _listen(host, settings.server.port if port is None else port)
+def _listeners(settings: Settings, host: str, port: int) -> Iterator[socket.socket]:
+    yield _listen(host, port)
     console = settings.console
     if console.enabled and console.port is not None:
         yield _listen(console.host or host, console.port)

@@ -292,7 +292,7 @@ class App:
         if endpoint is None:
             message = f"this path answers {', '.join(sorted(by_method))} only"
             raise BadRequest(message, status=405, code="method_not_allowed")
-        check_head(headers)
+        check_head(headers, via=self.gateway.via)
         if endpoint.public:
             return endpoint.handler
         try:

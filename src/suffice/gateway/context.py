@@ -525,6 +525,7 @@ class GatewayState:
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
     upstreams: dict[str, UpstreamClient]
+    via: str = ""  # name of this gateway in the header `via` of its calls
     embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; opened by `wiring` or the library
     clients: Clients
     deployment: Deployment

@@ -75,8 +75,11 @@ class ParsedRequest:
         return replace(self, changed=True)
 
 
-def check_head(headers: list[tuple[str, str]]) -> None:
-    """Raise BadRequest for heads that are too large, and for ambiguous hosts and transfer encodings."""
+def check_head(headers: list[tuple[str, str]], *, via: str = "") -> None:
+    """Raise BadRequest for heads that are too large, ambiguous hosts and transfer encodings, and our own calls.
+
+    via  name of this gateway in the header `via` of its calls; "": none
+    """
     n_chars, n_hosts = 0, 0
     for name, value in headers:
         n_chars += len(name) + len(value)
@@ -86,6 +89,9 @@ def check_head(headers: list[tuple[str, str]]) -> None:
                 raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
         elif name == "transfer-encoding" and value.strip().lower() != "chunked":
             raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
+        elif name == "via" and via and via in value:
+            message = "this gateway sent the request itself: an upstream's url leads back to it; need the model server"
+            raise BadRequest(message, status=508, code="loop_detected")
     if len(headers) > MAX_HEADERS or n_chars > MAX_HEAD_CHARS:
         message = f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted"
         raise BadRequest(message, status=431, code="headers_too_large")

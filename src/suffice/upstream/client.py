@@ -157,8 +157,12 @@ ShortResponse: TypeAlias = tuple[int, bytes, list[tuple[str, str]]]  # status, b
 
 
 class UpstreamClient:
-    def __init__(self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None) -> None:
+    def __init__(
+        self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None, *, via: str = ""
+    ) -> None:
+        """Make a client; `via` is the name by which a gateway knows its own calls, "": of no gateway."""
         self.name, self.settings = name, settings
+        self._via = f"via: 1.1 {via}" if via else ""
         self.api_key = api_key  # sent with each call; may be replaced
         self.findings = findings  # what doctor observed of this server; None: doctor has not run
         self.allowance = Allowance(settings.extra, self.slots)
@@ -204,6 +208,8 @@ class UpstreamClient:
             lines.append(f"x-api-key: {self.api_key}" if is_plain else f"authorization: Bearer {self.api_key}")
         elif self._login is not None and not has_login:
             lines.append(f"authorization: {self._login}")
+        if self._via:
+            lines.append(self._via)
         if n_bytes is not None:
             lines.append(f"content-length: {n_bytes}")
         head = "\r\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -290,11 +291,13 @@ async def build_gateway(
             stack.callback(begun.log.close)
         presence = Announcement(presence_files(settings), process="serve", replica=replica_name(settings))
         stack.callback(presence.release)
+        via, examined = f"suffice-{secrets.token_hex(6)}", begun.known.evidence.upstreams
         clients = {
-            name: UpstreamClient(name, upstream, result.upstream_keys[name], begun.known.evidence.upstreams.get(name))
+            name: UpstreamClient(name, upstream, result.upstream_keys[name], examined.get(name), via=via)
             for name, upstream in settings.upstreams.items()
         }
         gw = _build_state(settings, begun, clients, result.embedders, presence, result)
+        gw.via = via
         for client in clients.values():
             await stack.enter_async_context(client)
         for embedder in result.embedders.values():

@@ -122,11 +122,12 @@ class Reloader:
         result = merge_settings(gw.settings, read)
         settings = result.settings
         check_settings(settings)  # it may mix both
-        checked = preflight(settings, host=self.checked.host, insecure_open=self.checked.insecure_open)
+        known = self.checked
+        checked = preflight(settings, host=known.host, port=known.port, insecure_open=known.insecure_open)
         evidence = read_evidence(settings)
         changed = [name for name in settings.routes if not _is_same(name, gw.settings, settings)]
         clients = {
-            name: UpstreamClient(name, upstream, checked.upstream_keys[name], evidence.upstreams.get(name))
+            name: UpstreamClient(name, upstream, checked.upstream_keys[name], evidence.upstreams.get(name), via=gw.via)
             for name, upstream in settings.upstreams.items()
             if upstream != gw.settings.upstreams.get(name)
         }

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from yarl import URL
 
 from suffice.console.render import can_render
 from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink, link_of, send_notice
@@ -56,6 +58,7 @@ from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnin
 LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
 RETRY_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
 LAST_TRY_S: Final = 7.0  # the longest wait at the end for an attempt, which itself waits for other processes
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Process = Literal["serve", "library"]  # a gateway, or a caller's own loop
 
 
@@ -338,11 +341,17 @@ class Preflight:
     embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
     warnings: tuple[str, ...]
     host: str
+    port: int | None
     insecure_open: bool
 
 
-def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
-    """Check everything that a gateway needs, before it opens a socket or the log. Raises ConfigError and StoreError."""
+def preflight(
+    settings: Settings, *, host: str = "127.0.0.1", port: int | None = None, insecure_open: bool = False
+) -> Preflight:
+    """Check everything that a gateway needs, before it opens a socket or the log. Raises ConfigError and StoreError.
+
+    port  that it will listen on; None: any free one
+    """
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     result = Preflight(
@@ -351,8 +360,10 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
         embedders=embedders(settings),
         warnings=(*check_routes(settings), *_missing_packages(settings)),
         host=host,
+        port=port,
         insecure_open=insecure_open,
     )
+    _refuse_own_address(settings, host, port)
     sinks_of(settings.alerts)  # fails here, and not later in a worker; likewise below
     secret("audit.webhook_env", settings.audit.webhook_env)
     if settings.console.oidc is not None:
@@ -413,9 +424,30 @@ def _lacks_folder(settings: Settings) -> bool:
     return not local_path(settings.store).parent.is_dir() and not good_file(settings).exists()
 
 
+def _refuse_own_address(settings: Settings, host: str, port: int | None) -> None:
+    for name, upstream in settings.upstreams.items():
+        address = URL(upstream.url)
+        if address.port == port and _leads_here(address.host or "", _addresses(host)):
+            raise ConfigError(
+                f"upstreams.{name}.url: got {upstream.url!r}, where this gateway itself listens; need the address of"
+                " the model server"
+            )
+
+
+def _leads_here(host: str, own: Sequence[IpAddress]) -> bool:
+    listens_on_all = any(one.is_unspecified for one in own)
+    return any(one in own or one.is_unspecified or (listens_on_all and one.is_loopback) for one in _addresses(host))
+
+
 def _is_loopback(host: str) -> bool:
+    addresses = _addresses(host)
+    return bool(addresses) and all(one.is_loopback for one in addresses)
+
+
+def _addresses(host: str) -> list[IpAddress]:
+    """Return the addresses of a host, "": all of this machine's; none if it is unknown."""
     try:
-        result = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in result)
+        entries = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return [ipaddress.ip_address(str(entry[4][0])) for entry in entries]
     except (OSError, ValueError):
-        return False
+        return []

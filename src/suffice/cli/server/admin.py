@@ -61,7 +61,8 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
     try:
         if settings.upstreams:
             host = settings.server.host if host is None else host
-            warnings = [*preflight(settings, host=host, insecure_open=insecure_open).warnings]
+            port = settings.server.port
+            warnings = [*preflight(settings, host=host, port=port, insecure_open=insecure_open).warnings]
         else:  # they may be for the library alone
             warnings = check_routes(settings)
     except SufficeError as error:
