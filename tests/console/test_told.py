@@ -257,7 +257,8 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
         here.add(seen, ago_s=0.0)
         overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?route=math").text
         assert "Satisfaction where stopped, math" in overview
-        assert "−20.0 to −5.0 in 55 pairs: people like it less" in overview
+        assert "−20.0 to −5.0" in overview
+        assert "worse where stopped</span>, in 55 pairs" in " ".join(overview.split())
         assert here.visitor.get("/api/overview").json["liked"]["satisfaction"]["effect"]["n"] == 55
         row = route[route.index("class=algebra") :][:2_000]
         assert "71.0 %" in row

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from suffice import formatting
 from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
+from suffice.console.views.answers import says_nothing
 from suffice.extras import how_to_install
 from suffice.rollout.results import metric_of
 from suffice.sanitize import plural, printable_text
@@ -101,6 +102,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "is_rate": is_rate,
     "bucket": format_bucket,
     "spark": spark_points,
+    "says_nothing": says_nothing,
     "level": describe_level,
 }
 HERE: Final = Path(__file__).parent

@@ -26,6 +26,8 @@ WaitState: TypeAlias = Literal[
 State: TypeAlias = Literal[RestState, WaitState, "uncertified", "budgeted", "certified"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
+STOPS: Final[frozenset[State]] = frozenset(("certified", "budgeted", "uncertified", "candidate", "unknown"))
+
 NOTICED_DROP: Final = 0.03  # the silent loss whose detection time the guarantee names …
 NOTICED_BUDGETS: Final = 1.5  # … or this multiple of the budget, if larger
 
@@ -66,7 +68,7 @@ class RouteGuarantee:
 
     @property
     def stops(self) -> bool:
-        return self.state in ("certified", "budgeted", "uncertified", "candidate", "unknown")
+        return self.state in STOPS
 
     @property
     def sentence(self) -> str:

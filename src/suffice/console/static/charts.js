@@ -209,6 +209,8 @@
   window.sufficeCharts = drawAll;
   document.addEventListener("DOMContentLoaded", drawAll);
   document.addEventListener("suffice:theme", drawAll);
+  // A chart in a folded part has no width until it is shown.
+  document.addEventListener("toggle", function (event) { if (event.target.open && event.target.querySelector("figure[data-chart]")) drawAll(); }, true);
   var waits;
   window.addEventListener("resize", function () { clearTimeout(waits); waits = setTimeout(drawAll, 150); });
 })();

@@ -70,7 +70,7 @@
     if (!part) return;
     if (part.matches("details")) part.open = true;
     var field = part.querySelector("textarea, input:not([type=hidden]), select");
-    if (field && part.matches("details, form")) field.focus(); else part.scrollIntoView();
+    if (field && part.matches("details:not(.fold), form")) field.focus(); else part.scrollIntoView();
   }
   window.addEventListener("hashchange", openTarget);
   document.addEventListener("click", function (event) {

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.scope import TimeRange, ViewScope, format_bound
-from suffice.formatting import format_bounds, format_large, format_percent, format_points
+from suffice.formatting import format_bounds, format_large, format_percent, format_points, format_usd
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import read_events_where
 from suffice.store.routes import rollups
@@ -188,23 +188,35 @@ def _marked(rows: Iterable[StoredEvent], *, several: bool) -> Iterator[Marker]:
         yield Marker(at_s=stored.at_s, kind=kind, text=f"{prefix}{text}", href=href)
 
 
+def describe_saved(history: History, window: TimeRange) -> str:
+    """One sentence on what was saved in a scope."""
+    sums = history.total.sums
+    money = f", and {format_usd(sums.saved_usd)}" if sums.n_priced and history.total.saving is not None else ""
+    return f"{_spared(history, window)}{money}."
+
+
 def describe_saving(history: History, window: TimeRange) -> str:
     """One sentence on what was saved at what cost in a scope."""
+    total, certified = history.total, ""
+    if total.saving is None and total.would_save is None:
+        return f"{_spared(history, window)}."
+    if total.saving is not None and total.saved_tokens is not None and total.saved_tokens > 0:
+        share = min(1.0, max(0.0, total.saved_certified_tokens or 0.0) / total.saved_tokens)
+        certified = f" ({format_large(total.saved_tokens)}, {format_percent(share, 0)} of them certified)"
+    return f"{_spared(history, window)}{certified}{_cost(history)}."
+
+
+def _spared(history: History, window: TimeRange) -> str:
     total, phrase = history.total, window.phrase
     begin = phrase[:1].upper() + phrase[1:]
     if history.is_empty:
-        return f"No request came {phrase}."
+        return f"No request came {phrase}"
     requests = f"{total.sums.n_requests:,} requests"
     if total.saving is None:
         if total.would_save is None:
-            return f"{begin}, {requests} came; none of them shows yet what stopping saves."
-        cost = _cost(history)
-        return f"{begin}, nothing was stopped: stops would have saved {format_percent(total.would_save)}{cost}."
-    spared = f"{begin}, stopping saved {format_percent(total.saving.value)} of the tokens of {requests}"
-    if total.saved_tokens is not None and total.saved_tokens > 0:
-        certified = max(0.0, total.saved_certified_tokens or 0.0) / total.saved_tokens
-        spared += f" ({format_large(total.saved_tokens)}, {format_percent(min(1.0, certified), 0)} of them certified)"
-    return f"{spared}{_cost(history)}."
+            return f"{begin}, {requests} came; none of them shows yet what stopping saves"
+        return f"{begin}, nothing was stopped: stops would have saved {format_percent(total.would_save)}"
+    return f"{begin}, stopping saved {format_percent(total.saving.value)} of the tokens of {requests}"
 
 
 def _cost(history: History) -> str:

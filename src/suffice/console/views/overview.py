@@ -14,7 +14,9 @@ from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.context import DAY_S, LogView, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.alerts import AlertLine, latest_alerts
-from suffice.console.views.history import History, describe_saving, read_history
+from suffice.console.views.answers import Answers, RampStep, answer_questions, ramp_of
+from suffice.console.views.history import History, read_history
+from suffice.review.holds import lowest
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
@@ -43,6 +45,9 @@ class RouteState(ViewRecord, frozen=True):
     owned: str  # the fixed policy of the settings, whatever rollouts changed; "": the control loop decides
     promise: str  # the guarantee's sentence (`review.route_guarantee`)
     promise_state: str  # its state
+    beside: tuple[str, ...]  # experiments and rollouts that serve some requests otherwise
+    capped: int | None  # the highest level that an override or a forecast allows; None: no cap
+    ramp: tuple[RampStep, ...]  # from full runs to the highest level; (): nobody certifies it
     figures: PeriodFigures  # of the scope
     sparks: tuple[PeriodFigures, ...]  # the same in buckets of time, oldest first
     em_full: IntervalEstimate | None  # of the scope, valid for one look
@@ -118,6 +123,9 @@ def _route_state(
         owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
         promise=promise.sentence,
         promise_state=promise.state,
+        beside=promise.beside if promise.state not in ("off", "observe", "killed") else (),
+        capped=lowest(phase.cap, promises.holds.of(name).in_effect(view.now_s).ceiling),
+        ramp=ramp_of(phase, route, acts=promise.stops),
         figures=period.total,
         sparks=period.buckets,
         em_full=estimate_rate(sums.n_full_right, sums.n_full_marked),
@@ -233,7 +241,7 @@ class OverviewNotice(ViewRecord, frozen=True, kw_only=False):
 
 class Overview(ViewRecord, frozen=True):
     window: TimeRange
-    headline: str  # what was saved at what cost, in a sentence
+    answers: Answers
     history: History
     read_to: ReadTo
     n_certified: int
@@ -254,9 +262,11 @@ def overview(view: ViewContext) -> Overview:
     measured = [one for one in states if one.budget_used is not None]
     measured = [one for one in measured if one.phase.level] or measured  # routes that stop runs take precedence
     liked = [(one.satisfaction_effect.value, one) for one in states if one.satisfaction_effect is not None]
+    urgent = notices(states, read_to, view, alerts)
+    n_needs = len(urgent) + sum(one.over is None for one in alerts)
     return Overview(
         window=scope.range,
-        headline=describe_saving(history, scope.range),
+        answers=answer_questions(history, scope.range, states, n_needs),
         history=history,
         read_to=read_to,
         n_certified=sum(one.is_certified for one in states),
@@ -266,7 +276,7 @@ def overview(view: ViewContext) -> Overview:
         fleet=read_fleet(log),
         worst=max(measured, key=lambda one: one.budget_used or 0.0, default=None),
         routes=states,
-        notices=notices(states, read_to, view, alerts),
+        notices=urgent,
         alerts=alerts,
         is_empty=history.is_empty and not has_requests(log),
         liked=min(liked, key=lambda pair: pair[0])[1] if liked else None,

@@ -8,12 +8,13 @@ from typing import Any, Final
 import msgspec
 
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
+from suffice.review.holds import RouteHolds, lowest
 from suffice.rollout.evidence import GuardrailValue
 from suffice.rollout.results import ArmComparison, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import newest_event
-from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
+from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided, read_holds
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.rollouts import (
     RolloutRun,
@@ -43,6 +44,7 @@ class RoutePolicy(ViewRecord, frozen=True):
     owned: str  # name of the fixed policy; "": the control loop decides
     activated: str  # address of the policy that a rollout activated; "": none
     level: int  # active
+    capped: int | None  # the highest level that an override or a forecast allows; None: no cap
     paused: str  # reason; "": not paused
     rollout: RolloutRun | None  # running; None: none is
     past: tuple[RolloutRun, ...]  # ended, the latest first
@@ -56,10 +58,11 @@ class PoliciesView(ViewRecord, frozen=True):
 
 
 def policies(view: ViewContext) -> PoliciesView:
-    decided, rollouts = read_decided(view.connection), read_rollouts(view.connection)
+    log = view.connection
+    decided, rollouts, holds = read_decided(log), read_rollouts(log), read_holds(log)
     return PoliciesView(
         routes=tuple(
-            policy_of(view, name, route, decided.of(name), rollouts)
+            policy_of(view, name, route, decided.of(name), rollouts, holds.of(name))
             for name, route in view.settings.routes.items()
             if route.mode != "off"
         )
@@ -67,7 +70,12 @@ def policies(view: ViewContext) -> PoliciesView:
 
 
 def policy_of(
-    view: ViewContext, name: str, route: Route, held: RouteDeployment, rollouts: tuple[RolloutRun, ...]
+    view: ViewContext,
+    name: str,
+    route: Route,
+    held: RouteDeployment,
+    rollouts: tuple[RolloutRun, ...],
+    holds: RouteHolds,
 ) -> RoutePolicy:
     now, own = held.publication, own_version(route).address if route.policy else ""
     serving = read_serving_version(rollouts, name, own) if route.policy else ""
@@ -88,6 +96,7 @@ def policy_of(
         owned=str(route.policy.get("policy", "")),
         activated="" if serving == own else serving,
         level=held.level,
+        capped=lowest(now.cap if now is not None else None, holds.in_effect(view.now_s).ceiling),
         paused=held.pause.reason if held.pause is not None else "",
         rollout=running,
         past=past,
@@ -105,8 +114,10 @@ def name_policy(view: ViewContext, address: str, table: Mapping[str, Any] | None
     if table is None:
         kept = read_artefact(view.connection, address) if address.startswith("pv-") else None
         table = {} if kept is None else msgspec.json.decode(kept.partition("\n")[2]).get("body", {})
+    if "policy" not in table:  # what was learned is thousands of numbers
+        return f"learned {address}" if table else address
     parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in table.items()]
-    return ", ".join(parts)[:MOST_NAME_CHARS] or address
+    return ", ".join(parts)[:MOST_NAME_CHARS]
 
 
 class RolloutAssessment(ViewRecord, frozen=True):

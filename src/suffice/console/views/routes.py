@@ -15,8 +15,9 @@ from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
-from suffice.console.views.history import History, describe_saving, read_history
-from suffice.console.views.overview import RouteState, forecasts_of, route_states, states_of
+from suffice.console.views.answers import Answers, answer_questions
+from suffice.console.views.history import History, read_history
+from suffice.console.views.overview import OverviewNotice, RouteState, forecasts_of, notices, route_states, states_of
 from suffice.console.views.policies import RoutePolicy, policy_of
 from suffice.console.views.settings import SettingRow, sections
 from suffice.errors import BadRequest
@@ -97,7 +98,8 @@ class RouteDecision(ViewRecord, frozen=True):
 
 class RoutePage(ViewRecord, frozen=True):
     window: TimeRange
-    headline: str  # what was saved at what cost, in a sentence
+    answers: Answers
+    notices: tuple[OverviewNotice, ...]  # that concern this route
     history: History
     route: RouteState
     frontier: tuple[LevelRow, ...]  # of the newest proposal; (): no refit has measured one
@@ -141,11 +143,13 @@ def route(view: ViewContext) -> RoutePage:
     plan, settings = state.phase.plan, view.settings.routes.get(name)
     decided = read_decided(log).of(name)
     versions = _breakdown(view, state, "version", report)
+    urgent = notices((state,), rollups.read_to(log), view, ())
     published = _published(view, name, settings, decided, decisions, versions)
-    rollouts = read_rollouts(log)
+    rollouts, holds = read_rollouts(log), read_holds(log).of(name)
     return RoutePage(
         window=window,
-        headline=describe_saving(history, window),
+        answers=answer_questions(history, window, (state,), len(urgent)),
+        notices=urgent,
         history=history,
         route=state,
         frontier=_curve(proposal),
@@ -165,10 +169,10 @@ def route(view: ViewContext) -> RoutePage:
             *(describe_spending(spending) if spending is not None else ()),
         ),
         likings=report.whole_effects if report is not None else (),
-        policy=policy_of(view, name, settings or Route(upstream="", mode="off"), decided, rollouts),
+        policy=policy_of(view, name, settings or Route(upstream="", mode="off"), decided, rollouts, holds),
         published=published,
         compared=_compared(view, published),
-        overrides=tuple(one for one in read_holds(log).of(name).overrides if view.now_s < one.expires_at_s),
+        overrides=tuple(one for one in holds.overrides if view.now_s < one.expires_at_s),
         settings=next((one.settings for one in sections(view.settings) if one.name == f"routes.{name}"), ()),
         price="" if report is None or report.price is None else report.price.sentence,
         confidence=report.confidence if report is not None else state.confidence,

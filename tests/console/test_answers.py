@@ -1,0 +1,109 @@
+"""The four questions of a page: what its sentences claim, and how far a new route has come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.console.scope import TimeRange
+from suffice.console.views.answers import answer_questions, ramp_of, says_nothing
+from suffice.settings import Route
+from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
+from suffice.types import Pause
+from tests.console.test_standing import ARM, EPOCH, LEARNED, MADE
+
+WEEK = TimeRange(name="7", since_hour=0, until_hour=168)
+
+
+def estimate(value: float, low: float, high: float) -> IntervalEstimate:
+    return IntervalEstimate(value=value, low=low, high=high, n=57, method="")
+
+
+def state(name: str, promise_state: str, *, drop: IntervalEstimate | None = None, beside: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(name=name, promise_state=promise_state, em_drop=drop, max_em_drop=0.02, beside=beside)
+
+
+def safety(*states: Any, drop: IntervalEstimate | None = None) -> tuple[str, str]:
+    sums = SimpleNamespace(n_requests=9, n_priced=0)
+    total = SimpleNamespace(em_drop=drop, saving=None, would_save=None, sums=sums)
+    history: Any = SimpleNamespace(total=total, budget=0.02, markers=(), is_empty=False)
+    said = answer_questions(history, WEEK, states, 0)
+    assert said.needs == "Nothing."
+    return said.tone, said.safe
+
+
+def test_safe_is_said_only_where_all_that_acts_is_certified() -> None:
+    assert safety(state("a", "certified"), state("b", "observe"))[0] == "good"
+    assert safety(state("a", "certified"))[1].startswith("Yes: a keeps its EM budget, certified")
+    for worse in ("uncertified", "unknown", "candidate", "budgeted"):
+        tone, sentence = safety(state("a", "certified"), state("b", worse))
+        assert tone == "warn", worse
+        assert "Yes" not in sentence
+        assert "b" in sentence.partition(";")[0]
+    assert safety(state("a", "paused")) == (
+        "good",
+        "Yes: nothing is stopped now; the EM drop in the last 7 days is not known yet.",
+    )
+
+
+def test_a_loss_above_the_budget_and_trials_are_said_whatever_is_certified() -> None:
+    lost = estimate(0.05, 0.03, 0.07)
+    tone, sentence = safety(state("a", "certified", drop=lost), state("b", "uncertified"))
+    assert (tone, sentence[:39]) == ("bad", "No: a lost more than the EM budget; the")
+    assert "trial on a are not covered" in safety(state("a", "certified", beside=("a rollout",)))[1]
+    assert safety(state("a", "searching", beside=("a rollout",)))[0] == "warn"
+
+
+def test_an_interval_that_includes_everything_is_no_figure() -> None:
+    nothing, known = estimate(0.3276, -0.4558, 0.4558), estimate(0.0108, 0.0, 0.0208)
+    assert says_nothing(nothing)
+    assert not says_nothing(known)
+    assert not says_nothing(estimate(-0.2, -0.4, -0.15)), "a sure harm is known, however wide"
+    assert "not known yet after 57 audits" in safety(state("a", "certified"), drop=nothing)[1]
+    assert "was +1.08 points, of 2.00 allowed" in safety(state("a", "certified"), drop=known)[1]
+
+
+def phase(**changes: Any) -> Phase:
+    made = phase_of(RouteDeployment(epoch=EPOCH, publication=MADE, last=MADE, n_epochs=1), attended=True)
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("here", "acts", "name", "detail"),
+    [
+        ({"phase": "burst", "level": 0, "n_requests": 100, "n_burst": 400}, False, "All in full", "100 of 400 runs"),
+        ({"phase": "searching", "level": 0}, False, "Proved", "about 40 more audits"),
+        ({}, False, "Acts", "proved, and not acted on"),
+        ({}, True, "Highest level", "about 40 more audits to the next"),
+    ],
+)
+def test_one_step_of_a_new_route_is_under_way(here: dict[str, Any], acts: bool, name: str, detail: str) -> None:
+    steps = ramp_of(phase(**here), LEARNED, acts=acts)
+    (now,) = [one for one in steps if one.state == "here"]
+    assert now.name == name
+    assert now.detail.startswith(detail)
+    states = [one.state for one in steps]
+    assert states == sorted(states, key=["done", "here", "ahead"].index)
+    assert all((one.share == 1.0) == (one.state == "done") for one in steps if one.state != "here")
+
+
+def test_a_route_that_is_through_or_that_nobody_certifies_has_no_step_under_way() -> None:
+    assert {one.state for one in ramp_of(phase(level=40, n_levels=40), LEARNED, acts=True)} == {"done"}
+    arm = phase_of(RouteDeployment(epoch=EPOCH, publication=ARM, last=ARM, n_epochs=1))
+    effort = Route(upstream="up", effort="low", mode="enforce")
+    assert [one.state for one in ramp_of(arm, effort, acts=True)] == ["done"] * 3
+    assert ramp_of(arm, None, acts=True) == ()
+    held = RouteDeployment(
+        epoch=EPOCH,
+        publication=MADE,
+        last=MADE,
+        n_epochs=1,
+        pause=Pause(route="r", number=1, cause="person", reason="x", author="ann"),
+    )
+    steps = ramp_of(phase_of(held), LEARNED, acts=False)
+    assert [one.state for one in steps] == ["done", "here", "ahead", "ahead"], "a paused route acts on nothing"
+    assert steps[1].detail.startswith("paused")
