@@ -477,6 +477,7 @@ class Publication:
     class_ceilings: tuple[tuple[str, int], ...] = ()  # (query class, the highest level that ratings allow), sorted
     mixture: tuple[tuple[str, tuple[int, ...]], ...] = ()  # tested: (class, levels by overrides and the agent), sorted
     any_level: int = 0  # the highest level that is proved whatever lower levels query classes get
+    callers: tuple[tuple[str, int], ...] = ()  # (caller, how many of its next requests are audits), sorted
     arm: str = ""  # effort or budget that is the level, as outcomes name it; "": early stopping
     pairs: PairSummary | None = None  # evidence for the arm; None: no arm
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level

@@ -219,10 +219,10 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
 
 async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        assert g.gateway.share(g.gateway.deployment.routes[0]) == 0
+        assert g.gateway.share(g.gateway.deployment.routes[0], "") == 0
         begin(g, BOLDER, Rules(audit_share=0.8))
         await told(g, lambda variants: variants.running.trials)
-        assert g.gateway.share(g.gateway.deployment.routes[0]) == 0.8
+        assert g.gateway.share(g.gateway.deployment.routes[0], "") == 0.8
 
 
 async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

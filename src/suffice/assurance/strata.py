@@ -185,3 +185,48 @@ class _Guard:
     n_audits: int = 0
     steps_down: int = 0
     since: Counts = field(default_factory=lambda: count_outcomes(np.zeros((0, 0), dtype=np.int8)))  # the last move
+
+
+# --------------------------------------------------------------------------- guardrails per caller
+#
+# A certificate is about its window. A caller that sends only what stops harm afterwards is known by its own audits.
+
+HARM: Final = 2 / 3  # share of a caller's requests that lose, against twice the budget: the alternative that is tested
+MOST_FULL: Final = 100  # requests of a caller that run in full before its next look
+MOST_DOUBTED: Final = 64  # callers
+_LEAST_WEALTH: Final = 1e-9  # below it, only rounding is left
+
+
+@dataclass(slots=True)
+class CallerGuards:
+    """The callers of one route whose latest audits lose, and how many of their next requests run in full.
+
+    For each caller W <- max(1, W) LR over its audits at the active level, where LR compares a loss rate of `HARM` with
+    one of twice the budget. So many requests run in full, as audits, as would bring W back to 1 if none lost.
+
+    max_em_drop  the route's budget; from half of `HARM` on, no caller is guarded
+    """
+
+    max_em_drop: float
+    _wealth: dict[str, float] = field(default_factory=dict)  # log W, where above 0
+
+    @property
+    def _factors(self) -> tuple[float, float]:
+        """The logarithms of LR of an audit that loses, and of one that does not."""
+        allowed = FACTOR * self.max_em_drop
+        return log(HARM / allowed), log((1 - HARM) / (1 - allowed))
+
+    def add(self, caller: str, *, lost: bool) -> None:
+        if not caller or FACTOR * self.max_em_drop >= HARM:
+            return
+        if_lost, if_not = self._factors
+        wealth = self._wealth.pop(caller, 0.0) + (if_lost if lost else if_not)
+        if wealth > _LEAST_WEALTH:
+            self._wealth[caller] = min(wealth, -if_not * MOST_FULL)
+            if len(self._wealth) > MOST_DOUBTED:
+                del self._wealth[next(iter(self._wealth))]  # whose latest audit is the oldest
+
+    @property
+    def n_full(self) -> tuple[tuple[str, int], ...]:
+        """(caller, how many of its next requests run in full), sorted."""
+        return tuple(sorted((name, ceil(one / -self._factors[1])) for name, one in self._wealth.items()))

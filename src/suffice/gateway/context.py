@@ -43,7 +43,7 @@ from suffice.store.people.promises import read_other_arms
 from suffice.store.rows.events import RequestCount, RowRates
 from suffice.store.rows.watching import WatchLapse
 from suffice.telemetry import LOG, Metrics
-from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
+from suffice.types import EndReason, Feedback, Outcome, Publication, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.wire import encode_json
 
@@ -334,6 +334,18 @@ class RouteStatistics:
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None
     trial: SavingTrial = field(default_factory=SavingTrial)  # by audits of this process
+    n_singled: Counter[tuple[int, str]] = field(default_factory=Counter)  # audits by publication and caller in doubt
+
+    def is_singled(self, caller: str, made: Publication) -> bool:
+        """Whether a request is an audit because its caller's latest audits lose."""
+        return self.n_singled[made.number, caller] < dict(made.callers).get(caller, 0)
+
+    def note_audit(self, caller: str, made: Publication | None) -> None:
+        self.trial.n_begun += 1
+        if made is not None and made.callers:
+            if any(number != made.number for number, _ in self.n_singled):
+                self.n_singled.clear()
+            self.n_singled[made.number, caller] += 1
 
     def learn(self, request: Request, outcome: Outcome) -> None:
         if runs_in_full(request) and is_finished(outcome) and outcome.usage is not None:
@@ -542,11 +554,13 @@ class GatewayState:
     def stop_right(self, route: BuiltRoute, ledger: Ledger) -> StopRight:
         return StopRight(ledger=ledger, acts=route.acts, has_ended=partial(self.deployment.has_ended, ledger.request))
 
-    def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str, *, wall_s: float) -> AuditAssignment:
+    def assign(
+        self, route: BuiltRoute, key: RequestKey, episode_id: str, *, caller: str, wall_s: float
+    ) -> AuditAssignment:
         assigned = self.clients.deliveries.assign(
             key,
             episode_id=episode_id,
-            share=self.share(route),
+            share=self.share(route, caller),
             salt=self.salt,
             window_s=self.settings.server.retry_window_s,
             now_s=self.monotonic_s(),
@@ -554,10 +568,10 @@ class GatewayState:
         )
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)
-            self.statistics[route.name].trial.n_begun += 1
+            self.statistics[route.name].note_audit(caller, route.active.publication)
         return assigned
 
-    def share(self, route: BuiltRoute) -> float:
+    def share(self, route: BuiltRoute, caller: str) -> float:
         made, settings = route.active.publication, route.settings
         for_rollout = self.deployment.variants.audit_share(route.name)
         if settings.mode == "enforce" and not route.risks and settings.is_replayed:
@@ -566,7 +580,8 @@ class GatewayState:
             if route.in_burst or free:
                 return 1.0 if settings.probe is None else self.statistics[route.name].trial.share
             if made is not None:
-                return max(made.share, for_rollout)
+                is_singled = self.statistics[route.name].is_singled(caller, made)
+                return 1.0 if is_singled else max(made.share, for_rollout)
         usual = audit_share(self.statistics[route.name].n_requests, settings.audit_share)
         return max(usual, for_rollout)
 

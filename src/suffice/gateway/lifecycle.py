@@ -314,7 +314,8 @@ def admit(
         route = route.for_request(question, arrival.model, class_of(query))
         own = place_route(route, place)
         if reason is None:  # the audit is drawn for the route itself; arms then vary what the request gets
-            assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id, wall_s=now_s)
+            key, caller = arrival.key(own.name), arrival.caller.id
+            assigned = gw.assign(own, key, arrival.episode_id, caller=caller, wall_s=now_s)
             varied, arms = gw.deployment.variants.place(route, lambda: arrival.units(assigned), question)
             own = own if varied is route else place_route(varied, place)
         route = own

@@ -62,6 +62,7 @@ class Certifier:
     cap     the highest level that a forecast allows; None: no cap
     doubted a forecast asks for more audits
     died    starts of audits that neither alarms nor guardrails judge: they ended with their gateway
+    singled starts of audits that alarms do not judge: they were drawn for what their caller lost before
     idle    a level passes, and none saves anything
     """
 
@@ -79,6 +80,7 @@ class Certifier:
     cap: int | None = field(init=False, default=None)
     doubted: bool = field(init=False, default=False)
     died: set[float] = field(init=False, default_factory=set)
+    singled: set[float] = field(init=False, default_factory=set)
     live_cost: LiveCost = field(init=False, default=NO_LIVE_COST)  # set by the caller
     idle: bool = field(init=False, default=False)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
@@ -524,16 +526,16 @@ class Certifier:
     def _mature(self) -> Bools:
         """Which audits count: by age alone, never by outcome, see `assurance.labels`; none that died."""
         is_old = np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
-        return is_old & ~self._have_died()
+        return is_old & ~self._are(self.died)
 
-    def _have_died(self) -> Bools:
-        return np.isin(self._epoch.runs.at, list(self.died))
+    def _are(self, starts: set[float]) -> Bools:
+        return np.isin(self._epoch.runs.at, list(starts))
 
     def _watch(self) -> str | None:
         epoch, runs, watch, level = self._epoch, self._epoch.runs, self._epoch.watch, self.level
         if not self.plan.watches_outcomes or watch is None or not level:
             return None
-        counts = (runs.at > epoch.watched_from) & ~self._have_died()
+        counts = (runs.at > epoch.watched_from) & ~self._are(self.died | self.singled)
         new = (epoch.n_seen + np.flatnonzero(counts[epoch.n_seen :])).tolist()
         for place in new:
             if alarm := watch.add(None, bool(runs.d[epoch.rows[place, level]])):

@@ -224,6 +224,7 @@ class EvidenceSource:
         self.state = state
         self.level = 0  # active; 0 never stops
         self.agent: LiveAgent | None = None  # None: the owner has switched it off
+        self.callers: tuple[tuple[str, int], ...] = ()  # in doubt, and how many of their next requests are audits
         self.mixture: Mixture = ()  # of classes at other levels, with which the level was tested at the last look …
         self.any_level = 0  # … and up to which any mixture passed
 
@@ -248,9 +249,9 @@ class EvidenceSource:
         return self.state.epoch.delta_share
 
     def covers_others(self, before: Publication | None) -> bool:
-        """Whether other mixtures or models are covered than by the publication, and the log does not leave it so."""
-        covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain()
-        if before is None or covered == (before.mixture, before.any_level, before.upstream):
+        """Whether mixtures, models or callers are other than in the publication, and the log does not leave it so."""
+        covered = self.mixture, self.any_level, self.state.traffic.upstreams.plain(), self.callers
+        if before is None or covered == (before.mixture, before.any_level, before.upstream, before.callers):
             return False
         return self.may_repeat
 

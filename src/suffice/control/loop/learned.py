@@ -255,7 +255,7 @@ class LearnedEvidence(EvidenceSource):
         drawn_at = self.level or self.certifier.level
         rated, ceiling = self._heed_ratings(), self.floor.ceiling
         self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
-        moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
+        moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at) + self._doubt_callers()
         forecast, self._forecast = self._forecast, ""
         mixed = self._prove_mixtures()
         reasons = self._rollouts.take_reason(), forecast, self.certifier.live_cost.objection, rated, *moved, mixed
@@ -263,6 +263,16 @@ class LearnedEvidence(EvidenceSource):
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
         return reason if budget.max_em_drop else budget.reason
+
+    def _doubt_callers(self) -> list[str]:
+        """Note the callers whose latest audits lose; return the sentence of a change."""
+        before, self.callers = self.callers, self._guards.callers.n_full if self.level else ()
+        if self.callers == before:
+            return []
+        names = ", ".join(name for name, _ in self.callers)
+        return [
+            f"audits of {names} lose: the next requests run in full" if names else "callers in doubt may stop again"
+        ]
 
     def _heed_ratings(self) -> str:
         """Move ceilings as ratings require, or as the log has decided; return the reason, or ""."""
@@ -297,11 +307,11 @@ class LearnedEvidence(EvidenceSource):
         inside = (state.audits[place] for place in np.flatnonzero(certificate.inside).tolist())
         test = MixtureTest(
             certificate=certificate,
-            classes=[audit.query_class if upstreams.covers(audit.episode.request) else None for audit in inside],
+            classes=[self._class_served(audit) for audit in inside],
             max_em_drop=certifier.plan.max_em_drop - certifier.charge,
             delta=certifier.plan.delta,
         )
-        if self._classes() or upstreams.moved:
+        if self._classes() or upstreams.moved or self.callers:
             held = cache(lambda level: dict(self._classes_at(level)))
             self.level = min(self.level, test.level(lambda name, level: (held(level).get(name, level),)))
         if mixture_of(state.ceilings, state.plan, level=self.level):
@@ -311,6 +321,12 @@ class LearnedEvidence(EvidenceSource):
         return (
             f"only level {self.level} is proved with classes at levels of their own" if self.level < certified else ""
         )
+
+    def _class_served(self, audit: Audit) -> str | None:
+        """The class by which requests like this are served; None: they run in full."""
+        request = audit.episode.request
+        in_full = request.sender in dict(self.callers) or not self.state.traffic.upstreams.covers(request)
+        return None if in_full else audit.query_class
 
     def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
         """The levels that a class may get in all at a level of the route."""
@@ -362,6 +378,8 @@ class LearnedEvidence(EvidenceSource):
             self.state.audits = self.state.audits[n_gone:]
             self._n_taken = len(self.state.audits)
             self._guards.forget(n_gone)
+            oldest = min((audit.at for audit in self.state.audits), default=0)
+            self.certifier.singled = {at for at in self.certifier.singled if at >= oldest}
             self.ask_agent(lambda agent: agent.forget(n_gone))
             self.state.index_audits()
 
@@ -434,6 +452,7 @@ class LearnedEvidence(EvidenceSource):
             cap=certifier.cap,
             mixture=self.mixture,
             any_level=self.any_level,
+            callers=self.callers,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 

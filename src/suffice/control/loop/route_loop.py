@@ -178,7 +178,10 @@ class RouteLoop:
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
         certifier = state.certifier
-        most = certifier.window_share if certifier.in_doubt else 1.0
+        is_singled = certifier.level > 0 and request.audit and request.propensity == 1 > certifier.window_share
+        if is_singled:
+            certifier.singled.add(float(number))
+        most = certifier.window_share if certifier.in_doubt or is_singled else 1.0
         state.unreturned.began(request, number, probes=probes, windows=certifier.windows, most=most)
         return self._pass_requests(1, stored)
 

@@ -23,7 +23,7 @@ from suffice.assurance.fidelity import VERBATIM, Fidelity, FinishFidelity, bound
 from suffice.assurance.labels import CHARGE_CONFIDENCE, JUDGE, TRUSTED, rank_of
 from suffice.assurance.runs import REPRESENTATIVE, Match, is_right
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
-from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_stratify
+from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, CallerGuards, ClassGuards, post_stratify
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.judging import graded, human_label, pair_grades, parse_grade
@@ -187,7 +187,7 @@ class Traffic:
 
 @dataclass(slots=True, kw_only=True)
 class LiveGuards:
-    """The query-class guardrails of one epoch.
+    """The guardrails of query classes and of callers in one epoch.
 
     The guards read audits in the order of the log, and only at looks, so a replay reproduces their decisions. Another
     version judges again the audits of a restricted class since the class last moved.
@@ -198,10 +198,14 @@ class LiveGuards:
 
     max_em_drop: float
     delta: float
+    callers: CallerGuards = field(init=False)
     _guards: ClassGuards | None = None
     _served: FoldedModels | None = None
     _n_seen: int = 0  # of the certifier's audits, how many the guards have read
     _moved: dict[str, int] = field(default_factory=dict)  # position of the audit after which a class moved
+
+    def __post_init__(self) -> None:
+        self.callers = CallerGuards(self.max_em_drop)
 
     def look(self, certifier: Certifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
         """Pass new audits, drawn at level `pooled`, to the guards; return a sentence for each move."""
@@ -219,7 +223,10 @@ class LiveGuards:
                 self._guards.judge_anew(name, z[since])
         sentences = list[str]()
         for place in (np.flatnonzero(mature[self._n_seen :]) + self._n_seen).tolist():
-            sentences += self._add(self._guards, audits[place], z[place], pooled)
+            audit = audits[place]
+            self.callers.add(audit.episode.request.sender, lost=bool(z[place, pooled] == 1))
+            if audit.at not in certifier.singled:
+                sentences += self._add(self._guards, audit, z[place], pooled)
             self._n_seen = place + 1
         return sentences
 
