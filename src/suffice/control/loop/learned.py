@@ -462,7 +462,9 @@ class LearnedEvidence(EvidenceSource):
         inside, stops = self.certifier.stops(level)
         runs = [self.state.audits[place].outcome for place in inside.tolist()]
         known = np.array([run.usage is not None and is_finished(run) for run in runs], dtype=bool)
-        return remaining_ratio([run for run, is_known in zip(runs, known, strict=True) if is_known], stops[known])
+        later = max(0.0, self.certifier.live_cost.stop_excess)
+        counted = [run for run, is_known in zip(runs, known, strict=True) if is_known]
+        return remaining_ratio(counted, stops[known], later)
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""
