@@ -3,7 +3,7 @@
     python -m qualification.budget [--seeds 2] [--requests 24000] [--only NAME ...]
 
 Each stream starts cold under the certifier that serves, with its burst, window and refits, and labels that come at
-once. *Settled* is the last third. The true drop of a level is its mean over 20,000 further runs of the same world.
+once. *Settled* is the last third. The true drop of a level is its mean over 200,000 further runs of the same world.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -31,12 +30,13 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
 from suffice.learn.plan import HORIZON, Plan, full_runs
-from suffice.learn.version import N_FOLDS, FoldedModels
+from suffice.learn.version import N_FOLDS, N_LEVELS, FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 
 CONFIDENCE: Final = 0.95
 REFIT_EVERY: Final = 1_000
-N_TRUTH: Final = 20_000  # runs for the true drop: within 0.1 points at a drop of 2 %
+TRUTH_SEEDS: Final = range(987_654, 987_664)  # for the true drop: 0.05 points is its standard error at sd 21 %
+N_TRUTH: Final = 20_000  # runs of each of these
 N_SAMPLES: Final = 16  # of a vote
 GOAL: Final = 0.60  # of the budget, median over the worlds
 SHOWN: Final = (0.1, 0.25, 0.5, 0.75, 1.0)  # parts of a stream at which the audit share is printed
@@ -114,25 +114,30 @@ WORLDS: Final = (
 )
 
 
-@lru_cache(maxsize=2)
-def _further(draw: Draw) -> AuditRuns:
-    return draw(N_TRUTH, 987_654).runs
-
-
 @dataclass(slots=True)
 class Truth:
     """Drop and saving of every level of the versions that were served, each of shape (M,)."""
 
     draw: Draw
-    _known: dict[int, tuple[FoldedModels, Floats, Floats]] = field(default_factory=dict)
+    versions: dict[int, FoldedModels] = field(default_factory=dict)
 
-    def of(self, served: FoldedModels) -> tuple[Floats, Floats]:
-        if id(served) not in self._known:
-            runs = _further(self.draw)
-            rows = served.rows(runs)
-            drop, saving = runs.z[rows].mean(axis=0), 1 - runs.cost[rows].sum(axis=0) / runs.full.sum()
-            self._known[id(served)] = served, drop, saving  # the version is held, so that no other gets its id
-        return self._known[id(served)][1:]
+    def note(self, served: FoldedModels) -> int:
+        """The number of a version; it is held, so that no other gets its id."""
+        self.versions[id(served)] = served
+        return id(served)
+
+    def find(self) -> Mapping[int, tuple[Floats, Floats]]:
+        """Each version on runs that it has not seen, drawn once for all."""
+        drop = {number: np.zeros(one.n_levels) for number, one in self.versions.items()}
+        spent, full = {number: np.zeros(one.n_levels) for number, one in self.versions.items()}, 0.0
+        for seed in TRUTH_SEEDS:
+            runs = self.draw(N_TRUTH, seed).runs
+            full += float(runs.full.sum())
+            for number, one in self.versions.items():
+                rows = one.rows(runs)
+                drop[number] += runs.z[rows].mean(axis=0) / len(TRUTH_SEEDS)
+                spent[number] += runs.cost[rows].sum(axis=0)
+        return {number: (drop[number], 1 - spent[number] / full) for number in drop}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +145,11 @@ class Found:
     level: int  # at the end
     used: float  # of the budget, by the true drop of the level in force, mean over the settled third
     saved: float  # of tokens, settled third, audits included
+    whole: float  # of tokens, from the first request on
     at_level: float  # what the level of the end saves on requests that are no audits
     best: float  # saving of the best level of the last version that keeps the budget
     settled_at: int  # request from which 80 % of the budget use at the end was held
+    doubt: float  # share of all requests in doubt
     shares: tuple[float, ...]  # audit shares, see SHOWN
     over: float  # share of all requests that met a level whose true drop exceeds the budget
     alarms: int
@@ -161,24 +168,28 @@ def plan_of(world: World) -> Plan:
 
 
 def run_world(world: World, n: int, seed: int) -> Found:
-    truth, drops, shares = Truth(world.draw), list[float](), list[float]()
-    certifier = Certifier(replace(plan_of(world)), Logistic())
+    truth, served, shares, doubts = Truth(world.draw), list[tuple[int, int]](), list[float](), list[bool]()
+    certifier = Certifier(plan_of(world), Logistic())
 
     def look(seen: Certifier) -> None:
         shares.append(seen.share)
-        drops.append(float(truth.of(seen.served)[0][seen.level]) if seen.served is not None else 0.0)
+        doubts.append(seen.in_doubt)
+        served.append((0, 0) if seen.served is None else (truth.note(seen.served), seen.level))
 
     stream = run_stream(world.draw(n, seed), certifier, np.random.default_rng([seed, 4]), watch=look)
-    used, settled = np.array(drops) / world.max_em_drop, len(drops) * 2 // 3
-    drop, saving = truth.of(certifier.served) if certifier.served is not None else (np.zeros(1), np.zeros(1))
+    known, settled = {0: (np.zeros(N_LEVELS), np.zeros(N_LEVELS)), **truth.find()}, len(served) * 2 // 3
+    used = np.array([known[version][0][level] for version, level in served]) / world.max_em_drop
+    drop, saving = known[served[-1][0]]
     low = np.flatnonzero(used < 0.8 * used[-1])
     return Found(
         level=certifier.level,
         used=float(used[settled:].mean()),
         saved=stream.reduction(slice(n * 2 // 3, None)),
+        whole=stream.reduction(slice(None)),
         at_level=float(saving[certifier.level]),
         best=float(saving[drop <= world.max_em_drop].max(initial=0.0)),
         settled_at=n * (int(low[-1]) + 1 if len(low) else 0) // len(used),
+        doubt=float(np.mean(doubts)),
         shares=tuple(shares[int(part * len(shares)) - 1] for part in SHOWN),
         over=float((used > 1).mean()),
         alarms=sum(change.kind == "alarm" for change in stream.changes),
@@ -190,13 +201,15 @@ def line(world: World, seed: int, found: Found) -> str:
     return (
         f"{world.name:16} {seed:4} {found.level:5} {100 * found.used * world.max_em_drop:6.2f}"
         f" {100 * found.used:6.0f} %"
-        f" {100 * found.saved:6.1f} % {100 * found.at_level:6.1f} % {100 * found.best:6.1f} %"
-        f" {found.settled_at:8,}  {shares}  {100 * found.over:5.1f} % {found.alarms:3}"
+        f" {100 * found.whole:6.1f} % {100 * found.saved:6.1f} %"
+        f" {100 * found.at_level:6.1f} % {100 * found.best:6.1f} %"
+        f" {found.settled_at:8,}  {shares}  {100 * found.doubt:5.1f} % {100 * found.over:5.1f} % {found.alarms:3}"
     )
 
 
 HEAD: Final = (
-    "world            seed level   drop budget    saved    level     best  settled  audit share, %        over alarms"
+    "world            seed level   drop budget    whole  settled    level     best    since  audit share, %"
+    "        doubt    over alarms"
 )
 
 
