@@ -157,3 +157,36 @@ def test_a_typical_mistake_says_where_what_and_what_is_allowed(
 
 def test_they_are_fifteen() -> None:
     assert len({mistake.name for mistake in MISTAKES}) == 15
+
+
+@pytest.mark.parametrize(
+    ("folder", "has_settings", "words"),
+    [
+        ("empty", False, "empty: has no suffice.toml, nor has this folder; suffice init --data-dir"),
+        ("missing", False, "missing: does not exist; suffice init --data-dir"),
+        ("empty", True, "suffice.db: does not exist; --data-dir or SUFFICE_DATA_DIR names this log"),
+        ("missing", True, "does not exist, nor does its folder"),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_status_names_the_data_directory_that_was_given(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    words: str,
+    *,
+    has_settings: bool,
+    by_variable: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SUFFICE_DATA_DIR", raising=False)
+    Path("empty").mkdir()
+    if has_settings:
+        Path("suffice.toml").write_text(SETTINGS, "utf-8")
+    if by_variable:
+        monkeypatch.setenv("SUFFICE_DATA_DIR", folder)
+    done = CliRunner().invoke(main, ["status", *([] if by_variable else ["--data-dir", folder])])
+    assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+    assert words in done.output
+    assert "store.url in" not in done.output
+    assert list(tmp_path.rglob("*.db")) == []

@@ -78,8 +78,17 @@ def read_settings(path: str | Path, environ: Mapping[str, str]) -> LoadedSetting
     file = Path(path)
     is_alone = file == DEFAULT_FILE and not file.exists() and sets_anything(environ)
     if file == DEFAULT_FILE and not file.exists() and not is_alone:
-        raise ConfigError(NO_SETTINGS)
+        raise ConfigError(no_settings(environ))
     return _loaded({} if is_alone else _raw_of(file), environ, None if is_alone else file, "the environment")
+
+
+def no_settings(environ: Mapping[str, str]) -> str:
+    """Say that there is no settings file, and what to type; one line where somebody named the data directory."""
+    if not environ.get(DATA_DIR):
+        return NO_SETTINGS
+    folder = data_folder(environ)
+    what = "has no suffice.toml, nor has this folder" if folder.is_dir() else "does not exist"
+    return f"{folder}: {what}; suffice init --data-dir {folder} writes one, or name a file with --config"
 
 
 def parse_starter(text: str, environ: Mapping[str, str]) -> Settings:
@@ -257,10 +266,13 @@ def require_log(settings: Settings, file: str | Path) -> None:
     except (OSError, ValueError) as error:  # a name that is too long, or invalid
         what = f"cannot be checked ({getattr(error, 'strerror', None) or error})"
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
-    where = named.absolute() if named.exists() else "the environment"
+    if os.environ.get(DATA_DIR) and log.is_relative_to(data_folder(os.environ)):
+        where = f"--data-dir or {DATA_DIR}"
+    else:
+        where = f"store.url in {named.absolute() if named.exists() else 'the environment'}{link}"
     raise StoreError(
-        f"store {log}: {what}; store.url in {where}{link} names this log, and `suffice serve` creates it on"
-        " its first run: name the deployment's settings file with --config"
+        f"store {log}: {what}; {where} names this log, and `suffice serve` creates it on its first run; for another"
+        " deployment, name its settings file with --config"
     )
 
 

@@ -37,7 +37,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.people.audit_view import describe_level
 from suffice.store.routes.deployments import read_fleet
 from suffice.store.routes.rollups import read_to
-from suffice.wiring.files import NO_SETTINGS, condition, data_folder, require_log
+from suffice.wiring.files import condition, data_folder, no_settings, require_log
 from suffice.wiring.keys import good_file
 
 if TYPE_CHECKING:  # the gateway would take most of the start-up time of `suffice status`
@@ -120,7 +120,7 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Log
         return settings, log_location(settings.store)
     log = data_folder(os.environ) / Store().url.rpartition("/")[2]  # of suffice serve --upstream
     if not log.is_file():
-        raise ConfigError(f"{NO_SETTINGS}, or a log with --db")
+        raise ConfigError(f"{no_settings(os.environ)}, or a log with --db")
     return None, log
 
 
