@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,21 @@ from suffice.console.render import format_difference
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import Advance
 from suffice.edge.math import open_match
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event, FeedbackEvent
+from suffice.types import Publication
 from suffice.wiring.keys import deployment_salt
+from suffice.wiring.routes import setup_of
 from suffice_demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
-from suffice_demo.month_traffic import MATH, SUPPORT, make_feedback
+from suffice_demo.month_traffic import MATH, N_SAMPLES, QUIZ, SUPPORT, QuestionKind, full_run, make_feedback
 from suffice_demo.month_trials import MonthTrials
 from tests.console.visitor import Visitor, people_of, site
 
@@ -44,7 +50,7 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         monotonic_s=time.monotonic,
     ) as made:
         live(made, n=N, until_s=now_s, on_step=lambda n, _held: seen.append(n))
-        assert made.held.in_burst, "so few runs certify nothing"
+        assert made.route.active.in_burst, "so few runs certify nothing"
     assert seen == [60, 120]
     runs = list(read_episodes(tmp_path / "console.db", ROUTE))
     assert len(runs) == N
@@ -74,6 +80,57 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         assert (hand["item"]["full_answer"], hand["item"]["early_answer"]) == ("2004", "1566")
         assert hand["question"].startswith("In which year")
         assert [step["read"] != [] for step in hand["loop"]["steps"]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("kinds", [MATH, SUPPORT, QUIZ], ids=["math", "support", "quiz"])
+def test_a_vote_ends_once_it_is_decided(kinds: Sequence[QuestionKind]) -> None:
+    rng, lengths = random.Random(5), Counter[int]()
+    for number in range(200):
+        request, outcome, _ = full_run(number, kinds, rng, route="r", share=0.5, at_s=1e9)
+        answers = [step.answer for step in outcome.steps]
+        assert deciding_sample(answers, request.n_samples) == len(answers), "neither earlier nor later"
+        assert (outcome.answer, outcome.vote) == (count_votes(answers).answer, count_votes(answers).counts)
+        assert outcome.usage is not None
+        assert outcome.usage.completion_tokens == sum(step.tokens for step in outcome.steps)
+        lengths[len(answers)] += 1
+    assert min(lengths) == N_SAMPLES // 2
+    assert sum(n for length, n in lengths.items() if length < N_SAMPLES) > 150
+
+
+@pytest.mark.slow
+def test_the_route_that_certifies_itself_is_served_as_its_gateway_would(tmp_path: Path) -> None:
+    """Shares of audits, levels and versions are those of the control loop's own publications."""
+    settings, path = settings_for(tmp_path / "console.db"), tmp_path / "console.db"
+    now_s, made_so_far = time.time(), list[Publication]()
+
+    def note(_: int, held: RouteDeployment) -> None:
+        if held.publication is not None:
+            made_so_far.append(held.publication)
+
+    with month(
+        settings,
+        path,
+        begin_s=now_s - DAYS * DAY_S,
+        seed=7,
+        secret=deployment_salt(settings),
+        monotonic_s=time.monotonic,
+    ) as made:
+        live(made, n=720, until_s=now_s, on_step=note)
+        level = made.route.active.level
+    assert level > 0, "the month certifies"
+    runs = [one.episode for one in read_episodes(path, ROUTE)]
+    shares = {1.0} | {one.share for one in made_so_far}
+    assert {run.request.propensity for run in runs if run.request.audit} <= shares
+    acting = [run for run in runs if run.request.certified]
+    assert {run.request.policy_version for run in acting} <= {one.fit for one in made_so_far}
+    assert {run.request.setup for run in runs} == {setup_of(settings, ROUTE)}
+    stopped = [run for run in runs if run.outcome.stopped]
+    assert 100 < len(stopped) < len(acting)
+    assert all(run.request.certified and not run.request.audit for run in stopped)
+    for run in runs:
+        answers = [step.answer for step in run.outcome.steps]
+        is_decided = deciding_sample(answers, run.request.n_samples) is not None
+        assert is_decided != run.outcome.stopped, "a run ends by its vote or by its policy"
 
 
 def write_tries(settings: Settings, path: Path, *, n: int) -> None:
@@ -139,7 +196,7 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
         assert told["research"] == ""
         assert "its owner decides" in visitor.get("/console/routes").text
         page = visitor.get("/console/changes?kind=experiment_started").text
-        assert "patience, run 1: five 50%, six 50% on quiz, 100% of layer default; tokens decides" in page
+        assert "patience, run 1: five 50%, six 50% on quiz, 100% of layer quiz; tokens decides" in page
         page = visitor.get("/console/experiments").text
         assert "brisk" in page
         assert "patience" in page

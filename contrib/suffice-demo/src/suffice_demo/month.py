@@ -20,19 +20,22 @@ from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain
 from suffice.control.jobs.upkeep import Rollup
 from suffice.errors import SufficeError
-from suffice.policy.base import build_policy
+from suffice.gateway.route import BuiltRoute, Variants, deploy_route
 from suffice.policy.folded_version import FoldedVersion, load_version
 from suffice.review.decide import IncidentForm
+from suffice.review.holds import lowest
+from suffice.rollout.experiment import units_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import Notice, plain
 from suffice.store.people.deciding import ask_about, decide_incident, open_incident
-from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_decided
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.rows.events import Event, FeedbackEvent, KillSwitchState
+from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
-from suffice.wiring.routes import setup_of
+from suffice.wiring.routes import build_route
 from suffice_demo.month_traffic import (
     MATH,
     MONTH,
@@ -47,7 +50,7 @@ from suffice_demo.month_traffic import (
     priced,
 )
 from suffice_demo.month_trials import AUTHOR, MonthTrials, succeed
-from suffice_demo.replayed_runs import ReplayedRun, replay_run
+from suffice_demo.replayed_runs import replay_run
 
 ROUTE: Final = "math"
 DAYS: Final = 30
@@ -84,25 +87,35 @@ class Month:
     watcher: Worker  # with the job `monitor`
     trials: MonthTrials
     clock: Clock
-    setup: str  # of the route that certifies itself, as its gateway has it
+    base: BuiltRoute  # that certifies itself, before any evidence
+    route: BuiltRoute = field(init=False)  # as its gateway serves it
+    variants: Variants
     rng: random.Random
     loop_rng: random.Random  # of loops, so that their number does not change the draws of other routes
     full_tokens: list[int] = field(default_factory=list)  # of full runs, to estimate the saving of a stop
-    held: RouteDeployment = NOTHING
     doubtful: dict[str, str] = field(default_factory=dict)  # why to review a run whose early answer differs, by its id
     killed: bool = False
     n: int = 0
     n_looks: int = 0
 
+    def __post_init__(self) -> None:
+        self.route = self.base
+
     def ask(self) -> None:
-        made, burst = self.held.publication, self.held.in_burst
-        level = 0 if burst or self.killed else self.held.level
-        request, outcome, right = self._full_run(MATH, ROUTE, 1.0 if burst else SHARE)
-        version = made.version if made is not None and level else ""
-        request = replace(request, policy_version=version, certified=level > 0, setup=self.setup)
-        because = "the risk is below the level's threshold"
-        replayed = self._replayed(request, outcome, level)
-        ended = end_run(outcome, replayed, self.full_tokens, acts=not request.audit, because=because)
+        made = self.route.active.publication
+        request, outcome, right = self._full_run(MATH, ROUTE, 1.0 if made is None else made.share)
+        asked = self.route.for_request(
+            request.question_key, request.model, request.query.query_class if request.query else ""
+        )
+        served, arms = self.variants.place(asked, lambda: units_of("", request=request.unit))
+        request = replace(
+            request, policy_version=served.policy_version, certified=served.certified, setup=served.setup, arms=arms
+        )
+        level = lowest(self.route.active.level, served.ceiling) if served.levels else 0
+        policy = served.levels[level] if level else served.policy
+        replayed = replay_run(Episode(request=request, outcome=outcome), policy, wave=served.settings.wave)
+        because, acts = "the risk is below the level's threshold", served.acts and not (request.audit or self.killed)
+        ended = end_run(outcome, replayed, self.full_tokens, acts=acts, because=because)
         if ended.would_answer not in (None, ended.answer):
             self.doubtful[ended.episode_id] = "the votes changed their mind"
         self._write(request, ended, right, self.rng)
@@ -164,7 +177,10 @@ class Month:
             if job.name in jobs:
                 job.forget()
                 self.worker.once(job.name)
-        self.held = read_decided(self.writer.path).of(ROUTE)
+        held = read_decided(self.writer.path).of(ROUTE)
+        made = held.publication
+        version = _version(self.writer.path, made.fit) if made is not None and made.fit and held.level else None
+        self.route = deploy_route(self.base, held, version)
         self.trials.follow()
 
     def _full_run(self, kinds: Sequence[QuestionKind], route: str, share: float) -> tuple[Request, Outcome, str]:
@@ -182,13 +198,6 @@ class Month:
     def _append(self, *events: Event) -> None:
         if not all(self.log.append(event) for event in events):
             raise SufficeError("demo: the log is full")
-
-    def _replayed(self, request: Request, outcome: Outcome, level: int) -> ReplayedRun | None:
-        made = self.held.publication
-        if not level or made is None or not made.fit:
-            return None
-        policy = build_policy(_version(self.writer.path, made.fit).policy(request.question_key, level))
-        return replay_run(Episode(request=request, outcome=outcome), policy, wave=self.settings.routes[ROUTE].wave)
 
 
 @lru_cache(maxsize=8)
@@ -239,7 +248,8 @@ def month(
                 worker=worker(certify, retrain, advance, notify, rollup),
                 watcher=worker(monitor),
                 clock=clock,
-                setup=setup_of(settings, ROUTE),
+                base=build_route(ROUTE, settings.routes[ROUTE], None, settings.upstreams["house"]),
+                variants=Variants(salt=f"month {seed}", metrics=Metrics()),
                 rng=random.Random(seed),
                 loop_rng=random.Random(seed + 1),
                 trials=MonthTrials(
@@ -278,7 +288,7 @@ def live(
             made.loop()
         if number % EACH == EACH - 1:
             made.look()
-            on_step(number + 1, made.held)
+            on_step(number + 1, made.route.active)
     made.look("retrain", "rollup")
     made.request_review()
 

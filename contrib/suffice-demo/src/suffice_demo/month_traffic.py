@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from suffice.assurance.money import cost_of
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.review.items import Source
 from suffice.settings import Prices
 from suffice.store.rows.events import Event, QuestionText, Sources
@@ -17,7 +18,7 @@ from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 from suffice_demo.replayed_runs import ReplayedRun
 
 MONTH: Final[Mapping[str, Any]] = tomllib.loads((Path(__file__).parent / "month.toml").read_text("utf-8"))
-N_SAMPLES: Final = 8
+N_SAMPLES: Final = 16
 SHARE: Final = 0.15  # of audits
 N_MISLED: Final = 3  # first samples that agree on another answer
 LATELY: Final = 500  # full runs behind an estimated saving
@@ -88,9 +89,10 @@ def full_run(
     kind = kinds[0] if len(kinds) == 1 else rng.choices(kinds, [one.share for one in kinds])[0]
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
     answers = _answers(right, kind, rng, easy=easy)
-    votes = _votes(answers)
+    answers = answers[: deciding_sample(answers, N_SAMPLES)]  # a decided vote draws no more
+    vote = count_votes(answers)
     name = _episode_id(number, rng, at_s)
-    tokens = [rng.randrange(90, 260) if easy else rng.randrange(180, 520) for _ in range(N_SAMPLES)]
+    tokens = [rng.randrange(90, 260) if easy else rng.randrange(180, 520) for _ in answers]
     n_words = max(4, int(rng.gauss(kind.n_words, kind.n_words / 4)))
     request = _request(
         name,
@@ -111,11 +113,11 @@ def full_run(
         episode_id=name,
         end_reason="done",
         status=200,
-        answer=max(votes, key=lambda answer: votes[answer]),
+        answer=vote.answer,
         response_id=f"chatcmpl-{name[3:]}",
-        steps=tuple(_sample(answers[:n], tokens[n - 1]) for n in range(1, N_SAMPLES + 1)),
+        steps=tuple(_sample(answers[:n], tokens[n - 1]) for n in range(1, len(answers) + 1)),
         usage=Usage(prompt_tokens=4 * n_words + 60, completion_tokens=sum(tokens)),
-        vote=tuple(sorted(votes.items(), key=lambda one: -one[1])),
+        vote=vote.counts,
         model="house-8b",
         system_fingerprint="fp_7c1",
         duration_s=round(rng.uniform(1.4, 4.8), 3),
@@ -133,10 +135,6 @@ def _answers(right: str, kind: QuestionKind, rng: random.Random, *, easy: bool) 
     return answers
 
 
-def _votes(answers: Sequence[str]) -> dict[str, int]:
-    return {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
-
-
 def _sample(answers: list[str], tokens: int) -> StepRecord:
     return StepRecord(
         index=len(answers),
@@ -147,7 +145,7 @@ def _sample(answers: list[str], tokens: int) -> StepRecord:
         entropy=None,
         probe_tokens=0,
         action="continue",
-        reason=f"{max(_votes(answers).values())} of {len(answers)} samples agree",
+        reason=f"{count_votes(answers).counts[0][1]} of {len(answers)} samples agree",
     )
 
 
@@ -174,13 +172,13 @@ def end_run(
 ) -> Outcome:
     """Return the run as its policy ends it, with its cost.
 
-    full_tokens  of the route's full runs so far; a run without a stop is appended
+    full_tokens  of the route's full runs so far, all samples of a vote counted; a run without a stop is appended
     acts         whether the policy acts; if not, the step where it would have stopped is recorded
     because      reason for the stop, a short sentence
     """
     assert outcome.usage is not None
     if not acts:
-        full_tokens.append(outcome.usage.completion_tokens)
+        full_tokens.append(outcome.usage.completion_tokens if replayed is None else replayed.full_tokens)
     if replayed is None or replayed.stop_step is None:
         return priced(outcome)
     if not acts:
@@ -201,7 +199,7 @@ def end_run(
             steps=(*steps[:-1], replace(steps[-1], action="stop", reason=because)),
             tokens_saved_estimate=round(sum(lately) / len(lately)) - replayed.tokens if lately else None,
             estimate_method=f"mean of {len(lately)} full runs of this route",
-            vote=tuple(_votes([step.answer for step in steps if step.answer]).items()),
+            vote=count_votes([step.answer for step in steps]).counts,
             duration_s=round(outcome.duration_s * replayed.tokens / outcome.usage.completion_tokens, 3),
         )
     )
