@@ -31,6 +31,7 @@ from suffice.store.database.writer import LogWriter
 from suffice.wiring.files import load_settings, starter_settings, upstream_table
 from suffice_testing import FakeUpstream, ServerBehaviour
 from suffice_testing.chain import SumsModel
+from suffice_testing.reply import Reply
 
 ENTRY = "from suffice.cli.main import main; main()"
 SERVER = ServerBehaviour(slots=4, prefix_cache=True, models=("sums",), owner="llamacpp")
@@ -77,6 +78,19 @@ def test_init_examines_writes_asks_and_says_what_was_seen(data: Path) -> None:
     assert known.n_slots == settings.upstreams["local"].slots == 4
     assert run("config", "check").output.splitlines()[-1] == f"{data}/suffice.toml: ok"
     assert "requests               10" in run("status", "--all").output + run("status").output, "found from any folder"
+
+
+def test_init_writes_no_policy_for_a_model_without_thoughts(data: Path) -> None:
+    with FakeUpstream.in_thread(Reply(answer=("408",)), SERVER) as fake:
+        done = run("init", "--upstream", fake.url)
+        assert done.exit_code == 0, done.output
+        assert "returned no thought" in done.output
+        assert f"Wrote {data}/suffice.toml, without a policy: a model without thoughts leaves" in done.output
+        assert "would stop" not in done.output
+    route = load_settings(data / "suffice.toml").routes["chat"]
+    assert (route.mode, route.policy) == ("observe", {})
+    assert 'kind = "samples"' in (data / "suffice.toml").read_text(), "what would work, as a comment"
+    assert run("config", "check").output.splitlines()[-1] == f"{data}/suffice.toml: ok"
 
 
 def test_init_asks_nothing_where_it_was_told_to_send_nothing(data: Path) -> None:

@@ -292,6 +292,4 @@ def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
         lines.append(f"slots = {findings.n_slots}")
     if usable:
         lines.append(f"finish = {json.dumps(usable)}")
-    if usable and find_verdict(findings, "reasoning") == "no":
-        lines.append("# no thought was observed: a reasoning route would have nothing to stop")
     return "\n".join(lines) + "\n"

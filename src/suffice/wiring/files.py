@@ -348,7 +348,7 @@ upstream = "{name}"
 kind = "reasoning"                 # one thought that may end early; also "samples" (votes) and "rounds" (loops)
 mode = "observe"                   # "enforce" stops runs, once audits have proved that max_em_drop is kept
 scorer = "{scorer}"                  # how answers are read and compared: text, number, choice, math, json, ...
-policy = {{ policy = "stable-answer", streak = 4 }}   # would stop once the answer has not changed for 4 steps
+{policy}
 max_em_drop = 0.02                 # you would accept 2 points of Exact Match ...
 confidence = 0.95                  # ... with this confidence
 
@@ -364,17 +364,27 @@ url = "sqlite:///suffice.db"       # the log; its secrets lie beside it, suffice
 """
 
 
+_POLICY: Final = (
+    'policy = { policy = "stable-answer", streak = 4 }   # would stop once the answer has not changed for 4 steps'
+)
+_NO_POLICY: Final = """\
+# No policy: the model returned no thought, so one call has nothing to stop early. Where you let several answers vote,
+# write kind = "samples" and samples = 8: a request is then up to 8 calls, and the vote ends once it is decided."""
+
+
 def upstream_table(url: str, driver: Driver | None) -> str:
     """Return the table of a server of which no more is known than its driver."""
     return f'[upstreams.{UPSTREAM}]\nurl = {json.dumps(url)}\ndriver = "{driver or "openai"}"\n'
 
 
-def starter_settings(upstream: str, *, api_key_env: str = "", scorer: str = "text") -> str:
+def starter_settings(upstream: str, *, api_key_env: str = "", scorer: str = "text", thinks: bool = True) -> str:
     """Return a complete settings file.
 
     upstream  the table [upstreams.local], as `upstream_table` or the doctor's recommendation writes it
+    thinks    whether the model may return thoughts, which a policy could end
     """
     key = f"api_key_env = {json.dumps(api_key_env)}\n"
     if not api_key_env:
         key = '# api_key_env = "MY_KEY"         # variable with its key; without it each client\'s own is passed on\n'
-    return _STARTER.format(upstream=upstream, key=key, name=UPSTREAM, route=ROUTE, scorer=scorer)
+    policy = _POLICY if thinks else _NO_POLICY
+    return _STARTER.format(upstream=upstream, key=key, name=UPSTREAM, route=ROUTE, scorer=scorer, policy=policy)

@@ -119,9 +119,12 @@ async def _examine_and_write(server: Upstream, file: Path, *, model: str | None,
     click.echo(f"{server.url}: model {findings.model}, driver {recommendation.driver}, {examined}")
     for sentence in recommendation.sentences:
         click.echo(shell.wrapped(sentence, "  - ", "    "))
-    write_whole(file, starter_settings(recommendation.settings, api_key_env=server.api_key_env, scorer=scorer))
+    thinks = find_verdict(findings, "reasoning") != "no"
+    text = starter_settings(recommendation.settings, api_key_env=server.api_key_env, scorer=scorer, thinks=thinks)
+    write_whole(file, text)
     await append_findings(load_settings(file), findings)
-    click.echo(f"Wrote {file}")
+    without = "" if thinks else ", without a policy: a model without thoughts leaves nothing to stop in one call"
+    click.echo(f"Wrote {file}{without}")
 
 
 def _where_to_find_one() -> str:
@@ -164,7 +167,7 @@ def _print_seen(settings: Settings, results: Sequence[bool], n: int) -> None:
     click.echo(f"  answered        {len(results)} of {n}, {sum(results)} of them right")
     click.echo(f"  tokens          {n_tokens:,} generated; Suffice added {n_added:,}")
     click.echo("  stopped early   none: it observes")
-    if would_save is not None:
+    if would_save is not None and settings.routes[ROUTE].policy:
         click.echo(
             f"  would stop      {report.n_would_stop} by the file's policy, saving {would_save.value:.0%} of the tokens"
         )
