@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +14,13 @@ import pytest
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import answer_questions, ramp_of, says_nothing
+from suffice.console.views.policies import name_policy
 from suffice.settings import Route
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import Pause
+from tests.console.made import fill
 from tests.console.test_standing import ARM, EPOCH, LEARNED, MADE
+from tests.console.visitor import Visitor, people_of, settings_in, site
 
 WEEK = TimeRange(name="7", since_hour=0, until_hour=168)
 
@@ -107,3 +113,25 @@ def test_a_route_that_is_through_or_that_nobody_certifies_has_no_step_under_way(
     steps = ramp_of(phase_of(held), LEARNED, acts=False)
     assert [one.state for one in steps] == ["done", "here", "ahead", "ahead"], "a paused route acts on nothing"
     assert steps[1].detail.startswith("paused")
+
+
+def test_a_capped_level_is_shown_as_what_acts_wherever_it_is_named(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time())
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        pages = ("/console", "/console/routes", "/console/policies", "/console/route?route=math")
+        assert not [one for one in pages if "capped" in visitor.get(one).text]
+        form = {"route": "math", "kind": "cap", "level": "1", "reason": "a launch", "csrf": visitor.token()}
+        assert visitor.post("/console/overrides/set", form).status == 303
+        for one in pages:
+            assert re.search(r"level 1 (of \d+|active), capped", visitor.get(one).text), one
+
+
+def test_what_was_learned_is_named_by_its_address_and_not_by_its_numbers() -> None:
+    view: Any = None
+    assert name_policy(view, "pv-1", {"levels": [[0.1, 0.2]], "models": []}) == "learned pv-1"
+    assert name_policy(view, "pv-1", {"policy": "stable-answer", "streak": 3}) == "stable-answer, streak 3"
+    assert name_policy(view, "v-1") == "v-1"

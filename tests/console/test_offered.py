@@ -83,7 +83,17 @@ def test_the_console_gives_one_order(tmp_path: Path) -> None:
 
 
 # Forms that change nothing of what is served: sessions, the reviewer's desk, own views, exports and running requests.
-NO_PREVIEW = ("login", "logout", "review/say", "review/next", "views/save", "runs/", "episodes.csv", "changes.csv")
+NO_PREVIEW = (
+    "login",
+    "logout",
+    "review/say",
+    "review/next",
+    "views/save",
+    "runs/",
+    "episodes.csv",
+    "changes.csv",
+    "report.csv",
+)
 
 
 def test_every_form_on_a_page_can_say_first_what_it_would_do() -> None:

@@ -13,6 +13,7 @@ from suffice.console.context import ConsoleEndpoint, ConsoleVisit, Handler, View
 from suffice.console.exchange import ConsoleResponse
 from suffice.console.views.changes import change_lines
 from suffice.console.views.episodes import RunSearch, parse_filter
+from suffice.console.views.report import ReportLine, report_lines
 from suffice.formatting import format_moment
 from suffice.sanitize import format_cell
 
@@ -39,6 +40,7 @@ _EPISODE_COLUMNS: Final = {
     "tokens saved": "saved_tokens",
     "seconds": "duration_s",
 }
+_REPORT_COLUMNS: Final = {name.removeprefix("n_").replace("_", " "): name for name in ReportLine.__struct_fields__}
 _CHANGE_COLUMNS: Final = {"place": "seq", "at (UTC)": "at_s"} | {
     name: name for name in ("kind", "route", "before", "after", "reason", "author")
 }
@@ -108,7 +110,12 @@ def _run_lines(view: ViewContext) -> Iterator[tuple[int, object | None]]:
 
 _RUNS: Final = _export("episodes.csv", _EPISODE_COLUMNS, _run_lines)
 _CHANGES: Final = _export("changes.csv", _CHANGE_COLUMNS, change_lines)
+_REPORT: Final = _export("report.csv", _REPORT_COLUMNS, lambda view: enumerate(report_lines(view)))
+_MONTH: Final = {"month": "as 2026-10"}
 EXPORTS: Final = (
+    ConsoleEndpoint(
+        "POST", "/console/report.csv", "viewer", _REPORT, "a month by route, as a table", CSV, fields=_MONTH
+    ),
     ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _RUNS, "all runs that match, as a table", CSV, True),
     ConsoleEndpoint("POST", "/console/changes.csv", "admin", _CHANGES, "all changes that match, as a table", CSV, True),
 )

@@ -144,6 +144,7 @@
     });
     document.querySelectorAll(".card:has(" + form.dataset.filter + ")").forEach(function (card) {
       card.hidden = !card.querySelector(form.dataset.filter + ":not([hidden])");
+      if (card.matches("details")) card.open = Boolean(words.join("")) && !card.hidden;
     });
     form.querySelector("[role=status]").textContent = words.join("") ? n + (n === 1 ? " fits" : " fit") : "";
   }

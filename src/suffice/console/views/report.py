@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -26,6 +27,50 @@ class MonthReport(ViewRecord, frozen=True):
     headline: str
     history: History  # compared with the month before
     routes: tuple[RouteState, ...]  # with requests in it; the most saved first
+
+
+class ReportLine(ViewRecord, frozen=True):
+    """A route of a month's report, as a row of its table; None: not measured."""
+
+    month: str
+    route: str
+    n_requests: int
+    n_stopped: int
+    n_audits: int
+    saving: float | None  # fraction of tokens, with its interval
+    saving_low: float | None
+    saving_high: float | None
+    saved_tokens: float | None
+    saved_certified_tokens: float | None
+    saved_usd: float | None
+    em_drop: float | None  # fraction, with its interval
+    em_drop_low: float | None
+    em_drop_high: float | None
+    max_em_drop: float  # fraction: the budget now
+
+
+def report_lines(view: ViewContext) -> Iterator[ReportLine]:
+    """Raises BadRequest for what is no month."""
+    report = month_report(view)
+    for one in report.routes:
+        figures, sums, saving, drop = one.figures, one.sums, one.figures.saving, one.figures.em_drop
+        yield ReportLine(
+            month=report.month,
+            route=one.name,
+            n_requests=sums.n_requests,
+            n_stopped=sums.n_stopped,
+            n_audits=sums.n_audits,
+            saving=saving.value if saving is not None else None,
+            saving_low=saving.low if saving is not None else None,
+            saving_high=saving.high if saving is not None else None,
+            saved_tokens=figures.saved_tokens,
+            saved_certified_tokens=figures.saved_certified_tokens,
+            saved_usd=sums.saved_usd if sums.n_priced else None,
+            em_drop=drop.value if drop is not None else None,
+            em_drop_low=drop.low if drop is not None else None,
+            em_drop_high=drop.high if drop is not None else None,
+            max_em_drop=one.max_em_drop,
+        )
 
 
 def month_report(view: ViewContext) -> MonthReport:

@@ -196,18 +196,25 @@ def _published(
     refusals = dict[int, str]()
     if now is not None:
         refusals = {made.number: why or "" for made, why in fitting(view.connection, now, now_s=view.now_s)}
-    active = decided.publication.number if decided.publication is not None else 0
-    return tuple(
-        PublishedPolicy(
-            at_s=stored.at_s,
-            publication=stored.event,
-            is_active=stored.event.number == active,
-            why_not=refusals.get(stored.event.number, "of an earlier epoch: what it proved no longer counts"),
-            figures=by_version.get(stored.event.version),
+    active, equals = decided.publication.number if decided.publication is not None else 0, dict[tuple[str, int], int]()
+    rows = list[PublishedPolicy]()
+    for stored in decisions:
+        if not isinstance(made := stored.event, Publication):
+            continue
+        why_not = refusals.get(made.number, "of an earlier epoch: what it proved no longer counts")
+        if not why_not and made.number != active:  # one way back to each policy is enough
+            latest = equals.setdefault((made.version, made.level), made.number)
+            why_not = "" if latest == made.number else f"the same as No. {latest}"
+        rows.append(
+            PublishedPolicy(
+                at_s=stored.at_s,
+                publication=made,
+                is_active=made.number == active,
+                why_not=why_not,
+                figures=by_version.get(made.version),
+            )
         )
-        for stored in decisions
-        if isinstance(stored.event, Publication)
-    )[:MOST_PUBLISHED]
+    return tuple(rows[:MOST_PUBLISHED])
 
 
 def _compared(view: ViewContext, published: Sequence[PublishedPolicy]) -> tuple[PublishedPolicy, ...]:
