@@ -60,7 +60,7 @@ def test_a_loss_above_the_budget_and_trials_are_said_whatever_is_certified() -> 
     lost = estimate(0.05, 0.03, 0.07)
     tone, sentence = safety(state("a", "certified", drop=lost), state("b", "uncertified"))
     assert (tone, sentence[:39]) == ("bad", "No: a lost more than the EM budget; the")
-    assert "trial on a are not covered" in safety(state("a", "certified", beside=("a rollout",)))[1]
+    assert "a rollout on a are not covered" in safety(state("a", "certified", beside=("a rollout",)))[1]
     assert safety(state("a", "searching", beside=("a rollout",)))[0] == "warn"
 
 

@@ -179,7 +179,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 
 def test_how_safe_is_it_now(newcomer: Newcomer) -> None:
-    assert newcomer.sees(r"^(Yes|No|Not proved|On average|Only trials)\b", "safe"), "without a click"
+    assert newcomer.sees(r"^(Yes|No|Not proved|On average|Only experiments)\b", "safe"), "without a click"
 
 
 def test_what_exactly_is_promised_on_a_route(newcomer: Newcomer) -> None:

@@ -41,7 +41,7 @@ class RampStep(ViewRecord, frozen=True):
 
 def answer_questions(history: History, window: TimeRange, states: Sequence[RouteState], n_needs: int) -> Answers:
     tone, safe = _describe_safety(history, window, states)
-    needs = "Nothing." if not n_needs else f"{plural(n_needs, 'thing')}, the most urgent first."
+    needs = f"{plural(n_needs, 'thing')}{', the most urgent first' if n_needs > 1 else ''}." if n_needs else "Nothing."
     n = len(history.markers)
     changed = f"{plural(n, 'version, alarm or decision', 'versions, alarms and decisions')} {window.phrase}"
     latest = "" if not n else f"; the latest: {history.markers[-1].text}"
@@ -58,19 +58,18 @@ def _describe_safety(
     bare = [one.name for one in acting if one.promise_state in ("uncertified", "candidate", "unknown")]
     average = [one.name for one in acting if one.promise_state == "budgeted"]
     beside = [one.name for one in states if one.beside]
-    tail = (
-        f"{_measured(history, window)}{f'; requests on trial on {_named(beside)} are not covered' if beside else ''}."
-    )
+    trial = f"; requests in an experiment or a rollout on {_named(beside)} are not covered" if beside else ""
+    tail = f"{_measured(history, window)}{trial}."
     if over:
         return "bad", f"No: {_named(over)} lost more than the EM budget{tail}"
     if bare:
         return "warn", f"Not proved on {_named(bare)}, which stops runs without a certificate{tail}"
     if average:
         return "warn", f"On average: {_named(average)} keeps the EM budget without confidence{tail}"
+    if not acting and beside:
+        return "warn", f"Only experiments and rollouts stop runs now{tail}"
     if not acting:
-        return (
-            ("warn", f"Only trials stop runs now{tail}") if beside else ("good", f"Yes: nothing is stopped now{tail}")
-        )
+        return "good", f"Yes: nothing is stopped now{tail}"
     verb = "keep their EM budgets" if len(acting) > 1 else "keeps its EM budget"
     return "good", f"Yes: {_named([one.name for one in acting])} {verb}, certified{tail}"
 
