@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
-from suffice.control.evidence.feedback import Ratings
+from suffice.control.evidence.feedback import MOST_CLASSES, MOST_OF_ONE, Ratings
 from suffice.episode.rounds import RoundsRun
 from suffice.gateway.auth import Caller
 from suffice.gateway.clients import KeyLimitError, KeyLimits
@@ -22,7 +22,7 @@ from suffice.gateway.open_runs import OpenRuns
 from suffice.rollout.assign import conversation_key, joined
 from suffice.rollout.experiment import units_of
 from suffice.settings import Key
-from suffice.types import Episode, Feedback
+from suffice.types import Episode, Feedback, Query
 from tests.control.made import run
 
 CPU_S = 5.0  # however busy the machine is
@@ -223,3 +223,23 @@ def test_ratings_of_one_key_take_no_level_from_others(case: str) -> None:
 
 def test_the_same_ratings_of_many_keys_do() -> None:
     assert rated(EVES["each run"], names=40).asks is not None
+
+
+def test_made_up_classes_of_one_caller_leave_room_for_those_of_others() -> None:
+    """Each class has a test of its own up to a limit: one caller cannot use the limit up."""
+    ratings, rng = Ratings(floor=0.5, delta=0.1), random.Random(0)
+
+    def ends(number: int, name: str, caller: str) -> None:
+        query = Query(query_class=name)
+        request, outcome = run(number, rng, propensity=0.5, certified=True, stop_step=4, query=query)
+        ratings.ended(Episode(request=replace(request, sender=caller), outcome=outcome))
+
+    for number in range(3 * MOST_CLASSES):
+        ends(number, f"made-up-{number}", "eve")
+    assert len(ratings.by_class) == MOST_OF_ONE
+    for at, name in enumerate(("law", "maths", "code")):
+        ends(1_000 + at, name, "bob")
+    assert {"law", "maths", "code"} <= set(ratings.by_class)
+    for number in range(2 * MOST_CLASSES):
+        ends(2_000 + number, f"class-{number}", f"key-{number % 20}")
+    assert len(ratings.by_class) == MOST_CLASSES

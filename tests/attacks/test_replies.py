@@ -21,7 +21,7 @@ from suffice.edge.embedder import HttpEmbedder
 from suffice.edge.judge import JudgeModel
 from suffice.edge.math import MathProcess
 from suffice.edge.notification import MailServer, post_json, send_mail
-from suffice.errors import BadRequest, StoreError, SufficeError, UpstreamError
+from suffice.errors import BadRequest, StoreError, UpstreamError
 from suffice.gateway.tracing import CountedExporter
 from suffice.governor import Governor
 from suffice.settings import Upstream
@@ -359,11 +359,8 @@ def test_no_line_break_becomes_a_header_of_a_mail(field: str) -> None:
         given: dict[str, Any] = {"sender": "a@b.example", "to": ["c@d.example"], "subject": "s"}
         hostile = "x@y.example\r\nBcc: everybody@evil.example"
         given[field] = [hostile] if field == "to" else hostile
-        try:
-            problem = send_mail(server, text="t", timeout_s=2.0, **given)
-        except (ValueError, SufficeError) as error:  # refused before anything is sent
-            problem = str(error)
-    assert problem is not None
+        problem = send_mail(server, text="t", timeout_s=2.0, **given)
+    assert problem == "a line break stands in the sender, an address or the subject: nothing was sent"
     assert not any(line.lower().startswith((b"bcc:", b"rcpt to:<everybody")) for line in heard)
 
 

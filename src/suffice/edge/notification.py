@@ -53,7 +53,10 @@ def send_mail(
 ) -> str | None:
     """Return None if the server accepts every address, else the failure. Each step takes at most `timeout_s`."""
     message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = sender, ", ".join(to), subject
+    try:
+        message["From"], message["To"], message["Subject"] = sender, ", ".join(to), subject
+    except ValueError:
+        return "a line break stands in the sender, an address or the subject: nothing was sent"
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     try:

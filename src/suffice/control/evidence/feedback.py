@@ -31,7 +31,8 @@ from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 
 MOST_RUNS: Final = 50_000  # awaiting a rating
-MOST_CLASSES: Final = 50  # with a test of their own, the first ones
+MOST_CLASSES: Final = 50  # with a test of their own, the first ones …
+MOST_OF_ONE: Final = 10  # … of which one caller names so many, lest made-up ones take the place of others
 
 
 class _RatableRun(NamedTuple):
@@ -53,6 +54,7 @@ class Ratings:
         self._n_runs, self._counted = 0, Counter[str]()  # by capped key: ratings that counted
         self._runs: dict[str, _RatableRun] = {}
         self.by_class: dict[str, SatisfactionTest] = {}
+        self._n_named = Counter[str]()  # classes with a test, by who named them first; "": callers without a key
         self.test = self._new_test(1 / 2)
 
     def _new_test(self, share: float) -> SatisfactionTest | None:
@@ -90,9 +92,10 @@ class Ratings:
         if self.test is None or not drawn or outcome.stop_step is None:
             return
         self._n_runs += 1
-        name = class_of(request.query)
-        if name not in self.by_class and len(self.by_class) < MOST_CLASSES:
+        name, most = class_of(request.query), MOST_OF_ONE if request.sender else MOST_CLASSES
+        if name not in self.by_class and len(self.by_class) < MOST_CLASSES and self._n_named[request.sender] < most:
             self._begin_class(name, len(self.by_class) + 1)
+            self._n_named[request.sender] += 1
         run = _RatableRun(name, request.audit, weight_of(request, outcome))
         remember(self._runs, request.episode_id, run, MOST_RUNS)
 

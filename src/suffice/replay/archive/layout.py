@@ -27,6 +27,7 @@ MANIFESTS: Final = "manifests"
 NO_ROUTE: Final = "__HIVE_DEFAULT_PARTITION__"  # of requests that matched none, as Hive and its readers name null
 MOST_MANIFEST_BYTES: Final = 16 * 2**20
 MOST_PART_BYTES: Final = 4 * 2**30
+MOST_NAMES: Final = 20_000  # of manifests, one a day
 DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _PART: Final = re.compile(rf"route=[\w.%~-]{{1,900}}/day=({DAY.pattern})/part-\d{{4,6}}\.parquet", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -149,10 +150,15 @@ class Archive:
 
     def days(self) -> list[str]:
         """Return the days that exist, oldest first. Raise StoreError."""
+        names = list[str]()
         try:
-            names = [meta["path"] for page in self._store.list(MANIFESTS) for meta in page]
+            for page in self._store.list(MANIFESTS):
+                names += [meta["path"] for meta in page]
+                if len(names) > MOST_NAMES:
+                    raise StoreError(f"{self.address}: lists more than {MOST_NAMES:,} manifests")
         except _errors() as error:
-            raise StoreError(f"{self.address}: cannot be listed: {_first_line(error)}") from None
+            why, mark, _ = _first_line(error).partition("Got invalid list response")  # behind it stands the reply
+            raise StoreError(f"{self.address}: cannot be listed: {why}{mark}") from None
         stems = (Path(name).name.removesuffix(".json") for name in names)
         return sorted(stem for stem in stems if DAY.fullmatch(stem))
 

@@ -1,0 +1,144 @@
+"""Replies of the object store that keeps an archive: whatever it says, a sentence names the archive, and it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from suffice.errors import StoreError, TraceError
+from suffice.replay.archive.layout import MOST_NAMES, Archive
+
+SECRET = "sk-never-told"
+MANY = b"".join(
+    b"<Contents><Key>manifests/2026-01-01.json</Key><Size>1</Size>"
+    b"<LastModified>2026-01-01T00:00:00Z</LastModified><ETag>a</ETag></Contents>"
+    for _ in range(1_000)
+)
+
+
+def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def listing(content: bytes, *, more: bool = False) -> bytes:
+    goes_on = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>" if more else b""
+    return http(b'<?xml version="1.0"?><ListBucketResult>' + goes_on + content + b"</ListBucketResult>")
+
+
+class Store:
+    def __init__(self, reply: bytes) -> None:
+        self.n_asked, self._reply = 0, reply
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self.n_asked += 1
+                try:
+                    connection.recv(65_536)
+                    connection.sendall(self._reply)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+Opened = Callable[[bytes], tuple[Archive, Store]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    stores = list[Store]()
+
+    def answer(reply: bytes) -> tuple[Archive, Store]:
+        stores.append(Store(reply))
+        for name, value in {
+            "ENDPOINT": stores[-1].url,
+            "ALLOW_HTTP": "true",
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": SECRET,
+            "REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        return Archive.open("s3://bucket", cache=tmp_path), stores[-1]
+
+    yield answer
+    for store in stores:
+        store.close()
+
+
+LISTS = {
+    "no http": b"hello\r\n\r\n",
+    "nothing": b"",
+    "a page": http(b"<html>not a list"),
+    "json": http(b'{"Contents": []}'),
+    "bytes that are no text": http(b"\xff\xfe\x00"),
+    "an entity": http(b'<!DOCTYPE a [<!ENTITY b "bb">]><ListBucketResult>&b;</ListBucketResult>'),
+    "nested without end": http(b"<ListBucketResult>" + b"<a>" * 100_000),
+    "a length that is none": b"HTTP/1.1 200 OK\r\ncontent-length: 10 GB\r\n\r\n",
+    "less than its length": b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nabc",
+    "a refusal": http(f"<Error>{SECRET[:3]}</Error>".encode(), "403 Forbidden"),
+    "names without end": listing(MANY, more=True),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_that_is_none_is_said_in_a_sentence(opened: Opened, case: str) -> None:
+    archive, _ = opened(LISTS[case])
+    with pytest.raises(StoreError) as told:
+        archive.days()
+    said = str(told.value)
+    assert said.startswith("s3://bucket: ")
+    assert SECRET not in said
+    assert "\n" not in said
+    assert (f"more than {MOST_NAMES:,} manifests" in said) is (case == "names without end")
+
+
+def test_names_that_are_no_days_are_left_out(opened: Opened) -> None:
+    names = ("manifests/../../etc/passwd", "manifests/2026-01-01.json", "manifests/x.json", "manifests/9.json.json")
+    one = MANY[: len(MANY) // 1_000]
+    content = b"".join(one.replace(b"manifests/2026-01-01.json", name.encode()) for name in names)
+    archive, _ = opened(listing(content))
+    with contextlib.suppress(StoreError):  # the client may refuse the first of them
+        assert archive.days() == ["2026-01-01"]
+
+
+OBJECTS = {
+    "too much": http(b"x" * 100_000),
+    "a length of 4 TB": b"HTTP/1.1 200 OK\r\ncontent-length: 4000000000000\r\netag: a\r\n\r\nx",
+    "no length": b"HTTP/1.1 200 OK\r\n\r\nx",
+    "less than its length": b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\netag: a\r\n\r\nabc",
+    "no http": b"hello\r\n\r\n",
+    "missing": http(b"", "404 Not Found"),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTS)
+def test_an_object_that_is_none_is_refused_unread(opened: Opened, case: str) -> None:
+    archive, _ = opened(OBJECTS[case])
+    with pytest.raises((StoreError, TraceError)) as told:
+        archive.read("manifests/2026-01-01.json", most_bytes=1_000)
+    assert "2026-01-01.json" in str(told.value)
+
+
+def test_what_a_redirect_leads_to_is_no_manifest(opened: Opened) -> None:
+    """The client follows redirects: what it finds there is checked like everything else, and told nobody."""
+    inner = Store(http(b'{"token": "internal"}'))
+    archive, _ = opened(http(b"", "307 Temporary Redirect", f"location: {inner.url}/meta"))
+    with pytest.raises((StoreError, TraceError)) as told:
+        archive.manifest("2026-01-01")
+    assert "internal" not in str(told.value)
+    inner.close()
