@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from suffice.store.rows.events import Event
-from suffice.types import Outcome, Publication
+from suffice.types import Outcome, Publication, Request
 from tests.control.made import rows, story, traffic
 from tests.control.test_deaths import attacked, is_ever_certified
 
@@ -55,6 +55,17 @@ def test_hanging_up_on_runs_that_nobody_reads_on_denies_the_certificate(share: f
     """What the owner of a route chooses with `unread_audits = 0`, and what is over the limit."""
     log = traffic(700, sure=True)
     assert decided(left(log, at_random(share), unread=False))[-1].level < decided(log)[-1].level
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_neither_does_it_while_the_route_observes(share: float) -> None:
+    """Runs of observe are evidence for the first level in enforce: unread, they would deny it before it acts."""
+    observed = [replace(one, mode="observe") if isinstance(one, Request) else one for one in traffic(700, sure=True)]
+    calm = decided(observed)
+    assert decided(left(observed, at_random(share))) == calm
+    assert calm[-1].level > 0
+    unread = decided(left(observed, at_random(share), unread=False))
+    assert unread[-1].level < calm[-1].level
 
 
 @pytest.mark.slow(keep=1)

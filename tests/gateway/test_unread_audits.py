@@ -5,34 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 import pytest
 
 from suffice.assurance.runs import is_abandoned, is_finished, measure_run
 from suffice.control.evidence.audits import recorded_audit
-from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import UnreadAudits
 from suffice.learn.dataset import fate
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice_testing import Fault, Reply, Samples
-from tests.faults.test_clients import Client
+from tests.faults.test_clients import Client, limit_to
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import chain, enforcing
 
 PROBED = enforcing(audit_share=1.0)
 AUDIT = {name: value for name, value in PROBED.items() if name != "probe"}
+OBSERVED = {**AUDIT, "mode": "observe", "uncertified": False, "audit_share": 0.0}  # every run is evidence
 VOTE = {**AUDIT, "kind": "samples", "samples": 3, "wave": 1, "policy": {"policy": "beta"}}
 SLOW = chain(delay_s=0.01)
 OPEN_TO_THE_LAST = Samples(["it is 4", "it is 5", "it is 4"], reply=Reply(delay_s=0.01))  # no sample is cancelled
-
-
-def limit_to(n: int) -> Any:
-    def change(gateway: GatewayState) -> None:
-        control = msgspec.structs.replace(gateway.settings.control, unread_audits=n)
-        gateway.settings = msgspec.structs.replace(gateway.settings, control=control)
-
-    return change
 
 
 async def leave(g: Served, *, mark: bytes = b"", n_calls: int = 1, stream: bool = True, **fields: Any) -> None:
@@ -61,6 +52,9 @@ LEAVING: dict[str, tuple[dict[str, Any], bool, bytes]] = {
     "with probes": (PROBED, True, b"two"),
     "from a vote": (VOTE, False, b""),
     "from a vote's stream": (VOTE, True, b""),
+    "of an observing route": (OBSERVED, True, b"two"),
+    "from a body of an observing route": (OBSERVED, False, b""),
+    "from an observed vote": ({**VOTE, "mode": "observe", "uncertified": False, "audit_share": 0.0}, True, b""),
 }
 
 
@@ -81,7 +75,7 @@ async def test_an_audit_whose_client_leaves_has_the_record_of_one_whose_client_s
     assert [(s.tokens, s.answer) for s in one.steps] == [(s.tokens, s.answer) for s in other.steps]
     assert not any(call.cancelled for call in one.calls)
     fates = {fate(left.episode.request, one), fate(stayed.episode.request, other)}
-    assert fates == {"unprobed" if route is AUDIT else "full"}
+    assert fates == {"unprobed" if route in (AUDIT, OBSERVED) else "full"}
     assert recorded_audit(left).is_lost == recorded_audit(stayed).is_lost
     runs = [measure_run(item, lambda answer, gold: answer == gold) for item in (left, stayed)]
     assert (runs[0].disagrees, runs[0].drop) == (runs[1].disagrees, runs[1].drop)
@@ -111,7 +105,8 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], int]] = {
     "the owner refuses": (SLOW, AUDIT, 0),
     "the upstream dies": (chain(delay_s=0.01, faults=(Fault(die_after=8),)), AUDIT, 8),
     "no audit": (SLOW, {**AUDIT, "audit_share": 0.0}, 8),
-    "observe": (SLOW, {**AUDIT, "mode": "observe", "uncertified": False}, 8),
+    "observed with probes, and not drawn": (SLOW, {**OBSERVED, "probe": PROBED["probe"]}, 8),
+    "off": (SLOW, {**OBSERVED, "mode": "off", "policy": {"policy": "never"}}, 8),
 }
 
 

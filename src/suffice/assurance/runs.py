@@ -29,6 +29,12 @@ ENDED = (*FINISHED_ENDS, "stopped", "asked")  # runs that ended by themselves, b
 REPRESENTATIVE = ("", "control")
 
 
+def is_audit(request: Request, *, probes: bool) -> bool:
+    """Whether this request is an audit, whatever its end; known when it begins."""
+    drawn = request.audit or (request.mode == "observe" and not probes)
+    return request.ungoverned is None and request.delivery == 1 and drawn
+
+
 def is_finished(outcome: Outcome) -> bool:
     """Whether a run, if it was not stopped, has the model's answer: also one that its client did not wait for."""
     return outcome.end_reason in FINISHED_ENDS or outcome.finished_unread

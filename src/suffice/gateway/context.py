@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
-from suffice.assurance.runs import is_finished
+from suffice.assurance.runs import is_audit, is_finished
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.assurance.thoughts import SavingTrial
@@ -87,9 +87,9 @@ def is_measured(request: Request) -> bool:
     return request.audit and request.delivery == 1
 
 
-def is_enforced_audit(request: Request) -> bool:
+def is_read_on(request: Request, route: BuiltRoute | None) -> bool:
     """Return whether this run is read to its end for the record, even if its client leaves."""
-    return request.mode == "enforce" and is_measured(request) and request.ungoverned is None
+    return route is not None and is_audit(request, probes=route.settings.sees_only_drawn)
 
 
 MOST_KEPT_BYTES: Final = 64 * 2**20  # of all kept responses, with their conversations

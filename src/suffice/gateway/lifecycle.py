@@ -25,7 +25,7 @@ from suffice.episode.samples import SampleRefusal
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
-from suffice.gateway.context import GatewayState, is_enforced_audit, runs_in_full
+from suffice.gateway.context import GatewayState, is_read_on, runs_in_full
 from suffice.gateway.exchange import Exchange, kept_alive, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
@@ -236,7 +236,7 @@ async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> 
     exchange, request, gw = admitted.exchange, admitted.request, admitted.gw
 
     def reads_on() -> bool:
-        may_go_on = is_enforced_audit(request) and admitted.turn is None
+        may_go_on = is_read_on(request, admitted.route) and admitted.turn is None
         return may_go_on and gw.process.unread.enter(request.sender, most=gw.settings.control.unread_audits)
 
     try:

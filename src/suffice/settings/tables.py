@@ -293,6 +293,11 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return self.is_learned or self.is_owned
 
     @property
+    def sees_only_drawn(self) -> bool:
+        """Whether only drawn audits are seen in full, even if it observes: they take trial answers or a second call."""
+        return self.probe is not None or bool(self.arms)
+
+    @property
     def efforts(self) -> tuple[Effort, ...]:
         return (self.effort,) if isinstance(self.effort, str) else self.effort or ()
 

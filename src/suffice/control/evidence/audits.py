@@ -14,14 +14,13 @@ import numpy as np
 
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
-from suffice.assurance.runs import NO_ANSWER_ENDS, Match, SequencedLabel, is_finished, is_right
+from suffice.assurance.runs import NO_ANSWER_ENDS, Match, SequencedLabel, is_audit, is_finished, is_right
 from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits, draw_orders
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import N_FOLDS
 from suffice.policy.folded_version import prompt_fold
-from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Query, Request
@@ -40,7 +39,7 @@ class Audit:
     episode: Episode
     labels: tuple[StoredLabel, ...] = ()  # oldest first
     label_at: float = _NEVER  # requests of the route when the label arrived; infinite: there is none
-    only_drawn: bool = False  # see `sees_only_drawn`
+    only_drawn: bool = False  # see `Route.sees_only_drawn`
 
     @property
     def id(self) -> str:
@@ -120,22 +119,11 @@ def recorded_audit(item: EpisodeWithLabels, at: int = 0) -> Audit:
     return Audit(seq=item.seq, at=at, ended_at_s=0.0, episode=item.episode).with_labels(item.labels, at)
 
 
-def sees_only_drawn(route: Route) -> bool:
-    """Whether only drawn audits are seen in full, even in observe mode: they take trial answers or a second call."""
-    return route.probe is not None or bool(route.arms)
-
-
 def audited_at(request: Request, *, probes: bool) -> float:
     """P(a request like this is an audit) when it was drawn, in [0, 1]; with `probes`, only drawn runs are probed."""
     if request.mode == "observe" and not probes:
         return 1.0
     return request.propensity if request.audit else 1.0 - request.propensity
-
-
-def is_audit(request: Request, *, probes: bool) -> bool:
-    """Whether this request is an audit, whatever its end; known when it begins."""
-    drawn = request.audit or (request.mode == "observe" and not probes)
-    return request.ungoverned is None and request.delivery == 1 and drawn
 
 
 def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:

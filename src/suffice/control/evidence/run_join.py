@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 
 from suffice.assurance.certify import Windows
-from suffice.control.evidence.audits import audited_at, is_audit
+from suffice.assurance.runs import is_audit
+from suffice.control.evidence.audits import audited_at
 from suffice.learn.certificate import PendingAudits, pending_audits
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Request

@@ -18,8 +18,8 @@ import numpy as np
 
 from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.certify import BETS
-from suffice.assurance.runs import NO_ANSWER_ENDS, Match
-from suffice.control.evidence.audits import Audit, is_audit
+from suffice.assurance.runs import NO_ANSWER_ENDS, Match, is_audit
+from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.certify import loop_of
 from suffice.control.loop.epoch import ReplayMismatch, RouteContext

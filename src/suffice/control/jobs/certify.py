@@ -21,7 +21,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
-from suffice.control.evidence.audits import Audit, sees_only_drawn
+from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import burst_of, warm_burst
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import loader, read_back
@@ -213,7 +213,7 @@ def _kept(log: views.LogReader, epoch: Epoch, route: Route) -> list[Audit]:
             continue
         ended_at_s, item = run
         audit = Audit(
-            seq=item.seq, at=at, ended_at_s=ended_at_s, episode=item.episode, only_drawn=sees_only_drawn(route)
+            seq=item.seq, at=at, ended_at_s=ended_at_s, episode=item.episode, only_drawn=route.sees_only_drawn
         )
         kept.append(audit.with_labels(item.labels, epoch.at))
     return kept

@@ -16,7 +16,7 @@ from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
-from suffice.control.evidence.audits import Audit, sees_only_drawn
+from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import burst_of, burst_requests
 from suffice.control.loop.epoch import (
     Draft,
@@ -178,7 +178,8 @@ class RouteLoop:
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
         certifier = state.certifier
-        is_singled = certifier.level > 0 and request.audit and request.propensity == 1 > certifier.window_share
+        is_sure = request.audit and request.propensity == 1 > certifier.window_share
+        is_singled = certifier.level > 0 and is_sure and request.sender != ""
         if is_singled:
             certifier.singled.add(float(number))
         most = certifier.window_share if certifier.in_doubt or is_singled else 1.0
@@ -229,7 +230,7 @@ class RouteLoop:
                 at=run.number,
                 ended_at_s=stored.at_s,
                 episode=episode,
-                only_drawn=sees_only_drawn(self.context.route),
+                only_drawn=self.context.route.sees_only_drawn,
             )
             state.places[audit.id] = len(state.audits)
             state.audits.append(audit.with_labels(waiting, self.n))
