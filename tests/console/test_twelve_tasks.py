@@ -11,6 +11,7 @@ import html
 import io
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -25,6 +26,21 @@ from tests.console.made import fill
 from tests.console.visitor import Got, Visitor, people_of, settings_in, site
 
 MOST_CLICKS: Final = 3
+TABLE: Final = Path(__file__).parents[2] / "docs" / "console" / "README.md"
+CLICKS: Final = {
+    "how_safe_is_it_now": 0,
+    "how_far_is_a_new_route": 1,
+    "why_was_an_alert_sent_and_to_whom": 1,
+    "what_exactly_is_promised_on_a_route": 2,
+    "which_requests_lost": 2,
+    "stop_all_savings_now": 2,
+    "export_this_month": 2,
+    "invite_a_reviewer": 2,
+    "be_careful_with_one_class_of_questions": 2,
+    "what_do_people_say_of_stopped_runs": 2,
+    "which_settings_does_a_route_have": 2,
+    "who_last_changed_the_settings_of_a_route": 3,
+}
 UNSEEN: Final = ("script", "style", "template", "title")
 
 
@@ -168,14 +184,16 @@ class Newcomer:
 
 
 @pytest.fixture
-def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
+def newcomer(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Newcomer]:
     settings = settings_in(tmp_path)
     secret = people_of(settings).first() or ""
     fill(tmp_path, settings, now_s=time.time())
     with site(settings) as app:
         visitor = Visitor(app)
         visitor.login(secret)
-        yield Newcomer(visitor)
+        made = Newcomer(visitor)
+        yield made
+        assert made.n_clicks == CLICKS[request.node.name.removeprefix("test_")]
 
 
 def test_how_safe_is_it_now(newcomer: Newcomer) -> None:
@@ -263,6 +281,11 @@ def test_why_was_an_alert_sent_and_to_whom(newcomer: Newcomer) -> None:
     newcomer.click("All alerts", within="needs")
     assert newcomer.sees("Sinks")
     assert newcomer.sees("^(Nobody|Sink)")
+
+
+def test_the_page_of_the_tasks_says_what_was_counted() -> None:
+    rows = re.findall(r"^\| (\d) \| (.+?) \|$", TABLE.read_text("utf-8"), re.MULTILINE)
+    assert {int(n): len(tasks.split(" · ")) for n, tasks in rows} == Counter(CLICKS.values())
 
 
 def test_a_fold_hides_and_a_dialog_is_no_way() -> None:
