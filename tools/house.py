@@ -9,6 +9,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -251,6 +252,30 @@ def check_hints() -> Iterator[Violation]:
                     yield Violation(short(path), number, f"the extra {name}", ", ".join(sorted(extras)))
 
 
+def check_circles(sources: Sequence[PythonFile]) -> Iterator[Violation]:
+    """Files that import each other, be it for types alone."""
+    files = {module_name(file.path): file for file in sources}
+    graph = dict[str, set[str]]()
+    for name, file in files.items():
+        imported = set[str]()
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= (inside & files.keys()) or {node.module}
+        graph[name] = (imported & files.keys()) - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        yield Violation(short(files[circle[0]].path), 1, f"a circle: {' ← '.join(circle)}", "imports in one direction")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+
+
 # --------------------------------------------------------------------------- running
 
 
@@ -266,6 +291,7 @@ def check_all() -> tuple[list[Violation], list[str]]:
         violations += check_bans(file)
         if is_core(file.path):
             violations += check_purity(file)
+    violations += check_circles(sources)
     for check in (check_texts, check_documents, check_named_tests, check_requirements, check_hints):
         violations += check()
     by_rule: dict[str, list[Violation]] = defaultdict(list)

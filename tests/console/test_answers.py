@@ -13,8 +13,9 @@ import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.scope import TimeRange
-from suffice.console.views.answers import answer_questions, ramp_of, says_nothing
+from suffice.console.views.answers import answer_questions, says_nothing
 from suffice.console.views.policies import name_policy
+from suffice.console.views.route_state import ramp_of
 from suffice.settings import Route
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import Pause

@@ -32,6 +32,13 @@ def test_a_rule_on_one_file_sees_what_it_forbids(name: str) -> None:
     assert not list(rule(house.PythonFile(SRC / "innocent.py", "x = 1\n", ast.parse("x = 1\n"))))
 
 
+@pytest.mark.parametrize(("imported", "n"), [("from suffice import c", 0), ("from suffice.a import x", 1)])
+def test_files_that_import_each_other_are_seen(imported: str, n: int) -> None:
+    texts = {"a": "from suffice import b\nx = 1\n", "b": f"if TYPE_CHECKING:\n    {imported}\n", "c": "y = 1\n"}
+    tree = [house.PythonFile(SRC / f"{name}.py", text, ast.parse(text)) for name, text in texts.items()]
+    assert len(list(house.check_circles(tree))) == n
+
+
 def rules_broken(tmp_path: Path, **modules: str) -> list[str]:
     """The rules of the vocabulary that a package of these modules breaks."""
     folder = tmp_path / "suffice"

@@ -20,17 +20,10 @@ from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, LiveRun, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
+from suffice.gateway.admitted import AdmittedRequest, GovernedRequest, serve_request
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery
-from suffice.gateway.lifecycle import (
-    AdmittedRequest,
-    Arrival,
-    GovernedRequest,
-    admit,
-    estimate_full_run,
-    find_route,
-    serve_request,
-)
+from suffice.gateway.lifecycle import Arrival, admit, estimate_full_run, find_route
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned

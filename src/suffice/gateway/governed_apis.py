@@ -10,10 +10,10 @@ from typing import Any
 from suffice.episode.apis.events import ENGINES, ChatEvents
 from suffice.episode.apis.responses import items_of, with_conversation
 from suffice.episode.ledger import Ledger
+from suffice.gateway.admitted import AdmittedRequest
 from suffice.gateway.chat import admit_chat, answer
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.lifecycle import AdmittedRequest
 from suffice.gateway.passthrough import Passthrough, ResponsesExchange
 from suffice.gateway.route import BuiltRoute
 from suffice.upstream.drivers import has_field

@@ -12,10 +12,11 @@ from suffice.episode.apis import messages, responses
 from suffice.episode.apis.events import CHAT, ApiFormat
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
+from suffice.gateway.admitted import AdmittedRequest, serve_request
 from suffice.gateway.auth import MOST_ID_CHARS, object_in
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, find_route, serve_request
+from suffice.gateway.lifecycle import Arrival, admit, append, find_route
 from suffice.gateway.request_parsing import (
     ParsedRequest,
     check_body_headers,

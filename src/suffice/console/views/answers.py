@@ -1,22 +1,18 @@
-"""What the first page and a route's page answer, each in one sentence, and how far a new route has come. Pure."""
+"""What the first page and a route's page answer, each in one sentence. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History, describe_saved
-from suffice.formatting import format_percent, format_points
+from suffice.console.views.route_state import RouteState
+from suffice.formatting import format_points
 from suffice.review.route_guarantee import STOPS
 from suffice.sanitize import plural
-from suffice.settings import Route
-from suffice.store.routes.deployments import Phase
-
-if TYPE_CHECKING:
-    from suffice.console.views.overview import RouteState
 
 MOST_NAMED: Final = 3  # routes in a sentence
 SAYS_NOTHING: Final = 0.1  # an interval with a loss and a gain of more than this fraction in it
@@ -30,13 +26,6 @@ class Answers(ViewRecord, frozen=True):
     saves: str
     needs: str
     changed: str
-
-
-class RampStep(ViewRecord, frozen=True):
-    name: str
-    detail: str
-    state: Literal["done", "here", "ahead"]
-    share: float  # of the step that is done
 
 
 def answer_questions(history: History, window: TimeRange, states: Sequence[RouteState], n_needs: int) -> Answers:
@@ -97,46 +86,3 @@ def _named(names: Sequence[str]) -> str:
 def says_nothing(one: IntervalEstimate) -> bool:
     """Whether a difference may be a large loss as well as a large gain."""
     return one.low is not None and one.high is not None and one.low < -SAYS_NOTHING and one.high > SAYS_NOTHING
-
-
-def ramp_of(phase: Phase, route: Route | None, *, acts: bool) -> tuple[RampStep, ...]:
-    """The steps of a route from full runs to its highest level; (): nobody certifies it."""
-    if route is None or not route.certifies_itself:
-        return ()
-    proved, more = "a first level is proved", phase.n_missing
-    begun = min(1.0, phase.n_requests / phase.n_burst) if phase.n_burst else 0.0
-    if phase.phase == "searching":
-        proved = "no level is proved yet" if more is None else f"about {more:,} more audits"
-    elif phase.phase == "paused":
-        proved = "paused: every request runs in full"
-    audits = "" if phase.audit_share is None else f"; {format_percent(phase.audit_share, 0)} audits run in full"
-    what = f"with {phase.arm}" if phase.arm else f"level {phase.level} of {phase.n_levels}"
-    steps = [
-        ("All in full", f"{phase.n_requests:,} of {phase.n_burst:,} runs of evidence" if phase.n_burst else "", begun),
-        ("Proved", proved, 0.0 if more is None else phase.n_audits / max(1, phase.n_audits + more)),
-        ("Acts", f"{what}{audits}" if acts else "proved, and not acted on", 0.0),
-    ]
-    if phase.n_levels > 1:
-        further = "" if more is None else f"about {more:,} more audits to the next"
-        steps.append(("Highest level", further, phase.level / phase.n_levels))
-    at = _step_of(phase, acts=acts, n_steps=len(steps))
-    return tuple(
-        RampStep(
-            name=name,
-            detail=detail if number == at or number == 2 < at else "",
-            state="done" if number < at else "here" if number == at else "ahead",
-            share=1.0 if number < at else share if number == at else 0.0,
-        )
-        for number, (name, detail, share) in enumerate(steps)
-    )
-
-
-def _step_of(phase: Phase, *, acts: bool, n_steps: int) -> int:
-    """The place of the step that is under way; `n_steps`: none is left."""
-    if phase.phase in ("unattended", "cold start", "burst"):
-        return 0
-    if not phase.level:  # also while it is paused
-        return 1
-    if not acts:
-        return 2
-    return n_steps if n_steps == 3 or phase.level >= phase.n_levels else 3

@@ -10,12 +10,12 @@ from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, saving_of
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.runs import Tally
-from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.context import DAY_S, LogView, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.alerts import AlertLine, latest_alerts
-from suffice.console.views.answers import Answers, RampStep, answer_questions, ramp_of
+from suffice.console.views.answers import Answers, answer_questions
 from suffice.console.views.history import History, read_history
+from suffice.console.views.route_state import RouteState, ramp_of
 from suffice.review.holds import lowest
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
@@ -26,58 +26,11 @@ from suffice.store.database.views import has_requests, newest_event, newest_requ
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_fleet, read_phases
-from suffice.store.routes.period import Period, PeriodFigures, period_figures
+from suffice.store.routes.period import Period, period_figures
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo
 from suffice.store.rows.sums import NO_SUMS, RollupSums
 
 RATE_DAYS: Final = 7  # over which the rate of audits is averaged
-
-
-class RouteState(ViewRecord, frozen=True):
-    name: str
-    mode: str  # of the settings; "not configured"
-    kind: str
-    scorer: str
-    upstream: str
-    max_em_drop: float  # fraction: the owner's budget
-    confidence: float
-    phase: Phase
-    owned: str  # the fixed policy of the settings, whatever rollouts changed; "": the control loop decides
-    promise: str  # the guarantee's sentence (`review.route_guarantee`)
-    promise_state: str  # its state
-    beside: tuple[str, ...]  # experiments and rollouts that serve some requests otherwise
-    capped: int | None  # the highest level that an override or a forecast allows; None: no cap
-    ramp: tuple[RampStep, ...]  # from full runs to the highest level; (): nobody certifies it
-    figures: PeriodFigures  # of the scope
-    sparks: tuple[PeriodFigures, ...]  # the same in buckets of time, oldest first
-    em_full: IntervalEstimate | None  # of the scope, valid for one look
-    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
-    em_drop: IntervalEstimate | None  # paired, on audits, from `monitor`: since its accounts began, at every look
-    saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
-    satisfaction: SatisfactionEffect | None  # from `monitor`; None: no ratings
-    seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
-    alerts: tuple[str, ...]  # forecasts that cross their limit, in sentences
-    audits_a_day: float | None  # recent rate; None: no audits
-    missing: str  # what the next level needs, as a sentence
-
-    @property
-    def sums(self) -> RollupSums:
-        return self.figures.sums
-
-    @property
-    def is_certified(self) -> bool:
-        return self.promise_state == "certified"
-
-    @property
-    def satisfaction_effect(self) -> IntervalEstimate | None:
-        """Satisfaction of stopped runs minus full ones, paired by the audit draw; None: not measured."""
-        return self.satisfaction.effect if self.satisfaction is not None else None
-
-    @property
-    def budget_used(self) -> float | None:
-        """Upper end of the EM drop divided by the budget; None: not measured."""
-        high = self.em_drop.high if self.em_drop is not None else None
-        return None if high is None or not self.max_em_drop else high / self.max_em_drop
 
 
 def route_states(view: LogView, each: Mapping[str, Period], window: TimeRange) -> tuple[RouteState, ...]:

@@ -17,8 +17,9 @@ from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import Answers, answer_questions
 from suffice.console.views.history import History, read_history
-from suffice.console.views.overview import OverviewNotice, RouteState, forecasts_of, notices, route_states, states_of
+from suffice.console.views.overview import OverviewNotice, forecasts_of, notices, route_states, states_of
 from suffice.console.views.policies import RoutePolicy, policy_of
+from suffice.console.views.route_state import RouteState
 from suffice.console.views.settings import SettingRow, sections
 from suffice.errors import BadRequest
 from suffice.review.holds import Override
