@@ -9,10 +9,8 @@ import time
 from collections import Counter
 from typing import Any
 
-import msgspec
 import pytest
 
-from suffice.gateway.context import GatewayState
 from suffice.store.database.views import read_episodes
 from suffice_testing import Fault, Reply, ScriptedThought
 from tests.fake_models import EchoNonce
@@ -61,14 +59,6 @@ class Client:
         return time.monotonic()
 
 
-def limit_to(n: int) -> Any:
-    def change(gateway: GatewayState) -> None:
-        control = msgspec.structs.replace(gateway.settings.control, unread_audits=n)
-        gateway.settings = msgspec.structs.replace(gateway.settings, control=control)
-
-    return change
-
-
 async def asked_upstream(g: Served, n: int = 1) -> None:
     async with asyncio.timeout(20):
         while len(g.fake.completions) < n:  # noqa: ASYNC110 - the fake has no event for it
@@ -108,9 +98,8 @@ LEAVING: dict[str, tuple[Any, dict[str, Any], bool, bytes]] = {
 
 @pytest.mark.parametrize("name", LEAVING)
 async def test_when_the_client_leaves_the_upstream_is_closed(serve: Serve, name: str) -> None:
-    """Where it is read on for the record, if the owner refuses that."""
     says, route, stream, wait_for = LEAVING[name]
-    async with serve(says, route=route, change=limit_to(0)) as g:
+    async with serve(says, route=route) as g:
         n_tasks = len(asyncio.all_tasks())
         client = Client(g)
         await client.ask(chat(stream=stream))
@@ -191,8 +180,7 @@ async def test_every_end_leaves_exactly_one_outcome(serve: Serve) -> None:
     replies = {name: reply for name, (reply, _, _) in ENDS.items()}
     expected: Counter[str] = Counter()
     n_each = 6
-    says = lambda seen: replies[seen.body["user"]] if "user" in seen.body else ENDLESS
-    async with serve(says, change=limit_to(0)) as g:
+    async with serve(lambda seen: replies[seen.body["user"]] if "user" in seen.body else ENDLESS) as g:
 
         async def one(name: str, n: int) -> None:
             _, fields, _ = ENDS[name]

@@ -16,7 +16,6 @@ from suffice.settings import Upstream
 from suffice.store.rows.events import StoredObject
 from suffice.upstream.client import UpstreamClient
 from suffice_testing import FakeUpstream, Script, ServerBehaviour
-from tests.faults.test_clients import limit_to
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served
 
@@ -456,7 +455,7 @@ async def test_a_stream_that_breaks_off_ends_in_the_apis_own_error_event(serve: 
 async def test_the_client_leaves_and_the_upstream_is_closed_at_once(serve: Serve, name: str) -> None:
     case = CASES[name]
     endless = Script(pieces=(case.answer[: case.answer.index(b"\n\n") + 2], *[b": x\n\n"] * 500), delay_s=0.01)
-    async with serve(fake={"paths": {f"POST {case.path}": endless}}, change=limit_to(0)) as g:
+    async with serve(fake={"paths": {f"POST {case.path}": endless}}) as g:
         raw = json.dumps(case.body).encode()
         async with g.session.post(
             g.url + "/v1" + case.path, data=raw, headers={"content-type": "application/json"}

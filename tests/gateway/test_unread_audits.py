@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from suffice.assurance.runs import is_abandoned, is_finished, measure_run
 from suffice.control.evidence.audits import recorded_audit
+from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import UnreadAudits
 from suffice.learn.dataset import fate
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice_testing import Fault, Reply, Samples
-from tests.faults.test_clients import Client, limit_to
+from tests.faults.test_clients import Client
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import chain, enforcing
@@ -24,6 +26,14 @@ OBSERVED = {**AUDIT, "mode": "observe", "uncertified": False, "audit_share": 0.0
 VOTE = {**AUDIT, "kind": "samples", "samples": 3, "wave": 1, "policy": {"policy": "beta"}}
 SLOW = chain(delay_s=0.01)
 OPEN_TO_THE_LAST = Samples(["it is 4", "it is 5", "it is 4"], reply=Reply(delay_s=0.01))  # no sample is cancelled
+
+
+def limit_to(n: int, *, observed: int = 0) -> Any:
+    def change(gateway: GatewayState) -> None:
+        control = msgspec.structs.replace(gateway.settings.control, unread_audits=n, unread_observed=observed)
+        gateway.settings = msgspec.structs.replace(gateway.settings, control=control)
+
+    return change
 
 
 async def leave(g: Served, *, mark: bytes = b"", n_calls: int = 1, stream: bool = True, **fields: Any) -> None:
@@ -62,7 +72,8 @@ LEAVING: dict[str, tuple[dict[str, Any], bool, bytes]] = {
 async def test_an_audit_whose_client_leaves_has_the_record_of_one_whose_client_stays(serve: Serve, name: str) -> None:
     route, stream, mark = LEAVING[name]
     upstream = {"finish": ["raw"], "slots": 4}
-    async with serve(OPEN_TO_THE_LAST if route is VOTE else SLOW, route=route, upstream=upstream) as g:
+    says = OPEN_TO_THE_LAST if route.get("kind") == "samples" else SLOW
+    async with serve(says, route=route, upstream=upstream, change=limit_to(8, observed=8)) as g:
         await g.ask(chat(stream=stream))
         await leave(g, mark=mark, n_calls=len(g.fake.calls) + 1, stream=stream)
         stayed, left = await recorded(g, 2)
@@ -105,6 +116,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], int]] = {
     "the owner refuses": (SLOW, AUDIT, 0),
     "the upstream dies": (chain(delay_s=0.01, faults=(Fault(die_after=8),)), AUDIT, 8),
     "no audit": (SLOW, {**AUDIT, "audit_share": 0.0}, 8),
+    "observed, which adds no token unless the owner allows it": (SLOW, OBSERVED, 8),
     "observed with probes, and not drawn": (SLOW, {**OBSERVED, "probe": PROBED["probe"]}, 8),
     "off": (SLOW, {**OBSERVED, "mode": "off", "policy": {"policy": "never"}}, 8),
 }

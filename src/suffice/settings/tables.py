@@ -395,6 +395,7 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ray: str = ""  # address of a Ray cluster that runs them; "": this machine
     window_audits: PositiveInt | None = None  # that a certificate covers; None: 16 / max_em_drop
     unread_audits: NonNegativeInt = 256  # at once whose client has left, per gateway, a quarter per key; 0: none
+    unread_observed: NonNegativeInt = 0  # runs of `observe`, the same
     lease_s: PositiveSeconds = 60.0  # for which what is certified acts without another look at its route …
     lease_requests: PositiveInt = 500  # … and for how many requests of the route, at all gateways together
 

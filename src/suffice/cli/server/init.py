@@ -67,8 +67,8 @@ def init(
 ) -> None:
     """Examine a model server, write settings that observe it, send ten requests and show what was seen.
 
-    The settings are one file, suffice.toml in the data directory, where every command finds it. Observing adds no
-    call. Exits with 1 when the server does not answer.
+    The settings are one file, suffice.toml in the data directory, where every command finds it. Observing adds no call
+    and no token. Exits with 1 when the server does not answer.
     """
     folder = data_folder(os.environ)
     file = folder / shell.SETTINGS_FILES[0]

@@ -133,7 +133,7 @@ def serve(
 ) -> None:
     """Serve the OpenAI-compatible gateway until it is stopped.
 
-    With --upstream it needs no settings file: it observes, adds no call, and keeps its log in the data
+    With --upstream it needs no settings file: it observes, adds no call and no token, and keeps its log in the data
     directory.
     """
     from suffice.server import run_server
