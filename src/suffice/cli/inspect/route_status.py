@@ -35,7 +35,6 @@ from suffice.store.database.views import (
     read_episodes,
     read_newer,
     snapshot,
-    upstream_findings,
 )
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
@@ -53,7 +52,6 @@ from suffice.store.routes.experiments import read_worse_arms
 from suffice.store.routes.rollups import RouteScorer, logged_routes, read_to, tallies_now
 from suffice.store.rows.events import KillSwitchState, ProposedBudget, ProposedVersion, WorseArm, route_of
 from suffice.types import Epoch, Pause, Publication, Request, Resumption
-from suffice.upstream.drivers import find_verdict
 from suffice.wiring.keys import kill_file
 
 if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
@@ -242,15 +240,8 @@ def _status(
         lag=f"the worker has not compared labels by {scorer.name or 'exact equality'} yet" if stale else "",
         held=held,
         policy=policy_in_words(configured, newest.policy_version),
-        needs_probe=configured is not None and _needs_probe(connection, configured),
+        needs_probe=configured is not None and configured.kind == "reasoning" and configured.probe is None,
     )
-
-
-def _needs_probe(connection: LogReader, route: Route) -> bool:
-    """Whether only probes could prove a stop; a model that doctor saw without thoughts has none to stop."""
-    if route.kind != "reasoning" or route.probe is not None:
-        return False
-    return find_verdict(upstream_findings(connection).get(route.upstream), "reasoning") != "no"
 
 
 def _with_times(connection: LogReader, statuses: Sequence[RouteStatus], decided: DeploymentState) -> list[RouteStatus]:
