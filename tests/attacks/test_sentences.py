@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from suffice.assurance.saving import LESS_EFFORT
 from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
 from suffice.learn.certifier import Certifier
@@ -78,11 +79,11 @@ def held(kind: Any, *, until_s: float = FAR_S, **changes: Any) -> Override:
 
 
 def run(
-    number: int, *, mode: Any = "enforce", audit: bool = False, tokens: int = 100, stopped: bool = False
+    number: int, *, mode: Any = "enforce", audit: bool = False, tokens: int = 100, stopped: bool = False, **ended: Any
 ) -> list[Event]:
     name = f"ep{number}"
     request = plain_request(name, mode=mode, audit=audit, propensity=0.5, question_key=name)
-    ended = Ended(
+    outcome = Ended(
         episode_id=name,
         end_reason="stopped" if stopped else "done",
         status=200,
@@ -90,8 +91,14 @@ def run(
         response_id=None,
         usage=Usage(prompt_tokens=9, completion_tokens=tokens),
         stopped=stopped,
+        **ended,
     )
-    return [request, ended]
+    return [request, outcome]
+
+
+def of_100(tokens: int) -> dict[str, Any]:
+    """What a gateway notes of a shortened run that took so many tokens, where full runs take 100."""
+    return {"finish_method": LESS_EFFORT, "tokens_saved_estimate": 100 - tokens}
 
 
 STOPPED = [event for number in range(30) for event in run(number, stopped=True, tokens=40)]
@@ -257,7 +264,7 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
 
 def test_a_certified_arm_shows_the_saving_that_is_measured_and_no_older_one(tmp_path: Path) -> None:
     """It said "certified, saves 70 %" above "-19.9 % fewer tokens"."""
-    dear = [event for number in range(40) for event in run(number, tokens=130)]
+    dear = [event for number in range(40) for event in run(number, tokens=130, **of_100(130))]
     made = published(level=1, fit="", version="effort=low", arm="effort=low", n_levels=2)
     written(tmp_path, [began(), made, *dear, *AUDITS])
     text, plain = status("--config", config_of(tmp_path, EFFORT))
@@ -267,15 +274,18 @@ def test_a_certified_arm_shows_the_saving_that_is_measured_and_no_older_one(tmp_
     assert "fewer tokens" not in text
 
 
-def test_an_audit_share_of_nothing_measures_no_saving(tmp_path: Path) -> None:
+def test_stopped_runs_without_an_estimate_are_no_saving_and_are_counted(tmp_path: Path) -> None:
     written(tmp_path, STOPPED)
     text, plain = status("--config", config_of(tmp_path, RISKY))
-    assert plain["measured"]["saving"] is None
-    assert "saving                 not measured" in text
+    assert plain["measured"]["saving"]["value"] == 0
+    assert "30 stopped runs without an estimate count as 0" in text
 
 
 def test_probes_that_cost_more_than_stops_save_are_a_saving_below_nothing(tmp_path: Path) -> None:
-    written(tmp_path, [*AUDITS, *(event for number in range(9) for event in run(number, stopped=True, tokens=400))])
+    written(
+        tmp_path,
+        [*AUDITS, *(event for number in range(9) for event in run(number, stopped=True, tokens=400, **of_100(400)))],
+    )
     _, plain = status("--config", config_of(tmp_path, RISKY))
     assert plain["measured"]["saving"]["value"] < 0
 

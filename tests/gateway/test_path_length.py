@@ -15,7 +15,7 @@ from tests.gateway.served import chat
 
 PACKAGE = str(Path(suffice.__file__).parent)
 THOUGHT = tuple(f" {n}\n" for n in range(200))
-MOST_FILES = 36
+MOST_FILES = 37
 N_TRACED = 5
 
 

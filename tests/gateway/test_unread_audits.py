@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.assurance.runs import is_abandoned, is_finished, measure_run
+from suffice.assurance.runs import is_abandoned, measure_run
 from suffice.control.evidence.audits import recorded_audit
 from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import UnreadAudits
@@ -131,7 +131,7 @@ async def test_what_is_not_finished_is_a_loss_as_before(serve: Serve, name: str)
         outcome = item.episode.outcome
         assert (outcome.end_reason, outcome.finished_unread) == ("client_left", False)
         assert is_abandoned(outcome)
-        assert not is_finished(outcome)
+        assert not outcome.is_finished
         if name != "the upstream dies":
             assert all(call.cancelled for call in outcome.calls)
             assert all(call.cancelled for call in g.fake.calls)

@@ -14,7 +14,7 @@ from suffice.assurance.labels import JUDGE, rank_of
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.saving import saved_tokens, saved_usd, spent_tokens
-from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
+from suffice.types import FINISHED_ENDS, Episode, Feedback, Outcome, Overhead, Request, Usage
 
 DEATH_ENDS = ("shutdown", "lost")  # of every run that a gateway had open when it ended
 UNKNOWN_ENDS = ("rejected", *DEATH_ENDS)  # the model was not called, or its reply is unknown
@@ -22,7 +22,6 @@ ABANDONED_ENDS = ("client_left", "asked")  # audits with these ends count as los
 # Ends without an answer, because the upstream gave none within its limits or was not called. The full run is wrong
 # then, so no stop loses anything against it: leaving the audit out is the safe side.
 NO_ANSWER_ENDS = ("upstream_error", "timeout", "rejected")
-FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
 ENDED = (*FINISHED_ENDS, "stopped", "asked")  # runs that ended by themselves, by a stop or because a person asked
 # Values of `Feedback.request_reason` whose labels represent the average run: unsolicited, or a random draw. Labels that
 # were requested because a run was doubtful are biased.
@@ -33,11 +32,6 @@ def is_audit(request: Request, *, probes: bool) -> bool:
     """Whether this request is an audit, whatever its end; known when it begins."""
     drawn = request.audit or (request.mode == "observe" and not probes)
     return request.ungoverned is None and request.delivery == 1 and drawn
-
-
-def is_finished(outcome: Outcome) -> bool:
-    """Whether a run, if it was not stopped, has the model's answer: also one that its client did not wait for."""
-    return outcome.end_reason in FINISHED_ENDS or outcome.finished_unread
 
 
 def is_abandoned(outcome: Outcome) -> bool:
@@ -120,7 +114,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     spent = baseline = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
-    finished = is_finished(outcome)
+    finished = outcome.is_finished
     would_cost = outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
     disagrees, drop = _compare(request, outcome, label, match) if full else (None, None)
     if outcome.usage is not None:
@@ -178,7 +172,7 @@ def _compare(
     """Whether the stop of a full run changes the answer, and Z: +1 it loses the right answer, -1 it gains it."""
     if request.audit and is_abandoned(outcome):
         return True, 1
-    if not is_finished(outcome):
+    if not outcome.is_finished:
         return None, None
     if outcome.stop_step is None or outcome.would_answer == outcome.answer:
         return False, None if label is None else 0
@@ -309,7 +303,7 @@ class Tally(msgspec.Struct, kw_only=True):
             ("would_stop", run.full and run.would_stop),
         ):
             _count(self.counts, name, int(holds))
-        whole = is_finished(outcome) and not outcome.stopped
+        whole = outcome.is_finished and not outcome.stopped
         if whole and (request.mode != "enforce" or request.audit):
             self.extracted = f"{self.extracted}{int(outcome.answer is not None)}"[-WINDOW_RUNS:]
         if request.kind == "reasoning":  # elsewhere a missing answer has no source

@@ -7,8 +7,12 @@ a run that was stopped, or ran with an arm, the first part is an estimate.
 
 from __future__ import annotations
 
+from typing import Final
+
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.types import Outcome, Overhead, Request, Usage
+
+LESS_EFFORT: Final = "effort"  # how a run was shortened that was asked for with less effort than the full run
 
 
 def spent_tokens(usage: Usage, overhead: Overhead) -> int:
@@ -17,10 +21,10 @@ def spent_tokens(usage: Usage, overhead: Overhead) -> int:
 
 
 def saved_tokens(request: Request, outcome: Outcome) -> int | None:
-    """What an enforced run saved, net; None: unknown, as of a stopped run without an estimate. It may be below 0."""
+    """What an enforced run saved, net; None: unknown, as where a shortened run has no estimate. It may be below 0."""
     if request.ungoverned is not None or request.mode != "enforce" or outcome.usage is None:
         return None
-    if outcome.stopped or outcome.tokens_saved_estimate is not None:
+    if outcome.stopped or outcome.finish_method == LESS_EFFORT:
         return outcome.tokens_saved_estimate
     overhead = outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
     return round(undrawn_tokens(request, outcome)) - overhead
@@ -30,7 +34,7 @@ def saved_usd(request: Request, outcome: Outcome) -> float | None:
     """As `saved_tokens`, in money and with prompts."""
     if request.ungoverned is not None or request.mode != "enforce":
         return None
-    if outcome.stopped or outcome.saved_usd_estimate is not None:
+    if outcome.stopped or outcome.finish_method == LESS_EFFORT:
         return outcome.saved_usd_estimate
     if outcome.cost_usd is None or outcome.overhead_usd is None:
         return None

@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.assurance.runs import is_finished
 from suffice.types import Outcome
 
 EQUAL: Final = (2, 3)  # trial answers in a row after which the rules of a trial stop
@@ -77,7 +76,7 @@ class SavingTrial:
     def add(self, outcome: Outcome) -> None:
         self.n_ended += 1
         usage, overhead = outcome.usage, outcome.overhead
-        if usage is None or not is_finished(outcome) or not usage.completion_tokens:
+        if usage is None or not outcome.is_finished or not usage.completion_tokens:
             return
         full, spent = float(usage.completion_tokens), float(overhead.probe_tokens + overhead.discarded_tokens)
         self.n, self._full, self._spent = self.n + 1, KEPT * self._full + full, KEPT * self._spent + spent

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from suffice.agent.plan import with_settings
 from suffice.assurance.money import full_vote_tokens
+from suffice.assurance.saving import LESS_EFFORT
 from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.checkpoints import CheckpointGate, Proposer
@@ -426,7 +427,7 @@ async def _open_relay(
         if sent.effort is not None:
             estimate_full_run(job.gw, ledger, -1, longer="")
             ledger.costs.has_less_effort = True
-            ledger.stop.finish_method, reader.is_thought_off = "effort", sent.effort == "none"
+            ledger.stop.finish_method, reader.is_thought_off = LESS_EFFORT, sent.effort == "none"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begin only now: until something is sent, a failure can be retried.
             if parsed.stream and not exchange.status:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
-from suffice.assurance.runs import is_audit, is_finished
+from suffice.assurance.runs import is_audit
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.assurance.thoughts import SavingTrial
@@ -348,7 +348,7 @@ class RouteStatistics:
             self.n_singled[made.number, caller] += 1
 
     def learn(self, request: Request, outcome: Outcome) -> None:
-        if runs_in_full(request) and is_finished(outcome) and outcome.usage is not None:
+        if runs_in_full(request) and outcome.is_finished and outcome.usage is not None:
             usage = outcome.usage
             if request.kind == "rounds":  # no answer follows the rounds, so all tokens can be saved
                 usage = replace(usage, reasoning_tokens=usage.completion_tokens)

@@ -30,7 +30,6 @@ from suffice.assurance.runs import (
     SequencedLabel,
     current_label,
     is_abandoned,
-    is_finished,
     is_right,
 )
 from suffice.assurance.sampling import p_kept
@@ -65,7 +64,7 @@ def fate(request: Request, outcome: Outcome) -> Fate:
         return "stopped" if outcome.end_reason == "stopped" and outcome.stop_step is not None else "broken"
     if request.audit and is_abandoned(outcome):
         return "abandoned"
-    if not is_finished(outcome) or not outcome.steps:
+    if not outcome.is_finished or not outcome.steps:
         return "broken"
     if request.kind != "samples" and len(outcome.steps) > 1 and all(step.answer is None for step in outcome.steps[:-1]):
         return "unprobed"

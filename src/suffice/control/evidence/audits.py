@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
-from suffice.assurance.runs import NO_ANSWER_ENDS, Match, SequencedLabel, is_audit, is_finished, is_right
+from suffice.assurance.runs import NO_ANSWER_ENDS, Match, SequencedLabel, is_audit, is_right
 from suffice.learn.audits import AuditRuns, SampleOrders, concatenate_audits, draw_orders
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
@@ -74,7 +74,7 @@ class Audit:
     def is_lost(self) -> bool:
         """Whether nothing can be judged: abandoned, shed, killed, or broken by our own fault."""
         outcome = self.outcome
-        if outcome.stopped or not is_finished(outcome):
+        if outcome.stopped or not outcome.is_finished:
             return True
         unseen = not outcome.steps and bool(outcome.degraded)
         return unseen or (self.fate == "unprobed" and self.gap is not None)

@@ -14,7 +14,7 @@ from typing import Final
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.labels import JUDGE, JudgeError, judge_error_bound
-from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label, is_finished
+from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.edge.judge import JudgeModel
 from suffice.types import Feedback, Outcome
 
@@ -179,7 +179,7 @@ def _id(item: LabelledEpisode) -> str:
 def is_full(item: LabelledEpisode) -> bool:
     request, outcome = item.episode.request, item.episode.outcome
     by_design = request.audit or request.mode == "observe"
-    return request.ungoverned is None and by_design and is_finished(outcome)
+    return request.ungoverned is None and by_design and outcome.is_finished
 
 
 def differs(item: LabelledEpisode) -> bool:

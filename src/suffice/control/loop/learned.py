@@ -17,7 +17,6 @@ from suffice.agent.mixture import mixture_of
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
-from suffice.assurance.runs import is_finished
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -461,7 +460,7 @@ class LearnedEvidence(EvidenceSource):
             return None
         inside, stops = self.certifier.stops(level)
         runs = [self.state.audits[place].outcome for place in inside.tolist()]
-        known = np.array([run.usage is not None and is_finished(run) for run in runs], dtype=bool)
+        known = np.array([run.usage is not None and run.is_finished for run in runs], dtype=bool)
         later = max(0.0, self.certifier.live_cost.stop_excess)
         counted = [run for run, is_known in zip(runs, known, strict=True) if is_known]
         return remaining_ratio(counted, stops[known], later)

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.assurance.runs import ENDED, is_finished
+from suffice.assurance.runs import ENDED
 from suffice.assurance.saving import spent_tokens
 from suffice.assurance.thoughts import KEPT, SavingTrial, read_thought
 from suffice.learn.costs import LiveCost, stop_cost
@@ -39,7 +39,7 @@ class LiveCosts:
 
     def add_audit(self, outcome: Outcome) -> None:
         usage = outcome.usage
-        if usage is None or not is_finished(outcome) or not usage.completion_tokens:
+        if usage is None or not outcome.is_finished or not usage.completion_tokens:
             return
         run = read_thought(outcome)
         self._full = KEPT * self._full + (1.0, run.alone, run.alone - run.thought)
