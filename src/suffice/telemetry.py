@@ -156,6 +156,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_ungoverned_total", "counter", "Requests passed through, by reason.", ("route", "reason")),
     MetricSpec("suffice_stops_total", "counter", "Runs ended early by the policy.", ("route", "reason", "method")),
     MetricSpec("suffice_audits_total", "counter", "Requests assigned at random to run in full.", ("route",)),
+    MetricSpec("suffice_audits_left_total", "counter", "Audits that their callers left.", ("route", "counted")),
     MetricSpec("suffice_tokens_total", "counter", "Tokens by purpose.", ("route", "type")),
     MetricSpec("suffice_cost_usd_total", "counter", "US dollars, where prices are known.", ("route", "type")),
     MetricSpec("suffice_stops_skipped_total", "counter", "Stops decided but not performed.", ("route", "reason")),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.estimate import MIN_AUDITS, RouteReport, report_of
-from suffice.assurance.runs import Tally, current_label, measure_run
+from suffice.assurance.runs import MOST_CALLERS, CallerAudits, Tally, current_label, describe_left, measure_run
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.types import Episode, Feedback, Outcome, Overhead, StepRecord, UpstreamCall, Usage
 from tests.assurance.reports import estimate_route
@@ -322,9 +322,35 @@ def test_an_audit_that_was_read_to_its_end_counts_as_what_it_showed_whoever_left
     unread = audit(end_reason="client_left", finished_unread=True)
     got = report([unread, audit(), audit(end_reason="client_left", answer=None, n_tokens=10)])
     assert got.n_abandoned_audits == 1
-    assert got.audits_left_by == {"": 2}
+    assert got.leavers == (CallerAudits(caller="", n_audits=3, n_left=2, n_finished_unread=1, n_lost=1),)
     assert got.measured.disagreement is not None
     assert (got.measured.disagreement.value, got.measured.disagreement.n) == (near(1 / 3), 3)
+
+
+def of(caller: str, **outcome: Any) -> Labelled:
+    item = audit(**outcome)
+    return replace(item, episode=replace(item.episode, request=replace(item.episode.request, sender=caller)))
+
+
+def test_audits_are_counted_by_caller_and_a_full_table_still_names_those_who_leave() -> None:
+    gone: dict[str, Any] = {"end_reason": "client_left", "answer": None, "n_tokens": 10}
+    crowd = [of(f"c{number}") for number in range(MOST_CALLERS + 50)]
+    got = report([*crowd, of("c0"), of("late"), of("late", **gone), of("late"), of("c0", end_reason="asked")])
+    assert got.leavers == (
+        CallerAudits(caller="c0", n_audits=3, n_left=1, n_lost=1),
+        CallerAudits(caller="late", n_audits=2, n_left=1, n_lost=1),
+    )
+    everybody = report([of(f"c{number}", **gone) for number in range(MOST_CALLERS + 50)])
+    assert len(everybody.leavers) == MOST_CALLERS
+    assert everybody.n_abandoned_audits == MOST_CALLERS + 50, "losses count whoever is named"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"audit": False}, {"delivery": 2}, {"ungoverned": "off"}, {"mode": "observe", "audit": False}]
+)
+def test_what_is_no_audit_is_left_by_nobody(asked: dict[str, Any]) -> None:
+    item = run(request={"mode": "enforce", "audit": True, **asked}, end_reason="client_left")
+    assert describe_left(item.episode.request, item.episode.outcome) is None
 
 
 labelled_runs = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from dataclasses import replace
@@ -9,19 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import answer_questions, says_nothing
 from suffice.console.views.policies import name_policy
 from suffice.console.views.route_state import ramp_of
 from suffice.settings import Route
+from suffice.store.database.location import log_location
+from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import Pause
 from tests.console.made import fill
 from tests.console.test_standing import ARM, EPOCH, LEARNED, MADE
 from tests.console.visitor import Visitor, people_of, settings_in, site
+from tests.control.made import run
 
 WEEK = TimeRange(name="7", since_hour=0, until_hour=168)
 
@@ -129,6 +135,32 @@ def test_a_capped_level_is_shown_as_what_acts_wherever_it_is_named(tmp_path: Pat
         assert visitor.post("/console/overrides/set", form).status == 303
         for one in pages:
             assert re.search(r"level 1 (of \d+|active), capped", visitor.get(one).text), one
+
+
+def test_the_page_of_a_route_names_who_left_its_audits_as_the_status_does(tmp_path: Path) -> None:
+    settings, rng = settings_in(tmp_path), random.Random(5)
+    log = LogWriter(settings.store, now=lambda: time.time() - 7_200)
+    for number, (sender, left, unread) in enumerate(
+        [("app", True, True), ("app", True, False), ("app", False, False), ("<b>", True, True), ("calm", False, False)]
+    ):
+        request, outcome = run(5_000 + number, rng)
+        ended = replace(outcome, end_reason="client_left", finished_unread=unread) if left else outcome
+        assert log.append(replace(request, route="math", sender=sender))
+        assert log.append(ended)
+    assert log.drain(20)
+    log.close()
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time())
+    (status,) = read_statuses(log_location(settings.store), settings, "math")
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        told, page = visitor.get("/api/route?route=math").json, visitor.get("/console/route?route=math").text
+    assert told["leavers"] == [msgspec.to_builtins(one) for one in status.report.leavers]
+    assert [tuple(one.values()) for one in told["leavers"]] == [("app", 3, 2, 1, 1), ("<b>", 1, 1, 1, 0)]
+    assert "app: 3 audits, 2 left, 1 finished unread, 1 counted as lost" in page
+    assert "&lt;b&gt;: 1 audit, 1 left, 1 finished unread, 0 counted as lost" in page
+    assert "calm: 1 audit" not in page
 
 
 def test_what_was_learned_is_named_by_its_address_and_not_by_its_numbers() -> None:

@@ -144,6 +144,13 @@ async def test_no_more_audits_run_on_than_the_owner_allows(serve: Serve) -> None
             await leave(g, mark=b"two")
         found = await recorded(g, 4)
         assert sorted(item.episode.outcome.finished_unread for item in found) == [False, False, True, True]
+        assert (await g.ask(chat())).status == 200, "a client that stays leaves nothing"
+        async with g.session.get(f"{g.url}/metrics") as response:
+            scraped = await response.text()
+        counts = {line for line in scraped.splitlines() if line.startswith("suffice_audits_left_total{")}
+        assert counts == {
+            f'suffice_audits_left_total{{counted="{counted}",route="r"}} 2.0' for counted in ("finished", "lost")
+        }
 
 
 def test_one_key_has_a_quarter_of_the_unread_audits_at_most() -> None:

@@ -40,6 +40,7 @@ from suffice.assurance.runs import (
     OBSERVED_DROP,
     SAVED,
     SAVED_USD,
+    CallerAudits,
     RunNumbers,
     Tally,
     TokenTotals,
@@ -111,7 +112,7 @@ class RouteReport:
     end_reasons: Mapping[str, int]
     n_audits: int
     n_abandoned_audits: int  # left by their clients and not read to their end: counted as losses
-    audits_left_by: Mapping[str, int]  # audits whose client left, by caller, the most first; "": no key is required
+    leavers: tuple[CallerAudits, ...]  # callers that left audits, the most first
     n_telling_audits: int  # whose stop's answer can be compared
     n_audit_disagreements: int  # of `n_telling_audits`
     audits_at_s: tuple[float, ...]  # times of the latest audits, Unix time, oldest first
@@ -156,7 +157,7 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95) -> RouteRep
         ungoverned=dict(tally.ungoverned),
         end_reasons=dict(tally.ends),
         audits_at_s=tuple(tally.audits_at_s),
-        audits_left_by=dict(sorted(tally.left_by.items(), key=lambda one: (-one[1], one[0]))),
+        leavers=leavers_of(tally),
         tokens=tally.tokens,
         money=MoneyTotals(
             governed_usd=usd("governed_usd", 0.0),
@@ -169,6 +170,11 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95) -> RouteRep
         measured=_measured(tally, confidence),
         **{field: count(name, 0) for field, name in _COUNTS.items()},
     )
+
+
+def leavers_of(tally: Tally) -> tuple[CallerAudits, ...]:
+    left = [one for one in tally.callers.values() if one.n_left]
+    return tuple(sorted(left, key=lambda one: (-one.n_left, one.caller)))
 
 
 def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -37,6 +37,15 @@ def is_audit(request: Request, *, probes: bool) -> bool:
 def is_abandoned(outcome: Outcome) -> bool:
     """Whether an audit that ended so counts as a loss, because nobody knows how it would have ended."""
     return outcome.end_reason in ABANDONED_ENDS and not outcome.finished_unread
+
+
+def describe_left(request: Request, outcome: Outcome) -> Literal["finished", "lost"] | None:
+    """How an audit of `enforce` counts whose caller left it or asked for its answer; None: it is no such audit."""
+    if not request.audit or request.ungoverned is not None or request.delivery > 1:
+        return None
+    if outcome.end_reason not in ABANDONED_ENDS:
+        return None
+    return "lost" if is_abandoned(outcome) else "finished"
 
 
 Match = Callable[[str | None, str], bool]
@@ -193,7 +202,7 @@ ENFORCED_DROP: Final = "drop"
 OBSERVED_DROP: Final = "would_drop"
 SAVED: Final = "saved"
 SAVED_USD: Final = "saved_usd"
-MOST_CALLERS: Final = 200  # whose audits without a client are counted
+MOST_CALLERS: Final = 200  # whose audits are counted
 N_GROUPS: Final = 32  # of questions, by hash of their key
 
 
@@ -217,6 +226,14 @@ class TokenTotals(msgspec.Struct, kw_only=True):
         self.discarded += overhead.discarded_tokens
 
 
+class CallerAudits(msgspec.Struct, kw_only=True):
+    caller: str  # "": no key is required
+    n_audits: int = 0
+    n_left: int = 0  # by their client, or because it asked for the answer at once
+    n_finished_unread: int = 0  # of `n_left`
+    n_lost: int = 0  # of `n_left`: counted as losses
+
+
 class Tally(msgspec.Struct, kw_only=True):
     scorer: str = ""  # that compared answers with labels
     n_begun: int = 0  # requests, ended or not
@@ -230,7 +247,7 @@ class Tally(msgspec.Struct, kw_only=True):
     money: dict[str, float] = {}  # by field of `MoneyTotals`
     counts: dict[str, int] = {}  # of governed runs, by name
     audits_at_s: list[float] = []  # of the latest, oldest first
-    left_by: dict[str, int] = {}  # audits whose client left, read to their end or not, by caller
+    callers: dict[str, CallerAudits] = {}  # by name; see `_add_audit`
     extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
     # … but for drops: pairs, weights, their squares, weights of lost, gained and pending ones, and their numbers;
@@ -255,9 +272,7 @@ class Tally(msgspec.Struct, kw_only=True):
                 values.append(value)
         if request.audit:
             self.audits_at_s = sorted((*self.audits_at_s, request.received_at_s))[-RECENT_AUDITS:]
-            is_named = request.sender in self.left_by or len(self.left_by) < MOST_CALLERS
-            if outcome.end_reason == "client_left" and is_named:
-                _count(self.left_by, request.sender)
+            self._add_audit(request.sender, describe_left(request, outcome))
         self._add_counts(request, outcome, run)
         self.tokens.add(outcome.usage or Usage(prompt_tokens=0, completion_tokens=0), outcome.overhead)
         self.tokens.n_unknown += outcome.usage is None
@@ -291,6 +306,19 @@ class Tally(msgspec.Struct, kw_only=True):
         _add_sums(self.rates, SAVED_USD, (0.0, cell.saved_usd))
         self.tokens.add(cell, cell)
         self.tokens.n_unknown += cell.n - cell.n_counted
+
+    def _add_audit(self, caller: str, left: Literal["finished", "lost"] | None) -> None:
+        """Where the callers are too many, one that leaves takes the place of one that never did."""
+        if caller not in self.callers and len(self.callers) >= MOST_CALLERS:
+            stayed = [one for one in self.callers.values() if not one.n_left]
+            if left is None or not stayed:
+                return
+            del self.callers[min(stayed, key=lambda one: one.n_audits).caller]
+        one = self.callers.setdefault(caller, CallerAudits(caller=caller))
+        one.n_audits += 1
+        one.n_left += left is not None
+        one.n_finished_unread += left == "finished"
+        one.n_lost += left == "lost"
 
     def _add_counts(self, request: Request, outcome: Outcome, run: RunNumbers) -> None:
         for name, holds in (

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from suffice.assurance.load_level import Admission
+from suffice.assurance.runs import describe_left
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import Ledger, RunTrace
 from suffice.errors import BadRequest
@@ -353,6 +354,8 @@ def _count(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
             gw.metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
     if outcome.ttft_s is not None:
         gw.metrics.observe("suffice_ttft_seconds", outcome.ttft_s, route)
+    if (left := describe_left(request, outcome)) is not None:
+        inc("suffice_audits_left_total", route, left)
     if cost is not None:
         inc("suffice_cost_usd_total", route, "input", by=cost.input_usd)
         inc("suffice_cost_usd_total", route, "cached_input", by=cost.cached_input_usd)

@@ -242,10 +242,10 @@ def _traffic(one: RouteStatus) -> Lines:
 
 def _left(report: RouteReport) -> str:
     """Return how many audits were left by their clients, and by whom."""
-    n_left, n_lost = sum(report.audits_left_by.values()), report.n_abandoned_audits
+    n_left, n_lost = sum(one.n_left for one in report.leavers), report.n_abandoned_audits
     parts = [f"{n_left:,} left by their clients"] if n_left else []
     parts += [f"{n_lost:,} abandoned, counted as losses"] if n_lost else []
-    callers = {f"caller {name}": n for name, n in list(report.audits_left_by.items())[:MOST_NAMED] if name}
+    callers = {f"caller {one.caller}": one.n_left for one in report.leavers[:MOST_NAMED] if one.caller}
     return f" ({', '.join(parts)}{frequencies(callers, '; most by ')})" if parts else ""
 
 

@@ -9,8 +9,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from suffice.agent.plan import AgentPlan, describe_class_plan, describe_plan
+from suffice.assurance.estimate import leavers_of
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import describe_records
+from suffice.assurance.runs import CallerAudits, Tally
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
@@ -110,6 +112,7 @@ class RoutePage(ViewRecord, frozen=True):
     target: str  # of the score that is compared with them: "as-good", "value"; "": nothing is learned
     classes: tuple[RouteBreakdown, ...]  # the one that lost most first
     versions: tuple[RouteBreakdown, ...]
+    leavers: tuple[CallerAudits, ...]  # since the log began: callers that left audits, the most first
     looks: tuple[MonitorState, ...]  # oldest first
     agent: tuple[tuple[str, str], ...]  # its plan in words, as names and values; (): it has none
     agent_reason: str
@@ -159,6 +162,7 @@ def route(view: ViewContext) -> RoutePage:
         **_learned(log, decisions),
         classes=tuple(sorted(_breakdown(view, state, "query_class", report), key=lambda one: -(one.lost or 0.0))),
         versions=versions,
+        leavers=leavers_of(rollups.read_tallies(log, (name,)).get(name) or Tally()),
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
         agent=tuple(describe_plan(plan)) if plan is not None else (),
         agent_reason=plan.reason if plan is not None else "",

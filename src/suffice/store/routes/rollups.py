@@ -21,7 +21,7 @@ from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Query, RecalledRun, Request
 
-FORMAT: Final = 5  # of the sums; a cache of another format is rebuilt
+FORMAT: Final = 6  # of the sums; a cache of another format is rebuilt
 HOUR_S: Final = 3_600
 DAY_HOURS: Final = 24
 
