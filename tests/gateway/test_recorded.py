@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,24 +69,6 @@ PROBING = {
 SLOW = ScriptedThought(
     [("two and two\n", "4"), ("is four\n", "4"), ("or five\n", "5")], "it is 4", reply=Reply(delay_s=0.005)
 )
-
-
-async def test_a_finish_that_opens_slowly_says_how_much_its_run_would_have_generated_meanwhile(serve: Serve) -> None:
-    delay_s = 0.0
-
-    def model(seen: FakeRequest) -> Reply:
-        is_finish = seen.is_raw and (seen.body.get("max_tokens") or seen.body.get("n_predict") or 99) > 8
-        return replace(SLOW(seen), first_delay_s=delay_s if is_finish else 0.0)
-
-    route = {**PROBING, "probe": {"verified_by": "owner", "max_tokens": 8}}
-    async with serve(model, route=route, upstream={"finish": ["raw"], "slots": 4}) as g:
-        await g.ask(chat(max_tokens=200))
-        delay_s = 2.0
-        await g.ask(chat(max_tokens=200))
-        at_once, slowly = [item.episode.outcome.finish_late_tokens for item in await g.episodes(2)]
-    assert at_once is not None
-    assert slowly is not None
-    assert at_once < slowly
 
 
 @pytest.mark.parametrize("stream", [False, True])

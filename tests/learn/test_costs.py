@@ -109,26 +109,19 @@ def test_what_a_rule_cuts_off_is_compared_with_what_any_run_had_left() -> None:
     assert remaining_ratio([], np.zeros(0, np.int64)) is None
 
 
-@given(
-    late=st.integers(0, 30),
-    later=st.integers(0, 30),
-    lines=st.lists(st.integers(2, 12), min_size=80, max_size=80),
-    seed=st.integers(0, 99),
-)
-def test_estimates_of_full_runs_from_their_cuts_add_up_to_the_truth(
-    late: int, later: int, lines: list[int], seed: int
-) -> None:
+@given(late=st.integers(0, 30), lines=st.lists(st.integers(2, 12), min_size=80, max_size=80), seed=st.integers(0, 99))
+def test_estimates_of_full_runs_from_their_cuts_add_up_to_the_truth(late: int, lines: list[int], seed: int) -> None:
     """As a gateway estimates them: by the runs that thought longer than the cut, a hand-over after the step."""
     runs, dice = [thinking(n, late=late) for n in lines], np.random.default_rng(seed)
     stops = np.array([int(dice.integers(-1, n - 1)) for n in lines])
-    ratio, lengths = remaining_ratio(runs, stops, later), RunLengths()
+    ratio, lengths = remaining_ratio(runs, stops), RunLengths()
     estimated = truth = 0.0
     for one in runs:
         assert one.usage is not None
         lengths.add(one.usage)
     for one, stop in zip(runs, stops.tolist(), strict=True):
         assert one.usage is not None
-        cut = LINE * (stop + 1) + 2 * late + later
+        cut = LINE * (stop + 1) + 2 * late
         if stop >= 0 and cut < one.usage.reasoning_tokens:
             remaining = lengths.remaining(cut)
             assume(remaining is not None)
@@ -175,16 +168,6 @@ def test_live_runs_that_save_are_left_alone_and_correct_what_audits_say() -> Non
     assert expected == 3 * LINE + 6 + ANSWER
     assert costs.at(0.0).stop_excess == pytest.approx(70 + 6 - expected, rel=0.05)
     assert costs.at(0.0).audit_overhead == pytest.approx(20 / (THOUGHT + ANSWER))
-
-
-def test_before_live_stops_the_finishes_of_audits_say_how_slowly_a_second_call_opens() -> None:
-    costs = LiveCosts()
-    for _ in range(20):
-        costs.add_audit(replace(audit(late=2), finish_step=3, finish_late_tokens=32))
-        costs.add_audit(audit(late=2))  # half of the audits have none
-    assert costs.at(0.0).stop_excess == pytest.approx(30)
-    served(2_000, costs, spent=45)
-    assert costs.at(0.0).stop_excess < 30, "live stops know better"
 
 
 def test_probes_that_stops_do_not_pay_for_are_an_objection_from_few_audits_alone() -> None:

@@ -374,7 +374,6 @@ WHOLE_OUTCOME = Outcome(
     pair_answer="9",
     pair_tokens=77,
     finished_unread=True,
-    finish_late_tokens=9,
 )
 AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
 SAID_BY_BOTH = {"route", "status", "answer"}  # of every run

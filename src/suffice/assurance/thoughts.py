@@ -4,8 +4,8 @@ A live run pays its probes up to the stop. While a probe is answered the origina
 second call opens; a stop that comes after the end of the thought saves nothing. A run that is not stopped pays the
 probes that it begins before its end; those that an audit makes up for afterwards it does not send.
 
-A second call is assumed to open as slowly as a probe was answered at that place; the forced finishes of audits correct
-that before the first live stop, and live stops later (`control.loop.live_costs`).
+How long a second call takes to open, an audit does not show. As long as a probe took at that place, is assumed before
+the first live stop; later, live stops correct it (`control.loop.live_costs`).
 
 A few full runs tell whether acting could pay at all: before that is known, and where it could not, few are probed.
 """

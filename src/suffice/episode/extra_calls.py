@@ -267,21 +267,14 @@ class Prober:
             return None
         return self._ledger.extract(self._scorer, reply.text, reply.calls)
 
-    async def finish_at(
-        self, step: int, thought: str, tokens: int, *, max_tokens: int | None, monotonic_s: Callable[[], float]
-    ) -> None:
-        """Request a whole finish after a step, for the record: what a stop there would have delivered, and how late."""
+    async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
+        """Request a whole finish after a step, for the record: what a stop there would have delivered."""
         if not self._continuer.may_call(keep=0):
             return
-        ledger, begun_s = self._ledger, monotonic_s()
-        n_received = sum(call.received_tokens for call in ledger.calls if call.is_delivered)
         reply = await self._fetch_reply(thought, tokens, whole=True, max_tokens=max_tokens)
         if reply is not None:
             self._ledger.audit.finish_step = step
             self._ledger.audit.finish_answer = self._read(reply)
-            pace = n_received / max(1e-9, begun_s - ledger.started_s)  # of the run, which a stop leaves open until then
-            late = (monotonic_s() - begun_s) * pace - ledger.calls[-1].completion_tokens
-            ledger.audit.finish_late_tokens = max(0, round(late))
 
     async def _fetch_reply(
         self, thought: str, tokens: int, *, whole: bool = False, max_tokens: int | None = None

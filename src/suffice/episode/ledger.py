@@ -164,7 +164,6 @@ class AuditState:
 
     finish_step: int | None = None
     finish_answer: str | None = None
-    finish_late_tokens: int | None = None
     pair_call: CallAccount | None = None  # the paired call with an arm; None: there was none
     pair_arm: str | None = None
     pair_propensity: float | None = None
@@ -481,7 +480,6 @@ class Ledger:
             pair_answer=audit.pair_answer,
             pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
             finished_unread=audit.finished_unread,
-            finish_late_tokens=audit.finish_late_tokens,
         )
 
 

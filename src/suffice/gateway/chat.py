@@ -363,7 +363,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = reader.thought_at(chosen.index)
     left = None if cap is None else max(1, cap - tokens)
-    await prober.finish_at(chosen.index, thought, tokens, max_tokens=left, monotonic_s=job.gw.monotonic_s)
+    await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:

@@ -51,18 +51,16 @@ NO_LIVE_COST: Final = LiveCost()
 LEAST_STOPS: Final = 20  # for a ratio of what they cut off
 
 
-def remaining_ratio(runs: Sequence[Outcome], stops: Ints, later: float = 0.0) -> float | None:
+def remaining_ratio(runs: Sequence[Outcome], stops: Ints) -> float | None:
     """What stops cut off of full runs, over what those that thought as far as the cut have left on average.
 
     A rule picks its runs: those that it stops may be the short ones. None: too few stops.
 
     stops  index of the step after which each run is stopped, shape (N,); -1: it is not
-    later  tokens that live stops generate beyond what audits say, until they cut
     """
     thoughts = [read_thought(run) for run in runs]
     length, full = np.array([(run.thought, run.alone) for run in thoughts]).reshape(-1, 2).T
-    cuts = [inf if stop < 0 else run.dropped[stop] + later for run, stop in zip(thoughts, stops, strict=True)]
-    cut = np.array(cuts)
+    cut = np.array([inf if stop < 0 else run.dropped[stop] for run, stop in zip(thoughts, stops, strict=True)])
     stopped, order = cut < length, np.argsort(length)
     if stopped.sum() < LEAST_STOPS:
         return None

@@ -461,9 +461,7 @@ class LearnedEvidence(EvidenceSource):
         inside, stops = self.certifier.stops(level)
         runs = [self.state.audits[place].outcome for place in inside.tolist()]
         known = np.array([run.usage is not None and run.is_finished for run in runs], dtype=bool)
-        later = max(0.0, self.certifier.live_cost.stop_excess)
-        counted = [run for run, is_known in zip(runs, known, strict=True) if is_known]
-        return remaining_ratio(counted, stops[known], later)
+        return remaining_ratio([run for run, is_known in zip(runs, known, strict=True) if is_known], stops[known])
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""

@@ -19,7 +19,7 @@ from suffice.assurance.thoughts import KEPT, SavingTrial, read_thought
 from suffice.learn.costs import LiveCost, stop_cost
 from suffice.types import Outcome, Request
 
-PRIOR_STOPS: Final = 5.0  # stops that cost what audits say, with the delay of their forced finishes
+PRIOR_STOPS: Final = 5.0  # stops that cost what audits say
 BETS: Final = np.array((0.25, 0.5, 1.0))  # on a run that costs more than the mean full run
 FALSE_ALARM: Final = 2_000.0  # runs, if live runs cost exactly as much as full runs
 REST: Final = 3_000  # requests before acting is tried again, four times as many each time
@@ -29,7 +29,6 @@ REST: Final = 3_000  # requests before acting is tried again, four times as many
 class LiveCosts:
     _trial: SavingTrial = field(default_factory=SavingTrial)
     _full: Floats = field(default_factory=lambda: np.zeros(3))  # full runs; their tokens and answers
-    _finishes: Floats = field(default_factory=lambda: np.zeros(2))  # forced ones, and tokens by which they opened later
     _stops: Floats = field(default_factory=lambda: np.zeros(2))  # stops of live runs, and tokens above what audits say
     _live: Floats = field(default_factory=lambda: np.zeros(2))  # live runs, and their tokens
     _wealth: Floats = field(default_factory=lambda: np.zeros(len(BETS)))
@@ -44,10 +43,6 @@ class LiveCosts:
         run = read_thought(outcome)
         self._full = KEPT * self._full + (1.0, run.alone, run.alone - run.thought)
         self._trial.add(outcome)
-        trial = next((step for step in outcome.steps if step.index == outcome.finish_step), None)
-        if trial is not None and outcome.finish_late_tokens is not None:
-            later = outcome.finish_late_tokens - (trial.late_tokens or 0)
-            self._finishes = KEPT * self._finishes + (1.0, later)
 
     def add_live(self, request: Request, outcome: Outcome, *, at: float) -> None:
         """Add a run that a policy could stop, the request `at`."""
@@ -70,9 +65,8 @@ class LiveCosts:
 
     def at(self, now: float) -> LiveCost:
         """What they say at request `now`."""
-        later = float(self._finishes[1] / max(1.0, self._finishes[0]))
         return LiveCost(
-            stop_excess=(float(self._stops[1]) + PRIOR_STOPS * later) / (float(self._stops[0]) + PRIOR_STOPS),
+            stop_excess=float(self._stops[1] / (self._stops[0] + PRIOR_STOPS)),
             audit_overhead=self._trial.overhead,
             objection=self._objection(now),
         )

@@ -247,16 +247,12 @@ _WATCHES: Final = """
 """
 # Shows which audits were read to their end after their client had left.
 _UNREAD: Final = "DROP VIEW outcomes;" + _OUTCOMES_VIEW.format(columns=f"{_OUTCOMES}, {_UNREAD_COLUMN}")
-# Shows how slowly the forced finishes of audits opened.
-_LATE_COLUMN = _columns("o.body, '$.outcome", "finish_late_tokens")
-_LATE: Final = "DROP VIEW outcomes;" + _OUTCOMES_VIEW.format(columns=f"{_OUTCOMES}, {_UNREAD_COLUMN}, {_LATE_COLUMN}")
 FIRST: Final = Migration(18, 18, _SCRIPT)  # an older log is refused
 # After it, in order; never changed.
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     Migration(19, 18, _FOLD_STATES),
     Migration(20, 18, _WATCHES),
     Migration(21, 18, _UNREAD),
-    Migration(22, 18, _LATE),
 )
 VERSION: Final = MIGRATIONS[-1].version
 
