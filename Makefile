@@ -95,8 +95,10 @@ mission: $(VENV)/.ready-dev ## nine capabilities over HTTP against a server with
 qualify: $(VENV)/.ready-dev ## list the worlds with known truth that qualify a release, or run those named in ARGS (minutes each)
 	$(PY) -m qualification $(ARGS)
 
-docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics, policies, signals)
+# Without --quiet, under which mkdocs lets a link pass that leads nowhere.
+docs: $(VENV)/.ready-docs ## write the generated parts of docs/reference, and build the site with its API reference into build/site
 	$(PY) -m tools.reference_pages
+	$(PY) -m mkdocs build --clean
 
 check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all
 
@@ -198,6 +200,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready-venv requirements/dev.txt $(SOURCES)
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
 	$(INSTALL) -r requirements/bench.txt
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready-dev requirements/docs.txt
+	$(INSTALL) -r requirements/docs.txt
 	@touch $@
 
 $(VENV)/.ready-lock: $(VENV)/.ready-venv requirements/lock.txt

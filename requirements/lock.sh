@@ -19,5 +19,6 @@ compile pyproject.toml --extra console --extra yaml --extra postgres --extra oid
 compile pyproject.toml --extra console --extra yaml --extra postgres --extra oidc --extra otel --extra train --extra math --extra archive --constraint requirements/dev.txt --output-file requirements/image-archive.txt
 compile pyproject.toml --extra console --group demo --constraint requirements/dev.txt --output-file requirements/demo.txt
 compile --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+compile --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 compile --group lock --output-file requirements/lock.txt "$@"

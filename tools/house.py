@@ -224,7 +224,7 @@ def check_requirements() -> Iterator[Violation]:
     """Everything installed is pinned with hashes, the same in all environments, and the base install is small."""
     folder = ROOT / "requirements"
     dev = pins(folder / "dev.txt")
-    for name in ("base", "build", "demo", "dev", "image", "image-archive", "lock"):
+    for name in ("base", "build", "demo", "dev", "docs", "image", "image-archive", "lock"):
         path = folder / f"{name}.txt"
         logical = path.read_text(encoding="utf-8").replace("\\\n", " ")
         lines = [line for line in logical.splitlines() if line.strip() and not line.lstrip().startswith("#")]

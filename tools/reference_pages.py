@@ -51,7 +51,7 @@ def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str,
 def describe(option: click.Option, context: click.Context) -> tuple[str, str]:
     """An option's names as code, and its help with choices and default."""
     record = option.get_help_record(context)
-    text = " ".join(record[1].split()) if record else ""
+    text = re.sub(r"\[(\S*[<>]\S*)\]", r"`\1`", " ".join(record[1].split())) if record else ""  # a range, no link
     if isinstance(option.type, click.Choice):
         choices = ", ".join(f"`{choice}`" for choice in option.type.choices)
         text = f"{text} One of {choices}."
