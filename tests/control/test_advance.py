@@ -155,7 +155,7 @@ def test_a_candidate_that_loses_answers_goes_back_before_anybody_is_served_by_it
         (said,) = world.look()
         if said:
             break
-    assert "roll_back" in said
+    assert "roll back" in said
     held = world.held
     assert held.state.stage == "rolled_back"
     assert [move.by for move in held.moves] == ["evidence"]
@@ -185,7 +185,7 @@ def test_live_errors_send_a_canary_back_though_its_answers_are_right(world: Worl
 
     world.live(400, ends)
     (said,) = world.look()
-    assert "roll_back" in said
+    assert "roll back" in said
     assert "error" in world.held.moves[-1].reason
 
 
@@ -311,7 +311,7 @@ def test_nothing_goes_forward_while_something_is_wrong_on_the_route(
 def test_an_owner_who_writes_another_policy_ends_the_rollout(world: World) -> None:
     proved(world)
     (said,) = world.look(msgspec.structs.replace(ROUTE, policy={"policy": "stable-answer", "streak": 6}))
-    assert "roll_back" in said
+    assert "roll back" in said
     assert "publication 1 came in between" in said
 
 

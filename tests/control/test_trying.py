@@ -48,7 +48,7 @@ def test_nothing_of_it_acts_before_audits_that_came_after_it_have_certified_it(w
     assert "no level passes on 40 audits" in "; ".join(world.asked().standing.missing)
     world.audits(60)
     (said,) = world.look()
-    assert "level 2 may act: level 2 passes on 100 audits against the full run, 0 lost" in said
+    assert "level 2 of the candidate may act: level 2 passes on 100 audits against the full run, 0 lost" in said
     assert (world.held.state.level, world.held.state.stage) == (2, "shadow")
     assert world.held.moves[-1].by == "evidence"
 
@@ -81,7 +81,7 @@ def test_harm_takes_its_levels_back_and_then_the_rollout(world: World) -> None:
     world.step("promote")
     world.wrong(20)
     (said,) = world.look()
-    assert "roll_back" in said
+    assert "roll back" in said
     held = world.held
     assert (held.state.stage, held.state.level, held.state.share) == ("rolled_back", 0, 0.0)
     assert "its certificate is gone: even its safest level surely loses more than" in held.moves[-1].reason
@@ -130,7 +130,7 @@ def test_one_whose_safest_level_surely_breaks_the_budget_goes_back_and_one_witho
     assert world.held.state.stage == "shadow", "a full run that was wrong itself cannot be lost"
     world.write(*(label(number, correct=True) for number in range(10, 40)))
     (said,) = world.look()
-    assert "roll_back" in said
+    assert "roll back" in said
     assert (world.held.state.stage, world.held.state.level) == ("rolled_back", 0)
     assert "even its safest level surely loses more than 8.00%: of 60 audits" in world.held.moves[-1].reason
 
@@ -213,7 +213,7 @@ def test_a_new_epoch_takes_its_certificate_away(world: World) -> None:
     world.look()
     world.write(began(2, since_seq=10_000))
     (said,) = world.look()
-    assert "level 0 may act: nothing can be tested now" in said
+    assert "level 0 of the candidate may act: nothing can be tested now" in said
     assert "epoch 2 began during the rollout" in "; ".join(world.asked().standing.missing)
 
 

@@ -31,9 +31,10 @@ from suffice.rollout.evidence import (
     split_problem,
     too_bold,
 )
+from suffice.rollout.steps import Compare, Condition, Prove, Stage, Wait, plan_steps
 from suffice.rollout.versions import overtaken
 
-Stage: TypeAlias = Literal["shadow", "canary", "ramp", "full", "rolled_back"]
+Readings: TypeAlias = tuple[GuardrailValue, ...]
 Move: TypeAlias = Literal["promote", "pause", "resume", "roll_back", "certify"]
 EVIDENCE: Final = "evidence"  # `Transition.by` where no person decided
 
@@ -97,7 +98,7 @@ class StepOrder:
     reason: str  # a sentence
     at: int  # governed requests of the route since the rollout began
     now_s: float  # Unix time
-    readings: tuple[GuardrailValue, ...] = ()  # the evidence for it
+    readings: Readings = ()  # the evidence for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,12 @@ class Transition(StepOrder):
     audit_share: float | None
     level: int = 0  # of a certified learned candidate; the highest at which it acts
 
+    @property
+    def sentence(self) -> str:
+        if self.move == "certify":
+            return f"level {self.level} of the candidate may act"
+        return f"{self.move}, {self.stage} at {self.share:.0%} of new units".replace("_", " ")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmAssignment:
@@ -120,10 +127,11 @@ class ArmAssignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutState:
-    readings: tuple[GuardrailValue, ...]
+    readings: Readings
     ends: str  # why it ends now; "": no reason
     broken: str  # why the arms cannot be compared; "": they can
     missing: tuple[str, ...]  # what the next step still needs, as sentences
+    grounds: str  # what the evidence shows for it once nothing is missing, as a sentence
 
     @property
     def word(self) -> Literal["goes back", "broken", "not enough data", "ready"]:
@@ -184,7 +192,9 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
         return _move(state, "pause", order, share=0.0)
     if assessment.missing:
         return None
-    return promote_rollout(state, rules, replace(order, reason=_why_forward(state, evidence, rules)))
+    share = plan_steps(rules)[state.step + 1].share
+    to = f"from {_percent(state.share)} to {_percent(share)} of new units"
+    return promote_rollout(state, rules, replace(order, reason=f"{assessment.grounds}; {to}"))
 
 
 def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
@@ -203,21 +213,20 @@ def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
     """Resume a rollout for a person: same step and share, new warm-up."""
     if not state.over and not state.paused:
         raise ValueError(f"rollout {state.rollout}: it is not paused")
-    return _move(state, "resume", order, share=_share_of(state.step, rules))
+    return _move(state, "resume", order, share=plan_steps(rules)[state.step].share)
 
 
 def promote_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
     """Take the next step; later steps on evidence still need the proof that one by a person skips."""
-    step = state.step + 1
-    stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
-    is_proved = order.by == EVIDENCE or stage == "full"
+    step = plan_steps(rules)[state.step + 1]
+    is_proved = order.by == EVIDENCE or step.stage == "full"
     return _move(
         state,
         "promote",
         order,
-        share=_share_of(step, rules),
-        stage=stage,
-        step=step,
+        share=step.share,
+        stage=step.stage,
+        step=state.step + 1,
         audit_share=None if is_proved else state.audit_share,
     )
 
@@ -246,33 +255,55 @@ def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
 def assess_rollout(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
     live = state.step > 0
     em, broken = read_em(evidence, rules), split_problem(evidence) if live else ""
-    others = read_live(evidence, rules) if live else ()
+    readings = (*em, *(read_live(evidence, rules) if live else ()))
     # Arms of a broken split cannot be compared, and so cannot cause a rollback.
-    harm = _why_back(state, evidence, rules, em if broken else (*em, *others))
-    missing = _missing_live(state, evidence, rules, em, others) if live else []
-    if state.audit_share is not None:
-        missing = [*_missing_proof(evidence, rules, em), *missing]
-    missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
+    harm = _why_back(state, evidence, rules, em if broken else readings)
+    missing, grounds = list[str](), ""
+    for condition in plan_steps(rules)[state.step].until:
+        still, shows = _check(condition, state, evidence, rules, readings, at, now_s)
+        missing, grounds = [*missing, *still], shows or grounds
+    missing += [why for why in (mix_problem(evidence, rules), evidence.withheld, evidence.idle) if why]
     return RolloutState(
-        readings=(*em, *others),
+        readings=readings,
         broken=broken,
         missing=tuple(missing),
+        grounds=grounds,
         ends=harm or _why_over(state, rules, evidence.idle, missing, at=at),
     )
 
 
-def _why_forward(state: State, evidence: RolloutEvidence, rules: Rules) -> str:
-    to = f"from {_percent(state.share)} to {_percent(_share_of(state.step + 1, rules))} of new units"
-    if not state.step:
-        whole, each = describe_guardrail_points(rules.em_margin), describe_guardrail_points(rules.class_em_margin)
-        return f"{evidence.n_audits:,} audits prove: less than {whole} of EM lost over all, {each} in each class; {to}"
-    seen = f"{evidence.n_candidate:,} units of the candidate and {evidence.n_control:,} of the control"
-    if state.step < rules.n_steps - 1:
-        return f"nothing looks worse than its margin on {seen}; {to}"
-    return f"{', '.join(rules.required) or 'nothing'} proved to be within the margin on {seen}; {to}"
+def _check(
+    need: Condition, state: State, evidence: RolloutEvidence, rules: Rules, readings: Readings, at: int, now_s: float
+) -> tuple[list[str], str]:
+    """Return what a condition of the next step still needs, and what it shows once it is met."""
+    units = f"on {evidence.n_candidate:,} units of the candidate and {evidence.n_control:,} of the control"
+    match need:
+        case Prove(guardrails=("em",)):
+            if state.audit_share is None:
+                return [], ""
+            whole, each = describe_guardrail_points(rules.em_margin), describe_guardrail_points(rules.class_em_margin)
+            grounds = f"{evidence.n_audits:,} audits prove: less than {whole} of EM lost over all, {each} in each class"
+            return _missing_proof(evidence, rules, readings), grounds
+        case Prove(guardrails=names):
+            missing = [one.sentence for one in readings if one.rail in names and one.finding != "fine"]
+            return missing, f"{', '.join(names) or 'nothing'} proved to be within the margin {units}"
+        case Compare(least=least):
+            arms = (("candidate", evidence.n_candidate), ("control", evidence.n_control))
+            missing = [f"{name}: {n:,} of {least:,} new units" for name, n in arms if n < least]
+            missing += [
+                f"{reading.sentence}; it looks worse than that"
+                for reading in readings
+                if reading.about is None and reading.looks_worse and reading.finding == "open"
+            ]
+            return missing, f"nothing looks worse than its margin {units}"
+        case Wait(seconds=seconds, requests=requests):
+            lasts_s, n = now_s - state.since_s, at - state.since_at
+            missing = [f"{seconds - lasts_s:,.0f} s more in this step"] if lasts_s < seconds else []
+            missing += [f"warming up: {n:,} of {requests:,} requests"] if n < requests else []
+            return missing, ""
 
 
-def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: tuple[GuardrailValue, ...]) -> str:
+def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: Readings) -> str:
     if evidence.latest is not None and evidence.latest != state.follows:
         return overtaken(state.follows, evidence.latest) or ""
     if evidence.void:
@@ -294,10 +325,12 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
     return ""
 
 
-def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...]) -> list[str]:
+def _missing_proof(evidence: RolloutEvidence, rules: Rules, readings: Readings) -> list[str]:
     missing = []
     waited = {group.name for group in group_classes(evidence, rules) if group.is_waited_for(rules)}
-    for reading in em:
+    for reading in readings:
+        if reading.rail != "em":
+            continue
         least = rules.least_audits if reading.about is None else rules.least_class_audits
         if reading.about is not None and reading.about not in waited:
             continue
@@ -312,46 +345,9 @@ def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailV
     return missing
 
 
-def _missing_live(
-    state: State,
-    evidence: RolloutEvidence,
-    rules: Rules,
-    em: tuple[GuardrailValue, ...],
-    live: tuple[GuardrailValue, ...],
-) -> list[str]:
-    missing, least = [], rules.least_requests * state.step
-    for name, n in (("candidate", evidence.n_candidate), ("control", evidence.n_control)):
-        if n < least:
-            missing.append(f"{name}: {n:,} of {least:,} new units")
-    missing += [
-        f"{reading.sentence}; it looks worse than that"
-        for reading in (em[0], *live)
-        if reading.looks_worse and reading.finding == "open"
-    ]
-    if state.step == rules.n_steps - 1:
-        missing += [one.sentence for one in live if one.rail in rules.required and one.finding != "fine"]
-    return missing
-
-
-def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> list[str]:
-    lasts_s, n = now_s - state.since_s, at - state.since_at
-    missing = [reason for reason in (mix_problem(evidence, rules), evidence.withheld, evidence.idle) if reason]
-    if lasts_s < rules.least_stage_s:
-        missing.append(f"{rules.least_stage_s - lasts_s:,.0f} s more in this step")
-    if state.step and n < rules.warmup_requests:
-        missing.append(f"warming up: {n:,} of {rules.warmup_requests:,} requests")
-    return missing
-
-
 # --------------------------------------------------------------------------- transitions
 
 _VERBS: Final[Mapping[Move, str]] = {"pause": "hold", "roll_back": "roll back"}
-
-
-def _share_of(step: int, rules: Rules) -> float:
-    if step <= 0:
-        return 0.0
-    return rules.shares[step - 1] if step < rules.n_steps else 1.0
 
 
 def _move(state: State, move: Move, order: StepOrder, **changes: Any) -> Transition:

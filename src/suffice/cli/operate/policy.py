@@ -195,8 +195,7 @@ def _rollout_lines(held: RolloutRun, assessment: Assessment | None) -> Iterator[
     yield f"rollout {held.state.rollout} on route {held.state.route}"
     yield f"  {_describe(_plain_rollout(held))}"
     for one in held.moves:
-        what = f"level {one.level} may act" if one.move == "certify" else f"{one.stage}, {one.share:.0%}"
-        yield f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}"
+        yield f"  {format_time(one.now_s)}  {one.sentence}; by {one.by}: {one.reason}"
     if held.undone is not None:
         yield f"  taken back by {held.undone.author}: {held.undone.reason}"
     if assessment is None:

@@ -102,12 +102,7 @@ class Advance(ProposalJob[RolloutAssessor]):  # of running rollouts
         rows = [RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves]
         here.writer.write([*rows, *wanted])
         assessor.requested.update(one.episode_id for one in wanted)
-        sentences = [
-            f"level {move.level} may act: {move.reason}"
-            if move.move == "certify"
-            else f"{move.move}, {move.stage} at {move.share:.0%}: {move.reason}"
-            for move in moves
-        ]
+        sentences = [f"{move.sentence}: {move.reason}" for move in moves]
         sentences += [f"{len(wanted)} labels wanted"] if wanted else []
         return f"rollout {trial.state.rollout}: {'; '.join(sentences)}"
 

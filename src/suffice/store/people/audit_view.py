@@ -185,9 +185,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
             tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
             return f"{state.active} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
         case events.RolloutMove(transition=move):
-            level = f"level {move.level} of the candidate may act"
-            step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
-            return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
+            return "", f"rollout {move.rollout}: {move.sentence}"
         case events.RolloutUndo():
             return "", f"rollout {event.rollout}: its version was taken back"
         case events.ExperimentStart(experiment=one):

@@ -15,6 +15,7 @@ from suffice.policy.folded_version import FoldedVersion as Models
 from suffice.policy.folded_version import load_version, read_version
 from suffice.rollout import stages, versions
 from suffice.rollout.evidence import Rules, rules_of
+from suffice.rollout.steps import RolloutStep, plan_steps
 from suffice.rollout.versions import Version, VersionLineage
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
@@ -39,6 +40,10 @@ class RolloutRun:
     @property
     def serves_all(self) -> bool:
         return self.state.stage == "full" and self.undone is None
+
+    @property
+    def steps(self) -> tuple[RolloutStep, ...]:
+        return plan_steps(self.rules)
 
 
 def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
