@@ -12,9 +12,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "target" in metafunc.fixturenames:
+    if "attacked" in metafunc.fixturenames:
         others = ("LiteLLM", "TensorZero") if metafunc.config.getoption("--peers") else ()
-        metafunc.parametrize("target", ("Suffice", *others), indirect=True, scope="session")
+        metafunc.parametrize("attacked", ("Suffice", *others), indirect=True, scope="session")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

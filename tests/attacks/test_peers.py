@@ -185,7 +185,7 @@ def start(stack: ExitStack, name: str, fake: FakeUpstream, folder: Path) -> tupl
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with ExitStack() as stack:
         fake = stack.enter_context(FakeUpstream.in_thread(says))
         url, model = start(stack, request.param, fake, tmp_path_factory.mktemp("peers"))
@@ -195,8 +195,8 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_over_http_is_held(target: Target, attack: str, request: pytest.FixtureRequest) -> None:
-    held = ATTACKS[attack](target)
-    request.node.user_properties.append((OUTCOME, (attack, target.name, HELD if held else FAILED)))
-    assert held or target.name != "Suffice", attack
-    assert statuses(target.ask()) == [200], "it serves after each attack"
+def test_an_attack_over_http_is_held(attacked: Target, attack: str, request: pytest.FixtureRequest) -> None:
+    held = ATTACKS[attack](attacked)
+    request.node.user_properties.append((OUTCOME, (attack, attacked.name, HELD if held else FAILED)))
+    assert held or attacked.name != "Suffice", attack
+    assert statuses(attacked.ask()) == [200], "it serves after each attack"

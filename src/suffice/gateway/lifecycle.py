@@ -354,7 +354,7 @@ def _count(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
             gw.metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
     if outcome.ttft_s is not None:
         gw.metrics.observe("suffice_ttft_seconds", outcome.ttft_s, route)
-    if (left := describe_left(request, outcome)) is not None:
+    if outcome.end_reason != "done" and (left := describe_left(request, outcome)) is not None:
         inc("suffice_audits_left_total", route, left)
     if cost is not None:
         inc("suffice_cost_usd_total", route, "input", by=cost.input_usd)
