@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.saving import saved_tokens, saved_usd, spent_tokens
+from suffice.assurance.saving import LESS_EFFORT, saved_tokens, saved_usd, spent_tokens
 from suffice.types import Outcome, Overhead, Usage
 from tests.records import plain_request, plain_step
 
@@ -46,6 +46,15 @@ def test_a_stopped_run_saved_what_was_estimated_and_an_unknown_saving_is_not_zer
     assert saved_tokens(request, outcome(usage=None)) is saved_usd(request, outcome()) is None
     passed = plain_request("e", ungoverned="tools")
     assert saved_tokens(passed, stopped) is saved_usd(passed, stopped) is None
+
+
+def test_an_estimate_counts_however_the_thought_was_closed() -> None:
+    """A run with less effort that is closed at its cap has another finish method than its effort."""
+    request = plain_request("e", mode="enforce")
+    closed = outcome(finish_method="raw", tokens_saved_estimate=40, saved_usd_estimate=0.2, cost_usd=0.6)
+    assert (saved_tokens(request, closed), saved_usd(request, closed)) == (40, 0.2)
+    unknown = outcome(finish_method=LESS_EFFORT, cost_usd=0.6, overhead_usd=0.0)
+    assert saved_tokens(request, unknown) is saved_usd(request, unknown) is None
 
 
 def test_a_decided_vote_saved_the_samples_that_it_did_not_draw() -> None:

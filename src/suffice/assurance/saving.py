@@ -24,7 +24,7 @@ def saved_tokens(request: Request, outcome: Outcome) -> int | None:
     """What an enforced run saved, net; None: unknown, as where a shortened run has no estimate. It may be below 0."""
     if request.ungoverned is not None or request.mode != "enforce" or outcome.usage is None:
         return None
-    if outcome.stopped or outcome.finish_method == LESS_EFFORT:
+    if _is_shortened(outcome):
         return outcome.tokens_saved_estimate
     overhead = outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
     return round(undrawn_tokens(request, outcome)) - overhead
@@ -34,9 +34,14 @@ def saved_usd(request: Request, outcome: Outcome) -> float | None:
     """As `saved_tokens`, in money and with prompts."""
     if request.ungoverned is not None or request.mode != "enforce":
         return None
-    if outcome.stopped or outcome.finish_method == LESS_EFFORT:
+    if _is_shortened(outcome):
         return outcome.saved_usd_estimate
     if outcome.cost_usd is None or outcome.overhead_usd is None:
         return None
     alone = outcome.cost_usd - outcome.overhead_usd
     return alone * (undrawn_factor(request, outcome) - 1) - outcome.overhead_usd
+
+
+def _is_shortened(outcome: Outcome) -> bool:
+    """Whether the full run can only be estimated. A thought that is closed at its cap hides how it was shortened."""
+    return outcome.stopped or outcome.finish_method == LESS_EFFORT or outcome.tokens_saved_estimate is not None
