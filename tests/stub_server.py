@@ -13,6 +13,7 @@ class Stub:
     def __init__(self, reply: bytes, wait_s: float = 0.0, *, then: bytes | None = None) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.n_asked = 0
         self._reply, self._wait_s, self._then = reply, wait_s, then
         self._over = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -23,6 +24,7 @@ class Stub:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            self.n_asked += 1
             with connection, contextlib.suppress(ConnectionError):  # nobody has to read to the end
                 connection.recv(65536)
                 if not self._over.wait(self._wait_s) and self._reply:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from suffice.errors import StoreError, TraceError
 from suffice.replay.archive.layout import MOST_NAMES, Archive
+from tests.stub_server import Stub
 
 SECRET = "sk-never-told"
 MANY = b"".join(
@@ -31,40 +30,15 @@ def listing(content: bytes, *, more: bool = False) -> bytes:
     return http(b'<?xml version="1.0"?><ListBucketResult>' + goes_on + content + b"</ListBucketResult>")
 
 
-class Store:
-    def __init__(self, reply: bytes) -> None:
-        self.n_asked, self._reply = 0, reply
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                self.n_asked += 1
-                try:
-                    connection.recv(65_536)
-                    connection.sendall(self._reply)
-                except OSError:
-                    continue
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-Opened = Callable[[bytes], tuple[Archive, Store]]
+Opened = Callable[[bytes], tuple[Archive, Stub]]
 
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
-    stores = list[Store]()
+    stores = list[Stub]()
 
-    def answer(reply: bytes) -> tuple[Archive, Store]:
-        stores.append(Store(reply))
+    def answer(reply: bytes) -> tuple[Archive, Stub]:
+        stores.append(Stub(reply))
         for name, value in {
             "ENDPOINT": stores[-1].url,
             "ALLOW_HTTP": "true",
@@ -136,7 +110,7 @@ def test_an_object_that_is_none_is_refused_unread(opened: Opened, case: str) -> 
 
 def test_what_a_redirect_leads_to_is_no_manifest(opened: Opened) -> None:
     """The client follows redirects: what it finds there is checked like everything else, and told nobody."""
-    inner = Store(http(b'{"token": "internal"}'))
+    inner = Stub(http(b'{"token": "internal"}'))
     archive, _ = opened(http(b"", "307 Temporary Redirect", f"location: {inner.url}/meta"))
     with pytest.raises((StoreError, TraceError)) as told:
         archive.manifest("2026-01-01")

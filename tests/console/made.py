@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from suffice.store.rows.events import Event, FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
 from suffice.wiring.routes import build_route
 from suffice.wiring.worker import open_decisions, open_worker
+from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
 
 HOSTILE = (
@@ -189,6 +193,18 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
     with open_worker(settings) as here:
         here.once("monitor")
     assert folder.is_dir()
+
+
+@contextmanager
+def filled_site(folder: Path) -> Iterator[Visitor]:
+    """The console on a log that `fill` filled, and an admin who has logged in."""
+    settings = settings_in(folder)
+    secret = people_of(settings).first() or ""
+    fill(folder, settings, now_s=time.time())
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        yield visitor
 
 
 def more(settings: Settings, *, now_s: float) -> None:

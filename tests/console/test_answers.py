@@ -24,9 +24,9 @@ from suffice.store.database.location import log_location
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import Pause
-from tests.console.made import fill
+from tests.console.made import filled_site
 from tests.console.test_standing import ARM, EPOCH, LEARNED, MADE
-from tests.console.visitor import Visitor, people_of, settings_in, site
+from tests.console.visitor import settings_in
 from tests.control.made import run
 
 WEEK = TimeRange(name="7", since_hour=0, until_hour=168)
@@ -123,12 +123,7 @@ def test_a_route_that_is_through_or_that_nobody_certifies_has_no_step_under_way(
 
 
 def test_a_capped_level_is_shown_as_what_acts_wherever_it_is_named(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    secret = people_of(settings).first() or ""
-    fill(tmp_path, settings, now_s=time.time())
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path) as visitor:
         pages = ("/console", "/console/routes", "/console/policies", "/console/route?route=math")
         assert not [one for one in pages if "capped" in visitor.get(one).text]
         form = {"route": "math", "kind": "cap", "level": "1", "reason": "a launch", "csrf": visitor.token()}
@@ -149,12 +144,8 @@ def test_the_page_of_a_route_names_who_left_its_audits_as_the_status_does(tmp_pa
         assert log.append(ended)
     assert log.drain(20)
     log.close()
-    secret = people_of(settings).first() or ""
-    fill(tmp_path, settings, now_s=time.time())
-    (status,) = read_statuses(log_location(settings.store), settings, "math")
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path) as visitor:
+        (status,) = read_statuses(log_location(settings.store), settings, "math")
         told, page = visitor.get("/api/route?route=math").json, visitor.get("/console/route?route=math").text
     assert told["leavers"] == [msgspec.to_builtins(one) for one in status.report.leavers]
     assert [tuple(one.values()) for one in told["leavers"]] == [("app", 3, 2, 1, 1), ("<b>", 1, 1, 1, 0)]

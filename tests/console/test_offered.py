@@ -18,7 +18,7 @@ from suffice.store.rows.events import KillSwitchState
 from suffice.types import Publication
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import setup_of
-from tests.console.made import decided, fill
+from tests.console.made import decided, fill, filled_site
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.test_upkeep import append
 
@@ -70,15 +70,10 @@ def test_an_order_about_the_switch_is_one_row_and_a_file_by_other_hands_is_one_t
 
 
 def test_the_console_gives_one_order(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    secret = people_of(settings).first() or ""
-    fill(tmp_path, settings, now_s=time.time())
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path) as visitor:
         form = {"csrf": visitor.token(), "reason": "a drill", "back": "/console"}
         assert visitor.post("/console/stop-all", form).status == 303
-    assert kill_file(settings).exists()
+    assert kill_file(settings_in(tmp_path)).exists()
     assert [(one.who, one.why) for one in entries(tmp_path / "log.db", kind="kill_switched")] == [("admin", "a drill")]
 
 

@@ -10,7 +10,6 @@ import csv
 import html
 import io
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ import pytest
 
 from suffice.store.database.presence import switch_reason
 from suffice.wiring.keys import kill_file
-from tests.console.made import fill
-from tests.console.visitor import Got, Visitor, people_of, settings_in, site
+from tests.console.made import filled_site
+from tests.console.visitor import Got, Visitor
 
 MOST_CLICKS: Final = 3
 TABLE: Final = Path(__file__).parents[2] / "docs" / "console" / "README.md"
@@ -185,12 +184,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Newcomer]:
-    settings = settings_in(tmp_path)
-    secret = people_of(settings).first() or ""
-    fill(tmp_path, settings, now_s=time.time())
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path) as visitor:
         made = Newcomer(visitor)
         yield made
         assert made.n_clicks == CLICKS[request.node.name.removeprefix("test_")]

@@ -188,10 +188,10 @@ def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None
     balance = token_saving_of(tally)
     if balance is None:
         return None
-    return checked(balance.share, *_by_audits(tally, "saving", _saving, confidence), n_unknown=balance.n_unknown)
+    return with_audits(balance.share, *_by_audits(tally, "saving", _saving, confidence), n_unknown=balance.n_unknown)
 
 
-def checked(
+def with_audits(
     value: float, ends: tuple[float, float] | None, n_audits: int, *, n_unknown: float = 0.0
 ) -> IntervalEstimate:
     """A saving with an interval that holds both it and the one by audits; without `ends` those were too few."""
@@ -290,17 +290,17 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
         gross_saving=None if saved is None else saved.gross_share,
         decided_saving=grouped("decided", _mean, DECIDED) if is_decided else None,
         would_save=grouped("would_save", lambda sums: 1 - _mean(sums), SHADOW),
-        cost_reduction=checked(saved_usd / (saved_usd + spent_usd), *by_audits("saving_usd", _saving))
+        cost_reduction=with_audits(saved_usd / (saved_usd + spent_usd), *by_audits("saving_usd", _saving))
         if is_priced
         else None,
-        saved_usd=checked(saved_usd, *by_audits("saving_usd", _saved_each, times=2)) if is_priced else None,
+        saved_usd=with_audits(saved_usd, *by_audits("saving_usd", _saved_each, times=2)) if is_priced else None,
         would_save_usd=grouped("would_save_usd", _mean, SHADOW, times=2),
         em_drop=em_drop,
         n_lost=None if em_drop is None else round(drops[6]),
         n_gained=None if em_drop is None else round(drops[7]),
         saved_tokens=None
         if saved is None
-        else checked(saved.saved, *by_audits("saving", _saved_each, times=2), n_unknown=saved.n_unknown),
+        else with_audits(saved.saved, *by_audits("saving", _saved_each, times=2), n_unknown=saved.n_unknown),
         saved_certified_tokens=None if saved is None else saved.saved_certified,
     )
 

@@ -149,6 +149,7 @@ class RemainingTokens:
 class RunLengths:
     n: int = 0  # ever added
     mean_prompt_tokens: float = 0.0  # running mean over all
+    # (thought, answer, query class)
     _recent: deque[tuple[int, int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))
 
     def add(self, usage: Usage, query_class: str = "") -> None:
@@ -162,13 +163,14 @@ class RunLengths:
 
         query_class  of the runs that count, if they are enough; None: all count
         """
-        longer = [run[:2] for run in self._recent if run[0] > thought_tokens]
-        alike = [run[:2] for run in self._recent if run[0] > thought_tokens and run[2] == query_class]
-        longer = alike if len(alike) >= MIN_RUNS else longer
+        longer = [run for run in self._recent if run[0] > thought_tokens]
+        if query_class is not None:
+            alike = [run for run in longer if run[2] == query_class]
+            longer = alike if len(alike) >= MIN_RUNS else longer
         n = len(longer)
         if self.n < MIN_RUNS or n < MIN_LONGER:
             return None
-        thought, answer = (sum(tokens) for tokens in zip(*longer, strict=True))
+        thought, answer = sum(run[0] for run in longer), sum(run[1] for run in longer)
         return RemainingTokens(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
 
 

@@ -41,9 +41,7 @@ def is_abandoned(outcome: Outcome) -> bool:
 
 def describe_left(request: Request, outcome: Outcome) -> Literal["finished", "lost"] | None:
     """How an audit of `enforce` counts whose caller left it or asked for its answer; None: it is no such audit."""
-    if not request.audit or request.ungoverned is not None or request.delivery > 1:
-        return None
-    if outcome.end_reason not in ABANDONED_ENDS:
+    if not is_audit(request, probes=True) or outcome.end_reason not in ABANDONED_ENDS:
         return None
     return "lost" if is_abandoned(outcome) else "finished"
 

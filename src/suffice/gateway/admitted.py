@@ -187,9 +187,11 @@ async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> 
     exchange, request, gw = admitted.exchange, admitted.request, admitted.gw
 
     def reads_on() -> bool:
-        may_go_on, control = is_read_on(request, admitted.route) and admitted.turn is None, gw.settings.control
+        if admitted.turn is not None or not is_read_on(request, admitted.route):
+            return False
+        control = gw.settings.control
         most = control.unread_audits if request.mode == "enforce" else control.unread_observed
-        return may_go_on and gw.process.unread.enter(request.sender, most=most)
+        return gw.process.unread.enter(request.sender, most=most)
 
     try:
         left = await supervise(answer(admitted, ledger), exchange, reads_on)

@@ -334,18 +334,21 @@ class RouteStatistics:
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None
     trial: SavingTrial = field(default_factory=SavingTrial)  # by audits of this process
-    n_singled: Counter[tuple[int, str]] = field(default_factory=Counter)  # audits by publication and caller in doubt
+    singled: Counter[str] = field(default_factory=Counter)  # audits of callers in doubt …
+    singled_by: int = 0  # … since this publication named them
 
     def is_singled(self, caller: str, made: Publication) -> bool:
         """Whether a request is an audit because its caller's latest audits lose."""
-        return self.n_singled[made.number, caller] < dict(made.callers).get(caller, 0)
+        n_before = self.singled[caller] if made.number == self.singled_by else 0
+        return n_before < dict(made.callers).get(caller, 0)
 
     def note_audit(self, caller: str, made: Publication | None) -> None:
         self.trial.n_begun += 1
-        if made is not None and made.callers:
-            if any(number != made.number for number, _ in self.n_singled):
-                self.n_singled.clear()
-            self.n_singled[made.number, caller] += 1
+        if made is None or caller not in dict(made.callers):
+            return
+        if made.number != self.singled_by:
+            self.singled, self.singled_by = Counter(), made.number
+        self.singled[caller] += 1
 
     def learn(self, request: Request, outcome: Outcome) -> None:
         if runs_in_full(request) and outcome.is_finished and outcome.usage is not None:

@@ -339,7 +339,7 @@ ROUTE: Final = "chat"
 UPSTREAM: Final = "local"
 
 _STARTER: Final = """\
-# Suffice observes: clients get the server's own answers, and no call is added. All settings, with
+# Suffice observes: clients get the server's own answers, and no call and no token is added. All settings, with
 # their defaults: suffice config show. What each one means: docs/reference/settings.md
 
 {upstream}{key}

@@ -304,9 +304,17 @@ class LearnedEvidence(EvidenceSource):
         if certificate is None or not certified:
             return ""
         inside = (state.audits[place] for place in np.flatnonzero(certificate.inside).tolist())
+        doubted = {name for name, _ in self.callers}
+
+        def class_of(audit: Audit) -> str | None:
+            """The class by which requests like this are served; None: they run in full."""
+            request = audit.episode.request
+            in_full = request.sender in doubted or not upstreams.covers(request)
+            return None if in_full else audit.query_class
+
         test = MixtureTest(
             certificate=certificate,
-            classes=[self._class_served(audit) for audit in inside],
+            classes=[class_of(audit) for audit in inside],
             max_em_drop=certifier.plan.max_em_drop - certifier.charge,
             delta=certifier.plan.delta,
         )
@@ -320,12 +328,6 @@ class LearnedEvidence(EvidenceSource):
         return (
             f"only level {self.level} is proved with classes at levels of their own" if self.level < certified else ""
         )
-
-    def _class_served(self, audit: Audit) -> str | None:
-        """The class by which requests like this are served; None: they run in full."""
-        request = audit.episode.request
-        in_full = request.sender in dict(self.callers) or not self.state.traffic.upstreams.covers(request)
-        return None if in_full else audit.query_class
 
     def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
         """The levels that a class may get in all at a level of the route."""

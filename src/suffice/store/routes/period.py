@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from suffice.assurance.estimate import MIN_AUDITS, IntervalEstimate, checked, paired_drop
+from suffice.assurance.estimate import MIN_AUDITS, IntervalEstimate, paired_drop, with_audits
 from suffice.store.database.views import LogReader
 from suffice.store.routes.rollups import DAY_HOURS, Group, read_rollups
 from suffice.store.rows.sums import NO_SUMS, RollupSums
@@ -164,4 +164,4 @@ def saving_between(routes: Iterable[RollupSums]) -> IntervalEstimate | None:
     if is_enough and full:
         radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(variance) / full
         ends = 1 - spent / full * exp(radius), 1 - spent / full * exp(-radius)
-    return checked(saved / (saved + spent), ends, round(n_audits))
+    return with_audits(saved / (saved + spent), ends, round(n_audits))
