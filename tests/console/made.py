@@ -196,11 +196,12 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
 
 
 @contextmanager
-def filled_site(folder: Path) -> Iterator[Visitor]:
+def filled_site(folder: Path, *, texts: tuple[str, ...] = ()) -> Iterator[Visitor]:
     """The console on a log that `fill` filled, and an admin who has logged in."""
     settings = settings_in(folder)
-    secret = people_of(settings).first() or ""
-    fill(folder, settings, now_s=time.time())
+    secret = people_of(settings).first()
+    fill(folder, settings, now_s=time.time(), texts=texts)
+    assert secret is not None
     with site(settings) as app:
         visitor = Visitor(app)
         visitor.login(secret)

@@ -18,7 +18,7 @@ from suffice.store.rows.events import KillSwitchState
 from suffice.types import Publication
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import setup_of
-from tests.console.made import decided, fill, filled_site
+from tests.console.made import decided, filled_site
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.test_upkeep import append
 
@@ -128,12 +128,7 @@ REFUSED_HERE = ("/keys/create", "/rollouts/propose", "/release-all", "/experimen
 
 
 def test_what_is_wrong_with_a_field_is_said_beside_it(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    secret = people_of(settings).first() or ""
-    fill(tmp_path, settings, now_s=time.time())
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path) as visitor:
         for action in (one for one in ACTIONS if one.title and one.path not in REFUSED_HERE):
             for name, field in action.fields.items():
                 if name == "reason":  # see `test_a_preview_changes_nothing_and_says_what_the_change_then_does`

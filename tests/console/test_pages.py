@@ -19,12 +19,11 @@ from suffice.console.context import View
 from suffice.console.render import HERE
 from suffice.console.views.routes import routes
 from suffice.gateway.kill import set_switch
-from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import Announcement
 from suffice.wiring.keys import kill_file
 from tests.console.conftest import Site
-from tests.console.made import HOSTILE, fill
+from tests.console.made import HOSTILE, fill, filled_site
 from tests.console.visitor import Visitor, people_of, settings_in, site
 
 PAGES = (
@@ -50,25 +49,14 @@ TAGS = {path.name: path.read_text() for path in (HERE / "templates").glob("*.htm
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     """An admin before a log whose every text wants to be more than text."""
-    folder = tmp_path_factory.mktemp("hostile")
-    yield from _admin(folder, HOSTILE)
+    with filled_site(tmp_path_factory.mktemp("hostile"), texts=HOSTILE) as visitor:
+        yield visitor
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     """An admin before a log of usual runs."""
-    folder = tmp_path_factory.mktemp("usual")
-    yield from _admin(folder, ())
-
-
-def _admin(folder: Path, texts: tuple[str, ...]) -> Iterator[Visitor]:
-    settings: Settings = settings_in(folder)
-    secret = people_of(settings).first()
-    fill(folder, settings, now_s=time.time(), texts=texts)
-    assert secret is not None
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path_factory.mktemp("usual")) as visitor:
         yield visitor
 
 

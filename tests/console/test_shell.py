@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +14,8 @@ from suffice.store.database.presence import switch_reason
 from suffice.store.people.audit_view import entries
 from suffice.wiring.keys import kill_file
 from tests.console.conftest import Site
-from tests.console.made import fill
-from tests.console.visitor import Visitor, people_of, settings_in, site
+from tests.console.made import filled_site
+from tests.console.visitor import Visitor
 
 NOON_S = 1_790_000_000 // 86_400 * 86_400 + 43_200  # 2026-09-21
 DAY = NOON_S // 86_400
@@ -26,13 +24,7 @@ FIVE = ("Home", "Routes", "Runs", "Changes", "Review")
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    folder: Path = tmp_path_factory.mktemp("shell")
-    settings = settings_in(folder)
-    secret = people_of(settings).first() or ""
-    fill(folder, settings, now_s=time.time())
-    with site(settings) as app:
-        visitor = Visitor(app)
-        visitor.login(secret)
+    with filled_site(tmp_path_factory.mktemp("shell")) as visitor:
         yield visitor
 
 
