@@ -80,15 +80,13 @@ async def ask(url: str, n: int, n_at_once: int, at: int, *, model: str = "m") ->
         await asyncio.gather(*(client(session) for _ in range(n_at_once)))
 
 
-async def database_bytes(url: str) -> int:
-    import asyncpg
+def database_bytes(url: str) -> int:
+    import psycopg
 
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute("CHECKPOINT")
-        return int(await connection.fetchval("SELECT pg_database_size(current_database())"))
-    finally:
-        await connection.close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        rows = connection.execute("SELECT pg_database_size(current_database())").fetchall()
+    return int(rows[0][0])
 
 
 def measure(route: dict[str, Any], n_chunks: int, n: int, server: PostgresServer | None) -> Cost:
@@ -104,7 +102,7 @@ def measure(route: dict[str, Any], n_chunks: int, n: int, server: PostgresServer
             settings["store"] = {"url": server.url, "schema_name": f"log_{time.time_ns()}"}
 
         def size() -> int:
-            return log_bytes(Path(name)) if server is None else asyncio.run(database_bytes(server.url))
+            return log_bytes(Path(name)) if server is None else database_bytes(server.url)
 
         def database_s() -> float:
             return 0.0 if server is None or server.process is None else sum(cpu_s(server.process.pid))

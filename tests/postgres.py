@@ -52,10 +52,10 @@ def server_url() -> str:
 def connect(url: str | None = None, *, schema: str = "public") -> PostgresConnection:
     """A connection of somebody else: another program, an administrator. Its first statement begins a transaction."""
 
-    async def open_one() -> Any:
-        import asyncpg
+    def open_one() -> Any:
+        from suffice.store.supervised import SupervisedConnection
 
-        return await asyncpg.connect(url or server_url(), statement_cache_size=0)
+        return SupervisedConnection.connect(url or server_url(), autocommit=True, prepare_threshold=None)
 
     return PostgresConnection(open_one, f'SET LOCAL search_path = "{schema}"; ')
 

@@ -62,7 +62,7 @@ NEEDS = {
     "replay": Need(("pyarrow", "matplotlib"), ("replay", "runs.parquet")),
     "train": CHECKED,
     "math": CHECKED,
-    "postgres": Need(("asyncpg",), ("status",), BASE + '[store]\nurl = "postgresql://u@127.0.0.1:9/d"\n'),
+    "postgres": Need(("psycopg",), ("status",), BASE + '[store]\nurl = "postgresql://u@127.0.0.1:9/d"\n'),
     "archive": Need(("obstore",), ("archive", "--to", "s3://bucket/folder")),
     "ray": Need(("ray",), ("replay", RUNS, "--ray", "local", "--no-report")),
     "otel": Need(("opentelemetry",), ("serve",), BASE + '[telemetry]\notlp_endpoint = "http://127.0.0.1:9"\n'),

@@ -173,7 +173,8 @@ def test_on_postgresql_nothing_grows_with_the_log(
     read = list[Mapping[str, int]]()
     for settings in logs:
         with empty_log() as store:
-            url = f"{store.url}{'&' if '?' in store.url else '?'}enable_seqscan=off"  # tables as small as these
+            no_scans = "options=-c%20enable_seqscan%3Doff"  # tables as small as these
+            url = f"{store.url}{'&' if '?' in store.url else '?'}{no_scans}"
             named: dict[str, Any] = {
                 "url": url,
                 "schema_name": store.schema_name,

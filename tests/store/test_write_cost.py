@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -75,17 +75,17 @@ def test_a_run_in_sqlite_is_two_statements_little_work_and_few_bytes(store: Stor
 
 
 def test_a_batch_in_postgresql_is_three_round_trips_whatever_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    n_trips, run = itertools.count(), PostgresConnection._run
+    n_trips, run = itertools.count(), PostgresConnection._execute
 
-    def counted(self: PostgresConnection, work: Coroutine[Any, Any, Any]) -> Any:
+    def counted(self: PostgresConnection, *arguments: Any) -> Any:
         next(n_trips)
-        return run(self, work)
+        return run(self, *arguments)
 
     with empty_log() as store:
         database = postgres_database(store)
         claim, owner = database.enter(now_s=1.0)
         connection = database.connect_writer()
-        monkeypatch.setattr(PostgresConnection, "_run", counted)
+        monkeypatch.setattr(PostgresConnection, "_execute", counted)
         for first, n in ((0, 1), (1, 10), (11, N_RUNS)):
             before = next(n_trips)
             database.begin(connection, synced=False)

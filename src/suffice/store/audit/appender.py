@@ -29,14 +29,14 @@ _INSERT_ALL: Final = f"""
         INSERT INTO events ({", ".join(COLUMNS)})
         SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)
                 + row_number() OVER (ORDER BY i), {", ".join(COLUMNS[1:])}
-        FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]), CAST(? AS text[]),
-                CAST(? AS double precision[]), CAST(? AS bigint[]), CAST(? AS text[]), CAST(? AS text[]))
+        FROM unnest(CAST(%b AS text[]), CAST(%b AS text[]), CAST(%b AS text[]), CAST(%b AS text[]),
+                CAST(%b AS double precision[]), CAST(%b AS bigint[]), CAST(%b AS text[]), CAST(%b AS text[]))
             WITH ORDINALITY given ({", ".join(COLUMNS[1:])}, i)
         WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
         RETURNING seq
     ) SELECT count(*), max(seq) FROM added"""  # noqa: S608 - names
 _EXISTING: Final = """
-    SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(? AS text[]), CAST(? AS text[])) given (kind, key)
+    SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(%b AS text[]), CAST(%b AS text[])) given (kind, key)
     JOIN events e ON e.kind = given.kind AND e.key = given.key"""
 
 CHANNEL: Final = "suffice_orders"  # of PostgreSQL; a notification carries the log's schema
@@ -108,7 +108,7 @@ class Appender:
             return [AddedRow(seq, is_new=True) for seq in range(last - n_new + 1, last + 1)]
         names, known = [(row.kind, row.key) for row, _ in rows], dict[tuple[str, str], tuple[int, int]]()
         if isinstance(self._connection, PostgresConnection):
-            rows_now = self._connection.execute(_EXISTING, [*zip(*{*names}, strict=True)])
+            rows_now = self._connection.execute(_EXISTING, [[*column] for column in zip(*{*names}, strict=True)])
             known = {(kind, key): (seq, owner) for kind, key, seq, owner in rows_now}
         else:
             # A transaction of SQLite that failed is not committed, so a retry finds no rows of its own.

@@ -29,9 +29,8 @@ from suffice.store.rows.events import Row
 from suffice.store.sql import Idle, LogReader, PostgresConnection, PostgresError
 
 if TYPE_CHECKING:
-    import asyncpg
-
     from suffice.store.database.sqlite import LastWrite
+    from suffice.store.supervised import SupervisedConnection
 
 BEAT_S: Final = 10.0  # between two signs of life of a process
 DEAD_S: Final = 60.0  # after so long without one a process counts as dead
@@ -145,7 +144,7 @@ class PostgresDatabase:
         """Yield a read-only connection; a query is interrupted when `is_over` returns True. Raise StoreError."""
         with self._translated():
             connection = self._take()
-            connection.is_over = is_over
+            connection.interrupt_when(is_over)
             try:
                 with connection:
                     yield connection
@@ -190,8 +189,8 @@ class PostgresDatabase:
         return self._connect()
 
     def _connect(self, *, checks: bool = True) -> PostgresConnection:
-        if find_spec("asyncpg") is None:
-            raise StoreError(f"store {self}: needs asyncpg: {how_to_install('postgres')}")
+        if find_spec("psycopg") is None:
+            raise StoreError(f"store {self}: needs psycopg: {how_to_install('postgres')}")
         settings = {
             "search_path": f'"{self.schema}"',
             "statement_timeout": f"{self.statement_s * 1000:.0f}",
@@ -210,17 +209,20 @@ class PostgresDatabase:
             raise
         return connection
 
-    async def _open(self) -> asyncpg.Connection:
-        import asyncpg
+    def _open(self) -> SupervisedConnection:
+        from suffice.store.supervised import SupervisedConnection
 
-        return await asyncpg.connect(
+        connection = SupervisedConnection.connect(
             self.url,
             password=self._password(),
-            timeout=CONNECT_S,
-            command_timeout=self.statement_s + LOCK_S,
-            statement_cache_size=0,  # a pooler in transaction mode knows no prepared statements
-            server_settings={"application_name": "suffice"},
+            connect_timeout=round(CONNECT_S),
+            autocommit=True,  # transactions are begun by their statements
+            prepare_threshold=None,  # a pooler in transaction mode knows no prepared statements
+            client_encoding="utf8",
+            application_name="suffice",
         )
+        connection.most_s = self.statement_s + LOCK_S
+        return connection
 
     def _password(self) -> str | None:
         """Read at every connection, so that a rotated password needs no restart."""
