@@ -35,7 +35,7 @@ from suffice.store.database.schema import Migration
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader, query_number, read_events
 from suffice.store.database.writer import LogWriter
-from suffice.store.sql import PostgresConnection, PostgresError, translate
+from suffice.store.sql import PostgresConnection, PostgresError, load_queries, translate
 from tests.postgres import connect, empty_log
 from tests.store.made_chain import asked, published, story
 from tests.store.test_log import ended, label
@@ -265,10 +265,19 @@ def test_behind_a_pooler_in_transaction_mode_nothing_depends_on_a_session(pooled
 
 REAL = schema.MIGRATIONS
 NEWEST = REAL[-1].version
-ADDITION = Migration(NEWEST + 1, NEWEST, "ALTER TABLE events ADD COLUMN note TEXT")
-CHANGE = Migration(NEWEST + 2, NEWEST + 1, "ALTER TABLE events DROP COLUMN note")
+ADDITION, CHANGE = Migration(NEWEST + 1, NEWEST), Migration(NEWEST + 2, NEWEST + 1)
 
 
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Queries of PostgreSQL, which a test may add to."""
+    queries = load_queries("postgres")
+    monkeypatch.setitem(queries, ADDITION.name, "ALTER TABLE events ADD COLUMN note TEXT")
+    monkeypatch.setitem(queries, CHANGE.name, "ALTER TABLE events DROP COLUMN note")
+    return queries
+
+
+@pytest.mark.usefixtures("scripts")
 def test_a_gateway_survives_one_version_of_the_schema_and_not_two(
     store: Store, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,11 +334,11 @@ def test_a_log_that_is_too_old_is_refused_and_left_alone(store: Store, database:
 
 
 def test_a_migration_that_fails_changes_nothing(
-    store: Store, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+    store: Store, database: PostgresDatabase, scripts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(store).close()
-    broken = Migration(NEWEST + 1, NEWEST, "ALTER TABLE events ADD COLUMN note TEXT; SELECT 1 / 0")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, broken))
+    scripts[ADDITION.name] += "; SELECT 1 / 0"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, ADDITION))
     with pytest.raises(StoreError, match="division by zero"):
         database.migrate(now_s=2.0)
     monkeypatch.setattr(schema, "MIGRATIONS", REAL)

@@ -18,7 +18,8 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 _LOST_CODES: Final = frozenset(("57P01", "57P02", "57P03", "25006", "53300"))
 _STREAM_ROWS: Final = 500  # fetched at once
 _STREAMS: Final = itertools.count()
+
+
+@cache
+def load_queries(dialect: str) -> dict[str, str]:
+    """Return the SQL of `sqlite.sql` or `postgres.sql` by name."""
+    text = files("suffice.store").joinpath(f"{dialect}.sql").read_text("utf-8")
+    parts = (part.partition("\n") for part in text.split("-- name: ")[1:])
+    return {head.partition("(")[0]: query for head, _, query in parts}
 
 
 class PostgresError(Exception):
