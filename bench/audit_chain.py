@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import resource
-import sqlite3
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, erase_words, purge
 from suffice.store.rows.events import Event, FeedbackEvent, to_row
+from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Publication
 
 BATCH = 1_000
@@ -56,7 +56,7 @@ def event(number: int) -> Event:
     )
 
 
-def fill(connection: sqlite3.Connection, n_rows: int) -> float:
+def fill(connection: SqliteConnection, n_rows: int) -> float:
     """Write them as the gateway does, a thousand in a transaction; seconds of the writing alone."""
     spent_s = 0.0
     for start in range(0, n_rows, BATCH):
@@ -90,7 +90,7 @@ def main() -> int:
     n_rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.db"
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        with contextlib.closing(SqliteConnection(path, isolation_level=None)) as connection:
             schema.create(connection, str(path))
             begin_chain(connection, 1.0)
             written_s = fill(connection, n_rows)

@@ -6,7 +6,6 @@ import copy
 import gzip
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -30,6 +29,7 @@ from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at
+from suffice.store.sql import SqliteConnection
 from suffice.types import Signals
 from suffice_testing.trace_files import write_traces_parquet
 from tests.model.forest import some_trees
@@ -165,7 +165,7 @@ def test_a_row_of_artefacts_that_somebody_rewrote_does_not_serve(tmp_path: Path,
         "of another secret": seal_version(wanted, secret="another").decode(),
         "a blob": seal_version(wanted, secret=SECRET)[:-1].decode(),
     }.get(attack)
-    with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as log:
+    with closing(SqliteConnection(tmp_path / "log.db", isolation_level=None)) as log:
         schema.create(log, "log")
         if body is not None:
             columns = [row[1] for row in log.execute("PRAGMA table_info(artefacts)")]

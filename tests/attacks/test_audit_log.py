@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +21,7 @@ from suffice.store.audit.appender import Appender
 from suffice.store.audit.chain import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.rows.events import Erasure, to_row
+from suffice.store.sql import SqliteConnection
 from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written
@@ -35,7 +35,7 @@ PUBLISHED = "seq = (SELECT max(seq) FROM events WHERE kind = 'policy_published')
 
 
 @pytest.fixture(scope="module")
-def whole() -> Iterator[sqlite3.Connection]:
+def whole() -> Iterator[SqliteConnection]:
     with closing(made(":memory:", N)) as connection:
         yield connection
 
@@ -96,7 +96,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("attack", ROWS)
-def test_a_changed_file_does_not_verify(whole: sqlite3.Connection, attack: str) -> None:
+def test_a_changed_file_does_not_verify(whole: SqliteConnection, attack: str) -> None:
     with closing(copied(whole)) as log:
         before = list(log.iterdump())
         log.executescript(ROWS[attack])
@@ -107,7 +107,7 @@ def test_a_changed_file_does_not_verify(whole: sqlite3.Connection, attack: str) 
     assert verdict.bad.what.startswith(("edited", "removed", "added", "reordered", "is digested", "does not follow"))
 
 
-def test_a_log_whose_chain_was_dropped_does_not_verify(whole: sqlite3.Connection) -> None:
+def test_a_log_whose_chain_was_dropped_does_not_verify(whole: SqliteConnection) -> None:
     with closing(copied(whole)) as log:
         log.execute("DROP TABLE chain")
         with pytest.raises(StoreError, match="chain"):
@@ -117,7 +117,7 @@ def test_a_log_whose_chain_was_dropped_does_not_verify(whole: sqlite3.Connection
 # ---- erasing as a cover ----------------------------------------------------------------------------------------------
 
 
-def _erase_with(log: sqlite3.Connection, change: str) -> None:
+def _erase_with(log: SqliteConnection, change: str) -> None:
     """An attacker erases words with a proper `erased` row, and changes more than words beside it."""
     seq = log.execute(f"SELECT seq FROM events WHERE {WORDS}").fetchone()[0]
     log.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
@@ -153,7 +153,7 @@ def _erase_with(log: sqlite3.Connection, change: str) -> None:
     ],
     ids=lambda value: value if "?" not in value else "sql",
 )
-def test_an_erasure_covers_words_and_nothing_else(whole: sqlite3.Connection, attack: str, change: str) -> None:
+def test_an_erasure_covers_words_and_nothing_else(whole: SqliteConnection, attack: str, change: str) -> None:
     with closing(copied(whole)) as log:
         _erase_with(log, change)
         verdict = verify_chain(log)
@@ -164,29 +164,29 @@ def test_an_erasure_covers_words_and_nothing_else(whole: sqlite3.Connection, att
 # ---- what only a kept head shows -------------------------------------------------------------------------------------
 
 
-def _roll_back(log: sqlite3.Connection) -> None:
+def _roll_back(log: SqliteConnection) -> None:
     """An older copy is put in its place, and life goes on."""
     cut_tail(log, 20)
     write(log, [published(700 + i) for i in range(30)])
 
 
-def _another_log(log: sqlite3.Connection) -> None:
+def _another_log(log: SqliteConnection) -> None:
     with closing(made(":memory:", N)) as other:
         other.backup(log)
 
 
-def _begin_again(log: sqlite3.Connection) -> None:
+def _begin_again(log: SqliteConnection) -> None:
     """The same rows under a chain of today."""
     rebuild(log, 2)
 
 
-def _drop_the_last(log: sqlite3.Connection) -> None:
+def _drop_the_last(log: SqliteConnection) -> None:
     cut_tail(log, PLACES)
 
 
 @pytest.mark.parametrize("attack", [_roll_back, _another_log, _begin_again, _drop_the_last])
 def test_a_log_that_fits_in_itself_is_found_by_a_head_that_was_kept(
-    whole: sqlite3.Connection, attack: Callable[[sqlite3.Connection], None]
+    whole: SqliteConnection, attack: Callable[[SqliteConnection], None]
 ) -> None:
     kept = found_head(whole)
     with closing(copied(whole)) as log:
@@ -201,7 +201,7 @@ KEY = signing_key("the deployment's own")
 
 
 @pytest.fixture
-def heads(whole: sqlite3.Connection, tmp_path: Path) -> Path:
+def heads(whole: SqliteConnection, tmp_path: Path) -> Path:
     file = tmp_path / "heads.jsonl"
     append_line(file, line_of(found_head(whole), at="2026-11-26T09:00:00Z", key=KEY))
     return file
@@ -290,7 +290,7 @@ def _without(folder: Path) -> Path:
 
 def _plain_database(folder: Path) -> None:
     _without(folder)
-    with closing(sqlite3.connect(folder / "log.db")) as other:
+    with closing(SqliteConnection(folder / "log.db")) as other:
         other.execute("CREATE TABLE chain (x)")
 
 
@@ -484,7 +484,7 @@ def test_a_name_in_a_bundle_neither_adds_a_line_nor_hides_one(
 
 
 def test_a_bundle_of_another_log_is_not_vouched_for_by_these_heads(
-    bundle: tuple[Lines, Path], whole: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: tuple[Lines, Path], whole: SqliteConnection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "heads.jsonl"
     append_line(file, line_of(found_head(whole), at="2026-11-26T09:00:00Z", key=KEY))
@@ -499,7 +499,7 @@ def test_an_older_bundle_shown_again_says_which_publication_it_is_of(
     assert f"publication {bundle[0][0]['publication']}" in told
 
 
-def test_said_twice_is_still_one_row(whole: sqlite3.Connection) -> None:
+def test_said_twice_is_still_one_row(whole: SqliteConnection) -> None:
     with closing(copied(whole)) as log:
         before = found_head(log)
         write(log, [said(1), published(1)])  # replayed: both keys are there

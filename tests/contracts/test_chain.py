@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, get_args, get_type_hints
@@ -22,6 +21,7 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.people.audit_view import read_latest_rows
 from suffice.store.rows.events import EVENTS, UNCHAINED, Erasure, Event, decode_as, to_row
+from suffice.store.sql import SqliteConnection
 from tests.contracts.test_events import records, values
 from tests.drawn import examples
 from tests.house.tree import ROOT
@@ -50,9 +50,9 @@ NO_WORDS = {("route_monitored", "note"), ("version_proposed", "note")}
 
 
 @pytest.fixture(scope="module")
-def empty() -> Iterator[sqlite3.Connection]:
+def empty() -> Iterator[SqliteConnection]:
     """A log in memory, with a chain that has just begun; not to be changed."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+    with closing(SqliteConnection(":memory:", isolation_level=None)) as connection:
         schema.create(connection, "memory")
         begin_chain(connection, 1.0)
         yield connection
@@ -81,7 +81,7 @@ def test_only_what_happens_too_often_or_decides_nothing_is_left_out() -> None:
 @given(data=st.data())
 @settings(max_examples=examples(8), phases=[Phase.generate])
 def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
-    empty: sqlite3.Connection, kind: str, data: st.DataObject
+    empty: SqliteConnection, kind: str, data: st.DataObject
 ) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     with closing(copied(empty)) as log:
@@ -104,7 +104,7 @@ def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
 @given(data=st.data())
 @settings(max_examples=examples(8), phases=[Phase.generate])
 def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
-    empty: sqlite3.Connection, kind: str, data: st.DataObject
+    empty: SqliteConnection, kind: str, data: st.DataObject
 ) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     row = to_row(event)

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import re
-import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -48,6 +47,7 @@ from suffice.store.routes.period import Period, PeriodFigures, read_periods
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
 from suffice.store.rows.preferences import AlertRule, RuleMeasure
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
+from suffice.store.sql import SqliteConnection
 from suffice.telemetry import Metrics
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import build_route, read_evidence
@@ -63,7 +63,7 @@ MONTH: Final = "2023-11"  # of every row of a generated log
 def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("template")
     LogWriter(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
-    with contextlib.closing(sqlite3.connect(folder / "log.db")) as connection:
+    with contextlib.closing(SqliteConnection(folder / "log.db")) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
     return (folder / "log.db").read_bytes()
 
@@ -78,7 +78,7 @@ def scoring(settings: Settings) -> Any:
 
 def sum_up(made: Made, n_rows: int) -> None:
     """What the job `rollup` does with the next rows."""
-    with contextlib.closing(sqlite3.connect(made.path)) as connection, connection:
+    with contextlib.closing(SqliteConnection(made.path)) as connection, connection:
         connection.execute("PRAGMA synchronous = OFF")
         since = rollups.read_to(connection).seq
         stretch, tallies = read_stretch(connection, since, n_rows), rollups.read_tallies(connection)

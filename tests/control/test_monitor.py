@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -29,6 +28,7 @@ from suffice.store.database.views import job_history, newest_event, newest_event
 from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
+from suffice.store.sql import SqliteConnection
 from suffice.telemetry import Metrics
 from suffice.types import Alarm, AlarmCause, Epoch, Outcome, Publication, Query, Usage
 from suffice.wiring.worker import open_worker
@@ -360,7 +360,7 @@ def test_spending_is_forecast_once_an_hour_at_most_and_shown(folder: Path) -> No
     }
     with open_worker(settings) as here:
         assert here.once("rollup")
-        with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
+        with closing(SqliteConnection(folder / "log.db")) as connection, connection:
             seq = read_to(connection).seq
             assert add_rollups(connection, sums, {}, since=seq, seq=seq, at_s=0.0)
         monitor = next(job for job in here.jobs if isinstance(job, Monitor))

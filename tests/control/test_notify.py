@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
 from suffice.store.routes.rollups import add_rollups
 from suffice.store.rows.events import Event, FailOpenCount, KillSwitchState, RolloutMove
 from suffice.store.rows.sums import RollupKey, RollupSums
+from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Pause, Resumption
 from suffice.wiring.startup import sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
@@ -343,7 +343,7 @@ def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> No
     database, kept, clock = tmp_path / "s.db", Kept(), Clock()
     append(database)
     failing, well = (RollupSums(n_requests=100, n_degraded=n) for n in (5, 4))
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(SqliteConnection(database)) as connection, connection:
         sums = {RollupKey("math", "", "v", 0): failing, RollupKey("law", "", "v", 0): well}
         assert add_rollups(connection, sums, {}, since=0, seq=0, at_s=0.0)
     with working(database, kept, clock=clock) as worker:

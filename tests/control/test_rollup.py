@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from suffice.store.routes import rollups
 from suffice.store.routes.period import read_total
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
+from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import run
@@ -135,7 +135,7 @@ def test_a_stretch_takes_as_many_queries_however_many_runs_and_labels_it_has(tmp
             write(folder, [said(number, f"l{begin}", by_response=by_response, gold="3") for number in range(begin + n)])
         with open_reader(folder / "log.db") as connection:
             queries = list[str]()
-            assert isinstance(connection, sqlite3.Connection)
+            assert isinstance(connection, SqliteConnection)
             connection.set_trace_callback(queries.append)
             stretch = rollups.read_stretch(connection, 3 * n, 1_000)
         relabelled = [one for one in stretch.changes if isinstance(one, rollups.RunChange) and one.before is not None]
@@ -147,10 +147,10 @@ def test_a_stretch_takes_as_many_queries_however_many_runs_and_labels_it_has(tmp
 def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:
     write(tmp_path, [event for number in range(6) for event in (*pair(number), said(number, "g", correct=True))])
     before = summed(tmp_path)
-    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+    with closing(SqliteConnection(tmp_path / "log.db")) as connection, connection:
         rollups.clear(connection)
     assert summed(tmp_path) == before
-    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+    with closing(SqliteConnection(tmp_path / "log.db")) as connection, connection:
         connection.execute("UPDATE rolled SET format = format - 1")  # of an earlier version
     assert summed(tmp_path) == before
 
@@ -158,7 +158,7 @@ def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:
 def test_a_second_worker_adds_nothing_twice(tmp_path: Path) -> None:
     write(tmp_path, list(pair(1)))
     assert summed(tmp_path).n_requests == 1
-    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+    with closing(SqliteConnection(tmp_path / "log.db")) as connection, connection:
         place = RollupKey("r", "", "", 2)
         assert not rollups.add_rollups(connection, {place: RollupSums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
     assert summed(tmp_path).n_requests == 1
@@ -220,7 +220,7 @@ def replace_item(request: Request, outcome: Outcome) -> Any:
 
 def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> None:
     write(tmp_path, [])
-    with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+    with closing(SqliteConnection(tmp_path / "log.db")) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(rollups)")]
     assert columns == ["grain", *RollupKey._fields, *(field.name for field in fields(RollupSums))]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -28,6 +27,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_events, open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import DaySalt, Event, FeedbackEvent
+from suffice.store.sql import SqliteConnection
 from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.startup import open_log
@@ -235,7 +235,7 @@ def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -
         assert f"{CANARY}-new no".encode() in database.read_bytes()
         now.now_s, clock.now_s = 111 * DAY_S, 2 * DAY_S
         assert texts(job.run(desk)) == ["", "comments older than 30 days: erased in 1 rows"]
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         assert verify_chain(connection).ok
         found = connection.execute("SELECT gold, comment FROM feedback WHERE feedback_id = 'f-new'").fetchone()
     assert found == (f"{CANARY}-new 1", None)
@@ -248,7 +248,7 @@ def test_a_reference_goes_with_the_answers_that_it_judges_however_young_it_is(tm
     append(database, label, at_s=99 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0) as job:
         assert texts(job.run(Desk())) == ["answers older than 90 days: erased in 2 rows"]
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT gold, comment FROM feedback").fetchone() == (None, f"{CANARY}-old no")
 
 
@@ -259,20 +259,20 @@ def test_a_worker_that_takes_over_goes_on_where_the_log_says(tmp_path: Path) -> 
         assert job.run(Desk())[0].summary
     with retaining(database, clock, now, answers_days=90.0) as job:
         assert texts(job.run(Desk())) == [""]
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT count(*) FROM events WHERE kind = 'erased'").fetchone() == (1,)
 
 
 def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) -> None:
     database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
     append(database, *labelled("before"), at_s=1 * DAY_S)
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         since = connection.execute("SELECT max(seq) FROM events").fetchone()[0]
     epoch = Epoch(route="math", number=1, at=0, since_seq=since, reason="cold start", author="w")
     append(database, epoch, *labelled("within"), at_s=2 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0, steps_days=90.0) as job:
         job.run(Desk())
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         steps = dict(connection.execute("SELECT episode_id, count(*) FROM steps GROUP BY 1").fetchall())
         answers = [one for (one,) in connection.execute("SELECT answer FROM outcomes ORDER BY seq")]
     assert steps == {"within": 3}
@@ -281,7 +281,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
     append(database, later, at_s=99 * DAY_S)
     with retaining(database, clock, now, steps_days=90.0) as job:
         job.run(Desk())
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT count(*) FROM steps").fetchone() == (0,)
 
 
@@ -393,7 +393,7 @@ def test_what_the_settings_redact_is_written_by_nothing_that_is_built_from_them(
     with open_decisions(settings) as writer:
         writer.write(None, [FeedbackEvent(Feedback(feedback_id="two", comment=f"{CANARY} two"))])
     assert not [name for name, content in bytes_of(tmp_path).items() if CANARY.encode() in content]
-    with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+    with closing(SqliteConnection(tmp_path / "log.db")) as connection:
         assert connection.execute("SELECT answer = would_answer FROM outcomes").fetchone() == (0,)
 
 

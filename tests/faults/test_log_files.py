@@ -25,6 +25,7 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_decided
+from suffice.store.sql import SqliteConnection
 from suffice_testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
 from tests.store.made_chain import found_head, made, open_made, said, story, write
@@ -220,7 +221,7 @@ def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_
             with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(backup)) as copy:
                 live.backup(copy)
     log.close()
-    with closing(sqlite3.connect(source, isolation_level=None)) as connection:
+    with closing(SqliteConnection(source, isolation_level=None)) as connection:
         head = found_head(connection)
     LogWriter(Store(url=f"sqlite:///{backup}"), now=time.time).close()
     with open_reader(backup) as connection:

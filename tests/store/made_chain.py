@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,7 @@ from suffice.store.audit.appender import Appender, begin_chain
 from suffice.store.audit.chain import Head, head
 from suffice.store.database import schema
 from suffice.store.rows.events import Event, FeedbackEvent, Row, to_row
+from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
 from tests.records import plain_request
 
@@ -63,7 +63,7 @@ def story(n: int) -> Iterable[Event]:
     yield Alarm(route="math", epoch=1, at=n, cause="change", reason="another model answers")
 
 
-def write(connection: sqlite3.Connection, events: Iterable[Event], *, at_s: float = 1.0) -> None:
+def write(connection: SqliteConnection, events: Iterable[Event], *, at_s: float = 1.0) -> None:
     connection.execute("BEGIN IMMEDIATE")
     appender = Appender(connection, owner=1)
     for number, event in enumerate(events):
@@ -71,9 +71,9 @@ def write(connection: sqlite3.Connection, events: Iterable[Event], *, at_s: floa
     connection.execute("COMMIT")
 
 
-def made(path: Path | str, n: int) -> sqlite3.Connection:
+def made(path: Path | str, n: int) -> SqliteConnection:
     """A log of that many labelled requests; the caller closes it."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = SqliteConnection(path, isolation_level=None)
     schema.create(connection, str(path))
     with connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -82,20 +82,20 @@ def made(path: Path | str, n: int) -> sqlite3.Connection:
     return connection
 
 
-def copied(source: sqlite3.Connection) -> sqlite3.Connection:
+def copied(source: SqliteConnection) -> SqliteConnection:
     """The same log in memory, to be tampered with; the caller closes it."""
-    target = sqlite3.connect(":memory:", isolation_level=None)
+    target = SqliteConnection(":memory:", isolation_level=None)
     source.backup(target)
     return target
 
 
-def found_head(connection: sqlite3.Connection) -> Head:
+def found_head(connection: SqliteConnection) -> Head:
     found = head(connection)
     assert found is not None
     return found
 
 
-def edit(log: sqlite3.Connection, place: int) -> None:
+def edit(log: SqliteConnection, place: int) -> None:
     """Another author, level or verdict in the body."""
     log.execute(
         "UPDATE events SET body = replace(replace(replace(body, 'because', 'no reason'), 'rating\":', 'rating\":1'),"
@@ -104,25 +104,25 @@ def edit(log: sqlite3.Connection, place: int) -> None:
     )
 
 
-def edit_when(log: sqlite3.Connection, place: int) -> None:
+def edit_when(log: SqliteConnection, place: int) -> None:
     log.execute("UPDATE events SET at_s = at_s + 1 WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))
 
 
-def edit_digest(log: sqlite3.Connection, place: int) -> None:
+def edit_digest(log: SqliteConnection, place: int) -> None:
     log.execute("UPDATE chain SET kept = randomblob(32) WHERE place = ?", (place,))
 
 
-def remove(log: sqlite3.Connection, place: int) -> None:
+def remove(log: SqliteConnection, place: int) -> None:
     """Row and link, as if it had never been."""
     log.execute("DELETE FROM events WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))
     log.execute("DELETE FROM chain WHERE place = ?", (place,))
 
 
-def remove_event(log: sqlite3.Connection, place: int) -> None:
+def remove_event(log: SqliteConnection, place: int) -> None:
     log.execute("DELETE FROM events WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))
 
 
-def remove_and_close_up(log: sqlite3.Connection, place: int) -> None:
+def remove_and_close_up(log: SqliteConnection, place: int) -> None:
     """The places behind it move up, so that no number is missing."""
     remove(log, place)
     later = [one for (one,) in log.execute("SELECT place FROM chain WHERE place > ? ORDER BY place", (place,))]
@@ -130,13 +130,13 @@ def remove_and_close_up(log: sqlite3.Connection, place: int) -> None:
         log.execute("UPDATE chain SET place = ? WHERE place = ?", (one - 1, one))
 
 
-def reorder_places(log: sqlite3.Connection, place: int) -> None:
+def reorder_places(log: SqliteConnection, place: int) -> None:
     """A row changes its place with the next one."""
     for before, after in ((place, -1), (place + 1, place), (-1, place + 1)):
         log.execute("UPDATE chain SET place = ? WHERE place = ?", (after, before))
 
 
-def reorder_events(log: sqlite3.Connection, place: int) -> None:
+def reorder_events(log: SqliteConnection, place: int) -> None:
     """The events of two rows change their places in the log."""
     found = "SELECT seq FROM chain WHERE place = ?"
     first, second = (log.execute(found, (one,)).fetchone()[0] for one in (place, place + 1))
@@ -144,7 +144,7 @@ def reorder_events(log: sqlite3.Connection, place: int) -> None:
         log.execute("UPDATE events SET seq = ? WHERE seq = ?", (after, before))
 
 
-def add_event(log: sqlite3.Connection, place: int) -> None:
+def add_event(log: SqliteConnection, place: int) -> None:
     """A decision that nobody made, behind the writer's back."""
     row = to_row(published(1_000 + place))
     log.execute(
@@ -153,7 +153,7 @@ def add_event(log: sqlite3.Connection, place: int) -> None:
     )
 
 
-def erase_in_silence(log: sqlite3.Connection, place: int) -> None:
+def erase_in_silence(log: SqliteConnection, place: int) -> None:
     """Words go and their salts too, and no erasure says so."""
     log.execute("UPDATE chain SET comments_salt = NULL, answers_salt = NULL WHERE place = ?", (place,))
     log.execute(
@@ -163,7 +163,7 @@ def erase_in_silence(log: sqlite3.Connection, place: int) -> None:
     )
 
 
-def change_words(log: sqlite3.Connection, place: int) -> None:
+def change_words(log: SqliteConnection, place: int) -> None:
     log.execute(
         "UPDATE events SET body = replace(body, 'comment ', 'praise ')"
         " WHERE seq = (SELECT seq FROM chain WHERE place = ?)",
@@ -171,13 +171,13 @@ def change_words(log: sqlite3.Connection, place: int) -> None:
     )
 
 
-def cut_tail(log: sqlite3.Connection, place: int) -> None:
+def cut_tail(log: SqliteConnection, place: int) -> None:
     """Everything from there on is gone: the chain fits in itself."""
     log.execute("DELETE FROM events WHERE seq >= (SELECT seq FROM chain WHERE place = ?)", (place,))
     log.execute("DELETE FROM chain WHERE place >= ?", (place,))
 
 
-def rebuild(log: sqlite3.Connection, place: int) -> None:
+def rebuild(log: SqliteConnection, place: int) -> None:
     """The event at a place is another one, and from there on the chain is written anew: it fits in itself."""
     edit(log, place)
     rows = log.execute(
@@ -195,7 +195,7 @@ def rebuild(log: sqlite3.Connection, place: int) -> None:
     log.execute("COMMIT")
 
 
-SEEN_ALONE: Mapping[str, Callable[[sqlite3.Connection, int], None]] = {
+SEEN_ALONE: Mapping[str, Callable[[SqliteConnection, int], None]] = {
     "edited": edit,
     "edited time": edit_when,
     "edited digest": edit_digest,
@@ -206,7 +206,7 @@ SEEN_ALONE: Mapping[str, Callable[[sqlite3.Connection, int], None]] = {
     "reordered events": reorder_events,
     "added": add_event,
 }
-SEEN_BY_HEADS: Mapping[str, Callable[[sqlite3.Connection, int], None]] = {"cut tail": cut_tail, "rebuilt": rebuild}
+SEEN_BY_HEADS: Mapping[str, Callable[[SqliteConnection, int], None]] = {"cut tail": cut_tail, "rebuilt": rebuild}
 
 
 def open_made(path: Path, n: int) -> None:

@@ -20,6 +20,7 @@ from suffice.store.audit.chain import Head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.writer import LogWriter
+from suffice.store.sql import SqliteConnection
 from tests.drawn import examples
 from tests.store.made_chain import (
     SEEN_ALONE,
@@ -37,17 +38,17 @@ from tests.store.made_chain import (
 
 N = 24  # requests; 24 labels, 6 publications, an epoch, an alarm and the beginning: 33 places
 PLACES = 33
-Tamper = Callable[[sqlite3.Connection, int], None]
+Tamper = Callable[[SqliteConnection, int], None]
 
 
 @pytest.fixture(scope="module")
-def whole() -> Iterator[sqlite3.Connection]:
+def whole() -> Iterator[SqliteConnection]:
     """A log that nobody has touched; not to be changed."""
     with closing(made(":memory:", N)) as connection:
         yield connection
 
 
-def test_a_log_that_nobody_touched_is_what_was_written(whole: sqlite3.Connection) -> None:
+def test_a_log_that_nobody_touched_is_what_was_written(whole: SqliteConnection) -> None:
     verdict = verify_chain(whole, [found_head(whole)])
     assert verdict.ok
     assert (verdict.n_rows, verdict.n_heads, verdict.n_erased) == (PLACES, 1, 0)
@@ -59,7 +60,7 @@ def test_a_log_that_nobody_touched_is_what_was_written(whole: sqlite3.Connection
 @pytest.mark.parametrize("place", [2, 3, 17, PLACES - 1])
 @pytest.mark.parametrize("way", SEEN_ALONE)
 def test_each_way_of_tampering_is_found_and_its_first_row_is_named(
-    whole: sqlite3.Connection, way: str, place: int
+    whole: SqliteConnection, way: str, place: int
 ) -> None:
     with closing(copied(whole)) as log:
         SEEN_ALONE[way](log, place)
@@ -76,7 +77,7 @@ def test_each_way_of_tampering_is_found_and_its_first_row_is_named(
 
 
 @pytest.mark.parametrize("place", [2, 5, PLACES])
-def test_a_cut_tail_fits_in_itself_and_a_head_that_was_exported_names_it(whole: sqlite3.Connection, place: int) -> None:
+def test_a_cut_tail_fits_in_itself_and_a_head_that_was_exported_names_it(whole: SqliteConnection, place: int) -> None:
     exported = found_head(whole)
     with closing(copied(whole)) as log:
         cut_tail(log, place)
@@ -111,7 +112,7 @@ def test_a_chain_that_was_written_anew_fits_in_itself_and_exported_heads_close_i
             assert "rebuilt" in bad.what
 
 
-def test_another_chain_altogether_is_not_the_one_that_was_exported(whole: sqlite3.Connection) -> None:
+def test_another_chain_altogether_is_not_the_one_that_was_exported(whole: SqliteConnection) -> None:
     with closing(made(":memory:", N)) as other:
         bad = verify_chain(other, [found_head(whole)]).bad
     assert bad is not None
@@ -119,7 +120,7 @@ def test_another_chain_altogether_is_not_the_one_that_was_exported(whole: sqlite
     assert "begins otherwise" in bad.what
 
 
-def test_a_beginning_that_is_edited_or_gone_is_named(whole: sqlite3.Connection) -> None:
+def test_a_beginning_that_is_edited_or_gone_is_named(whole: SqliteConnection) -> None:
     for statement in (
         "UPDATE chain SET note = replace(note, '\"after_seq\":0', '\"after_seq\":9') WHERE place = 1",
         "UPDATE chain SET note = 'nonsense' WHERE place = 1",
@@ -137,7 +138,7 @@ def test_a_beginning_that_is_edited_or_gone_is_named(whole: sqlite3.Connection) 
         assert bad.place in {1, PLACES + 1}
 
 
-def test_words_that_are_changed_or_go_in_silence_are_named(whole: sqlite3.Connection) -> None:
+def test_words_that_are_changed_or_go_in_silence_are_named(whole: SqliteConnection) -> None:
     found = whole.execute("SELECT place FROM chain WHERE comments IS NOT NULL ORDER BY place")
     with_words = [place for (place,) in found]
     assert len(with_words) > 10
@@ -151,7 +152,7 @@ def test_words_that_are_changed_or_go_in_silence_are_named(whole: sqlite3.Connec
         assert word in bad.what
 
 
-def test_a_field_that_is_there_twice_is_another_body(whole: sqlite3.Connection) -> None:
+def test_a_field_that_is_there_twice_is_another_body(whole: SqliteConnection) -> None:
     seq = whole.execute("SELECT seq FROM events WHERE kind = 'feedback' AND body LIKE '%comment 3%'").fetchone()[0]
     with closing(copied(whole)) as log:
         twice = 'replace(body, \'"rating":4\', \'"rating":1,"rating":4\')'
@@ -170,7 +171,7 @@ FIELDS = {
 
 @given(data=st.data())
 @settings(max_examples=examples(150))
-def test_any_change_of_any_field_of_any_row_is_found(whole: sqlite3.Connection, data: st.DataObject) -> None:
+def test_any_change_of_any_field_of_any_row_is_found(whole: SqliteConnection, data: st.DataObject) -> None:
     place = data.draw(st.integers(2, PLACES))
     table = data.draw(st.sampled_from(sorted(FIELDS)))
     field = data.draw(st.sampled_from(FIELDS[table]))
@@ -209,7 +210,7 @@ def other_than(before: Any) -> st.SearchStrategy[Any]:
 
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 3))
 @settings(max_examples=examples(60))
-def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: int, n: int) -> None:
+def test_several_changes_at_once_hide_nothing(whole: SqliteConnection, seed: int, n: int) -> None:
     rng = random.Random(seed)
     with closing(copied(whole)) as log:
         for _ in range(n):
@@ -238,7 +239,7 @@ async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[...,
             assert writer.write(None, [published(number)]) == [False], "a row that is there is not chained again"
             assert not (await log.append_durable(said(number))).duplicate
             assert (await log.append_durable(said(number))).duplicate
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         verdict = verify_chain(connection)
     assert verdict.ok
     assert verdict.n_rows == 11
@@ -255,7 +256,7 @@ async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
             connection.execute("DELETE FROM chain")
             raise ZeroDivisionError
     await log.append_durable(said(2))
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         assert verify_chain(connection).ok
         assert found_head(connection).place == 3
 
@@ -276,7 +277,7 @@ def test_processes_that_write_at_once_make_one_chain(database: Path) -> None:
     LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, name, str(database)]) for name in ("a", "b", "c")]
     assert [one.wait(60) for one in writers] == [0, 0, 0]
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         verdict = verify_chain(connection)
         turns = connection.execute("SELECT count(DISTINCT owner) FROM events").fetchone()
     assert verdict.ok

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from suffice.store.database.location import LogLocation
 from suffice.store.database.views import open_reader
 from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
+from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 from tests.drawn import examples
 
@@ -210,7 +210,7 @@ def test_artefacts_are_kept_once_under_their_address(writer: Callable[[], Decisi
     worker = writer()
     worker.write(None, [], {"f-1": "one"})
     worker.write(None, [], {"f-1": "another", "f-2": "two"})
-    with closing(sqlite3.connect(str(database))) as connection:
+    with closing(SqliteConnection(str(database))) as connection:
         assert [read_artefact(connection, address) for address in ("f-1", "f-2", "f-3")] == ["one", "two", None]
 
 
@@ -269,7 +269,7 @@ def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
     assert newer.of("unheard of") == NOTHING
     asked = list[str]()
     with open_reader(database) as connection:
-        assert isinstance(connection, sqlite3.Connection)
+        assert isinstance(connection, SqliteConnection)
         connection.set_trace_callback(asked.append)
         read_decided(connection)
         plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -33,6 +32,7 @@ from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_ep
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
+from suffice.store.sql import SqliteConnection
 from suffice.types import Episode, Feedback, Outcome, Query, Usage
 from tests.drawn import examples
 from tests.records import plain_step
@@ -106,7 +106,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     fill(log, [f"a{i}" for i in range(40)])
     before = query("SELECT route, correct, rating, joined FROM feedback ORDER BY seq")
     assert any(f"{CANARY}-a7".encode() in content for content in bytes_of(database.parent).values())
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         rows = select_word_rows(connection, "a7")
     assert len(rows) == 4
     assert erase_words(writer, order(), rows) == 4
@@ -117,7 +117,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     assert query("SELECT route, correct, rating, joined FROM feedback ORDER BY seq") == before
     assert query("SELECT prompt_tokens, completion_tokens FROM outcomes WHERE episode_id = 'a7'") == [(7, 30)]
     assert query("SELECT count(*) FROM feedback WHERE comment LIKE '%canary%'") == [(78,)], "nobody else's words"
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         verdict = verify_chain(connection)
         assert verdict.ok
         assert verdict.n_erased == 3, "answers and comments of one label, comments of the other"
@@ -130,7 +130,7 @@ def test_answers_that_were_equal_stay_equal_so_disagreement_is_still_known(
     open_log: Open, database: Path, writer: Decisions
 ) -> None:
     fill(open_log(), ["a1"])
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         erase_words(writer, order(("answers",)), select_word_rows(connection, "a1"))
         found = next(iter(read_episodes(connection)))
     outcome = found.episode.outcome
@@ -145,7 +145,7 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
     open_log: Open, database: Path, writer: Decisions
 ) -> None:
     fill(open_log(), ["a1", "b1"])
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         parts: list[tuple[Part, int]] = [
             ("comments", 2),
             ("comments", 0),
@@ -164,7 +164,7 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
 def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, database: Path, writer: Decisions) -> None:
     log = open_log()
     fill(log, ["a1"])
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
     fill(log, ["a1"])
     assert purge(database)
@@ -181,7 +181,7 @@ def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
         assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
     finally:
         log.close()
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         assert verify_chain(connection).ok
         assert connection.execute("SELECT count(*), sum(rating) FROM feedback").fetchone() == (3, 4)
 
@@ -192,8 +192,8 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     monkeypatch.setattr("suffice.store.database.sqlite.PURGE_BUSY_S", 0.3)
     fill(open_log(), ["a1"])
     with (
-        closing(sqlite3.connect(database, isolation_level=None)) as reader,
-        closing(sqlite3.connect(database)) as finder,
+        closing(SqliteConnection(database, isolation_level=None)) as reader,
+        closing(SqliteConnection(database)) as finder,
     ):
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events").fetchone()
@@ -206,7 +206,7 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
 
 def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), [f"a{i}" for i in range(5)])  # a clock that ticks with each row
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         last, found = select_expired_rows(connection, 10.0, after_seq=0, until_seq=1_000)
         assert found == list(range(1, last + 1))
         assert 5 < len(found) < 20
@@ -225,7 +225,7 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
     assert log.drain(30)
     rows = range(1, BATCH_ROWS + 6)
     assert erase_words(writer, order(("comments",), "old"), rows, until_seq=BATCH_ROWS + 5) == BATCH_ROWS + 5
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         told = connection.execute("SELECT json_extract(body, '$.erasure.until_seq') FROM events WHERE kind = 'erased'")
         assert [one for (one,) in told.fetchall()] == [0, BATCH_ROWS + 5]
         verdict = verify_chain(connection)
@@ -238,7 +238,7 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
     open_log: Open, database: Path, writer: Decisions, field: str
 ) -> None:
     fill(open_log(), ["a1", "b1"])
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
         assert verify_chain(connection).ok
         connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = '/f-a1'")
@@ -252,7 +252,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
     log = open_log()
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
     await log.append_durable(FeedbackEvent(given))
-    with closing(sqlite3.connect(str(log.path), isolation_level=None)) as connection:
+    with closing(SqliteConnection(str(log.path), isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
     again = await log.append_durable(FeedbackEvent(given))
     other = await log.append_durable(FeedbackEvent(replace(given, rating=1)))
@@ -261,7 +261,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
 
 def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
         seq = connection.execute("SELECT seq FROM events WHERE key = '/f-b1'").fetchone()[0]
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
@@ -278,7 +278,7 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
 
 def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+    with closing(SqliteConnection(database, isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
         exported = found_head(connection)
         cut_tail(connection, exported.place)
@@ -304,7 +304,7 @@ def whole_label(open_log: Open, database: Path) -> tuple[bytes, bytes, str]:
     log = open_log()
     log.append(FeedbackEvent(Feedback(feedback_id="f", comment="yes")))
     assert log.drain()
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         digest, salt = connection.execute("SELECT comments, comments_salt FROM chain WHERE seq = 1").fetchone()
     return digest, salt, "yes"
 
@@ -332,7 +332,7 @@ def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
     log = open_log()
     log.append(Export(export_id="x", author="ann", reason="", what="audit log", where="old.csv", n_rows=3))
     assert log.drain()
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(SqliteConnection(database)) as connection:
         assert [where for _, where in exports_since(connection, 0)] == ["old.csv"]
         assert exports_since(connection, 1) == []
 

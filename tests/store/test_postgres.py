@@ -35,7 +35,7 @@ from suffice.store.database.schema import Migration
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader, query_number, read_events
 from suffice.store.database.writer import LogWriter
-from suffice.store.sql import PostgresConnection, PostgresError, load_queries, translate
+from suffice.store.sql import NamedQuery, PostgresConnection, PostgresError, load_queries
 from tests.postgres import connect, empty_log
 from tests.store.made_chain import asked, published, story
 from tests.store.test_log import ended, label
@@ -269,11 +269,11 @@ ADDITION, CHANGE = Migration(NEWEST + 1, NEWEST), Migration(NEWEST + 2, NEWEST +
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, NamedQuery]:
     """Queries of PostgreSQL, which a test may add to."""
     queries = load_queries("postgres")
-    monkeypatch.setitem(queries, ADDITION.name, "ALTER TABLE events ADD COLUMN note TEXT")
-    monkeypatch.setitem(queries, CHANGE.name, "ALTER TABLE events DROP COLUMN note")
+    monkeypatch.setitem(queries, ADDITION.name, NamedQuery("ALTER TABLE events ADD COLUMN note TEXT", ()))
+    monkeypatch.setitem(queries, CHANGE.name, NamedQuery("ALTER TABLE events DROP COLUMN note", ()))
     return queries
 
 
@@ -334,10 +334,10 @@ def test_a_log_that_is_too_old_is_refused_and_left_alone(store: Store, database:
 
 
 def test_a_migration_that_fails_changes_nothing(
-    store: Store, database: PostgresDatabase, scripts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    store: Store, database: PostgresDatabase, scripts: dict[str, NamedQuery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(store).close()
-    scripts[ADDITION.name] += "; SELECT 1 / 0"
+    scripts[ADDITION.name] = NamedQuery("ALTER TABLE events ADD COLUMN note TEXT; SELECT 1 / 0", ())
     monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, ADDITION))
     with pytest.raises(StoreError, match="division by zero"):
         database.migrate(now_s=2.0)
@@ -360,7 +360,7 @@ def test_two_processes_make_one_schema(store: Store) -> None:
         log.close()
 
 
-# ---- settings and translation ------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,11 +383,12 @@ def test_tls_is_in_the_words_of_libpq() -> None:
     assert database.url == "postgresql://ann@db/x?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem"
 
 
-def test_marks_become_those_of_psycopg_and_texts_stay() -> None:
-    assert translate("SELECT ':a', '?''?%', x::text FROM t INDEXED BY i WHERE +o.kind = :b AND :c = :b") == (
-        "SELECT ':a', '?''?%%', x::text FROM t  WHERE o.kind = %(b)s AND %(c)s = %(b)s"
-    )
-    assert translate("INSERT INTO t VALUES (?, ?)") == "INSERT INTO t VALUES (%s, %s)"
+def test_a_setting_of_the_server_may_stand_in_the_url(store: Store) -> None:
+    named = f"{store.url}{'&' if '?' in store.url else '?'}options=-c%20enable_seqscan%3Doff"
+    there = Store(url=named, schema_name=store.schema_name)
+    opened(there).close()
+    with open_reader(postgres_database(there)) as reader:
+        assert reader.execute("SHOW enable_seqscan").fetchone() == ("off",)
 
 
 # ---- moving a log ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import query_number
-from suffice.store.sql import PostgresConnection
+from suffice.store.sql import PostgresConnection, SqliteConnection
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
 from tests.console.made import fill
@@ -62,12 +62,12 @@ def counting_steps(into: list[int]) -> Callable[..., sqlite3.Connection]:
     """As `sqlite3.connect`; adds a number for each hundred steps of a statement."""
     made = sqlite3.connect
 
-    class Counted(sqlite3.Connection):
+    class Counted(SqliteConnection):
         def set_progress_handler(self, *_: Any) -> None:
             super().set_progress_handler(lambda: into.append(100), 100)
 
     def connect(*arguments: Any, **named: Any) -> sqlite3.Connection:
-        connection = made(*arguments, **named, factory=Counted)
+        connection: sqlite3.Connection = made(*arguments, **named | {"factory": Counted})
         connection.set_progress_handler(None, 0)
         return connection
 

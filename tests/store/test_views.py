@@ -33,6 +33,7 @@ from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import AlertLog, read_alert_log
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
+from suffice.store.sql import SqliteConnection
 from suffice.types import (
     Alarm,
     ArmDraw,
@@ -137,7 +138,7 @@ def test_a_route_can_be_read_alone_and_from_a_place_on(open_log: Open, database:
     assert len(list(read_episodes(database, ""))) == 550
     rest = list(read_episodes(str(database), since_seq=everything[599].seq))
     assert rest == everything[600:]
-    with closing(sqlite3.connect(str(database))) as connection:
+    with closing(SqliteConnection(str(database))) as connection:
         assert list(read_episodes(connection, "math")) == list(read_episodes(database, "math"))
 
 
@@ -222,7 +223,7 @@ def test_what_cannot_be_read_is_named(open_log: Open, database: LogLocation, tmp
     log.append(seen("a"))
     log.append(ended("a"))
     log.close()
-    with closing(sqlite3.connect(str(database))) as connection, connection:
+    with closing(SqliteConnection(str(database))) as connection, connection:
         connection.execute("UPDATE events SET body = '{}' WHERE kind = 'outcome'")
     with pytest.raises(StoreError, match=r"row 2 \(outcome\)"):
         list(read_episodes(database))
@@ -233,7 +234,7 @@ def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: LogLocat
     log = open_log()
     log.append(seen("a"))
     assert log.drain()
-    with closing(sqlite3.connect(str(database))) as connection, connection:
+    with closing(SqliteConnection(str(database))) as connection, connection:
         connection.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('gossip', 'x', 0, 1, '{}')")
     log.append(ended("a"))
     assert log.drain()
@@ -406,7 +407,7 @@ def told(record: Feedback | Request | Outcome | StepRecord) -> Row:
 
 def rows_of(database: LogLocation, view: str, record: Row) -> list[Row]:
     """What a view shows, with the JSON read where the record has a list or parts."""
-    with closing(sqlite3.connect(str(database))) as connection:
+    with closing(SqliteConnection(str(database))) as connection:
         connection.row_factory = sqlite3.Row
         return [
             {
@@ -470,7 +471,7 @@ def test_a_row_that_is_older_than_a_field_shows_what_the_record_means_by_its_abs
 ) -> None:
     _, bare = log_whole_and_bare(open_log)[view]
     later = {one.name for one in fields(kind) if one.default is not MISSING} - AT_FIRST
-    with closing(sqlite3.connect(str(database))) as connection, connection:
+    with closing(SqliteConnection(str(database))) as connection, connection:
         for seq, text in connection.execute("SELECT seq, body FROM events WHERE key = 'b'").fetchall():
             body = json.loads(text)
             part = body.get("request" if kind is Request else "outcome", {})

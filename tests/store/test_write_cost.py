@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from suffice.settings import Store
-from suffice.store.audit.appender import _INSERT, COLUMNS, Appender
+from suffice.store.audit.appender import COLUMNS, Appender
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.postgres import postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import to_row
-from suffice.store.sql import PostgresConnection
+from suffice.store.sql import PostgresConnection, load_queries
 from suffice.types import Outcome, Request, Usage
 from tests.postgres import empty_log
 from tests.records import plain_request, plain_step
@@ -66,7 +66,12 @@ def test_a_run_in_sqlite_is_two_statements_little_work_and_few_bytes(store: Stor
     Appender(connection, owner=owner).add_all(rows)
     connection.commit()
     connection.set_trace_callback(None)
-    work = {name for _, name, *_ in connection.execute(f"EXPLAIN {_INSERT}", [None] * len(COLUMNS[1:]))}
+    work = {
+        name
+        for _, name, *_ in connection.execute(
+            f"EXPLAIN {load_queries('sqlite')['insert_event'].text}", [None] * len(COLUMNS[1:])
+        )
+    }
     connection.close()
     claim.release()
     assert len(statements) <= 2 * N_RUNS + 4  # PRAGMA, BEGIN, the places, COMMIT

@@ -366,3 +366,392 @@ CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.
     coalesce(json_extract(o.body, '$.outcome.finished_unread'), '0') AS finished_unread
 FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
 WHERE o.kind = 'outcome';
+
+-- name: place_of(kind, key)
+SELECT seq FROM events WHERE kind = %(kind)s AND key = %(key)s
+
+-- name: chain_tail()
+SELECT place, link FROM chain ORDER BY place DESC LIMIT 1
+
+-- name: chain_head(until)
+SELECT (SELECT link FROM chain ORDER BY place LIMIT 1), place, coalesce(seq, 0), link
+FROM chain WHERE coalesce(seq, 0) <= %(until)s ORDER BY place DESC LIMIT 1
+
+-- name: last_export(what)
+SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = %(what)s
+ORDER BY seq DESC LIMIT 1
+
+-- name: starts_of_route(route, until)
+SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind IN ('request', 'requests_counted')
+    AND route = %(route)s AND seq <= %(until)s ORDER BY seq DESC
+
+-- name: outcome_row(key, until)
+SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = %(key)s AND seq <= %(until)s
+
+-- name: links_from(place)
+SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= %(place)s ORDER BY place
+
+-- name: chain_with_events()
+SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
+    c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
+FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place
+
+-- name: next_request(after, since_s)
+SELECT seq, at_s FROM events WHERE seq > %(after)s AND kind = 'request' AND at_s >= %(since_s)s ORDER BY seq LIMIT 1
+
+-- name: last_request(after, before)
+SELECT seq FROM events WHERE seq > %(after)s AND seq < %(before)s AND kind = 'request' ORDER BY seq DESC LIMIT 1
+
+-- name: n_open_requests(after, until)
+SELECT count(*) FROM events r WHERE r.seq > %(after)s AND r.seq <= %(until)s AND r.kind = 'request'
+    AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)
+
+-- name: runs_of_range(after, until, limit)
+SELECT r.seq, r.at_s, r.body, r.key, o.seq, o.body, o.response_id
+FROM events r JOIN events o ON o.kind = 'outcome' AND o.key = r.key
+WHERE r.seq > %(after)s AND r.seq <= %(until)s AND r.kind = 'request' ORDER BY r.seq LIMIT %(limit)s
+
+-- name: removable_requests(until, limit)
+SELECT seq, key FROM events WHERE seq <= %(until)s AND kind = 'request' ORDER BY seq LIMIT %(limit)s
+
+-- name: take_lease(job, owner, until_s)
+INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (%(job)s, %(owner)s, 1, 0, 1, %(until_s)s)
+ON CONFLICT (job) DO UPDATE
+SET owner = %(owner)s, token = leases.token + 1, beat = 0, held = 1, until_s = %(until_s)s RETURNING token
+
+-- name: take_part(job, owner, token, until_s)
+INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (%(job)s, %(owner)s, %(token)s, 0, 1, %(until_s)s)
+ON CONFLICT (job) DO UPDATE
+SET owner = excluded.owner, token = excluded.token, beat = 0, held = 1, until_s = excluded.until_s
+
+-- name: leases_between(first, end)
+SELECT job, owner, token, held, until_s FROM leases WHERE job >= %(first)s AND job < %(end)s
+
+-- name: release_lease(job)
+UPDATE leases SET held = 0 WHERE job = %(job)s
+
+-- name: write_fold_state(job, route, seq, body)
+INSERT INTO fold_states (job, route, seq, body) VALUES (%(job)s, %(route)s, %(seq)s, %(body)s)
+ON CONFLICT (job, route) DO UPDATE SET seq = excluded.seq, body = excluded.body
+
+-- name: has_lease(job, owner, token)
+SELECT 1 FROM leases WHERE job = %(job)s AND owner = %(owner)s AND token = %(token)s AND held = 1
+
+-- name: runs_named(kind, prefix, behind, limit)
+SELECT key, at_s FROM events WHERE kind = %(kind)s AND key >= %(prefix)s AND key < %(prefix)s || %(behind)s
+ORDER BY key DESC LIMIT %(limit)s
+
+-- name: runs_of_question(route, since, until, looked, question, limit)
+SELECT key FROM (
+    SELECT seq, key, body FROM events WHERE kind = 'request' AND route = %(route)s
+        AND seq > %(since)s AND seq < %(until)s ORDER BY seq DESC LIMIT %(looked)s
+) latest WHERE json_extract(body, '$.request.question_key') = %(question)s ORDER BY seq DESC LIMIT %(limit)s
+
+-- name: word_rows_of_episode(episode)
+SELECT seq FROM events WHERE (kind = 'request' OR kind = 'outcome' OR kind = 'label_wanted' OR
+    kind = 'review_asked' OR kind = 'question_kept' OR kind = 'sources_kept') AND key = %(episode)s
+UNION
+SELECT seq FROM events WHERE (kind = 'review_verdict' OR kind = 'review_returned') AND episode_id = %(episode)s
+
+-- name: label_rows_of_episode(episode)
+SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = %(episode)s
+UNION
+SELECT seq FROM events WHERE kind = 'feedback' AND episode_id IS NULL
+    AND response_id = (SELECT response_id FROM events WHERE kind = 'outcome' AND key = %(episode)s)
+ORDER BY seq
+
+-- name: episodes_of_unit(unit)
+SELECT key FROM events WHERE kind = 'request'
+AND %(unit)s IN (json_extract(body, '$.request.unit'), json_extract(body, '$.request.conversation'))
+
+-- name: conversation_senders()
+SELECT DISTINCT coalesce(json_extract(body, '$.request.sender'), '') FROM events
+WHERE kind = 'request' AND coalesce(json_extract(body, '$.request.conversation'), '') <> ''
+
+-- name: rows_between(after, until, limit)
+SELECT seq, at_s, kind, key FROM events WHERE seq > %(after)s AND seq <= %(until)s ORDER BY seq LIMIT %(limit)s
+
+-- name: erased_until(what)
+SELECT max(CAST(json_extract(body, '$.erasure.until_seq') AS BIGINT)) FROM events
+WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = %(what)s
+
+-- name: n_erasures(id)
+-- Keys begin with the id; ";" follows ":".
+SELECT count(*) FROM events WHERE kind = 'erased' AND key > %(id)s || ':' AND key < %(id)s || ';'
+
+-- name: exports_since(seq)
+SELECT at_s, json_extract(body, '$.export.where') FROM events WHERE kind = 'exported' AND seq > %(seq)s ORDER BY seq
+
+-- name: episodes(after, since, route, limit)
+SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
+FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+WHERE o.kind = 'outcome' AND o.seq > %(after)s AND (o.seq > %(since)s OR r.seq > %(since)s)
+    AND (CAST(%(route)s AS TEXT) IS NULL OR r.route = %(route)s)
+ORDER BY o.seq LIMIT %(limit)s
+
+-- name: recent_episodes(looked, n)
+SELECT o.seq, r.seq, o.body, r.body FROM (
+    SELECT seq, key, body FROM events
+    WHERE kind = 'outcome' AND seq > (SELECT max(seq) FROM events) - %(looked)s ORDER BY seq DESC LIMIT %(n)s
+) o JOIN events r ON r.kind = 'request' AND r.key = o.key ORDER BY o.seq
+
+-- name: labels_of_episode(episode, until, response, shared)
+-- The same rule as the view `feedback`, inverted so that the indexes find a few labels at once.
+SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id = %(episode)s AND seq <= %(until)s
+UNION ALL
+SELECT seq, at_s, body FROM events
+WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= %(until)s
+    AND response_id = %(response)s
+    AND (%(shared)s OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome' AND o.response_id = %(response)s) = 1)
+ORDER BY seq
+
+-- name: labels_of_episodes(names, until)
+-- The same for many runs at once, without response ids that two answers have.
+SELECT episode_id, seq, at_s, body FROM events
+WHERE kind = 'feedback' AND episode_id IN (SELECT value FROM json_each(%(names)s, '$.of')) AND seq <= %(until)s
+
+-- name: labels_of_responses(until, names)
+SELECT response_id, seq, at_s, body FROM events
+WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= %(until)s
+    AND response_id IN (SELECT value FROM json_each(%(names)s, '$.of'))
+
+-- name: episodes_of_responses(names)
+SELECT named.value,
+    (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1) AS first_key,
+    (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1 OFFSET 1) AS second_key
+FROM json_each(%(names)s, '$.of') named
+
+-- name: events_by_keys(kind, names)
+SELECT key, seq, at_s, body FROM events
+WHERE kind = %(kind)s AND key IN (SELECT value FROM json_each(%(names)s, '$.of'))
+
+-- name: n_requests_up_to(route, most)
+-- Bounded, so that start-up does not slow down as the log grows.
+SELECT count(*) FROM (
+    SELECT 1 FROM events WHERE kind = 'request' AND route = %(route)s LIMIT %(most)s) latest
+
+-- name: n_unlogged_up_to(route, most)
+SELECT coalesce(sum(n), 0) FROM (
+    SELECT CAST(json_extract(body, '$.counted.n_requests') AS BIGINT) AS n FROM events
+    WHERE kind = 'requests_counted' AND route = %(route)s ORDER BY seq DESC LIMIT %(most)s) latest
+
+-- name: extracted_answers(route, since, looked, limit)
+-- Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
+SELECT json_extract(o.body, '$.outcome.answer') IS NOT NULL
+FROM events r JOIN events o ON o.kind = 'outcome' AND o.key = r.key
+WHERE r.kind = 'request' AND r.route = %(route)s AND o.seq > %(since)s AND r.seq > coalesce((
+        SELECT seq FROM events WHERE kind = 'request' AND route = %(route)s
+        ORDER BY seq DESC LIMIT 1 OFFSET %(looked)s
+    ), 0)
+    AND json_extract(r.body, '$.request.ungoverned') IS NULL
+    AND (json_extract(r.body, '$.request.mode') <> 'enforce'
+        OR CAST(json_extract(r.body, '$.request.audit') AS BOOLEAN))
+    AND NOT CAST(json_extract(o.body, '$.outcome.stopped') AS BOOLEAN)
+    AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
+ORDER BY r.seq DESC LIMIT %(limit)s
+
+-- name: drawn_episodes(after, until, route)
+SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
+FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+WHERE o.kind = 'outcome' AND o.seq > %(after)s AND o.seq <= %(until)s AND r.route = %(route)s
+    AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq
+
+-- name: n_counted(route, after)
+SELECT sum(CAST(json_extract(body, '$.counted.n_governed') AS BIGINT)) FROM events
+WHERE kind = 'requests_counted' AND route = %(route)s AND seq > %(after)s
+
+-- name: n_governed(after, route)
+SELECT count(*), count(*) FILTER (WHERE
+    CAST(json_extract(body, '$.request.audit') AS BOOLEAN) OR json_extract(body, '$.request.mode') = 'observe'
+) FROM events WHERE kind = 'request' AND seq > %(after)s AND route = %(route)s
+    AND json_extract(body, '$.request.ungoverned') IS NULL
+
+-- name: newest_request(route)
+SELECT seq, body FROM events WHERE kind = 'request' AND route = %(route)s
+ORDER BY seq DESC LIMIT 1
+
+-- name: nth_latest_request(route, n)
+SELECT seq FROM events WHERE kind = 'request' AND route = %(route)s
+ORDER BY seq DESC LIMIT 1 OFFSET %(n)s
+
+-- name: place_before_first_request(route)
+SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = %(route)s
+
+-- name: news(after, owner)
+SELECT kind, route, CASE WHEN kind = 'request' THEN body END FROM events
+WHERE seq > %(after)s AND kind NOT IN ('outcome', 'feedback') AND NOT (kind = 'request' AND owner = %(owner)s)
+
+-- name: unfinished_requests(owner, settled)
+SELECT r.key FROM events r
+WHERE r.kind = 'request' AND r.owner = %(owner)s AND r.seq > %(settled)s
+AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)
+
+-- name: is_joined(seq)
+SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
+FROM feedback f JOIN events e ON e.seq = f.seq WHERE f.seq = %(seq)s
+
+-- name: write_completed_look(job, route, seq, n, looked_at_s)
+INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem) VALUES (%(job)s, %(route)s,
+    1, %(seq)s, %(n)s, %(looked_at_s)s, 0, NULL, '')
+ON CONFLICT (job, route) DO UPDATE
+SET beat = watches.beat + 1, seq = excluded.seq, n = excluded.n, looked_at_s = excluded.looked_at_s,
+    n_failures = 0, failing_since_s = NULL, problem = ''
+
+-- name: write_failed_look(job, route, failing_since_s, problem)
+INSERT INTO watches (job, route, beat, seq, n, looked_at_s, n_failures, failing_since_s, problem) VALUES (%(job)s, %(route)s,
+    0, 0, 0, 0, 1, %(failing_since_s)s, %(problem)s)
+ON CONFLICT (job, route) DO UPDATE
+SET n_failures = watches.n_failures + 1, problem = excluded.problem,
+    failing_since_s = coalesce(watches.failing_since_s, excluded.failing_since_s)
+
+-- name: rows_to_fold(after, limit)
+SELECT seq, at_s, kind, key, episode_id, route,
+    CASE WHEN kind IN ('feedback', 'requests_counted') THEN body END
+FROM events WHERE seq > %(after)s AND kind IN ('request', 'outcome', 'feedback', 'requests_counted')
+ORDER BY seq LIMIT %(limit)s
+
+-- name: n_governed_since(route, after, most)
+SELECT count(*) FROM (
+    SELECT 1 FROM events WHERE kind = 'request' AND route = %(route)s AND seq > %(after)s
+        AND json_extract(body, '$.request.ungoverned') IS NULL LIMIT %(most)s) latest
+
+-- name: draws_of_experiment(since, until, name, run)
+SELECT r.seq, a.value, json_extract(r.body, '$.request.query')
+FROM events r, json_each(r.body, '$.request.arms') a
+WHERE r.kind = 'request' AND r.seq > %(since)s AND (CAST(%(until)s AS BIGINT) IS NULL OR r.seq <= %(until)s)
+    AND json_extract(a.value, '$.experiment') = %(name)s AND CAST(json_extract(a.value, '$.run') AS BIGINT) = %(run)s
+ORDER BY r.seq
+
+-- name: audit_entries(after, route, kind, since, limit)
+SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body FROM chain c JOIN events e
+    ON e.seq = c.seq WHERE c.place > %(after)s AND (CAST(%(route)s AS TEXT) IS NULL OR e.route = %(route)s) AND
+    (CAST(%(kind)s AS TEXT) IS NULL OR e.kind = %(kind)s)
+    AND (CAST(%(since)s AS DOUBLE PRECISION) IS NULL OR e.at_s >= %(since)s)
+ORDER BY c.place LIMIT %(limit)s
+
+-- name: place_of_latest_entry(route, kind, n)
+SELECT c.place FROM chain c JOIN events e ON e.seq = c.seq WHERE (CAST(%(route)s AS TEXT) IS NULL OR
+    e.route = %(route)s) AND (CAST(%(kind)s AS TEXT) IS NULL OR e.kind = %(kind)s) ORDER BY c.place DESC LIMIT 1 OFFSET
+    %(n)s
+
+-- name: decisions_since(after)
+SELECT seq, at_s, kind, body FROM events WHERE seq > %(after)s AND (kind = 'agent_planned' OR
+    kind = 'alarm_raised' OR kind = 'enforcement_paused' OR kind = 'enforcement_resumed' OR kind = 'epoch_began'
+    OR kind = 'policy_published') ORDER BY seq
+
+-- name: reviews_since(after)
+SELECT seq, at_s, kind, body FROM events WHERE seq > %(after)s AND (kind = 'review_asked' OR
+    kind = 'review_drawn' OR kind = 'review_leased' OR kind = 'review_returned' OR kind = 'review_verdict')
+    ORDER BY seq
+
+-- name: holds_since(after)
+SELECT seq, at_s, kind, body FROM events WHERE seq > %(after)s AND (kind = 'enforcement_paused' OR
+    kind = 'enforcement_resumed' OR kind = 'incident_decided' OR kind = 'incident_opened' OR
+    kind = 'override_ended' OR kind = 'override_set') ORDER BY seq
+
+-- name: decisions_of_route(route, limit)
+SELECT seq, at_s, kind, body FROM events WHERE (kind = 'agent_planned' OR
+    kind = 'alarm_raised' OR kind = 'enforcement_paused' OR kind = 'enforcement_resumed' OR kind = 'epoch_began'
+    OR kind = 'policy_published') AND route = %(route)s
+ORDER BY seq DESC LIMIT %(limit)s
+
+-- name: publications_of_route(route)
+SELECT seq, at_s, kind, body FROM events
+WHERE (kind = 'agent_planned' OR kind = 'alarm_raised' OR kind = 'enforcement_paused' OR
+    kind = 'enforcement_resumed' OR kind = 'epoch_began' OR kind = 'policy_published')
+    AND kind = 'policy_published' AND route = %(route)s ORDER BY seq
+
+-- name: open_label_requests(route, limit)
+SELECT seq, at_s, kind, body FROM events WHERE (kind = 'job_ran' OR kind = 'label_wanted')
+    AND kind = 'label_wanted' AND route = %(route)s
+    AND (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key LIMIT 1) IS NULL
+    AND (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = events.key LIMIT 1) IS NULL
+ORDER BY seq DESC LIMIT %(limit)s
+
+-- name: newest_of_kind(kind, limit)
+SELECT seq, at_s, kind, body FROM events WHERE kind = %(kind)s ORDER BY seq DESC LIMIT %(limit)s
+
+-- name: newest_by_prefix(kind, prefix, route, limit)
+-- Keys that begin with a name and sort by the rest: the unique index finds the newest at once. ";" follows ":".
+SELECT seq, at_s, kind, body FROM events WHERE kind = %(kind)s AND key > %(prefix)s || ':' AND key < %(prefix)s || ';'
+    AND (CAST(%(route)s AS TEXT) IS NULL OR route = %(route)s)
+ORDER BY key DESC LIMIT %(limit)s
+
+-- name: newest_of_rare_kind(kind, after, until, limit)
+SELECT seq, at_s, kind, body FROM events WHERE kind = %(kind)s AND seq > %(after)s AND seq <= %(until)s
+ORDER BY seq DESC LIMIT %(limit)s
+
+-- name: alert_rows(after, limit)
+SELECT seq, at_s, kind, body FROM events WHERE (kind = 'route_monitored' OR
+    kind = 'alert_raised' OR kind = 'alarm_raised' OR kind = 'enforcement_paused' OR kind = 'incident_opened' OR
+    kind = 'kill_switched' OR kind = 'rollout_moved' OR kind = 'rollout_undone' OR kind = 'fail_open_high' OR
+    kind = 'version_refused' OR kind = 'log_missed' OR kind = 'arm_worse' OR kind = 'agent_planned' OR
+    kind = 'rule_checked' OR kind = 'watch_changed') AND seq > %(after)s
+ORDER BY seq LIMIT %(limit)s
+
+-- name: has_requests()
+SELECT 1 FROM events WHERE kind IN ('request', 'requests_counted') LIMIT 1
+
+-- name: first_hour()
+SELECT hour FROM rollups WHERE grain = 0 ORDER BY hour LIMIT 1
+
+-- name: first_route()
+SELECT route FROM events WHERE kind = 'request' AND route >= '' ORDER BY route LIMIT 1
+
+-- name: next_route(after)
+SELECT route FROM events WHERE kind = 'request' AND route > %(after)s ORDER BY route LIMIT 1
+
+-- name: runs_before(before, since, route, tenants, text, limit)
+-- Backwards through the log instead of sorting all of it; labels of these runs: for EXISTS, PostgreSQL may read all
+-- labels first.
+SELECT o.seq, o.at_s, o.body, r.body,
+    (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key LIMIT 1) IS NOT NULL
+FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+WHERE o.kind = 'outcome' AND o.seq < %(before)s AND o.seq >= %(since)s
+    AND (CAST(%(route)s AS TEXT) IS NULL OR r.route = %(route)s)
+    AND (CAST(%(tenants)s AS TEXT) IS NULL OR coalesce(json_extract(r.body, '$.request.tenant'), '') IN (
+        SELECT value FROM json_each(%(tenants)s, '$.of')))
+    AND (CAST(%(text)s AS TEXT) IS NULL OR lower(r.body) LIKE %(text)s ESCAPE '!' OR lower(o.body) LIKE %(text)s ESCAPE '!')
+ORDER BY o.seq DESC LIMIT %(limit)s
+
+-- name: rare_entries_before(before, limit, chained)
+SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+FROM (SELECT seq FROM events WHERE kind IN ({kinds}) AND seq < %(before)s
+    ORDER BY seq DESC LIMIT %(limit)s) latest
+JOIN events e ON e.seq = latest.seq LEFT JOIN chain c ON c.seq = latest.seq
+WHERE NOT %(chained)s OR c.seq IS NOT NULL ORDER BY latest.seq DESC
+
+-- name: entries_before(before, limit, chained)
+SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+FROM (SELECT seq FROM events WHERE kind IN ({kinds}) AND seq < %(before)s
+    ORDER BY seq DESC LIMIT %(limit)s) latest
+JOIN events e ON e.seq = latest.seq LEFT JOIN chain c ON c.seq = latest.seq
+WHERE NOT %(chained)s OR c.seq IS NOT NULL ORDER BY latest.seq DESC
+
+-- name: insert_link(place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
+INSERT INTO chain VALUES (%(place)s, %(seq)s, %(form)s, %(kept)s, %(whole)s, %(answers)s, %(answers_salt)s,
+    %(comments)s, %(comments_salt)s, %(link)s, %(note)s)
+
+-- name: log_rows(after, limit)
+SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > %(after)s
+ORDER BY seq LIMIT %(limit)s
+
+-- Below: queries of PostgreSQL alone. Its arrays come in binary form, a tenth of the work of their text.
+
+-- name: append_events(kinds, keys, episode_ids, routes, times, owners, bodies, response_ids)
+-- Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
+WITH added AS (
+    INSERT INTO events (seq, kind, key, episode_id, route, at_s, owner, body, response_id)
+    SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)
+            + row_number() OVER (ORDER BY i), kind, key, episode_id, route, at_s, owner, body, response_id
+    FROM unnest(CAST(%(kinds)b AS text[]), CAST(%(keys)b AS text[]), CAST(%(episode_ids)b AS text[]),
+            CAST(%(routes)b AS text[]), CAST(%(times)b AS double precision[]), CAST(%(owners)b AS bigint[]),
+            CAST(%(bodies)b AS text[]), CAST(%(response_ids)b AS text[]))
+        WITH ORDINALITY given (kind, key, episode_id, route, at_s, owner, body, response_id, i)
+    WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
+    RETURNING seq
+) SELECT count(*), max(seq) FROM added
+
+-- name: existing_events(kinds, keys)
+SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(%(kinds)b AS text[]), CAST(%(keys)b AS text[])) given (kind, key)
+JOIN events e ON e.kind = given.kind AND e.key = given.key

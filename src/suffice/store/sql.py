@@ -3,9 +3,8 @@
 On PostgreSQL, every statement runs in a transaction, without prepared statements and with settings that end with the
 transaction, so that a connection pooler in transaction mode may stand between.
 
-The log's queries are written for SQLite, in what both databases understand: `CAST` where a value of JSON is no text,
-`FILTER`, `ON CONFLICT`, named subqueries. Functions that only SQLite has (`json_extract`, `json_each`) exist in our
-schema. `translate` does the rest: the marks of parameters, and hints to SQLite's planner, which are left out.
+The log's queries are in `sqlite.sql` and `postgres.sql`, by name. Functions that only SQLite has (`json_extract`,
+`json_each`) exist in our schema of PostgreSQL, so the two differ by hints to SQLite's planner, and by types.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import atexit
 import contextlib
 import itertools
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
 if TYPE_CHECKING:
     from suffice.store.supervised import SupervisedConnection
@@ -31,12 +29,42 @@ _STREAM_ROWS: Final = 500  # fetched at once
 _STREAMS: Final = itertools.count()
 
 
+Values: TypeAlias = Sequence[object] | Mapping[str, object]
+
+
+class NamedQuery(NamedTuple):
+    text: str
+    parameters: tuple[str, ...]
+
+    def bound(self, values: Values) -> Mapping[str, object]:
+        """Return values by name, which are given by name or in the order of the parameters."""
+        return values if isinstance(values, Mapping) else dict(zip(self.parameters, values, strict=True))
+
+
 @cache
-def load_queries(dialect: str) -> dict[str, str]:
-    """Return the SQL of `sqlite.sql` or `postgres.sql` by name."""
-    text = files("suffice.store").joinpath(f"{dialect}.sql").read_text("utf-8")
-    parts = (part.partition("\n") for part in text.split("-- name: ")[1:])
-    return {head.partition("(")[0]: query for head, _, query in parts}
+def load_queries(dialect: str) -> dict[str, NamedQuery]:
+    """Return the queries of `sqlite.sql` or `postgres.sql` by name."""
+    queries, text = dict[str, NamedQuery](), files("suffice.store").joinpath(f"{dialect}.sql").read_text("utf-8")
+    for part in text.split("-- name: ")[1:]:
+        head, _, query = part.partition("\n")
+        name, _, parameters = head.rstrip(")").partition("(")
+        queries[name] = NamedQuery(query, tuple(filter(None, parameters.split(", "))))
+    return queries
+
+
+class SqliteConnection(sqlite3.Connection):
+    """A query is named as in `sqlite.sql`, or SQL with marks (?); `constants` replace the braces of a named one."""
+
+    def execute(self, query: str, values: Values = (), /, **constants: str) -> sqlite3.Cursor:  # type: ignore[override]
+        if (named := load_queries("sqlite").get(query)) is None:
+            return super().execute(query, values)
+        text = named.text.format(**constants) if constants else named.text
+        return super().execute(text, named.bound(values))
+
+    def executemany(self, query: str, values: Iterable[Values], /) -> sqlite3.Cursor:  # type: ignore[override]
+        if (named := load_queries("sqlite").get(query)) is None:
+            return super().executemany(query, values)
+        return super().executemany(named.text, values if "?" in named.text else map(named.bound, values))
 
 
 class PostgresError(Exception):
@@ -106,15 +134,16 @@ class PostgresConnection:
 
     # ── statements ───────────────────────────────────────────────────────────────────────────────
 
-    def execute(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> Any:
-        """Run a statement; return its rows, as SQLite's cursor gives them."""
+    def execute(self, query: str, values: Values = (), /, **constants: str) -> Any:
+        """Run a query, as SQLite's connection does; return its rows, as SQLite's cursor gives them."""
         if not self._in_transaction:
             self.begin()
-        return self._execute(translate(query), values)
+        return self._execute(*_bound(query, values, **constants))
 
-    def executemany(self, query: str, values: Iterable[Sequence[object]]) -> None:
-        with self._translated():
-            self._connection.cursor().executemany(translate(query), values)
+    def executemany(self, query: str, values: Iterable[Values], /) -> None:
+        if rows := [_bound(query, one) for one in values]:
+            with self._translated():
+                self._connection.cursor().executemany(rows[0][0].encode(), [one for _, one in rows])
 
     def copy(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Add rows with COPY."""
@@ -127,11 +156,12 @@ class PostgresConnection:
         """Run several statements, without parameters and as they are."""
         self._execute(script)
 
-    def stream(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> Iterator[Any]:
+    def stream(self, query: str, values: Values = ()) -> Iterator[Any]:
         if not self._in_transaction:
             self.begin()
+        text, values = _bound(query, values)
         with self._translated(), self._connection.cursor(f"stream_{next(_STREAMS)}") as cursor:
-            cursor.execute(translate(query).encode(), values)
+            cursor.execute(text.encode(), values)
             while rows := cursor.fetchmany(_STREAM_ROWS):
                 yield from rows
 
@@ -153,7 +183,7 @@ class PostgresConnection:
     def ping(self) -> None:
         self._execute("SELECT 1")
 
-    def _execute(self, query: str, values: Sequence[object] | Mapping[str, object] | None = None) -> Any:
+    def _execute(self, query: str, values: Values | None = None) -> Any:
         with self._translated():
             return self._connection.execute(query.encode(), values)
 
@@ -181,28 +211,10 @@ class PostgresConnection:
             raise PostgresError(str(error), "22000") from error
 
 
-_TOKENS = re.compile(
-    r"""(?P<kept>'(?:[^']|'')*'|::)
-    |(?P<dropped>\bINDEXED\ BY\ \w+|\bNOT\ INDEXED\b|\+(?=(?:\w+\.)?kind\b))
-    |(?P<cross>\bCROSS\ JOIN\b)
-    |(?P<mark>\?)
-    |:(?P<name>[a-z_]+)""",
-    re.VERBOSE,
-)
-
-
-@lru_cache(maxsize=1_024)
-def translate(query: str) -> str:
-    """Return the query for PostgreSQL, with the marks of psycopg."""
-
-    def replaced(token: re.Match[str]) -> str:
-        if token["mark"]:
-            return "%s"
-        if token["name"]:
-            return f"%({token['name']})s"
-        return "JOIN" if token["cross"] else (token["kept"] or "").replace("%", "%%")
-
-    return _TOKENS.sub(replaced, query)
+def _bound(query: str, values: Values, **constants: str) -> tuple[str, Values]:
+    if (named := load_queries("postgres").get(query)) is None:
+        return query.replace("%", "%%").replace("?", "%s"), values
+    return named.text.format(**constants) if constants else named.text, named.bound(values)
 
 
 class Idle:
@@ -240,8 +252,7 @@ class Idle:
 
 # ── either database ──────────────────────────────────────────────────────────────────────────────
 
-LogReader: TypeAlias = sqlite3.Connection | PostgresConnection  # opaque outside `store`: passed on, never queried
-Values: TypeAlias = Sequence[object] | Mapping[str, object]
+LogReader: TypeAlias = SqliteConnection | PostgresConnection  # opaque outside `store`: passed on, never queried
 DATABASE_ERRORS: Final = (sqlite3.Error, PostgresError)
 
 

@@ -7,7 +7,6 @@ become visible in the order of `seq`, which is the order of the chain.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -16,29 +15,9 @@ from suffice.store.audit import chain
 from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
 from suffice.store.audit.personal import Part, redact_row, split
 from suffice.store.rows.events import UNCHAINED, Row
-from suffice.store.sql import LogReader, PostgresConnection
+from suffice.store.sql import LogReader, PostgresConnection, SqliteConnection
 
 COLUMNS: Final = ("seq", "kind", "key", "episode_id", "route", "at_s", "owner", "body", "response_id")
-_INSERT: Final = f"INSERT INTO events ({', '.join(COLUMNS[1:])}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608 - names
-_LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
-_PLACE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
-_TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
-# Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
-_INSERT_ALL: Final = f"""
-    WITH added AS (
-        INSERT INTO events ({", ".join(COLUMNS)})
-        SELECT greatest((SELECT max(seq) FROM events), (SELECT max(seq) FROM chain), 0)
-                + row_number() OVER (ORDER BY i), {", ".join(COLUMNS[1:])}
-        FROM unnest(CAST(%b AS text[]), CAST(%b AS text[]), CAST(%b AS text[]), CAST(%b AS text[]),
-                CAST(%b AS double precision[]), CAST(%b AS bigint[]), CAST(%b AS text[]), CAST(%b AS text[]))
-            WITH ORDINALITY given ({", ".join(COLUMNS[1:])}, i)
-        WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.kind = given.kind AND e.key = given.key)
-        RETURNING seq
-    ) SELECT count(*), max(seq) FROM added"""  # noqa: S608 - names
-_EXISTING: Final = """
-    SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(%b AS text[]), CAST(%b AS text[])) given (kind, key)
-    JOIN events e ON e.kind = given.kind AND e.key = given.key"""
-
 CHANNEL: Final = "suffice_orders"  # of PostgreSQL; a notification carries the log's schema
 NOTIFIED: Final = frozenset(("kill_switched",))  # kinds that gateways must see at once
 
@@ -75,21 +54,21 @@ class Appender:
                 added += self._insert(self._connection, [*group])
         return added
 
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[GivenRow]) -> list[AddedRow]:
-        n_new = connection.executemany(_INSERT, [self._values(*given) for given in rows]).rowcount
+    def _insert(self, connection: SqliteConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
+        n_new = connection.executemany("insert_event", [self._values(*given) for given in rows]).rowcount
         (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
         return self._places(rows, n_new, last)
 
-    def _insert_linked(self, connection: sqlite3.Connection, row: Row, at_s: float) -> AddedRow:
+    def _insert_linked(self, connection: SqliteConnection, row: Row, at_s: float) -> AddedRow:
         (added,) = self._insert(connection, [(row, at_s)])
         if added.is_new:
-            connection.execute(_LINK, self._chained(added.seq, row, at_s))
+            connection.execute("insert_link", self._chained(added.seq, row, at_s))
         return added
 
     def _insert_all(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
         given = {(row.kind, row.key): (row, at_s) for row, at_s in reversed(rows)}  # the first of those with one name
         columns = zip(*(self._values(row, at_s) for row, at_s in reversed(given.values())), strict=True)
-        n_new, last = connection.execute(_INSERT_ALL, [[*column] for column in columns]).fetchone()
+        n_new, last = connection.execute("append_events", [[*column] for column in columns]).fetchone()
         added = self._places(rows, n_new, last or 0)
         if n_new and any(kind in NOTIFIED for kind, _ in given):
             connection.execute("SELECT pg_notify(?, current_schema())", (CHANNEL,))
@@ -108,11 +87,13 @@ class Appender:
             return [AddedRow(seq, is_new=True) for seq in range(last - n_new + 1, last + 1)]
         names, known = [(row.kind, row.key) for row, _ in rows], dict[tuple[str, str], tuple[int, int]]()
         if isinstance(self._connection, PostgresConnection):
-            rows_now = self._connection.execute(_EXISTING, [[*column] for column in zip(*{*names}, strict=True)])
+            rows_now = self._connection.execute(
+                "existing_events", [[*column] for column in zip(*{*names}, strict=True)]
+            )
             known = {(kind, key): (seq, owner) for kind, key, seq, owner in rows_now}
         else:
             # A transaction of SQLite that failed is not committed, so a retry finds no rows of its own.
-            known = {name: (self._connection.execute(_PLACE, name).fetchone()[0], -1) for name in names}
+            known = {name: (self._connection.execute("place_of", name).fetchone()[0], -1) for name in names}
         newest = {*sorted((seq for seq, _ in known.values()), reverse=True)[:n_new]}
         added = list[AddedRow]()
         for name in names:
@@ -152,7 +133,7 @@ class Appender:
     def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
         """Return place and link of the chain's last row; start the chain before `before_seq` if there is none."""
         if self._tail is None:
-            row = self._connection.execute(_TAIL).fetchone()
+            row = self._connection.execute("chain_tail").fetchone()
             if row is None:
                 self._begin_chain(now_s, before_seq)
             else:
@@ -169,7 +150,7 @@ class Appender:
         start = ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before)
         note = chain.ENCODE(start)
         first = Link(place=1, seq=None, form=FORM, kept=chain.digest(note), note=note.decode())
-        self._connection.execute(_LINK, self._sealed(first, NOTHING))
+        self._connection.execute("insert_link", self._sealed(first, NOTHING))
 
 
 def begin_chain(connection: LogReader, now_s: float) -> None:

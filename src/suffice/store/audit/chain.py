@@ -37,9 +37,6 @@ NOTHING: Final = bytes(32)  # the link before the first row, and the digest of a
 SALT_BYTES: Final = 16
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
-_HEAD: Final = """
-    SELECT (SELECT link FROM chain ORDER BY place LIMIT 1), place, coalesce(seq, 0), link
-    FROM chain WHERE coalesce(seq, 0) <= ? ORDER BY place DESC LIMIT 1"""
 _LAST_SEQ: Final = 2**63 - 1
 ENCODE: Final = msgspec.json.Encoder().encode
 _PLACES: Final = struct.Struct(">QQB").pack
@@ -115,7 +112,7 @@ def head(connection: LogReader, until_seq: int = _LAST_SEQ) -> Head | None:
     """Return the end of the chain, or where it stood at a place of the log; None if it is empty or dropped."""
     if not has_table(connection, "chain"):
         return None
-    row = connection.execute(_HEAD, (until_seq,)).fetchone()
+    row = connection.execute("chain_head", (until_seq,)).fetchone()
     return None if row is None else Head(bytes(row[0]).hex(), int(row[1]), int(row[2]), bytes(row[3]).hex())
 
 
@@ -156,19 +153,13 @@ def forget_salts(connection: LogReader, seq: int, parts: Collection[Part]) -> bo
 
 Line = dict[str, Any]  # a line of JSON
 
-_EXPORTED: Final = """
-    SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
-    ORDER BY seq DESC LIMIT 1"""
 _EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events"
-_BEGAN: Final = f"{_EVENT} WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"
-_OUTCOME: Final = f"{_EVENT} WHERE kind = 'outcome' AND key = ? AND seq <= ?"
-_LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
 
 
 def extract(connection: LogReader, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
     """Return the end of the chain, the rows at `places` and of this export, and the links between. Raise StoreError."""
     with in_snapshot(connection):
-        (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
+        (place,) = connection.execute("last_export", (exported,)).fetchone()
         end = head(connection)
         if end is None:
             raise StoreError("the log: its chain is empty")
@@ -191,7 +182,7 @@ def _links(connection: LogReader, first_seq: int) -> Iterator[Line]:
         raise StoreError(f"the log: row {first_seq} is not in the chain, so nothing vouches for it")
     before = connection.execute("SELECT link FROM chain WHERE place = ?", (row[0] - 1,)).fetchone()
     line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
-    for place, seq, *digests in connection.execute(_LINKS, row):
+    for place, seq, *digests in connection.execute("links_from", row):
         yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
         line = {}
 
@@ -205,11 +196,11 @@ class ExtractRow:
 
 
 def read_starts(connection: LogReader, route: str, until_seq: int) -> Iterator[ExtractRow]:
-    yield from (_entry(row) for row in connection.execute(_BEGAN, (route, until_seq)))
+    yield from (_entry(row) for row in connection.execute("starts_of_route", (route, until_seq)))
 
 
 def find_outcome_row(connection: LogReader, episode: str, until_seq: int) -> ExtractRow | None:
-    row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
+    row = connection.execute("outcome_row", (episode, until_seq)).fetchone()
     return None if row is None else _entry(row)
 
 

@@ -24,9 +24,6 @@ from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, Erasure, decode_as
 from suffice.store.sql import LogReader, in_snapshot, stream_rows
 
-_ROWS: Final = f"""
-    SELECT {chain.COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
-    FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""  # noqa: S608 - names
 _MAX: Final = 2**63 - 1
 _KNOWN: Final = frozenset(kind for kind in EVENTS if chain.is_chained(kind))
 
@@ -200,7 +197,7 @@ def verify_chain(connection: LogReader, heads: Sequence[chain.Head] = ()) -> Cha
 
 def _walk_rows(connection: LogReader, walk: _Walk) -> None:
     n_columns = len(chain.Link._fields)
-    for columns in stream_rows(connection, _ROWS):
+    for columns in stream_rows(connection, "chain_with_events"):
         row = chain.Link._make(columns[:n_columns])
         if walk.n_rows:
             walk.take(row, _Event._make(columns[n_columns:]))

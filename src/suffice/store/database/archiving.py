@@ -19,20 +19,6 @@ from suffice.store.rows.events import DayArchive
 DAY_S: Final = 86_400
 BATCH_ROWS: Final = 2_000  # removed in one transaction; other writers wait that long
 
-# The plus keeps SQLite from the index of kinds, which would need a sort.
-_NEXT: Final = """
-    SELECT seq, at_s FROM events WHERE seq > ? AND +kind = 'request' AND at_s >= ? ORDER BY seq LIMIT 1"""
-_LAST: Final = """
-    SELECT seq FROM events WHERE seq > ? AND seq < ? AND +kind = 'request' ORDER BY seq DESC LIMIT 1"""
-_OPEN: Final = """
-    SELECT count(*) FROM events r WHERE r.seq > ? AND r.seq <= ? AND +r.kind = 'request'
-        AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
-_RUNS: Final = """
-    SELECT r.seq, r.at_s, r.body, r.key, o.seq, o.body, o.response_id
-    FROM events r JOIN events o ON o.kind = 'outcome' AND o.key = r.key
-    WHERE r.seq > :after AND r.seq <= :until AND +r.kind = 'request' ORDER BY r.seq LIMIT :limit"""
-_REMOVABLE: Final = "SELECT seq, key FROM events WHERE seq <= ? AND +kind = 'request' ORDER BY seq LIMIT ?"
-
 
 @dataclass(frozen=True, slots=True)
 class DayRange:
@@ -60,20 +46,20 @@ def ends_at_s(day: str) -> float:
 
 def first_request(log: views.LogReader, since_seq: int) -> tuple[int, float] | None:
     """Return place and Unix time of the first request after a place."""
-    return next(iter(views.query_rows(log, _NEXT, (since_seq, 0.0))), None)
+    return next(iter(views.query_rows(log, "next_request", (since_seq, 0.0))), None)
 
 
 def range_of_day(log: views.LogReader, since_seq: int, ends_at_s: float) -> DayRange:
     """Return the requests after a place, up to the first that came at or after `ends_at_s`."""
-    later = views.query_rows(log, _NEXT, (since_seq, ends_at_s))
-    until = views.query_number(log, _LAST, (since_seq, later[0][0] if later else views.LAST_SEQ))
-    return DayRange(since_seq, until, views.query_number(log, _OPEN, (since_seq, until)))
+    later = views.query_rows(log, "next_request", (since_seq, ends_at_s))
+    until = views.query_number(log, "last_request", (since_seq, later[0][0] if later else views.LAST_SEQ))
+    return DayRange(since_seq, until, views.query_number(log, "n_open_requests", (since_seq, until)))
 
 
 def read_range(log: views.LogReader, day: DayRange) -> Iterator[StoredRun]:
     """Yield the runs of a day in the order of their requests."""
     for seq, at_s, request, key, ended, outcome, response in views.read_pages(
-        log, _RUNS, {"until": day.until_seq}, after=day.since_seq
+        log, "runs_of_range", {"until": day.until_seq}, after=day.since_seq
     ):
         yield StoredRun(seq, float(at_s), request, ended, outcome, views.read_labels(log, key, response))
 
@@ -90,7 +76,7 @@ def remove_runs(writer: Decisions, until_seq: int) -> Iterator[int]:
         with writer.transaction() as log:
             if isinstance(log, sqlite3.Connection):
                 log.execute("PRAGMA secure_delete = ON")
-            runs = views.query_rows(log, _REMOVABLE, (until_seq, BATCH_ROWS))
+            runs = views.query_rows(log, "removable_requests", (until_seq, BATCH_ROWS))
             log.executemany("DELETE FROM events WHERE kind = 'outcome' AND key = ?", [(key,) for _, key in runs])
             log.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq, _ in runs])
         if not runs:

@@ -33,19 +33,6 @@ T = TypeVar("T")
 LEASE_S: Final = 30.0  # seconds without a renewal after which a waiting worker takes over
 _TRIES: Final = 20  # attempts of `decide` when others keep writing first
 
-_TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
-           ON CONFLICT (job) DO UPDATE
-           SET owner = :owner, token = leases.token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
-_TAKE_PART = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (?, ?, ?, 0, 1, ?)
-                ON CONFLICT (job) DO UPDATE
-                SET owner = excluded.owner, token = excluded.token, beat = 0, held = 1, until_s = excluded.until_s"""
-_PARTS = "SELECT job, owner, token, held, until_s FROM leases WHERE job >= ? AND job < ?"
-_RELEASE = "UPDATE leases SET held = 0 WHERE job = ?"
-_WRITE_FOLD = """
-    INSERT INTO fold_states (job, route, seq, body) VALUES (?, ?, ?, ?)
-    ON CONFLICT (job, route) DO UPDATE SET seq = excluded.seq, body = excluded.body"""
-_HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
-
 
 class LeaseLost(SufficeError):
     """Another worker holds the job's lease; the decision in progress is discarded."""
@@ -131,7 +118,7 @@ class Decisions:
 
     def _take(self, connection: LogReader, job: str) -> JobLease:
         wanted = {"job": job, "owner": self.owner, "until_s": self._until_s(connection)}
-        token = int(connection.execute(_TAKE, wanted).fetchone()[0])
+        token = int(connection.execute("take_lease", wanted).fetchone()[0])
         self.database.beat(connection, self.owner)
         return JobLease(job, token)
 
@@ -174,10 +161,10 @@ class Decisions:
                 elif not held or until_s <= now_s:  # otherwise its worker will release it
                     leases[part] = JobLease(name, token + 1)
                     new.append((name, self.owner, token + 1, now_s + self.lease_s))
-            connection.executemany(_TAKE_PART, new)
+            connection.executemany("take_part", new)
             kept = {lease.job for lease in leases.values()} | {job, f"{job}@@{self.owner}"}
             gone = [(name,) for name, (owner, *_) in rows.items() if owner == self.owner and name not in kept]
-            connection.executemany(_RELEASE, gone)
+            connection.executemany("release_lease", gone)
             self._renew_all(connection)
         return leases
 
@@ -195,7 +182,7 @@ class Decisions:
             with contextlib.suppress(LeaseLost, StoreError):
                 if lease is not None:
                     with self.leased(lease) as connection:
-                        connection.execute(_RELEASE, (job,))
+                        connection.execute("release_lease", (job,))
 
     @contextlib.contextmanager
     def leased(self, lease: JobLease) -> Iterator[LogReader]:
@@ -209,7 +196,7 @@ class Decisions:
         """Whether this process has the lease, within a transaction."""
         if lease is None:
             return False
-        return connection.execute(_HELD, (lease.job, self.owner, lease.token)).fetchone() is not None
+        return connection.execute("has_lease", (lease.job, self.owner, lease.token)).fetchone() is not None
 
     def _now_s(self, connection: LogReader) -> float:
         clock_s = self.database.clock_s(connection)
@@ -289,7 +276,7 @@ class Decisions:
 
 
 def _read_parts(connection: LogReader, job: str) -> dict[str, _PartRow]:
-    rows = connection.execute(_PARTS, (job, f"{job}A")).fetchall()  # A follows @
+    rows = connection.execute("leases_between", (job, f"{job}A")).fetchall()  # A follows @
     return {name: (owner, token, held, until_s) for name, owner, token, held, until_s in rows}
 
 
@@ -326,7 +313,7 @@ def write_fold_state(log: LogReader, job: str, route: str, seq: int, body: bytes
     """Write a state, unless text was erased from the log after the fold was built, which may still hold it."""
     if log.execute("SELECT 1 FROM events WHERE kind = 'erased' AND seq > ? LIMIT 1", (built_at_seq,)).fetchone():
         return False
-    log.execute(_WRITE_FOLD, (job, route, seq, body))
+    log.execute("write_fold_state", (job, route, seq, body))
     return True
 
 

@@ -14,10 +14,9 @@ from typing import Final
 
 from suffice.store.audit.appender import Appender
 from suffice.store.audit.chain import forget_salts
-from suffice.store.audit.personal import WORDS, Part, without
+from suffice.store.audit.personal import Part, without
 from suffice.store.database.decisions import Decisions, forget_fold_states
 from suffice.store.database.location import LogLocation, database_at
-from suffice.store.database.schema import kinds_in
 from suffice.store.database.views import LogReader, query_number
 from suffice.store.rows.events import Erasure, to_row
 
@@ -25,34 +24,6 @@ BATCH_ROWS: Final = 2_000  # in one transaction; other writers wait that long
 
 # Kinds whose key is the episode.
 _BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
-_OF_EPISODE: Final = f"""
-    SELECT seq FROM events WHERE {kinds_in(_BY_KEY)} AND key = :episode
-    UNION
-    SELECT seq FROM events WHERE {kinds_in(WORDS.keys() - {*_BY_KEY, "feedback"})} AND episode_id = :episode
-"""  # noqa: S608 - names of kinds
-# Kinds are literals as in the indexes: with parameters SQLite would scan all labels.
-_LABELS: Final = """
-    SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = :episode
-    UNION
-    SELECT seq FROM events WHERE kind = 'feedback' AND episode_id IS NULL
-        AND response_id = (SELECT response_id FROM events WHERE kind = 'outcome' AND key = :episode)
-    ORDER BY seq"""
-_OF_UNIT: Final = """
-    SELECT key FROM events WHERE kind = 'request'
-    AND ? IN (json_extract(body, '$.request.unit'), json_extract(body, '$.request.conversation'))
-"""
-_SENDERS: Final = """
-    SELECT DISTINCT coalesce(json_extract(body, '$.request.sender'), '') FROM events
-    WHERE kind = 'request' AND coalesce(json_extract(body, '$.request.conversation'), '') <> ''
-"""
-_NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-_UNTIL: Final = """
-    SELECT max(CAST(json_extract(body, '$.erasure.until_seq') AS BIGINT)) FROM events
-    WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = ?"""
-# Keys begin with the id; ";" follows ":".
-_WRITTEN: Final = "SELECT count(*) FROM events WHERE kind = 'erased' AND key > :id || ':' AND key < :id || ';'"
-_EXPORTS: Final = """
-    SELECT at_s, json_extract(body, '$.export.where') FROM events WHERE kind = 'exported' AND seq > ? ORDER BY seq"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +36,21 @@ class ErasureOrder:
 
 
 def select_label_rows(connection: LogReader, episode: str) -> list[int]:
-    return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
+    return [seq for (seq,) in connection.execute("label_rows_of_episode", {"episode": episode})]
 
 
 def select_word_rows(connection: LogReader, episode: str) -> list[int]:
-    words = connection.execute(_OF_EPISODE, {"episode": episode})
+    words = connection.execute("word_rows_of_episode", {"episode": episode})
     return sorted({*select_label_rows(connection, episode), *(seq for (seq,) in words)})
 
 
 def find_episodes(connection: LogReader, unit: str) -> list[str]:
-    return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
+    return [name for (name,) in connection.execute("episodes_of_unit", (unit,))]
 
 
 def conversation_senders(connection: LogReader) -> list[str]:
     """Return the keyed names of senders that used conversations; "" where the server needs no keys."""
-    return [name for (name,) in connection.execute(_SENDERS)]
+    return [name for (name,) in connection.execute("conversation_senders")]
 
 
 def select_expired_rows(
@@ -90,7 +61,7 @@ def select_expired_rows(
     limit_s  Unix time. Where a clock was set back, rows after a younger one wait until that one is old enough
     labels   with the labels of these runs, which may be younger: without its answer they would mark a run as wrong
     """
-    batch = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
+    batch = connection.execute("rows_between", (after_seq, until_seq, BATCH_ROWS))
     expired = list(takewhile(lambda row: row[1] < limit_s, batch))
     rows = [seq for seq, *_ in expired]
     ended = [key for *_, kind, key in expired if labels and kind == "outcome"]
@@ -128,7 +99,7 @@ def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], u
                     chained.append(seq)
         if n_rows:
             forget_fold_states(connection)  # they may hold the text
-            number = query_number(connection, _WRITTEN, {"id": order.erasure_id}) + 1
+            number = query_number(connection, "n_erasures", {"id": order.erasure_id}) + 1
             places = tuple(chained)
             erasure = Erasure(**asdict(order), number=number, n_rows=n_rows, chained=places, until_seq=until_seq)
             Appender(connection, owner=writer.owner).add(to_row(erasure), writer.now())
@@ -137,7 +108,7 @@ def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], u
 
 def erased_until(connection: LogReader, what: str) -> int:
     """Return the place up to which such an erasure was completed before; 0: never."""
-    return query_number(connection, _UNTIL, (what,))
+    return query_number(connection, "erased_until", (what,))
 
 
 def purge(location: LogLocation) -> bool:
@@ -146,4 +117,4 @@ def purge(location: LogLocation) -> bool:
 
 
 def exports_since(connection: LogReader, seq: int) -> list[tuple[float, str]]:
-    return [(float(at_s), str(where)) for at_s, where in connection.execute(_EXPORTS, (seq,))]
+    return [(float(at_s), str(where)) for at_s, where in connection.execute("exports_since", (seq,))]

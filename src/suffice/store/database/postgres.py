@@ -18,7 +18,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.extras import how_to_install
@@ -332,7 +332,7 @@ def postgres_database(store: Store) -> PostgresDatabase:
     options |= {"sslmode": store.sslmode} if store.sslmode else {}
     options |= {"sslrootcert": store.ca_file} if store.ca_file else {}
     return PostgresDatabase(
-        url=urlunsplit(parts._replace(query=urlencode(options))),
+        url=urlunsplit(parts._replace(query=urlencode(options, quote_via=quote))),
         schema=store.schema_name,
         password_env=store.password_env,
         password_file=store.password_file,

@@ -74,7 +74,7 @@ def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_
     version = check_postgres(connection, where, is_new=True)
     steps = _steps_from(version)
     for one in steps:
-        connection.run_script(load_queries("postgres")[one.name])
+        connection.run_script(load_queries("postgres")[one.name].text)
         values = (one.version, one.oldest, now_s)
         connection.execute("INSERT INTO schema_versions (version, oldest, at_s) VALUES (?, ?, ?)", values)
     return len(steps)
@@ -116,9 +116,8 @@ def create(connection: sqlite3.Connection, where: str) -> None:
         version = check_version(connection, where, may_be_older=True)
         if not version:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        for statement in (
-            each for one in _steps_from(version) for each in _statements(load_queries("sqlite")[one.name])
-        ):
+        scripts = (load_queries("sqlite")[one.name].text for one in _steps_from(version))
+        for statement in (each for script in scripts for each in _statements(script)):
             connection.execute(statement)
         if version != VERSION:
             connection.execute(f"PRAGMA user_version = {VERSION}")

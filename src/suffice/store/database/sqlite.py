@@ -20,7 +20,7 @@ from suffice.files import create_private, file_mark, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
 from suffice.store.rows.events import Row
-from suffice.store.sql import LogReader
+from suffice.store.sql import LogReader, SqliteConnection
 
 log = logging.getLogger("suffice.store")
 
@@ -118,12 +118,12 @@ class SqliteDatabase:
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, busy_s: float, *, create: bool = False) -> sqlite3.Connection:
+    def connect(self, busy_s: float, *, create: bool = False) -> SqliteConnection:
         name = f"{self.path.resolve().as_uri()}?mode={'rwc' if create else 'rw'}"
-        return sqlite3.connect(name, timeout=busy_s, isolation_level=None, check_same_thread=True, uri=True)
+        return sqlite3.connect(name, timeout=busy_s, isolation_level=None, uri=True, factory=SqliteConnection)
 
     @contextlib.contextmanager
-    def reader(self, is_over: Callable[[], bool] | None = None) -> Iterator[sqlite3.Connection]:
+    def reader(self, is_over: Callable[[], bool] | None = None) -> Iterator[SqliteConnection]:
         """Yield a read-only connection; a query is interrupted when `is_over` returns True. Raise StoreError."""
         try:
             with contextlib.closing(self.connect_reader()) as connection:
@@ -133,10 +133,10 @@ class SqliteDatabase:
         except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged text, or names in the schema
             raise StoreError(f"store {self.path}: cannot be read: {error}") from error
 
-    def connect_reader(self) -> sqlite3.Connection:
+    def connect_reader(self) -> SqliteConnection:
         if not self.path.is_file():
             raise StoreError(f"store {self.path}: no such file; `suffice serve` makes a log when it first runs")
-        connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, factory=SqliteConnection)
         try:
             if schema.check_version(connection, str(self.path)) == 0:
                 raise StoreError(f"store {self.path}: is empty; it holds no event log")
@@ -146,17 +146,17 @@ class SqliteDatabase:
         return connection
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[SqliteConnection]:
         """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, factory=SqliteConnection)
             with contextlib.closing(connection), connection:
                 self.begin(connection, synced=True)
                 yield connection
         except (sqlite3.Error, OSError) as error:
             raise self.unusable(error) from error
 
-    def connect_writer(self) -> sqlite3.Connection:
+    def connect_writer(self) -> SqliteConnection:
         connection = self.connect(WRITER_BUSY_S, create=True)
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         return connection

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -53,104 +53,6 @@ LAST_SEQ: Final = 2**63 - 1  # no row has a later place
 _PAGE_ROWS = 500
 
 _COLUMNS = "seq, at_s, kind, body"
-# Keys that begin with a name and sort by the rest: the unique index finds the newest at once. ";" follows ":".
-_BY_PREFIX = """
-    kind = :kind AND key > :prefix || ':' AND key < :prefix || ';' AND (CAST(:route AS TEXT) IS NULL OR route = :route)
-    ORDER BY key DESC LIMIT :n"""
-
-_EPISODES = """
-    SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
-    FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE o.kind = 'outcome' AND o.seq > :after AND (o.seq > :since OR r.seq > :since)
-        AND (CAST(:route AS TEXT) IS NULL OR r.route = :route)
-    ORDER BY o.seq LIMIT :limit"""
-
-# From the end of the table: through the index of kinds, SQLite would first sort all outcomes.
-_RECENT = """
-    SELECT o.seq, r.seq, o.body, r.body FROM (
-        SELECT seq, key, body FROM events NOT INDEXED
-        WHERE kind = 'outcome' AND seq > (SELECT max(seq) FROM events) - :looked ORDER BY seq DESC LIMIT :n
-    ) o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key ORDER BY o.seq"""
-
-# The same rule as the view `feedback`, inverted so that the indexes find a few labels at once.
-_LABELS = """
-    SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
-    UNION ALL
-    SELECT seq, at_s, body FROM events
-    WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
-        AND response_id = :response
-        AND (:shared OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome' AND o.response_id = :response) = 1)
-    ORDER BY seq"""
-
-# The same for many runs at once, without response ids that two answers have.
-_OF_EPISODES: Final = """
-    SELECT episode_id, seq, at_s, body FROM events INDEXED BY feedback_by_episode
-    WHERE kind = 'feedback' AND episode_id IN (SELECT value FROM json_each(:names, '$.of')) AND seq <= :until"""
-_OF_RESPONSES: Final = """
-    SELECT response_id, seq, at_s, body FROM events
-    WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
-        AND response_id IN (SELECT value FROM json_each(:names, '$.of'))"""
-_ANSWERED: Final = """
-    SELECT named.value,
-        (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1) AS first_key,
-        (SELECT key FROM events WHERE kind = 'outcome' AND response_id = named.value LIMIT 1 OFFSET 1) AS second_key
-    FROM json_each(:names, '$.of') named"""
-_BY_KEYS: Final = """
-    SELECT key, seq, at_s, body FROM events
-    WHERE kind = :kind AND key IN (SELECT value FROM json_each(:names, '$.of'))"""
-
-# Bounded, so that start-up does not slow down as the log grows.
-_AT_LEAST = """
-    SELECT count(*) FROM (
-        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? LIMIT ?) latest"""
-_AT_LEAST_UNKEPT = """
-    SELECT coalesce(sum(n), 0) FROM (
-        SELECT CAST(json_extract(body, '$.counted.n_requests') AS BIGINT) AS n FROM events INDEXED BY counted
-        WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?) latest"""
-
-# Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
-_EXTRACTED = """
-    SELECT json_extract(o.body, '$.outcome.answer') IS NOT NULL
-    FROM events r INDEXED BY requests_by_route CROSS JOIN events o ON o.kind = 'outcome' AND o.key = r.key
-    WHERE r.kind = 'request' AND r.route = :route AND o.seq > :since AND r.seq > coalesce((
-            SELECT seq FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = :route
-            ORDER BY seq DESC LIMIT 1 OFFSET :looked
-        ), 0)
-        AND json_extract(r.body, '$.request.ungoverned') IS NULL
-        AND (json_extract(r.body, '$.request.mode') <> 'enforce'
-            OR CAST(json_extract(r.body, '$.request.audit') AS BOOLEAN))
-        AND NOT CAST(json_extract(o.body, '$.outcome.stopped') AS BOOLEAN)
-        AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
-    ORDER BY r.seq DESC LIMIT :limit"""
-
-# A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
-_DRAWN: Final = """
-    SELECT o.seq, r.seq, o.body, r.body, o.key, o.response_id
-    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
-        AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
-_COUNTED: Final = """
-    SELECT sum(CAST(json_extract(body, '$.counted.n_governed') AS BIGINT)) FROM events
-    WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
-_GOVERNED: Final = """
-    SELECT count(*), count(*) FILTER (WHERE
-        CAST(json_extract(body, '$.request.audit') AS BOOLEAN) OR json_extract(body, '$.request.mode') = 'observe'
-    ) FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND seq > ? AND route = ?
-        AND json_extract(body, '$.request.ungoverned') IS NULL"""
-_OPEN: Final = """
-    route = :route
-        AND (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key LIMIT 1) IS NULL
-        AND (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = events.key LIMIT 1) IS NULL
-    ORDER BY seq DESC LIMIT :most"""
-# With statistics of a log of few routes, SQLite would rather go through all of it.
-_NEWEST: Final = """
-    SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
-    ORDER BY seq DESC LIMIT 1"""
-_NTH_LATEST: Final = """
-    SELECT seq FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
-    ORDER BY seq DESC LIMIT 1 OFFSET ?"""
-_FIRST: Final = """
-    SELECT min(seq) - 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,28 +82,26 @@ def query_number(source: LogSource, query: str, values: Values = ()) -> int:
     return int(query_rows(source, query, values)[0][0] or 0)
 
 
-def read_events_where(source: LogSource, condition: str, values: Values = (), *, index: str = "") -> list[StoredEvent]:
-    """Return the events that match a condition, in its order; `index` replaces SQLite's own choice."""
-    by = f" INDEXED BY {index}" if index else ""
-    query = f"SELECT {_COLUMNS} FROM events{by} WHERE {condition}"  # noqa: S608 - constants of this package
+def query_events(source: LogSource, query: str, values: Values = ()) -> list[StoredEvent]:
+    """Return the events of a query for seq, at_s, kind and body, in its order."""
     return [
         StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
         for seq, at_s, kind, body in query_rows(source, query, values)
     ]
 
 
-def select(source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = "") -> list[E]:
-    return [event for _, event in select_placed(source, payload, condition, values, index=index)]
+def read_events_where(source: LogSource, condition: str, values: Values = ()) -> list[StoredEvent]:
+    """Return the events that match a condition, in its order."""
+    return query_events(source, f"SELECT {_COLUMNS} FROM events WHERE {condition}", values)  # noqa: S608 - constants
 
 
-def select_placed(
-    source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = ""
-) -> list[tuple[int, E]]:
+def select(source: LogSource, payload: type[E], condition: str, values: Values = ()) -> list[E]:
+    return [event for _, event in select_placed(source, payload, condition, values)]
+
+
+def select_placed(source: LogSource, payload: type[E], condition: str, values: Values = ()) -> list[tuple[int, E]]:
     # The kind is a literal as in the partial indexes, which SQLite ignores for a parameter.
-    kind, by, within = kind_named(payload), "", ""
-    if index:
-        by, within = f"INDEXED BY {index}", f"{schema.kinds_in(schema.INDEXED_KINDS[index])} AND"
-    query = f"SELECT seq, body FROM events {by} WHERE {within} kind = '{kind}' AND {condition}"  # noqa: S608 - constants
+    query = f"SELECT seq, body FROM events WHERE kind = '{kind_named(payload)}' AND {condition}"  # noqa: S608 - constants
     return [(seq, decoded(seq, payload, body)) for seq, body in query_rows(source, query, values)]
 
 
@@ -216,9 +116,8 @@ def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
     return read_events_where(source, f"{schema.kinds_in(kinds)} ORDER BY seq")
 
 
-def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEvent]:
-    condition = f"seq > ? AND {schema.kinds_in(schema.INDEXED_KINDS[index])} ORDER BY seq"
-    return read_events_where(source, condition, (since_seq,), index=index)
+def read_newer(source: LogSource, index: Literal["decisions", "holds", "reviews"], since_seq: int) -> list[StoredEvent]:
+    return query_events(source, f"{index}_since", (since_seq,))
 
 
 def newest_events(
@@ -229,11 +128,12 @@ def newest_events(
     prefix  only keys that begin with it and a colon, the last key first
     """
     prefix, kind = route if prefix is None else prefix, kind_named(payload)
-    condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX
-    query = f"SELECT seq, body FROM events WHERE {condition}"  # noqa: S608 - constants
     limit = LAST_SEQ if n < 0 else n  # PostgreSQL has no negative limit
-    rows = query_rows(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": limit})
-    return [decoded(seq, payload, body) for seq, body in rows]
+    if prefix is None:
+        rows = query_rows(source, "newest_of_kind", (kind, limit))
+    else:
+        rows = query_rows(source, "newest_by_prefix", (kind, prefix, route, limit))
+    return [decoded(seq, payload, body) for seq, _, _, body in rows]
 
 
 def newest_event(source: LogSource, payload: type[E], *, route: str | None = None) -> E | None:
@@ -266,9 +166,6 @@ class _DrawnRequest(msgspec.Struct):
     request: _Draw
 
 
-_NEWS: Final = """
-    SELECT kind, route, CASE WHEN kind = 'request' THEN body END FROM events
-    WHERE seq > ? AND kind NOT IN ('outcome', 'feedback') AND NOT (kind = 'request' AND owner = ?)"""
 _DRAWS: Final = msgspec.json.Decoder(_DrawnRequest)
 
 
@@ -284,7 +181,7 @@ def read_news(reader: LogReader, since_seq: int, *, most: int, owner: int) -> Ne
     last = last_place(reader)
     read = query_rows if since_seq else stream_rows  # a poll finds few rows, and should cost one round trip
     kinds, first = set[tuple[str, str | None]](), list[tuple[str, bool, float]]()
-    for kind, route, body in read(reader, _NEWS, (since_seq or last - most, owner)):
+    for kind, route, body in read(reader, "news", (since_seq or last - most, owner)):
         if body is None:
             kinds.add((kind, route))
             continue
@@ -337,10 +234,8 @@ class LogRow(NamedTuple):
 
 def read_log_rows(source: LogSource, *, since_seq: int = 0) -> Iterator[LogRow]:
     """Yield the rows after a place whose kinds this version knows."""
-    columns = ", ".join(LogRow._fields)
-    query = f"SELECT {columns} FROM events WHERE seq > :after ORDER BY seq LIMIT :limit"  # noqa: S608 - constants
     with open_reader(source) as connection:
-        for row in read_pages(connection, query, {}, after=since_seq):
+        for row in read_pages(connection, "log_rows", {}, after=since_seq):
             if row[2] in EVENTS:
                 yield LogRow(*row)
 
@@ -372,14 +267,14 @@ def read_episodes(
     ended_after  only runs whose outcome comes after this place; earlier rows are not scanned
     """
     with open_reader(source) as connection:
-        for row in read_pages(connection, _EPISODES, {"since": since_seq, "route": route}, after=ended_after):
+        for row in read_pages(connection, "episodes", {"since": since_seq, "route": route}, after=ended_after):
             yield _labelled(row[:4], read_labels(connection, *row[4:]))
 
 
 def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, oldest first and without labels; scans at most `LOOKED` rows per run."""
     with open_reader(source) as connection:
-        for row in stream_rows(connection, _RECENT, {"n": n, "looked": LOOKED * n}):
+        for row in stream_rows(connection, "recent_episodes", {"n": n, "looked": LOOKED * n}):
             yield _labelled(row, ()).episode
 
 
@@ -402,7 +297,10 @@ def read_labels(
     shared  include labels by a response id that no answer has, or more than one
     """
     wanted = {"episode": episode_id, "response": indexed_id(response_id), "until": until_seq, "shared": shared}
-    rows = ((seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in query_rows(reader, _LABELS, wanted))
+    rows = (
+        (seq, at_s, decoded(seq, FeedbackEvent, body))
+        for seq, at_s, body in query_rows(reader, "labels_of_episode", wanted)
+    )
     return tuple(StoredLabel(seq, given.feedback, at_s, given.about) for seq, at_s, given in rows)
 
 
@@ -423,9 +321,9 @@ def find_run(
 
 def find_runs(reader: LogReader, names: Iterable[str], *, until_seq: int) -> dict[str, tuple[float, EpisodeWithLabels]]:
     """Find many runs with a few queries; otherwise as `find_run`. Runs that lack a row are left out."""
-    of = _named(names)
+    of = names_in(names)
     requests, ended = (
-        {key: (seq, at_s, body) for key, seq, at_s, body in query_rows(reader, _BY_KEYS, {"kind": kind, "names": of})}
+        {key: (seq, at_s, body) for key, seq, at_s, body in query_rows(reader, "events_by_keys", (kind, of))}
         for kind in ("request", "outcome")
     )
     runs = dict[str, tuple[float, EpisodeWithLabels]]()
@@ -441,9 +339,11 @@ def _labels_of_many(
     reader: LogReader, responses: Mapping[str, str | None], until_seq: int
 ) -> dict[str, list[StoredLabel]]:
     """Return the labels of runs, given as episode and response id, oldest first."""
-    wanted = {"names": _named(responses), "until": until_seq}
-    rows = query_rows(reader, _OF_EPISODES, wanted)
-    by_response = query_rows(reader, _OF_RESPONSES, {**wanted, "names": _named(filter(None, responses.values()))})
+    wanted = {"names": names_in(responses), "until": until_seq}
+    rows = query_rows(reader, "labels_of_episodes", wanted)
+    by_response = query_rows(
+        reader, "labels_of_responses", {**wanted, "names": names_in(filter(None, responses.values()))}
+    )
     named = find_answers(reader, {response for response, *_ in by_response})
     rows += [(named[response], *row) for response, *row in by_response if named.get(response) in responses]
     labels = dict[str, list[StoredLabel]]()
@@ -455,21 +355,21 @@ def _labels_of_many(
 
 def find_answers(reader: LogReader, responses: Collection[str]) -> dict[str, str]:
     """Return the episode of each response id that exactly one answer has."""
-    rows = query_rows(reader, _ANSWERED, {"names": _named(responses)}) if responses else ()
+    rows = query_rows(reader, "episodes_of_responses", {"names": names_in(responses)}) if responses else ()
     return {response: first for response, first, second in rows if first is not None and second is None}
 
 
-def _named(names: Iterable[str]) -> str:
+def names_in(names: Iterable[str]) -> str:
+    """Return names as queries take many of them: as JSON."""
     return msgspec.json.encode({"of": [*map(indexed_id, names)]}).decode()
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:
-    return next((decoded(seq, Request, body) for seq, body in query_rows(source, _NEWEST, (route,))), None)
+    return next((decoded(seq, Request, body) for seq, body in query_rows(source, "newest_request", (route,))), None)
 
 
 def has_requests(reader: LogReader) -> bool:
-    query = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
-    return bool(query_rows(reader, query))
+    return bool(query_rows(reader, "has_requests"))
 
 
 def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
@@ -477,9 +377,9 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
     by_route = dict[str, int]()
     with open_reader(source) as connection:
         for route in routes:
-            n = query_number(connection, _AT_LEAST, (route, most))
+            n = query_number(connection, "n_requests_up_to", (route, most))
             if n < most:
-                n += query_number(connection, _AT_LEAST_UNKEPT, (route, COUNTS))
+                n += query_number(connection, "n_unlogged_up_to", (route, COUNTS))
             by_route[route] = min(most, n)
     return by_route
 
@@ -498,7 +398,7 @@ def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
 def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
     """Return for each of the route's latest full runs, oldest first, whether it had an answer."""
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    return [bool(one) for (one,) in reversed(query_rows(source, _EXTRACTED, wanted))]
+    return [bool(one) for (one,) in reversed(query_rows(source, "extracted_answers", wanted))]
 
 
 # ---- one route within a range of the log ---------------------------------------------------------
@@ -507,13 +407,14 @@ def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limi
 def counted_cells(
     source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
 ) -> Iterator[UnloggedRequests]:
-    condition = "route = :route AND seq > :since AND (CAST(:until AS BIGINT) IS NULL OR seq <= :until) ORDER BY seq"
-    for count in select(source, RequestCount, condition, {"route": route, "since": since_seq, "until": until_seq}):
+    condition = "route = ? AND seq > ? AND seq <= ? ORDER BY seq"
+    until = LAST_SEQ if until_seq is None else until_seq
+    for count in select(source, RequestCount, condition, (route, since_seq, until)):
         yield from count.cells
 
 
 def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
-    for row in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
+    for row in query_rows(connection, "drawn_episodes", (since_seq, until_seq, route)):
         yield _labelled(row[:4], read_labels(connection, *row[4:]))
 
 
@@ -521,12 +422,12 @@ def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int
 
 
 def n_counted(connection: LogReader, route: str, seq: int) -> int:
-    return query_number(connection, _COUNTED, (route, seq))
+    return query_number(connection, "n_counted", (route, seq))
 
 
 def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
     """Count a route's governed requests after a place, unlogged ones included, and those that nothing could stop."""
-    n, n_full = query_rows(connection, _GOVERNED, (seq, route))[0]
+    n, n_full = query_rows(connection, "n_governed", (seq, route))[0]
     return n + n_counted(connection, route, seq), n_full
 
 
@@ -536,7 +437,9 @@ def requests_since(connection: LogReader, route: str, seq: int) -> int:
 
 def place_before(connection: LogReader, route: str, n_requests: int) -> int:
     """Return the place after which the latest `n_requests` requests of a route come, or fewer if there are fewer."""
-    rows = query_rows(connection, _NTH_LATEST, (route, n_requests)) or query_rows(connection, _FIRST, (route,))
+    rows = query_rows(connection, "nth_latest_request", (route, n_requests)) or query_rows(
+        connection, "place_before_first_request", (route,)
+    )
     return last_place(connection) if rows[0][0] is None else int(rows[0][0])
 
 
@@ -548,7 +451,8 @@ def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
 
 
 def read_publications(connection: LogReader, route: str, *, epoch: int | None = None) -> list[tuple[int, Publication]]:
-    made = select_placed(connection, Publication, "route = ? ORDER BY seq", (route,), index="decisions")
+    rows = query_rows(connection, "publications_of_route", (route,))
+    made = ((seq, decoded(seq, Publication, body)) for seq, _, _, body in rows)
     return [one for one in made if epoch is None or one[1].epoch == epoch]
 
 
@@ -556,7 +460,8 @@ def read_publications(connection: LogReader, route: str, *, epoch: int | None = 
 
 
 def read_open_label_requests(connection: LogReader, route: str, *, most: int) -> list[LabelRequest]:
-    return select(connection, LabelRequest, _OPEN, {"route": route, "most": most}, index="jobs")
+    rows = query_rows(connection, "open_label_requests", (route, most))
+    return [decoded(seq, LabelRequest, body) for seq, _, _, body in rows]
 
 
 def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]:

@@ -56,16 +56,6 @@ class Watch:
 
 _NAMES: Final = tuple(one.name for one in fields(Watch))
 _COLUMNS: Final = ", ".join(_NAMES)
-_COMPLETED: Final = f"""
-    INSERT INTO watches ({_COLUMNS}) VALUES (?, ?, 1, ?, ?, ?, 0, NULL, '')
-    ON CONFLICT (job, route) DO UPDATE
-    SET beat = watches.beat + 1, seq = excluded.seq, n = excluded.n, looked_at_s = excluded.looked_at_s,
-        n_failures = 0, failing_since_s = NULL, problem = ''"""  # noqa: S608 - a constant
-_FAILED: Final = f"""
-    INSERT INTO watches ({_COLUMNS}) VALUES (?, ?, 0, 0, 0, 0, 1, ?, ?)
-    ON CONFLICT (job, route) DO UPDATE
-    SET n_failures = watches.n_failures + 1, problem = excluded.problem,
-        failing_since_s = coalesce(watches.failing_since_s, excluded.failing_since_s)"""  # noqa: S608 - a constant
 
 
 def write_looks(log: LogReader, job: str, looks: Iterable[Look], *, at_s: float) -> None:
@@ -73,9 +63,9 @@ def write_looks(log: LogReader, job: str, looks: Iterable[Look], *, at_s: float)
     for one in looks:
         name = one.part or job
         if one.problem:
-            log.execute(_FAILED, (name, one.route, at_s, one.problem))
+            log.execute("write_failed_look", (name, one.route, at_s, one.problem))
         else:
-            log.execute(_COMPLETED, (name, one.route, one.seq, one.n, at_s))
+            log.execute("write_completed_look", (name, one.route, one.seq, one.n, at_s))
 
 
 def read_watches(log: LogReader) -> dict[tuple[str, str], Watch]:

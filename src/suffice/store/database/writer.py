@@ -41,11 +41,6 @@ _SETTLED_ROWS = 1_000  # after how many rows to save the place up to which none 
 
 # The outcome of a request whose process died.
 _LOST = partial(Outcome, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
-_UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
-                 WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
-                 AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
-_JOINED = """SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
-             FROM feedback f JOIN events e ON e.seq = f.seq WHERE f.seq = ?"""
 
 
 class OpenRequests:
@@ -231,7 +226,7 @@ class LogWriter(EventQueue):
             others = connection.execute("SELECT id, settled FROM owners WHERE id <> ?", (self.owner,)).fetchall()
             for owner, settled in others:
                 if not database.is_alive(connection, owner):
-                    lost = connection.execute(_UNFINISHED, (owner, settled)).fetchall()
+                    lost = connection.execute("unfinished_requests", (owner, settled)).fetchall()
                     rows = [(to_row(_LOST(episode_id=episode_id)), at_s) for (episode_id,) in lost]
                     n_lost += sum(one.is_new for one in appender.add_all(rows))
                     database.forget(connection, owner)
@@ -353,7 +348,7 @@ def _receipt(connection: LogReader, row: Row, duplicate: bool, redact: tuple[Par
     seq, body = connection.execute(query, (row.kind, row.key)).fetchone()
     conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
     if row.kind == "feedback":
-        joined = connection.execute(_JOINED, (seq,)).fetchone()[0]
+        joined = connection.execute("is_joined", (seq,)).fetchone()[0]
     else:
         joined = connection.execute(query, ("request", row.key)).fetchone() is not None
     return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined), conflict=conflict)

@@ -23,7 +23,6 @@ from suffice.settings import AlertKind
 from suffice.store.database import views
 from suffice.store.database.location import LogLocation
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.schema import kinds_in
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
@@ -299,9 +298,6 @@ ALL_ROWS: Final = 2**31  # PostgreSQL has no negative limits
 SETTLED_S: Final = 300.0  # an alert must be resolved for this long before anybody is notified of that …
 STALE_S: Final = 86_400.0  # … and nobody is notified of resolutions older than this
 
-# Of one kind, through the index of kinds: their rows are few, and no other rows are scanned.
-_NEWEST: Final = "kind = ? AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkReceipt:
@@ -380,7 +376,7 @@ def read_alert_log(connection: views.LogReader, known: AlertLog) -> AlertLog:
     rows = list[StoredEvent]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = ALL_ROWS if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
-        rows += views.read_events_where(connection, _NEWEST, (kind, known.seq, last, most), index="events_once")
+        rows += views.query_events(connection, "newest_of_rare_kind", (kind, known.seq, last, most))
     return replace(after(known, sorted((one.seq, one.at_s, one.event) for one in rows)), seq=last)
 
 
@@ -457,8 +453,7 @@ def _take(
 
 
 def read_alert_rows(connection: views.LogReader, since_seq: int, n: int) -> list[StoredEvent]:
-    condition = f"{kinds_in(READS)} AND seq > ? ORDER BY seq LIMIT ?"
-    return views.read_events_where(connection, condition, (since_seq, n), index="events_once")
+    return views.query_events(connection, "alert_rows", (since_seq, n))
 
 
 def deliveries_to(connection: views.LogReader, sink: str, n: int) -> list[events.AlertDelivery]:

@@ -15,26 +15,13 @@ from suffice.agent.plan import AgentPlan, describe_class_plan
 from suffice.formatting import format_time
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
-from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows, read_pages
+from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, read_pages
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleAlert
 from suffice.store.rows.watching import WatchLapse
 from suffice.types import Epoch, Pause, Publication, Resumption
 
-_CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
-_COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
-_OF: Final = "(CAST(:route AS TEXT) IS NULL OR e.route = :route) AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)"
-_ROWS: Final = f"""
-    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF}
-        AND (CAST(:since AS DOUBLE PRECISION) IS NULL OR e.at_s >= :since)
-    ORDER BY c.place LIMIT :limit"""
-_LATEST: Final = f"SELECT c.place {_CHAINED} {_OF} ORDER BY c.place DESC LIMIT 1 OFFSET :n"
-_BEFORE: Final = f"""
-    SELECT {_COLUMNS}
-    FROM (SELECT seq FROM events {{index}} WHERE kind IN ({{kinds}}) AND seq < :before
-        ORDER BY seq DESC LIMIT :limit) latest
-    JOIN events e ON e.seq = latest.seq {{join}} chain c ON c.seq = latest.seq ORDER BY latest.seq DESC"""  # noqa: S608 - columns
 _WHO: Final = ("author", "reviewer", "source", "sender", "user")
 _WHY: Final = ("reason", "why", "because", "summary", "comment")
 _NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
@@ -62,7 +49,7 @@ def read_latest_rows(
 ) -> list[AuditEntry]:
     with open_reader(source) as connection:
         require_chain(connection)
-        row = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
+        row = connection.execute("place_of_latest_entry", {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if row is None else int(row[0]), route=route, kind=kind))
 
 
@@ -77,7 +64,9 @@ def entries(
     """Yield the chained rows after a place in the chain, in order. Raise StoreError."""
     with open_reader(source) as connection:
         require_chain(connection)
-        for row in read_pages(connection, _ROWS, {"route": route, "kind": kind, "since": since_s}, after=after):
+        for row in read_pages(
+            connection, "audit_entries", {"route": route, "kind": kind, "since": since_s}, after=after
+        ):
             yield entry_of(connection, row)
 
 
@@ -88,12 +77,9 @@ def rows_before(
 
     chained  only those of the chain; False: the log has none, and the place in it is null
     """
-    # The index of kinds is sorted for rare ones; of a frequent one, the latest rows are soon found without it.
-    index = "NOT INDEXED" if {"request", "outcome", "feedback"} & {*kinds} else "INDEXED BY events_once"
-    query = _BEFORE.format(
-        index=index, kinds=", ".join(map(repr, sorted(kinds))), join="JOIN" if chained else "LEFT JOIN"
-    )
-    return query_rows(connection, query, {"before": before, "limit": n})
+    query = "entries_before" if {"request", "outcome", "feedback"} & {*kinds} else "rare_entries_before"
+    rows = connection.execute(query, (before, n, chained), kinds=", ".join(map(repr, sorted(kinds))))
+    return list(rows.fetchall())
 
 
 def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:

@@ -13,7 +13,7 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import LogReader, LogSource, extracted_answers, read_events_where, route_findings
+from suffice.store.database.views import LAST_SEQ, LogReader, LogSource, extracted_answers, query_events, route_findings
 from suffice.store.routes.deployments import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
@@ -81,9 +81,8 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
 
 def read_unwatched(connection: LogReader) -> dict[str, str]:
     """Return why nobody watches a route, by the latest row about it."""
-    condition = "kind = 'watch_changed' ORDER BY seq DESC LIMIT ?"
-    latest = dict[str, WatchLapse]()
-    for stored in read_events_where(connection, condition, (MOST_LAPSES,), index="events_once"):
+    latest, wanted = dict[str, WatchLapse](), ("watch_changed", 0, LAST_SEQ, MOST_LAPSES)
+    for stored in query_events(connection, "newest_of_rare_kind", wanted):
         if isinstance(stored.event, WatchLapse):
             latest.setdefault(stored.event.route, stored.event)
     return {name: one.reason for name, one in latest.items() if one.lapsed}

@@ -14,7 +14,7 @@ from suffice.assurance.certify import FleetRequirement, fleet_sentence
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window
-from suffice.store.database import schema, views
+from suffice.store.database import views
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
@@ -135,8 +135,7 @@ def read_fleet(source: views.LogSource) -> str:
 
 
 def decisions_of(connection: views.LogReader, route: str, n: int) -> list[StoredEvent]:
-    condition = f"{schema.kinds_in(schema.INDEXED_KINDS['decisions'])} AND route = ? ORDER BY seq DESC LIMIT ?"
-    return views.read_events_where(connection, condition, (route, n), index="decisions")
+    return views.query_events(connection, "decisions_of_route", (route, n))
 
 
 def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
@@ -208,10 +207,6 @@ _WANTED: Final = """
     SELECT w.route, count(*) FROM events w WHERE w.kind = 'label_wanted' AND (
         SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key LIMIT 1
     ) IS NULL GROUP BY w.route"""
-_SINCE: Final = """
-    SELECT count(*) FROM (
-        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? AND seq > ?
-            AND json_extract(body, '$.request.ungoverned') IS NULL LIMIT ?) latest"""
 
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
@@ -277,7 +272,7 @@ def read_phases(
 
 
 def governed_since(connection: views.LogReader, route: str, seq: int, *, most: int) -> int:
-    n = views.query_number(connection, _SINCE, (route, seq, most))
+    n = views.query_number(connection, "n_governed_since", (route, seq, most))
     return n if n >= most else min(most, n + views.n_counted(connection, route, seq))
 
 

@@ -17,12 +17,6 @@ from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, Experim
 from suffice.store.sql import stream_rows
 from suffice.types import ArmDraw, Query
 
-_DRAWS: Final = """
-    SELECT r.seq, a.value, json_extract(r.body, '$.request.query')
-    FROM events r, json_each(r.body, '$.request.arms') a
-    WHERE r.kind = 'request' AND r.seq > :since AND (CAST(:until AS BIGINT) IS NULL OR r.seq <= :until)
-        AND json_extract(a.value, '$.experiment') = :name AND CAST(json_extract(a.value, '$.run') AS BIGINT) = :run
-    ORDER BY r.seq"""
 _AT_ONCE: Final = "was decided on by somebody else at the same time; check it and try again"
 
 
@@ -108,7 +102,7 @@ def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[int, Arm
     """Yield each draw with its place in the log and what is known of its question."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
-        for seq, draw, query in stream_rows(connection, _DRAWS, wanted):
+        for seq, draw, query in stream_rows(connection, "draws_of_experiment", wanted):
             known = None if query is None else msgspec.json.decode(query, type=Query)
             yield seq, msgspec.json.decode(draw, type=ArmDraw), known
 

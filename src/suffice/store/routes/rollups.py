@@ -168,20 +168,19 @@ def read_rollups(
         filters["query_class"], equal, grain = tenant, [*equal, "query_class"], _BY_TENANT
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
-    where = "".join(f" AND {name} = :{name}" for name in equal) + (" AND hour < :until" if until_hour else "")
+    where = "".join(f" AND {name} = ?" for name in equal) + (" AND hour < ?" if until_hour else "")
     rows = views.query_rows(
         connection,
         f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups"  # noqa: S608 - as above
-        f" WHERE grain = :grain AND hour >= :since{where}{grouped}",
-        filters | {"grain": grain, "since": since_hour, "until": until_hour},
+        f" WHERE grain = ? AND hour >= ?{where}{grouped}",
+        (grain, since_hour, *(filters[name] for name in equal), *((until_hour,) if until_hour else ())),
     )
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
 def first_hour(connection: views.LogReader) -> int | None:
     """Return the first hour with a sum; None: there is none."""
-    first = "SELECT hour FROM rollups INDEXED BY rollups_by_hour WHERE grain = 0 ORDER BY hour LIMIT 1"
-    return next((int(hour) for (hour,) in views.query_rows(connection, first)), None)
+    return next((int(hour) for (hour,) in views.query_rows(connection, "first_hour")), None)
 
 
 def _grain_for(by: Collection[str], since_hour: int, until_hour: int | None) -> int:
@@ -207,9 +206,9 @@ def read_groups(connection: views.LogReader, route: str | None) -> RollupGroups:
     """Return the routes, and the classes and versions of one route; None: the classes of all, and no versions."""
 
     def names(column: str, grain: int, of: str | None) -> tuple[str, ...]:
-        where = "" if of is None else " AND route = :route"
-        query = f"SELECT DISTINCT {column} FROM rollups WHERE grain = :grain{where} ORDER BY 1 LIMIT :most"  # noqa: S608
-        rows = views.query_rows(connection, query, {"grain": grain, "route": of, "most": MOST_GROUPS})
+        where, names_of = ("", ()) if of is None else (" AND route = ?", (of,))
+        query = f"SELECT DISTINCT {column} FROM rollups WHERE grain = ?{where} ORDER BY 1 LIMIT ?"  # noqa: S608
+        rows = views.query_rows(connection, query, (grain, *names_of, MOST_GROUPS))
         return tuple(str(one) for (one,) in rows if one)
 
     return RollupGroups(
@@ -235,13 +234,6 @@ def degraded_runs(connection: views.LogReader, hour: int) -> list[tuple[str, int
 
 PAGE_ROWS: Final = 5_000
 MOST_ROWS: Final = 10_000  # not summed up, that a reader reads itself: less than a second of CPU
-
-# The plus keeps SQLite from the index of kinds, which would need a sort.
-_ROWS: Final = """
-    SELECT seq, at_s, kind, key, episode_id, route,
-        CASE WHEN kind IN ('feedback', 'requests_counted') THEN body END
-    FROM events WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted')
-    ORDER BY seq LIMIT ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +276,7 @@ class Stretch:
 
 
 def read_stretch(connection: views.LogReader, since: int, limit: int) -> Stretch:
-    rows = views.query_rows(connection, _ROWS, (since, limit))
+    rows = views.query_rows(connection, "rows_to_fold", (since, limit))
     last, changes = rows[-1][0] if rows else since, list[Change | None]()
     labels = {row[0]: views.decoded(row[0], FeedbackEvent, row[-1]) for row in rows if row[2] == "feedback"}
     named = _named_by(connection, {row[0]: row[4] for row in rows if row[2] == "feedback"}, labels)
@@ -415,17 +407,12 @@ def _fold_run(tally: Tally, change: RunChange, match: Match) -> None:
         tally.relabel(measure_governed_run(change.before, match), run)
 
 
-_NEXT_ROUTE: Final = """
-    SELECT route FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route {after} ?
-    ORDER BY route LIMIT 1"""
-
-
 def logged_routes(connection: views.LogReader) -> list[str]:
     """Return the routes that have requests in the log, sorted: one look into the index for each."""
-    names, after = list[str](), ">="
-    while rows := views.query_rows(connection, _NEXT_ROUTE.format(after=after), (names[-1] if names else "",)):
+    names, rows = list[str](), views.query_rows(connection, "first_route")
+    while rows:
         names.append(rows[0][0])
-        after = ">"
+        rows = views.query_rows(connection, "next_route", (names[-1],))
     return names
 
 
