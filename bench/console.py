@@ -37,6 +37,7 @@ from peers.processes import cpu_s
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.rollups import read_to
 from suffice.store.rows.events import Event, FeedbackEvent, to_row
+from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_decisions, open_worker
@@ -197,7 +198,7 @@ def summed(settings: Settings, path: Path) -> tuple[int, float, float]:
         while True:
             here.once("rollup")
             rollup.forget()  # else it rests for two seconds
-            with closing(sqlite3.connect(path)) as connection:
+            with closing(SqliteConnection(path)) as connection:
                 seq = read_to(connection).seq
             if seq == before:
                 return seq, time.perf_counter() - began, time.process_time() - used
