@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import re
-import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from suffice.sanitize import format_cell
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
+from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Pause
 from suffice.wiring.audit import differences, loggable_settings, user_name
 from suffice.wiring.files import load_settings
@@ -71,7 +71,7 @@ def export_head(config: Path) -> None:
 
 
 def tamper(config: Path, how: Any, place: int) -> None:
-    with closing(sqlite3.connect(config.with_name("log.db"), isolation_level=None)) as connection:
+    with closing(SqliteConnection(config.with_name("log.db"), isolation_level=None)) as connection:
         how(connection, place)
 
 

@@ -349,7 +349,7 @@ def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_rea
         assert (seen.evidence, seen.at, seen.standing) == (fresh.evidence, fresh.at, fresh.standing)
         assert seen.evidence.n_audits == world.n
         rows = [one for one in asked if "FROM events WHERE seq >" in one and "LIMIT" in one]
-        assert f"seq > {read_to} " in rows[0], "it goes on behind the last row that it read"
+        assert f"seq > {read_to}\n" in rows[0], "it goes on behind the last row that it read"
 
 
 def test_a_version_that_is_gone_leaves_the_rollout_where_it_is(world: World) -> None:

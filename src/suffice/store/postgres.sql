@@ -736,9 +736,8 @@ INSERT INTO chain VALUES (%(place)s, %(seq)s, %(form)s, %(kept)s, %(whole)s, %(a
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > %(after)s
 ORDER BY seq LIMIT %(limit)s
 
--- Below: queries of PostgreSQL alone. Its arrays come in binary form, a tenth of the work of their text.
-
 -- name: append_events(kinds, keys, episode_ids, routes, times, owners, bodies, response_ids)
+-- From here on: queries of PostgreSQL alone. Its arrays come in binary form, a tenth of the work of their text.
 -- Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
 WITH added AS (
     INSERT INTO events (seq, kind, key, episode_id, route, at_s, owner, body, response_id)

@@ -48,7 +48,7 @@ def load_queries(dialect: str) -> dict[str, NamedQuery]:
     for part in text.split("-- name: ")[1:]:
         head, _, query = part.partition("\n")
         name, _, parameters = head.rstrip(")").partition("(")
-        queries[name] = NamedQuery(query, tuple(filter(None, parameters.split(", "))))
+        queries[name] = NamedQuery(query.rstrip(), tuple(filter(None, parameters.split(", "))))
     return queries
 
 

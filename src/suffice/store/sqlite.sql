@@ -719,9 +719,8 @@ INSERT INTO chain VALUES (:place, :seq, :form, :kept, :whole, :answers, :answers
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > :after
 ORDER BY seq LIMIT :limit
 
--- Below: queries of SQLite alone.
-
 -- name: insert_event(kind, key, episode_id, route, at_s, owner, body, response_id)
+-- From here on: queries of SQLite alone.
 -- Marks in order take a quarter less than names, for each row.
 INSERT INTO events (kind, key, episode_id, route, at_s, owner, body, response_id)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING
