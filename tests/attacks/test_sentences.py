@@ -15,7 +15,7 @@ from suffice.assurance.saving import LESS_EFFORT
 from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
 from suffice.learn.certifier import Certifier
-from suffice.review.decide import DecisionRows, IncidentForm, RouteSnapshot, describe_state, resolve_incident
+from suffice.review.decide import DecisionInputs, DecisionRows, IncidentForm, describe_state, resolve_incident
 from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
@@ -247,7 +247,7 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
     """It said "everything runs in full until a level is certified" where 93 % of the runs were stopped."""
     configured = settings_of(tmp_path, {**route, "mode": mode}).routes["r"]
     pause = paused()
-    now = RouteSnapshot(
+    now = DecisionInputs(
         name="r",
         holds=NO_HOLDS.after(pause, 1.0),
         settings=configured,

@@ -20,8 +20,8 @@ from tests.control.made import run as made_run
 from tests.review.made import item
 from tests.review.test_override import publication
 
-from suffice.cli.inspect.route_status import read_held
 from suffice.cli.main import main
+from suffice.report.snapshot import read_held
 from suffice.review.holds import incident_of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions

@@ -429,7 +429,7 @@ def at_terminal(arguments: list[str], *, code: str = STATUS, **environment: str)
     ],
 )
 def test_since_when_is_read_from_the_decisions(events: str, is_paused: bool, acts: bool, since: float | None) -> None:
-    from suffice.cli.inspect.route_status import since_when
+    from suffice.report.snapshot import since_when
     from suffice.store.database.log import StoredEvent
     from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 

@@ -21,7 +21,7 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.estimate import ReportEstimates
 from suffice.assurance.runs import Match
-from suffice.cli.inspect.route_status import RouteStatus, read_statuses
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.cli.inspect.route_summary import summarize
 from suffice.cli.inspect.status_output import print_statuses
 from suffice.console.context import LogView, ViewContext
@@ -35,6 +35,7 @@ from suffice.gateway.clients import Clients
 from suffice.gateway.context import Deployment, GatewayState, LogSampler
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
+from suffice.report.snapshot import RouteSnapshot
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.signals.query import class_of
@@ -96,7 +97,7 @@ def sum_up(made: Made, n_rows: int) -> None:
         assert rollups.add_rollups(connection, sums, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
 
 
-def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
+def printed(one: RouteSnapshot) -> tuple[dict[str, str], dict[str, Any]]:
     text, plain = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(text):
         print_statuses([one], as_json=False)
@@ -147,7 +148,7 @@ def can_stop(gw: GatewayState, name: str) -> bool:
     return bool(route.folds) or cuts or route.policy.name != "never"
 
 
-def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
+def check(made: Made) -> dict[str, tuple[RouteSnapshot, str]]:
     """Compare all surfaces of one log; each route with the state that every one of them shows."""
     statuses = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
     assert statuses.keys() == made.settings.routes.keys()
@@ -196,7 +197,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
 
 
 def assert_one_effect(
-    one: RouteStatus, figures: PeriodFigures, text: dict[str, str], plain: dict[str, Any], gauges: str, truth: Truth
+    one: RouteSnapshot, figures: PeriodFigures, text: dict[str, str], plain: dict[str, Any], gauges: str, truth: Truth
 ) -> None:
     """Saving and EM drop of a route: of its status in every form, of the console over the whole log, and of a gauge."""
     measured, name, shown = one.report.measured, one.report.route, summarize(one).effect
@@ -260,7 +261,7 @@ def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whol
     assert told_at_home.partition(", ")[2] == report.headline.partition(", ")[2]
 
 
-def assert_one_alert(one: RouteStatus, figures: PeriodFigures) -> None:
+def assert_one_alert(one: RouteSnapshot, figures: PeriodFigures) -> None:
     """What an alert rule compares with its limit is what the status says."""
     values = {measure: check_rule(rule_on(measure), figures).value for measure in MEASURES}
     counted, measured = one.report, one.report.measured
@@ -325,7 +326,7 @@ def test_every_surface_of_a_generated_log_shows_the_same_saving_and_promise_and_
             check_pages(made, {name: one for name, (one, _) in shown.items()})
 
 
-def check_pages(made: Made, statuses: dict[str, RouteStatus]) -> None:
+def check_pages(made: Made, statuses: dict[str, RouteSnapshot]) -> None:
     """The same on the console's pages and behind `/api`, as a person and a program are answered."""
     secret = people_of(made.settings).first() or ""
     with site(made.settings) as app:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from suffice.review.decide import (
+    DecisionInputs,
     DecisionRows,
     IncidentForm,
     OverrideForm,
-    RouteSnapshot,
     describe_state,
     override_of,
     resolve_incident,
@@ -36,7 +36,7 @@ OWNED = Route(upstream="u", mode="enforce", policy={"policy": "stable-answer"}, 
 HELD = NO_HOLDS.after(PAUSE, 100.0)
 
 
-def now(**changes: Any) -> RouteSnapshot:
+def now(**changes: Any) -> DecisionInputs:
     known: dict[str, Any] = {
         "name": "r",
         "holds": HELD,
@@ -46,7 +46,7 @@ def now(**changes: Any) -> RouteSnapshot:
         "setup": "s",
         "settings": Route(upstream="u", mode="enforce", max_em_drop=changes.pop("max_em_drop", 0.02)),
     }
-    return RouteSnapshot(**(known | changes))
+    return DecisionInputs(**(known | changes))
 
 
 def asked(decision: Any, **changes: Any) -> IncidentForm:

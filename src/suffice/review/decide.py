@@ -27,7 +27,7 @@ from suffice.types import Publication, Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteSnapshot(GuaranteeInputs):
+class DecisionInputs(GuaranteeInputs):
     holds: RouteHolds
 
     @property
@@ -52,7 +52,7 @@ class OverrideForm:
     incident: str = ""
 
 
-def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Override | str:
+def override_of(wanted: OverrideForm, now: DecisionInputs, *, now_s: float) -> Override | str:
     level = wanted.pinned.level if wanted.level is None and wanted.pinned is not None else wanted.level
     made = Override(
         route=now.name,
@@ -75,7 +75,7 @@ def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Ov
     return replace(made, after=describe_override(made))
 
 
-def _override_conflict(made: Override, now: RouteSnapshot, *, now_s: float) -> str | None:
+def _override_conflict(made: Override, now: DecisionInputs, *, now_s: float) -> str | None:
     if made.kind != "observe" and not now.settings.is_learned:
         levels = f"route {now.name} has no levels that the control loop certifies"
         return f"{levels}: {made.kind} means nothing there; use observe"
@@ -121,7 +121,7 @@ class DecisionRows:
     resumption: Resumption | None = None
 
 
-def resolve_incident(form: IncidentForm, now: RouteSnapshot, *, now_s: float) -> DecisionRows | str:
+def resolve_incident(form: IncidentForm, now: DecisionInputs, *, now_s: float) -> DecisionRows | str:
     case = now.holds.case(form.incident)
     wrong = _decision_problem(form, case)
     if wrong is not None or case is None:
@@ -189,7 +189,7 @@ def _required_override(form: IncidentForm) -> OverrideForm | str | None:
 
 
 def _describe_outcome(
-    form: IncidentForm, now: RouteSnapshot, override: Override | None, resumption: Resumption | None, now_s: float
+    form: IncidentForm, now: DecisionInputs, override: Override | None, resumption: Resumption | None, now_s: float
 ) -> str:
     then = now if resumption is None else replace(now, pause=None)
     sentences = [] if override is None else [f"{describe_override(override)} for {form.days:g} days"]
@@ -200,7 +200,7 @@ def _describe_outcome(
     return "; ".join([*sentences, f"promise: {then.promise(now_s=now_s)}"])
 
 
-def describe_state(now: RouteSnapshot, *, now_s: float) -> str:
+def describe_state(now: DecisionInputs, *, now_s: float) -> str:
     held = [describe_override(one) for one in now.holds.overrides if now_s < one.expires_at_s]
     if now.pause is not None:
         return "; ".join([f"paused: {now.pause.reason}", *held])

@@ -22,7 +22,7 @@ from suffice.store.rows.events import ProposedVersion
 from suffice.types import BudgetAccount
 
 if TYPE_CHECKING:
-    from suffice.cli.inspect.route_status import PairStatus, RouteHoldings, RouteStatus
+    from suffice.report.snapshot import PairStatus, RouteHoldings, RouteSnapshot
 
 Lines: TypeAlias = Iterator[tuple[str, str]]  # names and values
 
@@ -36,7 +36,7 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f} points"
 
 
-def status_sections(one: RouteStatus) -> Sequence[Sequence[tuple[str, str]]]:
+def status_sections(one: RouteSnapshot) -> Sequence[Sequence[tuple[str, str]]]:
     report, sure = one.report, f"{one.confidence:.0%}"
     parts = [
         _standing(one),
@@ -51,7 +51,7 @@ def status_sections(one: RouteStatus) -> Sequence[Sequence[tuple[str, str]]]:
     return [list(part) for part in parts]
 
 
-def _standing(one: RouteStatus) -> Lines:
+def _standing(one: RouteSnapshot) -> Lines:
     earlier = [mode for mode in one.report.modes if mode != one.mode]
     if one.refused is not None:
         yield "behaves as observe", one.refused
@@ -223,7 +223,7 @@ def _pair_phase(arms: Sequence[PairStatus], phase: Phase, promise_state: str) ->
 # --------------------------------------------------------------------------- traffic, EM, tokens and money
 
 
-def _traffic(one: RouteStatus) -> Lines:
+def _traffic(one: RouteSnapshot) -> Lines:
     report = one.report
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
     governed = "unknown" if report.governed_share is None else percent(report.governed_share)
@@ -264,7 +264,7 @@ def _trials(report: RouteReport) -> str:
     )
 
 
-def _missing(one: RouteStatus) -> str:
+def _missing(one: RouteSnapshot) -> str:
     if one.certifies is False:
         return "none are counted: no control loop certifies this route's policy, whatever its audits say"
     if not one.report.n_governed:
@@ -272,7 +272,7 @@ def _missing(one: RouteStatus) -> str:
     return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=f"{one.confidence:.0%}")
 
 
-def _exact_match(one: RouteStatus, sure: str) -> Lines:
+def _exact_match(one: RouteSnapshot, sure: str) -> Lines:
     measured, drop = one.report.measured, one.report.measured.em_drop
     sentence = format_estimate(drop, lambda value: f"{100 * value:+.1f} points", sure)
     if drop is not None:
@@ -339,7 +339,7 @@ def _paid(money: MoneyTotals) -> str:
 # --------------------------------------------------------------------------- the agent, the forecast
 
 
-def _agent(one: RouteStatus) -> Lines:
+def _agent(one: RouteSnapshot) -> Lines:
     plan = one.control.plan if one.control is not None else None
     if plan is not None:
         yield "agent", f"plan {plan.number}, at request {plan.at:,}: {plan.reason}"
@@ -347,7 +347,7 @@ def _agent(one: RouteStatus) -> Lines:
             yield f"  {name}", value
 
 
-def _forecast(one: RouteStatus) -> Lines:
+def _forecast(one: RouteSnapshot) -> Lines:
     if one.forecast is None:
         yield "watched", "not yet: no worker has looked at this route; see suffice worker"
     else:

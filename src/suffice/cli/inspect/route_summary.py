@@ -15,7 +15,7 @@ from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
 
 if TYPE_CHECKING:
-    from suffice.cli.inspect.route_status import RouteStatus
+    from suffice.report.snapshot import RouteSnapshot
 
 MANY_ROUTES: Final = 20  # above it, each route has one line
 # States that hold a route back against its owner's wish, or let it act without proof: first in the list, in red.
@@ -39,7 +39,7 @@ class RouteSummary:
     urgency: tuple[int, float]  # the highest is the worst
 
 
-def summarize(one: RouteStatus, *, options: str = "") -> RouteSummary:
+def summarize(one: RouteSnapshot, *, options: str = "") -> RouteSummary:
     """`options` are those of the status command, which the next one needs as well."""
     step, command = _next_step(one)
     return RouteSummary(
@@ -74,7 +74,7 @@ _STATES: Final[Mapping[str, str]] = {
 }
 
 
-def _now(one: RouteStatus) -> str:
+def _now(one: RouteSnapshot) -> str:
     phase, state = one.control, one.promise_state
     if state == "paused":
         return printable(f"PAUSED, every request runs in full: {phase.reason if phase is not None else 'by a person'}")
@@ -98,7 +98,7 @@ def _level(phase: Phase) -> str:
 # --------------------------------------------------------------------------- what it saved, and what that cost
 
 
-def _effect(one: RouteStatus) -> str:
+def _effect(one: RouteSnapshot) -> str:
     measured, uncertified = one.report.measured, _uncertified(one)
     saving = measured.saving or measured.would_save
     if saving is None:
@@ -116,7 +116,7 @@ def _effect(one: RouteStatus) -> str:
     return f"{verb} {saved}{uncertified}, EM drop {drop}" + (f"; {one.lag}" if one.lag else "")
 
 
-def _brief(one: RouteStatus) -> str:
+def _brief(one: RouteSnapshot) -> str:
     measured = one.report.measured
     saving = measured.saving or measured.would_save
     saved = "?" if saving is None else format_percent(saving.value)
@@ -130,7 +130,7 @@ def _ends(one: IntervalEstimate, unit: str, digits: int) -> str:
     return f" ({ends})" if ends else f" ({one.note})" if one.note else ""
 
 
-def _uncertified(one: RouteStatus) -> str:
+def _uncertified(one: RouteSnapshot) -> str:
     """Say how much of a saving no certificate stands for."""
     saved, certified = one.report.measured.saved_tokens, one.report.measured.saved_certified_tokens
     if saved is None or certified is None or saved.value <= 0 or one.promise_state == "uncertified":
@@ -142,7 +142,7 @@ def _uncertified(one: RouteStatus) -> str:
 # --------------------------------------------------------------------------- what to do next
 
 
-def _next_step(one: RouteStatus) -> Step:
+def _next_step(one: RouteSnapshot) -> Step:
     route = quote(one.report.route)
     held = one.held
     if one.promise_state == "killed":
@@ -167,13 +167,13 @@ def _next_step(one: RouteStatus) -> Step:
     return _next_of_evidence(one, route)
 
 
-def _without_settings(one: RouteStatus) -> str:
+def _without_settings(one: RouteSnapshot) -> str:
     if one.promise_state == "gone":
         return "give a route this name again if its requests are to be governed"
     return "name its settings with --config; suffice init writes some"
 
 
-def _next_of_evidence(one: RouteStatus, route: str) -> Step:
+def _next_of_evidence(one: RouteSnapshot, route: str) -> Step:
     if one.control is not None and one.control.failing:
         return f"find out why this fails: {printable(one.control.failing[0])}", "suffice worker --history"
     state, phase, table = one.promise_state, one.control, f"[routes.{route}]"
@@ -194,7 +194,7 @@ def _next_of_evidence(one: RouteStatus, route: str) -> Step:
     return _wait_for_audits(one, phase, table), ""
 
 
-def _wait_for_audits(one: RouteStatus, phase: Phase | None, table: str) -> str:
+def _wait_for_audits(one: RouteSnapshot, phase: Phase | None, table: str) -> str:
     if one.promise_state == "observe" and one.needs_probe:
         return f"to have it certified, write a table {table[:-1]}.probe]: without probes, nothing proves a stop"
     if phase is not None and phase.n_audits and phase.n_missing is None and not phase.level:
@@ -216,7 +216,7 @@ def duration(wait_s: float) -> str:
     return f"{wait_s:,.0f} s"
 
 
-def _urgency(one: RouteStatus) -> tuple[int, float]:
+def _urgency(one: RouteSnapshot) -> tuple[int, float]:
     drop = one.report.measured.em_drop
     used = (drop.value / one.max_em_drop) if drop is not None and one.max_em_drop else 0.0
     waits = one.held is not None and bool(one.held.incidents)

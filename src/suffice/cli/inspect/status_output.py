@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from suffice.cli.inspect import route_report
-from suffice.cli.inspect.route_status import RouteStatus, describe_overrides, read_statuses
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.cli.inspect.route_summary import summarize, summary_lines
 from suffice.cli.shell import (
     fail,
@@ -30,6 +30,7 @@ from suffice.cli.shell import (
 )
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
+from suffice.report.snapshot import RouteSnapshot, describe_overrides
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.database.location import LogLocation, log_location
@@ -88,7 +89,7 @@ def _width() -> int:
 
 
 def print_statuses(
-    statuses: Sequence[RouteStatus], *, as_json: bool, shows_all: bool = True, options: str = ""
+    statuses: Sequence[RouteSnapshot], *, as_json: bool, shows_all: bool = True, options: str = ""
 ) -> None:
     """Print JSON, everything that is known, or three lines a route; `options` of the command are needed by others."""
     if not as_json and not shows_all:

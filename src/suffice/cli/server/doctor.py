@@ -24,7 +24,7 @@ from rich.text import Text
 from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing, frequencies
-from suffice.cli.inspect.route_status import RouteStatus, read_statuses
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.doctor.examine import (
     NOT_VERIFIED,
     FullRunCounts,
@@ -39,6 +39,7 @@ from suffice.doctor.experiments import EXPERIMENTS
 from suffice.doctor.session import ServerSession
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
+from suffice.report.snapshot import RouteSnapshot
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Driver, Route, Settings, Upstream
 from suffice.store.database.location import log_location
@@ -73,7 +74,7 @@ class DoctorOptions:
 class RouteDiagnosis:
     name: str
     route: Route
-    status: RouteStatus | None  # None: the log has no request of the route
+    status: RouteSnapshot | None  # None: the log has no request of the route
     logged: FullRunCounts
     live: FullRunCounts | None  # None: no questions were run
     refused: str | None  # why the route is not enforced

@@ -16,6 +16,7 @@ from suffice.console.views.alerts import AlertLine, latest_alerts
 from suffice.console.views.answers import Answers, answer_questions
 from suffice.console.views.history import History, read_history
 from suffice.console.views.route_state import RouteState, ramp_of
+from suffice.report.snapshot import read_guarantee
 from suffice.review.holds import lowest
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
@@ -63,7 +64,17 @@ def _route_state(
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = report.whole if report is not None else None
     confidence = route.confidence if route is not None else 0.95
-    promise = _promise(view, name, promises, tally, report)
+    promise = RouteGuarantee(state="off")  # only in the log
+    if route is not None:
+        promise, _ = read_guarantee(
+            view.connection,
+            name,
+            route,
+            promises,
+            tally=tally,
+            forecast=report,
+            newest=newest_request(view.connection, name),
+        )
     return RouteState(
         name=name,
         mode=route.mode if route is not None else "not configured",
@@ -99,18 +110,6 @@ def _capped(phase: Phase, forecast: Forecast) -> str:
 
 def forecasts_of(report: RouteForecast | None) -> tuple[Forecast, ...]:
     return () if report is None else tuple(one for one in (report.drop, report.em) if one is not None)
-
-
-def _promise(
-    view: LogView, name: str, promises: Promises, tally: Tally | None, report: RouteForecast | None
-) -> RouteGuarantee:
-    route = view.settings.routes.get(name)
-    if route is None:  # only in the log
-        return RouteGuarantee(state="off")
-    newest = newest_request(view.connection, name)
-    setup = newest.setup or None if newest is not None else None
-    refused = promises.refusal(view.connection, name, route, tally)
-    return promises.of(name, route, report, setup=setup, unreadable=refused is not None)
 
 
 def estimate_rate(k: int, n: int) -> IntervalEstimate | None:

@@ -44,10 +44,10 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
     return None if writer.write_new(end) else RACE
 
 
-def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> decide.RouteSnapshot:
+def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> decide.DecisionInputs:
     """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
-    return decide.RouteSnapshot(
+    return decide.DecisionInputs(
         name=route,
         holds=read_holds(connection).of(route),
         settings=settings,
@@ -58,7 +58,7 @@ def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: 
     )
 
 
-def fitting(connection: LogReader, now: decide.RouteSnapshot, *, now_s: float) -> list[tuple[Publication, str | None]]:
+def fitting(connection: LogReader, now: decide.DecisionInputs, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """Return the publications of the current epoch, latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
@@ -70,7 +70,7 @@ def fitting(connection: LogReader, now: decide.RouteSnapshot, *, now_s: float) -
 
 def _read_situation(
     connection: LogReader, route: str, settings: Route, *, setup: str, publication: int | None
-) -> tuple[decide.RouteSnapshot, Publication | None] | str:
+) -> tuple[decide.DecisionInputs, Publication | None] | str:
     pinned = None if publication is None else find_event(connection, Publication, f"{route}:{publication}")
     if publication is not None and pinned is None:
         return f"unknown publication {publication} of route {route}"
