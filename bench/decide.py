@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from suffice.agent.plan import ClassPlan, PlannedDraw
 from suffice.gateway.route import Variants
+
+from suffice.agent.plan import ClassPlan, PlannedDraw
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import units_of
 from suffice.settings import parse_settings

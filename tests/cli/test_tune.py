@@ -47,7 +47,7 @@ def test_a_person_reads_what_to_expect_and_gets_what_a_route_needs(votes: Path, 
     route = load_settings(settings).routes["quiz"]
     assert (route.kind, route.samples, route.policy["policy"]) == ("samples", 8, "learned")
     built = build_route("quiz", route)
-    assert load_model((tmp_path / "stop-model.json").read_bytes()) == getattr(built.policy, "model", None)
+    assert load_model((tmp_path / "stop-model.json").read_bytes()) == getattr(built.serving.policy, "model", None)
     checked = CliRunner().invoke(main, ["config", "check", str(settings)])
     assert checked.exit_code == 0, checked.output
 

@@ -37,6 +37,7 @@ from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
 from suffice.report.snapshot import RouteSnapshot
 from suffice.scoring.base import build_scorer, scorer_label
+from suffice.serving.route import FixedPolicy
 from suffice.settings import Settings, Store
 from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
@@ -144,8 +145,8 @@ def can_stop(gw: GatewayState, name: str) -> bool:
     route = next(one for one in gw.deployment.routes if one.name == name)
     if gw.deployment.kill.on or not route.acts or route.holding.ceiling == 0:
         return False
-    cuts = bool(route.arm) or (route.settings.uncertified and bool(route.settings.arms))
-    return bool(route.folds) or cuts or route.policy.name != "never"
+    serving, asks = route.serving, route.settings.uncertified and bool(route.settings.arms)
+    return not isinstance(serving, FixedPolicy) or asks or serving.policy.name != "never"
 
 
 def check(made: Made) -> dict[str, tuple[RouteSnapshot, str]]:

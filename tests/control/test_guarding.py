@@ -12,8 +12,8 @@ import pytest
 
 from suffice.assurance.load_level import Admission
 from suffice.control.evidence.versions import read_back
-from suffice.gateway.load_control import place_route
-from suffice.gateway.route import BuiltRoute, deploy_route
+from suffice.serving.deploy import deploy_route
+from suffice.serving.route import BuiltRoute
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Publication, Query
@@ -94,11 +94,11 @@ def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told:
     own = dict(made.classes)["law"]
     for query_class, level in (("law", own), ("easy", made.level), ("", made.level)):
         mine = in_force.for_request("some key", "m", query_class)
-        served = place_route(mine, Admission(level=made.level, certified=True, reason=""))
-        assert served.policy_version == f"{made.fit}@{level}"
+        served = mine.placed(Admission(level=made.level, certified=True, reason=""))
+        assert served.serving.version == f"{made.fit}@{level}"
         assert served.certified
-    slack = place_route(in_force.for_request("k", "m", "law"), Admission(level=0, certified=True, reason=""))
-    assert slack.policy_version == f"{made.fit}@0", "a ceiling, and no floor"
+    slack = in_force.for_request("k", "m", "law").placed(Admission(level=0, certified=True, reason=""))
+    assert slack.serving.version == f"{made.fit}@0", "a ceiling, and no floor"
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ import pytest
 from suffice.agent.mixture import mixture_of
 from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
 from suffice.control.evidence.versions import read_back
-from suffice.gateway.route import BuiltRoute, deploy_route
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, Override, OverrideEnd
+from suffice.serving.deploy import deploy_route
+from suffice.serving.route import BuiltRoute
 from suffice.settings import Route
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
@@ -99,7 +100,8 @@ def served(told: Story, made: Publication, holding: ActiveOverrides, plan: Agent
 
 
 def ceiling(route: BuiltRoute, query_class: str) -> int | None:
-    return route.for_request("q", "m", query_class).ceiling
+    serving = route.for_request("q", "m", query_class).serving
+    return serving.ceiling
 
 
 def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certificate(pooled: Story) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport
-from suffice.gateway.route import deploy_route
+from suffice.serving.deploy import deploy_route
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_episodes
@@ -120,7 +120,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert len(stopped) > 30
         assert len(g.fake.completions) - before < 6 * 60
         assert all(episode.request.certified for episode in live)
-        version = f"{g.gateway.deployment.routes[0].policy_version}@{level}"
+        version = f"{g.gateway.deployment.routes[0].serving.version}@{level}"
         assert {episode.request.policy_version for episode in live} == {version}
         assert not any(episode.outcome.stopped for episode in live if episode.request.audit)
         answer = await g.ask(chat("one more?", suffice={}))

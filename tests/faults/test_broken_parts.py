@@ -11,6 +11,7 @@ import pytest
 
 from suffice.gateway.context import GatewayState
 from suffice.policy.base import Policy
+from suffice.scoring.scorer import Scorer
 from suffice.settings import Probe, Route, Steps
 from suffice.types import Decision, Signals
 from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought
@@ -53,11 +54,14 @@ class LatePolicy:
         return Decision(action="continue", reason="so far so good")
 
 
-def with_route(**changes: Any) -> Callable[[GatewayState], None]:
-    """Replace parts of every route."""
+def with_route(scorer: Scorer | None = None, **changes: Any) -> Callable[[GatewayState], None]:
+    """Replace the scorer of every route, or parts of what serves it."""
 
     def change(gateway: GatewayState) -> None:
-        gateway.deployment.routes = tuple(replace(route, **changes) for route in gateway.deployment.routes)
+        gateway.deployment.routes = tuple(
+            replace(route, scorer=scorer or route.scorer, serving=replace(route.serving, **changes))
+            for route in gateway.deployment.routes
+        )
 
     return change
 

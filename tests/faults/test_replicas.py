@@ -9,7 +9,7 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.route import BuiltRoute
+from suffice.serving.route import BuiltRoute
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode
 from suffice_testing import FakeUpstream

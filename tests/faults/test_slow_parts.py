@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -87,7 +86,7 @@ async def test_a_route_whose_controller_keeps_failing_passes_through_and_tries_a
         ahead_s += OPEN_S
         gateway = broken[0]
         working = SlowPolicy(0.0)
-        gateway.deployment.routes = tuple(replace(route, policy=working) for route in gateway.deployment.routes)
+        with_route(policy=working)(gateway)
         assert await reasons(3) == [None] * 3  # one tries, and it works again
         assert g.gateway.metrics.value("suffice_ungoverned_total", route="r", reason="breaker") == 5
 

@@ -16,9 +16,11 @@ from suffice.agent.plan import (
     describe_class_plan,
     with_settings,
 )
-from suffice.gateway.route import BuiltRoute, Variants
-from suffice.policy.rules import Never
+from suffice.assurance.load_level import Admission
+from suffice.policy.base import build_policy
 from suffice.rollout.experiment import units_of
+from suffice.serving.route import NEVER, BuiltRoute, CertifiedArm, Levels
+from suffice.serving.variants import Variants
 from suffice.settings import Route, parse_settings
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import Metrics
@@ -44,7 +46,8 @@ def settings(**fields: object) -> Route:
 
 
 def planned(plan: ClassPlan = PLAN, *, ceiling: int | None = None) -> BuiltRoute:
-    return replace(build_route("r", settings()), plan=plan, ceiling=ceiling)
+    serving = Levels(folds=((NEVER,) * 9,), version="v", needs=(), ceiling=ceiling)
+    return replace(build_route("r", settings()), plan=plan, serving=serving)
 
 
 def test_draws_have_the_logged_shares_and_repeat() -> None:
@@ -56,7 +59,7 @@ def test_draws_have_the_logged_shares_and_repeat() -> None:
         assert arm.experiment == AGENT
         assert arm.propensity + sum(share for _, share in arm.others) == pytest.approx(1)
         assert served.settings.steps.growth == (1.3 if arm.arm == "growth=1.3" else 1.15)
-        assert served.ceiling == {"growth=1.3": None, "": 3, "full": 0}[arm.arm]
+        assert served.serving.ceiling == {"growth=1.3": None, "": 3, "full": 0}[arm.arm]
         drawn[arm.arm] += 1
     for one in PLAN.draws:
         assert drawn[one.settings] / 5_000 == pytest.approx(one.share, abs=0.015)
@@ -75,13 +78,14 @@ def test_an_effort_is_drawn_by_class_as_planned() -> None:
     known = parse_settings({"upstreams": upstreams, "routes": {"r": table}})
     made = published(known, 1, version="effort=low", fit="", n_levels=2, arm="effort=low")
     held = RouteDeployment(publication=made, plan=plan)
-    route = replace(build_route("r", known.routes["r"]), active=held, certified=True, arm="effort=low")
+    serving = CertifiedArm(arm="effort=low", arms=("effort=low",), version="effort=low", needs=())
+    route = replace(build_route("r", known.routes["r"]), active=held, serving=serving)
     variants, used = Variants(salt="salt", metrics=Metrics()), Counter[str]()
     for at in range(2_000):
         for name in shares:
             mine = route.for_request("a question", "m", name)
             served, arms = variants.place(mine, lambda at=at: units_of("", request=f"request {at}"))  # type: ignore[misc]
-            assert (served.arm == "effort=low") == served.certified == served.acts
+            assert (served.serving.arm == "effort=low") == served.certified == served.acts
             assert [one.arm for one in arms] == ([] if name != "hard" else ["" if served.certified else "full"])
             used[name] += served.certified
     assert (used["easy"], used["odd"]) == (2_000, 0)
@@ -92,7 +96,7 @@ def test_a_plan_never_raises_a_ceiling() -> None:
     variants = Variants(salt="salt", metrics=Metrics())
     for at in range(50):
         served, _ = variants.place(planned(ceiling=2), lambda at=at: units_of("", request=f"{at}"))  # type: ignore[misc]
-        assert served.ceiling in (0, 2)
+        assert served.serving.ceiling in (0, 2)
 
 
 def test_a_plan_that_cannot_be_drawn_changes_nothing() -> None:
@@ -130,9 +134,11 @@ def test_people_read_the_draws_of_a_class() -> None:
 
 
 def test_a_route_at_level_0_of_its_version_stops_nothing_and_so_probes_no_live_run() -> None:
-    route = replace(build_route("r", settings(mode="enforce")), certified=True)
-    never, policy = Never(), route.policy
+    base = build_route("r", settings(mode="enforce"))
+    levels = Levels(folds=((NEVER, build_policy({"policy": "fixed-budget", "max_tokens": 9})),), version="v", needs=())
+    route = base.served_by(levels)
     assert route.may_stop
-    assert replace(route, levels=(never, policy), policy=policy).may_stop
-    assert not replace(route, levels=(never, policy), policy=never).may_stop
-    assert not replace(route, certified=False).may_stop
+    for level in (0, 1):
+        placed = route.placed(Admission(level=level, certified=True, reason="x"))
+        assert (placed.acts, placed.may_stop) == (True, level > 0)
+    assert not route.in_full().may_stop

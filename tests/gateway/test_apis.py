@@ -10,7 +10,7 @@ import pytest
 from suffice.episode.apis.messages import messages_as_chat
 from suffice.episode.apis.responses import responses_as_chat
 from suffice.gateway.auth import Caller
-from suffice.gateway.context import KEPT_S, KeptResponses
+from suffice.gateway.kept_responses import KEPT_S, KeptResponses
 from suffice_testing import Answerer, FakeUpstream, Fault, Reply, ScriptedThought, ServerBehaviour, ToolCall
 from tests.gateway.api_streams import BODIES, read_said
 from tests.gateway.conftest import Serve

@@ -153,7 +153,7 @@ async def test_from_pairs_to_the_certificate_to_short_thoughts(serve: Serve) -> 
         assert report.startswith(f"level 1 published ({ARM}: EM lower by 0.00 points")
         await until(lambda: g.gateway.deployment.routes[0].active.plan is not None)  # the last row of the look
         route_now = g.gateway.deployment.routes[0]
-        assert (route_now.certified, route_now.arm) == (True, ARM)
+        assert (route_now.certified, route_now.serving.arm) == (True, ARM)
         g.gateway.deployment.routes = (msgspec_replace(route_now, audit_share=0.0),)
         assert await budget(g, "one more?") == 3
         answer = await g.ask(chat("and one?", suffice={}))

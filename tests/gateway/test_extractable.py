@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from suffice.gateway.context import CHECK_RUNS, GatewayState
-from suffice.gateway.route import ungoverned
+from suffice.gateway.request_parsing import ungoverned
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import Event

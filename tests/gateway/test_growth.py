@@ -11,7 +11,8 @@ import pytest
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.assurance.money import WINDOW_RUNS as MONEY_RUNS
 from suffice.gateway.auth import MOST_DELIVERIES, MOST_ENTRIES
-from suffice.gateway.context import MOST_KEPT_BYTES, MOST_RECALLED, GatewayState
+from suffice.gateway.context import MOST_RECALLED, GatewayState
+from suffice.gateway.kept_responses import MOST_KEPT_BYTES
 from suffice.gateway.load_control import LATENCY_RUNS
 from suffice_testing import Reply
 from tests.gateway.conftest import Serve

@@ -271,7 +271,7 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         assert all(episode.request.certified for episode in served_by_it)
         await ask(g, asked, 24)
         await work(g, settings, "certify")
-        await until(lambda: g.gateway.deployment.routes[0].policy_version == proposal.address)
+        await until(lambda: g.gateway.deployment.routes[0].serving.version == proposal.address)
         answer = await g.ask(chat("What is three and four?", suffice={}))
         assert answer.told["policy_version"].startswith(f"{proposal.address}@")
         assert answer.told["certified"] is True

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.route import apply_pin
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import ActiveOverrides, Override, in_effect
+from suffice.serving.deploy import apply_pin
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, kept_question, set_override
 from suffice.store.routes.deployments import NOTHING

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.route import BLOCKING
+from suffice.gateway.request_parsing import BLOCKING
 from suffice_testing import FakeUpstream, Reply, ToolCall
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat

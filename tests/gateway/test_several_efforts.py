@@ -10,10 +10,11 @@ import pytest
 
 from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
 from suffice.assurance.load_level import Admission
-from suffice.gateway.load_control import place_route
-from suffice.gateway.route import BuiltRoute, Variants, deploy_route
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import units_of
+from suffice.serving.deploy import deploy_route
+from suffice.serving.route import BuiltRoute
+from suffice.serving.variants import Variants
 from suffice.settings import Route, Settings, Upstream, parse_settings
 from suffice.settings.environment import override_settings
 from suffice.settings.tables import ModelFacts
@@ -103,23 +104,23 @@ async def test_audits_draw_each_effort_as_often_and_say_with_which_odds(serve: S
 
 @pytest.mark.parametrize(("level", "arm"), [(None, ARMS[2]), (3, ARMS[2]), (2, ARMS[1]), (1, ARMS[0]), (0, "")])
 def test_the_load_moves_between_the_proved_efforts(level: int | None, arm: str) -> None:
-    placed = place_route(served(3), Admission(level=level, certified=True, reason="x"))
-    assert (placed.arm, placed.certified) == (arm, bool(arm))
-    assert placed.certified == (placed.policy_version == arm)
+    placed = served(3).placed(Admission(level=level, certified=True, reason="x"))
+    assert (placed.serving.arm, placed.certified) == (arm, bool(arm))
+    assert placed.certified == (placed.serving.version == arm)
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_a_reply_promises_what_its_own_effort_keeps(level: int) -> None:
-    promised = served(3).at_arm(level).guarantee()
+    promised = served(3).placed(Admission(level=level, certified=True, reason="x")).guarantee()
     assert promised.state == "certified"
     assert f"asked with {ARMS[level - 1]} " in promised.sentence
 
 
 def test_no_ceiling_gives_back_an_effort_that_another_took_away() -> None:
-    route = served(3).at_arm(1)
-    assert route.at_arm(2) is route
-    assert route.at_arm(None) is route
-    assert not route.at_arm(0).certified
+    lowest = served(3).serving.capped(1)
+    assert lowest.capped(2) is lowest
+    assert lowest.capped(None) is lowest
+    assert lowest.capped(0).voucher == ""
 
 
 @pytest.mark.parametrize("change", [{"arm": ARMS[0]}, {"arm": "effort=minimal"}, {"setup": "another"}])
@@ -148,8 +149,8 @@ def test_classes_get_the_efforts_that_the_agent_planned() -> None:
         for name in draws:
             mine = served(3, plan).for_request("a question", "m", name)
             one, arms = variants.place(mine, lambda at=at: units_of("", request=f"request {at}"))  # type: ignore[misc]
-            got[name, one.arm] += 1
-            assert [draw.arm for draw in arms] == ([] if name != "odd" else ["" if one.arm else "full"])
+            got[name, one.serving.arm] += 1
+            assert [draw.arm for draw in arms] == ([] if name != "odd" else ["" if one.serving.arm else "full"])
     assert (got["easy", ARMS[2]], got["hard", ARMS[1]]) == (400, 400)
     assert got["odd", ARMS[1]] + got["odd", ""] == 400
     assert 150 <= got["odd", ""] <= 250

@@ -15,10 +15,13 @@ import pytest
 from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import RouteOperation
 from suffice.policy.base import build_policy
+from suffice.serving.route import Levels
+from suffice.store.routes.deployments import RouteDeployment
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour
 from suffice_testing.prompt import cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
+from tests.gateway.test_log_follower import published
 
 SLOTS = 4
 RUN_S = 0.06  # of one sample at the model server: 4 slots finish 67 a second
@@ -40,7 +43,9 @@ ROUTE: dict[str, Any] = {
 
 def certified(gw: GatewayState) -> None:
     """What the control loop does once levels have passed."""
-    gw.deployment.routes = tuple(replace(route, levels=LEVELS, certified=True) for route in gw.deployment.routes)
+    held = RouteDeployment(publication=published(gw.settings, len(LEVELS) - 1, fit="v", version="v@2"))
+    levels = Levels(folds=(LEVELS,), version="v", needs=gw.deployment.routes[0].serving.needs)
+    gw.deployment.routes = tuple(replace(route, active=held, serving=levels) for route in gw.deployment.routes)
     operation(gw).certified = len(LEVELS) - 1
 
 

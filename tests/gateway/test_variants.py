@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.route import RolloutTrial, RunningVariants
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules
 from suffice.rollout.versions import Version, VersionLineage
+from suffice.serving.variants import RolloutTrial, RunningVariants
 from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts

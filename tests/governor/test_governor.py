@@ -346,10 +346,12 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
 
 
 def put_into(gov: Governor, **parts: Any) -> None:
-    """Replace parts of the route: how faults are put in."""
+    """Replace parts of the route, or of what serves it: how faults are put in."""
     desk = gov._state.backend
     assert isinstance(desk, LocalBackend)
-    desk.gateway.deployment.routes = tuple(replace(route, **parts) for route in desk.gateway.deployment.routes)
+    (route,) = desk.gateway.deployment.routes
+    serving = {name: parts.pop(name) for name in ("policy", "needs") if name in parts}
+    desk.gateway.deployment.routes = (replace(route, serving=replace(route.serving, **serving), **parts),)
 
 
 class BrokenScorer:

@@ -27,8 +27,7 @@ from suffice.assurance.spending import SpendEstimate, SpendForecast, Spike
 from suffice.cli.main import main
 from suffice.cli.shell import CONTRIB
 from suffice.gateway.app import ENDPOINTS
-from suffice.gateway.request_parsing import KNOWN_OPTIONS, OVERRIDES
-from suffice.gateway.route import BLOCKING
+from suffice.gateway.request_parsing import BLOCKING, KNOWN_OPTIONS, OVERRIDES
 from suffice.policy.base import POLICIES
 from suffice.review import items
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd

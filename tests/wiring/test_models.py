@@ -39,7 +39,7 @@ def write(folder: Path, policy: str, model: bytes | None = None) -> Path:
 
 
 def built(file: Path) -> Policy:
-    return build_route("r", load_settings(file).routes["r"]).policy
+    return build_route("r", load_settings(file).routes["r"]).serving.policy
 
 
 def test_a_model_is_read_beside_the_settings_wherever_it_is_named(

@@ -263,7 +263,7 @@ def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
         }
     ).routes["r"]
     built = build_route("r", route)
-    assert built.needs == ("votes", "stability")
+    assert built.serving.needs == ("votes", "stability")
     assert built.certified is False
     assert built.acts is False
 
@@ -271,7 +271,7 @@ def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
 def test_the_version_of_a_policy_is_its_content() -> None:
     def version(**policy: Any) -> str:
         route = settings(routes={"r": {"upstream": "up", "policy": policy}}).routes["r"]
-        return build_route("r", route).policy_version
+        return build_route("r", route).serving.version
 
     assert version(policy="beta") == version(policy="beta", threshold=0.95, min_samples=2)
     assert version(policy="beta") != version(policy="beta", threshold=0.96)

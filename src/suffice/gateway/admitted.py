@@ -28,10 +28,10 @@ from suffice.gateway.lifecycle import (
     write_request,
 )
 from suffice.gateway.request_parsing import ParsedRequest
-from suffice.gateway.route import BuiltRoute
 from suffice.gateway.turns import Turn
 from suffice.records import frozen_struct
 from suffice.review.items import format_conversation
+from suffice.serving.route import BuiltRoute
 from suffice.settings import Probe
 from suffice.telemetry import LOG
 from suffice.types import EndReason, Request
@@ -77,6 +77,9 @@ class GovernedRequest:
     @property
     def may_act(self) -> bool:
         return self.gw.stop_right(self.route, self.ledger).refusal() is None
+
+    def live_run(self) -> LiveRun:
+        return self.gw.process.live_runs.get(self.ledger.request.episode_id) or LiveRun(self.ledger)
 
     @property
     def signal_fields(self) -> dict[str, Any]:

@@ -19,18 +19,26 @@ from suffice.episode.line_signals import LineSignals
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, LiveRun, ReasoningRun, StreamRelay
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.admitted import AdmittedRequest, GovernedRequest, serve_request
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery
 from suffice.gateway.lifecycle import Arrival, admit, estimate_full_run, find_route
 from suffice.gateway.passthrough import pass_through
-from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
-from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
+from suffice.gateway.request_parsing import (
+    ParsedRequest,
+    check_body_headers,
+    n_samples,
+    query_of,
+    read_aside,
+    read_chat,
+    ungoverned,
+)
 from suffice.gateway.turns import STOPPED, Turn, TurnRequest, begin_turn
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import REPEAT_SHARE, point_of
+from suffice.serving.route import BuiltRoute
 from suffice.settings import FinishMethod
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Request, Signals, Step
@@ -127,7 +135,7 @@ async def admit_chat(
 
 def _check_version(version: str | None, route: BuiltRoute | None) -> None:
     """Raise BadRequest for a policy version that is not active. A client cannot choose the level."""
-    known = "none" if route is None else route.policy_version
+    known = "none" if route is None else route.serving.version
     if version is not None and version.partition("@")[0] != known:
         message = f"policy version {version[:80]!r} is not active on this route; active: {known}"
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
@@ -251,10 +259,11 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
     ledger.disclosure.includes_probes = job.route.may_stop or route.probe is None
     continuer = _continuer(job, max_extra_calls=route.max_extra_calls)
     fields, events = _reasoning_fields(job, continuer).with_fields(job.signal_fields), job.events
-    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=_stop_cost(job, continuer))
+    serving, cost = job.route.serving, _stop_cost(job, continuer)
+    policy = GuardedPolicy(serving.policy, serving.needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, events, rerun_of=None) as relay:
         reader = relay.reader
-        live = _live_run(job)
+        live = job.live_run()
         live.reader, live.cut = reader, reader.close_now if continuer.methods else None
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
@@ -299,10 +308,6 @@ async def _govern_reasoning(job: GovernedRequest) -> None:
             await _never_failing(ledger, _measure_finish(job, reader, prober))
     if is_measured(ledger.request) and ledger.stop.wish is None:
         await _never_failing(ledger, _ask_paired_call(job, continuer))
-
-
-def _live_run(job: GovernedRequest) -> LiveRun:
-    return job.gw.process.live_runs.get(job.ledger.request.episode_id) or LiveRun(job.ledger)
 
 
 async def _deliver_held(job: GovernedRequest) -> None:
@@ -400,7 +405,7 @@ async def _open_relay(
         account.began = True
         budget = None
         if sent.budget_tokens is not None:
-            is_policy, closing = isinstance(job.route.policy, FixedBudget), continuer.probe.closing
+            is_policy, closing = isinstance(job.route.serving.policy, FixedBudget), continuer.probe.closing
             budget = EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, closing=closing)
         reader = ChainReader(
             account,
@@ -479,13 +484,13 @@ def _probes(job: GovernedRequest) -> bool:
 
 def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
     """Return the effort or budget fields, if the route may act and could call again should the server refuse them."""
-    route, policy = job.route.settings, job.route.policy
+    route, policy = job.route.settings, job.route.serving.policy
     if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
         return NO_FIELDS
     budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
-    effort = job.route.arm.removeprefix("effort=") if isinstance(route.effort, tuple) else ""
+    effort = job.route.serving.arm.removeprefix("effort=") if isinstance(route.effort, tuple) else ""
     fields = _chosen_fields(job, effort=effort, methods=continuer.methods, policy_budget_tokens=budget)
-    if job.route.arm and fields.arm not in ("", job.route.arm):
+    if job.route.serving.arm and fields.arm not in ("", job.route.serving.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
         estimate_full_run(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
@@ -553,14 +558,14 @@ async def _govern_samples(job: GovernedRequest) -> None:
         max_bytes=job.gw.settings.server.max_sample_bytes,
         continues_after_failure=not job.may_act,
     )
-    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s)
+    policy = GuardedPolicy(job.route.serving.policy, job.route.serving.needs, ledger, job.gw.monotonic_s)
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:
         ledger.record_step(step, signals, decision)
         return job.may_act and not run.is_decided()
 
     async with job.keep_alive():
-        live = _live_run(job)
+        live = job.live_run()
         live.cut = run.cut
         stop = await run_episode(run.steps(), policy.observe, policy, record)
         live.cut, body = None, run.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
@@ -17,23 +17,25 @@ from suffice.assurance.runs import is_audit
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.assurance.thoughts import SavingTrial
-from suffice.episode.apis.responses import as_input
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import StopRight
 from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Caller, RequestKey, forget_oldest, sign_token
+from suffice.gateway.auth import RequestKey, forget_oldest, sign_token
 from suffice.gateway.clients import Clients
+from suffice.gateway.kept_responses import KeptResponses
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.lease import Leases
 from suffice.gateway.load_control import Breaker, LoadControl, UnreadAudits
 from suffice.gateway.open_runs import OpenRuns
-from suffice.gateway.route import BuiltRoute, Variants
 from suffice.gateway.tracing import Tracer
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout.assign import AuditAssignment, audit_share, point_of
+from suffice.rollout.experiment import Units
 from suffice.scoring.base import scorer_label
+from suffice.serving.route import BuiltRoute, Levels
+from suffice.serving.variants import Variants
 from suffice.settings import Settings
 from suffice.settings.reloading import Reload
 from suffice.signals.folds.wording import Embedder
@@ -43,9 +45,8 @@ from suffice.store.people.promises import read_other_arms
 from suffice.store.rows.events import RequestCount, RowRates
 from suffice.store.rows.watching import WatchLapse
 from suffice.telemetry import LOG, Metrics
-from suffice.types import EndReason, Feedback, Outcome, Publication, RecalledRun, Request
+from suffice.types import ArmDraw, EndReason, Feedback, Outcome, Publication, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.wire import encode_json
 
 CHECK_RUNS = 100  # full runs between two checks whether a route's answers can be extracted
 
@@ -90,59 +91,6 @@ def is_measured(request: Request) -> bool:
 def is_read_on(request: Request, route: BuiltRoute | None) -> bool:
     """Return whether this run is read to its end for the record, even if its client leaves."""
     return route is not None and is_audit(request, probes=route.settings.sees_only_drawn)
-
-
-MOST_KEPT_BYTES: Final = 64 * 2**20  # of all kept responses, with their conversations
-KEPT_S: Final = 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptResponse:
-    caller: Caller
-    items: bytes  # the conversation up to and with this response, as a JSON list
-    body: bytes  # as the client got it
-    is_ours: bool  # the engine has another one, or none
-    kept_s: float
-
-    @property
-    def n_bytes(self) -> int:
-        return len(self.items) + len(self.body)
-
-
-@dataclass(slots=True)
-class KeptResponses:
-    """Delivered responses, for requests that refer to one: a stopped one is not what the engine has kept.
-
-    Of this process alone, bounded in bytes and in time: the oldest ones are forgotten first.
-    """
-
-    _kept: dict[str, KeptResponse] = field(default_factory=dict)  # by id, the oldest first
-    _n_bytes: int = 0
-
-    def keep(
-        self, caller: Caller, given: Sequence[Any], response: Mapping[str, Any], *, is_ours: bool, now_s: float
-    ) -> None:
-        name = response.get("id")
-        if not isinstance(name, str):
-            return
-        items = encode_json([*given, *as_input(response)])
-        self.drop(name)
-        made = KeptResponse(caller=caller, items=items, body=encode_json(response), is_ours=is_ours, kept_s=now_s)
-        self._kept[name] = made
-        self._n_bytes += made.n_bytes
-        while self._n_bytes > MOST_KEPT_BYTES or now_s - next(iter(self._kept.values())).kept_s > KEPT_S:
-            self.drop(next(iter(self._kept)))
-
-    def get(self, name: Any, caller: Caller, *, now_s: float) -> KeptResponse | None:
-        """Return a response that this caller may see; None: it is not kept."""
-        kept = self._kept.get(name) if isinstance(name, str) else None
-        if kept is None or now_s - kept.kept_s > KEPT_S:
-            return None
-        return kept if caller.owns(kept.caller.id, kept.caller.permits.tenant) else None
-
-    def drop(self, name: str | None) -> None:
-        kept = self._kept.pop(name or "", None)
-        self._n_bytes -= 0 if kept is None else kept.n_bytes
 
 
 # --------------------------------------------------------------------------- rows in the log
@@ -403,6 +351,20 @@ class Deployment:
     def route(self, name: str) -> BuiltRoute | None:
         return next((one for one in self.routes if one.name == name), None)
 
+    def varied(
+        self, route: BuiltRoute, units: Callable[[], Units], question: str
+    ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """Return the route for a request and its drawn arms; the same object if nothing varies it."""
+        now = self.variants.running
+        if route.plan is None and not (now.experiments or route.name in now.trials or route.name in now.standing):
+            return route, ()
+        return self.variants.place(route, units, question)
+
+    def rollout_share(self, route: str) -> float:
+        """Return the share of audits that a rollout of the route needs."""
+        trial = self.variants.running.trials.get(route)
+        return 0.0 if trial is None else trial.state.audit_share or 0.0
+
     def activate(self, name: str, route: BuiltRoute) -> None:
         now = next(one for one in self.routes if one.name == name)
         made, operation = replace(route, refused=now.refused), self.load.of(name, route.settings)
@@ -413,9 +375,10 @@ class Deployment:
             if now.certified and made.settings.mode == "enforce":
                 now_s = self.monotonic_s()  # before the certificate is withdrawn
                 operation.fall_back(now_s, even_loads(operation.load.ratio(now_s), operation.level))
-            if operation.fallback is not None and now.folds and made.settings.on_fallback == "availability_first":
+            safer, falls_back = now.serving, operation.fallback is not None
+            if falls_back and isinstance(safer, Levels) and made.settings.on_fallback == "availability_first":
                 # A safer level may act, marked as uncertified, until a level is certified again.
-                made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
+                made = made.served_by(replace(safer, voucher="", floor=None, ceiling=None))
             operation.certified = 0
         self._replace(made)
         self._export_level(made)
@@ -444,7 +407,7 @@ class Deployment:
     def note_upstream(self, request: Request, outcome: Outcome) -> None:
         """Suspend a route at once if another model answers than in its evidence, until the control loop decides."""
         route = self.route(request.route)
-        if route is None or not route.certified or request.policy_version.partition("@")[0] != route.policy_version:
+        if route is None or not route.certified or request.policy_version.partition("@")[0] != route.serving.version:
             return  # not served by this publication
         named = outcome.model if request.kind != "rounds" else request.model or None
         if route.answers_as_known(request.model, named, outcome.system_fingerprint):
@@ -576,8 +539,8 @@ class GatewayState:
 
     def share(self, route: BuiltRoute, caller: str) -> float:
         made, settings = route.active.publication, route.settings
-        for_rollout = self.deployment.variants.audit_share(route.name)
-        if settings.mode == "enforce" and not route.risks and settings.is_replayed:
+        for_rollout = self.deployment.rollout_share(route.name)
+        if settings.mode == "enforce" and route.serving.voucher != "fallback" and settings.is_replayed:
             # If everything runs in full and no probe costs tokens, every run can be an audit.
             free = not route.certified and settings.probe is None and settings.audit_share is None
             if route.in_burst or free:

@@ -15,7 +15,7 @@ from suffice.gateway.chat import admit_chat, answer
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.passthrough import Passthrough, ResponsesExchange
-from suffice.gateway.route import BuiltRoute
+from suffice.serving.route import BuiltRoute
 from suffice.upstream.drivers import has_field
 from suffice.upstream.wire import encode_json
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from suffice.files import PRIVATE, write_whole
-from suffice.gateway.route import BuiltRoute
+from suffice.serving.route import BuiltRoute
 from suffice.store.database.presence import Announcement, SwitchFile, changed_ns, read_switch, switch_text
 from suffice.store.routes.deployments import stamp_after
 from suffice.store.rows.events import KillSwitchState
@@ -146,7 +146,7 @@ class KillSwitch:
     def apply(self, route: BuiltRoute) -> BuiltRoute:
         if not self.on:
             return route
-        return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
+        return replace(route.in_full(), refused="the kill switch is pulled")
 
 
 def set_switch(file: Path, reason: str, author: str, *, order: int | None = None) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Final
 
-from suffice.gateway.route import BuiltRoute
+from suffice.serving.route import BuiltRoute
 from suffice.settings import Control
 from suffice.store.database.watches import WATCHER, Watch, failing
 from suffice.store.rows.watching import WatchLapse

@@ -20,12 +20,12 @@ from suffice.gateway.auth import ANYONE, Caller, RequestKey
 from suffice.gateway.context import GatewayState, runs_in_full
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.kill import REASON
-from suffice.gateway.load_control import SITES, Breaker, place_route
-from suffice.gateway.route import BuiltRoute
+from suffice.gateway.load_control import SITES, Breaker
 from suffice.records import frozen_struct
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, conversation_key, point_of, question_key
 from suffice.rollout.experiment import Units, units_of
+from suffice.serving.route import BuiltRoute
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.store.rows.watching import WatchLapse
@@ -110,12 +110,12 @@ def admit(
         question = question_key(arrival.question(), salt=gw.salt) if reason is None else ""
         query = arrival.query() if reason is None or route.active.classes or route.holding.classes else None
         route = route.for_request(question, arrival.model, class_of(query))
-        own = place_route(route, place)
+        own = route.placed(place)
         if reason is None:  # the audit is drawn for the route itself; arms then vary what the request gets
             key, caller = arrival.key(own.name), arrival.caller.id
             assigned = gw.assign(own, key, arrival.episode_id, caller=caller, wall_s=now_s)
-            varied, arms = gw.deployment.variants.place(route, lambda: arrival.units(assigned), question)
-            own = own if varied is route else place_route(varied, place)
+            varied, arms = gw.deployment.varied(route, lambda: arrival.units(assigned), question)
+            own = own if varied is route else varied.placed(place)
         route = own
     gw.statistics[route.name].n_requests += 1
     settings = route.settings
@@ -129,7 +129,7 @@ def admit(
         n_samples=arrival.n_samples,
         audit=assigned.audit,
         propensity=assigned.propensity,
-        policy_version=route.policy_version,
+        policy_version=route.serving.version,
         certified=route.certified and not route.unwatched,
         question_key=question,
         ungoverned=reason,

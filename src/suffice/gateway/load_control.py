@@ -14,8 +14,7 @@ from typing import Final
 
 from suffice.assurance import load_level
 from suffice.assurance.load_level import Admission
-from suffice.gateway.route import BuiltRoute
-from suffice.review.holds import lowest
+from suffice.serving.route import BuiltRoute
 from suffice.settings import Route, Upstream
 from suffice.store.rows.events import OperatingMove
 from suffice.telemetry import LOG, Metrics
@@ -240,7 +239,8 @@ class RouteOperation:
             return self.level
         if route.is_held:
             return 0
-        wanted, ceiling = route.pinned(self.level, most=self.certified), route.holding.ceiling
+        wanted = self.level if route.pin is None else min(self.certified, route.pin)
+        ceiling = route.holding.ceiling
         return wanted if ceiling is None else min(wanted, ceiling)
 
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
@@ -365,26 +365,6 @@ class LoadControl:
             metrics.set("suffice_upstream_queue_ratio", queue.value, name)
         for operation in self._routes.values():
             operation.export(metrics, now_s)
-
-
-def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
-    """Return the route for a request. One without levels is unchanged; a certified arm is a level."""
-    if route.arm:
-        return route.at_arm(lowest(place.level, route.ceiling))
-    if not route.levels or place.level is None:
-        return route
-    # Load does not move a pinned level. A pin has no effect while nothing is certified.
-    wanted = route.pinned(place.level, most=len(route.levels) - 1) if place.certified else place.level
-    level = wanted if route.ceiling is None else min(wanted, route.ceiling)
-    beyond = route.floor is not None and level > route.floor
-    return replace(
-        route,
-        policy=route.levels[level],
-        policy_version=f"{route.policy_version}@{level}",
-        certified=route.certified and place.certified and not beyond,
-        risks=not place.certified,
-        promise="budgeted" if beyond and place.certified else "certified",
-    )
 
 
 def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[str]:

@@ -23,21 +23,15 @@ from suffice.errors import ConfigError, StoreError
 from suffice.gateway.auth import forget_oldest
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.route import (
-    BuiltRoute,
-    RolloutTrial,
-    RunningVariants,
-    apply_pause,
-    apply_pin,
-    deploy_route,
-    observe_route,
-)
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version, read_version
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.assign import AuditAssignment
 from suffice.rollout.stages import State
+from suffice.serving.deploy import apply_pause, apply_pin, deploy_route, observe_route
+from suffice.serving.route import BuiltRoute
+from suffice.serving.variants import RolloutTrial, RunningVariants
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.location import LogLocation, database_at
 from suffice.store.database.schema import INDEXED_KINDS

@@ -1,4 +1,7 @@
-"""Parses a client's request body, strictly where Suffice uses it; the upstream validates all other fields."""
+"""Parses a client's request body, strictly where Suffice uses it; the upstream validates all other fields.
+
+It also says which requests are governed: those whose reply a stop could not change beyond their thought.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,19 @@ from suffice.asgi import host_name
 from suffice.errors import BadRequest, TooLarge
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.records import frozen_struct
-from suffice.settings import Server
+from suffice.serving.route import BuiltRoute
+from suffice.settings import Server, Upstream
 from suffice.signals.query import query_signals
-from suffice.types import Kind, Query
-from suffice.upstream.drivers import reply_form
+from suffice.types import Kind, Query, ReplyForm
+from suffice.upstream.drivers import (
+    STOPS,
+    are_clients,
+    continuing_methods,
+    finish_methods,
+    has_field,
+    reply_form,
+    stop_words,
+)
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite, items_in, within
 
 T = TypeVar("T")
@@ -31,6 +43,20 @@ KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
 AT_ONCE_BYTES = 64 * 1024  # a longer body is parsed in a thread
 MOST_ESCAPES = 2_000_000  # backslashes: each costs as much time as 30 other characters
 MOST_NAME_CHARS = 1_000  # of a model's or conversation's name, in the log
+# Fields with which a stop could change the requested result, by the counted reason: OpenAI's, then
+# their equivalents in llama.cpp, vLLM, SGLang and OpenRouter.
+_BLOCKING_BY_REASON: Mapping[str, str] = {
+    "tools": "functions web_search_options plugins",
+    "response_format": "grammar",  # llama.cpp constrains the thought by it, too
+    "logprobs": "n_probs prompt_logprobs",
+    "stop": "ignore_eos",
+    "modalities": "modalities audio",
+    "prediction": "prediction",
+    "n": "best_of use_beam_search",
+}
+BLOCKING = {name: reason for reason, names in _BLOCKING_BY_REASON.items() for name in names.split()}
+_REASON_OF_FORM: Mapping[ReplyForm, str] = {"text": "tools", "json": "response_format", "tools": "tools"}
+TEXT_PARTS = ("text", "refusal")  # parts of a message that chat templates write as text
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
@@ -331,3 +357,70 @@ def last_question(body: Mapping[str, Any]) -> str | None:
         return content if isinstance(content, str) else None
     texts = [text for part in content if isinstance(text := within(part, "text"), str)]
     return "\n".join(texts) if texts else None
+
+
+# --------------------------------------------------------------------------- which requests are governed
+
+
+def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
+    if route.settings.kind != "samples":
+        return 1
+    samples, limit = int(options.get("samples") or route.settings.samples), route.settings.max_extra_calls + 1
+    if samples > limit:
+        message = f"suffice.samples: got {samples}; at most {limit} on this route"
+        raise BadRequest(message, param="suffice.samples", code="too_many_samples")
+    return samples
+
+
+def ungoverned(
+    route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any], upstream: Upstream | None
+) -> str | None:
+    """Return why this request must pass through unchanged, or None if it is governed."""
+    kind, messages = route.settings.kind, body.get("messages")
+    if route.settings.mode == "off":
+        return "off"
+    if kind == "rounds":
+        return "rounds"
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        return "messages"
+    if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
+        return "n"
+    if blocking := [reason for name, reason in BLOCKING.items() if name in body and has_field(body, name)]:
+        return blocking[0]
+    form = reply_form(body)
+    if form not in route.settings.reply_forms or not are_clients(body.get("tools")):
+        return _REASON_OF_FORM[form]
+    if kind == "samples":
+        return "samples=1" if n_samples(route, options) == 1 else None
+    return _hindrance(route, body, messages, upstream)
+
+
+def _hindrance(
+    route: BuiltRoute, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], upstream: Upstream | None
+) -> str | None:
+    """Return why the thought of this request cannot be cut, or could not without changing its reply; None: it can."""
+    if any(_shows_more_than_text(m.get("content")) for m in messages):
+        return "images"  # continuing a thought needs a prompt of text only
+    if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
+        return "prefill"  # the answer begins with the client's text, which may hold a thought
+    return None if upstream is None else _unkept(route, body, upstream)
+
+
+def _unkept(route: BuiltRoute, body: Mapping[str, Any], upstream: Upstream) -> str | None:
+    """Return what a stopped reply could not keep of the request; None: it keeps everything."""
+    tags, form = (upstream.think_open, upstream.think_close), reply_form(body)
+    if any(word in tag or tag in word for word in stop_words(body) for tag in tags):
+        return "stop"  # it asks for the thought alone
+    findings = route.findings
+    if finish_methods(upstream, body, findings) or route.settings.arms or not finish_methods(upstream, {}):
+        return None
+    if continuing_methods(upstream, body, findings):
+        return "logprobs"
+    stopless = {name: value for name, value in body.items() if name != "stop" and name not in STOPS}
+    return "stop" if continuing_methods(upstream, stopless, findings) else _REASON_OF_FORM[form]
+
+
+def _shows_more_than_text(content: Any) -> bool:
+    return isinstance(content, list) and any(
+        not isinstance(part, dict) or part.get("type") not in TEXT_PARTS for part in content
+    )

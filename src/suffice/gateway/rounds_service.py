@@ -21,9 +21,9 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import Arrival
 from suffice.gateway.request_parsing import check_body_headers, check_known, parse_json, read_aside, read_text
-from suffice.gateway.route import BuiltRoute
 from suffice.review.items import MOST_SOURCES
 from suffice.rollout.assign import joined
+from suffice.serving.route import BuiltRoute
 from suffice.signals.query import query_signals
 from suffice.telemetry import LOG
 from suffice.types import Decision, EndReason
@@ -93,7 +93,7 @@ def open_run(
     return RoundsRun(
         ledger=ledger,
         scorer=served.scorer,
-        policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
+        policy=GuardedPolicy(served.serving.policy, served.serving.needs, ledger, gw.monotonic_s),
         right=gw.stop_right(served, ledger),
         returning=served.returning,
         vectors=gw.vectors(served, ledger),

@@ -25,9 +25,9 @@ from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured
 from suffice.gateway.request_parsing import ParsedRequest, last_question
 from suffice.gateway.rounds_service import RunStart, close_old, close_run, list_run, open_run
-from suffice.gateway.route import BuiltRoute
 from suffice.policy.protocol import returns_of
 from suffice.rollout.assign import joined
+from suffice.serving.route import BuiltRoute
 from suffice.telemetry import LOG
 from suffice.upstream.assemble import calls_of
 from suffice.upstream.client import Call, Headers, UpstreamClient

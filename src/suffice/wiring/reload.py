@@ -20,8 +20,8 @@ from suffice.edge.embedder import HttpEmbedder
 from suffice.errors import ConfigError, SufficeError
 from suffice.gateway.app import App
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import FIRST_REQUESTS
+from suffice.serving.route import BuiltRoute
 from suffice.settings import Settings
 from suffice.settings.checks import check_settings
 from suffice.settings.reloading import Reload, merge_settings, planned_changes

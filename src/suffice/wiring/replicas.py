@@ -44,7 +44,7 @@ class ReplicaWatch:
     def look(self) -> None:
         """Record what this gateway serves if that has changed, and compare it with the others. May run in a thread."""
         gw = self._gw
-        versions = {route.name: route.policy_version for route in gw.deployment.routes}
+        versions = {route.name: route.serving.version for route in gw.deployment.routes}
         if versions != self._state.versions or not self._state.number:
             self._state = replace(self._state, number=self._state.number + 1, versions=versions)
             self._log.append(self._state)

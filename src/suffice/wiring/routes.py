@@ -18,11 +18,11 @@ from suffice.episode.chain_reader import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
 from suffice.gateway.load_control import warnings as load_warnings
-from suffice.gateway.route import BuiltRoute, route_setup
 from suffice.plugins import load_plugins
 from suffice.policy.base import Policy, build_policy, version_of
 from suffice.rollout.experiment import find_arm, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
+from suffice.serving.route import BuiltRoute, FixedPolicy, route_setup
 from suffice.settings import Driver, Probe, Route, Settings, Upstream
 from suffice.signals.base import FROM_THE_STREAM, reads_answers
 from suffice.signals.observe import Observer
@@ -169,10 +169,7 @@ def build_route(
         name=name,
         settings=settings,
         scorer=scorer,
-        policy=policy,
-        policy_version=version_of(policy),
-        certified=False,  # nothing certifies yet
-        needs=needs,
+        serving=FixedPolicy(policy=policy, version=version_of(policy), needs=needs),  # nothing certifies yet
         proposer=proposer,
         findings=known.upstreams.get(settings.upstream),
         refused=extractability_refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),

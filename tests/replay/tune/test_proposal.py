@@ -162,7 +162,7 @@ def test_a_proposal_passes_through_a_settings_file_and_its_check(
     upstream = '[upstreams.up]\nurl = "http://127.0.0.1:1"\n'
     file.write_text(upstream + fragment + 'upstream = "up"\n', "utf-8")
     route = load_settings(file).routes["my route"]
-    assert build_route("my route", route).policy == proposal.policy()
+    assert build_route("my route", route).serving.policy == proposal.policy()
     checked = CliRunner().invoke(main, ["config", "check", str(file)])
     assert checked.exit_code == 0, checked.output
     (tmp_path / "here" / MODEL_FILE).write_text("{}", "utf-8")

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+from suffice.assurance.load_level import Admission
 from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.control.jobs.monitor import Monitor
@@ -20,11 +21,12 @@ from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain
 from suffice.control.jobs.upkeep import Rollup
 from suffice.errors import SufficeError
-from suffice.gateway.route import BuiltRoute, Variants, deploy_route
 from suffice.policy.folded_version import FoldedVersion, load_version
 from suffice.review.decide import IncidentForm
-from suffice.review.holds import lowest
 from suffice.rollout.experiment import units_of
+from suffice.serving.deploy import deploy_route
+from suffice.serving.route import BuiltRoute
+from suffice.serving.variants import Variants
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import open_reader
@@ -109,10 +111,10 @@ class Month:
         )
         served, arms = self.variants.place(asked, lambda: units_of("", request=request.unit))
         request = replace(
-            request, policy_version=served.policy_version, certified=served.certified, setup=served.setup, arms=arms
+            request, policy_version=served.serving.version, certified=served.certified, setup=served.setup, arms=arms
         )
-        level = lowest(self.route.active.level, served.ceiling) if served.levels else 0
-        policy = served.levels[level] if level else served.policy
+        place = Admission(level=self.route.active.level, certified=True, reason="the load is usual")
+        policy = served.placed(place).serving.policy
         replayed = replay_run(Episode(request=request, outcome=outcome), policy, wave=served.settings.wave)
         because, acts = "the risk is below the level's threshold", served.acts and not (request.audit or self.killed)
         ended = end_run(outcome, replayed, self.full_tokens, acts=acts, because=because)

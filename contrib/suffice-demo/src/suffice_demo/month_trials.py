@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import SufficeError
-from suffice.gateway.route import BuiltRoute, RolloutTrial, RunningVariants, Variants
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.experiment import units_of
 from suffice.rollout.results import summarize_arm
+from suffice.serving.route import BuiltRoute
+from suffice.serving.variants import RolloutTrial, RunningVariants, Variants
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
@@ -77,12 +78,15 @@ class MonthTrials:
         )
 
     def ask(self, number: int, *, at_s: float) -> tuple[Request, Outcome, str]:
-        share = max(SHARE, self.variants.audit_share(ROUTE))
+        trial = self.variants.running.trials.get(ROUTE)
+        share = SHARE if trial is None else max(SHARE, trial.state.audit_share or 0.0)
         request, outcome, right = full_run(number, QUIZ, self.rng, route=ROUTE, share=share, at_s=at_s)
         request = replace(request, setup=self.base.setup)
         served, arms = self.variants.place(self.base, lambda: units_of("", request=request.unit))
-        request = replace(request, mode=served.settings.mode, policy_version=served.policy_version, arms=arms)
-        replayed = replay_run(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
+        request = replace(request, mode=served.settings.mode, policy_version=served.serving.version, arms=arms)
+        replayed = replay_run(
+            Episode(request=request, outcome=outcome), served.serving.policy, wave=self.base.settings.wave
+        )
         acts = served.acts and not request.audit
         because = "its policy has seen enough"
         return request, end_run(outcome, replayed, self.full_tokens, acts=acts, because=because), right

@@ -45,7 +45,7 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
 
 
 def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> decide.DecisionInputs:
-    """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
+    """Return the current state of a route; `setup` as in `serving.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
     return decide.DecisionInputs(
         name=route,
