@@ -255,6 +255,8 @@ class BuiltRoute:
             if plan is not None and len(plan.draws) == 1:
                 ceiling, plan = lowest(ceiling, plan.draws[0].ceiling), plan if plan.draws[0].settings else None
         narrowed = self.serving.narrowed(ceiling, question_key)
+        if narrowed is self.serving and plan is self.plan:
+            return self
         return replace(self, serving=narrowed, plan=plan if narrowed.has_evidence else None)
 
     def _named(self, model: str) -> str:
