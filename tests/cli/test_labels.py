@@ -263,7 +263,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     (plain,) = lines(run(folder, "status", "--json"))
     assert (plain["held"]["n_to_review"], len(plain["held"]["overrides"])) == (2, 1)
     with open_reader(folder / "log.db") as connection:
-        assert read_held(connection, read_holds(connection), now_s=1e12)["own"].n_to_review == 1
+        assert read_held(connection, {"own": read_holds(connection).of("own")}, now_s=1e12)["own"].n_to_review == 1
 
 
 @pytest.mark.slow(keep=1)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from suffice.console.render import HERE
-from suffice.console.views.overview import STARTS_S, describe_missing, notices
+from suffice.console.views.overview import STARTS_S, notices
+from suffice.console.views.route_state import describe_missing
 from suffice.settings import Route
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication

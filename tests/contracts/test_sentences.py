@@ -27,8 +27,8 @@ from suffice.cli.inspect.status_output import print_statuses
 from suffice.console.context import LogView, ViewContext
 from suffice.console.scope import parse_scope
 from suffice.console.views.history import describe_saving, read_history
-from suffice.console.views.overview import route_states
 from suffice.console.views.report import MonthReport, month_report
+from suffice.console.views.route_state import route_states
 from suffice.control.jobs.upkeep import added_by
 from suffice.formatting import format_percent, format_points
 from suffice.gateway.clients import Clients

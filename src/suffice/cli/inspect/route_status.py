@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from suffice.assurance.runs import Match
-from suffice.report.snapshot import PairStatus, RouteSnapshot, read_snapshots
+from suffice.edge.math import open_match
+from suffice.errors import ConfigError
+from suffice.report.snapshot import PairStatus, RouteSnapshot, read_details, read_snapshots, scorer_name
 from suffice.settings import Route, Settings
 from suffice.store.database.location import LogLocation
-from suffice.store.database.views import LogReader, open_reader, read_episodes
-from suffice.store.routes.deployments import RouteDeployment
+from suffice.store.database.views import LogReader, open_reader, read_episodes, snapshot
+from suffice.store.routes.deployments import is_killed
+from suffice.store.routes.rollups import RouteScorer, logged_routes, tallies_now
 from suffice.wiring.keys import kill_file
 
 if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
@@ -28,21 +35,50 @@ def read_statuses(database: LogLocation, settings: Settings | None, route: str |
 def statuses_of(
     connection: LogReader, database: LogLocation, settings: Settings | None, route: str | None
 ) -> list[RouteSnapshot]:
-    """Like `read_statuses`, on an open reader."""
-    return read_snapshots(
-        connection,
-        database,
-        settings,
-        route,
-        kill_file=None if settings is None else kill_file(settings),
-        now_s=time.time(),
-        read_pairs=read_pairs,
-    )
+    """Like `read_statuses`, on an open reader. Without settings, answers are compared exactly."""
+    now_s = time.time()
+    with ExitStack() as stack:
+        stack.enter_context(snapshot(connection))
+        scorer_of, names = _scorers(settings, stack), logged_routes(connection)
+        if route is not None and route not in names:
+            seen = ", ".join(name or '""' for name in names) or "none yet"
+            raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {seen}")
+        snapshots = read_snapshots(
+            connection,
+            database,
+            settings,
+            tallies_now(connection, scorer_of),  # reads only rows that the job `rollup` has not summed up
+            names if route is None else (route,),
+            now_s=now_s,
+            killed=is_killed(connection, None if settings is None else kill_file(settings)),
+        )
+        return [
+            replace(one, pairs=_read_pairs(connection, one, scorer_of(one.name).match))
+            for one in read_details(connection, snapshots, now_s=now_s)
+        ]
 
 
-def read_pairs(
-    connection: LogReader, name: str, route: Route | None, match: Match, held: RouteDeployment
-) -> tuple[PairStatus, ...]:
+def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], RouteScorer]:
+    @cache
+    def scorer_of(name: str) -> RouteScorer:
+        route = settings.routes.get(name) if settings is not None else None
+        if route is None:
+            return RouteScorer("", operator.eq, is_gone=settings is not None)
+
+        @cache  # a judge of formulas starts processes, and most logs need none
+        def opened() -> Match:
+            return stack.enter_context(open_match(route))
+
+        def match(answer: str | None, gold: str) -> bool:
+            return opened()(answer, gold)
+
+        return RouteScorer(scorer_name(route), match)
+
+    return scorer_of
+
+
+def _read_pairs(connection: LogReader, one: RouteSnapshot, match: Match) -> tuple[PairStatus, ...]:
+    route, name = one.settings, one.name
     if route is None or not route.is_paired:
         return ()
     from suffice.assurance.paired import pairs_of
@@ -51,7 +87,7 @@ def read_pairs(
     from suffice.control.loop.paired import is_pair, pair_audits
 
     audits: list[Audit] = []
-    behind, callers = since(name, held, connection), set[str]()
+    behind, callers = since(name, one.deployment, connection), set[str]()
     for item in read_episodes(connection, name, behind, ended_after=behind):
         callers.add(item.episode.request.sender)
         if is_pair(item.episode.request, item.episode.outcome, route.arms):

@@ -46,6 +46,12 @@ if TYPE_CHECKING:  # the gateway would take most of the start-up time of `suffic
 
 # Prefixes of lines that are highlighted.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
+# Of `--json`, beside those of the report.
+STATUS_KEYS = (
+    *("mode", "policy_version", "n_without_outcome", "scorer", "confidence", "max_em_drop", "evidence", "refused"),
+    *("certifies", "control", "forecast", "spending", "proposal", "budget", "worse_arms", "promise", "promise_state"),
+    *("pairs", "held", "policy", "needs_probe", "lag", "since_s"),
+)
 WATCH_S = 2.0  # between two looks
 
 
@@ -104,8 +110,8 @@ def print_statuses(
             print_facts(f"route {one.report.route or '(no route matched)'}", sections, loud=LOUD, width=width)
             click.echo()
             continue
-        plain = msgspec.to_builtins(one)
-        report = plain.pop("report")
+        plain = msgspec.to_builtins({name: getattr(one, name) for name in STATUS_KEYS})
+        report = msgspec.to_builtins(one.report)
         report.pop("audits_at_s")
         plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
         summary = summarize(one, options=options)

@@ -10,8 +10,7 @@ from typing import Final
 from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.scope import CUSTOM, TimeRange, format_bound
 from suffice.console.views.history import History, describe_saving, read_history
-from suffice.console.views.overview import route_states
-from suffice.console.views.route_state import RouteState
+from suffice.console.views.route_state import RouteState, route_states
 from suffice.errors import BadRequest
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S

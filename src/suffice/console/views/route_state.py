@@ -1,17 +1,27 @@
-"""What a page says of one route, and how far a new route has come. Pure."""
+"""What a page says of one route, and how far a new route has come: its snapshot, with the figures of the scope."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
 
-from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.bounds import wilson
+from suffice.assurance.estimate import IntervalEstimate, saving_of
+from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.console.context import ViewRecord
+from suffice.console.context import DAY_S, LogView, ViewRecord
+from suffice.console.scope import TimeRange
+from suffice.console.views.history import History
 from suffice.formatting import format_percent
+from suffice.report.snapshot import RouteSnapshot, read_snapshots, scorer_name
+from suffice.review.holds import lowest
+from suffice.review.route_guarantee import RouteGuarantee
 from suffice.settings import Route
+from suffice.store.routes import rollups
 from suffice.store.routes.deployments import Phase
-from suffice.store.routes.period import PeriodFigures
-from suffice.store.rows.sums import RollupSums
+from suffice.store.routes.period import Period, PeriodFigures, period_figures
+from suffice.store.routes.rollups import DAY_HOURS
+from suffice.store.rows.sums import NO_SUMS, RollupSums
 
 
 class RampStep(ViewRecord, frozen=True):
@@ -109,3 +119,147 @@ def _step_of(phase: Phase, *, acts: bool, n_steps: int) -> int:
     if not acts:
         return 2
     return n_steps if n_steps == 3 or phase.level >= phase.n_levels else 3
+
+
+RATE_DAYS: Final = 7  # over which the rate of audits is averaged
+
+
+def snapshots_of(view: LogView, names: Iterable[str]) -> list[RouteSnapshot]:
+    tallies = rollups.read_tallies(view.connection)
+    return read_snapshots(
+        view.connection, view.path, view.settings, tallies, names, now_s=view.now_s, killed=view.killed
+    )
+
+
+def route_states(
+    view: LogView, each: Mapping[str, Period], window: TimeRange | History, *, only: str | None = None
+) -> tuple[RouteState, ...]:
+    """The states of all routes, or of one, with their figures of the window."""
+    names = [name for name in dict.fromkeys([*view.settings.routes, *sorted(each)]) if only in (None, name)]
+    return states_of(view, snapshots_of(view, names), each, window)
+
+
+def states_of(
+    view: LogView, snapshots: Iterable[RouteSnapshot], each: Mapping[str, Period], window: TimeRange | History
+) -> tuple[RouteState, ...]:
+    since_hour = DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1)
+    recent = rollups.read_rollups(view.connection, ("route",), since_hour=since_hour)
+    n_audits = {str(name): one.n_audits for (name,), one in recent.items()}
+    nothing = Period(total=period_figures(NO_SUMS, window.since_hour, window.until_hour), buckets=())
+    return tuple(
+        state_of(
+            one,
+            each.get(one.name, nothing),
+            audits_a_day=n_audits.get(one.name, 0) / RATE_DAYS or None,
+            ceiling=one.holds.in_effect(view.now_s).ceiling,
+        )
+        for one in snapshots
+    )
+
+
+def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None, ceiling: int | None) -> RouteState:
+    route, phase, forecast, sums = one.settings, one.phase, one.forecast, period.total.sums
+    guarantee = one.guarantee if route is not None else RouteGuarantee(state="off")  # only in the log
+    return RouteState(
+        name=one.name,
+        mode=route.mode if route is not None else "not configured",
+        kind=route.kind if route is not None else "",
+        scorer=scorer_name(route),
+        upstream=route.upstream if route is not None else "",
+        max_em_drop=route.max_em_drop if route is not None else 0.0,
+        confidence=one.confidence,
+        phase=phase,
+        owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
+        promise=guarantee.sentence,
+        promise_state=guarantee.state,
+        beside=guarantee.beside if guarantee.state not in ("off", "observe", "killed") else (),
+        capped=lowest(phase.cap, ceiling),
+        ramp=ramp_of(phase, route, acts=guarantee.stops),
+        figures=period.total,
+        sparks=period.buckets,
+        em_full=estimate_rate(sums.n_full_right, sums.n_full_marked),
+        em_stopped=estimate_rate(*sums.stopped_marks),
+        em_drop=forecast.whole.em_drop if forecast is not None and forecast.whole is not None else None,
+        saving=saving_of(one.tally, one.confidence),
+        satisfaction=forecast.satisfaction if forecast is not None else None,
+        seen_at=forecast.at if forecast is not None else None,
+        alerts=tuple(f"{each.reason}{_capped(phase, each)}" for each in forecasts_of(forecast) if each.alert),
+        audits_a_day=audits_a_day,
+        missing=describe_missing(phase, route, audits_a_day),
+    )
+
+
+def _capped(phase: Phase, forecast: Forecast) -> str:
+    return f"; level {phase.cap} at most meanwhile" if phase.cap is not None and forecast.of == "em_drop" else ""
+
+
+def forecasts_of(report: RouteForecast | None) -> tuple[Forecast, ...]:
+    return () if report is None else tuple(one for one in (report.drop, report.em) if one is not None)
+
+
+def estimate_rate(k: int, n: int) -> IntervalEstimate | None:
+    if not n:
+        return None
+    between = wilson(k, n, 0.95)
+    return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
+
+
+def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
+    if route is None:
+        return "This route is in the log and not in the settings: nothing is asked of it any more."
+    if route.mode == "off":
+        return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
+    if not route.certifies_itself:
+        return (
+            "Its owner wrote the policy down, and nobody certifies it while it observes or acts uncertified. Set mode ="
+            ' "enforce" without uncertified to have it proved, or remove policy to let one learn.'
+        )
+    if not phase.attended:
+        return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
+    if phase.phase == "paused":
+        return "Paused: every request runs in full until somebody resumes it."
+    if route.is_owned:
+        return _describe_fixed_policy(phase, audits_a_day)
+    if route.is_paired or phase.spending is not None:
+        return _describe_no_next_level(phase, route)
+    if phase.phase in ("unattended", "cold start", "burst"):
+        left = max(0, phase.n_burst - phase.n_requests)
+        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
+    return _describe_next_level(phase, audits_a_day)
+
+
+def _describe_fixed_policy(phase: Phase, audits_a_day: float | None) -> str:
+    if phase.level:
+        return "Nothing: its owner's policy is proved."
+    if phase.n_missing is None:
+        return "Its owner's policy is not proved, and no number of audits like those so far would do it."
+    days = _in_days(phase.n_missing, audits_a_day)
+    return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
+
+
+def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
+    if phase.level and phase.level == phase.n_levels:
+        return "Nothing: the last level is certified."
+    if phase.ceiling is not None and phase.level == phase.ceiling:
+        return "People's ratings allow no higher level yet."
+    if phase.cap is not None and phase.level == phase.cap:
+        return "A forecast allows no higher level until it is well inside the budget."
+    if phase.n_missing is None:
+        return "No number of audits like those so far would certify the next level."
+    return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
+
+
+def _describe_no_next_level(phase: Phase, route: Route) -> str:
+    if phase.spending is not None:
+        return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
+    unproved = route.arms[phase.level :]
+    if phase.level and not unproved:
+        return f"Nothing: {phase.arm} is proved."
+    return f"{' or '.join(unproved)} is not proved: suffice status counts its pairs."
+
+
+def _in_days(n: int, a_day: float | None) -> str:
+    if not n or not a_day:
+        return ""
+    days = n / a_day
+    return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"

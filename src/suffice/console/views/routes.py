@@ -12,18 +12,19 @@ from suffice.agent.plan import AgentPlan, describe_class_plan, describe_plan
 from suffice.assurance.estimate import leavers_of
 from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import describe_records
-from suffice.assurance.runs import CallerAudits, Tally
+from suffice.assurance.runs import CallerAudits
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.assurance.spending import SpendForecast, describe_spending
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import Answers, answer_questions
 from suffice.console.views.history import History, read_history
-from suffice.console.views.overview import OverviewNotice, forecasts_of, notices, route_states, states_of
+from suffice.console.views.overview import OverviewNotice, notices
 from suffice.console.views.policies import RoutePolicy, policy_of
-from suffice.console.views.route_state import RouteState
+from suffice.console.views.route_state import RouteState, forecasts_of, route_states, snapshots_of, states_of
 from suffice.console.views.settings import SettingRow, sections
 from suffice.errors import BadRequest
+from suffice.report.snapshot import RouteSnapshot
 from suffice.review.holds import Override
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
@@ -32,7 +33,7 @@ from suffice.store.database.views import LogReader, newest_event, newest_events
 from suffice.store.people.audit_view import describe_level
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes import rollups
-from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided, read_holds
+from suffice.store.routes.deployments import RouteDeployment, decisions_of
 from suffice.store.routes.period import PeriodFigures, period_figures
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event, ProposedVersion, kind_of
@@ -132,24 +133,23 @@ class RoutePage(ViewRecord, frozen=True):
 
 def routes(view: ViewContext) -> Routes:
     history, each = read_history(view, view.scope.route)
-    return Routes(window=view.window, routes=states_of(view, history, each))
+    return Routes(window=view.window, routes=route_states(view, each, history, only=view.scope.route))
 
 
 def route(view: ViewContext) -> RoutePage:
     """Raises UnknownNameError, and BadRequest for publications that cannot be compared."""
     window, name, log = view.window, view.scope.route or view.query.get("name", ""), view.connection
     history, each = read_history(view, name)
-    state = next((one for one in route_states(view, each, window) if one.name == name), None)
-    if state is None:
+    if name not in view.settings.routes and name not in each:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
-    report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
+    (known,) = snapshots_of(view, (name,))
+    (state,) = states_of(view, (known,), each, window)
+    report, proposal = known.forecast, newest_event(log, ProposedVersion, route=name)
     decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
-    plan, settings = state.phase.plan, view.settings.routes.get(name)
-    decided = read_decided(log).of(name)
+    plan, settings = known.phase.plan, known.settings
     versions = _breakdown(view, state, "version", report)
     urgent = notices((state,), rollups.read_to(log), view, ())
-    published = _published(view, name, settings, decided, decisions, versions)
-    rollouts, holds = read_rollouts(log), read_holds(log).of(name)
+    published = _published(view, known, decisions, versions)
     return RoutePage(
         window=window,
         answers=answer_questions(history, window, (state,), len(urgent)),
@@ -158,11 +158,11 @@ def route(view: ViewContext) -> RoutePage:
         route=state,
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
-        operating=_operating(decided),
+        operating=_operating(known.deployment),
         **_learned(log, decisions),
         classes=tuple(sorted(_breakdown(view, state, "query_class", report), key=lambda one: -(one.lost or 0.0))),
         versions=versions,
-        leavers=leavers_of(rollups.read_tallies(log, (name,)).get(name) or Tally()),
+        leavers=leavers_of(known.tally),
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
         agent=tuple(describe_plan(plan)) if plan is not None else (),
         agent_reason=plan.reason if plan is not None else "",
@@ -174,10 +174,17 @@ def route(view: ViewContext) -> RoutePage:
             *(describe_spending(spending) if spending is not None else ()),
         ),
         likings=report.whole_effects if report is not None else (),
-        policy=policy_of(view, name, settings or Route(upstream="", mode="off"), decided, rollouts, holds),
+        policy=policy_of(
+            view,
+            name,
+            settings or Route(upstream="", mode="off"),
+            known.deployment,
+            read_rollouts(log),
+            known.holds,
+        ),
         published=published,
         compared=_compared(view, published),
-        overrides=tuple(one for one in holds.overrides if view.now_s < one.expires_at_s),
+        overrides=tuple(one for one in known.holds.overrides if view.now_s < one.expires_at_s),
         settings=next((one.settings for one in sections(view.settings) if one.name == f"routes.{name}"), ()),
         price="" if report is None or report.price is None else report.price.sentence,
         confidence=report.confidence if report is not None else state.confidence,
@@ -186,22 +193,17 @@ def route(view: ViewContext) -> RoutePage:
 
 def _published(
     view: ViewContext,
-    name: str,
-    settings: Route | None,
-    decided: RouteDeployment,
+    known: RouteSnapshot,
     decisions: Sequence[StoredEvent],
     versions: Sequence[RouteBreakdown],
 ) -> tuple[PublishedPolicy, ...]:
-    by_version = {one.name: one.figures for one in versions}
-    now = (
-        read_snapshot(view.connection, name, settings, setup=view.services.setup_of(name))
-        if settings is not None
-        else None
-    )
+    by_version, made_now = {one.name: one.figures for one in versions}, known.deployment.publication
     refusals = dict[int, str]()
-    if now is not None:
+    if known.settings is not None:
+        setup = view.services.setup_of(known.name)
+        now = read_snapshot(view.connection, known.name, known.settings, setup=setup)
         refusals = {made.number: why or "" for made, why in fitting(view.connection, now, now_s=view.now_s)}
-    active, equals = decided.publication.number if decided.publication is not None else 0, dict[tuple[str, int], int]()
+    active, equals = made_now.number if made_now is not None else 0, dict[tuple[str, int], int]()
     rows = list[PublishedPolicy]()
     for stored in decisions:
         if not isinstance(made := stored.event, Publication):
