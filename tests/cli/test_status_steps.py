@@ -12,7 +12,7 @@ from bench.status import fill, sum_up
 
 from suffice.cli.inspect.route_report import status_sections
 from suffice.cli.inspect.route_status import read_statuses, statuses_of
-from suffice.cli.inspect.route_summary import summarize
+from suffice.report.sentences import summarize
 from suffice.settings import parse_settings
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups

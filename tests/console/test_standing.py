@@ -12,7 +12,7 @@ import pytest
 
 from suffice.console.render import HERE
 from suffice.console.views.overview import STARTS_S, notices
-from suffice.console.views.route_state import describe_missing
+from suffice.report.sentences import describe_missing
 from suffice.settings import Route
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication

@@ -22,7 +22,6 @@ from prometheus_client import generate_latest
 from suffice.assurance.estimate import ReportEstimates
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.cli.inspect.route_summary import summarize
 from suffice.cli.inspect.status_output import print_statuses
 from suffice.console.context import LogView, ViewContext
 from suffice.console.scope import parse_scope
@@ -35,6 +34,7 @@ from suffice.gateway.clients import Clients
 from suffice.gateway.context import Deployment, GatewayState, LogSampler
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
+from suffice.report.sentences import summarize
 from suffice.report.snapshot import RouteSnapshot
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.serving.route import FixedPolicy

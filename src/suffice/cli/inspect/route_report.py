@@ -14,8 +14,8 @@ from suffice.assurance.money import usd
 from suffice.assurance.runs import TokenTotals
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.assurance.spending import describe_spending
-from suffice.cli.inspect.route_summary import duration
 from suffice.formatting import format_estimate
+from suffice.report.sentences import duration, no_next_level
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
 from suffice.store.rows.events import ProposedVersion
@@ -151,15 +151,10 @@ def _spent(one: BudgetAccount) -> str:
 
 
 def _next(one: Phase, per_s: float | None) -> str:
-    if one.level and one.level == one.n_levels:
-        return "none: this is the last"
-    if one.ceiling is not None and one.level == one.ceiling:
-        return "none: people's ratings allow no higher one yet"
-    if one.cap is not None and one.level == one.cap:
-        return "none: the forecast allows no higher one until it is well inside the budget"
-    if one.n_missing is None:
-        return "no number of such audits would certify it"
-    return f"about {one.n_missing:,} more audits at the rates seen{_in_time(one.n_missing, per_s)}"
+    why = no_next_level(one)
+    if why is not None:
+        return why.in_status
+    return f"about {one.n_missing:,} more audits at the rates seen{_in_time(one.n_missing or 0, per_s)}"
 
 
 def _in_time(n: int, per_s: float | None) -> str:

@@ -16,7 +16,7 @@ import msgspec
 
 from suffice.cli.inspect import route_report
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.cli.inspect.route_summary import summarize, summary_lines
+from suffice.cli.inspect.route_summary import summary_lines
 from suffice.cli.shell import (
     fail,
     given_data_dir,
@@ -30,6 +30,7 @@ from suffice.cli.shell import (
 )
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
+from suffice.report.sentences import summarize
 from suffice.report.snapshot import RouteSnapshot, describe_overrides
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store

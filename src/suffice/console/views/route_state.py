@@ -13,6 +13,7 @@ from suffice.console.context import DAY_S, LogView, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History
 from suffice.formatting import format_percent
+from suffice.report.sentences import describe_missing
 from suffice.report.snapshot import RouteSnapshot, read_snapshots, scorer_name
 from suffice.review.holds import lowest
 from suffice.review.route_guarantee import RouteGuarantee
@@ -202,64 +203,3 @@ def estimate_rate(k: int, n: int) -> IntervalEstimate | None:
         return None
     between = wilson(k, n, 0.95)
     return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
-
-
-def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
-    if route is None:
-        return "This route is in the log and not in the settings: nothing is asked of it any more."
-    if route.mode == "off":
-        return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
-    if not route.certifies_itself:
-        return (
-            "Its owner wrote the policy down, and nobody certifies it while it observes or acts uncertified. Set mode ="
-            ' "enforce" without uncertified to have it proved, or remove policy to let one learn.'
-        )
-    if not phase.attended:
-        return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
-    if phase.phase == "paused":
-        return "Paused: every request runs in full until somebody resumes it."
-    if route.is_owned:
-        return _describe_fixed_policy(phase, audits_a_day)
-    if route.is_paired or phase.spending is not None:
-        return _describe_no_next_level(phase, route)
-    if phase.phase in ("unattended", "cold start", "burst"):
-        left = max(0, phase.n_burst - phase.n_requests)
-        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
-    return _describe_next_level(phase, audits_a_day)
-
-
-def _describe_fixed_policy(phase: Phase, audits_a_day: float | None) -> str:
-    if phase.level:
-        return "Nothing: its owner's policy is proved."
-    if phase.n_missing is None:
-        return "Its owner's policy is not proved, and no number of audits like those so far would do it."
-    days = _in_days(phase.n_missing, audits_a_day)
-    return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
-
-
-def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
-    if phase.level and phase.level == phase.n_levels:
-        return "Nothing: the last level is certified."
-    if phase.ceiling is not None and phase.level == phase.ceiling:
-        return "People's ratings allow no higher level yet."
-    if phase.cap is not None and phase.level == phase.cap:
-        return "A forecast allows no higher level until it is well inside the budget."
-    if phase.n_missing is None:
-        return "No number of audits like those so far would certify the next level."
-    return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
-
-
-def _describe_no_next_level(phase: Phase, route: Route) -> str:
-    if phase.spending is not None:
-        return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
-    unproved = route.arms[phase.level :]
-    if phase.level and not unproved:
-        return f"Nothing: {phase.arm} is proved."
-    return f"{' or '.join(unproved)} is not proved: suffice status counts its pairs."
-
-
-def _in_days(n: int, a_day: float | None) -> str:
-    if not n or not a_day:
-        return ""
-    days = n / a_day
-    return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"
