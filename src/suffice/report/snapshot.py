@@ -14,7 +14,7 @@ from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Tally
 from suffice.assurance.spending import SpendForecast
 from suffice.formatting import format_time
-from suffice.review.holds import NO_HOLDS, Override, RouteHolds, describe_override, unexpired
+from suffice.review.holds import NO_HOLDS, Override, RouteHolds, describe_override, lowest, unexpired
 from suffice.review.queue import ItemState
 from suffice.review.route_guarantee import RouteGuarantee, State
 from suffice.scoring.base import scorer_label
@@ -81,6 +81,7 @@ class RouteSnapshot:
     deployment: RouteDeployment
     phase: Phase  # of its certification
     holds: RouteHolds
+    cap: int | None  # the highest level that an override or a forecast allows; None: no cap
     guarantee: RouteGuarantee
     refused: str | None  # why "enforce" in the settings is refused; None: it is not, or not set
     forecast: RouteForecast | None  # the latest look of the job `monitor`; None: none
@@ -184,6 +185,7 @@ def read_snapshots(
     for name in names:
         configured, tally = None if settings is None else settings.routes.get(name), tallies.get(name) or Tally()
         forecast, newest = newest_event(connection, RouteForecast, route=name), newest_request(connection, name)
+        phase, holds = phases.get(name) or phase_of(NOTHING, attended=attended), promises.holds.of(name)
         refused = None
         if configured is None:
             known = "gone" if settings is not None else _state_without_settings(name, newest, promises)
@@ -203,8 +205,9 @@ def read_snapshots(
                 newest=newest,
                 tally=tally,
                 deployment=promises.decided.of(name),
-                phase=phases.get(name) or phase_of(NOTHING, attended=attended),
-                holds=promises.holds.of(name),
+                phase=phase,
+                holds=holds,
+                cap=lowest(phase.cap, holds.in_effect(now_s).ceiling),
                 guarantee=guarantee,
                 refused=refused,
                 forecast=forecast,

@@ -8,13 +8,14 @@ from typing import Any, Final
 import msgspec
 
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
-from suffice.review.holds import RouteHolds, lowest
+from suffice.console.views.route_state import snapshots_of
+from suffice.report.snapshot import RouteSnapshot
 from suffice.rollout.evidence import GuardrailValue
 from suffice.rollout.results import ArmComparison, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import newest_event
-from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided, read_holds
+from suffice.store.routes.deployments import decisions_of
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.rollouts import (
     RolloutRun,
@@ -58,25 +59,13 @@ class PoliciesView(ViewRecord, frozen=True):
 
 
 def policies(view: ViewContext) -> PoliciesView:
-    log = view.connection
-    decided, rollouts, holds = read_decided(log), read_rollouts(log), read_holds(log)
-    return PoliciesView(
-        routes=tuple(
-            policy_of(view, name, route, decided.of(name), rollouts, holds.of(name))
-            for name, route in view.settings.routes.items()
-            if route.mode != "off"
-        )
-    )
+    rollouts = read_rollouts(view.connection)
+    names = [name for name, route in view.settings.routes.items() if route.mode != "off"]
+    return PoliciesView(routes=tuple(policy_of(view, one, rollouts) for one in snapshots_of(view, names)))
 
 
-def policy_of(
-    view: ViewContext,
-    name: str,
-    route: Route,
-    held: RouteDeployment,
-    rollouts: tuple[RolloutRun, ...],
-    holds: RouteHolds,
-) -> RoutePolicy:
+def policy_of(view: ViewContext, one: RouteSnapshot, rollouts: tuple[RolloutRun, ...]) -> RoutePolicy:
+    name, route, held = one.name, one.settings or Route(upstream="", mode="off"), one.deployment
     now, own = held.publication, own_version(route).address if route.policy else ""
     serving = read_serving_version(rollouts, name, own) if route.policy else ""
     published = [
@@ -87,8 +76,8 @@ def policy_of(
         if isinstance(stored.event, Publication)
     ]
     running = read_running_rollouts(rollouts).get(name)
-    past = tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST]
-    states = [one.state for one in (*past, *((running,) if running else ()))]
+    past = tuple(run for run in reversed(rollouts) if run.state.route == name and run.state.over)[:MOST_PAST]
+    states = [run.state for run in (*past, *((running,) if running else ()))]
     addresses = {address for state in states for address in (state.candidate, state.active)}
     return RoutePolicy(
         route=name,
@@ -96,13 +85,13 @@ def policy_of(
         owned=str(route.policy.get("policy", "")),
         activated="" if serving == own else serving,
         level=held.level,
-        capped=lowest(now.cap if now is not None else None, holds.in_effect(view.now_s).ceiling),
+        capped=one.cap,
         paused=held.pause.reason if held.pause is not None else "",
         rollout=running,
         past=past,
         published=tuple(published[:MOST_PUBLICATIONS]),
         proposal=newest_event(view.connection, ProposedVersion, route=name),
-        names={one: name_policy(view, one, route.policy if one == own else None) for one in addresses},
+        names={each: name_policy(view, each, route.policy if each == own else None) for each in addresses},
     )
 
 

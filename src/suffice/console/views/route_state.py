@@ -15,7 +15,6 @@ from suffice.console.views.history import History
 from suffice.formatting import format_percent
 from suffice.report.sentences import describe_missing
 from suffice.report.snapshot import RouteSnapshot, read_snapshots, scorer_name
-from suffice.review.holds import lowest
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.settings import Route
 from suffice.store.routes import rollups
@@ -152,13 +151,12 @@ def states_of(
             one,
             each.get(one.name, nothing),
             audits_a_day=n_audits.get(one.name, 0) / RATE_DAYS or None,
-            ceiling=one.holds.in_effect(view.now_s).ceiling,
         )
         for one in snapshots
     )
 
 
-def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None, ceiling: int | None) -> RouteState:
+def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None) -> RouteState:
     route, phase, forecast, sums = one.settings, one.phase, one.forecast, period.total.sums
     guarantee = one.guarantee if route is not None else RouteGuarantee(state="off")  # only in the log
     return RouteState(
@@ -174,7 +172,7 @@ def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None, 
         promise=guarantee.sentence,
         promise_state=guarantee.state,
         beside=guarantee.beside if guarantee.state not in ("off", "observe", "killed") else (),
-        capped=lowest(phase.cap, ceiling),
+        capped=one.cap,
         ramp=ramp_of(phase, route, acts=guarantee.stops),
         figures=period.total,
         sparks=period.buckets,

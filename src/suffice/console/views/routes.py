@@ -26,7 +26,6 @@ from suffice.console.views.settings import SettingRow, sections
 from suffice.errors import BadRequest
 from suffice.report.snapshot import RouteSnapshot
 from suffice.review.holds import Override
-from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
@@ -146,8 +145,7 @@ def route(view: ViewContext) -> RoutePage:
     (state,) = states_of(view, (known,), each, window)
     report, proposal = known.forecast, newest_event(log, ProposedVersion, route=name)
     decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
-    plan, settings = known.phase.plan, known.settings
-    versions = _breakdown(view, state, "version", report)
+    plan, versions = known.phase.plan, _breakdown(view, state, "version", report)
     urgent = notices((state,), rollups.read_to(log), view, ())
     published = _published(view, known, decisions, versions)
     return RoutePage(
@@ -174,14 +172,7 @@ def route(view: ViewContext) -> RoutePage:
             *(describe_spending(spending) if spending is not None else ()),
         ),
         likings=report.whole_effects if report is not None else (),
-        policy=policy_of(
-            view,
-            name,
-            settings or Route(upstream="", mode="off"),
-            known.deployment,
-            read_rollouts(log),
-            known.holds,
-        ),
+        policy=policy_of(view, known, read_rollouts(log)),
         published=published,
         compared=_compared(view, published),
         overrides=tuple(one for one in known.holds.overrides if view.now_s < one.expires_at_s),
