@@ -347,6 +347,29 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
     assert said["evidence"].endswith("stopped runs are rated worse")
 
 
+def test_a_control_loop_that_has_decided_nothing_yet_is_seen_to_run(tmp_path: Path) -> None:
+    from tests.console.visitor import settings_in
+
+    from suffice.cli.inspect.route_status import read_statuses
+    from suffice.store.database.location import log_location
+    from suffice.wiring.worker import open_decisions
+
+    settings = settings_in(tmp_path)
+    log = LogWriter(Store(url=settings.store.url), now=lambda: 0.0)
+    write(log, "ep_1")
+    log.close()
+
+    def runs() -> bool:
+        (one,) = read_statuses(log_location(settings.store), settings, None)
+        assert one.control is not None
+        return one.control.attended
+
+    assert not runs()
+    with open_decisions(settings) as worker:
+        assert worker.acquire("certify") is not None
+        assert runs()
+
+
 # ---- three lines a route -----------------------------------------------------------------------------
 
 
