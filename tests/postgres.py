@@ -18,8 +18,7 @@ import pytest
 
 from suffice.settings import Store
 from suffice.store.database import postgres
-from suffice.store.database.postgres import PostgresDatabase, postgres_database
-from suffice.store.sql import PostgresConnection
+from suffice.store.database.postgres import PostgresConnection, PostgresDatabase, postgres_database
 from tests.replicas.postgres import SERVER, PostgresServer
 
 

@@ -28,8 +28,8 @@ from suffice.policy.learned import LearnedPolicy
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.routes.rollouts import version_at
-from suffice.store.sql import SqliteConnection
 from suffice.types import Signals
 from suffice_testing.trace_files import write_traces_parquet
 from tests.model.forest import some_trees

@@ -20,8 +20,8 @@ from suffice.errors import StoreError
 from suffice.store.audit.appender import Appender
 from suffice.store.audit.chain import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.rows.events import Erasure, to_row
-from suffice.store.sql import SqliteConnection
 from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written

@@ -14,6 +14,7 @@ from suffice.cli.inspect.route_report import status_sections
 from suffice.cli.inspect.route_status import read_statuses, statuses_of
 from suffice.report.sentences import summarize
 from suffice.settings import parse_settings
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
 
@@ -26,7 +27,7 @@ def steps(config: Path) -> tuple[int, int]:
         n[0] += 1
 
     with open_reader(config.parent / "log.db") as connection:
-        assert isinstance(connection, sqlite3.Connection)
+        assert isinstance(connection, SqliteConnection)
         connection.set_progress_handler(step, 100)
         statuses = statuses_of(connection, config.parent / "log.db", settings, None)
         connection.set_progress_handler(None, 0)

@@ -13,7 +13,8 @@ from suffice.console.app import ConsoleApp
 from suffice.errors import ConfigError
 from suffice.settings import Settings, Store
 from suffice.store.database.location import log_location
-from suffice.store.database.postgres import PostgresDatabase, write_note
+from suffice.store.database.notes import write_note
+from suffice.store.database.postgres import PostgresDatabase
 from suffice.wiring.people import NOTE, People
 from tests.console.visitor import Visitor, settings_in, site
 from tests.postgres import empty_log

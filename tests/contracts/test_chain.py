@@ -19,9 +19,9 @@ from suffice.store.audit.chain import CHAINED_PARTS, forget_salts, is_chained
 from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.people.audit_view import read_latest_rows
 from suffice.store.rows.events import EVENTS, UNCHAINED, Erasure, Event, decode_as, to_row
-from suffice.store.sql import SqliteConnection
 from tests.contracts.test_events import records, values
 from tests.drawn import examples
 from tests.house.tree import ROOT

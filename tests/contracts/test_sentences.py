@@ -41,6 +41,7 @@ from suffice.serving.route import FixedPolicy
 from suffice.settings import Settings, Store
 from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.preferences import MEASURES, check_rule
@@ -49,7 +50,6 @@ from suffice.store.routes.period import Period, PeriodFigures, read_periods
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
 from suffice.store.rows.preferences import AlertRule, RuleMeasure
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
-from suffice.store.sql import SqliteConnection
 from suffice.telemetry import Metrics
 from suffice.wiring.keys import kill_file
 from suffice.wiring.routes import build_route, read_evidence

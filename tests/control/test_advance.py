@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from suffice.rollout.evidence import Rules, rules_of
 from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import LogReader, label_requests, open_reader
 from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
@@ -342,7 +342,7 @@ def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_rea
         world.audits(30, p_right=0.97)
         read_to, asked = kept.gathering.seq, list[str]()
         with open_reader(world.path) as connection:
-            assert isinstance(connection, sqlite3.Connection)
+            assert isinstance(connection, SqliteConnection)
             connection.set_trace_callback(asked.append)
             seen = kept.see(connection, world.held, NOTHING, now_s=1_000.0)
             fresh = standing(connection, world)

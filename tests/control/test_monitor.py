@@ -24,11 +24,11 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
 from suffice.store.database import views
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import job_history, newest_event, newest_events, open_reader, read_events
 from suffice.store.routes.rollups import add_rollups, read_to
 from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupKey, RollupSums
-from suffice.store.sql import SqliteConnection
 from suffice.telemetry import Metrics
 from suffice.types import Alarm, AlarmCause, Epoch, Outcome, Publication, Query, Usage
 from suffice.wiring.worker import open_worker

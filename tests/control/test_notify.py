@@ -26,12 +26,12 @@ from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, Settings, parse_settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
 from suffice.store.routes.rollups import add_rollups
 from suffice.store.rows.events import Event, FailOpenCount, KillSwitchState, RolloutMove
 from suffice.store.rows.sums import RollupKey, RollupSums
-from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Pause, Resumption
 from suffice.wiring.startup import sinks_of
 from tests.control.test_upkeep import Clock, append, receiver

@@ -18,13 +18,13 @@ from suffice.assurance.sampling import UnloggedRequests
 from suffice.control.jobs import upkeep
 from suffice.control.jobs.upkeep import MOST_CLASSES, OTHER, added_by
 from suffice.settings import Settings, Store, parse_settings
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes import rollups
 from suffice.store.routes.period import read_total
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
-from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import (
     StoredLabel,
     counted_cells,
@@ -161,7 +161,7 @@ def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> Non
 
         with open_reader(database) as connection:
             last = int(connection.execute("SELECT max(seq) FROM events").fetchone()[0])
-            assert isinstance(connection, sqlite3.Connection)
+            assert isinstance(connection, SqliteConnection)
             connection.set_progress_handler(step, 10)
             found = list(drawn_runs(connection, "r", last - 40, last))
         assert [one.episode.request.episode_id for one in found] == [f"ep_{k:05}" for k in range(n - 20, n)]

@@ -24,10 +24,10 @@ from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.chain import read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import newest_events, open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import DaySalt, Event, FeedbackEvent
-from suffice.store.sql import SqliteConnection
 from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.startup import open_log

@@ -22,10 +22,10 @@ from suffice.settings import Store
 from suffice.store.audit.verify import ChainCheck, verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import read_artefact
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_decided
-from suffice.store.sql import SqliteConnection
 from suffice_testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
 from tests.store.made_chain import found_head, made, open_made, said, story, write

@@ -9,8 +9,8 @@ from pathlib import Path
 from suffice.store.audit.appender import Appender, begin_chain
 from suffice.store.audit.chain import Head, head
 from suffice.store.database import schema
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.rows.events import Event, FeedbackEvent, Row, to_row
-from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
 from tests.records import plain_request
 

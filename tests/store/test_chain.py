@@ -19,8 +19,8 @@ from suffice.settings import Store
 from suffice.store.audit.chain import Head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.writer import LogWriter
-from suffice.store.sql import SqliteConnection
 from tests.drawn import examples
 from tests.store.made_chain import (
     SEEN_ALONE,

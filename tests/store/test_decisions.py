@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, LeaseLost, read_artefact
 from suffice.store.database.location import LogLocation
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader
 from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
-from suffice.store.sql import SqliteConnection
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 from tests.drawn import examples
 

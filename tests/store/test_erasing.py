@@ -28,11 +28,11 @@ from suffice.store.database.erasing import (
     select_expired_rows,
     select_word_rows,
 )
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.database.writer import LogWriter
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
-from suffice.store.sql import SqliteConnection
 from suffice.types import Episode, Feedback, Outcome, Query, Usage
 from tests.drawn import examples
 from tests.records import plain_step

@@ -30,12 +30,12 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database import postgres, schema
 from suffice.store.database.copying import copy_log
 from suffice.store.database.decisions import Decisions, LeaseLost
-from suffice.store.database.postgres import PostgresDatabase, postgres_database
+from suffice.store.database.postgres import PostgresConnection, PostgresDatabase, PostgresError, postgres_database
 from suffice.store.database.schema import Migration
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader, query_number, read_events
 from suffice.store.database.writer import LogWriter
-from suffice.store.sql import NamedQuery, PostgresConnection, PostgresError, load_queries
+from suffice.store.sql import NamedQuery, load_queries
 from tests.postgres import connect, empty_log
 from tests.store.made_chain import asked, published, story
 from tests.store.test_log import ended, label

@@ -11,13 +11,14 @@ from msgspec.structs import fields
 
 from suffice.store import sql
 from suffice.store.database import schema
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.rows.sums import RollupSums
-from suffice.store.sql import NamedQuery, SqliteConnection, load_queries
+from suffice.store.sql import NamedQuery, load_queries
 from tests.postgres import database_of, empty_log
 
 FOLDER = Path(sql.__file__).parent
 DIALECTS = ("sqlite", "postgres")
-ALONE = {"insert_event", "append_events", "existing_events"}  # how rows are appended differs
+ALONE = {"insert_event", "append_events", "find_event", "find_events"}  # how rows are appended differs
 HEAD = re.compile(r"(?m)^-- name: (\w+)\(([\w, ]*)\)$")
 
 

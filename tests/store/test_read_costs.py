@@ -19,10 +19,9 @@ from suffice.cli.inspect.route_status import read_statuses
 from suffice.settings import Settings, Store
 from suffice.store.database.copying import copy_log
 from suffice.store.database.location import database_at, log_location
-from suffice.store.database.postgres import postgres_database
-from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.database.postgres import PostgresConnection, postgres_database
+from suffice.store.database.sqlite import SqliteConnection, SqliteDatabase
 from suffice.store.database.views import query_number
-from suffice.store.sql import PostgresConnection, SqliteConnection
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
 from tests.console.made import fill

@@ -16,6 +16,7 @@ from suffice.review.queue import Submission
 from suffice.store.database import sqlite
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import LogLocation
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import (
     NO_REVIEWS,
@@ -193,7 +194,7 @@ def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(write
     asked = list[str]()
     for read, index in ((read_reviews, "reviews"), (read_holds, "holds")):
         with open_reader(writer.path) as connection:
-            assert isinstance(connection, sqlite3.Connection)
+            assert isinstance(connection, SqliteConnection)
             connection.set_trace_callback(asked.append)
             read(connection)
         plan = query(f"EXPLAIN QUERY PLAN {asked[-1]}")

@@ -20,6 +20,7 @@ from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.location import LogLocation
 from suffice.store.database.run_search import read_runs_before
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.views import (
     EpisodeWithLabels,
     n_requests_of,
@@ -33,7 +34,6 @@ from suffice.store.database.writer import LogWriter
 from suffice.store.people.alerts import AlertLog, read_alert_log
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
-from suffice.store.sql import SqliteConnection
 from suffice.types import (
     Alarm,
     ArmDraw,

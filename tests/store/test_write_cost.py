@@ -12,10 +12,10 @@ import pytest
 from suffice.settings import Store
 from suffice.store.audit.appender import COLUMNS, Appender
 from suffice.store.database.location import database_at, log_location
-from suffice.store.database.postgres import postgres_database
+from suffice.store.database.postgres import PostgresConnection, postgres_database
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.rows.events import to_row
-from suffice.store.sql import PostgresConnection, load_queries
+from suffice.store.sql import load_queries
 from suffice.types import Outcome, Request, Usage
 from tests.postgres import empty_log
 from tests.records import plain_request, plain_step

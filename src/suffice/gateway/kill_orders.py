@@ -15,9 +15,8 @@ from typing import Final
 
 from suffice.errors import StoreError
 from suffice.gateway.context import GatewayState
-from suffice.store.audit.appender import CHANNEL
 from suffice.store.database.location import LogDatabase
-from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.postgres import CHANNEL, PostgresDatabase
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.routes.deployments import read_kill_order
 from suffice.store.rows.events import KillSwitchState

@@ -367,9 +367,6 @@ CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.
 FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
 WHERE o.kind = 'outcome';
 
--- name: place_of(kind, key)
-SELECT seq FROM events WHERE kind = %(kind)s AND key = %(key)s
-
 -- name: chain_tail()
 SELECT place, link FROM chain ORDER BY place DESC LIMIT 1
 
@@ -728,10 +725,6 @@ FROM (SELECT seq FROM events WHERE kind IN ({kinds}) AND seq < %(before)s
 JOIN events e ON e.seq = latest.seq LEFT JOIN chain c ON c.seq = latest.seq
 WHERE NOT %(chained)s OR c.seq IS NOT NULL ORDER BY latest.seq DESC
 
--- name: insert_link(place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
-INSERT INTO chain VALUES (%(place)s, %(seq)s, %(form)s, %(kept)s, %(whole)s, %(answers)s, %(answers_salt)s,
-    %(comments)s, %(comments_salt)s, %(link)s, %(note)s)
-
 -- name: log_rows(after, limit)
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > %(after)s
 ORDER BY seq LIMIT %(limit)s
@@ -751,6 +744,6 @@ WITH added AS (
     RETURNING seq
 ) SELECT count(*), max(seq) FROM added
 
--- name: existing_events(kinds, keys)
+-- name: find_events(kinds, keys)
 SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(%(kinds)b AS text[]), CAST(%(keys)b AS text[])) given (kind, key)
 JOIN events e ON e.kind = given.kind AND e.key = given.key

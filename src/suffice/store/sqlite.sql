@@ -341,9 +341,6 @@ CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.
 FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
 WHERE o.kind = 'outcome';
 
--- name: place_of(kind, key)
-SELECT seq FROM events WHERE kind = :kind AND key = :key
-
 -- name: chain_tail()
 SELECT place, link FROM chain ORDER BY place DESC LIMIT 1
 
@@ -711,10 +708,6 @@ FROM (SELECT seq FROM events NOT INDEXED WHERE kind IN ({kinds}) AND seq < :befo
 JOIN events e ON e.seq = latest.seq LEFT JOIN chain c ON c.seq = latest.seq
 WHERE NOT :chained OR c.seq IS NOT NULL ORDER BY latest.seq DESC
 
--- name: insert_link(place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
-INSERT INTO chain VALUES (:place, :seq, :form, :kept, :whole, :answers, :answers_salt, :comments,
-    :comments_salt, :link, :note)
-
 -- name: log_rows(after, limit)
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > :after
 ORDER BY seq LIMIT :limit
@@ -724,3 +717,6 @@ ORDER BY seq LIMIT :limit
 -- Marks in order take a quarter less than names, for each row.
 INSERT INTO events (kind, key, episode_id, route, at_s, owner, body, response_id)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING
+
+-- name: find_event(kind, key)
+SELECT seq, owner FROM events WHERE kind = :kind AND key = :key

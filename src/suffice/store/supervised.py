@@ -11,6 +11,7 @@ import psycopg
 T = TypeVar("T")
 
 _LOOKS_S: Final = 0.05  # between two looks whether a statement is still wanted
+_CONNECT_S: Final = 5
 _CANCEL_S: Final = 2.0  # until a statement that was cancelled has ended
 
 
@@ -37,3 +38,17 @@ class SupervisedConnection(psycopg.Connection[tuple[Any, ...]]):
             if not is_cancelled and self.is_over is not None and self.is_over():
                 is_cancelled, ends_s = True, time.monotonic() + _CANCEL_S
                 self.cancel_safe(timeout=_CANCEL_S)
+
+
+def connect_supervised(url: str, password: str | None, *, most_s: float) -> SupervisedConnection:
+    connection = SupervisedConnection.connect(
+        url,
+        password=password,
+        connect_timeout=_CONNECT_S,
+        autocommit=True,  # transactions are begun by their statements
+        prepare_threshold=None,  # a pooler in transaction mode knows no prepared statements
+        client_encoding="utf8",
+        application_name="suffice",
+    )
+    connection.most_s = most_s
+    return connection

@@ -28,7 +28,8 @@ from suffice.rollout.assign import keyed
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.location import local_path, log_location
-from suffice.store.database.postgres import PostgresDatabase, is_note_of, read_notes, write_note
+from suffice.store.database.notes import is_note_of, read_notes, write_note
+from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.presence import try_lock
 from suffice.store.rows.events import AccessGrant
 from suffice.store.sql import LogReader

@@ -17,7 +17,8 @@ from suffice.gateway.clients import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.gateway.context import GatewayState
 from suffice.rollout.assign import keyed
 from suffice.settings import Key
-from suffice.store.database.postgres import PostgresDatabase, exchange_notes
+from suffice.store.database.notes import exchange_notes
+from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.presence import replica_name
 from suffice.store.database.views import usage_of_others
 from suffice.store.database.writer import LogWriter

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import groupby
+from math import inf
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from suffice.store.audit import chain
 from suffice.store.audit.chain import CHAINED_PARTS, FORM, NOTHING, SALT_BYTES, ChainStart, Link
 from suffice.store.audit.personal import Part, redact_row, split
 from suffice.store.rows.events import UNCHAINED, Row
-from suffice.store.sql import LogReader, PostgresConnection, SqliteConnection
+from suffice.store.sql import LogReader
 
 COLUMNS: Final = ("seq", "kind", "key", "episode_id", "route", "at_s", "owner", "body", "response_id")
-CHANNEL: Final = "suffice_orders"  # of PostgreSQL; a notification carries the log's schema
-NOTIFIED: Final = frozenset(("kill_switched",))  # kinds that gateways must see at once
 
 GivenRow: TypeAlias = tuple[Row, float]  # and the Unix time at which it was accepted
 
@@ -42,66 +40,35 @@ class Appender:
 
     def add_all(self, rows: Sequence[GivenRow]) -> list[AddedRow]:
         """Add the rows whose kind and key no row of the log has, in this order."""
+        if not rows:
+            return []
         if self._redact:
             rows = [(redact_row(row, self._redact), at_s) for row, at_s in rows]
-        if isinstance(self._connection, PostgresConnection):
-            return self._insert_all(self._connection, rows) if rows else []
-        added = list[AddedRow]()
-        for is_linked, group in groupby(rows, lambda given: given[0].kind not in UNCHAINED):
-            if is_linked:
-                added += [self._insert_linked(self._connection, row, at_s) for row, at_s in group]
-            else:
-                added += self._insert(self._connection, [*group])
-        return added
-
-    def _insert(self, connection: SqliteConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
-        n_new = connection.executemany("insert_event", [self._values(*given) for given in rows]).rowcount
-        (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
-        return self._places(rows, n_new, last)
-
-    def _insert_linked(self, connection: SqliteConnection, row: Row, at_s: float) -> AddedRow:
-        (added,) = self._insert(connection, [(row, at_s)])
-        if added.is_new:
-            connection.execute("insert_link", self._chained(added.seq, row, at_s))
-        return added
-
-    def _insert_all(self, connection: PostgresConnection, rows: Sequence[GivenRow]) -> list[AddedRow]:
-        given = {(row.kind, row.key): (row, at_s) for row, at_s in reversed(rows)}  # the first of those with one name
-        columns = zip(*(self._values(row, at_s) for row, at_s in reversed(given.values())), strict=True)
-        n_new, last = connection.execute("append_events", [[*column] for column in columns]).fetchone()
-        added = self._places(rows, n_new, last or 0)
-        if n_new and any(kind in NOTIFIED for kind, _ in given):
-            connection.execute("SELECT pg_notify(?, current_schema())", (CHANNEL,))
+        n_new, last = self._connection.append_events([self._values(*given) for given in rows])
+        added, first_new = self._places(rows, n_new, last)
         links = [
             self._chained(place.seq, row, at_s)
             for (row, at_s), place in zip(rows, added, strict=True)
-            if row.kind not in UNCHAINED and place.is_new and n_new and place.seq > last - n_new
+            if row.kind not in UNCHAINED and place.is_new and place.seq >= first_new
         ]
         if links:
-            connection.copy("chain", Link._fields, links)
+            self._connection.insert_rows("chain", Link._fields, links)
         return added
 
-    def _places(self, rows: Sequence[GivenRow], n_new: int, last: int) -> list[AddedRow]:
-        """Return the places of rows of which `n_new` were just added, the last of them at `last`."""
+    def _places(self, rows: Sequence[GivenRow], n_new: int, last: int) -> tuple[list[AddedRow], float]:
+        """Return the places of rows of which `n_new` were just added, the last of them at `last`, and of the first."""
         if n_new == len(rows):
-            return [AddedRow(seq, is_new=True) for seq in range(last - n_new + 1, last + 1)]
-        names, known = [(row.kind, row.key) for row, _ in rows], dict[tuple[str, str], tuple[int, int]]()
-        if isinstance(self._connection, PostgresConnection):
-            rows_now = self._connection.execute(
-                "existing_events", [[*column] for column in zip(*{*names}, strict=True)]
-            )
-            known = {(kind, key): (seq, owner) for kind, key, seq, owner in rows_now}
-        else:
-            # A transaction of SQLite that failed is not committed, so a retry finds no rows of its own.
-            known = {name: (self._connection.execute("place_of", name).fetchone()[0], -1) for name in names}
+            return [AddedRow(seq, is_new=True) for seq in range(last - n_new + 1, last + 1)], 0
+        names = [(row.kind, row.key) for row, _ in rows]
+        known = dict(self._connection.find_events({*names}))
         newest = {*sorted((seq for seq, _ in known.values()), reverse=True)[:n_new]}
-        added = list[AddedRow]()
+        added, first_new = list[AddedRow](), min(newest, default=inf)
         for name in names:
             seq, owner = known[name]
             added.append(AddedRow(seq, is_new=seq in newest or (self._is_retry and owner == self._owner)))
             newest.discard(seq)
             known[name] = seq, -1
-        return added
+        return added, first_new
 
     def _values(self, row: Row, at_s: float) -> tuple[Any, ...]:
         return row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body, row.response_id
@@ -150,7 +117,7 @@ class Appender:
         start = ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before)
         note = chain.ENCODE(start)
         first = Link(place=1, seq=None, form=FORM, kept=chain.digest(note), note=note.decode())
-        self._connection.execute("insert_link", self._sealed(first, NOTHING))
+        self._connection.insert_rows("chain", Link._fields, [self._sealed(first, NOTHING)])
 
 
 def begin_chain(connection: LogReader, now_s: float) -> None:

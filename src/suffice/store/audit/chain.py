@@ -30,7 +30,7 @@ import msgspec
 from suffice.errors import StoreError
 from suffice.store.audit.personal import Part, split, without
 from suffice.store.rows.events import UNCHAINED, Row
-from suffice.store.sql import LogReader, has_table, in_snapshot
+from suffice.store.sql import LogReader, in_snapshot
 
 FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of an absent part
@@ -104,13 +104,13 @@ def salted_digest(salt: bytes | None, words: bytes | None) -> bytes | None:
 
 
 def require_chain(connection: LogReader) -> None:
-    if not has_table(connection, "chain"):
+    if not connection.has_table("chain"):
         raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
 
 
 def head(connection: LogReader, until_seq: int = _LAST_SEQ) -> Head | None:
     """Return the end of the chain, or where it stood at a place of the log; None if it is empty or dropped."""
-    if not has_table(connection, "chain"):
+    if not connection.has_table("chain"):
         return None
     row = connection.execute("chain_head", (until_seq,)).fetchone()
     return None if row is None else Head(bytes(row[0]).hex(), int(row[1]), int(row[2]), bytes(row[3]).hex())

@@ -22,7 +22,7 @@ import msgspec
 from suffice.store.audit import chain
 from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, Erasure, decode_as
-from suffice.store.sql import LogReader, in_snapshot, stream_rows
+from suffice.store.sql import LogReader, in_snapshot
 
 _MAX: Final = 2**63 - 1
 _KNOWN: Final = frozenset(kind for kind in EVENTS if chain.is_chained(kind))
@@ -197,7 +197,7 @@ def verify_chain(connection: LogReader, heads: Sequence[chain.Head] = ()) -> Cha
 
 def _walk_rows(connection: LogReader, walk: _Walk) -> None:
     n_columns = len(chain.Link._fields)
-    for columns in stream_rows(connection, "chain_with_events"):
+    for columns in connection.stream("chain_with_events"):
         row = chain.Link._make(columns[:n_columns])
         if walk.n_rows:
             walk.take(row, _Event._make(columns[n_columns:]))

@@ -6,7 +6,6 @@ exactly one day, whatever the clocks of several gateways say.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,9 +72,7 @@ def archived_days(log: views.LogReader) -> list[DayArchive]:
 def remove_runs(writer: Decisions, until_seq: int) -> Iterator[int]:
     """Remove requests up to a place with their outcomes, batch by batch; yield how many."""
     while True:
-        with writer.transaction() as log:
-            if isinstance(log, sqlite3.Connection):
-                log.execute("PRAGMA secure_delete = ON")
+        with writer.transaction(erases=True) as log:
             runs = views.query_rows(log, "removable_requests", (until_seq, BATCH_ROWS))
             log.executemany("DELETE FROM events WHERE kind = 'outcome' AND key = ?", [(key,) for _, key in runs])
             log.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq, _ in runs])

@@ -13,7 +13,7 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import query_number
-from suffice.store.sql import LogReader, PostgresConnection, in_snapshot
+from suffice.store.sql import LogReader, in_snapshot
 
 BATCH_ROWS: Final = 2_000
 # Leases and caches are not copied: the next worker makes them anew.
@@ -63,11 +63,11 @@ def _refuse_open_log(source: SqliteDatabase, log: LogReader) -> None:
         raise StoreError(f"store {source}: processes have it open (PID {', '.join(alive)}); stop them and copy again")
 
 
-def _copy_table(log: LogReader, target: PostgresConnection, table: str, columns: tuple[str, ...]) -> int:
+def _copy_table(log: LogReader, target: LogReader, table: str, columns: tuple[str, ...]) -> int:
     # Owners without a beat are dead, so what they left open is lost.
     more, values = (("beat_s",), (0.0,)) if table == "owners" else ((), ())
     n, rows = 0, iter(log.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1"))  # noqa: S608 - names
     while batch := [*islice(rows, BATCH_ROWS)]:
-        target.copy(table, (*columns, *more), [(*row, *values) for row in batch])
+        target.insert_rows(table, (*columns, *more), [(*row, *values) for row in batch])
         n += len(batch)
     return n

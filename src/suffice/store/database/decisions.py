@@ -26,7 +26,6 @@ from suffice.store.database.postgres import PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.rows.events import Event, key_of, to_row
-from suffice.store.sql import DATABASE_ERRORS
 
 T = TypeVar("T")
 
@@ -99,7 +98,7 @@ class Decisions:
         if self._closed or self.rehearses:
             return
         self._closed = True
-        with contextlib.suppress(*DATABASE_ERRORS, StoreError), self.transaction() as connection:
+        with contextlib.suppress(StoreError), self.transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
         self._claim.release()
@@ -271,8 +270,9 @@ class Decisions:
                 return result
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
-    def transaction(self) -> contextlib.AbstractContextManager[LogReader]:
-        return self.database.transaction()
+    def transaction(self, *, erases: bool = False) -> contextlib.AbstractContextManager[LogReader]:
+        """Begin a transaction; one that `erases` leaves nothing of what it removes on the disk."""
+        return self.database.transaction(erases=erases)
 
 
 def _read_parts(connection: LogReader, job: str) -> dict[str, _PartRow]:
@@ -288,7 +288,7 @@ def read_artefact(connection: LogReader, address: str) -> str | None:
     """Return the artefact at an address, which the caller verifies; None if there is none. Raise StoreError."""
     try:
         row = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
-    except DATABASE_ERRORS as error:
+    except connection.Error as error:
         raise StoreError(f"store: artefact {address} cannot be read: {error}") from error
     return None if row is None else str(row[0])
 

@@ -6,7 +6,6 @@ and the equality of a run's answers stay. Erasing again does nothing.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -84,9 +83,7 @@ def erase_words(writer: Decisions, order: ErasureOrder, rows: Sequence[int], *, 
 
 
 def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], until_seq: int) -> int:
-    with writer.transaction() as connection:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA secure_delete = ON")
+    with writer.transaction(erases=True) as connection:
         chained, n_rows = list[int](), 0
         for seq in batch:
             for kind, body in connection.execute("SELECT kind, body FROM events WHERE seq = ?", (seq,)).fetchall():

@@ -8,16 +8,19 @@ clock alone. A failover with a synchronous standby loses nothing that was acknow
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from suffice.errors import ConfigError, StoreError, StoreFull
@@ -26,17 +29,21 @@ from suffice.settings import Store
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import schema
 from suffice.store.rows.events import Row
-from suffice.store.sql import Idle, LogReader, PostgresConnection, PostgresError
+from suffice.store.sql import LogReader, Values, load_queries
 
 if TYPE_CHECKING:
     from suffice.store.database.sqlite import LastWrite
     from suffice.store.supervised import SupervisedConnection
 
+CHANNEL: Final = "suffice_orders"  # a notification carries the log's schema
+NOTIFIED: Final = frozenset(("kill_switched",))  # kinds that gateways must see at once
+# Shut down, crashed, starting up, only reading (a standby), no connection left.
+_LOST_CODES: Final = frozenset(("57P01", "57P02", "57P03", "25006", "53300"))
+_STREAM_ROWS: Final = 500  # fetched at once
+_STREAMS: Final = itertools.count()
 BEAT_S: Final = 10.0  # between two signs of life of a process
 DEAD_S: Final = 60.0  # after so long without one a process counts as dead
 LOCK_S: Final = 5.0  # how long a transaction waits for another writer's
-CONNECT_S: Final = 5.0
-_IDLE: Final = Idle(4)
 _FULL_CODES: Final = ("53100",)
 NOW_S: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
 _ENTER: Final = f"INSERT INTO owners (lock, pid, started_s, beat_s) VALUES (?, ?, ?, {NOW_S}) RETURNING id"  # noqa: S608 - a constant
@@ -57,6 +64,245 @@ _IS_ALIVE: Final = f"""
     FROM owners WHERE id = ?"""  # noqa: S608 - constants
 
 
+class PostgresError(Exception):
+    """A statement failed. `code` is its SQLSTATE, or "" if the connection was lost or could not be made."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server went away or shuts down: another attempt may find it, or the one that took over."""
+        return self.code == "" or self.code[:2] == "08" or self.code in _LOST_CODES
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another transaction held what this one needs."""
+        return self.code in ("55P03", "40001", "40P01")
+
+
+class PostgresConnection(LogReader):
+    Error: ClassVar = PostgresError
+
+    def __init__(self, connect: Callable[[], SupervisedConnection], setup: str) -> None:
+        """Connect. Each transaction begins with the SQL of `setup`."""
+        self._setup, self._in_transaction = setup, False
+        self._payload = ""  # of the notifications that are waited for
+        self.pid = os.getpid()
+        with self._translated():
+            self._connection = connect()
+
+    def interrupt_when(self, is_over: Callable[[], bool] | None) -> None:
+        """Interrupt a query when `is_over` returns True."""
+        self._connection.is_over = is_over
+
+    # ── transactions ─────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, how: str = "READ ONLY", settings: str = "") -> None:
+        self._in_transaction = True
+        self._execute(f"BEGIN {how}; {self._setup}{settings}")
+
+    def begin_snapshot(self) -> None:
+        if self._in_transaction:
+            self.commit()
+        self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    def commit(self) -> None:
+        self._in_transaction = False
+        if self._execute("COMMIT").statusmessage != "COMMIT":  # a statement failed, so the server rolls back
+            raise PostgresError("the transaction was rolled back", "40000")
+
+    def rollback(self) -> None:
+        self._in_transaction = False
+        self._execute("ROLLBACK")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._in_transaction:
+            return
+        if kind is None:
+            self.commit()
+        elif self.is_open:
+            with contextlib.suppress(PostgresError):
+                self.rollback()
+
+    # ── statements ───────────────────────────────────────────────────────────────────────────────
+
+    def execute(self, query: str, values: Values = (), /, **constants: str) -> Any:
+        if not self._in_transaction:
+            self.begin()
+        return self._execute(*_bound(query, values, **constants))
+
+    def executemany(self, query: str, values: Iterable[Values], /) -> None:
+        if rows := [_bound(query, one) for one in values]:
+            with self._translated():
+                self._connection.cursor().executemany(rows[0][0].encode(), [one for _, one in rows])
+
+    def append_events(self, rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
+        given = {(kind, key): (kind, key, *rest) for kind, key, *rest in reversed(rows)}  # the first of one name
+        columns = zip(*reversed(given.values()), strict=True)
+        n_new, last = self.execute("append_events", [[*column] for column in columns]).fetchone()
+        if n_new and any(kind in NOTIFIED for kind, _ in given):
+            self.execute("SELECT pg_notify(?, current_schema())", (CHANNEL,))
+        return n_new, last or 0
+
+    def find_events(self, names: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], tuple[int, int]]:
+        rows = self.execute("find_events", [[*column] for column in zip(*names, strict=True)])
+        return {(kind, key): (seq, owner) for kind, key, seq, owner in rows}
+
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        command = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with self._translated(), self._connection.cursor().copy(command.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def run_script(self, script: str) -> None:
+        """Run several statements, without parameters and as they are."""
+        self._execute(script)
+
+    def stream(self, query: str, values: Values = ()) -> Iterator[Any]:
+        if not self._in_transaction:
+            self.begin()
+        text, values = _bound(query, values)
+        with self._translated(), self._connection.cursor(f"stream_{next(_STREAMS)}") as cursor:
+            cursor.execute(text.encode(), values)
+            while rows := cursor.fetchmany(_STREAM_ROWS):
+                yield from rows
+
+    def has_table(self, name: str) -> bool:
+        return bool(self.execute("SELECT to_regclass(?) IS NOT NULL", (name,)).fetchone()[0])
+
+    def has_rows(self, query: str) -> bool:
+        """Return whether a query has rows, in one round trip and outside of a transaction."""
+        return self._execute(query).fetchone() is not None
+
+    def listen(self, channel: str, payload: str) -> None:
+        """Note each notification of a channel with this payload, for `wait_for_notice`."""
+        self._payload = payload
+        self._execute(f"LISTEN {channel}")
+
+    def wait_for_notice(self, most_s: float) -> bool:
+        """Return whether a notification came within this time, or since the last call."""
+        with self._translated():
+            notices = [*self._connection.notifies(timeout=most_s, stop_after=1)]
+            return any(one.payload == self._payload for one in notices)
+
+    def ping(self) -> None:
+        self._execute("SELECT 1")
+
+    def _execute(self, query: str, values: Values | None = None) -> Any:
+        with self._translated():
+            return self._connection.execute(query.encode(), values)
+
+    # ── the connection ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_open(self) -> bool:
+        return not self._connection.closed
+
+    def close(self) -> None:
+        """End the connection, and a transaction with it. Never raises."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        import psycopg
+
+        try:
+            yield
+        except psycopg.Error as error:
+            is_lost = isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.DataError)
+            text = str(error).partition("\n")[0] or "no answer"
+            raise PostgresError(text, error.sqlstate or ("" if is_lost else "22000")) from error
+        except UnicodeError as error:
+            raise PostgresError(str(error), "22000") from error
+
+
+def _bound(query: str, values: Values, **constants: str) -> tuple[str, Values]:
+    if (named := load_queries("postgres").get(query)) is None:
+        return query.replace("%", "%%").replace("?", "%s"), values
+    return named.text.format(**constants) if constants else named.text, named.bound(values)
+
+
+class Idle:
+    """Open connections that nobody uses: a new one takes a round trip or three, and a process of the server."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._idle: dict[object, list[PostgresConnection]] = {}
+        atexit.register(self.close)
+
+    def take(self, key: object) -> PostgresConnection | None:
+        with self._lock:
+            idle = self._idle.get(key, [])
+            while idle:
+                one = idle.pop()
+                if one.pid == os.getpid() and one.is_open:  # a forked process leaves its parent's alone
+                    return one
+        return None
+
+    def close(self) -> None:
+        with self._lock:
+            for one in (one for idle in self._idle.values() for one in idle if one.pid == os.getpid()):
+                one.close()
+            self._idle.clear()
+
+    def give(self, key: object, one: PostgresConnection) -> None:
+        one.interrupt_when(None)
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            if one.is_open and len(idle) < self._most:
+                idle.append(one)
+                return
+        one.close()
+
+
+_IDLE: Final = Idle(4)
+
+
+def _migrate(connection: PostgresConnection, name: str, where: str, now_s: float) -> int:
+    """Create the schema, or bring it up to this version, in a transaction of its own; return how many steps ran."""
+    if not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (name,)).fetchone():
+        connection.run_script(f'CREATE SCHEMA "{name}"')
+    version = _check(connection, where, is_new=True)
+    steps = schema.steps_from(version)
+    for one in steps:
+        connection.run_script(load_queries("postgres")[one.name].text)
+        values = (one.version, one.oldest, now_s)
+        connection.execute("INSERT INTO schema_versions (version, oldest, at_s) VALUES (?, ?, ?)", values)
+    return len(steps)
+
+
+def _check(connection: PostgresConnection, where: str, *, is_new: bool = False) -> int:
+    """Return the schema's version, which this one can work with. Raise StoreError.
+
+    is_new  the schema may be missing, or older
+    """
+    if not connection.has_table("schema_versions"):
+        if is_new:
+            return 0
+        raise StoreError(f"store {where}: holds no event log; `suffice serve` or `suffice store migrate` makes one")
+    query = "SELECT version, oldest FROM schema_versions ORDER BY version DESC LIMIT 1"
+    version, oldest = connection.execute(query).fetchone()
+    newest = schema.MIGRATIONS[-1].version
+    if oldest > newest:
+        raise StoreError(
+            f"store {where}: has schema {version}, which needs a gateway of schema {oldest} or later; this one is of"
+            f" schema {newest}: upgrade it"
+        )
+    if version < schema.FIRST.version:
+        raise StoreError(
+            f"store {where}: has schema {version}, written by an older version; this one reads schema {newest}: keep"
+            " the schema with that version, or name a new one"
+        )
+    if version < newest and not is_new:
+        raise StoreError(f"store {where}: has schema {version}, this version {newest}: run `suffice store migrate`")
+    return int(version)
+
+
 @dataclass(frozen=True, slots=True)
 class PostgresClaim:
     """A process's entry among the owners; it ends when it is released, or when its beats cease."""
@@ -71,6 +317,7 @@ class PostgresClaim:
 
 @dataclass(frozen=True, slots=True)
 class PostgresDatabase:
+    Error: ClassVar = PostgresError
     url: str = field(repr=False)  # without a password
     schema: str
     password_env: str = ""
@@ -107,7 +354,7 @@ class PostgresDatabase:
             try:
                 with connection:
                     self.begin(connection, synced=True)
-                    n_migrations = schema.migrate_postgres(connection, self.schema, str(self), now_s)
+                    n_migrations = _migrate(connection, self.schema, str(self), now_s)
                     begin_chain(connection, now_s)
                 return n_migrations
             finally:
@@ -159,7 +406,7 @@ class PostgresDatabase:
             yield connection
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[PostgresConnection]:
+    def transaction(self, *, erases: bool = False) -> Iterator[PostgresConnection]:  # noqa: ARG002 - as SQLite's
         """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         with self._translated():
             connection = self._take()
@@ -203,26 +450,16 @@ class PostgresDatabase:
         try:
             if checks:
                 with connection:
-                    schema.check_postgres(connection, str(self))
+                    _check(connection, str(self))
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _open(self) -> SupervisedConnection:
-        from suffice.store.supervised import SupervisedConnection
+        from suffice.store.supervised import connect_supervised
 
-        connection = SupervisedConnection.connect(
-            self.url,
-            password=self._password(),
-            connect_timeout=round(CONNECT_S),
-            autocommit=True,  # transactions are begun by their statements
-            prepare_threshold=None,  # a pooler in transaction mode knows no prepared statements
-            client_encoding="utf8",
-            application_name="suffice",
-        )
-        connection.most_s = self.statement_s + LOCK_S
-        return connection
+        return connect_supervised(self.url, self._password(), most_s=self.statement_s + LOCK_S)
 
     def _password(self) -> str | None:
         """Read at every connection, so that a rotated password needs no restart."""
@@ -301,6 +538,9 @@ class PostgresDatabase:
         """Return whether another attempt may succeed: another process writes, or the server fails over."""
         return isinstance(error, PostgresError) and (error.is_busy or error.is_lost)
 
+    def is_lost(self, error: Exception) -> bool:
+        return not (isinstance(error, PostgresError) and error.is_busy)
+
     def unusable(self, error: Exception) -> StoreError:
         code = error.code if isinstance(error, PostgresError) else ""
         if code == "55P03":
@@ -338,52 +578,3 @@ def postgres_database(store: Store) -> PostgresDatabase:
         password_file=store.password_file,
         statement_s=store.statement_timeout_s,
     )
-
-
-# ── notes of processes ───────────────────────────────────────────────────────────────────────────
-
-
-class Note(NamedTuple):
-    """What a process says of now, by name: replaced whole, no history, and part of no decision.
-
-    A log in a file needs none: what processes of one machine share stands in files beside it.
-    """
-
-    body: str
-    age_s: float
-    at_s: float  # by the server's clock
-
-
-def write_note(connection: LogReader, name: str, body: str) -> None:
-    """Write a note."""
-    connection.execute(
-        f"INSERT INTO notes (name, body, at_s) VALUES (?, ?, {NOW_S})"  # noqa: S608 - a constant
-        " ON CONFLICT (name) DO UPDATE SET body = excluded.body, at_s = excluded.at_s",
-        (name, body),
-    )
-
-
-def read_notes(connection: LogReader, prefix: str) -> dict[str, Note]:
-    query = f"SELECT name, body, {NOW_S} - at_s, at_s FROM notes WHERE starts_with(name, ?)"  # noqa: S608 - a constant
-    return {name: Note(*note) for name, *note in connection.execute(query, (prefix,)).fetchall()}
-
-
-def is_note_of(database: PostgresDatabase, name: str, at_s: float) -> bool:
-    """Return whether a note is the one of this time, or absent if that is 0, in a single round trip."""
-    written = f"(SELECT at_s FROM \"{database.schema}\".notes WHERE name = '{name}')"  # noqa: S608 - names of ours
-    return database.has_rows(f"SELECT 1 WHERE coalesce({written}, 0) <> {at_s!r}") is False
-
-
-def exchange_notes(
-    database: PostgresDatabase, prefix: str, own: str, answer: Callable[[list[str]], str], *, lasts_s: float
-) -> None:
-    """Write this process's note `prefix + own` in answer to the others', in one transaction. Raise StoreError.
-
-    lasts_s  older notes count no more, and are dropped
-    """
-    with database.transaction() as connection:
-        notes = read_notes(connection, prefix)
-        others = [note.body for name, note in notes.items() if note.age_s <= lasts_s and name != prefix + own]
-        write_note(connection, prefix + own, answer(others))
-        old = [(name,) for name, note in notes.items() if note.age_s > lasts_s and name != prefix + own]
-        connection.executemany("DELETE FROM notes WHERE name = ?", old)

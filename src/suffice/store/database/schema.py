@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from suffice.errors import StoreError
-from suffice.store.sql import PostgresConnection, has_table, load_queries
+from suffice.store.sql import load_queries
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
 PAGE_BYTES: Final = 8_192  # of SQLite: an outcome often takes more than half of the default 4 KiB
@@ -63,48 +63,8 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18), Migration(20, 18)
 VERSION: Final = MIGRATIONS[-1].version
 
 
-def _steps_from(version: int) -> list[Migration]:
+def steps_from(version: int) -> list[Migration]:
     return [one for one in (FIRST, *MIGRATIONS) if one.version > version]
-
-
-def migrate_postgres(connection: PostgresConnection, name: str, where: str, now_s: float) -> int:
-    """Create the schema, or bring it up to this version, in a transaction of its own; return how many steps ran."""
-    if not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (name,)).fetchone():
-        connection.run_script(f'CREATE SCHEMA "{name}"')
-    version = check_postgres(connection, where, is_new=True)
-    steps = _steps_from(version)
-    for one in steps:
-        connection.run_script(load_queries("postgres")[one.name].text)
-        values = (one.version, one.oldest, now_s)
-        connection.execute("INSERT INTO schema_versions (version, oldest, at_s) VALUES (?, ?, ?)", values)
-    return len(steps)
-
-
-def check_postgres(connection: PostgresConnection, where: str, *, is_new: bool = False) -> int:
-    """Return the schema's version, which this one can work with. Raise StoreError.
-
-    is_new  the schema may be missing, or older
-    """
-    if not has_table(connection, "schema_versions"):
-        if is_new:
-            return 0
-        raise StoreError(f"store {where}: holds no event log; `suffice serve` or `suffice store migrate` makes one")
-    query = "SELECT version, oldest FROM schema_versions ORDER BY version DESC LIMIT 1"
-    version, oldest = connection.execute(query).fetchone()
-    newest = MIGRATIONS[-1].version
-    if oldest > newest:
-        raise StoreError(
-            f"store {where}: has schema {version}, which needs a gateway of schema {oldest} or later; this one is of"
-            f" schema {newest}: upgrade it"
-        )
-    if version < FIRST.version:
-        raise StoreError(
-            f"store {where}: has schema {version}, written by an older version; this one reads schema {newest}: keep"
-            " the schema with that version, or name a new one"
-        )
-    if version < newest and not is_new:
-        raise StoreError(f"store {where}: has schema {version}, this version {newest}: run `suffice store migrate`")
-    return int(version)
 
 
 def create(connection: sqlite3.Connection, where: str) -> None:
@@ -116,7 +76,7 @@ def create(connection: sqlite3.Connection, where: str) -> None:
         version = check_version(connection, where, may_be_older=True)
         if not version:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        scripts = (load_queries("sqlite")[one.name].text for one in _steps_from(version))
+        scripts = (load_queries("sqlite")[one.name].text for one in steps_from(version))
         for statement in (each for script in scripts for each in _statements(script)):
             connection.execute(statement)
         if version != VERSION:

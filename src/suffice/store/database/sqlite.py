@@ -10,17 +10,17 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from suffice.errors import StoreError, StoreFull
 from suffice.files import create_private, file_mark, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
 from suffice.store.rows.events import Row
-from suffice.store.sql import LogReader, SqliteConnection
+from suffice.store.sql import LogReader, Values, load_queries
 
 log = logging.getLogger("suffice.store")
 
@@ -38,8 +38,44 @@ _DAMAGE_CODES: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int, int]
 
 
+class SqliteConnection(sqlite3.Connection, LogReader):
+    """A query is named as in `sqlite.sql`, or SQL with marks (?); `constants` replace the braces of a named one."""
+
+    def execute(self, query: str, values: Values = (), /, **constants: str) -> sqlite3.Cursor:  # type: ignore[override]
+        if (named := load_queries("sqlite").get(query)) is None:
+            return super().execute(query, values)
+        text = named.text.format(**constants) if constants else named.text
+        return super().execute(text, named.bound(values))
+
+    def executemany(self, query: str, values: Iterable[Values], /) -> sqlite3.Cursor:  # type: ignore[override]
+        if (named := load_queries("sqlite").get(query)) is None:
+            return super().executemany(query, values)
+        return super().executemany(named.text, values if "?" in named.text else map(named.bound, values))
+
+    def stream(self, query: str, values: Values = ()) -> Iterator[Any]:
+        return self.execute(query, values)
+
+    def append_events(self, rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
+        n_new = self.executemany("insert_event", rows).rowcount
+        return n_new, self.execute("SELECT last_insert_rowid()").fetchone()[0]
+
+    def find_events(self, names: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], tuple[int, int]]:
+        return {name: self.execute("find_event", name).fetchone() for name in names}
+
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        marks = ", ".join("?" * len(columns))
+        self.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)  # noqa: S608 - names
+
+    def has_table(self, name: str) -> bool:
+        return self.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).fetchone() is not None
+
+    def begin_snapshot(self) -> None:
+        self.execute("BEGIN")
+
+
 @dataclass(frozen=True, slots=True)
 class SqliteDatabase:
+    Error: ClassVar = sqlite3.Error
     path: Path
 
     def __str__(self) -> str:
@@ -146,11 +182,13 @@ class SqliteDatabase:
         return connection
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[SqliteConnection]:
+    def transaction(self, *, erases: bool = False) -> Iterator[SqliteConnection]:
         """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, factory=SqliteConnection)
             with contextlib.closing(connection), connection:
+                if erases:
+                    connection.execute("PRAGMA secure_delete = ON")
                 self.begin(connection, synced=True)
                 yield connection
         except (sqlite3.Error, OSError) as error:
@@ -236,6 +274,10 @@ class SqliteDatabase:
     def is_passing(self, error: Exception) -> bool:
         """Return whether another attempt may succeed: another process writes."""
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in _WAITING_CODES
+
+    def is_lost(self, error: Exception) -> bool:  # noqa: ARG002 - as PostgreSQL's
+        """Return whether the connection is of no more use, and its last commit in doubt."""
+        return False
 
     def unusable(self, error: Exception) -> StoreError:
         path, code = self.path, getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -32,7 +32,7 @@ from suffice.store.rows.events import (
     kind_named,
 )
 from suffice.store.sql import LogReader as LogReader  # noqa: PLC0414 - its home for other packages
-from suffice.store.sql import Values, in_snapshot, stream_rows
+from suffice.store.sql import Values, in_snapshot
 from suffice.types import (
     Episode,
     Feedback,
@@ -75,7 +75,7 @@ class EpisodeWithLabels:
 
 def query_rows(source: LogSource, query: str, values: Values = ()) -> list[Any]:
     with open_reader(source) as reader:
-        return reader.execute(query, values).fetchall()
+        return list(reader.execute(query, values))
 
 
 def query_number(source: LogSource, query: str, values: Values = ()) -> int:
@@ -179,9 +179,9 @@ class NewRows:
 def read_news(reader: LogReader, since_seq: int, *, most: int, owner: int) -> NewRows:
     """Read what came after a place, the last `most` rows if that is 0, without the requests that `owner` wrote."""
     last = last_place(reader)
-    read = query_rows if since_seq else stream_rows  # a poll finds few rows, and should cost one round trip
+    read = reader.execute if since_seq else reader.stream  # a poll finds few rows, and should cost one round trip
     kinds, first = set[tuple[str, str | None]](), list[tuple[str, bool, float]]()
-    for kind, route, body in read(reader, "news", (since_seq or last - most, owner)):
+    for kind, route, body in read("news", (since_seq or last - most, owner)):
         if body is None:
             kinds.add((kind, route))
             continue
@@ -274,7 +274,7 @@ def read_episodes(
 def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, oldest first and without labels; scans at most `LOOKED` rows per run."""
     with open_reader(source) as connection:
-        for row in stream_rows(connection, "recent_episodes", {"n": n, "looked": LOOKED * n}):
+        for row in connection.stream("recent_episodes", {"n": n, "looked": LOOKED * n}):
             yield _labelled(row, ()).episode
 
 

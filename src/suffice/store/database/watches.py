@@ -13,7 +13,6 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.formatting import format_time
 from suffice.store.database.views import LogReader
-from suffice.store.sql import DATABASE_ERRORS
 
 WATCHER: Final = "certify"  # the job whose looks keep certificates alive
 
@@ -73,7 +72,7 @@ def read_watches(log: LogReader) -> dict[tuple[str, str], Watch]:
     query = f"SELECT {_COLUMNS} FROM watches ORDER BY job, route"  # noqa: S608 - a constant
     try:
         rows = log.execute(query).fetchall()
-    except DATABASE_ERRORS as error:
+    except log.Error as error:
         raise StoreError(f"store: what jobs have looked at cannot be read: {error}") from error
     return {(row[0], row[1]): Watch(**dict(zip(_NAMES, row, strict=True))) for row in rows}
 

@@ -29,7 +29,7 @@ from suffice.store.database.log import EventLog, Receipt
 from suffice.store.database.postgres import DEAD_S, PostgresClaim
 from suffice.store.database.presence import ProcessLock
 from suffice.store.rows.events import Event, Row, to_row
-from suffice.store.sql import DATABASE_ERRORS, LogReader, PostgresError
+from suffice.store.sql import LogReader
 from suffice.types import Outcome, Request
 
 log = logging.getLogger("suffice.store")
@@ -250,7 +250,7 @@ class LogWriter(EventQueue):
                 self._fill_row(item)
             try:
                 n_written, receipts = self._commit(batch)
-            except (*DATABASE_ERRORS, StoreError) as error:
+            except (self.database.Error, StoreError) as error:
                 self._postpone(batch, error)
                 if self._closing and time.monotonic() >= self._deadline_s:
                     break
@@ -312,15 +312,15 @@ class LogWriter(EventQueue):
 
     def _postpone(self, batch: list[QueueItem], error: Exception) -> None:
         self.n_retries += 1
-        self._is_retry, self._failed_s = True, time.monotonic()
+        is_passing, is_lost = self.database.is_passing(error), self.database.is_lost(error)
+        self._is_retry, self._failed_s = self._is_retry or is_lost, time.monotonic()
         if str(error) != self._problem:  # once while it lasts; `n_retries` counts the attempts
             log.warning("store %s: writing failed and will be tried again: %s", self.database, error)
             self._problem = str(error)
         if self._connection is not None:
-            with contextlib.suppress(*DATABASE_ERRORS):  # closing rolls back the rest
+            with contextlib.suppress(self.database.Error):  # closing rolls back the rest
                 self._connection.rollback()
-        is_passing = self.database.is_passing(error)
-        if not is_passing or (isinstance(error, PostgresError) and error.is_lost):
+        if is_lost or not is_passing:
             self._close_connection()
         if is_passing:
             return
@@ -338,7 +338,7 @@ class LogWriter(EventQueue):
 
     def _close_connection(self) -> None:
         if self._connection is not None:
-            with contextlib.suppress(*DATABASE_ERRORS):  # nothing is left to be done about it
+            with contextlib.suppress(self.database.Error):  # nothing is left to be done about it
                 self._connection.close()
             self._connection = None
 

@@ -14,7 +14,6 @@ from suffice.store.audit.chain import repeats
 from suffice.store.database.location import LogLocation
 from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader, query_rows
 from suffice.store.rows.events import FeedbackEvent, to_row
-from suffice.store.sql import stream_rows
 from suffice.types import Feedback, Request
 
 _UNMATCHED: Final = """
@@ -46,12 +45,12 @@ class FeedbackRecord:
 
 def read_unmatched(path: LogLocation) -> Iterator[UnmatchedFeedback]:
     with open_reader(path) as connection:
-        yield from (UnmatchedFeedback(*row) for row in stream_rows(connection, _UNMATCHED))
+        yield from (UnmatchedFeedback(*row) for row in connection.stream(_UNMATCHED))
 
 
 def read_all_feedback(path: LogLocation) -> Iterator[FeedbackRecord]:
     with open_reader(path) as connection:
-        for seq, body, route, joined in stream_rows(connection, _ALL):
+        for seq, body, route, joined in connection.stream(_ALL):
             given = decoded(seq, FeedbackEvent, body).feedback
             yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 

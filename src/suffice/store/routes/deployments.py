@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -334,7 +333,7 @@ def describe_condition(
     """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
     order, local = None, tuple[KillSwitchState, ...]()
-    with contextlib.suppress(StoreError, sqlite3.Error):
+    with contextlib.suppress(StoreError):
         order, local = read_kill_order(path), read_local_kills(path)
     sentences = [*_killed(switch_reason(switch), processes, order, local), *_paused(path, routes)]
     with contextlib.suppress(StoreError):
@@ -369,7 +368,7 @@ def _killed(
 
 def _paused(path: LogLocation, routes: Collection[str]) -> Iterator[str]:
     pauses: list[Pause] = []
-    with contextlib.suppress(StoreError, sqlite3.Error):
+    with contextlib.suppress(StoreError):
         rows = views.read_kinds(path, "enforcement_paused", "enforcement_resumed")
         held = sorted(fold_decisions((stored.event for stored in rows), {}).items())
         pauses = [one.pause for route, one in held if one.pause is not None and route in routes]

@@ -14,7 +14,6 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
 from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart, WorseArm
-from suffice.store.sql import stream_rows
 from suffice.types import ArmDraw, Query
 
 _AT_ONCE: Final = "was decided on by somebody else at the same time; check it and try again"
@@ -102,7 +101,7 @@ def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[int, Arm
     """Yield each draw with its place in the log and what is known of its question."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
-        for seq, draw, query in stream_rows(connection, "draws_of_experiment", wanted):
+        for seq, draw, query in connection.stream("draws_of_experiment", wanted):
             known = None if query is None else msgspec.json.decode(query, type=Query)
             yield seq, msgspec.json.decode(draw, type=ArmDraw), known
 
