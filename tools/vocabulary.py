@@ -46,6 +46,11 @@ PARTICIPLE = re.compile(rf"(?:[A-Z][a-z]*(?:ed|ing)|{IRREGULAR})$")
 # Public classes of one name in two modules, each with its reason.
 SAME_NAME_ALLOWED = {"Episode": "the library's handle of a run; in types it is the run's record, read from the log"}
 SMALL_FILE_LINES = 40
+DATABASES = ("suffice.store.database.postgres", "suffice.store.database.sqlite")
+KNOW_DATABASES = {
+    *(("database", name) for name in ("location.py", "postgres.py", "schema.py", "sqlite.py")),
+    ("store", "supervised.py"),
+}
 
 # Names that clash and may: a command may share the name of what it calls. At most so many; a number only goes down.
 CEILINGS: dict[str, int] = {"function defined twice": 7}
@@ -60,7 +65,7 @@ def check(trees: Sequence[Tree]) -> Iterator[Row]:
     yield from check_small_files(trees)
     for path, tree in trees:
         yield from check_words(path, tree)
-        yield from check_sqlite(path, tree)
+        yield from check_databases(path, tree)
 
 
 def check_duplicates(trees: Sequence[Tree]) -> Iterator[Row]:
@@ -134,14 +139,16 @@ def check_words(path: Path, tree: ast.Module) -> Iterator[Row]:
                 yield f"the word {word} in a name", path, node.lineno, f"the name {name}", f"write {better}"
 
 
-def check_sqlite(path: Path, tree: ast.Module) -> Iterator[Row]:
-    """Only `store` knows the database."""
-    if "store" in path.parts:
+def check_databases(path: Path, tree: ast.Module) -> Iterator[Row]:
+    """Only a database's own files and the register of URL schemes know which databases there are."""
+    if path.parts[-2:] in KNOW_DATABASES:
         return
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        if any(name.split(".")[0] == "sqlite3" for name in names):
-            assert isinstance(node, ast.stmt)
-            yield "sqlite3 outside of store", path, node.lineno, "imports sqlite3", "a query of suffice.store"
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] in ("sqlite3", "psycopg") or name in DATABASES:
+                assert isinstance(node, ast.stmt)
+                yield "kind of database", path, node.lineno, f"imports {name}", "a method of store.database.protocol"
+                break

@@ -13,7 +13,6 @@ from suffice.console.app import ConsoleApp
 from suffice.errors import ConfigError
 from suffice.settings import Settings, Store
 from suffice.store.database.location import log_location
-from suffice.store.database.notes import write_note
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.wiring.people import NOTE, People
 from tests.console.visitor import Visitor, settings_in, site
@@ -90,16 +89,17 @@ def test_whoever_has_the_database_alone_makes_nobody(
     assert People.of(replicas[0]).first() is not None
     database = log_location(replicas[0].store)
     assert isinstance(database, PostgresDatabase)
+    notes = database.notes
     with database.transaction() as connection:
         ((body,),) = connection.execute("SELECT body FROM notes WHERE name = ?", (NOTE,)).fetchall()
         assert "sfc_" not in body
         assert '"key":""' in body, "what signs sessions is not in the database"
-        write_note(connection, NOTE, body.replace('"admin"', '"mallory"', 1))
+        notes.write(connection, NOTE, body.replace('"admin"', '"mallory"', 1))
     with pytest.raises(ConfigError, match="another secret"):
         People.of(replicas[0]).listed()
     monkeypatch.setenv("SUFFICE_SALT", "of somebody else")
     with database.transaction() as connection:
-        write_note(connection, NOTE, body)
+        notes.write(connection, NOTE, body)
     with pytest.raises(ConfigError, match="one SUFFICE_SALT"):
         People.of(replicas[0]).listed()
     monkeypatch.delenv("SUFFICE_SALT")

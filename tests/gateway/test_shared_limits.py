@@ -21,8 +21,8 @@ from suffice.gateway.auth import Caller
 from suffice.gateway.clients import RESERVED_S, KeyLimitError, KeyLimits, reserve
 from suffice.server import serve_in_loop
 from suffice.settings import Key, Store, parse_settings
+from suffice.store.database.notes import Notes
 from suffice.store.database.writer import LogWriter
-from suffice.wiring import replicas
 from suffice.wiring.replicas import LimitExchange
 from suffice_testing import FakeUpstream, Reply
 from tests.postgres import empty_log
@@ -171,7 +171,7 @@ def test_without_the_database_each_gateway_goes_on_with_its_part(
     def away(*_: object, **__: object) -> None:
         raise StoreError("away")
 
-    monkeypatch.setattr(replicas, "exchange_notes", away)
+    monkeypatch.setattr(Notes, "exchange", away)
     with pytest.raises(StoreError):
         three[0].share()
     later_s = 2 * RESERVED_S

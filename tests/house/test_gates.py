@@ -58,11 +58,19 @@ def test_the_vocabulary_sees_what_it_forbids(tmp_path: Path) -> None:
         "class defined twice",
         "class named by a participle",
         "function defined twice",
+        "kind of database",
         "small file with one importer",
-        "sqlite3 outside of store",
         "the word found in a name",
         "the word told in a name",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import psycopg", "from suffice.store.database import sqlite", "from suffice.store.database.postgres import X"],
+)
+def test_who_asks_which_database_it_has_is_noticed(tmp_path: Path, text: str) -> None:
+    assert rules_broken(tmp_path, a=f"{text}\n") == ["kind of database"]
 
 
 @pytest.mark.parametrize("name", ["Setting", "FeatureSet", "Seed", "KeyRing"])

@@ -25,9 +25,9 @@ def test_the_latest_decisions_are_found_without_reading_the_labels_around_them(s
             Appender(connection, owner=owner).add_all(rows)
         with database.reader() as log:
             counted = list[int]()
-            log.set_progress_handler(lambda into=counted: into.append(1), 1)  # type: ignore[union-attr, misc]
+            log.set_progress_handler(lambda into=counted: into.append(1), 1)  # type: ignore[attr-defined]
             latest = rows_before(log, 2**62, 10, kinds={"policy_published", "epoch_began"}, chained=True)
-            log.set_progress_handler(None, 0)  # type: ignore[union-attr]
+            log.set_progress_handler(None, 0)  # type: ignore[attr-defined]
         steps[n_labels] = len(counted)
         assert latest[0][5] == key_of(published(n_labels))
     assert len(latest) == 2

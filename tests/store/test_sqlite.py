@@ -16,7 +16,7 @@ import pytest
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
 from suffice.store.database import schema
-from suffice.store.database.location import sqlite_path
+from suffice.store.database.location import log_location
 from suffice.store.database.log import Receipt
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.database.writer import LogWriter
@@ -58,7 +58,7 @@ def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
     ],
 )
 def test_a_url_names_a_file(url: str, path: Path) -> None:
-    assert sqlite_path(url) == path
+    assert log_location(Store(url=url)) == path
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_a_url_names_a_file(url: str, path: Path) -> None:
         ("sqlite://", "writer thread"),
         ("sqlite:///", "writer thread"),
         ("sqlite:///:memory:", "writer thread"),
-        ("postgresql://host/name", "allowed: sqlite:///relative.db"),
-        ("postgresql:///name", "allowed: sqlite:///relative.db"),
+        ("mysql://host/name", "allowed: sqlite:///relative.db"),
+        ("mysql:///name", "allowed: sqlite:///relative.db"),
         ("suffice.db", "allowed: sqlite:///relative.db"),
         ("sqlite://suffice.db", "allowed: sqlite:///relative.db"),
         ("sqlite:///a.db?mode=ro", "without options"),
@@ -76,7 +76,7 @@ def test_a_url_names_a_file(url: str, path: Path) -> None:
 )
 def test_a_url_that_cannot_work_is_refused_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        sqlite_path(url)
+        log_location(Store(url=url))
 
 
 def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, query: Query) -> None:

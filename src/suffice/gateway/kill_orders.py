@@ -1,7 +1,6 @@
 """Watches the log for orders about the kill switch, apart from everything else that a gateway reads from it.
 
-PostgreSQL notifies; a file is looked at five times a second. A pooler in transaction mode swallows notifications, so a
-server is asked twice a second, too. The log's follower reads the same orders with the rest, where this thread fails.
+The log's follower reads the same orders with the rest, where this thread fails.
 """
 
 from __future__ import annotations
@@ -9,26 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from suffice.errors import StoreError
 from suffice.gateway.context import GatewayState
-from suffice.store.database.location import LogDatabase
-from suffice.store.database.postgres import CHANNEL, PostgresDatabase
-from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.database.protocol import Database
 from suffice.store.routes.deployments import read_kill_order
 from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
 
-FILE_LOOK_S: Final = 0.2
-SERVER_LOOK_S: Final = 0.5  # without a notification
 RETRY_S: Final = 2.0  # while the log cannot be read
 
 
 @contextlib.contextmanager
-def watch_orders(gw: GatewayState, database: LogDatabase) -> Iterator[None]:
+def watch_orders(gw: GatewayState, database: Database) -> Iterator[None]:
     """Apply orders of the log to the kill switch, in this loop, while the block runs."""
     loop, is_over = asyncio.get_running_loop(), threading.Event()
 
@@ -55,35 +49,11 @@ def watch_orders(gw: GatewayState, database: LogDatabase) -> Iterator[None]:
         is_over.set()
 
 
-def _orders(database: LogDatabase, is_over: threading.Event) -> Iterator[KillSwitchState]:
+def _orders(database: Database, is_over: threading.Event) -> Iterator[KillSwitchState]:
     """Yield each newest order of the log. Raise StoreError."""
-    if isinstance(database, PostgresDatabase):
-        looks = _looks_at_server(database, is_over)
-    else:
-        looks = _looks_at_file(database, is_over)
     latest = None
-    for order in looks:
+    for log in database.watch(is_over):
+        order = read_kill_order(log)
         if order is not None and order != latest:
             latest = order
             yield order
-
-
-def _looks_at_file(database: SqliteDatabase, is_over: threading.Event) -> Iterator[KillSwitchState | None]:
-    written = None
-    while not is_over.is_set():
-        now_s = time.time()
-        if not database.is_unchanged(written, now_s=now_s):
-            with database.reader() as connection:
-                written = database.find_last_write(connection, now_s=now_s)
-                order = read_kill_order(connection)
-            yield order
-        is_over.wait(FILE_LOOK_S)
-
-
-def _looks_at_server(database: PostgresDatabase, is_over: threading.Event) -> Iterator[KillSwitchState | None]:
-    with database.listener(CHANNEL) as connection:
-        while not is_over.is_set():
-            with connection:
-                order = read_kill_order(connection)
-            yield order
-            connection.wait_for_notice(SERVER_LOOK_S)

@@ -34,8 +34,8 @@ from suffice.serving.route import BuiltRoute
 from suffice.serving.variants import RolloutTrial, RunningVariants
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.location import LogLocation, database_at
+from suffice.store.database.protocol import LastWrite
 from suffice.store.database.schema import INDEXED_KINDS
-from suffice.store.database.sqlite import LastWrite
 from suffice.store.database.views import LogReader, newest_event, read_news, snapshot
 from suffice.store.database.watches import Watch, read_watches
 from suffice.store.database.writer import EventQueue

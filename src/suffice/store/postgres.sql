@@ -729,6 +729,13 @@ WHERE NOT %(chained)s OR c.seq IS NOT NULL ORDER BY latest.seq DESC
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > %(after)s
 ORDER BY seq LIMIT %(limit)s
 
+-- name: copy_owner(id, lock, pid, started_s, settled)
+-- Without a beat it is dead, so what it left open is lost. The next owner comes after it.
+WITH copied AS (
+    INSERT INTO owners (id, lock, pid, started_s, settled, beat_s)
+    VALUES (%(id)s, %(lock)s, %(pid)s, %(started_s)s, %(settled)s, 0) RETURNING id
+) SELECT setval(pg_get_serial_sequence('owners', 'id'), id + 1) FROM copied
+
 -- name: append_events(kinds, keys, episode_ids, routes, times, owners, bodies, response_ids)
 -- From here on: queries of PostgreSQL alone. Its arrays come in binary form, a tenth of the work of their text.
 -- Adds those that are new, in the order given, and gives them the next places: the statement is the batch's only one.
@@ -747,3 +754,12 @@ WITH added AS (
 -- name: find_events(kinds, keys)
 SELECT e.kind, e.key, e.seq, e.owner FROM unnest(CAST(%(kinds)b AS text[]), CAST(%(keys)b AS text[])) given (kind, key)
 JOIN events e ON e.kind = given.kind AND e.key = given.key
+
+-- name: read_notes(prefix)
+SELECT name, body, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) - at_s, at_s
+FROM notes WHERE starts_with(name, %(prefix)s)
+
+-- name: write_note(name, body)
+INSERT INTO notes (name, body, at_s)
+VALUES (%(name)s, %(body)s, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION))
+ON CONFLICT (name) DO UPDATE SET body = excluded.body, at_s = excluded.at_s

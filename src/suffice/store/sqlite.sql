@@ -712,6 +712,9 @@ WHERE NOT :chained OR c.seq IS NOT NULL ORDER BY latest.seq DESC
 SELECT seq, at_s, kind, key, episode_id, route, body FROM events WHERE seq > :after
 ORDER BY seq LIMIT :limit
 
+-- name: copy_owner(id, lock, pid, started_s, settled)
+INSERT INTO owners (id, lock, pid, started_s, settled) VALUES (:id, :lock, :pid, :started_s, :settled)
+
 -- name: insert_event(kind, key, episode_id, route, at_s, owner, body, response_id)
 -- From here on: queries of SQLite alone.
 -- Marks in order take a quarter less than names, for each row.

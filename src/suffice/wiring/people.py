@@ -27,10 +27,10 @@ from suffice.files import file_mark, whole_file
 from suffice.rollout.assign import keyed
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.location import local_path, log_location
-from suffice.store.database.notes import is_note_of, read_notes, write_note
-from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.location import database_at, local_path, log_location
+from suffice.store.database.notes import Notes
 from suffice.store.database.presence import try_lock
+from suffice.store.database.protocol import Database
 from suffice.store.rows.events import AccessGrant
 from suffice.store.sql import LogReader
 from suffice.telemetry import LOG
@@ -59,12 +59,12 @@ class People:
     @staticmethod
     def of(settings: Settings) -> People:
         """The people of the settings' log. Raises ConfigError for a log on a server without its secret."""
-        database = log_location(settings.store)
-        if isinstance(database, Path):
+        database = database_at(log_location(settings.store))
+        if (notes := database.notes) is None:
             return People(people_file(settings))
         if not has_secret(settings):
             raise ConfigError("people: are signed with the deployment's secret: set SUFFICE_SALT as gateways have it")
-        return SharedPeople(people_file(settings), database, salt=deployment_salt(settings))
+        return SharedPeople(people_file(settings), database, notes, salt=deployment_salt(settings))
 
     def exists(self) -> bool:
         return self.file.exists()
@@ -192,9 +192,10 @@ class People:
 class SharedPeople(People):
     """The people of a log on a server. The key that signs sessions follows from the deployment's secret."""
 
-    def __init__(self, file: Path, database: PostgresDatabase, *, salt: str) -> None:
+    def __init__(self, file: Path, database: Database, notes: Notes, *, salt: str) -> None:
         super().__init__(file)
-        self._database, self._key = database, keyed("", salt=salt, purpose=b"console", n_bytes=32).hex()
+        self._database, self._notes = database, notes
+        self._key = keyed("", salt=salt, purpose=b"console", n_bytes=32).hex()
         self._lock, self._problem = threading.RLock(), ""
         self._connection: LogReader | None = None  # of the change that is being made
         self._noted_s: float | None = None  # time of the note that was read last; 0: there was none, None: never
@@ -231,7 +232,7 @@ class SharedPeople(People):
 
     def _look(self) -> None:
         try:
-            if self._noted_s is None or not is_note_of(self._database, NOTE, self._noted_s):
+            if self._noted_s is None or not self._notes.is_unchanged(NOTE, self._noted_s):
                 self._roster = self._read()
             self._problem = ""
         except SufficeError as error:  # who was in stays in: the kill switch may be needed now
@@ -241,7 +242,7 @@ class SharedPeople(People):
 
     def _read(self) -> Roster | None:
         with self._lock, self._database.reader() if self._connection is None else nullcontext(self._connection) as log:
-            note = read_notes(log, NOTE).get(NOTE)
+            note = self._notes.read(log, NOTE).get(NOTE)
             self._noted_s = 0.0 if note is None else note.at_s
         if note is None:
             return None
@@ -255,7 +256,7 @@ class SharedPeople(People):
         if self.rehearses:
             return
         body = msgspec.json.encode(replace(roster, key="")).decode()
-        write_note(self._connection, NOTE, f"{signed(body, self._key, purpose='people')} {body}")
+        self._notes.write(self._connection, NOTE, f"{signed(body, self._key, purpose='people')} {body}")
         self._roster = replace(roster, key=self._key)
 
     @contextlib.contextmanager

@@ -17,8 +17,6 @@ from suffice.gateway.clients import RESERVED_S, KeyLimits, KeyTraffic, reserve
 from suffice.gateway.context import GatewayState
 from suffice.rollout.assign import keyed
 from suffice.settings import Key
-from suffice.store.database.notes import exchange_notes
-from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.presence import replica_name
 from suffice.store.database.views import usage_of_others
 from suffice.store.database.writer import LogWriter
@@ -85,7 +83,7 @@ class LimitExchange:
         self, own: Mapping[str, KeyTraffic], permits: Mapping[str, Key]
     ) -> tuple[list[KeyUsage], Mapping[str, KeyTraffic], int]:
         spent, self._spent_to = usage_of_others(self._log.path, self._spent_to, owner=self._log.owner)
-        database, reserved, n_gateways = self._log.database, own, 1
+        reserved, n_gateways = own, 1
 
         def answer(notes: list[str]) -> str:
             nonlocal reserved, n_gateways
@@ -93,8 +91,8 @@ class LimitExchange:
             reserved, n_gateways = reserve(own, others, permits), 1 + len(others)
             return msgspec.json.encode(reserved).decode()
 
-        if isinstance(database, PostgresDatabase):
-            exchange_notes(database, TRAFFIC, self._id, answer, lasts_s=RESERVED_S)
+        if (notes := self._log.database.notes) is not None:
+            notes.exchange(TRAFFIC, self._id, answer, lasts_s=RESERVED_S)
         return spent, reserved, n_gateways
 
 

@@ -13,16 +13,10 @@ from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.copying import copy_log
 from suffice.store.database.location import database_at, log_location
-from suffice.store.database.postgres import PostgresDatabase
-from suffice.store.database.sqlite import SqliteDatabase
 from suffice.store.database.views import last_place, open_reader
 from suffice.wiring.files import load_settings
 
 N_ROUND_TRIPS = 10
-ENGINES = {  # its name, and what says its version
-    SqliteDatabase: ("SQLite", "sqlite_version()"),
-    PostgresDatabase: ("PostgreSQL", "current_setting('server_version')"),
-}
 
 
 @click.group(cls=shell.CommandGroup)
@@ -46,11 +40,10 @@ def check_store(settings: Settings) -> shell.CommandReply:
             took.append(time.perf_counter() - began_s)
         clock_s = database.clock_s(log)
         ahead_s = None if clock_s is None else clock_s - time.time()
-        engine, version = ENGINES[type(database)]
-        (name,) = log.execute(f"SELECT {version}").fetchone()
+        engine = database.engine(log)
     reply: dict[str, Any] = {
         "log": str(database),
-        "server": f"{engine} {name}",
+        "server": engine,
         "last_row": last,
         "bytes": database.size_bytes(),
         "round_trip_ms": round(sorted(took)[N_ROUND_TRIPS // 2] * 1e3, 2),
@@ -73,12 +66,7 @@ def migrate(path: Path) -> None:
     """
     settings = load_settings(path)
     database = database_at(log_location(settings.store))
-    if isinstance(database, PostgresDatabase):
-        n = database.migrate(now_s=time.time())
-    else:
-        n = 0 if database.exists() else 1
-        claim, _ = database.enter(now_s=time.time())
-        claim.release()
+    n = database.migrate(now_s=time.time())
     click.echo(f"{database}: " + (f"{n} migrations ran" if n else "is of this version already"))
 
 
@@ -92,10 +80,10 @@ def copy(path: Path, file: Path) -> None:
     gateways and workers of the file first; the schema must be empty. The file stays as it is.
     """
     settings: Settings = load_settings(path)
-    target = log_location(settings.store)
-    if not isinstance(target, PostgresDatabase):
+    target = database_at(log_location(settings.store))
+    if not target.is_server:
         raise ConfigError("store.url: names a SQLite file; need postgresql://…, where the log goes")
-    copied = copy_log(SqliteDatabase(file.resolve()), target, now_s=time.time())
+    copied = copy_log(database_at(file), target, now_s=time.time())
     click.echo(f"{target}: {copied.n_events:,} rows and {copied.n_artefacts:,} artefacts")
     click.echo(
         f"the chain is intact; its head is place {copied.head.place:,}, {copied.head.link[:16]}…, as in the file"

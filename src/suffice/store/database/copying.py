@@ -1,4 +1,4 @@
-"""Copies the log of a SQLite file into an empty schema of PostgreSQL, row by row with its places and its chain."""
+"""Copies a log into another database, which holds none yet, row by row with its places and its chain."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from suffice.errors import StoreError
 from suffice.store.audit.appender import COLUMNS
 from suffice.store.audit.chain import Head, Link
 from suffice.store.audit.verify import verify_chain
-from suffice.store.database.postgres import PostgresDatabase
-from suffice.store.database.sqlite import SqliteDatabase
+from suffice.store.database.protocol import Database
 from suffice.store.database.views import query_number
 from suffice.store.sql import LogReader, in_snapshot
 
@@ -21,7 +20,6 @@ _TABLES: Final = {
     "events": COLUMNS,
     "chain": Link._fields,
     "artefacts": ("address", "body", "at_s"),
-    "owners": ("id", "lock", "pid", "started_s", "settled"),
 }
 
 
@@ -32,7 +30,7 @@ class CopiedLog:
     head: Head  # the end of the chain, the same in both
 
 
-def copy_log(source: SqliteDatabase, target: PostgresDatabase, *, now_s: float) -> CopiedLog:
+def copy_log(source: Database, target: Database, *, now_s: float) -> CopiedLog:
     """Copy a log that no process has open, verify its chain on both sides, and return what was copied.
 
     All of it is copied or nothing. Raise StoreError.
@@ -46,28 +44,27 @@ def copy_log(source: SqliteDatabase, target: PostgresDatabase, *, now_s: float) 
             written.execute("DELETE FROM chain")  # its beginning, which every new log has
             written.execute("DELETE FROM owners")
             n_rows = {table: _copy_table(log, written, table, columns) for table, columns in _TABLES.items()}
-            written.execute("SELECT setval(pg_get_serial_sequence('owners', 'id'), (SELECT max(id) + 1 FROM owners))")
+            owners = log.execute("SELECT id, lock, pid, started_s, settled FROM owners ORDER BY 1")
+            written.executemany("copy_owner", owners)
     with source.reader() as log, target.reader() as copy:
         before, after = verify_chain(log), verify_chain(copy)
     for database, check in ((source, before), (target, after)):
         if check.bad is not None:
             raise StoreError(f"store {database}: row {check.bad.seq} is {check.bad.what}; do not use the copy")
     if before.head is None or before.head != after.head:
-        raise StoreError(f"store {source}: was written meanwhile; empty the schema {target.schema} and copy again")
+        raise StoreError(f"store {source}: was written meanwhile; empty {target} and copy again")
     return CopiedLog(n_events=n_rows["events"], n_artefacts=n_rows["artefacts"], head=before.head)
 
 
-def _refuse_open_log(source: SqliteDatabase, log: LogReader) -> None:
+def _refuse_open_log(source: Database, log: LogReader) -> None:
     owners = log.execute("SELECT id, pid FROM owners").fetchall()
     if alive := [str(pid) for owner, pid in owners if source.is_alive(log, owner)]:
         raise StoreError(f"store {source}: processes have it open (PID {', '.join(alive)}); stop them and copy again")
 
 
 def _copy_table(log: LogReader, target: LogReader, table: str, columns: tuple[str, ...]) -> int:
-    # Owners without a beat are dead, so what they left open is lost.
-    more, values = (("beat_s",), (0.0,)) if table == "owners" else ((), ())
     n, rows = 0, iter(log.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1"))  # noqa: S608 - names
     while batch := [*islice(rows, BATCH_ROWS)]:
-        target.insert_rows(table, (*columns, *more), [(*row, *values) for row in batch])
+        target.insert_rows(table, columns, batch)
         n += len(batch)
     return n

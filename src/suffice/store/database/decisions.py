@@ -21,9 +21,8 @@ from typing import Final, Self, TypeAlias, TypeVar
 from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.appender import Appender
 from suffice.store.audit.personal import Part
-from suffice.store.database.location import LogDatabase, LogLocation, database_at
-from suffice.store.database.postgres import PostgresClaim
-from suffice.store.database.presence import ProcessLock
+from suffice.store.database.location import LogLocation, database_at
+from suffice.store.database.protocol import Claim, Database
 from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.rows.events import Event, key_of, to_row
 
@@ -67,8 +66,8 @@ class Decisions:
     owner: int = field(init=False)
     n_new: int = field(init=False, default=0)  # rows added by `write`
     rehearsed: list[Event] | None = field(init=False, default=None)  # that a rehearsal would write; None: it is none
-    database: LogDatabase = field(init=False)
-    _claim: ProcessLock | PostgresClaim = field(init=False)
+    database: Database = field(init=False)
+    _claim: Claim = field(init=False)
     _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
     _closed: bool = field(init=False, default=False)
 

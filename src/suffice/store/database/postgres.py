@@ -28,11 +28,12 @@ from suffice.extras import how_to_install
 from suffice.settings import Store
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import schema
+from suffice.store.database.notes import Notes
+from suffice.store.database.protocol import DEAD_S, LastWrite
 from suffice.store.rows.events import Row
 from suffice.store.sql import LogReader, Values, load_queries
 
 if TYPE_CHECKING:
-    from suffice.store.database.sqlite import LastWrite
     from suffice.store.supervised import SupervisedConnection
 
 CHANNEL: Final = "suffice_orders"  # a notification carries the log's schema
@@ -41,8 +42,8 @@ NOTIFIED: Final = frozenset(("kill_switched",))  # kinds that gateways must see 
 _LOST_CODES: Final = frozenset(("57P01", "57P02", "57P03", "25006", "53300"))
 _STREAM_ROWS: Final = 500  # fetched at once
 _STREAMS: Final = itertools.count()
+WATCH_S: Final = 0.5  # for a notification: a pooler in transaction mode swallows them
 BEAT_S: Final = 10.0  # between two signs of life of a process
-DEAD_S: Final = 60.0  # after so long without one a process counts as dead
 LOCK_S: Final = 5.0  # how long a transaction waits for another writer's
 _FULL_CODES: Final = ("53100",)
 NOW_S: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
@@ -339,7 +340,6 @@ class PostgresDatabase:
     # ── processes ────────────────────────────────────────────────────────────────────────────────
 
     def enter(self, *, now_s: float, create: bool = True) -> tuple[PostgresClaim, int]:
-        """Open or create the log for writing; return the process's claim and its number as owner. Raise StoreError."""
         if create:
             self.migrate(now_s=now_s)
         with self.transaction() as connection:
@@ -348,7 +348,6 @@ class PostgresDatabase:
         return PostgresClaim(self, owner), owner
 
     def migrate(self, *, now_s: float) -> int:
-        """Create the schema, or bring it up to this version; return how many migrations ran. Raise StoreError."""
         with self._translated():
             connection = self._connect(checks=False)
             try:
@@ -365,7 +364,6 @@ class PostgresDatabase:
         return row is not None and bool(row[0])
 
     def forget(self, connection: LogReader, owner: int) -> None:
-        """Remove a dead owner."""
         connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
 
     @property
@@ -373,22 +371,23 @@ class PostgresDatabase:
         return True
 
     @property
+    def notes(self) -> Notes:
+        return Notes(self.transaction, self.has_rows, f'"{self.schema}".notes')
+
+    @property
     def beat_s(self) -> float | None:
         return BEAT_S
 
     def beat(self, connection: LogReader, owner: int) -> None:
-        """Show that an owner lives; one that was taken for dead comes back."""
         connection.execute(_BEAT, (owner, secrets.token_hex(6), os.getpid()))
 
     def clock_s(self, connection: LogReader) -> float | None:
-        """Return the server's Unix time, by which leases end on every machine."""
         return float(connection.execute(f"SELECT {NOW_S}").fetchone()[0])
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
     def reader(self, is_over: Callable[[], bool] | None = None) -> Iterator[PostgresConnection]:
-        """Yield a read-only connection; a query is interrupted when `is_over` returns True. Raise StoreError."""
         with self._translated():
             connection = self._take()
             connection.interrupt_when(is_over)
@@ -398,16 +397,16 @@ class PostgresDatabase:
             finally:
                 _IDLE.give(self, connection)
 
-    @contextlib.contextmanager
-    def listener(self, channel: str) -> Iterator[PostgresConnection]:
-        """Yield a connection of its own that notes this log's notifications of a channel. Raise StoreError."""
+    def watch(self, is_over: threading.Event) -> Iterator[PostgresConnection]:
         with self._translated(), contextlib.closing(self._connect()) as connection:
-            connection.listen(channel, self.schema)
-            yield connection
+            connection.listen(CHANNEL, self.schema)
+            while not is_over.is_set():
+                with connection:
+                    yield connection
+                connection.wait_for_notice(WATCH_S)
 
     @contextlib.contextmanager
     def transaction(self, *, erases: bool = False) -> Iterator[PostgresConnection]:  # noqa: ARG002 - as SQLite's
-        """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         with self._translated():
             connection = self._take()
             try:
@@ -484,6 +483,10 @@ class PostgresDatabase:
         """Return "": a server checks its own pages."""
         return ""
 
+    def engine(self, connection: LogReader) -> str:
+        (version,) = connection.execute("SELECT current_setting('server_version')").fetchone()
+        return f"PostgreSQL {version}"
+
     def size_bytes(self) -> int:
         query = """SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0) FROM pg_class c
                    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relkind = 'r'"""
@@ -513,7 +516,6 @@ class PostgresDatabase:
         return None
 
     def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - as SQLite's
-        """Identify the last write that a snapshot sees."""
         last, summed, looks = connection.execute(_LAST_WRITE).fetchone()
         return int(last), int(summed), int(looks)
 

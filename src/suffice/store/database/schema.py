@@ -67,8 +67,8 @@ def steps_from(version: int) -> list[Migration]:
     return [one for one in (FIRST, *MIGRATIONS) if one.version > version]
 
 
-def create(connection: sqlite3.Connection, where: str) -> None:
-    """Create the schema, or bring it up to this version, once for all processes. Raises StoreError for another file."""
+def create(connection: sqlite3.Connection, where: str) -> int:
+    """Create the schema, or bring it up to this version; return how many steps ran. Raise StoreError."""
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file; an older one keeps its own
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
@@ -76,12 +76,14 @@ def create(connection: sqlite3.Connection, where: str) -> None:
         version = check_version(connection, where, may_be_older=True)
         if not version:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        scripts = (load_queries("sqlite")[one.name].text for one in steps_from(version))
+        steps = steps_from(version)
+        scripts = (load_queries("sqlite")[one.name].text for one in steps)
         for statement in (each for script in scripts for each in _statements(script)):
             connection.execute(statement)
         if version != VERSION:
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
+        return len(steps)
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")

@@ -9,21 +9,24 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final
 
 from suffice.errors import StoreError, StoreFull
 from suffice.files import create_private, file_mark, tighten
 from suffice.store.audit.appender import begin_chain
 from suffice.store.database import presence, schema
+from suffice.store.database.protocol import LastWrite
 from suffice.store.rows.events import Row
 from suffice.store.sql import LogReader, Values, load_queries
 
 log = logging.getLogger("suffice.store")
 
+WATCH_S: Final = 0.2  # between two looks whether the file has changed
 BUSY_S: Final = 5.0  # how long a transaction waits for another process's
 WRITER_BUSY_S: Final = 0.2  # … of the writer's batches, which are tried again
 OPEN_BUSY_S: Final = 3.0  # … at start-up
@@ -32,10 +35,6 @@ CHECKPOINT_PAGES: Final = 2_000  # of 8 KiB, in the write-ahead log: pages of in
 CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
 _WAITING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGE_CODES: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-# SQLite's of both files: inode, bytes, time in nanoseconds. PostgreSQL's: places of the last row and of the sums, and
-# looks of jobs.
-LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...] | tuple[int, int, int]
 
 
 class SqliteConnection(sqlite3.Connection, LogReader):
@@ -97,7 +96,18 @@ class SqliteDatabase:
     # ── processes ────────────────────────────────────────────────────────────────────────────────
 
     def enter(self, *, now_s: float, create: bool = True) -> tuple[presence.ProcessLock, int]:
-        """Open or create the log for writing; return the process's claim and its number as owner. Raise StoreError."""
+        with self._prepared(now_s, create=create) as (connection, _):
+            claim = presence.claim(self.path)
+            insert = "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id"
+            return claim, int(connection.execute(insert, (claim.name, os.getpid(), now_s)).fetchone()[0])
+
+    def migrate(self, *, now_s: float) -> int:
+        with self._prepared(now_s, create=True) as (_, n_migrations):
+            return n_migrations
+
+    @contextlib.contextmanager
+    def _prepared(self, now_s: float, *, create: bool) -> Iterator[tuple[SqliteConnection, int]]:
+        """Yield a connection to a log of this version, and how many migrations ran. Raise StoreError."""
         path = self.path
         if not path.parent.is_dir():
             raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
@@ -107,17 +117,14 @@ class SqliteDatabase:
                 if schema.check_version(connection, str(path), may_be_older=True) == 0 and not create:
                     raise StoreError(f"store {path}: is empty; it holds no event log")
                 schema.check_pages(connection, str(path))
-                schema.create(connection, str(path))
+                n_migrations = schema.create(connection, str(path))
                 if connection.execute("SELECT 1 FROM chain LIMIT 1").fetchone() is None:
                     with connection:
                         connection.execute("BEGIN IMMEDIATE")
                         begin_chain(connection, now_s)
-                claim = presence.claim(path)
-                insert = "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id"
-                owner = int(connection.execute(insert, (claim.name, os.getpid(), now_s)).fetchone()[0])
+                yield connection, n_migrations
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged names in the schema
             raise self.unusable(error) from error
-        return claim, owner
 
     def _make_private(self, *, create: bool) -> None:
         if create:
@@ -132,7 +139,6 @@ class SqliteDatabase:
         return row is not None and presence.is_alive(self.path, row[0])
 
     def forget(self, connection: LogReader, owner: int) -> None:
-        """Remove a dead owner."""
         for (name,) in connection.execute("DELETE FROM owners WHERE id = ? RETURNING lock", (owner,)).fetchall():
             presence.forget(self.path, name)
 
@@ -141,15 +147,17 @@ class SqliteDatabase:
         return False
 
     @property
+    def notes(self) -> None:
+        return None
+
+    @property
     def beat_s(self) -> float | None:
-        """How often a process shows that it lives; None: never."""
         return None
 
     def beat(self, connection: LogReader, owner: int) -> None:
         """Nothing: the operating system knows which processes live."""
 
     def clock_s(self, connection: LogReader) -> float | None:  # noqa: ARG002 - as PostgreSQL's
-        """Return the time by which leases end; None: the database has no clock of its own."""
         return None
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
@@ -160,7 +168,6 @@ class SqliteDatabase:
 
     @contextlib.contextmanager
     def reader(self, is_over: Callable[[], bool] | None = None) -> Iterator[SqliteConnection]:
-        """Yield a read-only connection; a query is interrupted when `is_over` returns True. Raise StoreError."""
         try:
             with contextlib.closing(self.connect_reader()) as connection:
                 if is_over is not None:
@@ -181,9 +188,18 @@ class SqliteDatabase:
             raise
         return connection
 
+    def watch(self, is_over: threading.Event) -> Iterator[SqliteConnection]:
+        written = None
+        while not is_over.is_set():
+            now_s = time.time()
+            if not self.is_unchanged(written, now_s=now_s):
+                with self.reader() as connection:
+                    written = self.find_last_write(connection, now_s=now_s)
+                    yield connection
+            is_over.wait(WATCH_S)
+
     @contextlib.contextmanager
     def transaction(self, *, erases: bool = False) -> Iterator[SqliteConnection]:
-        """Yield a synced transaction that keeps every other writer out. Raise StoreError."""
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, factory=SqliteConnection)
             with contextlib.closing(connection), connection:
@@ -209,11 +225,7 @@ class SqliteDatabase:
         return self.path.is_file()
 
     def find_damage(self, *, within_s: float | None = None, thorough: bool = False) -> str | None:
-        """Return what is wrong with the log's pages; "": nothing; None: not checked in time, or unreadable.
-
-        within_s  None: no limit. SQLite before 3.41 does not stop inside a table
-        thorough  compare indexes with their tables too; several times slower
-        """
+        """Return what is wrong, in time only from SQLite 3.41 on: earlier ones do not stop inside a table."""
         try:
             with contextlib.closing(self.connect_reader()) as connection:
                 if within_s is not None:
@@ -228,6 +240,9 @@ class SqliteDatabase:
         except (OSError, StoreError):
             return None
 
+    def engine(self, connection: LogReader) -> str:
+        return f"SQLite {connection.execute('SELECT sqlite_version()').fetchone()[0]}"
+
     def size_bytes(self) -> int:
         return self.path.stat().st_size
 
@@ -235,7 +250,6 @@ class SqliteDatabase:
         return since is not None and self._find_last_write(now_s) == since
 
     def find_last_write(self, connection: LogReader, *, now_s: float) -> LastWrite | None:  # noqa: ARG002 - PostgreSQL's
-        """Identify the last write that a snapshot sees, if nothing has been read in it; None: unknown."""
         return self._find_last_write(now_s)
 
     def _find_last_write(self, now_s: float) -> LastWrite | None:
@@ -266,7 +280,6 @@ class SqliteDatabase:
             raise self.unusable(error) from error
 
     def refuses(self, row: Row) -> bool:  # noqa: ARG002 - as PostgreSQL's
-        """Return whether the database cannot hold such a row."""
         return False
 
     # ── errors ───────────────────────────────────────────────────────────────────────────────────
@@ -276,7 +289,6 @@ class SqliteDatabase:
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in _WAITING_CODES
 
     def is_lost(self, error: Exception) -> bool:  # noqa: ARG002 - as PostgreSQL's
-        """Return whether the connection is of no more use, and its last commit in doubt."""
         return False
 
     def unusable(self, error: Exception) -> StoreError:

@@ -26,8 +26,7 @@ from suffice.store.audit.chain import is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database.location import database_at, log_location
 from suffice.store.database.log import EventLog, Receipt
-from suffice.store.database.postgres import DEAD_S, PostgresClaim
-from suffice.store.database.presence import ProcessLock
+from suffice.store.database.protocol import DEAD_S
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.store.sql import LogReader
 from suffice.types import Outcome, Request
@@ -180,7 +179,6 @@ class LogWriter(EventQueue):
         # Resolved, so that two spellings of one path share one set of lock files.
         self.database = database_at(log_location(settings))
         self.path = self.database.location
-        self._claim: ProcessLock | PostgresClaim
         self._claim, self.owner = self.database.enter(now_s=now(), create=create)
         self._settings, self._now, self._redact = settings, now, redact
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
@@ -215,7 +213,7 @@ class LogWriter(EventQueue):
         Where this process could not write, others could not show that they live: they have time to do so afterwards.
         """
         n_lost, at_s, database = 0, self._now(), self.database
-        if database.is_server and time.monotonic() - self._failed_s < DEAD_S:
+        if database.beat_s is not None and time.monotonic() - self._failed_s < DEAD_S:
             return 0
         with database.reader() as reader:
             owners = reader.execute("SELECT id FROM owners WHERE id <> ?", (self.owner,)).fetchall()
