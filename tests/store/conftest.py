@@ -3,38 +3,46 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from suffice.settings import Store
-from suffice.store.database.location import LogLocation, log_location
-from suffice.store.database.postgres import PostgresDatabase
+from suffice.store.database.location import SCHEMES, LogLocation, log_location
 from suffice.store.database.views import query_rows
 from suffice.store.database.writer import LogWriter
+from tests import memory  # noqa: F401 - registers its scheme
 from tests.postgres import empty_log
 
-# What holds on both databases. A test that opens the file itself is marked `sqlite_only`.
-BOTH = ("deciding", "decisions", "experiments", "faults", "log", "reviews", "rollouts", "views")
+# What holds on every database of the register. A test that opens the file itself is marked `sqlite_only`.
+EVERYWHERE = ("deciding", "decisions", "experiments", "log", "reviews", "rollouts", "views")
+OF_PROCESSES = ("faults",)  # several processes write
+
+
+DATABASES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
+    "sqlite": lambda folder: nullcontext(Store(url=f"sqlite:///{folder / 'suffice.db'}")),
+    "postgresql": lambda _: empty_log(),
+    "memory": lambda folder: nullcontext(Store(url=f"memory:///{folder}", local_files=str(folder / "suffice"))),
+}
+assert {*DATABASES} == {*SCHEMES} - {"postgres"}, "each database of the register has its empty log here"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "store" not in metafunc.fixturenames or metafunc.module.__name__.endswith("test_postgres"):
         return
     name = metafunc.module.__name__.rpartition(".test_")[2]
-    is_both = name in BOTH and not any(metafunc.definition.iter_markers("sqlite_only"))
-    metafunc.parametrize("store", ["sqlite", "postgresql"] if is_both else ["sqlite"], indirect=True)
+    kinds = ["sqlite"]
+    if name in (*EVERYWHERE, *OF_PROCESSES) and not any(metafunc.definition.iter_markers("sqlite_only")):
+        kinds = [one for one in DATABASES if one != "memory" or name in EVERYWHERE]
+    metafunc.parametrize("store", kinds, indirect=True)
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Settings of a log that does not exist yet."""
-    if request.param == "sqlite":
-        yield Store(url=f"sqlite:///{tmp_path / 'suffice.db'}")
-        return
-    with empty_log() as one:
+    with DATABASES[request.param](tmp_path) as one:
         yield one
 
 
@@ -63,7 +71,7 @@ def query(database: LogLocation) -> Callable[..., list[tuple[Any, ...]]]:
     """What somebody sees who opens the log with any SQL tool."""
 
     def ask(sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        if isinstance(database, PostgresDatabase):
+        if not isinstance(database, Path):
             return [tuple(row) for row in query_rows(database, sql, values)]
         with closing(sqlite3.connect(str(database))) as connection:
             return connection.execute(sql, values).fetchall()
@@ -77,7 +85,7 @@ def locked(database: LogLocation) -> Callable[[], Any]:
 
     @contextmanager
     def hold() -> Iterator[None]:
-        if isinstance(database, PostgresDatabase):
+        if not isinstance(database, Path):
             with database.transaction():
                 yield
             return

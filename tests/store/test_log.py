@@ -151,3 +151,14 @@ def test_what_is_queued_at_the_end_is_written(open_log: Open, store: Store, data
     log.close()
     assert not log.append(label(99))
     assert len([*read_events(database)]) == 50
+
+
+def test_whoever_watches_gets_a_reader_at_first_and_after_each_write(open_log: Open, database: LogLocation) -> None:
+    log, is_over = open_log(), threading.Event()
+    seen = (last_place(reader) for reader in database_at(database).watch(is_over))
+    before = next(seen)
+    log.append(asked("e1"))
+    assert log.drain()
+    assert next(one for one in seen if one > before) == before + 1
+    is_over.set()
+    assert [*seen] == []
