@@ -21,9 +21,9 @@ from suffice.cli.main import main
 from suffice.rollout.assign import conversation_key
 from suffice.sanitize import format_cell
 from suffice.settings import Settings, parse_settings
+from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent
-from suffice.store.sql import SqliteConnection
 from suffice.types import Feedback, Pause
 from suffice.wiring.audit import differences, loggable_settings, user_name
 from suffice.wiring.files import load_settings
