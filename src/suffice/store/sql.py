@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
@@ -36,7 +36,6 @@ def load_queries(dialect: str) -> dict[str, NamedQuery]:
     return queries
 
 
-@runtime_checkable
 class LogReader(Protocol):
     """A connection to a log's database, for one thread at a time; opaque outside `store`: passed on, never queried.
 
