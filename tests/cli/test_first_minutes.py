@@ -77,7 +77,8 @@ def test_init_examines_writes_asks_and_says_what_was_seen(data: Path) -> None:
     known = upstream_findings(log_location(settings.store))["local"]
     assert known.n_slots == settings.upstreams["local"].slots == 4
     assert run("config", "check").output.splitlines()[-1] == f"{data}/suffice.toml: ok"
-    assert "requests               10" in run("status", "--all").output + run("status").output, "found from any folder"
+    assert "requests               10" in run("status", "--all").output, "found from any folder"
+    assert "next: suffice serve" in run("status").output, "what nothing can be seen without"
 
 
 def test_init_writes_no_policy_for_a_model_without_thoughts(data: Path) -> None:

@@ -37,9 +37,9 @@ class RouteSummary:
     urgency: tuple[int, float]  # the highest is the worst
 
 
-def summarize(one: RouteSnapshot, *, options: str = "") -> RouteSummary:
-    """`options` are those of the status command, which the next one needs as well."""
-    step, command = _next_step(one)
+def summarize(one: RouteSnapshot, *, options: str = "", is_served: bool = True) -> RouteSummary:
+    """`options` are those of the status command, which the next one needs as well; `is_served`: by a gateway, now."""
+    step, command = _next_step(one, is_served=is_served)
     return RouteSummary(
         route=one.report.route,
         state=one.promise_state,
@@ -140,7 +140,7 @@ def _uncertified(one: RouteSnapshot) -> str:
 # --------------------------------------------------------------------------- what to do next
 
 
-def _next_step(one: RouteSnapshot) -> Step:
+def _next_step(one: RouteSnapshot, *, is_served: bool) -> Step:
     route = quote(one.report.route)
     held = one.held
     if one.promise_state == "killed":
@@ -162,7 +162,7 @@ def _next_step(one: RouteSnapshot) -> Step:
         return "see which answers the scorer cannot read", f"suffice doctor --route {route}"
     if held is not None and held.n_to_review:
         return f"review {plural(held.n_to_review, 'run')}", f"suffice review next --route {route}"
-    return _next_of_evidence(one, route)
+    return _next_of_evidence(one, route, is_served=is_served)
 
 
 def _without_settings(one: RouteSnapshot) -> str:
@@ -171,7 +171,7 @@ def _without_settings(one: RouteSnapshot) -> str:
     return "name its settings with --config; suffice init writes some"
 
 
-def _next_of_evidence(one: RouteSnapshot, route: str) -> Step:
+def _next_of_evidence(one: RouteSnapshot, route: str, *, is_served: bool) -> Step:
     if one.control is not None and one.control.failing:
         return f"find out why this fails: {printable(one.control.failing[0])}", "suffice worker --history"
     state, phase, table = one.promise_state, one.control, f"[routes.{route}]"
@@ -189,6 +189,8 @@ def _next_of_evidence(one: RouteSnapshot, route: str) -> Step:
         return f"label {plural(phase.n_labels_wanted, 'audit')} whose two answers differ", command
     if state != "observe" and phase is not None and phase.level:
         return NOTHING_TO_DO, ""
+    if not is_served:
+        return "start the gateway, and send it your own requests", "suffice serve"
     return _wait_for_audits(one, phase, table), ""
 
 

@@ -35,12 +35,13 @@ from suffice.report.snapshot import RouteSnapshot, describe_overrides
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.database.location import LogLocation, log_location
+from suffice.store.database.presence import read_presences
 from suffice.store.database.views import open_reader
 from suffice.store.people.audit_view import describe_level
 from suffice.store.routes.deployments import read_fleet
 from suffice.store.routes.rollups import read_to
 from suffice.wiring.files import condition, data_folder, no_settings, require_log
-from suffice.wiring.keys import good_file
+from suffice.wiring.keys import good_file, presence_files
 
 if TYPE_CHECKING:  # the gateway would take most of the start-up time of `suffice status`
     from suffice.gateway.last_good import GoodRoute
@@ -77,7 +78,8 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
     configured = () if settings is None else tuple(settings.routes)
     given = {"config": config, "db": db, "data-dir": given_data_dir()}
     named = "".join(f" --{name} {quote(str(file))}" for name, file in given.items() if file)
-    print_statuses(statuses, as_json=as_json, shows_all=shows_all, options=named)
+    is_served = settings is None or db is not None or bool(read_presences(presence_files(settings)))
+    print_statuses(statuses, as_json=as_json, shows_all=shows_all, options=named, is_served=is_served)
     silent = [
         name for name in configured if route in (None, name) and name not in {one.report.route for one in statuses}
     ]
@@ -96,11 +98,16 @@ def _width() -> int:
 
 
 def print_statuses(
-    statuses: Sequence[RouteSnapshot], *, as_json: bool, shows_all: bool = True, options: str = ""
+    statuses: Sequence[RouteSnapshot],
+    *,
+    as_json: bool,
+    shows_all: bool = True,
+    options: str = "",
+    is_served: bool = True,
 ) -> None:
     """Print JSON, everything that is known, or three lines a route; `options` of the command are needed by others."""
     if not as_json and not shows_all:
-        summaries = [summarize(one, options=options) for one in statuses]
+        summaries = [summarize(one, options=options, is_served=is_served) for one in statuses]
         for line, is_loud in summary_lines(summaries, now_s=time.time(), width=_width()):
             click.echo(loud(line) if is_loud else line)
         return
@@ -115,7 +122,7 @@ def print_statuses(
         report = msgspec.to_builtins(one.report)
         report.pop("audits_at_s")
         plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
-        summary = summarize(one, options=options)
+        summary = summarize(one, options=options, is_served=is_served)
         texts = {"now": summary.now, "effect": summary.effect, "next": summary.next_step, "command": summary.command}
         print_json({**report, "governed_share": one.report.governed_share, **plain, "summary": texts})
 
