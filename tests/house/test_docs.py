@@ -345,3 +345,15 @@ def test_commands_named_in_the_docs_exist() -> None:
                 assert f"{name} {second}" in known | contrib | added, f"{short(path)}: {name} {second}"
         for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
             assert target in targets, f"{short(path)}: make {target}"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sh"], ids=place)
+def test_options_in_the_docs_exist(block: Block) -> None:
+    found = dict(commands(main))
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = line.partition("  #")[0].split()
+        name = " ".join(words[:3]) if " ".join(words[:3]) in found else " ".join(words[:2])
+        if name in found and " ".join(words[1:3]) not in CONTRIB:
+            known = {option for p in found[name].params for option in p.opts + p.secondary_opts} | {"--help"}
+            used = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert used <= known, f"{place(block)}: {name}: {used - known} does not exist"

