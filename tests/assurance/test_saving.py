@@ -53,8 +53,10 @@ def test_an_estimate_counts_however_the_thought_was_closed() -> None:
     request = plain_request("e", mode="enforce")
     closed = outcome(finish_method="raw", tokens_saved_estimate=40, saved_usd_estimate=0.2, cost_usd=0.6)
     assert (saved_tokens(request, closed), saved_usd(request, closed)) == (40, 0.2)
-    unknown = outcome(finish_method=LESS_EFFORT, cost_usd=0.6, overhead_usd=0.0)
-    assert saved_tokens(request, unknown) is saved_usd(request, unknown) is None
+    of_an_old_log = outcome(finish_method=LESS_EFFORT, cost_usd=0.6, overhead_usd=0.0)
+    closed_at_its_cap = outcome(finish_method="raw", has_less_effort=True, cost_usd=0.6, overhead_usd=0.0)
+    for unknown in (of_an_old_log, closed_at_its_cap):
+        assert saved_tokens(request, unknown) is saved_usd(request, unknown) is None
 
 
 def test_a_decided_vote_saved_the_samples_that_it_did_not_draw() -> None:

@@ -30,4 +30,5 @@ async def test_an_arm_saved_what_full_runs_take_less_what_it_took(serve: Serve, 
         (episode,) = [one.episode for one in await g.episodes(1)]
         assert told["stopped"] is not is_effort, "an engine that keeps a budget stops the run"
         assert (told["tokens_saved_estimate"] is None) == is_effort, "or live runs could be told from audits"
+        assert episode.outcome.has_less_effort is is_effort
         assert saved_tokens(episode.request, episode.outcome) == 100 - g.fake.total_completion_tokens

@@ -375,6 +375,7 @@ WHOLE_OUTCOME = Outcome(
     pair_answer="9",
     pair_tokens=77,
     finished_unread=True,
+    has_less_effort=True,
 )
 AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
 SAID_BY_BOTH = {"route", "status", "answer"}  # of every run

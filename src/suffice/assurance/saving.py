@@ -43,5 +43,6 @@ def saved_usd(request: Request, outcome: Outcome) -> float | None:
 
 
 def _is_shortened(outcome: Outcome) -> bool:
-    """Whether the full run can only be estimated. A thought that is closed at its cap hides how it was shortened."""
-    return outcome.stopped or outcome.finish_method == LESS_EFFORT or outcome.tokens_saved_estimate is not None
+    """Whether the full run can only be estimated. Old logs say `finish_method` alone of a run with less effort."""
+    had_less_effort = outcome.has_less_effort or outcome.finish_method == LESS_EFFORT
+    return outcome.stopped or had_less_effort or outcome.tokens_saved_estimate is not None

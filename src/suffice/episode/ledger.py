@@ -480,6 +480,7 @@ class Ledger:
             pair_answer=audit.pair_answer,
             pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
             finished_unread=audit.finished_unread,
+            has_less_effort=self.costs.has_less_effort,
         )
 
 

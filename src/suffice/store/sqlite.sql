@@ -299,7 +299,7 @@ CREATE TABLE IF NOT EXISTS watches (
     PRIMARY KEY (job, route)
 );
 
--- name: schema_21()
+-- name: schema_22()
 DROP VIEW outcomes;
 CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.response_id AS response_id,
     json_extract(o.body, '$.outcome.end_reason') AS end_reason,
@@ -337,7 +337,8 @@ CREATE VIEW outcomes AS SELECT o.seq, o.at_s, o.episode_id, r.route AS route, o.
     json_extract(o.body, '$.outcome.pair_propensity') AS pair_propensity,
     json_extract(o.body, '$.outcome.pair_answer') AS pair_answer,
     json_extract(o.body, '$.outcome.pair_tokens') AS pair_tokens,
-    coalesce(json_extract(o.body, '$.outcome.finished_unread'), 0) AS finished_unread
+    coalesce(json_extract(o.body, '$.outcome.finished_unread'), 0) AS finished_unread,
+    coalesce(json_extract(o.body, '$.outcome.has_less_effort'), 0) AS has_less_effort
 FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
 WHERE o.kind = 'outcome';
 

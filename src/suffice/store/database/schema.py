@@ -58,8 +58,8 @@ class Migration(NamedTuple):
 
 
 FIRST: Final = Migration(18, 18)  # an older log is refused
-# After it, in order; never changed.
-MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18), Migration(20, 18), Migration(21, 18))
+# After it, in order; never changed. The 22nd does all that the 21st did, which no release had.
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(19, 18), Migration(20, 18), Migration(22, 18))
 VERSION: Final = MIGRATIONS[-1].version
 
 
