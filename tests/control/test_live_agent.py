@@ -25,7 +25,7 @@ FULL, STOPPED, ANSWER = 100.0, 40.0, 10  # tokens: of a full run, of a stop with
 
 @dataclass
 class OneLevel:
-    """A version with one level, which stops every run."""
+    """A version with one level, which stops every run; others below it save a little less."""
 
     n: int
     version: int = 1
@@ -36,7 +36,8 @@ class OneLevel:
 
     def replayed_costs(self, first: int) -> Any:
         n = self.n - first
-        return np.tile([FULL, STOPPED], (n, 1)), np.tile([False, True], (n, 1)), np.full(n, FULL)
+        tokens = [FULL, *(STOPPED + 5 * below for below in reversed(range(self.n_levels - 1)))]
+        return np.tile(tokens, (n, 1)), np.tile(np.arange(self.n_levels) > 0, (n, 1)), np.full(n, FULL)
 
 
 def route() -> Route:
@@ -74,6 +75,34 @@ def saving(audits: list[Audit], *, refits: int) -> float:
 def test_what_a_finish_costs_counts_from_the_first_version_on(refits: int) -> None:
     audits = [audit(number, ANSWER + 30) for number in range(1, 301)]
     assert saving(audits, refits=refits) == pytest.approx(1 - (STOPPED + 30) / FULL, abs=0.02)
+
+
+def served(number: int, spent: int) -> Episode:
+    """A live run that took so many tokens, stopped after a step at which audits say that it costs `STOPPED`."""
+    request, outcome = run(number, random.Random(number), audit=False)
+    steps = (replace(outcome.steps[0], index=1, tokens=int(STOPPED) - ANSWER, probe_tokens=0, late_tokens=None),)
+    usage = Usage(prompt_tokens=5, completion_tokens=spent, reasoning_tokens=spent - ANSWER)
+    ended = replace(outcome, steps=steps, usage=usage, stopped=True, end_reason="stopped", stop_step=1)
+    return Episode(request=request, outcome=ended)
+
+
+@pytest.mark.parametrize("slow", [10, 40])
+def test_what_live_stops_cost_more_than_audits_say_is_expected_of_all_levels_and_breaks_no_promise(slow: int) -> None:
+    """Audits cannot show how slowly a second call opens."""
+    agent, audits = LiveAgent(route(), max_em_drop=0.1, n_levels=3), [audit(n, ANSWER) for n in range(1, 301)]
+    epoch, plan = Epoch(route="r", number=1, at=0, since_seq=0, reason="", author=""), None
+    for at in range(300, 1_300, 50):
+        agent.read(cast(Certifier, OneLevel(len(audits), n_levels=3)), audits)
+        agent.look(at, lambda _: 2)
+        plan = agent.plan(RouteDeployment(epoch=epoch, n_epochs=1), at=at, author="")
+        assert plan is not None
+        assert [draw.ceiling for draw in plan.classes[0].draws] == [None], plan.reason
+        for number in range(at, at + 50):
+            one = served(number, int(STOPPED) + slow)
+            agent.add_run(one.request, one.outcome, 2, at=number)
+        audits += [audit(at + n, ANSWER) for n in range(2)]
+    assert plan is not None
+    assert plan.classes[0].saving == pytest.approx(1 - (STOPPED + slow) / FULL, abs=0.02)
 
 
 # --------------------------------------------------------------------------- its own line

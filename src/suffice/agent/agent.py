@@ -237,24 +237,31 @@ class Agent:
         *,
         full_tokens: float,
         tokens: Floats,
+        stops: Bools | None = None,
         n_requests: float = 1.0,
         is_watched: bool = True,
         at: float = np.inf,
     ) -> None:
         """Add an audit, the request `at`: its full run, and what each level would have used, shape (levels,).
 
+        stops       which levels end it early; None: costs are known as they are, see `expect_stop_excess`
         n_requests  of the class since the last one that was added
         is_watched  False: a stop's answer was not generated, so these tokens do not tell whether stopping pays
         """
         self.values.age(c, n_requests)
         self.values.add_full(c, full_tokens)
-        cost = self.values.add_audit(c, setting, tokens)
+        cost = self.values.add_audit(c, setting, tokens, np.zeros(len(tokens), np.bool_) if stops is None else stops)
         watched = {int(self._served[c, setting])}
         if self.n_arms > 1:  # what is out of use is called in audits alone
             watched.update(np.flatnonzero(self._inactive(c)[setting]).tolist())
         for level in sorted(watched - {0}):
             if is_watched and not np.isnan(cost[level]):
                 self._watch(c, setting, level, float(cost[level]), at)
+
+    def expect_stop_excess(self, tokens: Floats) -> None:
+        """Expect each stop of a class to cost so many tokens more than audits say, also of earlier ones, (classes,)."""
+        moved = self.values.expect_stop_excess(tokens)
+        self.guard.promised -= np.maximum(moved, 0.0)[:, np.newaxis]  # a look raises it to what is expected now
 
     def add_losses(self, c: int, z: Floats) -> None:
         """Add the EM drop at each level in an audit, once it is known, shape (levels,): +1, 0, -1 or nan."""
@@ -406,10 +413,12 @@ class ActionValues:
     ) -> None:
         """half_lives: of costs and of losses, in requests of a class."""
         self._half_lives, self._prior_loss = half_lives, prior_loss
-        self._runs = np.zeros((4, n_classes, n_settings, n_levels))  # number, cost, its square, seconds
-        self._recent = np.zeros((3, n_classes, n_settings, n_levels))  # number, cost, its square, of the latest runs
+        # number, cost, its square, stops of audits, seconds
+        self._runs = np.zeros((5, n_classes, n_settings, n_levels))
+        self._recent = np.zeros((4, n_classes, n_settings, n_levels))  # the same without seconds, of the latest runs
         self._losses = np.zeros((2, n_classes, n_levels))  # audits, EM drops
         self._full = np.zeros((2, n_classes))  # full runs, their tokens
+        self._excess = np.zeros(n_classes)  # tokens of a stop above what audits say
 
     def age(self, c: int, n_requests: float = 1.0) -> None:
         """Let requests of the class pass: what is known of the class loses its part of a half-life."""
@@ -426,30 +435,40 @@ class ActionValues:
         if not self._full[0, c]:
             return None
         cost = tokens / float(self.full_tokens[c])
-        self._runs[:, c, setting, level] += (1, cost, cost**2, seconds)
-        self._compare(c, setting, np.array([level]), np.array([cost]))
+        self._runs[:, c, setting, level] += (1, cost, cost**2, 0, seconds)
+        self._compare(c, setting, np.array([level]), np.array([cost]), np.zeros(1))
         return cost
 
-    def add_audit(self, c: int, setting: int, tokens: Floats) -> Floats:
+    def add_audit(self, c: int, setting: int, tokens: Floats, stops: Bools) -> Floats:
         """Add what each level would have used, shape (levels,), nan where that is unknown; return the costs."""
-        cost = tokens / self.full_tokens[c]
-        self._runs[:3, c, setting] += np.nan_to_num([~np.isnan(cost), cost, cost**2])
+        cost = (tokens + self._excess[c] * stops) / self.full_tokens[c]
+        self._runs[:4, c, setting] += np.nan_to_num([~np.isnan(cost), cost, cost**2, stops])
         known = np.flatnonzero(~np.isnan(cost[1:])) + 1
-        self._compare(c, setting, known, cost[known])
+        self._compare(c, setting, known, cost[known], stops[known])
         return np.asarray(cost)
 
-    def _compare(self, c: int, setting: int, levels: Ints, cost: Floats) -> None:
+    def expect_stop_excess(self, tokens: Floats) -> Floats:
+        """Shift the costs that audits told, as if it had been known then; return by how much a stop's, (classes,)."""
+        moved = np.nan_to_num((tokens - self._excess) / self.full_tokens)
+        self._excess = np.where(self._full[0] > 0, tokens, self._excess)
+        for sums in (self._runs, self._recent):
+            more = moved[:, np.newaxis, np.newaxis] * sums[3]
+            sums[2] += more * (2 * sums[1] + more) / np.maximum(sums[0], 1e-9)  # the variance stays
+            sums[1] += more
+        return moved
+
+    def _compare(self, c: int, setting: int, levels: Ints, cost: Floats, stops: Floats | Bools) -> None:
         """Where the latest runs of a level cost something else than those before, forget those before."""
         recent, runs = self._recent[:, c, setting], self._runs[:, c, setting]
-        recent[:, levels] = RECENT * recent[:, levels] + np.array([np.ones(len(levels)), cost, cost**2])
+        recent[:, levels] = RECENT * recent[:, levels] + np.array([np.ones(len(levels)), cost, cost**2, stops])
         n, mean = recent[0, levels], recent[1, levels] / recent[0, levels]
         n_before = np.maximum(runs[0, levels] - n, 1e-9)
         before = (runs[1:3, levels] - recent[1:3, levels]) / n_before
         error = np.sqrt(np.maximum(before[1] - before[0] ** 2, 1e-6) * ((1 - RECENT) / (1 + RECENT) + 1 / n_before))
         changed = (n >= LEAST_RECENT) & (n_before >= 2 * LEAST_RECENT) & (np.abs(mean - before[0]) > CHANGED * error)
         for level in levels[changed].tolist():
-            runs[3, level] *= recent[0, level] / runs[0, level]
-            runs[:3, level] = recent[:, level]
+            runs[4, level] *= recent[0, level] / runs[0, level]
+            runs[:4, level] = recent[:, level]
 
     def add_losses(self, c: int, z: Floats) -> None:
         """Add an audit's EM drop at each level: +1 an answer was lost, -1 one was gained, 0 neither, nan: unknown."""
@@ -458,7 +477,7 @@ class ActionValues:
     def replace(self, c: int, setting: int, levels: Ints, saving: float) -> None:
         """Replace the costs of levels, which have changed, by a few runs with this saving."""
         n, cost = PRIOR_RUNS, 1 - saving
-        self._runs[:, c, setting, levels] = np.array([n, n * cost, n * cost**2, 0.0])[:, np.newaxis]
+        self._runs[:, c, setting, levels] = np.array([n, n * cost, n * cost**2, 0.0, 0.0])[:, np.newaxis]
         self._recent[:, c, setting, levels] = 0.0
 
     def forget_losses(self, level: int) -> None:
@@ -491,14 +510,14 @@ class ActionValues:
     @property
     def spread(self) -> Floats:
         """Standard deviation of one run's cost."""
-        n, total, square, _ = self._runs
+        n, total, square, *_ = self._runs
         prior = PRIOR_RUNS * (1 + PRIOR_SPREAD**2)
         variance = (square + prior) / (n + PRIOR_RUNS) - ((total + PRIOR_RUNS) / (n + PRIOR_RUNS)) ** 2
         return np.asarray(np.sqrt(np.maximum(variance, 1e-6)))
 
     @property
     def seconds(self) -> Floats:
-        return np.asarray(self._runs[3] / np.maximum(self._runs[0], 1.0))
+        return np.asarray(self._runs[4] / np.maximum(self._runs[0], 1.0))
 
     @property
     def loss(self) -> Floats:

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Floats, Ints
+from suffice.assurance.saving import spent_tokens
 from suffice.assurance.thoughts import read_thought
 from suffice.learn.audits import AuditRuns
 from suffice.types import Outcome
@@ -48,6 +49,7 @@ class LiveCost:
 
 
 NO_LIVE_COST: Final = LiveCost()
+PRIOR_STOPS: Final = 5.0  # that cost what audits say
 LEAST_STOPS: Final = 20  # for a ratio of what they cut off
 
 
@@ -67,6 +69,15 @@ def remaining_ratio(runs: Sequence[Outcome], stops: Ints) -> float | None:
     longer = np.searchsorted(length[order], cut[stopped], side="right")
     mean_longer = np.cumsum(full[order][::-1])[::-1][longer] / (len(full) - longer)
     return float((full - cut)[stopped].sum() / (mean_longer - cut[stopped]).sum())
+
+
+def stop_excess(outcome: Outcome, answer_tokens: float) -> float | None:
+    """Tokens that a live stop cost above what audits say; None: none, or its step is unknown."""
+    expected = stop_cost(outcome, answer_tokens)
+    if expected is None or outcome.usage is None:
+        return None
+    excess = spent_tokens(outcome.usage, outcome.overhead) - expected
+    return excess if outcome.stopped else max(0.0, excess)  # one that came too late costs what it does in audits
 
 
 def stop_cost(outcome: Outcome, answer_tokens: float) -> float | None:

@@ -19,8 +19,10 @@ from suffice.agent.plan import AGENT, FULL, AgentPlan, ClassPlan, PlannedDraw, R
 from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED
 from suffice.assurance.saving import spent_tokens
+from suffice.assurance.thoughts import KEPT
 from suffice.control.evidence.audits import Audit
 from suffice.learn.certifier import Certifier
+from suffice.learn.costs import PRIOR_STOPS, stop_excess
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
@@ -64,6 +66,8 @@ class LiveAgent:
         self._classes: dict[str, int] = {}
         self._n_runs = np.zeros(MOST_CLASSES)
         self._finish = np.zeros((2, MOST_CLASSES))  # measured finishes, and tokens above the full run's answer
+        self._answers = np.zeros((2, MOST_CLASSES))  # full runs, and tokens of their answers
+        self._excess = np.zeros((2, MOST_CLASSES))  # live stops, and their tokens above what audits say
         self._received_s: tuple[float, float] | None = None  # of the first run and the last
         self._full: tuple[float, float] = 0.0, 0.0  # full runs, and their tokens
         self._proven: list[int] = []
@@ -126,6 +130,10 @@ class LiveAgent:
         setting = 0 if arm is None else self._place(arm)
         level = 0 if arm == FULL else level
         self._n_runs[c] += 1
+        if self._has_finish and level and self._answers[0, c]:
+            excess = stop_excess(outcome, _mean(self._answers[:, c]) + _mean(self._finish[:, c]))
+            if excess is not None:
+                self._excess[:, c] = KEPT * self._excess[:, c] + (1, excess)
         if setting is not None:
             tokens = spent_tokens(outcome.usage, outcome.overhead)
             self.agent.add_run(c, setting, level, tokens=tokens, seconds=outcome.duration_s, at=at)
@@ -138,12 +146,12 @@ class LiveAgent:
             return
         self._n_runs[c] += not again
         tokens, answer = costs.tokens, finish_tokens(outcome)
-        needs = self.route.kind == "reasoning" and not self.route.is_paired
-        if needs and answer is not None and not again:
-            self._finish[:, c] = FORGET * self._finish[:, c] + (1, answer - _answer_tokens(outcome))
-        if needs:
-            n, more = self._finish[:, c].tolist()
-            excess = more / n if n else 0.0
+        if self._has_finish and not again:
+            self._answers[:, c] = KEPT * self._answers[:, c] + (1, _answer_tokens(outcome))
+            if answer is not None:
+                self._finish[:, c] = FORGET * self._finish[:, c] + (1, answer - _answer_tokens(outcome))
+        if self._has_finish:
+            excess = _mean(self._finish[:, c])
             if answer is not None and not again:  # what a finish cost long ago says nothing of today's
                 excess = answer - _answer_tokens(outcome)
             tokens = tokens + excess * costs.stops
@@ -152,12 +160,13 @@ class LiveAgent:
             return
         if self.choice is not None and not again:
             self._given[costs.audit.id] = _level_given(self.choice.classes[c], setting, arm)
-        is_watched = not again and (answer is not None or not needs)
+        is_watched = not again and (answer is not None or not self._has_finish)
         self.agent.add_audit(
             c,
             setting,
             full_tokens=costs.full_tokens,
             tokens=tokens,
+            stops=costs.stops if self._has_finish else None,
             n_requests=self._n_passed(c, costs.audit.at) if again else 1.0,
             is_watched=is_watched,
             at=costs.audit.at,
@@ -207,6 +216,7 @@ class LiveAgent:
         proven = [0] * MOST_CLASSES
         for name, c in self._classes.items():
             proven[c] = level_of(name)
+        self.agent.expect_stop_excess(self._excess[1] / (self._excess[0] + PRIOR_STOPS))
         self.choice = self.agent.look(
             proven,
             horizon=self._horizon(),
@@ -214,6 +224,14 @@ class LiveAgent:
         )
         self._proven = proven
         self._events += [(n, event) for event in self.choice.events]
+        for event in self.choice.events:
+            if event.change == "stops_paying":  # for the time being: whether it pays again, audits are to tell
+                self._excess[:, event.query_class] = 0.0
+
+    @property
+    def _has_finish(self) -> bool:
+        """Whether a stop asks for an answer, whose cost no full run shows."""
+        return self.route.kind == "reasoning" and not self.route.is_paired
 
     @property
     def most_proven(self) -> int:
@@ -349,6 +367,11 @@ def finish_tokens(outcome: Outcome) -> float | None:
     if outcome.finish_step is None or outcome.finish_answer is None:
         return None
     return float(outcome.overhead.probe_tokens - sum(step.probe_tokens for step in outcome.steps))
+
+
+def _mean(sums: Floats) -> float:
+    n, total = sums.tolist()
+    return total / n if n else 0.0
 
 
 def _answer_tokens(outcome: Outcome) -> float:

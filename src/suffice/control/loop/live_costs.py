@@ -16,10 +16,9 @@ from suffice.arrays import Floats
 from suffice.assurance.runs import ENDED
 from suffice.assurance.saving import spent_tokens
 from suffice.assurance.thoughts import KEPT, SavingTrial, read_thought
-from suffice.learn.costs import LiveCost, stop_cost
+from suffice.learn.costs import PRIOR_STOPS, LiveCost, stop_excess
 from suffice.types import Outcome, Request
 
-PRIOR_STOPS: Final = 5.0  # stops that cost what audits say
 BETS: Final = np.array((0.25, 0.5, 1.0))  # on a run that costs more than the mean full run
 FALSE_ALARM: Final = 2_000.0  # runs, if live runs cost exactly as much as full runs
 REST: Final = 3_000  # requests before acting is tried again, four times as many each time
@@ -51,9 +50,8 @@ class LiveCosts:
         if self._full[0] < 1 or outcome.end_reason == "asked":
             return
         spent, full = spent_tokens(outcome.usage, outcome.overhead), float(self._full[1] / self._full[0])
-        expected = stop_cost(outcome, float(self._full[2] / self._full[0]))
-        if expected is not None:  # a stop that came too late costs what it costs in audits, or more
-            excess = spent - expected if outcome.stopped else max(0.0, spent - expected)
+        excess = stop_excess(outcome, float(self._full[2] / self._full[0]))
+        if excess is not None:
             self._stops = KEPT * self._stops + (1.0, excess)
         self._live = KEPT * self._live + (1.0, spent)
         self._wealth = np.minimum((self._wealth + 1) * (1 + BETS * float(np.clip(spent / full - 1, -0.99, 1))), 1e12)
