@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from suffice.agent.mixture import mixture_of
-from suffice.agent.plan import AgentPlan, ClassPlan, PlannedDraw
+from suffice.agent.plan import FULL, AgentPlan, ClassPlan, PlannedDraw
 from suffice.control.evidence.versions import read_back
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, Override, OverrideEnd
 from suffice.serving.deploy import deploy_route
@@ -183,3 +183,29 @@ def test_the_agents_plan_is_part_of_the_mixture(pooled: Story) -> None:
     assert ceiling(served(pooled, made, NO_OVERRIDES, plan), "law") == made.any_level
     here = read(asked(N), [plan], asked(100, first=N))
     assert here.published[-1].level < made.level
+
+
+def test_what_is_announced_is_what_the_agents_draws_save() -> None:
+    """Three of four requests are law; the agent runs three of four of these in full."""
+    route = msgspec.structs.replace(FIXED, audit_share=0.5)
+    draws = (
+        PlannedDraw(settings="", share=0.25, ceiling=None),
+        PlannedDraw(settings=FULL, share=0.75, ceiling=0),
+    )
+    plan = AgentPlan(
+        route="r",
+        number=1,
+        epoch=1,
+        at=N,
+        classes=(ClassPlan(query_class="law", draws=draws, saving=0.0, em_drop=0.0, n_audits=1),),
+        token_price=0.1,
+        reason="",
+        author="",
+    )
+    alone, here = (read(asked(N), part, asked(100, first=N), route=route) for part in ([], [plan]))
+    assert here.published[-1].level == alone.published[-1].level
+    announced, whole = here.published[-1].evidence.share, alone.published[-1].evidence.share
+    assert announced is not None
+    assert whole is not None
+    assert whole > 0.1
+    assert announced == pytest.approx(whole * (1 / 4 + 3 / 4 * 0.25), rel=0.1)

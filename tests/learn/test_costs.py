@@ -85,11 +85,12 @@ def test_the_level_that_costs_tokens_gives_way_to_one_that_saves_or_to_none() ->
         full=np.array([100.0, 100.0]),
     )
     rows, both = np.array([[2, 1, 0], [5, 4, 3]]), np.arange(2)
-    assert LiveCost().saved(runs, rows, both).tolist() == [0.0, 40.0, -40.0]
-    assert LiveCost().paying_level(runs, rows, both) == 1
-    assert LiveCost().paying_level(runs, rows[:, :2], both) == 1
-    assert LiveCost(stop_excess=30.0).paying_level(runs, rows, both) == 0
-    assert LiveCost(objection="dear").paying_level(runs, rows, both) == 0
+    assert LiveCost().saved(runs, rows, both).sum(axis=0).tolist() == [0.0, 40.0, -40.0]
+    assert LiveCost().paying_level(runs, rows, both, 0.05) == 1
+    assert LiveCost().paying_level(runs, rows[:, :2], both, 0.05) == 1
+    assert LiveCost(stop_excess=30.0).paying_level(runs, rows, both, 0.05) == 0
+    assert LiveCost(audit_overhead=5.0).paying_level(runs, rows, both, 0.05) == 0, "audits cost more than it saves"
+    assert LiveCost(objection="dear").paying_level(runs, rows, both, 0.05) == 0
     assert LiveCost(audit_overhead=0.2).of_all(50.0, 100.0, 0.1) == pytest.approx(0.9 * 0.5 - 0.1 * 0.2)
     assert LiveCost().of_all(0.0, 0.0, 0.1) is None
 

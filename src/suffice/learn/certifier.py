@@ -240,17 +240,19 @@ class Certifier:
         rows = self._epoch.rows[inside, level]
         return inside, np.where(rows < runs.last[inside], rows - runs.starts[inside], -1)
 
-    def saving(self, most: int | None) -> float | None:
-        """The share of all requests' tokens that the level of `evidence` is expected to save, net; None: unknown."""
-        certificate = self.certificate
-        if certificate is None:
+    def saving(self, shares: Floats) -> float | None:
+        """The share of all requests' tokens that is expected to be saved, net; None: unknown.
+
+        shares  P(a request is served at each level), for each of the last certificate's audits, shape (n, M)
+        """
+        if self.certificate is None:
             return None
-        level = self.level if most is None else min(self.level, most)
-        full = float(self._epoch.runs.full[certificate.inside].sum())
-        return self.live_cost.of_all(self._saved(self._epoch.rows, certificate.inside, level), full, self.share)
+        runs, inside = self._epoch.runs, np.flatnonzero(self.certificate.inside)
+        saved = float((shares * self.live_cost.saved(runs, self._epoch.rows, inside)).sum())
+        return self.live_cost.of_all(saved, float(runs.full[inside].sum()), self.share)
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
-        """The evidence for the level that passes, or for `most` where no higher one is allowed."""
+        """The evidence for the level that passes, or for `most` where no higher one is allowed; without a saving."""
         plan, runs, certificate = self.plan, self._epoch.runs, self.certificate
         if certificate is None:
             return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
@@ -268,7 +270,6 @@ class Certifier:
             n_pending=certificate.n_pending,
             n_disagreeing=int(runs.d[stops].sum()),
             e_value=e_value_of(float(self.log_e[level])) if level else None,
-            share=self.saving(most),
             n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
@@ -481,7 +482,8 @@ class Certifier:
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
         """Tokens that a level saves on some audits, if they were live: net, and none at level 0."""
-        return float(self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))[level])
+        saved = self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))
+        return float(saved[:, level].sum())
 
     def _certify(self) -> list[CertifierDecision]:
         epoch, before = self._epoch, self.level
@@ -495,7 +497,8 @@ class Certifier:
         if self.cap is not None:
             self.level = min(self.level, self.cap)
         passing = self.level
-        self.level = self.live_cost.paying_level(epoch.runs, epoch.rows[:, : passing + 1], np.flatnonzero(inside))
+        rows, share = epoch.rows[:, : passing + 1], self.plan.share
+        self.level = self.live_cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), share)
         self.idle = self.level < passing and not self.level
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.

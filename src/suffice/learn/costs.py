@@ -25,22 +25,24 @@ class LiveCost:
     objection: str = ""  # why nothing may act, because it costs more than it saves; "": it may
 
     def saved(self, runs: AuditRuns, rows: Ints, which: Ints) -> Floats:
-        """Tokens that each level would save of the selected runs if they were live, shape (M,); level 0 probes nothing.
+        """Tokens that each level would save of each selected run if it were live, (n, M); level 0 probes nothing.
 
         rows  where each level ends each run, shape (N, M)
         """
         ends = rows[which]
         spent = runs.cost[ends] + self.stop_excess * (ends < runs.last[which, np.newaxis])
-        saved = np.asarray((runs.full[which, np.newaxis] - spent).sum(axis=0))
-        saved[:1] = 0.0
+        saved = np.asarray(runs.full[which, np.newaxis] - spent)
+        saved[:, :1] = 0.0
         return saved
 
-    def paying_level(self, runs: AuditRuns, rows: Ints, which: Ints) -> int:
+    def paying_level(self, runs: AuditRuns, rows: Ints, which: Ints, audit_share: float) -> int:
         """The last of these levels; where it costs more than it saves, the one that saves most, or 0."""
-        saved = self.saved(runs, rows, which)
         if self.objection:
             return 0
-        return len(saved) - 1 if saved[-1] >= 0 else int(np.argmax(saved))
+        saved = self.saved(runs, rows, which).sum(axis=0)
+        net = saved - audit_share * (saved + self.audit_overhead * runs.full[which].sum())
+        net[0] = 0.0
+        return len(net) - 1 if net[-1] >= 0 else int(np.argmax(net))
 
     def of_all(self, saved: float, full: float, audit_share: float) -> float | None:
         """The saving of all requests, audits among them, from that of the others; None: of no request."""

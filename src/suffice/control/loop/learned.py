@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from suffice.agent.mixture import mixture_of
+from suffice.arrays import Floats
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
@@ -35,7 +36,7 @@ from suffice.control.loop.live_costs import LiveCosts
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
-from suffice.learn.certificate import SWING
+from suffice.learn.certificate import SWING, Certificate
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.costs import remaining_ratio
 from suffice.learn.features import FeatureSelection, choose_features
@@ -303,18 +304,9 @@ class LearnedEvidence(EvidenceSource):
         self.mixture, self.any_level = (), 0
         if certificate is None or not certified:
             return ""
-        inside = (state.audits[place] for place in np.flatnonzero(certificate.inside).tolist())
-        doubted = {name for name, _ in self.callers}
-
-        def class_of(audit: Audit) -> str | None:
-            """The class by which requests like this are served; None: they run in full."""
-            request = audit.episode.request
-            in_full = request.sender in doubted or not upstreams.covers(request)
-            return None if in_full else audit.query_class
-
         test = MixtureTest(
             certificate=certificate,
-            classes=[class_of(audit) for audit in inside],
+            classes=self._classes_inside(certificate),
             max_em_drop=certifier.plan.max_em_drop - certifier.charge,
             delta=certifier.plan.delta,
         )
@@ -328,6 +320,37 @@ class LearnedEvidence(EvidenceSource):
         return (
             f"only level {self.level} is proved with classes at levels of their own" if self.level < certified else ""
         )
+
+    def _classes_inside(self, certificate: Certificate) -> list[str | None]:
+        """The class by which requests like each of its audits are served; None: they run in full."""
+        state, doubted = self.state, {name for name, _ in self.callers}
+
+        def class_of(audit: Audit) -> str | None:
+            request = audit.episode.request
+            in_full = request.sender in doubted or not state.traffic.upstreams.covers(request)
+            return None if in_full else audit.query_class
+
+        return [class_of(state.audits[place]) for place in np.flatnonzero(certificate.inside).tolist()]
+
+    def _saving(self) -> float | None:
+        """What is expected to be saved of all requests by the levels that are served, the agent's draws among them."""
+        certifier, plan = self.certifier, self.state.plan
+        if certifier.certificate is None:
+            return None
+        held = dict(self._classes_at(self.level))
+
+        @cache
+        def shares(name: str | None) -> Floats:
+            """P(a request of the class is served at each level), shape (M,)."""
+            served = np.zeros(certifier.n_levels)
+            drawn = None if plan is None or name is None else plan.of_class(name)
+            own = 0 if name is None else min(held.get(name, self.level), self.state.ceilings.get(name, self.level))
+            for ceiling, share in [(None, 1.0)] if drawn is None else [(one.ceiling, one.share) for one in drawn.draws]:
+                served[own if ceiling is None else min(own, ceiling)] += share
+            return served
+
+        classes = self._classes_inside(certifier.certificate)
+        return certifier.saving(np.array([shares(name) for name in classes]).reshape(-1, certifier.n_levels))
 
     def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
         """The levels that a class may get in all at a level of the route."""
@@ -427,7 +450,8 @@ class LearnedEvidence(EvidenceSource):
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
         )
-        is_off = before is not None and level > 0 and _differs(certifier.saving(floor.ceiling), before.evidence.share)
+        saving = self._saving()
+        is_off = before is not None and level > 0 and _differs(saving, before.evidence.share)
         if is_known and not self.covers_others(before) and not (is_off and self.may_repeat):
             return None
         made = self.state.publication(
@@ -444,6 +468,7 @@ class LearnedEvidence(EvidenceSource):
             or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
             evidence=replace(
                 certifier.evidence(most=floor.ceiling),
+                share=saving,
                 remaining_ratio=self._remaining_ratio(level),
                 judge_charge=self.judge.charge,
             ),
