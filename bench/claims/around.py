@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from suffice.arrays import Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import CertifierDecision, Evidence
 from suffice.learn.version import FoldedModels
 
 
@@ -17,10 +17,6 @@ class Around:
     @property
     def now(self) -> float:
         return self.keeper.now
-
-    @now.setter
-    def now(self, now: float) -> None:
-        self.keeper.now = now
 
     @property
     def level(self) -> int:
@@ -41,8 +37,5 @@ class Around:
     def add_audits(self, runs: AuditRuns) -> None:
         self.keeper.add_audits(runs)
 
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        return self.keeper.add_signals(signals)
-
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        return self.keeper.tick(now)
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        return self.keeper.look(evidence)

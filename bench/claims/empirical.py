@@ -8,11 +8,10 @@ from __future__ import annotations
 from bench.claims.score import Logistic
 from bench.claims.window import Window
 
-from suffice.arrays import Floats
 from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import affordable_level
-from suffice.learn.certifier import CertifierDecision
+from suffice.learn.evidence import CertifierDecision, Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, fit_served
 
@@ -38,13 +37,14 @@ class Empirical:
         if len(runs):
             self._window.add(runs)
 
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:  # noqa: ARG002 - a keeper's face
-        return ()
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        self.now = evidence.at
+        self._weigh(self.now)
+        return CertifierDecision(self.level)
 
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        self.now = now
+    def _weigh(self, now: float) -> None:
         if now < self._plan.warm_up or not len(self._window.runs):
-            return ()
+            return
         if now >= self._refit_at:
             self._refit_at = now + self._plan.refit_every
             self.served = fit_served(self._window.runs, self._learner, now=now) or self.served
@@ -52,4 +52,3 @@ class Empirical:
         z = self._window.outcomes(now, labelled_only=self._labelled_only)
         if z is not None:
             self.level = affordable_level(count_outcomes(z), max_em_drop=self._plan.max_em_drop)
-        return ()

@@ -27,9 +27,9 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
-from suffice.arrays import Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import CertifierDecision, Evidence
 
 
 class Timed(Around):
@@ -47,13 +47,9 @@ class Timed(Around):
         with self._timed():
             super().add_audits(runs)
 
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+    def look(self, evidence: Evidence) -> CertifierDecision:
         with self._timed():
-            return super().add_signals(signals)
-
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        with self._timed():
-            return super().tick(now)
+            return super().look(evidence)
 
 
 def run(cell: tuple[str, int, int]) -> Figures:

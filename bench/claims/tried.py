@@ -35,6 +35,7 @@ from suffice.control.compare.assessment import (
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certificate import NO_PENDING
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
@@ -242,13 +243,16 @@ class Trial(Life):
         self.windows = Windows()  # of the rollout
         self.new: list[int] = []  # the keeper has not seen
         self.n_over, self.passed_over, self.level = 0, False, 0
-        self.keeper = Certifier(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
+        self.keeper = Certifier(
+            replace(PLAN, label_timeout=float(candidate.late)), Logistic(), fit=lambda *_, **__: None
+        )
+        self.confidence: float | None = None
         self.keeper.adopt(serves, NO_AUDITS)
         for at in range(BEFORE):
             if self.rng.random() < self.keeper.share:
                 self.drawn(at, self.keeper.share)
             self.tick(at + 1)
-        self.keeper.plan = replace(self.keeper.plan, confidence=1 - spent_delta(PLAN.delta, 1))
+        self.confidence = 1 - spent_delta(PLAN.delta, 1)
 
     def drawn(self, number: int, share: float) -> None:
         """An audit of the loop, drawn at this share."""
@@ -260,7 +264,7 @@ class Trial(Life):
         if now % PERIOD == 0:
             self.keeper.add_audits(self.runs.take(np.array(self.new, dtype=np.int64)))
             self.new.clear()
-            self.keeper.tick(float(now))
+            self.keeper.look(Evidence(at=float(now), confidence=self.confidence))
 
     def tried(self) -> Tried:
         ended = self.run()

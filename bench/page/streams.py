@@ -115,8 +115,7 @@ def serve_rules(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
     for name, traffic in opened.rules.items():
         requests = traffic.take(which)
         plan = replace(stream_plan(asked, traffic), warm_up=0, burst=0, n_levels=FIXED.n_levels)
-        certifier = Certifier(plan, _learn_nothing)
-        certifier.rests = True
+        certifier = Certifier(plan, _learn_nothing, fit=lambda *_, **__: None)
         certifier.adopt(FIXED, NO_AUDITS)
         served = run_stream(requests, certifier, np.random.default_rng([seed, 1]))
         late = slice(len(which) // 2, None)

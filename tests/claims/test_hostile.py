@@ -16,6 +16,7 @@ from suffice.arrays import Bools, Floats
 from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from tests.learn.runs_made import audits, believing, fit_learned
@@ -77,9 +78,8 @@ def kept(
     evidence: AuditRuns, learner: Learner = believing, fit: Callable[..., FoldedModels | None] = fit_served
 ) -> Certifier:
     keeper = Certifier(PLAN, learner, fit=fit)
-    keeper.now = float(len(evidence))
     keeper.add_audits(evidence)
-    keeper.tick(keeper.now)
+    keeper.look(Evidence(at=float(len(evidence))))
     return keeper
 
 

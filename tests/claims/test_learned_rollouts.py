@@ -31,6 +31,7 @@ from bench.claims.tried import (
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import NO_AUDITS
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.version import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit
@@ -126,13 +127,13 @@ def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have()
 
     runs = setting().draw(7_500, 3).traffic.runs
     plan = replace(PLAN, share=1.0)  # all requests are audits
-    keepers = [made(plan, Logistic(), rests=True) for made in (Certifier, Hoarding)]
+    keepers = [made(plan, Logistic(), fit=lambda *_, **__: None) for made in (Certifier, Hoarding)]
     levels: list[list[int]] = [[], []]
     for keeper, seen in zip(keepers, levels, strict=True):
         keeper.adopt(in_force(0), NO_AUDITS)
         for at in range(0, 7_500, 250):
             keeper.add_audits(runs.take(np.arange(at, at + 250)))
-            keeper.tick(float(at + 250))
+            keeper.look(Evidence(at=float(at + 250)))
             seen.append(keeper.level)
     assert levels[0] == levels[1]
     assert levels[0][-1] > 0

@@ -238,7 +238,8 @@ def test_a_changed_promise_does_not_forget_the_pairs_that_have_not_returned() ->
     route = Route(upstream="up", effort="low", mode="enforce", max_em_drop=0.2, confidence=0.9)
     here.loop.state.context = replace(here.loop.context, route=route)
     here.settle().feed(rows(pairs(20, first=100), first=5_000))
-    assert (here.loop.certifier.pending.at <= 100).sum() == 20
+    assert isinstance(here.loop.source, PairedEvidence)
+    assert (here.loop.source.pending.at <= 100).sum() == 20
     assert (here.published, here.loop.level) == ([], 0)
 
 

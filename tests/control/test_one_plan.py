@@ -16,7 +16,8 @@ from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import PendingAudits
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import CertifierDecision, Evidence
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.types import Alarm, Episode
 from tests.control.made import CONTROL, ROUTE, Story, began, learned, rows, run, story
@@ -98,9 +99,9 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
 class CountedFromOne(Certifier):
     """A keeper whose requests have the numbers that the log gives them, the first of which is 1."""
 
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        self.pending = PendingAudits(at=self.pending.at + 1, share=self.pending.share)
-        return Certifier.tick(self, now)
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        pending = PendingAudits(at=evidence.pending.at + 1, share=evidence.pending.share)
+        return Certifier.look(self, replace(evidence, pending=pending))
 
 
 def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
@@ -116,8 +117,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     runs = rows_in_all_orders(here.runs, {}, rows_of)
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(chosen), fit=fit_audited_version, first=1.0)
-    keeper.begin(0.0, Windows())
+    keeper = CountedFromOne(plan, LiveLearner(chosen), fit=fit_audited_version, first=1.0, earlier=Windows())
     traffic = RecordedTraffic(
         runs=runs,
         probes=np.zeros(len(runs.x)),

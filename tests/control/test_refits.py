@@ -11,7 +11,6 @@ import pytest
 
 from suffice.control.evidence.versions import fit_audited_version
 from suffice.control.loop import learned
-from suffice.control.loop.epoch import EpochState
 from suffice.settings import Rollout, Route
 from suffice.store.database.views import newest_event
 from suffice.store.routes.deployments import read_decided
@@ -30,10 +29,9 @@ def levels_at_fits(route: Route, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The level that is active at each fit of the loop over some requests, from a cold start."""
     levels = list[int]()
     told = story(route, held=began(route, promise=route.promise))
-    state: EpochState = told.loop.state
 
     def fit(*arguments: Any, **options: Any) -> Any:
-        levels.append(state.certifier.level)
+        levels.append(told.loop.certifier.level)
         return fit_audited_version(*arguments, **options)
 
     with monkeypatch.context() as patch:

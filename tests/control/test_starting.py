@@ -12,6 +12,7 @@ import pytest
 from suffice.assurance.certify import audits_to_certify
 from suffice.control.evidence.cold_start import Start, burst_of, burst_requests, first_certificate, window_size
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.plan import Plan
 from suffice.settings import Control, Route, parse_settings
 from suffice.wiring.routes import check_routes
@@ -82,9 +83,8 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
         came = audits([[0.9, 0.9]] * len(began), z=[[x, 0] for x in lost.tolist()])
         at, drawn_at = began.astype(float), np.full(len(began), 1.0 if now <= 200 else share)
         place += len(began)
-        keeper.now = float(now)
         keeper.add_audits(replace(came, at=at, label_at=at, share=drawn_at))
-        keeper.tick(float(now))
+        keeper.look(Evidence(at=float(now)))
         if keeper.level and certified is None:
             certified = now
     assert certified is not None

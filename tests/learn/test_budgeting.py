@@ -13,6 +13,7 @@ from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Spender
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
@@ -188,9 +189,8 @@ def lived(plan: Plan, runs: AuditRuns) -> tuple[Certifier, list[int], list[int]]
     """The keeper behind all runs, and at each look the level in force and the one that is certified."""
     keeper, levels, floors = Certifier(plan, believing), [], []
     for begin in range(0, len(runs), 100):
-        keeper.now = float(begin + 100)
         keeper.add_audits(runs.take(np.arange(begin, begin + 100)))
-        keeper.tick(keeper.now)
+        keeper.look(Evidence(at=float(begin + 100)))
         levels.append(keeper.level)
         floors.append(keeper.level if plan.promise == "certified" else keeper._epoch.spender.floor)
     return keeper, levels, floors

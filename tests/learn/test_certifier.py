@@ -12,8 +12,9 @@ import pytest
 from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import STARTS, STRETCH, certified_level, weighted_log_wealth
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import NO_PENDING, SWING, Certificate, pending_audits
-from suffice.learn.certifier import KEPT_BEFORE, SLOW_MARGIN, Certifier, CertifierDecision
+from suffice.learn.certificate import SWING, Certificate, pending_audits
+from suffice.learn.certifier import KEPT_BEFORE, Certifier
+from suffice.learn.evidence import SLOW_MARGIN, Change, Evidence, RunDurations
 from suffice.learn.plan import BURST_PART, HORIZON, Plan, full_runs
 from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, fit_learned
@@ -22,14 +23,13 @@ PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=40
 PERIOD = 100
 
 
-def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0) -> list[CertifierDecision]:
+def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0, **more: Any) -> list[Change]:
     """Give the keeper all runs, a period at a time; what changed."""
-    changes = list[CertifierDecision]()
+    changes = list[Change]()
     for at in range(0, len(runs), PERIOD):
         block = np.arange(at, min(at + PERIOD, len(runs)))
-        keeper.now = float(begin + block[-1] + 1)
         keeper.add_audits(runs.take(block))
-        changes += keeper.tick(keeper.now)
+        changes += keeper.look(Evidence(at=float(begin + block[-1] + 1), **more)).changes
     return changes
 
 
@@ -62,9 +62,8 @@ def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_whe
         shares.append((keeper.level > 0, keeper.share))
         n = round(PERIOD * keeper.share)
         runs = two_steps(n, lost=0.5 if begin < 800 else 0.0, first=begin)
-        keeper.now = float(begin + PERIOD)
         keeper.add_audits(drawn_at(runs, np.linspace(begin, begin + PERIOD - 1, n).tolist(), keeper.share))
-        keeper.tick(keeper.now)
+        keeper.look(Evidence(at=float(begin + PERIOD)))
     assert [share for _, share in shares[:4]] == [1.0] * 4, "the burst"
     assert not any(certified for certified, _ in shares[:8])
     behind = 1.0 if free_audits else 0.5
@@ -145,9 +144,9 @@ def test_nothing_is_certified_by_labels_that_have_not_come() -> None:
         keeper = Certifier(PLAN, believing)
         fed(keeper, one)
         assert keeper.level == 0, "whatever the labels will say"
-        keeper.tick(4_999.0)
+        keeper.look(Evidence(at=4_999.0))
         assert keeper.level == 0
-        keeper.tick(5_000.0)
+        keeper.look(Evidence(at=5_000.0))
         assert keeper.level > 0, "and at once when they are there"
 
 
@@ -171,9 +170,8 @@ def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -
     at_once = FoldedModels(
         models=(lambda x: x[:, 1],) * N_FOLDS, levels=np.array([[-np.inf, 1.0]] * N_FOLDS), cost_exponent=0.0
     )
-    keeper = Certifier(replace(PLAN, label_timeout=200.0), believing)
+    keeper = Certifier(replace(PLAN, label_timeout=200.0), believing, began=700.0)
     keeper.adopt(at_once, runs)
-    keeper.now = 700.0
     outcomes = keeper.outcomes()
     assert outcomes is not None
     counts, found = outcomes
@@ -235,16 +233,14 @@ def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> No
     runs = two_steps(2_500, lost=0.0)
     alarms: list[int] = []
     for begin in range(0, 2_500, PERIOD):
-        keeper.now = float(begin + PERIOD)
         keeper.add_audits(runs.take(np.arange(begin, begin + PERIOD)))
         moved = 0.0 if begin < 2_000 else 1.0
-        changes = keeper.add_signals(moved + 0.1 * rng.standard_normal((100, 4)))
-        if changes:
+        signals = moved + 0.1 * rng.standard_normal((100, 4))
+        if keeper.look(Evidence(at=float(begin + PERIOD), signals=[signals])).alarm:
             alarms.append(begin)
             assert keeper.n_audits == KEPT_BEFORE
             assert keeper.in_burst
             assert keeper.level == 0
-        keeper.tick(keeper.now)
     assert alarms
     assert 2_000 <= alarms[0] < 2_300
 
@@ -277,9 +273,8 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
     keeper = Certifier(replace(PLAN, watches_signals=True), believing)
     runs = two_steps(2_000, lost=0.0)
     for begin in range(0, 2_000, PERIOD):
-        keeper.now = float(begin + PERIOD)
         keeper.add_audits(runs.take(np.arange(begin, begin + PERIOD, 1 if begin < 400 else 20)))
-        keeper.tick(keeper.now)
+        keeper.look(Evidence(at=float(begin + PERIOD)))
     keeper.reset("signals", keep=KEPT_BEFORE)
     assert keeper.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
 
@@ -305,9 +300,8 @@ def served_thinly(n_requests: int, *, lost: float = 0.0, seed: int = 0) -> Certi
     fed(keeper, two_steps(400, lost=0.0))
     for begin in range(400, n_requests, PERIOD):
         few = two_steps(PERIOD // 20, lost=lost, first=begin, seed=seed + begin)
-        keeper.now = float(begin + PERIOD)
         keeper.add_audits(drawn_at(few, range(begin, begin + PERIOD, 20), 0.05))
-        keeper.tick(keeper.now)
+        keeper.look(Evidence(at=float(begin + PERIOD)))
     return keeper
 
 
@@ -337,9 +331,8 @@ def test_the_wealth_is_that_of_the_audits_of_the_window_with_their_weights_and_t
     for begin in range(400, 9_000, PERIOD):
         share = 0.05 if begin % 200 else 0.08
         few = two_steps(round(PERIOD * share), lost=0.0, first=begin)
-        keeper.now = float(begin + PERIOD)
         keeper.add_audits(drawn_at(few, np.linspace(begin, begin + PERIOD - 1, len(few)).tolist(), share))
-        keeper.tick(keeper.now)
+        keeper.look(Evidence(at=float(begin + PERIOD)))
     found = looked(keeper)
     assert set(found.weight.round(9).tolist()) == {1.0, 0.625}
     wealth = weighted_log_wealth(found.z, found.weight, max_em_drop=PLAN.max_em_drop)
@@ -354,52 +347,48 @@ def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() 
     fed(keeper, runs.take(np.arange(900)))
     free = keeper.level
     assert free > 0
-    keeper.now = 1_000.0
     keeper.add_audits(runs.take(np.arange(900, 960)))
-    keeper.pending = pending_audits([(960 + number, 1.0) for number in range(40)])
-    keeper.tick(1_000.0)
+    hanging = pending_audits([(960 + number, 1.0) for number in range(40)])
+    keeper.look(Evidence(at=1_000.0, pending=hanging))
     found = looked(keeper)
     assert found.n_pending == 40
     assert (found.z[-40:, 1:] == 1).all()
     assert not found.z[:, 0].any()
     assert keeper.level == 0, "40 lost of 1,000 are twice the budget"
     keeper.add_audits(runs.take(np.arange(960, 1_000)))
-    keeper.pending = NO_PENDING
     for n_looks in range(1, free // SWING + 2):
-        keeper.tick(1_000.0)
+        keeper.look(Evidence(at=1_000.0))
         assert keeper.level == min(free, n_looks * SWING), "and once they are back they count as what they show"
     assert looked(keeper).n_pending == 0
 
 
 def test_what_was_asked_before_a_run_times_out_is_claimed_without_those_that_run_still() -> None:
     """Audits take 50 requests: a claim about all that began 50 requests ago has none that is pending."""
-    keeper = Certifier(PLAN, believing)
+    keeper, durations = Certifier(PLAN, believing), RunDurations()
     runs = two_steps(1_000, lost=0.0)
     for now in range(PERIOD, 1_001, PERIOD):
-        keeper.now = float(now)
         begun = np.arange(max(0, now - PERIOD - 50), now - 50)
         keeper.add_audits(runs.take(begun))
-        keeper.add_durations([50.0] * len(begun))
-        keeper.pending = pending_audits([(number, 1.0) for number in range(now - 50, now)])
-        keeper.tick(float(now))
-    assert keeper.run_timeout == SLOW_MARGIN * 50
+        durations.add([50.0] * len(begun))
+        pending = pending_audits([(number, 1.0) for number in range(now - 50, now)])
+        keeper.look(Evidence(at=float(now), pending=pending, run_timeout=durations.timeout))
+    assert durations.timeout == SLOW_MARGIN * 50
     found = looked(keeper)
-    assert found.until == 1_000 - keeper.run_timeout
+    assert found.until == 1_000 - durations.timeout
     assert found.n_pending == 0
     assert keeper.level > 0
 
 
 def test_audits_that_hang_for_good_are_lost_for_good() -> None:
-    keeper = Certifier(PLAN, believing)
+    keeper, durations = Certifier(PLAN, believing), RunDurations()
     runs = two_steps(1_200, lost=0.0)
     hanging = np.arange(1_200) % 25 == 0
     for now in range(PERIOD, 1_201, PERIOD):
-        keeper.now = float(now)
         block = np.arange(now - PERIOD, now)
         keeper.add_audits(runs.take(block[~hanging[block]]))
-        keeper.add_durations([1.0] * int((~hanging[block]).sum()))
-        keeper.pending = pending_audits([(number, 1.0) for number in np.flatnonzero(hanging[:now]).tolist()])
-        keeper.tick(float(now))
+        durations.add([1.0] * int((~hanging[block]).sum()))
+        pending = pending_audits([(number, 1.0) for number in np.flatnonzero(hanging[:now]).tolist()])
+        keeper.look(Evidence(at=float(now), pending=pending, run_timeout=durations.timeout))
     assert keeper.level == 0, "4 % of the audits never return"
 
 
@@ -409,9 +398,8 @@ def test_the_order_in_which_audits_return_changes_nothing() -> None:
     for now in range(PERIOD, 1_201, PERIOD):
         block = np.arange(now - PERIOD, now)
         for keeper, order in ((first, block), (second, np.random.default_rng(now).permutation(block))):
-            keeper.now = float(now)
             keeper.add_audits(runs.take(order))
-            keeper.tick(float(now))
+            keeper.look(Evidence(at=float(now)))
         assert np.array_equal(first.log_e, second.log_e)
         assert first.level == second.level
     assert first.level > 0
@@ -425,11 +413,9 @@ def test_a_charge_is_taken_off_the_budget_of_the_level_that_it_is_charged_to() -
     assert keeper.level == n_levels - 1
     charge = np.zeros(n_levels)
     charge[3:] = 0.019
-    keeper.charge = charge
-    keeper.tick(900.0)
+    keeper.look(Evidence(at=900.0, charge=lambda _: charge))
     assert keeper.level == 2, "900 audits prove less than 2 % and not less than 0.1 %"
-    keeper.charge = PLAN.max_em_drop
-    keeper.tick(900.0)
+    keeper.look(Evidence(at=900.0, charge=lambda _: PLAN.max_em_drop))
     assert keeper.level == 0, "where nothing of the budget is left nothing passes"
 
 
@@ -450,8 +436,8 @@ def test_what_a_label_may_still_deny_is_no_outcome_yet() -> None:
     at_once = late_and_harmless(1_000)
     fed(keeper, replace(at_once, label_at=at_once.at))
     assert keeper.level > 0
-    keeper.plan = replace(plan, label_timeout=900.0)  # so few are that old that all of them certify, as lost
-    changes = fed(keeper, late_and_harmless(1_000, first=1_000), begin=1_000)
+    late = late_and_harmless(1_000, first=1_000)  # so few are old enough that all of them certify, as lost
+    changes = fed(keeper, late, begin=1_000, label_timeout=900.0)
     assert not [change for change in changes if change.kind == "alarm"]
 
 

@@ -21,6 +21,7 @@ from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import MOST_ORDERS, AuditRuns, LevelEnds, concatenate_audits, draw_orders
 from suffice.learn.certificate import Certificate
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.learn.plan import Plan
 from suffice.policy.base import build_policy
@@ -221,18 +222,18 @@ def certificate(made: list[Audit], labelled: Callable[[Audit], bool]) -> Certifi
         audit.with_labels([StoredLabel(1, counts[audit.id], 0.0)], audit.at) if audit.id in counts else audit
         for audit in made
     ]
-    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3, label_timeout=0.0), believing, rests=True)
+    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3, label_timeout=0.0), believing, fit=lambda *_, **__: None)
     certifier.adopt(FIXED, rows_in_all_orders(known, counts, one_sample_rows))
-    certifier.tick(1_000.0)
+    certifier.look(Evidence(at=1_000.0))
     assert certifier.certificate is not None
     return certifier.certificate
 
 
 def test_a_label_can_matter_in_another_order_only() -> None:
     runs = rows_in_all_orders(audits(200), {}, one_sample_rows)
-    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3), believing, rests=True)
+    certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3), believing, fit=lambda *_, **__: None)
     certifier.adopt(FIXED, runs)
-    certifier.tick(1_000.0)
+    certifier.look(Evidence(at=1_000.0))
     assert certifier.level == 1
     ends, orders = FIXED.ends(runs), runs.orders
     assert orders is not None

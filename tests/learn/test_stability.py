@@ -10,8 +10,9 @@ import pytest
 
 from suffice.assurance.certify import certified_level
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import CALM, NO_PENDING, SWING, Certificate, pending_audits
+from suffice.learn.certificate import CALM, SWING, Certificate, pending_audits
 from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import Evidence
 from suffice.learn.plan import Plan
 from tests.learn.runs_made import audits, believing
 
@@ -37,9 +38,8 @@ def looks(certifier: Certifier, runs: AuditRuns, first: int, end: int) -> list[i
     """Feed audits from `first` up to `end`; the level after each look."""
     levels = []
     for at in range(first, end, LOOK):
-        certifier.now = float(at + LOOK)
         certifier.add_audits(runs.take(np.arange(at, at + LOOK)))
-        certifier.tick(certifier.now)
+        certifier.look(Evidence(at=float(at + LOOK)))
         levels.append(certifier.level)
     return levels
 
@@ -81,19 +81,17 @@ def test_a_level_is_not_held_on_audits_that_a_later_label_turns_into_losses() ->
     assert looks(certifier, runs, 400, 450)[-1] > 0
     worse = requests(2_000, loses=tuple(range(300, 320)))
     certifier.amend(np.arange(300, 320), worse.take(np.arange(300, 320)))
-    certifier.tick(450.0)
+    certifier.look(Evidence(at=450.0))
     assert certifier.level == 0
 
 
 def test_audits_that_are_late_to_return_do_not_pull_down_a_level_that_passed_without_them() -> None:
     certifier, runs = losing_after(2_000, lost=0)
     top = certifier.level
-    certifier.pending = pending_audits([(number, 1.0) for number in (401, 402, 403)])
-    certifier.now = 450.0
+    pending = pending_audits([(number, 1.0) for number in (401, 402, 403)])
     certifier.add_audits(runs.take(np.arange(403, 450)))
-    certifier.tick(450.0)
+    certifier.look(Evidence(at=450.0, pending=pending))
     assert (certifier.level, certificate(certifier).until) == (top, 400)
-    certifier.pending = NO_PENDING
     assert looks(certifier, runs, 450, 500) == [top]
 
 
@@ -119,10 +117,9 @@ def test_after_a_swing_a_level_rises_in_steps_and_a_first_one_at_once(again: boo
 def test_a_swing_is_long_past_after_enough_requests() -> None:
     certifier, runs = Certifier(PLAN, believing), requests(500)
     certifier.reset("something changed")
-    certifier.now = float(CALM + 500)
     late = runs.at + CALM
     certifier.add_audits(replace(runs, at=late, label_at=late))
-    certifier.tick(certifier.now)
+    certifier.look(Evidence(at=float(CALM + 500)))
     assert certifier.level == PLAN.n_levels - 1
 
 

@@ -6,11 +6,11 @@ evidence from its caller and reads nothing by itself. Without enough evidence th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import InitVar, dataclass, field, replace
 from math import floor, inf
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import numpy as np
 
@@ -28,77 +28,55 @@ from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.thoughts import idle_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
-from suffice.learn.certificate import NO_PENDING, Certificate, PendingAudits, Swings, best_claim, hold_level
+from suffice.learn.certificate import Certificate, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.costs import NO_LIVE_COST, LiveCost
+from suffice.learn.evidence import CertifierDecision, Change, ChangeKind, Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
-ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change
-MOST_DURATIONS: Final = 500  # latest durations for the run time-out
-SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
-SLOW_MARGIN: Final = 1.25
+SIGNALS_DRIFTED: Final = "signals of all traffic drifted"
 IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertifierDecision:
-    kind: ChangeKind
-    at: float
-    level: int  # active from now on
-    reason: str  # a short sentence for the log
-    version: int = 0  # number of the active fit; 0: none
 
 
 @dataclass(slots=True, eq=False)
 class Certifier:
     """The certificates of one stream of requests.
 
-    first   number of the first request; None: the caller records the share of each request
-    rests   nothing is fitted: a rollout is running or has activated its version
-    charge  part of the budget that is spent elsewhere; or one for each level, shape (M,)
-    cap     the highest level that a forecast allows; None: no cap
-    doubted a forecast asks for more audits
-    died    starts of audits that neither alarms nor guardrails judge: they ended with their gateway
-    singled starts of audits that alarms do not judge: they were drawn for what their caller lost before
-    idle    a level passes, and none saves anything
+    first    number of the first request; None: the caller records the share of each request
+    earlier  windows of requests by audit share, which go on; None: one begins at request 0
+    began    the request at which the epoch begins, `again` if it is not the first
+    charge   part of the budget that is spent elsewhere; or one for each level, shape (M,)
+    idle     a level passes, and none saves anything
+    latest   the evidence of the last look
     """
 
     plan: Plan
     learner: Learner
-    fit: Callable[..., FoldedModels | None] = fit_served
+    fit: Callable[..., FoldedModels | None] = fit_served  # None: the version stays
     first: float | None = 0.0
-    rests: bool = False
+    earlier: InitVar[Windows | None] = None
+    began: InitVar[float] = 0.0
+    again: InitVar[bool] = False
     level: int = field(init=False, default=0)  # active; 0 never stops
     version: int = field(init=False, default=0)  # fits so far
-    now: float = field(init=False, default=0.0)
     n_epochs: int = field(init=False, default=0)
-    pending: PendingAudits = field(init=False, default=NO_PENDING)
+    latest: Evidence = field(init=False)
     charge: float | Floats = field(init=False, default=0.0)
-    cap: int | None = field(init=False, default=None)
-    doubted: bool = field(init=False, default=False)
-    died: set[float] = field(init=False, default_factory=set)
-    singled: set[float] = field(init=False, default_factory=set)
-    live_cost: LiveCost = field(init=False, default=NO_LIVE_COST)  # set by the caller
     idle: bool = field(init=False, default=False)
-    certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
+    certificate: Certificate | None = field(init=False, default=None)  # of the last look; None: no evidence
     _epoch: CertifierEpoch = field(init=False)
-    _swings: Swings = field(init=False, default_factory=Swings)
-    _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
+    _swings: Swings = field(init=False)
     _cusum: Cusum | None = field(init=False, default=None)
 
-    def __post_init__(self) -> None:
-        start = self.plan.warm_up
-        self._epoch = CertifierEpoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
-
-    def begin(self, at: float, windows: Windows, *, again: bool = False) -> None:
-        """Begin an epoch at this request, `again` if it is not the route's first; without windows one begins here."""
-        self.now, self._swings = at, Swings(at if again else -inf)
+    def __post_init__(self, earlier: Windows | None, began: float, again: bool) -> None:
+        start, self.latest = self.plan.warm_up, Evidence(at=began)
+        windows = earlier or Windows([Window(start=0.0, share=1.0)])
+        self._epoch = CertifierEpoch(burst_until=start, refit_at=start, windows=windows)
+        self._swings = Swings(began if again else -inf)
         if not windows.known:
-            windows.note(at + 1, self.share)
-        self._epoch.windows = windows
+            windows.note(began + 1, self.share)
 
     # ---- read by requests ----------------------------------------------------------------------
 
@@ -107,8 +85,16 @@ class Certifier:
         return self._epoch.served
 
     @property
+    def now(self) -> float:
+        return self.latest.at
+
+    @property
+    def burst_until(self) -> float:
+        return self._epoch.burst_until
+
+    @property
     def in_burst(self) -> bool:
-        return self.now < self._epoch.burst_until
+        return self.now < self.burst_until
 
     @property
     def share(self) -> float:
@@ -120,7 +106,7 @@ class Certifier:
     def window_share(self) -> float:
         """The share without doubt, which depends on outcomes: its audits are weighted, and begin no window."""
         if self.costs_more:  # an audit is not free: it is probed
-            return min(self.plan.share, idle_share(self.live_cost.audit_overhead))
+            return min(self.plan.share, idle_share(self.latest.live_cost.audit_overhead))
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
         return self.plan.share
@@ -128,12 +114,16 @@ class Certifier:
     @property
     def costs_more(self) -> bool:
         """Whether nothing acts because it saves nothing, net."""
-        return self.idle or bool(self.live_cost.objection)
+        return self.idle or bool(self.latest.live_cost.objection)
 
     @property
     def in_doubt(self) -> bool:
+        return self.doubts(forecast=self.latest.in_doubt)
+
+    def doubts(self, *, forecast: bool) -> bool:
+        """Whether more audits are asked for, by a forecast or by the watch over the active level."""
         watch = self._epoch.watch
-        return self.level > 0 and not self.costs_more and (self.doubted or (watch is not None and watch.in_doubt))
+        return self.level > 0 and not self.costs_more and (forecast or (watch is not None and watch.in_doubt))
 
     # ---- read by the control loop --------------------------------------------------------------
 
@@ -164,16 +154,9 @@ class Certifier:
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     @property
-    def run_timeout(self) -> float:
-        """Age at which nearly all audits have returned; a later one counts as lost."""
-        if not self._durations:
-            return 0.0
-        return SLOW_MARGIN * float(np.quantile(np.array(self._durations), SLOW_RUN))
-
-    @property
     def label_age(self) -> float:
         """Age at which an audit has returned and its label is there or late."""
-        return self.run_timeout + self.plan.label_timeout
+        return self.latest.run_timeout + self.plan.label_timeout
 
     def budget_at(self, level: int) -> float:
         """The budget that a level is tested against, net of charges."""
@@ -247,9 +230,9 @@ class Certifier:
         """
         if self.certificate is None:
             return None
-        runs, inside = self._epoch.runs, np.flatnonzero(self.certificate.inside)
-        saved = float((shares * self.live_cost.saved(runs, self._epoch.rows, inside)).sum())
-        return self.live_cost.of_all(saved, float(runs.full[inside].sum()), self.share)
+        runs, inside, cost = self._epoch.runs, np.flatnonzero(self.certificate.inside), self.latest.live_cost
+        saved = float((shares * cost.saved(runs, self._epoch.rows, inside)).sum())
+        return cost.of_all(saved, float(runs.full[inside].sum()), self.share)
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """The evidence for the level that passes, or for `most` where no higher one is allowed; without a saving."""
@@ -260,7 +243,7 @@ class Certifier:
         at, window = certificate.z[:, level], certificate.window
         stops = self._epoch.rows[certificate.inside, level]
         n_missing = None
-        if level == self.level != self.cap and level + 1 < certificate.z.shape[1]:
+        if level == self.level != self.latest.cap and level + 1 < certificate.z.shape[1]:
             budget = self.budget_at(level + 1)
             n_missing = missing_audits(certificate.counted, level + 1, max_em_drop=budget, delta=plan.delta)
         return EvidenceSummary(
@@ -280,7 +263,7 @@ class Certifier:
 
     def reason(
         self,
-        changes: Sequence[CertifierDecision],
+        changes: Sequence[Change],
         before: Publication | None,
         *,
         level: int,
@@ -323,22 +306,7 @@ class Certifier:
         self._epoch.served, self._epoch.runs, self._epoch.ends = served, runs, served.ends(runs)
         self.version += 1
 
-    def end_burst(self) -> None:
-        self._epoch.burst_until = self._epoch.refit_at = self.now
-
-    def add_durations(self, durations: Iterable[float]) -> None:
-        """In the unit of `AuditRuns.at`."""
-        self._durations.extend(durations)
-
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        """Check one batch of early signals of all traffic, shape (n, F), for drift."""
-        if not self.plan.watches_signals:
-            return ()
-        if self._cusum is None:
-            self._cusum = Cusum(signals.shape[1])
-        return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
-
-    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[CertifierDecision, ...]:
+    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[Change, ...]:
         """Begin a new epoch at level 0 with a burst of full runs; keep the audits of the last `keep` requests."""
         part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
         runs = self._epoch.runs
@@ -352,11 +320,33 @@ class Certifier:
         self._swings = Swings(self.now)
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        self.now = now
-        epoch, plan, changes = self._epoch, self.plan, list[CertifierDecision]()
-        if self.in_burst or not len(epoch.runs):
-            return ()
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        """Weigh the audits so far, and decide the level until the next look."""
+        self.latest = evidence
+        changes = self._check_signals(evidence.signals)
+        epoch = self._epoch
+        if evidence.ends_burst:
+            epoch.burst_until = epoch.refit_at = self.now
+        if evidence.confidence is not None:
+            self.plan = replace(self.plan, confidence=evidence.confidence)
+        if evidence.label_timeout is not None:
+            self.plan = replace(self.plan, label_timeout=evidence.label_timeout)
+        if not self.in_burst and len(epoch.runs):
+            changes += self._weigh()
+        return CertifierDecision(self.level, tuple(changes))
+
+    def _check_signals(self, batches: Sequence[Floats]) -> list[Change]:
+        changes = list[Change]()
+        for batch in batches if self.plan.watches_signals else ():
+            if self._cusum is None:
+                self._cusum = Cusum(batch.shape[1])
+            if self._cusum.add(batch):
+                changes += self.reset(SIGNALS_DRIFTED, keep=KEPT_BEFORE)
+        return changes
+
+    def _weigh(self) -> Sequence[Change]:
+        epoch, plan, changes = self._epoch, self.plan, list[Change]()
+        self._take_charge(epoch.served)
         alarm = self._watch()
         if alarm:
             return self.reset(alarm, by_audits=True)
@@ -366,29 +356,31 @@ class Certifier:
                 epoch.rows,
                 level=self.level,
                 max_em_drop=plan.max_em_drop,
-                now=now,
+                now=self.now,
                 timeout=self.label_age,
                 label_free=plan.label_free,
             )
-        if now >= epoch.refit_at:
-            epoch.refit_at = now + plan.refit_every
+        if self.now >= epoch.refit_at:
+            epoch.refit_at = self.now + plan.refit_every
             changes += self._refit()
         if epoch.served is not None:
             changes += self._certify()
         if self.first is not None:  # later requests are audited at the new share
             self.windows.note(self.now + self.first, self.window_share)
-        return tuple(changes)
+        return changes
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _change(self, kind: ChangeKind, reason: str) -> CertifierDecision:
-        return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
+    def _take_charge(self, served: FoldedModels | None) -> None:
+        if served is not None and self.latest.charge is not None:
+            self.charge = self.latest.charge(served)
 
-    def _refit(self) -> list[CertifierDecision]:
+    def _change(self, kind: ChangeKind, reason: str) -> Change:
+        return Change(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
+
+    def _refit(self) -> list[Change]:
         epoch, plan = self._epoch, self.plan
         self._drop_old_audits()  # also while a rollout's version serves, maybe for months
-        if self.rests:
-            return []
         served = self.fit(
             epoch.runs,
             self.learner,
@@ -404,6 +396,8 @@ class Certifier:
         ends = served.ends(epoch.runs)
         if epoch.served is not None and not self._improves(ends):
             return []
+        if epoch.served is None:
+            self._take_charge(served)
         epoch.served, epoch.ends = served, ends
         self.version += 1
         score = ", by the value of stopping" if served.target == "value" else ""
@@ -425,11 +419,11 @@ class Certifier:
         `ends` are where the levels of a version end the audits.
         """
         runs, wanted = self._epoch.runs, self.plan.window
-        age = self.run_timeout if self.plan.label_free else self.label_age
-        at = np.concatenate([runs.at, self.pending.at])
-        share = np.concatenate([runs.share, self.pending.share])
+        age = self.latest.run_timeout if self.plan.label_free else self.label_age
+        at = np.concatenate([runs.at, self.latest.pending.at])
+        share = np.concatenate([runs.share, self.latest.pending.share])
         old, window = np.zeros(len(at), dtype=bool), None
-        for least_age in (age, self.run_timeout):  # with slow labels, too few audits may reach that age
+        for least_age in (age, self.latest.run_timeout):  # with slow labels, too few audits may reach that age
             if window is None or window.n_audits(at[old], share[old]) < wanted:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=wanted)
@@ -442,7 +436,7 @@ class Certifier:
 
     def _certified_until(self, ends: LevelEnds, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
-        plan, runs, pending = self.plan, self._epoch.runs, self.pending
+        plan, runs, pending = self.plan, self._epoch.runs, self.latest.pending
         inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
         weight = np.zeros(0)
         if window is not None:
@@ -482,10 +476,10 @@ class Certifier:
 
     def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
         """Tokens that a level saves on some audits, if they were live: net, and none at level 0."""
-        saved = self.live_cost.saved(self._epoch.runs, rows[:, : level + 1], np.flatnonzero(inside))
-        return float(saved[:, level].sum())
+        rows, cost = rows[:, : level + 1], self.latest.live_cost
+        return float(cost.saved(self._epoch.runs, rows, np.flatnonzero(inside))[:, level].sum())
 
-    def _certify(self) -> list[CertifierDecision]:
+    def _certify(self) -> list[Change]:
         epoch, before = self._epoch, self.level
         self.certificate = self._certificate(epoch.ends)
         level, inside = self.certificate.allowed, self.certificate.inside
@@ -494,11 +488,11 @@ class Certifier:
             self.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
         else:
             self.level = self._swings.moderate(level, self.now)
-        if self.cap is not None:
-            self.level = min(self.level, self.cap)
+        if self.latest.cap is not None:
+            self.level = min(self.level, self.latest.cap)
         passing = self.level
-        rows, share = epoch.rows[:, : passing + 1], self.plan.share
-        self.level = self.live_cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), share)
+        rows, cost = epoch.rows[:, : passing + 1], self.latest.live_cost
+        self.level = cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), self.plan.share)
         self.idle = self.level < passing and not self.level
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
@@ -529,16 +523,16 @@ class Certifier:
     def _mature(self) -> Bools:
         """Which audits count: by age alone, never by outcome, see `assurance.labels`; none that died."""
         is_old = np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
-        return is_old & ~self._are(self.died)
+        return is_old & ~self._are(self.latest.died)
 
-    def _are(self, starts: set[float]) -> Bools:
+    def _are(self, starts: AbstractSet[float]) -> Bools:
         return np.isin(self._epoch.runs.at, list(starts))
 
     def _watch(self) -> str | None:
         epoch, runs, watch, level = self._epoch, self._epoch.runs, self._epoch.watch, self.level
         if not self.plan.watches_outcomes or watch is None or not level:
             return None
-        counts = (runs.at > epoch.watched_from) & ~self._are(self.died | self.singled)
+        counts = (runs.at > epoch.watched_from) & ~self._are(self.latest.died | self.latest.singled)
         new = (epoch.n_seen + np.flatnonzero(counts[epoch.n_seen :])).tolist()
         for place in new:
             if alarm := watch.add(None, bool(runs.d[epoch.rows[place, level]])):

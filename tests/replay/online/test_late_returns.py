@@ -9,7 +9,8 @@ import pytest
 
 from suffice.arrays import Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import CertifierDecision, Change, Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, run_seed, stream_plan
@@ -111,11 +112,10 @@ class OneAlarm:
     def add_audits(self, runs: AuditRuns) -> None:
         self.taken += runs.at.tolist()
 
-    def add_signals(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
-        return ()
-
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        return (CertifierDecision(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        self.now = evidence.at
+        ended = Change(kind="epoch", at=self.now, level=0, reason="a new epoch")
+        return CertifierDecision(self.level, (ended,) if self.now == 300 else ())
 
 
 def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:

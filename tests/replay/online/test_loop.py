@@ -9,7 +9,8 @@ import pytest
 
 from suffice.arrays import Bools, Floats
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.certifier import Certifier
+from suffice.learn.evidence import CertifierDecision, Change, Evidence
 from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
@@ -180,8 +181,8 @@ def test_audits_that_are_begun_are_pending_until_they_return_with_the_share_they
     seen: list[tuple[float, int, int]] = []
 
     def watch(keeper: Certifier) -> None:
-        assert (keeper.pending.share == 1.0).all(), "the burst"
-        seen.append((keeper.now, len(keeper.pending.at), keeper.n_audits))
+        assert (keeper.latest.pending.share == 1.0).all(), "the burst"
+        seen.append((keeper.now, len(keeper.latest.pending.at), keeper.n_audits))
 
     keeper = Certifier(replace(PLAN, warm_up=500), believing)
     run_stream(traffic, keeper, np.random.default_rng(0), period=PERIOD, watch=watch)
@@ -215,9 +216,9 @@ def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
 class Noticing(Certifier):
     """A keeper that writes down what it is shown of all traffic, and when."""
 
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        self.seen.append((self.now, signals))
-        return ()
+    def look(self, evidence: Evidence) -> CertifierDecision:
+        self.seen += [(evidence.at, signals) for signals in evidence.signals]
+        return Certifier.look(self, replace(evidence, signals=()))
 
     seen: list[tuple[float, Floats]]
 
@@ -258,11 +259,10 @@ def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
         def add_audits(self, runs: AuditRuns) -> None:
             self.n_taken += len(runs)
 
-        def add_signals(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
-            return (CertifierDecision(kind="alarm", at=self.now, level=0, reason="always"),)
-
-        def tick(self, _now: float) -> tuple[CertifierDecision, ...]:
-            return ()
+        def look(self, evidence: Evidence) -> CertifierDecision:
+            self.now = evidence.at
+            alarm = Change(kind="alarm", at=self.now, level=0, reason="always")
+            return CertifierDecision(self.level, (alarm,) * len(evidence.signals))
 
     design = Halves()
     stream = run_stream(traffic, design, np.random.default_rng(1), period=PERIOD)

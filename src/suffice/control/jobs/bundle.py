@@ -110,7 +110,7 @@ class _CountedAudit:
 class _View:
     def __init__(self, loop: RouteLoop, source: LearnedEvidence, certificate: Certificate) -> None:
         self._loop, self._source, self._certificate = loop, source, certificate
-        self._pending = frozenset(loop.certifier.pending.at.tolist())
+        self._pending = frozenset(loop.certifier.latest.pending.at.tolist())
         self._audits: dict[str, _CountedAudit] = {}
         counted = loop.certifier.counted_audits()
         if counted is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from suffice.agent.mixture import Mixture
 from suffice.agent.plan import AgentPlan
-from suffice.assurance.certify import WarmStart, read_windows
+from suffice.assurance.certify import WarmStart, Windows, read_windows
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import DEATH_ENDS, Match
 from suffice.control.evidence.audits import Audit
@@ -28,9 +28,12 @@ from suffice.control.evidence.versions import LiveLearner
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams
 from suffice.errors import SufficeError, problem_of
-from suffice.learn.certifier import Certifier
+from suffice.learn.audits import AuditRuns
+from suffice.learn.certifier import SIGNALS_DRIFTED, Certifier
+from suffice.learn.evidence import RunDurations
 from suffice.learn.features import FeatureSelection
-from suffice.learn.version import ServedVersion
+from suffice.learn.plan import Plan
+from suffice.learn.version import FoldedModels, Learner, ServedVersion
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, RolloutMove, RolloutStart, RolloutUndo
@@ -115,11 +118,10 @@ class EpochState:
         """Begin an epoch; of earlier audits only `kept` count, as if they had just returned."""
         self.context, self.epoch, self.traffic = context, epoch, traffic
         self.n, self.expected, self.required_wealth = epoch.at, deque(expected), epoch.required_wealth
-        plan = live_plan(context.route, context.control, epoch)
-        learner = LiveLearner(FeatureSelection((), ()))
-        self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
+        self.durations = RunDurations()
+        self.died = set[float]()  # starts of audits that ended with their gateway
+        self.singled = set[float]()  # starts of audits that were drawn for what their caller lost before
         self.looked_s: tuple[float, float] | None = None  # Unix times of the first and the latest look; None: no look
-        self.certifier.begin(float(epoch.at), read_windows(epoch.windows), again=epoch.number > 1)
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.deliveries, self.deaths = RepeatedDeliveries(), GatewayDeaths()
         self.plan: AgentPlan | None = None  # the agent's latest in the log; None: none in this epoch
@@ -150,17 +152,16 @@ class EpochState:
         self.failing.pop(part, None)
         return result
 
-    def note_end(self, outcome: Outcome, number: int) -> None:
+    def note_end(self, outcome: Outcome, number: int, plan: Plan, windows: Windows) -> None:
         """Note the end of audit `number`. If it died with its gateway, claims are about others."""
-        certifier, plan = self.certifier, self.certifier.plan
         if outcome.end_reason not in DEATH_ENDS:
-            certifier.add_durations([self.n + 1.0 - number])
+            self.durations.add([self.n + 1.0 - number])
             return
         longest = plan.window / plan.share if plan.share else inf  # that a window is used, see `restart_share`
         gap = self.deaths.note(number, now=self.n, every=longest)
         if gap is not None:
-            certifier.windows.cut(*gap)
-            certifier.died.add(float(number))
+            windows.cut(*gap)
+            self.died.add(float(number))
 
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
@@ -199,7 +200,9 @@ class EpochState:
 
 
 def cause_of(alarm: str) -> AlarmCause:
-    """Return what an alarm of `AuditWatch` was raised by."""
+    """Return what an alarm of a certifier was raised by."""
+    if alarm == SIGNALS_DRIFTED:
+        return "signals"
     return "disagreement" if "disagree" in alarm else "outcomes"
 
 
@@ -220,13 +223,27 @@ class Draft(NamedTuple):
 
 
 class EvidenceSource:
-    def __init__(self, state: EpochState) -> None:
-        self.state = state
+    def __init__(self, state: EpochState, **planned: Any) -> None:
+        """Certify from the epoch's beginning; `planned` are fields of the plan that differ from the route's."""
+        self.state, epoch, context = state, state.epoch, state.context
+        self.certifier = Certifier(
+            replace(live_plan(context.route, context.control, epoch), **planned),
+            LiveLearner(FeatureSelection((), ())),
+            fit=self.fit,
+            first=None,  # the log has the share of each audit
+            earlier=read_windows(epoch.windows),
+            began=float(epoch.at),
+            again=epoch.number > 1,
+        )
         self.level = 0  # active; 0 never stops
         self.agent: LiveAgent | None = None  # None: the owner has switched it off
         self.callers: tuple[tuple[str, int], ...] = ()  # in doubt, and how many of their next requests are audits
         self.mixture: Mixture = ()  # of classes at other levels, with which the level was tested at the last look …
         self.any_level = 0  # … and up to which any mixture passed
+
+    def fit(self, runs: AuditRuns, learner: Learner, **options: Any) -> FoldedModels | None:  # noqa: ARG002
+        """Fit a version on the certifier's audits; None: the version stays. Raises ReplayMismatch."""
+        return None
 
     def ask_agent(self, work: Callable[[LiveAgent], T]) -> T | None:
         """Call the agent, if there is one. One that has failed may have missed something: it decides nothing more."""
@@ -237,6 +254,11 @@ class EvidenceSource:
         if "agent" in self.state.failing:
             self.agent = None
         return result
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether more audits are asked for."""
+        return self.certifier.in_doubt
 
     @property
     def log_wealth(self) -> float:

@@ -37,11 +37,12 @@ from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuard
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certificate import SWING, Certificate
-from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
-from suffice.learn.costs import remaining_ratio
+from suffice.learn.certifier import KEPT_BEFORE, SIGNALS_DRIFTED
+from suffice.learn.costs import LiveCost, remaining_ratio
+from suffice.learn.evidence import Change, Evidence
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.mixtures import MixtureTest
-from suffice.learn.version import FoldedModels, ServedVersion, as_served
+from suffice.learn.version import FoldedModels, Learner, ServedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.stages import State
@@ -109,11 +110,9 @@ class LearnedEvidence(EvidenceSource):
     chosen   features; None: before the burst is over, until when the epoch's queries are unknown
     """
 
-    def __init__(self, state: EpochState) -> None:
-        super().__init__(state)
+    def __init__(self, state: EpochState, **planned: Any) -> None:
+        super().__init__(state, **planned)
         route, epoch = state.context.route, state.epoch
-        self.certifier = state.certifier
-        self.certifier.fit = self._fit
         state.starts.keeps_ended = True
         self.chosen: FeatureSelection | None = None
         self.counts: Verdicts = {}
@@ -129,7 +128,12 @@ class LearnedEvidence(EvidenceSource):
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._warm: WarmStart | None = None  # how the epoch began; None: without a version
         self._n_taken = 0  # audits that the certifier has
-        self._forecast = ""  # why a forecast acted since the last look; "": it did not
+        self._forecast: ForecastAction | None = None  # the latest of the epoch
+        self._forecast_reason = ""  # why a forecast acted since the last look; "": it did not
+
+    @property
+    def in_doubt(self) -> bool:
+        return self.certifier.doubts(forecast=self._forecast is not None and self._forecast.in_doubt)
 
     @property
     def log_wealth(self) -> float:
@@ -164,7 +168,7 @@ class LearnedEvidence(EvidenceSource):
         self.floor.ratings.note_label(episode_id, given)
 
     def note_forecast(self, action: ForecastAction) -> None:
-        self.certifier.cap, self.certifier.doubted, self._forecast = action.cap, action.in_doubt, action.reason
+        self._forecast, self._forecast_reason = action, action.reason
 
     @property
     def may_start_warm(self) -> bool:
@@ -176,75 +180,83 @@ class LearnedEvidence(EvidenceSource):
             return
         served = self.state.context.load(start.fit)
         self.chosen = served.features
-        self.certifier.learner = LiveLearner(self.chosen)
         self.certifier.adopt(served, NO_AUDITS)
         self._warm = start
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify the version that a rollout activated, or the earlier one after an undo."""
         address = self._rollouts.after(event)
-        self.certifier.rests = self._rollouts.rests
         if address is None or self.chosen is None:
             return
         served = self.state.context.load(address)
         self._taken_over = served.version
         self.chosen = self.chosen if self.chosen.names == served.features.names else served.features
-        self.certifier.learner = LiveLearner(self.chosen)
         self.certifier.adopt(served, self._rows(self.state.audits[: self._n_taken]))
 
     # ---- a look ----------------------------------------------------------------------------------
 
     def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state, certifier = self.state, self.certifier
-        certifier.now = float(state.n)
-        ended = (run for run in state.starts.take_ended(state.n) if state.traffic.upstreams.covers(run.request))
-        if any(certifier.add_signals(batch) for batch in self._drift.batches(ended)):
-            return EpochEnd("signals", "signals of all traffic drifted", keep=KEPT_BEFORE)
-        certifier.live_cost = self._costs.at(float(state.n))
-        if certifier.in_burst and not self._ends_burst():
+        live_cost = self._costs.at(float(state.n))
+        ends_burst = state.n < certifier.burst_until and self._ends_burst(live_cost)
+        is_watched = ends_burst or state.n >= certifier.burst_until
+        if is_watched:
+            self.judge.look(state.audits, state.epoch.max_em_drop, state.traffic.callers)
+            self._take_audits()
+            self._assign_finishes(certifier.served)
+        finish_alarm = self.finish.alarm
+        decision = certifier.look(self._evidence(live_cost, ends_burst=ends_burst))
+        if decision.alarm == SIGNALS_DRIFTED:
+            return EpochEnd("signals", decision.alarm, keep=KEPT_BEFORE)
+        if not is_watched:
             return None
-        self.judge.look(state.audits, state.epoch.max_em_drop, state.traffic.callers)
-        certifier.plan = replace(
-            certifier.plan,
-            confidence=1 - self._rollouts.loops_share(state.delta),
-            label_timeout=state.delay.timeout_requests(since=state.epoch.at),
-        )
-        certifier.pending = state.unreturned.with_earlier(state.epoch.pending)
-        self._take_audits()
-        self._charge_finish(certifier.served)
-        if self.finish.alarm is not None:
-            return EpochEnd("finish", self.finish.alarm)
-        changes = certifier.tick(float(state.n))
+        if finish_alarm is not None:
+            return EpochEnd("finish", finish_alarm)
         if not state.unreturned.observes:
             certifier.windows.lower(state.n + 1.0, certifier.window_share)  # of requests without rows, too
         self._forget_audits()
-        alarm = next((change.reason for change in changes if change.kind == "alarm"), None)
+        alarm = decision.alarm
         if alarm is None and certifier.certificate is not None:
             mix = state.traffic.mix
             alarm = mix.alarm(certifier.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
         if alarm is not None:
             return EpochEnd(cause_of(alarm), alarm)
-        draft = self._draft(held, changes, self._move_level())
+        draft = self._draft(held, decision.changes, self._move_level())
         self.ask_agent(self._feed_agent)
         return draft
+
+    def _evidence(self, live_cost: LiveCost, *, ends_burst: bool) -> Evidence:
+        state, forecast = self.state, self._forecast
+        ended = (run for run in state.starts.take_ended(state.n) if state.traffic.upstreams.covers(run.request))
+        return Evidence(
+            at=float(state.n),
+            signals=list(self._drift.batches(ended)),
+            pending=state.unreturned.with_earlier(state.epoch.pending),
+            run_timeout=state.durations.timeout,
+            ends_burst=ends_burst,
+            charge=self._charge,
+            cap=None if forecast is None else forecast.cap,
+            in_doubt=forecast is not None and forecast.in_doubt,
+            died=frozenset(state.died),
+            singled=frozenset(state.singled),
+            live_cost=live_cost,
+            confidence=1 - self._rollouts.loops_share(state.delta),
+            label_timeout=state.delay.timeout_requests(since=state.epoch.at),
+        )
 
     def _feed_agent(self, agent: LiveAgent) -> None:
         agent.read(self.certifier, self.state.audits)
         held_back = dict(self._classes())
         agent.look(self.state.n, lambda name: held_back.get(name, self.level))
 
-    def _ends_burst(self) -> bool:
+    def _ends_burst(self, live_cost: LiveCost) -> bool:
         """Whether a route that began with a version, and has few requests, makes do with the full runs so far."""
         state, looked_s = self.state, self.state.looked_s
-        if self.certifier.live_cost.objection:
-            self.certifier.end_burst()
+        if live_cost.objection:
             return True
         if self._warm is None or looked_s is None or state.n < state.epoch.at + self._warm.burst:
             return False
-        if looked_s[1] - looked_s[0] < PATIENCE_S:
-            return False
-        self.certifier.end_burst()
-        return True
+        return looked_s[1] - looked_s[0] >= PATIENCE_S
 
     def _serves(self, request: Request) -> bool:
         """Whether the version in use served this request."""
@@ -255,10 +267,12 @@ class LearnedEvidence(EvidenceSource):
         drawn_at = self.level or self.certifier.level
         rated, ceiling = self._heed_ratings(), self.floor.ceiling
         self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
-        moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at) + self._doubt_callers()
-        forecast, self._forecast = self._forecast, ""
+        moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
+        moved += self._doubt_callers()
+        forecast, self._forecast_reason = self._forecast_reason, ""
         mixed = self._prove_mixtures()
-        reasons = self._rollouts.take_reason(), forecast, self.certifier.live_cost.objection, rated, *moved, mixed
+        objection = self.certifier.latest.live_cost.objection
+        reasons = self._rollouts.take_reason(), forecast, objection, rated, *moved, mixed
         reason = "; ".join(part for part in reasons if part)
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
@@ -364,7 +378,6 @@ class LearnedEvidence(EvidenceSource):
         audits, certifier = self.state.audits, self.certifier
         if self.chosen is None:
             self.chosen = choose_features(self.state.context.route.kind, [audit.query for audit in audits])
-            certifier.learner = LiveLearner(self.chosen)
         if any(audit.labels for audit in audits):
             self._judge_labels()
         certifier.add_audits(self._rows(audits[self._n_taken :]))
@@ -403,33 +416,33 @@ class LearnedEvidence(EvidenceSource):
             self._n_taken = len(self.state.audits)
             self._guards.forget(n_gone)
             oldest = min((audit.at for audit in self.state.audits), default=0)
-            self.certifier.singled = {at for at in self.certifier.singled if at >= oldest}
+            self.state.singled = {at for at in self.state.singled if at >= oldest}
             self.ask_agent(lambda agent: agent.forget(n_gone))
             self.state.index_audits()
 
-    def _charge_finish(self, served: FoldedModels | None) -> None:
+    def _assign_finishes(self, served: FoldedModels | None) -> None:
         if served is not None:
             places, ends = self.state.places, self.certifier.ends
             self.finish.look(served.n_levels, lambda name: ends(places[name], served) if name in places else None)
-            self.certifier.charge = self.finish.charges() + self.judge.charge
+
+    def _charge(self, served: FoldedModels) -> Floats:
+        if self.certifier.served is None:  # the first version: finishes have levels from now on
+            self._assign_finishes(served)
+        return self.finish.charges() + self.judge.charge
 
     # ---- decisions -------------------------------------------------------------------------------
 
-    def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # called by the certifier as `fit_served`
+    def fit(self, runs: AuditRuns, learner: Learner, **options: Any) -> ServedVersion | None:  # noqa: ARG002
         """Fit a version; at a position that the log has decided, load the version fitted there."""
-        version: ServedVersion | None
         expected = self.state.expected
-        if not expected and self._leaves_refits_to_rollouts:
+        if self._rollouts.rests or (not expected and self._leaves_refits_to_rollouts):
             return None
         if not expected:
-            version = fit_audited_version(*arguments, **options)
-        elif expected[0].at != self.state.n or expected[0].fit == self._address():
+            assert self.chosen is not None
+            return fit_audited_version(runs, LiveLearner(self.chosen), **options)
+        if expected[0].at != self.state.n or expected[0].fit == self._address():
             return None  # the fit made here was not adopted
-        else:
-            version = self.state.context.load(expected[0].fit)
-        if version is not None and self.certifier.served is None:  # the first: finishes have levels from now on
-            self._charge_finish(version)
-        return version
+        return self.state.context.load(expected[0].fit)
 
     @property
     def _leaves_refits_to_rollouts(self) -> bool:
@@ -441,11 +454,11 @@ class LearnedEvidence(EvidenceSource):
         served = self.certifier.served
         return served.version.address if isinstance(served, ServedVersion) else ""
 
-    def _draft(self, held: RouteDeployment, changes: Sequence[CertifierDecision], reason: str) -> Draft | None:
+    def _draft(self, held: RouteDeployment, changes: Sequence[Change], reason: str) -> Draft | None:
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
         share, classes, floor = certifier.share, self._classes(), self.floor
-        decided = address, level, share, classes, floor.ceiling, floor.published, certifier.cap
+        decided = address, level, share, classes, floor.ceiling, floor.published, certifier.latest.cap
         is_known = before is not None and decided == (
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
             before.cap,
@@ -475,7 +488,7 @@ class LearnedEvidence(EvidenceSource):
             ceiling=floor.ceiling,
             class_ceilings=floor.published,
             classes=classes,
-            cap=certifier.cap,
+            cap=certifier.latest.cap,
             mixture=self.mixture,
             any_level=self.any_level,
             callers=self.callers,
@@ -525,12 +538,13 @@ class FixedPolicyEvidence(LearnedEvidence):
     """A fixed policy: level 1 once certified, else 0. A rollout's version has no certificate and stops nothing."""
 
     def __init__(self, state: EpochState) -> None:
-        super().__init__(state)
+        super().__init__(state, n_levels=FIXED.n_levels)
         route = state.context.route
         self.policy, self.address = build_policy(route.policy), own_version(route).address
-        self.certifier.plan = replace(self.certifier.plan, n_levels=FIXED.n_levels)
-        self.certifier.rests = True
         self.certifier.adopt(FIXED, NO_AUDITS)
+
+    def fit(self, runs: AuditRuns, learner: Learner, **options: Any) -> None:
+        """A fixed policy stays."""
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         self._rollouts.after(event)

@@ -23,6 +23,7 @@ from suffice.assurance.runs import DEATH_ENDS, Match, is_abandoned
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, cause_of
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
+from suffice.learn.certificate import NO_PENDING
 from suffice.rollout.assign import audit_share
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment
@@ -141,12 +142,12 @@ class PairedEvidence(EvidenceSource):
     """
 
     def __init__(self, state: EpochState) -> None:
-        super().__init__(state)
         route = state.context.route
+        self._window = WINDOW * len(route.arms)  # audits; by it a later epoch earns its delta
+        super().__init__(state, window=self._window)
         self._arms = [PairedArm(name) for name in route.arms]
         self._log_e = -inf  # of the first arm, at the last look
-        self._window = WINDOW * len(self._arms)  # audits
-        state.certifier.plan = replace(state.certifier.plan, window=self._window)  # by it a later epoch earns its delta
+        self.pending = NO_PENDING  # at the last look
         if route.agent == "auto":
             self.agent = LiveAgent(route, max_em_drop=state.epoch.max_em_drop, n_levels=len(self._arms) + 1)
         self._lost = ""  # why an arm was taken away at this look …
@@ -181,7 +182,7 @@ class PairedEvidence(EvidenceSource):
             state.audits = state.audits[-most:]
             state.index_audits()
         pairs, now = self.pairs(state.audits), float(state.n)
-        state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier(state.epoch.pending)
+        self.pending = state.unreturned.with_earlier(state.epoch.pending)
         alarm = self._alarm(pairs, now)
         if alarm is not None:
             return EpochEnd(cause_of(alarm), alarm)
@@ -266,7 +267,7 @@ class PairedEvidence(EvidenceSource):
         """As an alarm's epoch does, with the same part of delta: it may depend on what the audits drawn so far show."""
         arm, state = self._arms[place], self.state
         began = max(arm.since, state.epoch.at)
-        arm.delta_share = state.certifier.plan.restart_share(state.n - began)
+        arm.delta_share = self.certifier.plan.restart_share(state.n - began)
         arm.since, arm.has_fallen, arm.watch = state.n, False, None
         if self.agent is not None:
             self.agent.forget_losses(place + 1)
@@ -325,7 +326,7 @@ class PairedEvidence(EvidenceSource):
         for audit, pair in zip(self.state.audits, pairs, strict=True):
             # An audit that ended before its second call goes to each arm in turn.
             is_mine = pair.arm == arm.name or (not pair.arm and audit.seq % len(self._arms) == place)
-            died = audit.at in self.state.certifier.died
+            died = audit.at in self.state.died
             if audit.seq <= arm.watched_to or pair.is_repeat or died or not is_mine:
                 continue
             if pair.due > now:
@@ -342,10 +343,10 @@ class PairedEvidence(EvidenceSource):
 
     def _windowed(self) -> Windowed:
         """The pairs of the certificate's window by request; audits that should have returned by now count as lost."""
-        state, pending, timeout = self.state, self.state.certifier.pending, self._timeout
+        state, pending, timeout = self.state, self.pending, self._timeout
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
-        window = state.certifier.windows.chosen(
+        window = self.certifier.windows.chosen(
             np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=self._window
         )
         if window is None:
@@ -367,7 +368,7 @@ class PairedEvidence(EvidenceSource):
     @property
     def _timeout(self) -> float:
         state = self.state
-        return max(state.delay.timeout_requests(since=state.epoch.at), state.certifier.run_timeout)
+        return max(state.delay.timeout_requests(since=state.epoch.at), state.durations.timeout)
 
     def _draft(self, held: RouteDeployment, certificates: Sequence[PairedCertificate]) -> Draft | None:
         state, before, level = self.state, held.publication, self.level

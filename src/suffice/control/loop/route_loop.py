@@ -122,7 +122,7 @@ class RouteLoop:
 
     @property
     def certifier(self) -> Certifier:
-        return self.state.certifier
+        return self.source.certifier
 
     # ---- the fold --------------------------------------------------------------------------------
 
@@ -177,12 +177,12 @@ class RouteLoop:
             state.traffic.mix.note(request)
         state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
-        certifier = state.certifier
+        certifier = self.certifier
         is_sure = request.audit and request.propensity == 1 > certifier.window_share
         is_singled = certifier.level > 0 and is_sure and request.sender != ""
         if is_singled:
-            certifier.singled.add(float(number))
-        most = certifier.window_share if certifier.in_doubt or is_singled else 1.0
+            state.singled.add(float(number))
+        most = certifier.window_share if self.source.in_doubt or is_singled else 1.0
         state.unreturned.began(request, number, probes=probes, windows=certifier.windows, most=most)
         return self._pass_requests(1, stored)
 
@@ -224,7 +224,7 @@ class RouteLoop:
         for label in waiting:
             self._hear(outcome.episode_id, label.feedback)
         if state.traffic.upstreams.covers(request) and self.source.is_evidence(request, outcome):
-            state.note_end(outcome, run.number)
+            state.note_end(outcome, run.number, self.certifier.plan, self.certifier.windows)
             audit = Audit(
                 seq=stored.seq,
                 at=run.number,
@@ -283,7 +283,7 @@ class RouteLoop:
         alarm = state.alarm(end.cause, end.reason)
         kept = [audit for audit in state.audits if audit.at > self.n - end.keep]  # requests are numbered from 1
         by_audits = end.cause in ("outcomes", "disagreement", "finish")  # others do not depend on the draw
-        part = state.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
+        part = self.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
         burst = burst_of(context.route, context.control)
         return self._start_epoch(end.reason, stored.seq, kept, alarm, burst=burst, delta_share=part)
 
@@ -327,7 +327,7 @@ class RouteLoop:
                 state.audits,
                 burst=0,
                 delta_share=epoch.delta_share,
-                windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
+                windows=self.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.pairs(epoch.pending),
             )
         wanted = state.attempt("label requests", self._label_requests)

@@ -225,7 +225,7 @@ class LiveGuards:
         for place in (np.flatnonzero(mature[self._n_seen :]) + self._n_seen).tolist():
             audit = audits[place]
             self.callers.add(audit.episode.request.sender, lost=bool(z[place, pooled] == 1))
-            if audit.at not in certifier.singled:
+            if audit.at not in certifier.latest.singled:
                 sentences += self._add(self._guards, audit, z[place], pooled)
             self._n_seen = place + 1
         return sentences

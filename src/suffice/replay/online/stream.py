@@ -17,7 +17,7 @@ from suffice.assurance.drift import BATCH
 from suffice.episode.vote import deciding_sample
 from suffice.learn.audits import AuditRuns, SampleOrders, draw_orders
 from suffice.learn.certificate import PendingAudits
-from suffice.learn.certifier import Certifier, CertifierDecision
+from suffice.learn.evidence import CertifierDecision, Change, Evidence, RunDurations
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.version import FoldedModels, Learner, PGood
@@ -146,7 +146,10 @@ PERIOD: Final = 100  # requests between two evaluations of the control loop
 class Design(Protocol):
     """The decision maker of a stream: `learn.certifier.Certifier`, or a design to compare it with."""
 
-    now: float
+    @property
+    def now(self) -> float:
+        """The request of the last look."""
+        ...
 
     @property
     def level(self) -> int: ...
@@ -162,9 +165,7 @@ class Design(Protocol):
 
     def add_audits(self, runs: AuditRuns) -> None: ...
 
-    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]: ...
-
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]: ...
+    def look(self, evidence: Evidence) -> CertifierDecision: ...
 
 
 D = TypeVar("D", bound=Design)
@@ -179,7 +180,7 @@ class Stream:
     tokens: Floats  # (N,): total
     probes: Floats  # (N,): part of `tokens` spent on probes
     full: Floats  # (N,): tokens of the full run without probes
-    changes: tuple[CertifierDecision, ...]
+    changes: tuple[Change, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
         spent = self.tokens[part].sum() - (0.0 if probes else self.probes[part].sum())
@@ -194,6 +195,7 @@ class _OpenAudits:
     traffic: RecordedTraffic
     which: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     share: Floats = field(default_factory=lambda: np.zeros(0))
+    durations: RunDurations = field(default_factory=RunDurations)
 
     def add(self, which: Ints, share: float) -> None:
         self.which = np.concatenate([self.which, which])
@@ -202,16 +204,19 @@ class _OpenAudits:
     def clear(self) -> None:
         self.which, self.share = self.which[:0], self.share[:0]
 
-    def deliver(self, design: Design, now: float) -> None:
+    def take_returned(self, now: float) -> AuditRuns:
         duration = self.traffic.duration[self.which]
         back = self.which + duration < now if duration.any() else np.ones(len(self.which), dtype=bool)
         order = np.argsort(self.which[back] + duration[back], kind="stable")
         returned = self.traffic.runs.take(self.which[back][order])
-        if isinstance(design, Certifier):
-            design.add_durations(duration[back])
-            design.pending = PendingAudits(at=self.which[~back].astype(np.float64), share=self.share[~back])
-        design.add_audits(replace(returned, share=self.share[back][order]))
+        returned = replace(returned, share=self.share[back][order])
+        self.durations.add(duration[back])
         self.which, self.share = self.which[~back], self.share[~back]
+        return returned
+
+    @property
+    def pending(self) -> PendingAudits:
+        return PendingAudits(at=self.which.astype(np.float64), share=self.share)
 
 
 def run_stream(
@@ -234,7 +239,7 @@ def run_stream(
     runs, n = traffic.runs, len(traffic)
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
-    changes: list[CertifierDecision] = []
+    changes: list[Change] = []
     n_noticed, waiting = 0, _OpenAudits(traffic)
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
@@ -246,15 +251,16 @@ def run_stream(
             served = block[~audit[block]]
             part = runs.take(served)
             row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
-        design.now = float(now)
         waiting.add(block[audit[block] if learns is None else audit[block] & learns[block]], share)
-        waiting.deliver(design, now)
-        n_changes = len(changes)
-        while n_noticed + BATCH <= now:
-            changes += design.add_signals(traffic.early[n_noticed : n_noticed + BATCH])
-            n_noticed += BATCH
-        changes += design.tick(float(now))
-        if any(change.kind == "epoch" for change in changes[n_changes:]):
+        design.add_audits(waiting.take_returned(now))
+        n_batches = (now - n_noticed) // BATCH
+        batches = [traffic.early[at : at + BATCH] for at in range(n_noticed, n_noticed + n_batches * BATCH, BATCH)]
+        n_noticed += n_batches * BATCH
+        timeout = waiting.durations.timeout
+        seen = Evidence(at=float(now), signals=batches, pending=waiting.pending, run_timeout=timeout)
+        decision = design.look(seen)
+        changes += decision.changes
+        if any(change.kind == "epoch" for change in decision.changes):
             waiting.clear()
         watch(design)
     probes = np.where(audit | (level > 0), traffic.probes[row], 0.0)  # where no stop is possible, only audits probe
