@@ -200,7 +200,7 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
         "ann",
     )
     assert done.exit_code == 0, done.output
-    assert "after  publication 1, level 2" in done.stdout
+    assert "Now: publication 1, level 2" in done.stdout
     assert "no incident waits" in run(folder, "incident", "list").stdout
     (one,) = lines(run(folder, "incident", "list", "--all", "--json"))
     assert (one["decision"]["decision"], one["decision"]["author"], one["is_open"]) == ("roll_back", "ann", False)
@@ -213,7 +213,7 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
 def test_an_override_is_set_listed_and_ended(folder: Path) -> None:
     write(folder, *told(folder))
     done = run(folder, "override", "set", "r", "cap", "--level", "3", "--days", "2", "--reason", "quarter end")
-    assert "override 1: level 3 at most; until " in done.stdout
+    assert "Route r, override 1: level 3 at most, until " in done.stdout
     held = run(folder, "override", "list", "r").stdout
     assert "route r: override 1: level 3 at most\n  holds; until" in held
     assert "nothing is held" in run(folder, "override", "list", "own").stdout
@@ -224,7 +224,7 @@ def test_an_override_is_set_listed_and_ended(folder: Path) -> None:
 
 def test_an_incident_by_hand_pauses_where_asked(folder: Path) -> None:
     text = run(folder, "incident", "open", "r", "--pause", "--reason", "units", "--evidence", "ticket 812").stdout
-    assert text == "r:m1: opened; everything runs in full until it is decided\n"
+    assert text == "Incident r:m1 is open; everything runs in full until it is decided.\n"
     (one,) = lines(run(folder, "incident", "show", "r:m1", "--json"))
     assert (one["evidence"][0], one["pause"], one["roll_back_to"]) == ("ticket 812", 1, [])
     assert run(folder, "incident", "decide", "r:m1", "resume", "--reason", "fixed").exit_code == 0

@@ -11,6 +11,8 @@ import pytest
 
 from suffice.cli.main import COMMANDS
 from suffice.console.actions import ACTIONS
+from suffice.operations.operation import OperationSpec
+from suffice.operations.overrides import OVERRIDES
 from suffice.store.database.views import last_place
 from tests.console.conftest import Site
 from tests.console.visitor import Visitor
@@ -61,6 +63,35 @@ def test_each_command_that_changes_something_has_an_action_or_a_reason() -> None
     assert set(done) <= set(known), "an action of a command that is gone"
     added = {"feedback label-studio", "export label-studio", "export finetune"}  # by packages that may be missing
     assert set(known) - set(done) - added == set(EXEMPT) - added, "neither an action nor a reason"
+
+
+def command_named(words: str) -> click.Command:
+    group, _, name = words.partition(" ")
+    command = getattr(importlib.import_module(f"suffice.cli.{COMMANDS[group][0]}"), group)
+    found = command.get_command(click.Context(command), name) if name else command
+    assert isinstance(found, click.Command)
+    return found
+
+
+@pytest.mark.parametrize("spec", OVERRIDES, ids=lambda one: one.path)
+def test_a_declared_action_asks_the_same_in_form_api_and_command(here: Site, spec: OperationSpec) -> None:
+    command = command_named(spec.commands[0])
+    parameters = {one.name: one for one in command.params}
+    for name, field in spec.fields.items():
+        parameter = parameters[field.argument or name]
+        assert name == "reason" or isinstance(parameter, click.Argument) == field.required, name
+        if field.allowed:
+            assert isinstance(parameter.type, click.Choice)
+            assert tuple(parameter.type.choices) == field.allowed
+    only_at_a_terminal = {"path", "data_dir", "author", "as_json", "wait_s"}
+    assert parameters.keys() - only_at_a_terminal == {field.argument or name for name, field in spec.fields.items()}
+    assert command.help
+    (action,) = (one for one in ACTIONS if one.path == spec.path)
+    assert (action.fields, action.title) == (spec.fields, spec.title)
+    admin = here.visitor("admin")
+    assert admin.get(f"/console/change{spec.path}").status == 200
+    answer = admin.post(f"/api{spec.path}", {"csrf": admin.token()}).json
+    assert answer["error"]["param"] in spec.fields, "the path is there, and asks for its fields"
 
 
 def test_each_action_has_a_form_and_asks_why() -> None:

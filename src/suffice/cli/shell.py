@@ -472,6 +472,11 @@ class PendingDecision:
     def rules(self, route: str) -> Route:
         return find_settings(self.settings, route)
 
+    def setup_of(self, route: str) -> str:
+        from suffice.wiring.routes import setup_of
+
+        return setup_of(self.settings, route)
+
 
 def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:
     """Turn a function into a command that writes a decision with its author to a deployment's log.

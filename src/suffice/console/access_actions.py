@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
-from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
+from suffice.console.action_form import ActionForm, ActionResult, action
 from suffice.console.auth import ROLES, Role
 from suffice.console.context import AccessChange, ViewContext
-from suffice.console.form_inputs import FormInput, any_route, one_of
 from suffice.errors import BadRequest, ConfigError
+from suffice.operations.fields import FormInput, any_route, one_of
+from suffice.operations.operation import raise_if_refused
 from suffice.settings import AlertKind, KeyScope
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.people.keys import KeyOffice, live_keys, valid_keys

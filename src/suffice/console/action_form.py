@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from suffice.console.auth import Role
 from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.exchange import refuse_nul
-from suffice.console.form_inputs import REASON, FormInput
 from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_percent
+from suffice.operations.fields import REASON, FormInput
+from suffice.operations.operation import OperationSpec
 from suffice.review.items import MOST_TEXT
 from suffice.sanitize import plural
-from suffice.settings import Route
+from suffice.settings import Settings
 from suffice.settings.limits import NAME
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
@@ -24,20 +25,8 @@ from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
 MOST_CHARS: Final = 2_000  # of a reason
-NO_FIELDS: Final[Mapping[str, str]] = {}
 PREVIEW: Final = "preview"  # the field that asks for a rehearsal
 T = TypeVar("T")
-
-
-def raise_if_refused(result: T | str, where: str = "", *, fields: Mapping[str, str] = NO_FIELDS) -> T:
-    """Return the result. Raises BadRequest if it is a sentence that explains a refusal.
-
-    fields  the field that is wrong, by how the sentence begins
-    """
-    if isinstance(result, str):
-        field = next((field for start, field in fields.items() if result.startswith(start)), None)
-        raise BadRequest(f"{where}{result}", param=field, status=409, code="conflict")
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +70,16 @@ class ActionForm(ConsoleVisit):
             raise BadRequest(message, param="reason")
         return reason
 
-    def settings_of(self, route: str) -> Route:
-        return self.context.settings.routes[route]
+    @property
+    def settings(self) -> Settings:
+        return self.context.settings
+
+    def setup_of(self, route: str) -> str:
+        return self.services.setup_of(route)
+
+    @property
+    def signed(self) -> dict[str, Any]:
+        return {"author": self.author, "reason": self.reason}
 
     def get(self, field: str) -> str:
         return refuse_nul(self.request.form.get(field, ""), field)
@@ -130,6 +127,21 @@ class ActionForm(ConsoleVisit):
         if given not in names:
             raise BadRequest(f"{field}: got {given[:40]!r}; allowed: {', '.join(map(str, names))}", param=field)
         return next(one for one in names if one == given)
+
+    def read(self, name: str, field: FormInput) -> Any:
+        """Return the value of a declared field; None: it is empty."""
+        if name == "route":
+            return self.route
+        if field.kind == "flag":
+            return self.flag(name)
+        if field.allowed:
+            return self.one_of(name, field.allowed)
+        if field.kind == "number":
+            self.text(name, required=field.required)
+            value = self.number(name) if field.least is None else self.count(name)
+            return float(field.default) if value is None and field.default else value
+        text = self.text(name, required=field.required)
+        return tuple(line.strip() for line in text.splitlines() if line.strip()) if field.many else text or None
 
     def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
         name, known = self.get(field), sorted(entries)
@@ -195,6 +207,29 @@ def action(
     if title and asks_why:
         fields = {**fields, "reason": fields.get("reason", REASON)}
     return lambda change: Action(path, summary, fields, needs, by_tenant, title, commands, change)
+
+
+def of_operation(operation: OperationSpec) -> Action:
+    """Make the action of what commands do as well."""
+
+    def change(form: ActionForm) -> ActionResult:
+        given = {
+            field.argument or name: form.read(name, field)
+            for name, field in operation.fields.items()
+            if name != "reason"
+        }
+        return ActionResult(operation.do(form, **given).message, operation.goes_to)
+
+    return Action(
+        path=operation.path,
+        summary=operation.summary,
+        fields=operation.fields,
+        needs="operator",
+        by_tenant=False,
+        title=operation.title,
+        commands=operation.commands,
+        change=change,
+    )
 
 
 class Preview(ViewRecord, frozen=True):

@@ -10,13 +10,28 @@ from suffice.console.action_form import PREVIEW, Action, ActionForm, ActionResul
 from suffice.console.auth import may
 from suffice.console.context import ConsoleEndpoint, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
-from suffice.console.form_inputs import FormField
 from suffice.errors import BadRequest
+from suffice.operations.fields import InputKind
 
 FORMS: Final = "/console/change"  # below it, each action has its form
 # The template, the title, what it shows, the status.
 Render = Callable[[ConsoleVisit, str, str, dict[str, Any], int], ConsoleResponse]
 _NEVER_HERE: Final = (401, 403, 429)  # refusals that are about the visitor
+
+
+class FormField(ViewRecord, frozen=True):
+    """One field of a form, as it is shown."""
+
+    name: str
+    label: str
+    hint: str
+    kind: InputKind
+    choices: tuple[tuple[str, str], ...]
+    required: bool
+    value: str
+    problem: str  # why the value was refused; "": it was not
+    group: str
+    of: tuple[str, ...]  # as of `FormInput`
 
 
 class FormPage(ViewRecord, frozen=True):

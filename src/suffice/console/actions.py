@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Final, get_args
+from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
 from suffice.console.access_actions import ACCESS_ACTIONS
-from suffice.console.action_form import ActionForm, ActionResult, PreviewRow, action, raise_if_refused
+from suffice.console.action_form import ActionForm, ActionResult, PreviewRow, action, of_operation
 from suffice.console.context import ViewContext
 from suffice.console.experiment_actions import create_experiment, describe_power
-from suffice.console.form_inputs import REASON, ROUTE, FormInput, one_of
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, SufficeError
-from suffice.formatting import format_time
-from suffice.review.decide import IncidentForm, OverrideForm
-from suffice.review.holds import DECISIONS, OverrideKind
+from suffice.operations.fields import ROUTE, FormInput, one_of
+from suffice.operations.operation import raise_if_refused
+from suffice.operations.overrides import OVERRIDES
 from suffice.review.items import ReviewLease, VerdictForm
 from suffice.store.people.deciding import (
     ask_about,
-    decide_incident,
-    end_override,
-    end_pause,
     give_item_back,
     lease_next,
-    open_incident,
-    set_override,
-    start_pause,
     submit_verdict,
 )
 from suffice.store.people.preferences import save_view
 from suffice.store.routes import experiments, rollouts
-from suffice.store.routes.deployments import read_holds
 
 MOST_VIEW_NAME: Final = 60
 LIVE: Final = "/console/runs/live"
-REVIEW, INCIDENTS = "/console/review", "/console/incidents"
+REVIEW: Final = "/console/review"
 EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 
 
@@ -173,160 +164,7 @@ def _save_run_view(form: ActionForm) -> ActionResult:
     return ActionResult(f"The view “{name}” is {'saved' if fields else 'removed'}.")
 
 
-# ---- incidents and pauses --------------------------------------------------------------------------
-
-
-_OVERRIDE_FIELDS: Final = {  # as of `raise_if_refused`
-    "budget:": "max_em_drop",
-    "pin: got level": "level",
-    "cap: got level": "level",
-    "expires in": "days",
-    "accept: got": "days",
-    "publication": "publication",
-    "roll back: name": "publication",
-    "tighten: name": "level",
-}
-
-
-@action(
-    "/incidents/open",
-    "open an incident",
-    {
-        "route": ROUTE,
-        "pauses": FormInput("true: everything runs in full until it is decided", "flag"),
-        "reason": replace(REASON, hint="what is wrong, in a sentence; it stays in the log"),
-    },
-    title="Open an incident",
-    commands=("incident open",),
-)
-def _open_route_incident(form: ActionForm) -> ActionResult:
-    name, pauses = form.route, form.flag("pauses")
-    incident = open_incident(
-        form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
-    )
-    return ActionResult(f"Incident {raise_if_refused(incident).incident} is open.", INCIDENTS)
-
-
-@action(
-    "/incidents/decide",
-    "decide an incident",
-    {
-        "incident": FormInput("its name", required=True),
-        "decision": one_of(", ".join(DECISIONS), DECISIONS, required=True),
-        "level": FormInput("none above it", "number", of=("tighten",)),
-        "max_em_drop": FormInput("a smaller budget, a fraction", "number", of=("tighten",)),
-        "publication": FormInput("to this one", "number", of=("roll_back",)),
-        "days": FormInput("until it ends by itself", "number", default="30", of=("tighten", "roll_back", "accept")),
-    },
-    title="Decide an incident",
-    commands=("incident decide",),
-)
-def _decide(form: ActionForm) -> ActionResult:
-    name, writer = form.get("incident"), form.writer
-    route = next((route for route, holds in read_holds(writer.path).routes.items() if holds.case(name)), None)
-    if route is None or route not in form.context.settings.routes:
-        raise BadRequest(f"incident: unknown {name[:80]!r}", param="incident", status=404, code="not_found")
-    decision = form.one_of("decision", DECISIONS)
-    wanted = IncidentForm(
-        incident=name,
-        decision=decision,
-        reason=form.reason,
-        author=form.author,
-        days=form.number("days") or 30.0,
-        level=form.count("level"),
-        max_em_drop=form.number("max_em_drop"),
-    )
-    decided = decide_incident(
-        writer,
-        form.settings_of(route),
-        route,
-        wanted,
-        now_s=form.now_s,
-        publication=form.count("publication"),
-        setup=form.services.setup_of(route),
-    )
-    where = f"{name} " if isinstance(decided, str) and decided.startswith("is ") else ""
-    rows = raise_if_refused(decided, where, fields=_OVERRIDE_FIELDS)
-    return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
-
-
-@action(
-    "/overrides/end",
-    "end an override",
-    {"route": ROUTE, "number": FormInput("of the override", "number", required=True)},
-    title="End an override",
-    commands=("override end",),
-)
-def _end_route_override(form: ActionForm) -> ActionResult:
-    name, number = form.route, form.count("number") or 0
-    ended = raise_if_refused(
-        end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
-    )
-    return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
-
-
-@action(
-    "/overrides/set",
-    "make a route safer until a date",
-    {
-        "route": ROUTE,
-        "kind": one_of(
-            "pin a level, cap it, only observe, or a smaller EM budget", get_args(OverrideKind), required=True
-        ),
-        "level": FormInput("the level; 0 never stops", "number", of=("pin", "cap")),
-        "max_em_drop": FormInput("smaller than the settings', a fraction", "number", of=("budget",)),
-        "publication": FormInput("an earlier one of the route", "number", of=("pin",)),
-        "class": FormInput("only this class of questions", of=("cap", "observe")),
-        "days": FormInput("until it ends by itself, at most 30", "number", default="30"),
-    },
-    title="Override a route: level, budget or observe",
-    commands=("override set", "policy pin"),
-)
-def _set_route_override(form: ActionForm) -> ActionResult:
-    name, kind = form.route, form.one_of("kind", get_args(OverrideKind))
-    wanted = OverrideForm(
-        kind=kind,
-        reason=form.reason,
-        author=form.author,
-        days=form.number("days") or 30.0,
-        query_class=form.text("class") or None,
-        level=form.count("level"),
-        max_em_drop=form.number("max_em_drop"),
-    )
-    override = raise_if_refused(
-        set_override(
-            form.writer,
-            name,
-            form.settings_of(name),
-            wanted,
-            now_s=form.now_s,
-            publication=form.count("publication"),
-            setup=form.services.setup_of(name),
-        ),
-        fields=_OVERRIDE_FIELDS,
-    )
-    until = format_time(override.expires_at_s)
-    return ActionResult(f"Route {name}, override {override.number}: {override.after}, until {until}.", INCIDENTS)
-
-
-@action(
-    "/routes/pause",
-    "let every request of a route run in full",
-    {"route": ROUTE},
-    title="Pause a route",
-    commands=("pause",),
-)
-def _pause(form: ActionForm) -> ActionResult:
-    name = form.route
-    raise_if_refused(start_pause(form.writer, name, reason=form.reason, author=form.author), f"route {name} ")
-    return ActionResult(f"Route {name} is paused.")
-
-
-@action("/routes/resume", "end a pause of a route", {"route": ROUTE}, title="Resume a route", commands=("resume",))
-def _resume(form: ActionForm) -> ActionResult:
-    name = form.route
-    raise_if_refused(end_pause(form.writer, name, reason=form.reason, author=form.author), f"route {name} ")
-    return ActionResult(f"Route {name} is resumed.")
+# ---- the kill switch --------------------------------------------------------------------------------
 
 
 @action("/stop-all", "let every request of every route run in full", {}, title="Stop all stopping", commands=("kill",))
@@ -465,16 +303,11 @@ ACTIONS: Final = (
     _answer_now,
     _think_more,
     _save_run_view,
-    _open_route_incident,
-    _decide,
     _move_rollout,
     _propose,
     _start_experiment,
     _stop_experiment,
-    _set_route_override,
-    _end_route_override,
-    _pause,
-    _resume,
+    *map(of_operation, OVERRIDES),
     _stop_all,
     _release_all,
     _reload_settings,

@@ -8,10 +8,11 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from suffice.console.action_form import ActionForm, ActionResult, action, raise_if_refused
+from suffice.console.action_form import ActionForm, ActionResult, action
 from suffice.console.context import ViewContext
-from suffice.console.form_inputs import ROUTE, FormInput, one_of
 from suffice.errors import BadRequest, ConfigError
+from suffice.operations.fields import ROUTE, FormInput, one_of
+from suffice.operations.operation import raise_if_refused
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.results import METRICS
 from suffice.settings import ExperimentUnit, Settings, parse_settings

@@ -3,68 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.errors import ConfigError
+from suffice.cli.operations import command_of
 from suffice.formatting import format_time
-from suffice.review.decide import IncidentForm, OverrideForm, describe_state
-from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
+from suffice.operations import overrides
+from suffice.review.decide import describe_state
+from suffice.review.holds import Case, Override, describe_override
 from suffice.settings import Settings
-from suffice.store.database.location import LogLocation, log_location
-from suffice.store.database.views import newest_of, open_reader
+from suffice.store.database.location import log_location
+from suffice.store.database.views import open_reader
 from suffice.store.people import deciding
 from suffice.store.routes.deployments import read_holds
-from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 
-_PAUSE = shell.stacked(click.argument("route"), shell.CONFIG, shell.REASON, shell.AUTHOR, shell.WAIT)
-
-
-@click.command(cls=shell.Command)
-@_PAUSE
-def pause(**given: Any) -> None:
-    """Pause early stopping on ROUTE: every request runs in full until somebody resumes it.
-
-    Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
-    """
-    _pause_or_resume("pause", deciding.start_pause, **given, retry_hint="`suffice kill` needs no database.")
-
-
-@click.command(cls=shell.Command)
-@_PAUSE
-def resume(**given: Any) -> None:
-    """Resume early stopping on ROUTE: its certified level acts again.
-
-    Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
-    """
-    _pause_or_resume("resume", deciding.end_pause, **given)
-
-
-def _pause_or_resume(
-    command: str,
-    decide: Callable[..., str | None],
-    *,
-    route: str,
-    path: Path,
-    reason: str,
-    author: str | None,
-    wait_s: float,
-    retry_hint: str = "",
-) -> None:
-    with shell.deployment_log(path, route, waits=True, retry_hint=retry_hint) as (settings, writer):
-        problem = decide(writer, route, reason=reason, author=shell.author_name(author))
-        with open_reader(writer.path) as connection:
-            seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
-    if problem is not None:
-        shell.fail(f"route {route} {problem}", 1)
-    click.echo(f"route {route}: {command}d")
-    shell.confirm(command, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
+_PAUSES = "enforcement_paused", "enforcement_resumed"
+pause = command_of(overrides.pause_route, retry_hint="`suffice kill` needs no database.", waits_for=_PAUSES)
+resume = command_of(overrides.resume_route, waits_for=_PAUSES)
 
 
 @click.group(cls=shell.CommandGroup)
@@ -72,33 +31,9 @@ def override() -> None:
     """Limit early stopping on a route or a class of questions until a date."""
 
 
-@override.command("set")
-@click.argument("route")
-@click.argument("kind", type=click.Choice(["pin", "cap", "observe", "budget"]))
-@shell.option("--level", type=click.IntRange(0), metavar="N", help="pin, cap: the level; 0 never stops.")
-@shell.option("--publication", type=click.IntRange(1), metavar="N", help="pin: an earlier publication of the route.")
-@shell.option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
-@shell.option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
-@shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
-@shell.decision("Set it again once the log can be written.")
-def set_(
-    by: shell.PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
-) -> shell.CommandReply:
-    """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or set a smaller EM `budget`.
-
-    An override only makes a route safer, unless the pinned level is certified there now. Running gateways apply it
-    within a second, and drop it at its date, with or without a worker.
-    """
-    result = set_route_override(by, route, OverrideForm(kind=kind, **by.signed, **form), publication)
-    return shell.CommandReply(result, f"route {route}: override {result.number}: {result.after}; {_until(result)}")
-
-
-def set_route_override(by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None) -> Override:
-    """Set an override; `publication`: an earlier one to pin, None: the active one."""
-    rules, setup = by.rules(route), setup_of(by.settings, route)
-    return shell.accepted(
-        deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
-    )
+override.add_command(
+    command_of(overrides.override_route, needs=("days",), retry_hint="Set it again once the log can be written.")
+)
 
 
 @override.command("list")
@@ -123,17 +58,7 @@ def list_overrides(settings: Settings, route: str | None, *, all_of_them: bool) 
     return shell.CommandReply(plain, lines or "nothing is held")
 
 
-@override.command("end")
-@click.argument("route")
-@click.argument("number", type=int)
-@shell.decision("It still holds.")
-def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandReply:
-    """End override NUMBER of ROUTE before its date."""
-    rules = by.rules(route)
-    result = shell.accepted(
-        deciding.end_override(by.writer, route, rules, number, by.reason, by.author, now_s=by.now_s)
-    )
-    return shell.CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
+override.add_command(command_of(overrides.end_route_override, retry_hint="It still holds."))
 
 
 def _until(one: Override) -> str:
@@ -172,7 +97,7 @@ def list_incidents(settings: Settings, route: str | None, *, all_of_them: bool) 
 def show_incident(settings: Settings, name: str) -> shell.CommandReply:
     """Show incident NAME: its evidence, the decision, and the publications that can be rolled back to."""
     path, now_s = log_location(settings.store), time.time()
-    route, case = _find_incident(path, name)
+    route, case = overrides.find_incident(path, name)
     with open_reader(path) as connection:
         rules, setup = shell.find_settings(settings, route), setup_of(settings, route)
         now = deciding.read_snapshot(connection, route, rules, setup=setup)
@@ -198,56 +123,13 @@ def show_incident(settings: Settings, name: str) -> shell.CommandReply:
     return shell.CommandReply(plain, lines)
 
 
-@incident.command("decide")
-@click.argument("name")
-@click.argument("decision", type=click.Choice(["resume", "tighten", "roll_back", "accept"]))
-@shell.option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
-@shell.option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
-@shell.option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
-@shell.option(
-    "--days", type=float, default=30.0, metavar="D", help="tighten, roll_back, accept: until it ends by itself."
+incident.add_command(
+    command_of(
+        overrides.decide_route_incident,
+        retry_hint="Everything is as it was: decide again once the log can be written.",
+    )
 )
-@shell.decision("Everything is as it was: decide again once the log can be written.")
-def decide_(
-    by: shell.PendingDecision, name: str, decision: DecisionKind, publication: int | None, **form: Any
-) -> shell.CommandReply:
-    """Decide incident NAME and carry out the decision."""
-    route, _ = _find_incident(by.writer.path, name)
-    rules, setup = by.rules(route), setup_of(by.settings, route)
-    decision_form = IncidentForm(incident=name, decision=decision, **by.signed, **form)
-    result = deciding.decide_incident(
-        by.writer, rules, route, decision_form, now_s=by.now_s, publication=publication, setup=setup
-    )
-    about = f"{name} " if isinstance(result, str) and result.startswith("is ") else ""
-    made = shell.accepted(result, about).decision
-    return shell.CommandReply(made, f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
-
-
-@incident.command("open")
-@click.argument("route")
-@shell.option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
-@shell.option("--evidence", multiple=True, metavar="TEXT", help="A sentence of evidence; may be given more than once.")
-@shell.decision("Open it again once the log can be written.")
-def open_(by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool) -> shell.CommandReply:
-    """Open an incident on ROUTE by hand."""
-    rules = by.rules(route)
-    result = shell.accepted(
-        deciding.open_incident(
-            by.writer, route, rules, by.reason, by.author, now_s=by.now_s, evidence=evidence, pauses=pauses
-        )
-    )
-    rests = "; everything runs in full until it is decided" if result.pause is not None else ""
-    return shell.CommandReply(result, f"{result.incident}: opened{rests}")
-
-
-def _find_incident(database: LogLocation, name: str) -> tuple[str, Case]:
-    routes = read_holds(database).routes
-    for route, held in routes.items():
-        case = held.case(name)
-        if case is not None:
-            return route, case
-    known = ", ".join(case.incident.incident for held in routes.values() for case in held.open_cases) or "none"
-    raise ConfigError(f"unknown incident {name!r}; open ones: {known}")
+incident.add_command(command_of(overrides.open_route_incident, retry_hint="Open it again once the log can be written."))
 
 
 def _state(case: Case) -> str:

@@ -13,10 +13,10 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.cli.operate.hold import set_route_override
+from suffice.cli.operations import perform
 from suffice.control.compare.assessment import Assessment
 from suffice.formatting import format_time
-from suffice.review.decide import OverrideForm
+from suffice.operations.overrides import override_route
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.versions import diff_plain
 from suffice.settings import Settings
@@ -163,8 +163,8 @@ def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply:
 @shell.decision()
 def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply:
     """Serve PUBLICATION of ROUTE until a date, as far as it is certified there now."""
-    override = set_route_override(by, route, OverrideForm(kind="pin", days=days, **by.signed), publication)
-    return shell.CommandReply(override, f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
+    done = perform(override_route, by, route=route, kind="pin", days=days, publication=publication)
+    return shell.CommandReply(done.result, done.message)
 
 
 def _plain_rollout(held: RolloutRun) -> dict[str, Any]:

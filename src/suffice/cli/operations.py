@@ -1,0 +1,81 @@
+"""Makes the commands of what `suffice.operations` declares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from suffice.cli import shell
+from suffice.errors import BadRequest
+from suffice.operations.fields import FormInput
+from suffice.operations.operation import OperationResult, OperationSpec
+from suffice.store.database.views import newest_of
+from suffice.wiring.keys import presence_files
+
+_DECIDES = shell.stacked(shell.CONFIG, shell.REASON, shell.AUTHOR)
+
+
+def command_of(
+    operation: OperationSpec, *, needs: Sequence[str] = (), retry_hint: str = "", waits_for: tuple[str, ...] = ()
+) -> click.Command:
+    """Make the command of an action.
+
+    needs       fields that have a default elsewhere, and none here
+    retry_hint  as in `shell.deployment_log`
+    waits_for   kinds of rows that running gateways are to confirm; (): it does not wait, and may print JSON
+    """
+    name = operation.commands[0].split()[-1]
+
+    def run(
+        path: Path, reason: str, author: str | None, *, as_json: bool = False, wait_s: float = 0.0, **given: Any
+    ) -> None:
+        with shell.deployment_log(path, waits=bool(waits_for), retry_hint=retry_hint) as (settings, writer):
+            pending = shell.PendingDecision(
+                settings=settings, writer=writer, author=shell.author_name(author), reason=reason, now_s=time.time()
+            )
+            done = perform(operation, pending, **given)
+            seq = newest_of(writer.path, waits_for) if waits_for else 0
+        shell.print_reply(shell.CommandReply(done.result, done.message), as_json=as_json)
+        if waits_for:
+            shell.confirm(name, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
+
+    fields = [
+        _parameter(field, one, one.required or field in needs)
+        for field, one in operation.fields.items()
+        if field != "reason"
+    ]
+    declare = shell.stacked(*fields, _DECIDES, shell.WAIT if waits_for else shell.JSON)
+    return click.command(name, cls=shell.Command, help=operation.do.__doc__)(declare(run))
+
+
+def perform(operation: OperationSpec, by: shell.PendingDecision, **given: Any) -> OperationResult:
+    """Do what an action declares; exit with 1 where it is refused, with 2 where it was asked wrongly."""
+    if "route" in given:
+        by.rules(given["route"])
+    try:
+        return operation.do(by, **given)
+    except BadRequest as error:
+        shell.fail(error, 1 if error.status == 409 else 2)
+
+
+def _parameter(name: str, field: FormInput, needed: bool) -> Any:
+    argument, flag = field.argument or name, field.option or f"--{name.replace('_', '-')}"
+    sentence = field.summary.removeprefix("true: ")
+    sentence = sentence if field.of else sentence[0].upper() + sentence[1:]
+    about = f"{sentence}{'; may be given more than once' if field.many else ''}."
+    kind: Any = str
+    if field.allowed:
+        kind = click.Choice(field.allowed)
+    elif field.kind == "number":
+        kind = float if field.least is None else click.IntRange(field.least)
+    if field.required:
+        return click.argument(argument, type=kind)
+    if field.kind == "flag":
+        return shell.option(flag, argument, is_flag=True, help=about)
+    default = {"required": True} if needed else {"default": field.default} if field.default else {}
+    word = name.rsplit("_", maxsplit=1)[-1].upper()
+    return shell.option(flag, argument, type=kind, multiple=field.many, metavar=word, help=about, **default)

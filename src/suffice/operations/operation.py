@@ -1,0 +1,77 @@
+"""An action of a person: declared once, and made into a form of the console, a path of the API and a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from suffice.errors import BadRequest
+from suffice.operations.fields import REASON, FormInput
+from suffice.settings import Settings
+from suffice.store.database.decisions import Decisions
+
+NO_FIELDS: Final[Mapping[str, str]] = {}
+T = TypeVar("T")
+
+
+class OperationContext(Protocol):
+    """Somebody who decides something, why, and what the decision is about."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def writer(self) -> Decisions: ...
+    @property
+    def author(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def signed(self) -> dict[str, Any]: ...  # the author and the reason
+    @property
+    def now_s(self) -> float: ...  # Unix time
+
+    def setup_of(self, route: str) -> str:
+        """Return a route's present setup, for comparison with its evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationResult:
+    message: str  # one sentence
+    result: Any  # what a command prints as JSON
+
+
+@dataclass(frozen=True, slots=True)
+class OperationSpec:
+    path: str  # below /console and below /api
+    summary: str
+    fields: Mapping[str, FormInput]
+    title: str  # of its form
+    commands: tuple[str, ...]  # of the command line
+    goes_to: str  # the next page; "": the previous one
+    do: Callable[..., OperationResult]  # of a context and the fields; its docstring is the help of the command
+
+
+def operation(
+    path: str,
+    summary: str,
+    fields: Mapping[str, FormInput],
+    *,
+    title: str,
+    commands: tuple[str, ...],
+    goes_to: str = "",
+) -> Callable[[Callable[..., OperationResult]], OperationSpec]:
+    """Make an action of the function that does it. It asks for a reason, too."""
+    fields = {**fields, "reason": fields.get("reason", REASON)}
+    return lambda do: OperationSpec(path, summary, fields, title, commands, goes_to, do)
+
+
+def raise_if_refused(result: T | str, where: str = "", *, fields: Mapping[str, str] = NO_FIELDS) -> T:
+    """Return the result. Raises BadRequest if it is a sentence that explains a refusal.
+
+    fields  the field that is wrong, by how the sentence begins
+    """
+    if isinstance(result, str):
+        field = next((field for start, field in fields.items() if result.startswith(start)), None)
+        raise BadRequest(f"{where}{result}", param=field, status=409, code="conflict")
+    return result
