@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from suffice.settings import Route, Settings, Upstream
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.presence import Presence
+    from suffice.store.routes.rollouts import RolloutRun
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -476,6 +477,13 @@ class PendingDecision:
         from suffice.wiring.routes import setup_of
 
         return setup_of(self.settings, route)
+
+    def take_back(self, route: str) -> RolloutRun | str:
+        from suffice.store.routes.rollouts import take_back
+        from suffice.wiring.keys import deployment_salt
+
+        secret = deployment_salt(self.settings)
+        return take_back(self.writer, route, self.rules(route), **self.signed, secret=secret)
 
 
 def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:

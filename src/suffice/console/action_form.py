@@ -21,6 +21,7 @@ from suffice.settings.limits import NAME
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
 from suffice.store.routes.period import PeriodFigures, read_total
+from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
@@ -76,6 +77,9 @@ class ActionForm(ConsoleVisit):
 
     def setup_of(self, route: str) -> str:
         return self.services.setup_of(route)
+
+    def take_back(self, route: str) -> RolloutRun | str:
+        return self.services.take_back(route, self.reason, self.author)
 
     @property
     def signed(self) -> dict[str, Any]:

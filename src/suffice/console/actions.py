@@ -13,9 +13,10 @@ from suffice.console.experiment_actions import create_experiment, describe_power
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, SufficeError
-from suffice.operations.fields import ROUTE, FormInput, one_of
+from suffice.operations.fields import ROUTE, FormInput
 from suffice.operations.operation import raise_if_refused
 from suffice.operations.overrides import OVERRIDES
+from suffice.operations.rollouts import move_rollout
 from suffice.review.items import ReviewLease, VerdictForm
 from suffice.store.people.deciding import (
     ask_about,
@@ -24,7 +25,7 @@ from suffice.store.people.deciding import (
     submit_verdict,
 )
 from suffice.store.people.preferences import save_view
-from suffice.store.routes import experiments, rollouts
+from suffice.store.routes import experiments
 
 MOST_VIEW_NAME: Final = 60
 LIVE: Final = "/console/runs/live"
@@ -204,23 +205,6 @@ def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
 
 
 @action(
-    "/rollouts/move",
-    "move the rollout that runs on a route, or undo the last one",
-    {"route": ROUTE, "move": one_of(", ".join(rollouts.STEPS), rollouts.STEPS, required=True)},
-    title="Move a rollout, or roll back",
-    commands=("policy promote", "policy hold", "policy release", "policy rollback"),
-)
-def _move_rollout(form: ActionForm) -> ActionResult:
-    name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
-    writer = form.writer
-    if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
-        undone = raise_if_refused(form.services.take_back(name, reason, form.author))
-        return ActionResult(f"Route {name}: {undone.first.active} serves again.", POLICIES)
-    moved = raise_if_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
-    return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
-
-
-@action(
     "/rollouts/propose",
     "try what a refit has proposed, in steps",
     {"route": ROUTE, "address": FormInput("of the proposal, v- and twelve digits", required=True)},
@@ -303,7 +287,7 @@ ACTIONS: Final = (
     _answer_now,
     _think_more,
     _save_run_view,
-    _move_rollout,
+    of_operation(move_rollout),
     _propose,
     _start_experiment,
     _stop_experiment,

@@ -10,6 +10,7 @@ from suffice.errors import BadRequest
 from suffice.operations.fields import REASON, FormInput
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.routes.rollouts import RolloutRun
 
 NO_FIELDS: Final[Mapping[str, str]] = {}
 T = TypeVar("T")
@@ -33,6 +34,9 @@ class OperationContext(Protocol):
 
     def setup_of(self, route: str) -> str:
         """Return a route's present setup, for comparison with its evidence."""
+
+    def take_back(self, route: str) -> RolloutRun | str:
+        """Undo the last rollout of a route, or return why that is refused."""
 
 
 @dataclass(frozen=True, slots=True)

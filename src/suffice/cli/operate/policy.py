@@ -17,6 +17,7 @@ from suffice.cli.operations import perform
 from suffice.control.compare.assessment import Assessment
 from suffice.formatting import format_time
 from suffice.operations.overrides import override_route
+from suffice.operations.rollouts import move_rollout
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.versions import diff_plain
 from suffice.settings import Settings
@@ -24,7 +25,7 @@ from suffice.store.database.location import log_location
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.rollouts import RolloutRun, plain_of, propose_learned, take_back
+from suffice.store.routes.rollouts import RolloutRun, plain_of, propose_learned
 from suffice.wiring.evidence import read_assessment
 from suffice.wiring.files import load_deployment
 from suffice.wiring.keys import deployment_salt
@@ -128,32 +129,18 @@ def _propose_policy(
     return rollouts.start_candidate(writer, one, author=author, reason=reason, name=rollout, rules=rules, secret=secret)
 
 
-def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    by.rules(route)
-    result = shell.accepted(rollouts.step(by.writer, route, step, **by.signed))
-    sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
-    return shell.CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
+def _move(move: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
+    done = perform(move_rollout, by, route=route, move=move)
+    return shell.CommandReply(done.result, done.message)
 
 
 for name, what in {
     "promote": "Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded.",
     "hold": "Hold ROUTE's rollout where it is; harm still rolls it back.",
     "release": "Resume ROUTE's rollout after a hold.",
+    "rollback": "Roll ROUTE back: end the running rollout, or take back the version of the last one.",
 }.items():
-    policy.command(name, help=what)(click.argument("route")(shell.decision(_NEEDS_NO_LOG)(partial(_step, name))))
-
-
-@policy.command()
-@click.argument("route")
-@shell.decision(_NEEDS_NO_LOG)
-def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    """Roll ROUTE back: end the running rollout, or take back the version of the last one."""
-    rules = by.rules(route)
-    if route in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
-        return _step("rollback", by, route)
-    undone = shell.accepted(take_back(by.writer, route, rules, **by.signed, secret=deployment_salt(by.settings)))
-    text = f"route {route}: {undone.first.active} serves again; running gateways follow within a second"
-    return shell.CommandReply(undone.state, text)
+    policy.command(name, help=what)(click.argument("route")(shell.decision(_NEEDS_NO_LOG)(partial(_move, name))))
 
 
 @policy.command()
