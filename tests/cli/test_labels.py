@@ -234,7 +234,7 @@ def test_a_person_asks_about_a_run(folder: Path) -> None:
     runs = [made_run(n, random.Random(n), ungoverned="off" if n else None) for n in range(2)]
     write(folder, *(event for request, outcome in runs for event in (request, outcome)))
     asked = run(folder, "review", "ask", "ep_00000", "--reason", "ticket 812", "--author", "bob")
-    assert asked.stdout == "ep_00000: waits for a reviewer\n"
+    assert asked.stdout == "Run ep_00000 is in the review queue.\n"
     assert "why       asked for by bob: ticket 812" in run(folder, "review", "next", "--reviewer", "ann").stdout
     for name, wrong in (("ep_00000", "already"), ("ep_00001", "not governed"), ("ep_9", "unknown run 'ep_9'")):
         found = run(folder, "review", "ask", name, "--reason", "x")

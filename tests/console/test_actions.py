@@ -13,6 +13,7 @@ from suffice.cli.main import COMMANDS
 from suffice.console.actions import ACTIONS
 from suffice.operations.operation import OperationSpec
 from suffice.operations.overrides import OVERRIDES
+from suffice.operations.reviews import ask_for_review
 from suffice.store.database.views import last_place
 from tests.console.conftest import Site
 from tests.console.visitor import Visitor
@@ -73,7 +74,7 @@ def command_named(words: str) -> click.Command:
     return found
 
 
-@pytest.mark.parametrize("spec", OVERRIDES, ids=lambda one: one.path)
+@pytest.mark.parametrize("spec", [*OVERRIDES, ask_for_review], ids=lambda one: one.path)
 def test_a_declared_action_asks_the_same_in_form_api_and_command(here: Site, spec: OperationSpec) -> None:
     command = command_named(spec.commands[0])
     parameters = {one.name: one for one in command.params}

@@ -16,10 +16,10 @@ from suffice.errors import BadRequest, SufficeError
 from suffice.operations.fields import ROUTE, FormInput
 from suffice.operations.operation import raise_if_refused
 from suffice.operations.overrides import OVERRIDES
+from suffice.operations.reviews import ask_for_review
 from suffice.operations.rollouts import move_rollout
 from suffice.review.items import ReviewLease, VerdictForm
 from suffice.store.people.deciding import (
-    ask_about,
     give_item_back,
     lease_next,
     submit_verdict,
@@ -52,19 +52,6 @@ def _lease_next(form: ActionForm) -> ReviewLease | None:
 def _lease_next_item(form: ActionForm) -> ActionResult:
     lease = _lease_next(form)
     return ActionResult("Nothing to review." if lease is None else "", REVIEW)
-
-
-@action(
-    "/review/ask",
-    "queue a run for review, whatever the daily cap",
-    {"episode": FormInput("id of the run", required=True)},
-    title="Ask for a review",
-    commands=("review ask",),
-)
-def _ask_for_review(form: ActionForm) -> ActionResult:
-    name, rules = form.text("episode", required=True), {n: r.review for n, r in form.context.settings.routes.items()}
-    item = raise_if_refused(ask_about(form.writer, name, rules, form.reason, form.author, now_s=form.now_s))
-    return ActionResult(f"Run {item.episode_id} is in the review queue.", REVIEW)
 
 
 @action(
@@ -283,7 +270,7 @@ ACTIONS: Final = (
     _lease_next_item,
     _submit,
     _give_back,
-    _ask_for_review,
+    of_operation(ask_for_review),
     _answer_now,
     _think_more,
     _save_run_view,

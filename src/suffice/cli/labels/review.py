@@ -13,7 +13,9 @@ import click
 import msgspec
 
 from suffice.cli import shell
+from suffice.cli.operations import command_of
 from suffice.formatting import format_time
+from suffice.operations.reviews import ask_for_review
 from suffice.review.agreement import Kappa, VerdictEffect, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, VerdictForm
 from suffice.review.queue import ItemState, Queue
@@ -126,14 +128,7 @@ def submit(
         click.echo(f"  {effect.sentence}")
 
 
-@review.command()
-@click.argument("episode")
-@shell.decision("Ask again once the log can be written.")
-def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply:
-    """Queue run EPISODE for review, regardless of the daily cap."""
-    rules = {name: route.review for name, route in by.settings.routes.items()}
-    about = deciding.ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
-    return shell.CommandReply(shell.accepted(about), f"{episode}: waits for a reviewer")
+review.add_command(command_of(ask_for_review, retry_hint="Ask again once the log can be written."))
 
 
 @review.command()
