@@ -64,18 +64,19 @@ def perform(operation: OperationSpec, by: shell.PendingDecision, **given: Any) -
 
 def _parameter(name: str, field: FormInput, needed: bool) -> Any:
     argument, flag = field.argument or name, field.option or f"--{name.replace('_', '-')}"
-    sentence = field.summary.removeprefix("true: ")
+    sentence, _, absent = field.summary.removeprefix("true: ").partition("; empty: ")
     sentence = sentence if field.of else sentence[0].upper() + sentence[1:]
     about = f"{sentence}{'; may be given more than once' if field.many else ''}."
+    about = f"{about}  [default: {absent}]" if absent else about
     kind: Any = str
     if field.allowed:
         kind = click.Choice(field.allowed)
     elif field.kind == "number":
-        kind = float if field.least is None else click.IntRange(field.least)
+        kind = float if field.least is None else int if field.required else click.IntRange(field.least)
     if field.required:
         return click.argument(argument, type=kind)
     if field.kind == "flag":
         return shell.option(flag, argument, is_flag=True, help=about)
-    default = {"required": True} if needed else {"default": field.default} if field.default else {}
-    word = name.rsplit("_", maxsplit=1)[-1].upper()
-    return shell.option(flag, argument, type=kind, multiple=field.many, metavar=word, help=about, **default)
+    default = {"required": True} if needed else {"default": kind(field.default)} if field.default else {}
+    metavar = field.metavar or ("TEXT" if kind is str else "N")
+    return shell.option(flag, argument, type=kind, multiple=field.many, metavar=metavar, help=about, **default)

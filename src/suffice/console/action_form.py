@@ -141,11 +141,17 @@ class ActionForm(ConsoleVisit):
         if field.allowed:
             return self.one_of(name, field.allowed)
         if field.kind == "number":
-            self.text(name, required=field.required)
-            value = self.number(name) if field.least is None else self.count(name)
-            return float(field.default) if value is None and field.default else value
-        text = self.text(name, required=field.required)
-        return tuple(line.strip() for line in text.splitlines() if line.strip()) if field.many else text or None
+            if field.least is not None:
+                return self.count(name)
+            return self.number(name) or (float(field.default) if field.default else None)
+        text = self.text(name, required=field.required and field.find is None)
+        if field.find is not None:
+            field.find(self.writer.path, text)
+        return (
+            tuple(line.strip() for line in text.splitlines() if line.strip())
+            if field.many
+            else text or ("" if field.required else None)
+        )
 
     def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
         name, known = self.get(field), sorted(entries)

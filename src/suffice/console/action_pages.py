@@ -184,7 +184,7 @@ def _fields_of(
         yield FormField(
             name=name,
             label=name.replace("_", " ").capitalize().replace("em drop", "EM drop"),
-            hint=known.hint,
+            hint=f"{known.hint}; one a line" if known.many else known.hint,
             kind=known.kind,
             choices=tuple(known.choices(view)) if known.choices is not None else (),
             required=known.required,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
+from suffice.store.database.location import LogLocation
+
 # The value and label of each choice, from a view of the log and the settings.
 Choices = Callable[[Any], Iterable[tuple[str, str]]]
 InputKind = Literal["text", "area", "number", "choice", "flag"]
@@ -24,6 +26,8 @@ class FormInput:
     allowed: tuple[str, ...] = ()  # the choices, where they are the same everywhere
     least: int | None = None  # of a whole number; None: it may be any number
     many: bool = False  # lines of the form; an option that may be repeated
+    find: Callable[[LogLocation, str], object] | None = None  # in the log; raises BadRequest where it is not there
+    metavar: str = ""  # of the option; "": of its kind
     option: str = ""  # of the command; "": named after the field
     argument: str = ""  # of the function; "": named after the field
 

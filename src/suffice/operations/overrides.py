@@ -28,6 +28,19 @@ _WRONG_FIELDS: Final = {  # as of `raise_if_refused`
 }
 
 
+def find_incident(database: LogLocation, name: str) -> tuple[str, Case]:
+    """Return an incident with its route. Raises BadRequest for an unknown one."""
+    routes = read_holds(database).routes
+    for route, holds in routes.items():
+        case = holds.case(name)
+        if case is not None:
+            return route, case
+    known = ", ".join(case.incident.incident for holds in routes.values() for case in holds.open_cases) or "none"
+    raise BadRequest(
+        f"unknown incident {name[:80]!r}; open ones: {known}", param="incident", status=404, code="not_found"
+    )
+
+
 @operation(
     "/routes/pause",
     "let every request of a route run in full",
@@ -63,10 +76,12 @@ def resume_route(by: OperationContext, route: str) -> OperationResult:
             "pin a level, cap it, only observe, or a smaller EM budget", get_args(OverrideKind), required=True
         ),
         "level": FormInput("the level; 0 never stops", "number", of=("pin", "cap"), least=0),
-        "max_em_drop": FormInput("an EM budget below that of the settings, a fraction", "number", of=("budget",)),
         "publication": FormInput("an earlier publication of the route", "number", of=("pin",), least=1),
-        "class": FormInput("only this class of questions", of=("cap", "observe"), argument="query_class"),
-        "days": FormInput("until it ends by itself, at most 30", "number", default="30"),
+        "max_em_drop": FormInput("a smaller EM budget, a fraction", "number", of=("budget",), metavar="E"),
+        "class": FormInput(
+            "a class of questions; empty: all", of=("cap", "observe"), argument="query_class", metavar="NAME"
+        ),
+        "days": FormInput("until it ends by itself: at most 30", "number", default="30", metavar="D"),
     },
     title="Override a route: level, budget or observe",
     commands=("override set", "policy pin"),
@@ -97,13 +112,13 @@ def override_route(by: OperationContext, route: str, publication: int | None = N
     commands=("override end",),
     goes_to=INCIDENTS,
 )
-def end_route_override(by: OperationContext, route: str, number: int) -> OperationResult:
+def end_route_override(by: OperationContext, route: str, number: int | None) -> OperationResult:
     """End override NUMBER of ROUTE before its date."""
-    rules = by.settings.routes[route]
+    rules, number = by.settings.routes[route], number or 0
     result = raise_if_refused(
         deciding.end_override(by.writer, route, rules, number, by.reason, by.author, now_s=by.now_s)
     )
-    return OperationResult(f"Override {number} of {route} has ended. Now: {result.after}.", result)
+    return OperationResult(f"Override {number} of {route} has ended. Now: {result.after.rstrip('.')}.", result)
 
 
 @operation(
@@ -111,8 +126,8 @@ def end_route_override(by: OperationContext, route: str, number: int) -> Operati
     "open an incident",
     {
         "route": ROUTE,
-        "pauses": FormInput("true: everything runs in full until it is decided", "flag", option="--pause"),
-        "evidence": FormInput("evidence, a sentence a line", "area", many=True),
+        "pauses": FormInput("true: let everything run in full until somebody decides", "flag", option="--pause"),
+        "evidence": FormInput("a sentence of evidence", "area", many=True),
         "reason": replace(REASON, hint="what is wrong, in a sentence; it stays in the log"),
     },
     title="Open an incident",
@@ -137,45 +152,39 @@ def open_route_incident(
     "/incidents/decide",
     "decide an incident",
     {
-        "incident": FormInput("its name", required=True),
+        "incident": FormInput("its name", required=True, find=find_incident, argument="name"),
         "decision": one_of(", ".join(DECISIONS), DECISIONS, required=True),
         "level": FormInput("no level above this one", "number", of=("tighten",), least=0),
-        "max_em_drop": FormInput("a smaller EM budget, a fraction", "number", of=("tighten",)),
+        "max_em_drop": FormInput("a smaller EM budget, a fraction", "number", of=("tighten",), metavar="E"),
         "publication": FormInput("to this publication", "number", of=("roll_back",), least=1),
-        "days": FormInput("until it ends by itself", "number", default="30", of=("tighten", "roll_back", "accept")),
+        "days": FormInput(
+            "until it ends by itself", "number", default="30", of=("tighten", "roll_back", "accept"), metavar="D"
+        ),
     },
     title="Decide an incident",
     commands=("incident decide",),
     goes_to=INCIDENTS,
 )
 def decide_route_incident(
-    by: OperationContext, incident: str, decision: DecisionKind, publication: int | None = None, **form: Any
+    by: OperationContext, name: str, decision: DecisionKind, publication: int | None = None, **form: Any
 ) -> OperationResult:
-    """Decide INCIDENT and carry out the decision."""
-    route, _ = find_incident(by.writer.path, incident)
+    """Decide incident NAME and carry out the decision."""
+    route, _ = find_incident(by.writer.path, name)
     if route not in by.settings.routes:
         raise BadRequest(
-            f"incident: {incident!r} is of a route that the settings no longer have", param="incident", status=404
+            f"incident: {name!r} is of a route that the settings no longer have",
+            param="incident",
+            status=404,
+            code="not_found",
         )
-    wanted, rules = IncidentForm(incident=incident, decision=decision, **by.signed, **form), by.settings.routes[route]
+    wanted, rules = IncidentForm(incident=name, decision=decision, **by.signed, **form), by.settings.routes[route]
     decided = deciding.decide_incident(
         by.writer, rules, route, wanted, now_s=by.now_s, publication=publication, setup=by.setup_of(route)
     )
-    where = f"{incident} " if isinstance(decided, str) and decided.startswith("is ") else ""
+    where = f"{name} " if isinstance(decided, str) and decided.startswith("is ") else ""
     result = raise_if_refused(decided, where, fields=_WRONG_FIELDS).decision
-    word = decision.replace("_", " ")
-    return OperationResult(f"{incident}: {word}. Before: {result.before}. Now: {result.after}.", result)
-
-
-def find_incident(database: LogLocation, name: str) -> tuple[str, Case]:
-    """Return an incident with its route. Raises BadRequest for an unknown one."""
-    routes = read_holds(database).routes
-    for route, holds in routes.items():
-        case = holds.case(name)
-        if case is not None:
-            return route, case
-    known = ", ".join(case.incident.incident for holds in routes.values() for case in holds.open_cases) or "none"
-    raise BadRequest(f"unknown incident {name[:80]!r}; open ones: {known}", param="incident", status=404)
+    word, before, after = decision.replace("_", " "), result.before.rstrip("."), result.after.rstrip(".")
+    return OperationResult(f"{name}: {word}. Before: {before}. Now: {after}.", result)
 
 
 OVERRIDES: Final = (

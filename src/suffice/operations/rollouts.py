@@ -18,6 +18,8 @@ from suffice.store.routes import rollouts
 def move_rollout(by: OperationContext, route: str, move: str) -> OperationResult:
     if move == "rollback" and route not in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
         undone = raise_if_refused(by.take_back(route))
-        return OperationResult(f"Route {route}: {undone.first.active} serves again.", undone.state)
+        return OperationResult(
+            f"Route {route}: {undone.first.active} serves again; running gateways follow within a second.", undone.state
+        )
     result = raise_if_refused(rollouts.step(by.writer, route, move, **by.signed))
-    return OperationResult(f"Route {route}: {result.sentence}.", result)
+    return OperationResult(f"Route {route}: {result.sentence}; running gateways follow within a second.", result)
