@@ -6,17 +6,18 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
-from suffice.console.action_form import ActionForm, ActionResult, action
+from suffice.console.action_form import ActionForm
 from suffice.console.auth import ROLES, Role
 from suffice.console.context import AccessChange, ViewContext
 from suffice.errors import BadRequest, ConfigError
 from suffice.operations.fields import FormInput, any_route, one_of
-from suffice.operations.operation import raise_if_refused
+from suffice.operations.operation import OperationResult, operation, raise_if_refused
 from suffice.settings import AlertKind, KeyScope
+from suffice.settings.limits import NAME
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.people.keys import KeyOffice, live_keys, valid_keys
 from suffice.store.people.preferences import MEASURES, latest_rules, try_rule
-from suffice.store.rows.preferences import AlertMute, AlertRule
+from suffice.store.rows.preferences import AlertMute, AlertRule, RuleMeasure
 
 SETTINGS, ALERTS = "/console/settings", "/console/alerts"
 HOUR_S: Final = 3_600.0
@@ -45,67 +46,75 @@ def _alert_kinds(_: ViewContext) -> Iterable[tuple[str, str]]:
 
 PERSON: Final = FormInput("their name", "choice", _people, required=True)
 
+
+def _check_name(name: str) -> None:
+    if (problem := NAME.problem(name)) is not None:
+        raise BadRequest(f"name: {problem}", param="name")
+
+
 # ---- people and keys -------------------------------------------------------------------------------
 
 
-@action(
+@operation(
     "/people/add",
     "give somebody access",
     {
         "name": FormInput("1 to 64 letters, digits and . _ @ -", required=True),
         "role": one_of(", ".join(ROLES), ROLES, default="reviewer"),
-        "tenants": FormInput("see only runs of these, with commas between; empty: all"),
+        "tenants": FormInput("see only runs of these, with commas between; empty: all", many=True),
     },
     title="Add a person",
     commands=("admin add",),
+    goes_to=SETTINGS,
     needs="admin",
 )
-def _add_person(form: ActionForm) -> ActionResult:
-    tenants = tuple(one.strip() for one in form.text("tenants").split(",") if one.strip())
-    sentence = "has access as {role}; this is their secret, which is not shown again"
-    return _change_access(form, "added", sentence, form.one_of("role", ROLES), tenants or None)
+def _add_person(form: ActionForm, name: str, role: Role, tenants: tuple[str, ...]) -> OperationResult:
+    sentence = f"has access as {role}; this is their secret, which is not shown again"
+    return _change_access(form, name, "added", sentence, role, tenants or None)
 
 
-@action(
+@operation(
     "/people/reset",
     "replace a secret, and end its sessions",
     {"name": PERSON},
     title="Give a person a new secret",
     commands=("admin reset-secret",),
+    goes_to=SETTINGS,
     needs="admin",
 )
-def _reset_person(form: ActionForm) -> ActionResult:
-    return _change_access(form, "reset", "has a new secret, which is not shown again; their sessions are over")
+def _reset_person(form: ActionForm, name: str) -> OperationResult:
+    return _change_access(form, name, "reset", "has a new secret, which is not shown again; their sessions are over")
 
 
-@action(
+@operation(
     "/people/remove",
     "end somebody's access",
     {"name": PERSON},
     title="Remove a person",
     commands=("admin remove",),
+    goes_to=SETTINGS,
     needs="admin",
 )
-def _remove_person(form: ActionForm) -> ActionResult:
-    if form.text("name") == form.author:
+def _remove_person(form: ActionForm, name: str) -> OperationResult:
+    if name == form.author:
         raise BadRequest("name: nobody removes themselves here; another admin does", param="name", status=409)
-    return _change_access(form, "removed", "has no access any more; their sessions are over")
+    return _change_access(form, name, "removed", "has no access any more; their sessions are over")
 
 
 def _change_access(
     form: ActionForm,
+    name: str,
     what: Literal["added", "reset", "removed"],
     sentence: str,
     role: Role = "reviewer",
     tenants: tuple[str, ...] | None = None,
-) -> ActionResult:
-    name = form.text("name", required=True)
+) -> OperationResult:
     change = AccessChange(what=what, name=name, role=role, tenants=tenants, author=form.author, reason=form.reason)
     try:
         secret = form.services.change_access(change)
     except ConfigError as error:
         raise BadRequest(str(error), param="name", status=409, code="conflict") from None
-    return ActionResult(f"{name} {sentence.format(role=role)}.", SETTINGS, secret=secret)
+    return OperationResult(f"{name} {sentence}.", secret=secret)
 
 
 def _office(form: ActionForm) -> KeyOffice:
@@ -114,114 +123,128 @@ def _office(form: ActionForm) -> KeyOffice:
     )
 
 
-@action(
+@operation(
     "/keys/create",
     "make a key for a client",
     {
         "name": FormInput("of its holder", required=True),
-        "scopes": FormInput(f"what it may do, with commas between: {', '.join(SCOPES)}; empty: as a plain key"),
+        "scopes": FormInput(
+            f"what it may do, with commas between: {', '.join(SCOPES)}; empty: as a plain key", many=True
+        ),
         "tenant": FormInput("whose requests it sends, and may see"),
-        "requests_per_minute": FormInput("at most"),
-        "tokens_per_day": FormInput("at most, prompt and answer"),
-        "days": FormInput("after which it ends by itself; empty: never", "number"),
+        "requests_per_minute": FormInput("at most", least=0),
+        "tokens_per_day": FormInput("at most, prompt and answer", least=0),
+        "days": FormInput("after which it ends by itself; empty: never", "number", range=(SHORTEST_DAYS, LONGEST_DAYS)),
     },
     title="Create a key",
     commands=("key create",),
     needs="admin",
 )
-def _create_key(form: ActionForm) -> ActionResult:
-    name, settings = form.new_name(), form.context.settings
+def _create_key(
+    form: ActionForm, name: str, days: float | None, scopes: tuple[str, ...], **limits: str | float | None
+) -> OperationResult:
+    settings = form.context.settings
+    _check_name(name)
     if name in settings.keys:
         raise BadRequest(f"name: {name!r} is a key of the settings, [keys.{name}]", param="name", status=409)
     if not settings.server.require_keys:
         message = "server.require_keys is false, so no key of the log is accepted; set it to true first"
         raise BadRequest(message, status=409, code="conflict")
-    permits = dict[str, object]()
-    if scopes := tuple(one.strip() for one in form.get("scopes").split(",") if one.strip()):
-        unknown = [one for one in scopes if one not in SCOPES]
-        if unknown:
-            raise BadRequest(f"scopes: unknown {unknown[0]!r}; allowed: {', '.join(SCOPES)}", param="scopes")
-        permits["scopes"] = scopes
-    if tenant := form.text("tenant"):
-        permits["tenant"] = tenant
-    permits |= {field: n for field in ("requests_per_minute", "tokens_per_day") if (n := form.count(field))}
-    days = form.number("days", SHORTEST_DAYS, LONGEST_DAYS)
+    unknown = [one for one in scopes if one not in SCOPES]
+    if unknown:
+        raise BadRequest(f"scopes: unknown {unknown[0]!r}; allowed: {', '.join(SCOPES)}", param="scopes")
+    permits = {field: value for field, value in (("scopes", scopes), *limits.items()) if value}
     until_s = None if days is None else form.now_s + days * 24 * HOUR_S
     made = raise_if_refused(_office(form).issue(name, permits, until_s=until_s), f"key {name} ")
-    return ActionResult(f"The key of {name} is not shown again; the log keeps its hash only.", secret=made.key)
+    return OperationResult(f"The key of {name} is not shown again; the log keeps its hash only.", secret=made.key)
 
 
-@action(
+@operation(
     "/keys/rotate",
     "give the holder of a key another one",
     {
         "name": FormInput("of its holder", "choice", _holders, required=True),
-        "overlap_hours": FormInput("for which the old key lives on", "number", default="24"),
+        "overlap_hours": FormInput("for which the old key lives on", "number", default="24", range=(0, 24 * 366)),
     },
     title="Rotate a key",
     commands=("key rotate",),
+    goes_to=SETTINGS,
     needs="admin",
 )
-def _rotate_key(form: ActionForm) -> ActionResult:
-    name, hours = form.text("name", required=True), form.number("overlap_hours", 0, 24 * 366)
-    hours = 24.0 if hours is None else hours
+def _rotate_key(form: ActionForm, name: str, overlap_hours: float | None) -> OperationResult:
+    hours = 24.0 if overlap_hours is None else overlap_hours
     made = raise_if_refused(_office(form).rotate(name, overlap_s=hours * HOUR_S), f"key {name} ", fields={"": "name"})
-    return ActionResult(
-        f"{name} has another key, not shown again; the old one ends in {hours:g} h.", SETTINGS, made.key
+    return OperationResult(
+        f"{name} has another key, not shown again; the old one ends in {hours:g} h.", secret=made.key
     )
 
 
-@action(
+@operation(
     "/keys/revoke",
     "end a key now",
     {"name": FormInput("of its holder, or an id", "choice", _holders, required=True)},
     title="Revoke a key",
     commands=("key revoke",),
+    goes_to=SETTINGS,
     needs="admin",
 )
-def _revoke_key(form: ActionForm) -> ActionResult:
-    name = form.text("name", required=True)
+def _revoke_key(form: ActionForm, name: str) -> OperationResult:
     n = raise_if_refused(_office(form).revoke(name), f"key {name} ", fields={"": "name"})
-    return ActionResult(f"{n} of {name} ended.", SETTINGS)
+    return OperationResult(f"{n} of {name} ended.")
 
 
 # ---- alerts ----------------------------------------------------------------------------------------
 
 
-@action(
+@operation(
     "/alerts/rules/set",
     "create or change an alert rule",
     {
         "name": FormInput("of the rule; an existing one is changed", required=True),
-        "measure": FormInput(", ".join(MEASURES), "choice", lambda _: MEASURES.items(), required=True),
-        "side": one_of("above or below the limit it alerts", SIDES, default="above"),
+        "measure": FormInput(
+            ", ".join(MEASURES), "choice", lambda _: MEASURES.items(), required=True, allowed=tuple(MEASURES)
+        ),
+        "side": FormInput(
+            "above or below the limit it alerts", "choice", lambda _: [(one, one) for one in SIDES], default="above"
+        ),
         "limit": FormInput("a fraction, such as 0.02 for 2 %; of requests, a number", "number", required=True),
-        "window_hours": FormInput("over which it is measured, up to now", "number", default="24"),
-        "least_requests": FormInput("in the window, before it says anything", "number", default="100"),
+        "window_hours": FormInput(
+            "over which it is measured, up to now", "number", default="24", least=1, range=(1, MOST_WINDOW_HOURS)
+        ),
+        "least_requests": FormInput("in the window, before it says anything", "number", default="100", least=0),
         "route": any_route("only this one; empty: each by itself"),
         "enabled": FormInput("false: switched off", "flag", default="true"),
     },
     title="Create an alert rule",
+    goes_to=ALERTS,
 )
-def _set_rule(form: ActionForm) -> ActionResult:
-    name, limit, route = form.new_name(), form.number("limit"), form.get("route")
+def _set_rule(
+    form: ActionForm,
+    name: str,
+    measure: RuleMeasure,
+    side: str | None,
+    limit: float | None,
+    window_hours: int | None,
+    least_requests: int | None,
+    route: str | None,
+    *,
+    enabled: bool,
+) -> OperationResult:
+    _check_name(name)
     if limit is None:
         raise BadRequest("limit: is needed: a fraction, or a number of requests", param="limit")
-    form.number("window_hours", 1, MOST_WINDOW_HOURS)
-    hours, least = form.count("window_hours") or 24, form.count("least_requests")
     routes = tuple(form.context.settings.routes)
-    measure, side = form.one_of("measure", MEASURES), form.one_of("side", SIDES) if form.get("side") else "above"
     before = next((one for one in latest_rules(form.writer.path) if one.rule == name), None)
     rule = AlertRule(
         rule=name,
         revision=1 if before is None else before.revision + 1,
-        route=form.route if route else "",
+        route=route or "",
         measure=measure,
-        side=side,
+        side=form.one_of("side", SIDES) if side else "above",
         limit=limit,
-        window_hours=hours,
-        least_requests=100 if least is None else least,
-        enabled=form.flag("enabled"),
+        window_hours=window_hours or 24,
+        least_requests=100 if least_requests is None else least_requests,
+        enabled=enabled,
         author=form.author,
         reason=form.reason,
     )
@@ -229,29 +252,28 @@ def _set_rule(form: ActionForm) -> ActionResult:
         tried = try_rule(log, rule, routes, form.now_s)
     if not form.writer.write_new(rule):
         raise BadRequest("somebody else changed this rule at the same time; try again", status=409, code="conflict")
-    return ActionResult(f"Rule {name}{'' if rule.enabled else ', switched off'}. {tried}", ALERTS)
+    return OperationResult(f"Rule {name}{'' if rule.enabled else ', switched off'}. {tried}")
 
 
-@action(
+@operation(
     "/alerts/mute",
     "keep alerts from the sinks for a while",
     {
-        "kind": FormInput("of alert; empty: every", "choice", _alert_kinds),
+        "kind": FormInput("of alert; empty: every", "choice", _alert_kinds, allowed=("", *get_args(AlertKind))),
         "route": any_route("only this one; empty: all"),
-        "hours": FormInput("0 ends a mute", "number", default="8"),
+        "hours": FormInput("0 ends a mute", "number", default="8", range=(0, MOST_MUTE_HOURS)),
     },
     title="Mute alerts",
+    goes_to=ALERTS,
 )
-def _mute_alerts(form: ActionForm) -> ActionResult:
-    kind, route = form.one_of("kind", ("", *get_args(AlertKind))), form.get("route")
-    hours = form.number("hours", 0, MOST_MUTE_HOURS)
+def _mute_alerts(form: ActionForm, kind: str, route: str | None, hours: float | None) -> OperationResult:
     if hours is None:
         raise BadRequest(f"hours: 0 (end the mute) to {MOST_MUTE_HOURS}", param="hours")
     last = newest_event(form.writer.path, AlertMute)
     mute = AlertMute(
         number=1 if last is None else last.number + 1,
         kind=kind,
-        route=form.route if route else "",
+        route=route or "",
         until_s=form.now_s + hours * HOUR_S,
         author=form.author,
         reason=form.reason,
@@ -259,33 +281,32 @@ def _mute_alerts(form: ActionForm) -> ActionResult:
     if not form.writer.write_new(mute):
         raise BadRequest("somebody else muted alerts at the same time; try again", status=409, code="conflict")
     of = f"{kind.replace('_', ' ') or 'all'} alerts of {route or 'all routes'}"
-    return ActionResult(f"{of}: {f'no sink is told for {hours:g} h' if hours else 'sinks are told again'}.", ALERTS)
+    return OperationResult(f"{of}: {f'no sink is told for {hours:g} h' if hours else 'sinks are told again'}.")
 
 
-@action(
+@operation(
     "/alerts/test",
     "send a test to every sink",
     {"rule": FormInput("with what it says now; empty: a plain test", "choice", _rules)},
     title="Send a test alert",
+    goes_to=ALERTS,
     asks_why=False,
     commands=("alerts test",),
 )
-def _send_test_alert(form: ActionForm) -> ActionResult:
-    name = form.get("rule")
-    rule = next((one for one in latest_rules(form.writer.path) if one.rule == name), None)
-    if name and rule is None:
-        raise BadRequest(f"rule: unknown {name[:80]!r}", param="rule", status=404)
+def _send_test_alert(form: ActionForm, rule: str | None) -> OperationResult:
+    known = next((one for one in latest_rules(form.writer.path) if one.rule == rule), None)
+    if rule and known is None:
+        raise BadRequest(f"rule: unknown {rule[:80]!r}", param="rule", status=404)
     sentence = "this is a test; nothing is wrong"
-    if rule is not None:
+    if known is not None:
         with open_reader(form.writer.path) as log:
-            sentence = (
-                f"this is a test of rule {name}. {try_rule(log, rule, tuple(form.context.settings.routes), form.now_s)}"
-            )
+            tried = try_rule(log, known, tuple(form.context.settings.routes), form.now_s)
+        sentence = f"this is a test of rule {rule}. {tried}"
     if form.rehearsal is not None:
-        return ActionResult(f"Each sink would get: {sentence}", ALERTS)
+        return OperationResult(f"Each sink would get: {sentence}")
     problems = form.services.send_test(sentence)
     results = ", ".join(f"{sink}: {problem or 'accepted'}" for sink, problem in problems.items())
-    return ActionResult(f"{results}. It said: {sentence}", ALERTS)
+    return OperationResult(f"{results}. It said: {sentence}")
 
 
 ACCESS_ACTIONS: Final = (

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from suffice.console.auth import Role
 from suffice.console.context import ConsoleServices, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.exchange import refuse_nul
 from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_percent
-from suffice.operations.fields import REASON, FormInput
-from suffice.operations.operation import OperationSpec
+from suffice.operations.fields import FormInput
+from suffice.operations.operation import OperationResult, OperationSpec
 from suffice.review.items import MOST_TEXT
 from suffice.sanitize import plural
 from suffice.settings import Settings
-from suffice.settings.limits import NAME
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
 from suffice.store.routes.period import PeriodFigures, read_total
@@ -120,12 +118,6 @@ class ActionForm(ConsoleVisit):
             raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
         return int(value)
 
-    def new_name(self) -> str:
-        name = self.text("name", required=True)
-        if (problem := NAME.problem(name)) is not None:
-            raise BadRequest(f"name: {problem}", param="name")
-        return name
-
     def one_of(self, field: str, allowed: Iterable[T]) -> T:
         given, names = self.get(field), list(allowed)
         if given not in names:
@@ -134,24 +126,23 @@ class ActionForm(ConsoleVisit):
 
     def read(self, name: str, field: FormInput) -> Any:
         """Return the value of a declared field; None: it is empty."""
-        if name == "route":
-            return self.route
+        if name == "route" and field.choices is not None:
+            return self.route if field.required or self.get(name) else None
         if field.kind == "flag":
             return self.flag(name)
         if field.allowed:
             return self.one_of(name, field.allowed)
-        if field.kind == "number":
-            if field.least is not None:
-                return self.count(name)
-            return self.number(name) or (float(field.default) if field.default else None)
+        if field.kind == "number" or field.least is not None:
+            value = self.number(name, *field.range)
+            value = value if field.least is None else self.count(name)
+            return float(field.default) if field.fills_in and not value else value
         text = self.text(name, required=field.required and field.find is None)
         if field.find is not None:
-            field.find(self.writer.path, text)
-        return (
-            tuple(line.strip() for line in text.splitlines() if line.strip())
-            if field.many
-            else text or ("" if field.required else None)
-        )
+            field.find(self, text)
+        if field.many:
+            parts = text.splitlines() if field.kind == "area" else text.split(",")
+            return tuple(part.strip() for part in parts if part.strip())
+        return text or ("" if field.required else None)
 
     def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
         name, known = self.get(field), sorted(entries)
@@ -172,74 +163,14 @@ class PreviewRow(ViewRecord, frozen=True):
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ActionResult:
-    message: str  # one sentence
-    goes_to: str = ""  # the next page; "": the previous one
-    secret: str = ""  # to be shown once; "": none
-    rows: tuple[PreviewRow, ...] = ()  # of a rehearsal, which are no rows of the log
-    effect: str = ""  # of a rehearsal
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """An endpoint that changes something."""
-
-    path: str  # below /console and below /api
-    summary: str
-    fields: Mapping[str, FormInput]
-    needs: Role
-    by_tenant: bool  # as of `ConsoleEndpoint`
-    title: str  # of its form; "": a page has one of its own
-    commands: tuple[str, ...]  # of the command line that it stands for
-    change: Callable[[ActionForm], ActionResult]
-
-    def run(self, form: ActionForm) -> ActionResult:
-        """Make the change, in a thread. Raises BadRequest for an invalid request, and where the settings forbid it."""
-        try:
-            return self.change(form)
-        except ConfigError as error:
-            raise BadRequest(str(error), status=409, code="conflict") from None
-
-
-def action(
-    path: str,
-    summary: str,
-    fields: Mapping[str, FormInput],
-    *,
-    title: str = "",
-    commands: tuple[str, ...] = (),
-    needs: Role = "operator",
-    by_tenant: bool = False,
-    asks_why: bool = True,
-) -> Callable[[Callable[[ActionForm], ActionResult]], Action]:
-    """Make an action of the function that makes the change. One with a form asks for a reason, too."""
-    if title and asks_why:
-        fields = {**fields, "reason": fields.get("reason", REASON)}
-    return lambda change: Action(path, summary, fields, needs, by_tenant, title, commands, change)
-
-
-def of_operation(operation: OperationSpec) -> Action:
-    """Make the action of what commands do as well."""
-
-    def change(form: ActionForm) -> ActionResult:
-        given = {
-            field.argument or name: form.read(name, field)
-            for name, field in operation.fields.items()
-            if name != "reason"
-        }
-        return ActionResult(operation.do(form, **given).message, operation.goes_to)
-
-    return Action(
-        path=operation.path,
-        summary=operation.summary,
-        fields=operation.fields,
-        needs="operator",
-        by_tenant=False,
-        title=operation.title,
-        commands=operation.commands,
-        change=change,
-    )
+def run_operation(operation: OperationSpec, form: ActionForm) -> OperationResult:
+    """Make the change, in a thread. Raises BadRequest for an invalid request, and where the settings forbid it."""
+    fields = operation.fields.items()
+    given = {field.argument or name: form.read(name, field) for name, field in fields if name != "reason"}
+    try:
+        return operation.do(form, **given)
+    except ConfigError as error:
+        raise BadRequest(str(error), status=409, code="conflict") from None
 
 
 class Preview(ViewRecord, frozen=True):
@@ -248,10 +179,10 @@ class Preview(ViewRecord, frozen=True):
     effect: str  # what the route did lately, or what is known of the settings; "": nothing to say
 
 
-def rehearse(action: Action, form: ActionForm) -> Preview:
+def rehearse(operation: OperationSpec, form: ActionForm) -> Preview:
     """Run a change on a writer that writes nothing. Raises BadRequest where the change would."""
     rehearsal = form.context.services.decisions().rehearsal()
-    result = action.run(replace(form, rehearsal=rehearsal))
+    result = run_operation(operation, replace(form, rehearsal=rehearsal))
     name = form.get("route")
 
     def described(view: ViewContext) -> tuple[PreviewRow, ...]:

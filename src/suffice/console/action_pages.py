@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from suffice.console.action_form import PREVIEW, Action, ActionForm, ActionResult, Preview, rehearse
+from suffice.console.action_form import PREVIEW, ActionForm, Preview, rehearse, run_operation
 from suffice.console.auth import may
 from suffice.console.context import ConsoleEndpoint, ConsoleVisit, ViewContext, ViewRecord
 from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
 from suffice.errors import BadRequest
 from suffice.operations.fields import InputKind
+from suffice.operations.operation import OperationResult, OperationSpec
 
 FORMS: Final = "/console/change"  # below it, each action has its form
 # The template, the title, what it shows, the status.
@@ -56,7 +57,7 @@ class ActionIndex(ViewRecord, frozen=True):
     groups: tuple[tuple[str, tuple[ActionLink, ...]], ...]
 
 
-def index_of(view: ViewContext, actions: tuple[Action, ...]) -> ActionIndex:
+def index_of(view: ViewContext, actions: tuple[OperationSpec, ...]) -> ActionIndex:
     """Everything that the visitor may change, by what it is about."""
     role, groups = view.visit.principal.role, dict[str, list[ActionLink]]()
     for one in actions:
@@ -75,13 +76,13 @@ def index_of(view: ViewContext, actions: tuple[Action, ...]) -> ActionIndex:
 class ActionPages:
     """The handlers of one action."""
 
-    action: Action
+    action: OperationSpec
     render: Render
     back_of: Callable[[ConsoleRequest], str]
 
-    async def _run(self, visit: ConsoleVisit) -> ActionResult:
+    async def _run(self, visit: ConsoleVisit) -> OperationResult:
         form = ActionForm(visit.context, visit.request, visit.principal)
-        result = await visit.context.in_thread(lambda: self.action.run(form))
+        result = await visit.context.in_thread(lambda: run_operation(self.action, form))
         visit.context.services.notify()
         return result
 
@@ -150,7 +151,7 @@ class ActionPages:
             return await visit.context.in_thread(lambda: self.render(visit, "done.html", title, {"it": result}, 200))
         if result.message:
             visit.context.leave_message(visit.principal, result.message)
-        return redirect(result.goes_to or self.back_of(visit.request))
+        return redirect(result.goes_to or self.action.goes_to or self.back_of(visit.request))
 
     async def api(self, visit: ConsoleVisit) -> ConsoleResponse:
         if visit.request.form.get(PREVIEW, "") not in ("", "false"):
@@ -161,7 +162,7 @@ class ActionPages:
 
 
 def endpoints_of_action(
-    action: Action, render: Render, back_of: Callable[[ConsoleRequest], str]
+    action: OperationSpec, render: Render, back_of: Callable[[ConsoleRequest], str]
 ) -> tuple[ConsoleEndpoint, ...]:
     pages, needs, of = ActionPages(action, render, back_of), action.needs, action.by_tenant
     fields, form = {name: one.summary for name, one in action.fields.items()}, f"{FORMS}{action.path}"
@@ -176,7 +177,7 @@ def endpoints_of_action(
 
 
 def _fields_of(
-    action: Action, view: ViewContext, values: Mapping[str, str], at: str | None, sentence: str
+    action: OperationSpec, view: ViewContext, values: Mapping[str, str], at: str | None, sentence: str
 ) -> Iterator[FormField]:
     """The fields of a form with their values; `sentence` is what is wrong with the one called `at`."""
     was_sent = "csrf" in values
@@ -184,7 +185,7 @@ def _fields_of(
         yield FormField(
             name=name,
             label=name.replace("_", " ").capitalize().replace("em drop", "EM drop"),
-            hint=f"{known.hint}; one a line" if known.many else known.hint,
+            hint=f"{known.hint}; one a line" if known.many and known.kind == "area" else known.hint,
             kind=known.kind,
             choices=tuple(known.choices(view)) if known.choices is not None else (),
             required=known.required,

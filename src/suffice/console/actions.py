@@ -7,14 +7,14 @@ from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
 from suffice.console.access_actions import ACCESS_ACTIONS
-from suffice.console.action_form import ActionForm, ActionResult, PreviewRow, action, of_operation
+from suffice.console.action_form import ActionForm, PreviewRow
 from suffice.console.context import ViewContext
 from suffice.console.experiment_actions import create_experiment, describe_power
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, SufficeError
-from suffice.operations.fields import ROUTE, FormInput
-from suffice.operations.operation import raise_if_refused
+from suffice.operations.fields import ROUTE, FormInput, find_later
+from suffice.operations.operation import OperationResult, operation, raise_if_refused
 from suffice.operations.overrides import OVERRIDES
 from suffice.operations.reviews import ask_for_review
 from suffice.operations.rollouts import move_rollout
@@ -36,25 +36,29 @@ EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 # ---- reviews ---------------------------------------------------------------------------------------
 
 
-def _lease_next(form: ActionForm) -> ReviewLease | None:
-    route, tenants, third = form.get("route") or None, form.principal.tenants, form.flag("contested")
-    return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants, third=third)
+def _lease_next(form: ActionForm, route: str | None = None, *, contested: bool = False) -> ReviewLease | None:
+    tenants = form.principal.tenants
+    return lease_next(form.writer, form.author, now_s=form.now_s, route=route, tenants=tenants, third=contested)
 
 
-@action(
+@operation(
     "/review/next",
     "take the next item",
-    {"route": FormInput("only of this one"), "contested": FormInput("true: only items on which reviewers disagree")},
+    {
+        "route": FormInput("only of this one"),
+        "contested": FormInput("true: only items on which reviewers disagree", "flag"),
+    },
     commands=("review next", "review adjudicate"),
+    goes_to=REVIEW,
     needs="reviewer",
     by_tenant=True,
 )
-def _lease_next_item(form: ActionForm) -> ActionResult:
-    lease = _lease_next(form)
-    return ActionResult("Nothing to review." if lease is None else "", REVIEW)
+def _lease_next_item(form: ActionForm, route: str | None, *, contested: bool) -> OperationResult:
+    lease = _lease_next(form, route, contested=contested)
+    return OperationResult("Nothing to review." if lease is None else "")
 
 
-@action(
+@operation(
     "/review/say",
     "submit a verdict on an item",
     {
@@ -69,109 +73,104 @@ def _lease_next_item(form: ActionForm) -> ActionResult:
     needs="reviewer",
     by_tenant=True,
 )
-def _submit(form: ActionForm) -> ActionResult:
-    name, writer = form.get("item"), form.writer
-    item = check_item(writer.path, name, form.principal.tenants)
-    verdict = VerdictForm(
-        item=name,
-        reviewer=form.author,
-        word=unblind(item, form.get("verdict")),
-        corrected=form.text("corrected") or None,
-        reason=form.text("reason"),
-    )
-    submission = raise_if_refused(submit_verdict(writer, verdict, now_s=form.now_s))
+def _submit(form: ActionForm, item: str | None, verdict: str | None, corrected: str | None) -> OperationResult:
+    name = item or ""
+    word = unblind(check_item(form.writer.path, name, form.principal.tenants), verdict or "")
+    wanted = VerdictForm(item=name, reviewer=form.author, word=word, corrected=corrected, reason=form.text("reason"))
+    submission = raise_if_refused(submit_verdict(form.writer, wanted, now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
-        _lease_next(form)
+        _lease_next(form, form.get("route") or None, contested=form.flag("contested"))
     # The page itself says what was said, and offers to say it again.
     message = submission.message if submission.verdict is None or submission.verdict.late else ""
-    return ActionResult(message, f"{REVIEW}?{urlencode({'changed': name})}")
+    return OperationResult(message, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
 
 
-@action(
+@operation(
     "/review/skip",
     "return an item without a verdict",
     {"item": FormInput("its episode"), "reason": FormInput("in your own words")},
+    goes_to=REVIEW,
     needs="reviewer",
     by_tenant=True,
 )
-def _give_back(form: ActionForm) -> ActionResult:
-    name = form.get("item")
+def _give_back(form: ActionForm, item: str | None) -> OperationResult:
+    name = item or ""
     check_item(form.writer.path, name, form.principal.tenants)
     if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
         raise BadRequest(f"review: {name[:80]!r} is not leased to you", status=409, code="conflict")
-    return ActionResult("The item was returned.", REVIEW)
+    return OperationResult("The item was returned.")
 
 
 # ---- running requests ------------------------------------------------------------------------------
 
 
-_ON_RUN: Final = {"run": FormInput("id of the running request")}
+_ON_RUN: Final = {"run": FormInput("id of the running request", required=True)}
 
 
-def _ask_run(form: ActionForm, wish: str, message: str) -> ActionResult:
-    name, live = form.text("run", required=True), form.services.live
+def _ask_run(form: ActionForm, name: str, wish: str, message: str) -> OperationResult:
+    live = form.services.live
     if live is None:
         raise BadRequest("no gateway runs in this process", status=409, code="conflict")
     if (why_not := live.ask(name, wish, f"console {form.author}")) is not None:
         raise BadRequest(f"{name[:80]}: {why_not}", param="run", status=409, code="cannot_be_asked")
-    return ActionResult(message.format(name), LIVE)
+    return OperationResult(message.format(name))
 
 
-@action("/runs/answer-now", "ask a running request for its answer", _ON_RUN)
-def _answer_now(form: ActionForm) -> ActionResult:
-    return _ask_run(form, "answer_now", "{} is asked for its answer at the next place.")
+@operation("/runs/answer-now", "ask a running request for its answer", _ON_RUN, goes_to=LIVE)
+def _answer_now(form: ActionForm, run: str) -> OperationResult:
+    return _ask_run(form, run, "answer_now", "{} is asked for its answer at the next place.")
 
 
-@action("/runs/think-more", "let a running request think on", _ON_RUN)
-def _think_more(form: ActionForm) -> ActionResult:
-    return _ask_run(form, "think_more", "{} thinks on: its policy stops it no more.")
+@operation("/runs/think-more", "let a running request think on", _ON_RUN, goes_to=LIVE)
+def _think_more(form: ActionForm, run: str) -> OperationResult:
+    return _ask_run(form, run, "think_more", "{} thinks on: its policy stops it no more.")
 
 
 # ---- views of runs ---------------------------------------------------------------------------------
 
 
-@action(
+@operation(
     "/views/save",
     "save a view of runs for yourself, or remove it",
     {
-        "name": FormInput("of the view"),
+        "name": FormInput("of the view", required=True),
         "query": FormInput("of the page of runs, as in its address; empty removes the view"),
     },
     needs="viewer",
     by_tenant=True,
 )
-def _save_run_view(form: ActionForm) -> ActionResult:
-    name, query = form.text("name")[:MOST_VIEW_NAME], form.get("query")
-    fields = {field: value for field, value in parse_qsl(query) if field in FILTER_FIELDS}
-    if not name:
-        raise BadRequest("name: is needed", param="name")
+def _save_run_view(form: ActionForm, name: str, query: str | None) -> OperationResult:
+    name = name[:MOST_VIEW_NAME]
+    fields = {field: value for field, value in parse_qsl(query or "") if field in FILTER_FIELDS}
     if query and not fields:
         raise BadRequest("query: a view needs at least one condition or an order", param="query")
     if not save_view(form.writer, form.author, name, urlencode(fields)):
         raise BadRequest("somebody saved a view at the same time; try again", status=409, code="conflict")
-    return ActionResult(f"The view “{name}” is {'saved' if fields else 'removed'}.")
+    return OperationResult(f"The view “{name}” is {'saved' if fields else 'removed'}.")
 
 
 # ---- the kill switch --------------------------------------------------------------------------------
 
 
-@action("/stop-all", "let every request of every route run in full", {}, title="Stop all stopping", commands=("kill",))
-def _stop_all(form: ActionForm) -> ActionResult:
+@operation(
+    "/stop-all", "let every request of every route run in full", {}, title="Stop all stopping", commands=("kill",)
+)
+def _stop_all(form: ActionForm) -> OperationResult:
     return _switch(form, on=True, message="Stopping is switched off: every route runs in full within a second.")
 
 
-@action(
+@operation(
     "/release-all",
     "let what is certified stop again",
     {},
     title="Release: let certified policies stop again",
     commands=("unkill",),
 )
-def _release_all(form: ActionForm) -> ActionResult:
+def _release_all(form: ActionForm) -> OperationResult:
     return _switch(form, on=False, message="Released: what is certified may stop again.")
 
 
-def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
+def _switch(form: ActionForm, *, on: bool, message: str) -> OperationResult:
     if form.services.killed() == on:
         already = "stopping is switched off already" if on else "stopping is not switched off"
         raise BadRequest(already, status=409, code="conflict")
@@ -185,38 +184,42 @@ def _switch(form: ActionForm, *, on: bool, message: str) -> ActionResult:
         ) from None
     if not on and form.rehearsal is None and form.services.killed():
         message = "The release is given; a file that a person made keeps this gateway killed: run suffice unkill there."
-    return ActionResult(message)
+    return OperationResult(message)
 
 
 # ---- rollouts and experiments ----------------------------------------------------------------------
 
 
-@action(
+@operation(
     "/rollouts/propose",
     "try what a refit has proposed, in steps",
-    {"route": ROUTE, "address": FormInput("of the proposal, v- and twelve digits", required=True)},
+    {"route": ROUTE, "address": FormInput("of the proposal, v- and twelve digits", required=True, find=find_later)},
     title="Try a proposed policy",
     commands=("policy propose",),
+    goes_to=POLICIES,
 )
-def _propose(form: ActionForm) -> ActionResult:
-    name, reason = form.route, form.reason
-    begun = raise_if_refused(form.services.propose(name, form.get("address"), reason, form.author))
-    return ActionResult(f"Route {name}: {begun.state.fit} is rolled out, starting in shadow.", POLICIES)
+def _propose(form: ActionForm, route: str, address: str) -> OperationResult:
+    begun = raise_if_refused(form.services.propose(route, address, form.reason, form.author))
+    return OperationResult(f"Route {route}: {begun.state.fit} is rolled out, starting in shadow.")
 
 
 def _experiments(view: ViewContext) -> Iterable[tuple[str, str]]:
     return [(name, name) for name in view.settings.experiments]
 
 
-@action(
+def _find_experiment(form: ActionForm, _name: str) -> None:
+    form.experiment  # noqa: B018 - it raises
+
+
+@operation(
     "/experiments/start",
     "start an experiment, or give it its new weights",
-    {"name": FormInput("as the settings have it", "choice", _experiments, required=True)},
+    {"name": FormInput("as the settings have it", "choice", _experiments, required=True, find=_find_experiment)},
     title="Start an experiment of the settings",
     commands=("experiment start",),
+    goes_to=EXPERIMENTS,
 )
-def _start_experiment(form: ActionForm) -> ActionResult:
-    name = form.experiment
+def _start_experiment(form: ActionForm, name: str) -> OperationResult:
     experiment = form.context.settings.experiments[name]
     form.services.check_experiment(form.context.settings, name)
     run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
@@ -224,24 +227,24 @@ def _start_experiment(form: ActionForm) -> ActionResult:
     text = f"Experiment {name} runs, run {started.experiment.run}."
     if started.revision == 0:
         text = f"{text} {describe_power(form, started.experiment)}"
-    return ActionResult(text, EXPERIMENTS)
+    return OperationResult(text)
 
 
-@action(
+@operation(
     "/experiments/stop",
     "stop an experiment",
-    {"name": FormInput("as the settings have it", required=True)},
+    {"name": FormInput("as the settings have it", required=True, find=find_later)},
     title="Stop an experiment",
     commands=("experiment stop",),
+    goes_to=EXPERIMENTS,
 )
-def _stop_experiment(form: ActionForm) -> ActionResult:
-    name = form.get("name")
+def _stop_experiment(form: ActionForm, name: str) -> OperationResult:
     run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
     raise_if_refused(run, f"experiment {name[:80]} ", fields={"": "name"})
-    return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
+    return OperationResult(f"Experiment {name} is stopped.")
 
 
-@action(
+@operation(
     "/settings/reload",
     "apply the changes in the settings file",
     {},
@@ -249,7 +252,7 @@ def _stop_experiment(form: ActionForm) -> ActionResult:
     commands=("reload",),
     needs="admin",
 )
-def _reload_settings(form: ActionForm) -> ActionResult:
+def _reload_settings(form: ActionForm) -> OperationResult:
     reload, reason = form.services.reload, form.reason
     if reload is None:
         raise BadRequest("this console runs beside no gateway that could reload", status=409, code="conflict")
@@ -258,27 +261,27 @@ def _reload_settings(form: ActionForm) -> ActionResult:
     except SufficeError as error:
         raise BadRequest(f"nothing was reloaded: {error}", status=409, code="conflict") from None
     if form.rehearsal is None:
-        return ActionResult(f"Reloaded: {result.sentence}.", "/console/settings")
+        return OperationResult(f"Reloaded: {result.sentence}.", goes_to="/console/settings")
     rows = tuple(
         PreviewRow(kind=one.path, before=one.sides[0], after=one.sides[1], note=one.note) for one in result.changes
     )
     sentence = result.sentence[:1].upper() + result.sentence[1:]
-    return ActionResult(f"{sentence}.", rows=rows, effect=" ".join(result.notes))
+    return OperationResult(f"{sentence}.", rows=rows, effect=" ".join(result.notes))
 
 
 ACTIONS: Final = (
     _lease_next_item,
     _submit,
     _give_back,
-    of_operation(ask_for_review),
+    ask_for_review,
     _answer_now,
     _think_more,
     _save_run_view,
-    of_operation(move_rollout),
+    move_rollout,
     _propose,
     _start_experiment,
     _stop_experiment,
-    *map(of_operation, OVERRIDES),
+    *OVERRIDES,
     _stop_all,
     _release_all,
     _reload_settings,

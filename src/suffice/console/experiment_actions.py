@@ -8,11 +8,11 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from suffice.console.action_form import ActionForm, ActionResult, action
+from suffice.console.action_form import ActionForm
 from suffice.console.context import ViewContext
 from suffice.errors import BadRequest, ConfigError
-from suffice.operations.fields import ROUTE, FormInput, one_of
-from suffice.operations.operation import raise_if_refused
+from suffice.operations.fields import ROUTE, FormInput
+from suffice.operations.operation import OperationResult, operation, raise_if_refused
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.results import METRICS
 from suffice.settings import ExperimentUnit, Settings, parse_settings
@@ -40,8 +40,7 @@ _PLACES: Final = {
 }
 
 
-def _arm(form: ActionForm, which: str) -> dict[str, Any]:
-    kind, value = form.one_of(f"{which}_arm", ARM_KINDS), form.text(f"{which}_value")
+def _arm(form: ActionForm, which: str, kind: str, value: str | None) -> dict[str, Any]:
     if kind == "as_now":
         return {}
     if kind == "full":
@@ -51,36 +50,33 @@ def _arm(form: ActionForm, which: str) -> dict[str, Any]:
     return {kind: value if kind == "effort" else form.count(f"{which}_value")}
 
 
-def _table(form: ActionForm) -> dict[str, Any]:
-    primary, margin = form.get("primary"), form.number("margin", 0, 100)
-    share, days = form.number("share"), form.number("days")
-    planned = form.count("planned_units")
+def _table(form: ActionForm, given: Mapping[str, Any]) -> dict[str, Any]:
+    arms = {
+        which: _arm(form, which, given[f"{which}_arm"], given[f"{which}_value"]) for which in ("control", "treatment")
+    }
     table: dict[str, Any] = {
-        "routes": [form.route],
-        "hypothesis": form.text("hypothesis", required=True),
-        "arms": {"control": _arm(form, "control"), "treatment": _arm(form, "treatment")},
+        "routes": [given["route"]],
+        "hypothesis": given["hypothesis"],
+        "arms": arms,
         "control": "control",
-        "primary": primary or "tokens",
-        "unit": form.get("unit") or "request",
-        "end_when_worse": form.flag("end_when_worse"),
+        "primary": given["primary"] or "tokens",
+        "unit": given["unit"] or "request",
+        "end_when_worse": given["end_when_worse"],
     }
-    optional = {
-        "share": share,
-        "days": days,
-        "planned_units": planned,
-        "margins": None if margin is None else {"em": margin / 100},
-    }
+    margin = given["margin"]
+    optional = {name: given[name] for name in ("share", "days", "planned_units")}
+    optional["margins"] = None if margin is None else {"em": margin / 100}
     return table | {name: value for name, value in optional.items() if value is not None}
 
 
-def _with_experiment(form: ActionForm, name: str) -> Settings:
+def _with_experiment(form: ActionForm, name: str, given: Mapping[str, Any]) -> Settings:
     """The settings with the experiment, checked as a file is. Raises BadRequest at the field that is wrong."""
     plain = msgspec.to_builtins(form.context.settings)
     if name in plain["experiments"]:
         message = f"name: {name!r} is in the settings, [experiments.{name}]; start that one, or take another name"
         raise BadRequest(message, param="name", status=409)
     try:
-        settings = parse_settings({**plain, "experiments": {**plain["experiments"], name: _table(form)}})
+        settings = parse_settings({**plain, "experiments": {**plain["experiments"], name: _table(form, given)}})
         form.services.check_experiment(settings, name)
     except ConfigError as error:
         text = str(error).removeprefix(f"experiments.{name}.").removeprefix(f"experiments.{name}")
@@ -101,7 +97,7 @@ def _metrics(view: ViewContext) -> Iterable[tuple[str, str]]:
 _VALUE: Final = FormInput("for a level, an effort or a budget")
 
 
-@action(
+@operation(
     "/experiments/create",
     "create an experiment and start it",
     {
@@ -117,21 +113,26 @@ _VALUE: Final = FormInput("for a level, an effort or a budget")
             "EM that may be lost at most, in points; the other arm is then tested for being no worse",
             "number",
             default="1",
+            range=(0, 100),
         ),
         "control_arm": FormInput(
             f"what others are compared with: {', '.join(ARM_KINDS)}",
             "choice",
             _arm_kinds,
             default="as_now",
+            allowed=tuple(ARM_KINDS),
             group="2. Arms",
         ),
         "control_value": _VALUE,
-        "treatment_arm": FormInput(f"what is tried: {', '.join(ARM_KINDS)}", "choice", _arm_kinds, default="level"),
+        "treatment_arm": FormInput(
+            f"what is tried: {', '.join(ARM_KINDS)}", "choice", _arm_kinds, default="level", allowed=tuple(ARM_KINDS)
+        ),
         "treatment_value": _VALUE,
         "route": replace(ROUTE, hint="whose requests take part", group="3. Which units take part"),
-        "unit": one_of(
+        "unit": FormInput(
             "what always gets the same arm: request, conversation, user or tenant",
-            get_args(ExperimentUnit),
+            "choice",
+            lambda _: [(unit, unit) for unit in get_args(ExperimentUnit)],
             default="request",
         ),
         "share": FormInput(
@@ -141,6 +142,7 @@ _VALUE: Final = FormInput("for a level, an effort or a budget")
             "units at which intervals are to be tightest; they hold before and after it, too",
             "number",
             default="10000",
+            least=0,
         ),
         "days": FormInput(
             "after which the worker ends it; empty: never", "number", default="14", group="4. When it ends"
@@ -148,17 +150,17 @@ _VALUE: Final = FormInput("for a level, an effort or a budget")
         "end_when_worse": FormInput("true: the worker ends it once an arm is proved worse", "flag", default="true"),
     },
     title="Create an experiment",
+    goes_to="/console/experiments",
 )
-def create_experiment(form: ActionForm) -> ActionResult:
-    name = form.text("name", required=True)
-    experiment = _with_experiment(form, name).experiments[name]
+def create_experiment(form: ActionForm, name: str, **given: Any) -> OperationResult:
+    experiment = _with_experiment(form, name, given).experiments[name]
     run = start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     started = raise_if_refused(run, f"experiment {name} ").experiment
     arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in started.odds().items())
     days = f"after {started.days:g} days" if started.days else "when somebody stops it"
     worse = ", or once an arm is proved worse" if started.end_when_worse else ""
     sentence = f"Experiment {name}: {arms} of {started.share:.0%} of the units; it ends {days}{worse}."
-    return ActionResult(f"{sentence} {describe_power(form, started)}", "/console/experiments")
+    return OperationResult(f"{sentence} {describe_power(form, started)}")
 
 
 def describe_power(form: ActionForm, started: RunningExperiment) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
-
-from suffice.store.database.location import LogLocation
 
 # The value and label of each choice, from a view of the log and the settings.
 Choices = Callable[[Any], Iterable[tuple[str, str]]]
@@ -25,8 +24,10 @@ class FormInput:
     of: tuple[str, ...] = ()  # values of the field `kind` or `decision` that it belongs to; empty: all
     allowed: tuple[str, ...] = ()  # the choices, where they are the same everywhere
     least: int | None = None  # of a whole number; None: it may be any number
-    many: bool = False  # lines of the form; an option that may be repeated
-    find: Callable[[LogLocation, str], object] | None = None  # in the log; raises BadRequest where it is not there
+    range: tuple[float, float] = (-math.inf, math.inf)  # of a number
+    fills_in: bool = False  # an empty number, or 0, means the default
+    many: bool = False  # lines, or parts between commas; an option that may be repeated
+    find: Callable[[Any, str], object] | None = None  # for a context; raises BadRequest where it is not there
     metavar: str = ""  # of the option; "": of its kind
     option: str = ""  # of the command; "": named after the field
     argument: str = ""  # of the function; "": named after the field
@@ -40,6 +41,10 @@ def one_of(hint: str, values: Iterable[str], *, required: bool = False, default:
     allowed = tuple(values)
     labelled = [(one, one.replace("_", " ")) for one in allowed]
     return FormInput(hint, "choice", lambda _: labelled, required=required, default=default, allowed=allowed)
+
+
+def find_later(_by: Any, _name: str) -> None:
+    """Leave it to the function of the action to refuse an empty name."""
 
 
 def routes_of(view: Any) -> Iterable[tuple[str, str]]:

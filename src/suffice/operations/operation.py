@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from suffice.errors import BadRequest
 from suffice.operations.fields import REASON, FormInput
-from suffice.settings import Settings
+from suffice.settings import ConsoleRole, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes.rollouts import RolloutRun
 
@@ -42,7 +42,11 @@ class OperationContext(Protocol):
 @dataclass(frozen=True, slots=True)
 class OperationResult:
     message: str  # one sentence
-    result: Any  # what a command prints as JSON
+    result: Any = None  # what a command prints as JSON
+    goes_to: str = ""  # the next page; "": that of the operation
+    secret: str = ""  # to be shown once; "": none
+    rows: tuple[Any, ...] = ()  # of a preview, which are no rows of the log
+    effect: str = ""  # of a preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,11 @@ class OperationSpec:
     path: str  # below /console and below /api
     summary: str
     fields: Mapping[str, FormInput]
-    title: str  # of its form
-    commands: tuple[str, ...]  # of the command line
+    title: str  # of its form; "": a page has one of its own
+    commands: tuple[str, ...]  # of the command line that it stands for
     goes_to: str  # the next page; "": the previous one
+    needs: ConsoleRole
+    by_tenant: bool  # as of `ConsoleEndpoint`
     do: Callable[..., OperationResult]  # of a context and the fields; its docstring is the help of the command
 
 
@@ -61,13 +67,17 @@ def operation(
     summary: str,
     fields: Mapping[str, FormInput],
     *,
-    title: str,
-    commands: tuple[str, ...],
+    title: str = "",
+    commands: tuple[str, ...] = (),
     goes_to: str = "",
+    needs: ConsoleRole = "operator",
+    by_tenant: bool = False,
+    asks_why: bool = True,
 ) -> Callable[[Callable[..., OperationResult]], OperationSpec]:
-    """Make an action of the function that does it. It asks for a reason, too."""
-    fields = {**fields, "reason": fields.get("reason", REASON)}
-    return lambda do: OperationSpec(path, summary, fields, title, commands, goes_to, do)
+    """Make an action of the function that does it. One with a form asks for a reason, too."""
+    if title and asks_why:
+        fields = {**fields, "reason": fields.get("reason", REASON)}
+    return lambda do: OperationSpec(path, summary, fields, title, commands, goes_to, needs, by_tenant, do)
 
 
 def raise_if_refused(result: T | str, where: str = "", *, fields: Mapping[str, str] = NO_FIELDS) -> T:

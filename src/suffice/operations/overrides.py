@@ -41,6 +41,10 @@ def find_incident(database: LogLocation, name: str) -> tuple[str, Case]:
     )
 
 
+def _find_incident(by: OperationContext, name: str) -> None:
+    find_incident(by.writer.path, name)
+
+
 @operation(
     "/routes/pause",
     "let every request of a route run in full",
@@ -54,7 +58,7 @@ def pause_route(by: OperationContext, route: str) -> OperationResult:
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
     raise_if_refused(deciding.start_pause(by.writer, route, **by.signed), f"route {route} ")
-    return OperationResult(f"Route {route} is paused.", None)
+    return OperationResult(f"Route {route} is paused.")
 
 
 @operation("/routes/resume", "end a pause of a route", {"route": ROUTE}, title="Resume a route", commands=("resume",))
@@ -64,7 +68,7 @@ def resume_route(by: OperationContext, route: str) -> OperationResult:
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
     raise_if_refused(deciding.end_pause(by.writer, route, **by.signed), f"route {route} ")
-    return OperationResult(f"Route {route} is resumed.", None)
+    return OperationResult(f"Route {route} is resumed.")
 
 
 @operation(
@@ -81,7 +85,7 @@ def resume_route(by: OperationContext, route: str) -> OperationResult:
         "class": FormInput(
             "a class of questions; empty: all", of=("cap", "observe"), argument="query_class", metavar="NAME"
         ),
-        "days": FormInput("until it ends by itself: at most 30", "number", default="30", metavar="D"),
+        "days": FormInput("until it ends by itself: at most 30", "number", default="30", fills_in=True, metavar="D"),
     },
     title="Override a route: level, budget or observe",
     commands=("override set", "policy pin"),
@@ -152,13 +156,18 @@ def open_route_incident(
     "/incidents/decide",
     "decide an incident",
     {
-        "incident": FormInput("its name", required=True, find=find_incident, argument="name"),
+        "incident": FormInput("its name", required=True, find=_find_incident, argument="name"),
         "decision": one_of(", ".join(DECISIONS), DECISIONS, required=True),
         "level": FormInput("no level above this one", "number", of=("tighten",), least=0),
         "max_em_drop": FormInput("a smaller EM budget, a fraction", "number", of=("tighten",), metavar="E"),
         "publication": FormInput("to this publication", "number", of=("roll_back",), least=1),
         "days": FormInput(
-            "until it ends by itself", "number", default="30", of=("tighten", "roll_back", "accept"), metavar="D"
+            "until it ends by itself",
+            "number",
+            default="30",
+            fills_in=True,
+            of=("tighten", "roll_back", "accept"),
+            metavar="D",
         ),
     },
     title="Decide an incident",

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 from urllib.parse import urlencode
 
-from suffice.console.action_form import Action
 from suffice.console.action_pages import index_of
 from suffice.console.auth import may
 from suffice.console.context import View, ViewContext, ViewRecord
 from suffice.console.shell import may_see
 from suffice.console.views.episodes import is_own_run
 from suffice.console.views.settings import sections
+from suffice.operations.operation import OperationSpec
 from suffice.store.database.views import find_keys
 from suffice.types import Request
 
@@ -40,7 +40,7 @@ class FindPage(ViewRecord, frozen=True):
     cut_short: bool  # more would fit
 
 
-def find(view: ViewContext, views: Iterable[View], actions: tuple[Action, ...] = ()) -> FindPage:
+def find(view: ViewContext, views: Iterable[View], actions: tuple[OperationSpec, ...] = ()) -> FindPage:
     text = view.query.get("q", "").strip()[:200]
     words, known = (
         text.casefold().split(),
@@ -66,7 +66,7 @@ def _on_routes(view: ViewContext) -> Iterator[FindEntry]:
             yield FindEntry(kind="action", title=title.format(name), href=f"{_route(name)}#{part}")
 
 
-def _actions(view: ViewContext, actions: tuple[Action, ...]) -> Iterator[FindEntry]:
+def _actions(view: ViewContext, actions: tuple[OperationSpec, ...]) -> Iterator[FindEntry]:
     for _, links in index_of(view, actions).groups:
         yield from (FindEntry(kind="action", title=one.title, href=one.href) for one in links)
 
