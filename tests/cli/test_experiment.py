@@ -103,9 +103,11 @@ def test_a_life_of_an_experiment(config: Path) -> None:
     assert "brisk: never started" in called("list", "--config", config).stdout
     started = begun(config)
     assert started.exit_code == 0, started.output
-    first, *power = started.stdout.splitlines()
-    assert first == "experiment brisk: started, run 1: full 50.0%, brisk 50.0%; running gateways follow within a second"
-    assert "what it finds in" in " ".join(power)
+    first, _, power = started.stdout.partition(". ")
+    assert (
+        first == "Experiment brisk is started, run 1: full 50.0%, brisk 50.0%; running gateways follow within a second"
+    )
+    assert "what it finds in" in power
     traffic(config, 800)
     shown = called("show", "brisk", "--config", config)
     assert shown.exit_code == 0, shown.output
@@ -147,7 +149,7 @@ def test_weights_may_change_while_it_runs_and_arms_may_not(config: Path) -> None
     assert begun(config).exit_code == 1
     written(config.parent, weight=3.0)
     changed = begun(config, "more of it")
-    assert changed.stdout.startswith("experiment brisk: changed, run 1: full 25.0%, brisk 75.0%")
+    assert changed.stdout.startswith("Experiment brisk has new weights, run 1: full 25.0%, brisk 75.0%")
     written(config.parent, weight=3.0, more='unit = "user"')
     refused = begun(config)
     assert refused.exit_code == 1

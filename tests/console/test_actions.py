@@ -11,6 +11,7 @@ import pytest
 
 from suffice.cli.main import COMMANDS
 from suffice.console.actions import ACTIONS
+from suffice.operations.experiments import start_named_experiment, stop_named_experiment
 from suffice.operations.operation import OperationSpec
 from suffice.operations.overrides import OVERRIDES
 from suffice.operations.reviews import ask_for_review
@@ -74,7 +75,10 @@ def command_named(words: str) -> click.Command:
     return found
 
 
-@pytest.mark.parametrize("spec", [*OVERRIDES, ask_for_review], ids=lambda one: one.path)
+SHARED = [*OVERRIDES, ask_for_review, start_named_experiment, stop_named_experiment]
+
+
+@pytest.mark.parametrize("spec", SHARED, ids=lambda one: one.path)
 def test_a_declared_action_asks_the_same_in_form_api_and_command(here: Site, spec: OperationSpec) -> None:
     command = command_named(spec.commands[0])
     parameters = {one.name: one for one in command.params}

@@ -39,6 +39,8 @@ def command_of(
             )
             done = perform(operation, pending, **given)
             seq = newest_of(writer.path, waits_for) if waits_for else 0
+        if done.warning:
+            shell.warn(done.warning)
         shell.print_reply(shell.CommandReply(done.result, done.message), as_json=as_json)
         if waits_for:
             shell.confirm(name, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)

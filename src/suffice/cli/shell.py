@@ -19,10 +19,10 @@ import click
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from suffice.operations.operation import OperationServices
     from suffice.settings import Route, Settings, Upstream
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.presence import Presence
-    from suffice.store.routes.rollouts import RolloutRun
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -473,17 +473,11 @@ class PendingDecision:
     def rules(self, route: str) -> Route:
         return find_settings(self.settings, route)
 
-    def setup_of(self, route: str) -> str:
-        from suffice.wiring.routes import setup_of
+    @property
+    def services(self) -> OperationServices:
+        from suffice.wiring.console import services_of
 
-        return setup_of(self.settings, route)
-
-    def take_back(self, route: str) -> RolloutRun | str:
-        from suffice.store.routes.rollouts import take_back
-        from suffice.wiring.keys import deployment_salt
-
-        secret = deployment_salt(self.settings)
-        return take_back(self.writer, route, self.rules(route), **self.signed, secret=secret)
+        return services_of(self.settings, self.writer.path, writer=lambda: self.writer)
 
 
 def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:

@@ -19,7 +19,6 @@ from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.audit_view import describe_event
 from suffice.store.routes.period import PeriodFigures, read_total
-from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.store.rows.events import kind_named, route_of
 
@@ -53,11 +52,11 @@ class ActionForm(ConsoleVisit):
 
     @property
     def route(self) -> str:
-        return self._known("route", self.context.settings.routes)
-
-    @property
-    def experiment(self) -> str:
-        return self._known("name", self.context.settings.experiments, "experiment")
+        name, known = self.get("route"), sorted(self.context.settings.routes)
+        if name not in known:
+            listed = ", ".join(known) or "none is configured"
+            raise BadRequest(f"route: unknown route {name[:80]!r}; known: {listed}", param="route", status=404)
+        return name
 
     @property
     def reason(self) -> str:
@@ -72,12 +71,6 @@ class ActionForm(ConsoleVisit):
     @property
     def settings(self) -> Settings:
         return self.context.settings
-
-    def setup_of(self, route: str) -> str:
-        return self.services.setup_of(route)
-
-    def take_back(self, route: str) -> RolloutRun | str:
-        return self.services.take_back(route, self.reason, self.author)
 
     @property
     def signed(self) -> dict[str, Any]:
@@ -144,14 +137,6 @@ class ActionForm(ConsoleVisit):
             return tuple(part.strip() for part in parts if part.strip())
         return text or ("" if field.required else None)
 
-    def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
-        name, known = self.get(field), sorted(entries)
-        if name not in known:
-            listed = ", ".join(known) or "none is configured"
-            message = f"{field}: unknown {what or field} {name[:80]!r}; known: {listed}"
-            raise BadRequest(message, param=field, status=404)
-        return name
-
 
 class PreviewRow(ViewRecord, frozen=True):
     """A row that the change would write, or a setting that it would change."""
@@ -168,9 +153,10 @@ def run_operation(operation: OperationSpec, form: ActionForm) -> OperationResult
     fields = operation.fields.items()
     given = {field.argument or name: form.read(name, field) for name, field in fields if name != "reason"}
     try:
-        return operation.do(form, **given)
+        done = operation.do(form, **given)
     except ConfigError as error:
         raise BadRequest(str(error), status=409, code="conflict") from None
+    return replace(done, message=f"{done.message} But {done.warning}.") if done.warning else done
 
 
 class Preview(ViewRecord, frozen=True):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
 from suffice.console.access_actions import ACCESS_ACTIONS
 from suffice.console.action_form import ActionForm, PreviewRow
-from suffice.console.context import ViewContext
-from suffice.console.experiment_actions import create_experiment, describe_power
+from suffice.console.experiment_actions import create_experiment
 from suffice.console.views.episodes import FILTER_FIELDS
 from suffice.console.views.review import check_item, unblind
 from suffice.errors import BadRequest, SufficeError
+from suffice.operations.experiments import start_named_experiment, stop_named_experiment
 from suffice.operations.fields import ROUTE, FormInput, find_later
 from suffice.operations.operation import OperationResult, operation, raise_if_refused
 from suffice.operations.overrides import OVERRIDES
@@ -25,7 +24,6 @@ from suffice.store.people.deciding import (
     submit_verdict,
 )
 from suffice.store.people.preferences import save_view
-from suffice.store.routes import experiments
 
 MOST_VIEW_NAME: Final = 60
 LIVE: Final = "/console/runs/live"
@@ -203,47 +201,6 @@ def _propose(form: ActionForm, route: str, address: str) -> OperationResult:
     return OperationResult(f"Route {route}: {begun.state.fit} is rolled out, starting in shadow.")
 
 
-def _experiments(view: ViewContext) -> Iterable[tuple[str, str]]:
-    return [(name, name) for name in view.settings.experiments]
-
-
-def _find_experiment(form: ActionForm, _name: str) -> None:
-    form.experiment  # noqa: B018 - it raises
-
-
-@operation(
-    "/experiments/start",
-    "start an experiment, or give it its new weights",
-    {"name": FormInput("as the settings have it", "choice", _experiments, required=True, find=_find_experiment)},
-    title="Start an experiment of the settings",
-    commands=("experiment start",),
-    goes_to=EXPERIMENTS,
-)
-def _start_experiment(form: ActionForm, name: str) -> OperationResult:
-    experiment = form.context.settings.experiments[name]
-    form.services.check_experiment(form.context.settings, name)
-    run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
-    started = raise_if_refused(run, f"experiment {name} ")
-    text = f"Experiment {name} runs, run {started.experiment.run}."
-    if started.revision == 0:
-        text = f"{text} {describe_power(form, started.experiment)}"
-    return OperationResult(text)
-
-
-@operation(
-    "/experiments/stop",
-    "stop an experiment",
-    {"name": FormInput("as the settings have it", required=True, find=find_later)},
-    title="Stop an experiment",
-    commands=("experiment stop",),
-    goes_to=EXPERIMENTS,
-)
-def _stop_experiment(form: ActionForm, name: str) -> OperationResult:
-    run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
-    raise_if_refused(run, f"experiment {name[:80]} ", fields={"": "name"})
-    return OperationResult(f"Experiment {name} is stopped.")
-
-
 @operation(
     "/settings/reload",
     "apply the changes in the settings file",
@@ -279,8 +236,8 @@ ACTIONS: Final = (
     _save_run_view,
     move_rollout,
     _propose,
-    _start_experiment,
-    _stop_experiment,
+    start_named_experiment,
+    stop_named_experiment,
     *OVERRIDES,
     _stop_all,
     _release_all,

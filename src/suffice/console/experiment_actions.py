@@ -11,9 +11,9 @@ import msgspec
 from suffice.console.action_form import ActionForm
 from suffice.console.context import ViewContext
 from suffice.errors import BadRequest, ConfigError
+from suffice.operations.experiments import describe_power
 from suffice.operations.fields import ROUTE, FormInput
 from suffice.operations.operation import OperationResult, operation, raise_if_refused
-from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.results import METRICS
 from suffice.settings import ExperimentUnit, Settings, parse_settings
 from suffice.store.routes.experiments import start_experiment
@@ -160,10 +160,4 @@ def create_experiment(form: ActionForm, name: str, **given: Any) -> OperationRes
     days = f"after {started.days:g} days" if started.days else "when somebody stops it"
     worse = ", or once an arm is proved worse" if started.end_when_worse else ""
     sentence = f"Experiment {name}: {arms} of {started.share:.0%} of the units; it ends {days}{worse}."
-    return OperationResult(f"{sentence} {describe_power(form, started)}")
-
-
-def describe_power(form: ActionForm, started: RunningExperiment) -> str:
-    """Say what an experiment can find, at its start."""
-    text = form.services.power_of(started).sentence
-    return f"{text[0].upper()}{text[1:]}."
+    return OperationResult(f"{sentence} {describe_power(form.services.power_of(started))}")

@@ -8,12 +8,31 @@ from typing import Any, Final, Protocol, TypeVar
 
 from suffice.errors import BadRequest
 from suffice.operations.fields import REASON, FormInput
+from suffice.rollout.experiment import RunningExperiment
+from suffice.rollout.power import Power
+from suffice.rollout.results import ExperimentResult
 from suffice.settings import ConsoleRole, Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 
 NO_FIELDS: Final[Mapping[str, str]] = {}
 T = TypeVar("T")
+
+
+class OperationServices(Protocol):
+    """What is above this package and an action needs; the fields are those of `ConsoleServices`."""
+
+    @property
+    def setup_of(self) -> Callable[[str], str]: ...
+    @property
+    def check_experiment(self) -> Callable[[Settings, str], None]: ...
+    @property
+    def power_of(self) -> Callable[[RunningExperiment], Power]: ...
+    @property
+    def analyse(self) -> Callable[[ExperimentRun], ExperimentResult]: ...
+    @property
+    def take_back(self) -> Callable[[str, str, str], RolloutRun | str]: ...
 
 
 class OperationContext(Protocol):
@@ -32,17 +51,15 @@ class OperationContext(Protocol):
     @property
     def now_s(self) -> float: ...  # Unix time
 
-    def setup_of(self, route: str) -> str:
-        """Return a route's present setup, for comparison with its evidence."""
-
-    def take_back(self, route: str) -> RolloutRun | str:
-        """Undo the last rollout of a route, or return why that is refused."""
+    @property
+    def services(self) -> OperationServices: ...
 
 
 @dataclass(frozen=True, slots=True)
 class OperationResult:
     message: str  # one sentence
     result: Any = None  # what a command prints as JSON
+    warning: str = ""  # a sentence: what could not be done beside it; "": nothing
     goes_to: str = ""  # the next page; "": that of the operation
     secret: str = ""  # to be shown once; "": none
     rows: tuple[Any, ...] = ()  # of a preview, which are no rows of the log

@@ -100,7 +100,7 @@ def override_route(by: OperationContext, route: str, publication: int | None = N
     wanted, rules = OverrideForm(**by.signed, **form), by.settings.routes[route]
     result = raise_if_refused(
         deciding.set_override(
-            by.writer, route, rules, wanted, now_s=by.now_s, publication=publication, setup=by.setup_of(route)
+            by.writer, route, rules, wanted, now_s=by.now_s, publication=publication, setup=by.services.setup_of(route)
         ),
         fields=_WRONG_FIELDS,
     )
@@ -188,7 +188,7 @@ def decide_route_incident(
         )
     wanted, rules = IncidentForm(incident=name, decision=decision, **by.signed, **form), by.settings.routes[route]
     decided = deciding.decide_incident(
-        by.writer, rules, route, wanted, now_s=by.now_s, publication=publication, setup=by.setup_of(route)
+        by.writer, rules, route, wanted, now_s=by.now_s, publication=publication, setup=by.services.setup_of(route)
     )
     where = f"{name} " if isinstance(decided, str) and decided.startswith("is ") else ""
     result = raise_if_refused(decided, where, fields=_WRONG_FIELDS).decision

@@ -17,7 +17,7 @@ from suffice.store.routes import rollouts
 )
 def move_rollout(by: OperationContext, route: str, move: str) -> OperationResult:
     if move == "rollback" and route not in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
-        undone = raise_if_refused(by.take_back(route))
+        undone = raise_if_refused(by.services.take_back(route, by.reason, by.author))
         return OperationResult(
             f"Route {route}: {undone.first.active} serves again; running gateways follow within a second.", undone.state
         )

@@ -73,7 +73,7 @@ def console(
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(
+            services=services_of(
                 settings,
                 path,
                 writer=_opened_once(stack, decisions),
@@ -94,7 +94,7 @@ def reconfigure(site: ConsoleApp, settings: Settings) -> None:
     """Let a console go on with other settings; sessions stay."""
     context, services = site.context, site.context.services
     context.settings, context.cache = settings, ViewCache()
-    context.services = _services(
+    context.services = services_of(
         settings,
         context.path,
         writer=services.decisions,
@@ -124,13 +124,13 @@ def _browsers(settings: Settings) -> BrowserPolicy:
     return BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names))
 
 
-def _services(
+def services_of(
     settings: Settings,
     path: LogLocation,
     *,
     writer: Callable[[], Decisions],
-    notify: Callable[[], None],
-    reload: ReloadNow | None,
+    notify: Callable[[], None] = lambda: None,
+    reload: ReloadNow | None = None,
     live: LiveRequests | None = None,
     obey: Obey = lambda _: None,
 ) -> ConsoleServices:
@@ -145,7 +145,7 @@ def _services(
         setup_of=partial(setup_of, settings),
         effect_of=partial(_describe_effect, settings),
         check_experiment=check_experiment,
-        rehearsing=lambda dry: _services(settings, path, writer=lambda: dry, notify=lambda: None, reload=reload),
+        rehearsing=lambda dry: services_of(settings, path, writer=lambda: dry, notify=lambda: None, reload=reload),
         change_access=lambda change: change_access(People.of(settings), writer(), change),
         send_test=partial(send_test, settings.alerts),
         propose=lambda name, address, reason, who: propose_learned(

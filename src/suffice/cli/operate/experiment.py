@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import click
-import msgspec
 
 from suffice.assurance.bounds import Interval
 from suffice.cli import shell
+from suffice.cli.operations import command_of
 from suffice.control.compare.experiments import read_experiment
-from suffice.control.compare.power import read_power
-from suffice.errors import ConfigError
 from suffice.formatting import format_time
-from suffice.rollout.experiment import RunningExperiment
-from suffice.rollout.power import Power
+from suffice.operations.experiments import start_named_experiment, stop_named_experiment
 from suffice.rollout.results import HOLDS, ArmResult, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Settings
-from suffice.settings.checks import known_names
-from suffice.store.database.location import LogLocation, log_location
-from suffice.store.routes import experiments
+from suffice.store.database.location import log_location
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
-from suffice.wiring.routes import check_experiment
 
 
 @click.group(cls=shell.CommandGroup)
@@ -61,64 +54,8 @@ def show(settings: Settings, name: str, run: int | None) -> shell.CommandReply:
     )
 
 
-@experiment.command()
-@click.argument("name")
-@shell.decision()
-def start(by: shell.PendingDecision, name: str) -> shell.CommandReply:
-    """Start experiment NAME, or change its weights.
-
-    It starts as the settings define it now. A running one gets its new weights and share.
-    """
-    written = by.settings.experiments.get(name)
-    if written is None:
-        raise ConfigError(f"unknown experiment {name!r}; {known_names(by.settings.experiments)}")
-    check_experiment(by.settings, name)
-    result = shell.accepted(experiments.start_experiment(by.writer, name, written, **by.signed), f"experiment {name} ")
-    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
-    power = _power(result.experiment, by) if result.revision == 0 else None
-    verb = "started" if result.revision == 0 else "changed"
-    text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
-    if power is None:
-        return shell.CommandReply(result, text)
-    plain = {**msgspec.to_builtins(result), "power": power}
-    return shell.CommandReply(plain, f"{text}\n{shell.wrapped(power.sentence, '  ', width=shell.WIDTH)}")
-
-
-@experiment.command()
-@click.argument("name")
-@shell.decision()
-def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply:
-    """Stop experiment NAME.
-
-    Its requests are served by the route's own settings again. Its results are stored with the reason.
-    """
-    held = read_experiments(by.writer.path)
-    now = next((one for one in held if one.runs and one.experiment.name == name), None)
-    parts = () if now is None else _conclusions(now, by.settings, by.writer.path)
-    ended = experiments.stop_experiment(by.writer, name, **by.signed, summary=parts)
-    result = shell.accepted(ended, f"experiment {name} ")
-    lines = [
-        f"experiment {name}: stopped, run {result.run}",
-        *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.summary),
-    ]
-    return shell.CommandReply(result, "\n".join(lines))
-
-
-def _power(one: RunningExperiment, by: shell.PendingDecision) -> Power | None:
-    try:
-        return read_power(by.writer.path, one, by.settings)
-    except Exception as error:  # noqa: BLE001 - it is started, whatever can be said of it
-        shell.warn(f"what it can find could not be estimated: {error}")
-        return None
-
-
-def _conclusions(one: ExperimentRun, settings: Settings, database: LogLocation) -> tuple[str, ...]:
-    try:
-        result = replace(read_experiment(database, one, settings), ended=True)
-    except Exception as error:  # noqa: BLE001 - results must not keep a person from stopping it
-        shell.warn(f"what it showed could not be read: {error}")
-        return ()
-    return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
+experiment.add_command(command_of(start_named_experiment))
+experiment.add_command(command_of(stop_named_experiment))
 
 
 def _state(one: ExperimentRun) -> dict[str, object]:
