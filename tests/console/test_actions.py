@@ -11,10 +11,7 @@ import pytest
 
 from suffice.cli.main import COMMANDS
 from suffice.console.actions import ACTIONS
-from suffice.operations.experiments import start_named_experiment, stop_named_experiment
 from suffice.operations.operation import OperationSpec
-from suffice.operations.overrides import OVERRIDES
-from suffice.operations.reviews import ask_for_review
 from suffice.store.database.views import last_place
 from tests.console.conftest import Site
 from tests.console.visitor import Visitor
@@ -75,7 +72,32 @@ def command_named(words: str) -> click.Command:
     return found
 
 
-SHARED = [*OVERRIDES, ask_for_review, start_named_experiment, stop_named_experiment]
+# Actions with a form or a path whose command is declared by itself, each with its reason.
+COMMAND_BY_ITSELF: Mapping[str, str] = {
+    **dict.fromkeys(("/stop-all", "/release-all"), "the command works without the log and the settings"),
+    **dict.fromkeys(("/people/add", "/people/reset", "/people/remove"), "the command works without the log"),
+    **dict.fromkeys(("/review/next", "/review/say"), "at a terminal an item is shown and answered with one key"),
+    "/rollouts/move": "each move is a command",
+    "/rollouts/propose": "the command takes a policy or a file as well",
+    "/settings/reload": "the command asks the gateway",
+    "/keys/create": "the command sets limits that the form does not offer",
+    "/alerts/test": "the command works without the log",
+}
+# Actions without a command, each with its reason.
+NO_COMMAND: Mapping[str, str] = {
+    "/review/skip": "at a terminal it is a key of `review next`",
+    **dict.fromkeys(("/runs/answer-now", "/runs/think-more"), "it is about a request in the process of the gateway"),
+    "/views/save": "it is a view of the console",
+    "/experiments/create": "at a terminal, an experiment is written into the settings",
+    **dict.fromkeys(("/alerts/rules/set", "/alerts/mute"), "rules and mutes are kept in the console and by the API"),
+}
+SHARED = [one for one in ACTIONS if one.do.__module__.startswith("suffice.operations") and len(one.commands) < 3]
+
+
+def test_each_action_is_declared_for_all_three_or_says_why_not() -> None:
+    by_themselves = {one.path for one in ACTIONS if one.commands} - {one.path for one in SHARED}
+    assert by_themselves == set(COMMAND_BY_ITSELF)
+    assert {one.path for one in ACTIONS if not one.commands} == set(NO_COMMAND)
 
 
 @pytest.mark.parametrize("spec", SHARED, ids=lambda one: one.path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ _DECIDES = shell.stacked(shell.CONFIG, shell.REASON, shell.AUTHOR)
 
 
 def command_of(
-    operation: OperationSpec, *, needs: Sequence[str] = (), retry_hint: str = "", waits_for: tuple[str, ...] = ()
+    operation: OperationSpec,
+    *,
+    needs: Sequence[str] = (),
+    retry_hint: str | None = None,
+    waits_for: tuple[str, ...] = (),
+    prints_json: bool = True,
 ) -> click.Command:
     """Make the command of an action.
 
     needs       fields that have a default elsewhere, and none here
     retry_hint  as in `shell.deployment_log`
-    waits_for   kinds of rows that running gateways are to confirm; (): it does not wait, and may print JSON
+    waits_for   kinds of rows that running gateways are to confirm; (): it does not wait
     """
     name = operation.commands[0].split()[-1]
 
@@ -41,7 +47,9 @@ def command_of(
             seq = newest_of(writer.path, waits_for) if waits_for else 0
         if done.warning:
             shell.warn(done.warning)
-        shell.print_reply(shell.CommandReply(done.result, done.message), as_json=as_json)
+        if done.secret:
+            click.echo(done.message, err=True)
+        shell.print_reply(shell.CommandReply(done.result, done.secret or done.message), as_json=as_json)
         if waits_for:
             shell.confirm(name, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
 
@@ -50,7 +58,8 @@ def command_of(
         for field, one in operation.fields.items()
         if field != "reason"
     ]
-    declare = shell.stacked(*fields, _DECIDES, shell.WAIT if waits_for else shell.JSON)
+    more = [_DECIDES, *([shell.WAIT] if waits_for else []), *([shell.JSON] if prints_json else [])]
+    declare = shell.stacked(*fields, *more)
     return click.command(name, cls=shell.Command, help=operation.do.__doc__)(declare(run))
 
 
@@ -62,6 +71,17 @@ def perform(operation: OperationSpec, by: shell.PendingDecision, **given: Any) -
         return operation.do(by, **given)
     except BadRequest as error:
         shell.fail(error, 1 if error.status == 409 else 2)
+
+
+def _within(field: FormInput) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    low, high = field.range
+
+    def check(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:
+            raise click.BadParameter(f"got {value:g}; {low:g} to {high:g}")
+        return value
+
+    return check
 
 
 def _parameter(name: str, field: FormInput, needed: bool) -> Any:
@@ -79,6 +99,10 @@ def _parameter(name: str, field: FormInput, needed: bool) -> Any:
         return click.argument(argument, type=kind)
     if field.kind == "flag":
         return shell.option(flag, argument, is_flag=True, help=about)
-    default = {"required": True} if needed else {"default": kind(field.default)} if field.default else {}
+    default: dict[str, Any] = (
+        {"required": True} if needed else {"default": kind(field.default)} if field.default else {}
+    )
+    if math.isfinite(field.range[1]):
+        default["callback"] = _within(field)
     metavar = field.metavar or ("TEXT" if kind is str else "N")
     return shell.option(flag, argument, type=kind, multiple=field.many, metavar=metavar, help=about, **default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
@@ -11,16 +10,15 @@ from suffice.console.auth import ROLES, Role
 from suffice.console.context import AccessChange, ViewContext
 from suffice.errors import BadRequest, ConfigError
 from suffice.operations.fields import FormInput, any_route, one_of
+from suffice.operations.keys import HOUR_S, office_of, revoke_key, rotate_key
 from suffice.operations.operation import OperationResult, operation, raise_if_refused
 from suffice.settings import AlertKind, KeyScope
 from suffice.settings.limits import NAME
 from suffice.store.database.views import newest_event, open_reader
-from suffice.store.people.keys import KeyOffice, live_keys, valid_keys
 from suffice.store.people.preferences import MEASURES, latest_rules, try_rule
 from suffice.store.rows.preferences import AlertMute, AlertRule, RuleMeasure
 
 SETTINGS, ALERTS = "/console/settings", "/console/alerts"
-HOUR_S: Final = 3_600.0
 MOST_WINDOW_HOURS: Final = 24 * 14
 MOST_MUTE_HOURS: Final = 24 * 30
 SHORTEST_DAYS, LONGEST_DAYS = 0.001, 36_500.0  # of a key
@@ -30,10 +28,6 @@ SCOPES: Final = get_args(KeyScope)
 
 def _people(view: ViewContext) -> Iterable[tuple[str, str]]:
     return [(one.name, f"{one.name} ({one.role})") for one in view.visit.context.auth.people()]
-
-
-def _holders(view: ViewContext) -> Iterable[tuple[str, str]]:
-    return dict.fromkeys((one.name, one.name) for one in live_keys(valid_keys(view.connection), view.now_s))
 
 
 def _rules(view: ViewContext) -> Iterable[tuple[str, str]]:
@@ -117,12 +111,6 @@ def _change_access(
     return OperationResult(f"{name} {sentence}.", secret=secret)
 
 
-def _office(form: ActionForm) -> KeyOffice:
-    return KeyOffice(
-        writer=form.writer, author=form.author, reason=form.reason, now_s=form.now_s, random_bytes=secrets.token_bytes
-    )
-
-
 @operation(
     "/keys/create",
     "make a key for a client",
@@ -155,42 +143,8 @@ def _create_key(
         raise BadRequest(f"scopes: unknown {unknown[0]!r}; allowed: {', '.join(SCOPES)}", param="scopes")
     permits = {field: value for field, value in (("scopes", scopes), *limits.items()) if value}
     until_s = None if days is None else form.now_s + days * 24 * HOUR_S
-    made = raise_if_refused(_office(form).issue(name, permits, until_s=until_s), f"key {name} ")
+    made = raise_if_refused(office_of(form).issue(name, permits, until_s=until_s), f"key {name} ")
     return OperationResult(f"The key of {name} is not shown again; the log keeps its hash only.", secret=made.key)
-
-
-@operation(
-    "/keys/rotate",
-    "give the holder of a key another one",
-    {
-        "name": FormInput("of its holder", "choice", _holders, required=True),
-        "overlap_hours": FormInput("for which the old key lives on", "number", default="24", range=(0, 24 * 366)),
-    },
-    title="Rotate a key",
-    commands=("key rotate",),
-    goes_to=SETTINGS,
-    needs="admin",
-)
-def _rotate_key(form: ActionForm, name: str, overlap_hours: float | None) -> OperationResult:
-    hours = 24.0 if overlap_hours is None else overlap_hours
-    made = raise_if_refused(_office(form).rotate(name, overlap_s=hours * HOUR_S), f"key {name} ", fields={"": "name"})
-    return OperationResult(
-        f"{name} has another key, not shown again; the old one ends in {hours:g} h.", secret=made.key
-    )
-
-
-@operation(
-    "/keys/revoke",
-    "end a key now",
-    {"name": FormInput("of its holder, or an id", "choice", _holders, required=True)},
-    title="Revoke a key",
-    commands=("key revoke",),
-    goes_to=SETTINGS,
-    needs="admin",
-)
-def _revoke_key(form: ActionForm, name: str) -> OperationResult:
-    n = raise_if_refused(_office(form).revoke(name), f"key {name} ", fields={"": "name"})
-    return OperationResult(f"{n} of {name} ended.")
 
 
 # ---- alerts ----------------------------------------------------------------------------------------
@@ -314,8 +268,8 @@ ACCESS_ACTIONS: Final = (
     _reset_person,
     _remove_person,
     _create_key,
-    _rotate_key,
-    _revoke_key,
+    rotate_key,
+    revoke_key,
     _set_rule,
     _send_test_alert,
     _mute_alerts,

@@ -22,8 +22,10 @@ from suffice.store.routes.deployments import read_holds
 from suffice.wiring.routes import setup_of
 
 _PAUSES = "enforcement_paused", "enforcement_resumed"
-pause = command_of(overrides.pause_route, retry_hint="`suffice kill` needs no database.", waits_for=_PAUSES)
-resume = command_of(overrides.resume_route, waits_for=_PAUSES)
+pause = command_of(
+    overrides.pause_route, retry_hint="`suffice kill` needs no database.", waits_for=_PAUSES, prints_json=False
+)
+resume = command_of(overrides.resume_route, retry_hint="", waits_for=_PAUSES, prints_json=False)
 
 
 @click.group(cls=shell.CommandGroup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,18 +12,19 @@ import click
 import msgspec
 
 from suffice.cli import shell
+from suffice.cli.operations import command_of
 from suffice.console.auth import ROLES, Role
 from suffice.errors import ConfigError, SufficeError
 from suffice.formatting import format_iso
+from suffice.operations.keys import office_of, revoke_key, rotate_key
 from suffice.plugins import load_plugins
 from suffice.settings import KeyScope, Settings
 from suffice.settings.limits import NAME
 from suffice.store.database.location import log_location
-from suffice.store.database.views import newest_of
-from suffice.store.people.keys import KEY_KINDS, KeyOffice, NewKey, valid_keys
+from suffice.store.people.keys import KEY_KINDS, NewKey, valid_keys
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings, read_settings
-from suffice.wiring.keys import permits_of, presence_files
+from suffice.wiring.keys import permits_of
 from suffice.wiring.people import People, access_changed
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence, route_notes
 from suffice.wiring.startup import preflight
@@ -32,7 +32,6 @@ from suffice.wiring.worker import open_decisions
 
 T = TypeVar("T")
 DAY_S: Final = 86_400.0
-HOUR_S: Final = 3_600.0
 
 
 @click.group(cls=shell.CommandGroup)
@@ -204,30 +203,11 @@ def create_key(by: shell.PendingDecision, name: str, days: float | None, **given
     table = {field: value for field, value in given.items() if value not in (None, ())}
     permits_of(table, by.settings)
     until_s = None if days is None else by.now_s + days * DAY_S
-    return _made(name, _office(by).issue(name, table, until_s=until_s))
+    return _made(name, office_of(by).issue(name, table, until_s=until_s))
 
 
-@key.command("rotate")
-@click.argument("name")
-@shell.option("--overlap-hours", type=float, default=24.0, metavar="H", help="How long the old key stays valid.")
-@shell.decision()
-def rotate_key(by: shell.PendingDecision, name: str, overlap_hours: float) -> shell.CommandReply:
-    """Give the holder of NAME a new key with the same permissions; the old one ends after the overlap."""
-    if not 0 <= overlap_hours <= 24 * 366:
-        raise ConfigError(f"--overlap-hours: got {overlap_hours:g}; 0 to {24 * 366}")
-    return _made(name, _office(by).rotate(name, overlap_s=overlap_hours * HOUR_S))
-
-
-@key.command("revoke")
-@click.argument("name")
-@shell.WAIT
-@shell.decision()
-def revoke_key(by: shell.PendingDecision, name: str, wait_s: float) -> shell.CommandReply:
-    """End all keys of NAME now, or the one key with this id."""
-    n = shell.accepted(_office(by).revoke(name), f"key {name} ")
-    seq = newest_of(by.writer.path, KEY_KINDS)
-    shell.confirm("revoke", presence_files(by.settings), lambda one: one.decided >= seq, wait_s=wait_s)
-    return shell.CommandReply({"name": name, "n_ended": n}, f"{name}: {n} ended")
+key.add_command(command_of(rotate_key))
+key.add_command(command_of(revoke_key, waits_for=KEY_KINDS))
 
 
 @key.command("list")
@@ -242,12 +222,6 @@ def list_keys(settings: Settings) -> shell.CommandReply:
         lines.append(f"{one.name:<24} {one.key_id}  {permits or 'as a key without a table'}  {until}".rstrip())
     plain = [{**msgspec.to_builtins(one), "digest": None} for one in known]
     return shell.CommandReply(plain, lines or ["none yet: suffice key create"])
-
-
-def _office(by: shell.PendingDecision) -> KeyOffice:
-    return KeyOffice(
-        writer=by.writer, author=by.author, reason=by.reason, now_s=by.now_s, random_bytes=secrets.token_bytes
-    )
 
 
 def _made(name: str, made: NewKey | str) -> shell.CommandReply:
