@@ -13,7 +13,7 @@ import click
 from suffice.cli import shell
 from suffice.errors import BadRequest
 from suffice.operations.fields import FormInput
-from suffice.operations.operation import OperationResult, OperationSpec
+from suffice.operations.operation import OperationSpec
 from suffice.store.database.views import newest_of
 from suffice.wiring.keys import presence_files
 
@@ -27,6 +27,7 @@ def command_of(
     retry_hint: str | None = None,
     waits_for: tuple[str, ...] = (),
     prints_json: bool = True,
+    help_text: str = "",
 ) -> click.Command:
     """Make the command of an action.
 
@@ -43,7 +44,12 @@ def command_of(
             pending = shell.PendingDecision(
                 settings=settings, writer=writer, author=shell.author_name(author), reason=reason, now_s=time.time()
             )
-            done = perform(operation, pending, **given)
+            if "route" in given:
+                pending.rules(given["route"])  # refuses an unknown one
+            try:
+                done = operation.do(pending, **given)
+            except BadRequest as error:
+                shell.fail(error, 1 if error.status == 409 else 2)
             seq = newest_of(writer.path, waits_for) if waits_for else 0
         if done.warning:
             shell.warn(done.warning)
@@ -60,17 +66,7 @@ def command_of(
     ]
     more = [_DECIDES, *([shell.WAIT] if waits_for else []), *([shell.JSON] if prints_json else [])]
     declare = shell.stacked(*fields, *more)
-    return click.command(name, cls=shell.Command, help=operation.do.__doc__)(declare(run))
-
-
-def perform(operation: OperationSpec, by: shell.PendingDecision, **given: Any) -> OperationResult:
-    """Do what an action declares; exit with 1 where it is refused, with 2 where it was asked wrongly."""
-    if "route" in given:
-        by.rules(given["route"])
-    try:
-        return operation.do(by, **given)
-    except BadRequest as error:
-        shell.fail(error, 1 if error.status == 409 else 2)
+    return click.command(name, cls=shell.Command, help=help_text or operation.do.__doc__)(declare(run))
 
 
 def _within(field: FormInput) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +14,10 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.cli.operations import perform
+from suffice.cli.operations import command_of
 from suffice.control.compare.assessment import Assessment
 from suffice.formatting import format_time
+from suffice.operations.fields import ROUTE
 from suffice.operations.overrides import override_route
 from suffice.operations.rollouts import move_rollout
 from suffice.rollout.evidence import rules_of
@@ -129,29 +131,25 @@ def _propose_policy(
     return rollouts.start_candidate(writer, one, author=author, reason=reason, name=rollout, rules=rules, secret=secret)
 
 
-def _move(move: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
-    done = perform(move_rollout, by, route=route, move=move)
-    return shell.CommandReply(done.result, done.message)
-
-
 for name, what in {
     "promote": "Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded.",
     "hold": "Hold ROUTE's rollout where it is; harm still rolls it back.",
     "release": "Resume ROUTE's rollout after a hold.",
     "rollback": "Roll ROUTE back: end the running rollout, or take back the version of the last one.",
 }.items():
-    policy.command(name, help=what)(click.argument("route")(shell.decision(_NEEDS_NO_LOG)(partial(_move, name))))
+    fields, move = {"route": ROUTE}, partial(move_rollout.do, move=name)
+    named = replace(move_rollout, fields=fields, commands=(f"policy {name}",), do=move)
+    policy.add_command(command_of(named, help_text=what, retry_hint=_NEEDS_NO_LOG))
 
-
-@policy.command()
-@click.argument("route")
-@click.argument("publication", type=click.IntRange(1))
-@shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
-@shell.decision()
-def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply:
-    """Serve PUBLICATION of ROUTE until a date, as far as it is certified there now."""
-    done = perform(override_route, by, route=route, kind="pin", days=days, publication=publication)
-    return shell.CommandReply(done.result, done.message)
+_PUBLICATION: Final = replace(override_route.fields["publication"], required=True)
+_PIN: Final = replace(
+    override_route,
+    fields={"route": ROUTE, "publication": _PUBLICATION, "days": override_route.fields["days"]},
+    commands=("policy pin",),
+    do=partial(override_route.do, kind="pin"),
+)
+_PINS: Final = "Serve PUBLICATION of ROUTE until a date, as far as it is certified there now."
+policy.add_command(command_of(_PIN, help_text=_PINS, needs=("days",)))
 
 
 def _plain_rollout(held: RolloutRun) -> dict[str, Any]:
