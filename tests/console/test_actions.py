@@ -267,3 +267,26 @@ def test_who_may_not_change_something_is_not_offered_it(here: Site) -> None:
     assert "Pause a route" not in rita.get("/console/change").text
     assert rita.get("/console/change/routes/pause").status == 403
     assert "Pause a route" in here.visitor("admin").get("/console/change").text
+
+
+@pytest.mark.parametrize("incident", ["", "math:m9"])
+def test_an_incident_that_is_not_there_is_not_found(here: Site, incident: str) -> None:
+    admin = here.visitor("admin")
+    got = admin.post("/api/incidents/decide", {"incident": incident, "reason": "r", "csrf": admin.token()})
+    assert (got.status, got.code, got.json["error"]["param"]) == (404, "not_found", "incident")
+
+
+def test_an_override_without_a_number_is_none_that_holds(here: Site) -> None:
+    admin = here.visitor("admin")
+    got = admin.post("/api/overrides/end", {"route": "math", "reason": "r", "csrf": admin.token()})
+    assert (got.status, got.code) == (409, "conflict")
+
+
+def test_no_days_mean_the_default(here: Site) -> None:
+    admin, ends = here.visitor("admin"), set[str]()
+    for days in ("", "0", "30"):
+        form = {"route": "math", "kind": "observe", "days": days, "reason": "r", "csrf": admin.token()}
+        got = admin.post("/api/overrides/set", form)
+        assert got.status == 200, got.text
+        ends.add(got.json["message"].partition("until ")[2][:10])
+    assert len(ends) <= 2, "all end on the same day, or at its midnight"
