@@ -45,7 +45,9 @@ class BadRequest(SufficeError):
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str = "bad_request") -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status = status
+        self.param = param
+        self.code = code
 
 
 class TooLarge(BadRequest):
@@ -108,7 +110,9 @@ class TraceError(SufficeError, ValueError):
     def __init__(self, problem: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
         place = ", ".join([file, *([] if row is None else [f"row {row}"]), *([] if column is None else [column])])
         super().__init__(f"{place}: {problem}")
-        self.file, self.row, self.column = file, row, column
+        self.file = file
+        self.row = row
+        self.column = column
 
 
 class ExecutorError(SufficeError):

@@ -202,7 +202,9 @@ class Agent:
     """
 
     def __init__(self, n_classes: int, n_settings: int, n_levels: int, bounds: AgentBounds, *, n_arms: int = 1) -> None:
-        self.bounds, self.shape, self.n_arms = bounds, (n_classes, n_settings, n_levels), n_arms
+        self.bounds = bounds
+        self.shape = (n_classes, n_settings, n_levels)
+        self.n_arms = n_arms
         self.guard = CostGuard(n_classes, n_settings * n_arms)
         self.token_price = bounds.token_price or PRICE_RANGE[1]  # EM that a mean full run's tokens are worth
         self._best = [0] * n_classes
@@ -331,7 +333,9 @@ class Agent:
         """
         off = self._inactive(c)[:, : most + 1]
         careful = np.where(off, -np.inf, value[:, : most + 1] - self.bounds.choice.caution * error[:, : most + 1])
-        rows, best, held = np.arange(len(value)), np.argmax(careful, axis=1), np.minimum(self._levels[c], most)
+        rows = np.arange(len(value))
+        best = np.argmax(careful, axis=1)
+        held = np.minimum(self._levels[c], most)
         better = careful[rows, best] > careful[rows, held] + self.bounds.choice.least_gain * price
         chosen = np.where(better & ~off[:, 1:].all(axis=1), best, held)
         if most:

@@ -127,5 +127,7 @@ def describe_plan(plan: AgentPlan) -> Iterator[tuple[str, str]]:
 
 def describe_regret(regret: Regret) -> str:
     """Say what the agent earned against something else, such as "+2.10 points of EM a request (1.80 to 2.40)"."""
-    earned, low, high = -100 * regret.mean, -100 * regret.high, -100 * regret.low
+    earned = -100 * regret.mean
+    low = -100 * regret.high
+    high = -100 * regret.low
     return f"{earned:+.2f} points of EM a request ({low:+.2f} to {high:+.2f}, by {regret.n_audits:,} audits)"

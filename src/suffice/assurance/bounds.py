@@ -229,7 +229,9 @@ def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
     low, high = 0.0, 1.0
     below, above = log_wealth(low) - goal, log_wealth(high) - goal
     while above < 0:
-        low, below, high = high, above, 2 * high
+        low = high
+        below = above
+        high = 2 * high
         above = log_wealth(high) - goal
     moved = 0  # last end that moved: -1 the lower, 1 the upper
     while high - low > _DIGITS * high:
@@ -237,9 +239,15 @@ def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
         s = min(max((low * above - high * below) / (above - below), low + off), high - off)
         away = log_wealth(s) - goal
         if away < 0:
-            low, below, above, moved = s, away, above / 2 if moved == -1 else above, -1
+            low = s
+            below = away
+            above = above / 2 if moved == -1 else above
+            moved = -1
         else:
-            high, above, below, moved = s, away, below / 2 if moved == 1 else below, 1
+            high = s
+            above = away
+            below = below / 2 if moved == 1 else below
+            moved = 1
     return high
 
 

@@ -271,7 +271,9 @@ def token_saving_of(tally: Tally) -> TokenBalance | None:
 
 
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
-    em_drop, drops, saved = em_drop_of(tally, confidence), _drop_sums(tally), token_saving_of(tally)
+    em_drop = em_drop_of(tally, confidence)
+    drops = _drop_sums(tally)
+    saved = token_saving_of(tally)
     spent_usd, saved_usd = tally.rates.get(SAVED_USD, (0.0, 0.0))
     is_priced = spent_usd > 0 and spent_usd + saved_usd > 0
     by_audits = partial(_by_audits, tally, confidence=confidence)
@@ -344,7 +346,9 @@ def _grouped(
     value = scale * float(statistic(sums))
     if not np.isfinite(value):
         return None
-    note, low, high = None, None, None
+    note = None
+    low = None
+    high = None
     if len(parts) < MIN_GROUPS:
         note = "not enough different questions for an interval"
     else:

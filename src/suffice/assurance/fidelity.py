@@ -177,7 +177,9 @@ class FinishFidelity:
             near += latest[max(0, len(latest) - self.window + len(near)) :]
         if not near:
             return None
-        n, n_differing, own = len(near), sum(near), self.bands[band].latest
+        n = len(near)
+        n_differing = sum(near)
+        own = self.bands[band].latest
         # Borrowed comparisons must not hide a rate that the band's own comparisons prove.
         refuted = _interval(sum(own), len(own)).low if own else 0.0
         return Fidelity(n=n, n_differing=n_differing, upper=max(_interval(n_differing, n).high, refuted))

@@ -278,7 +278,9 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_marks(run)
         self._add_spent(run)
         if run.enforce and run.spent is not None:
-            w, saved, spent = run.sampling_weight, run.saved or 0, outcome.overhead
+            w = run.sampling_weight
+            saved = run.saved or 0
+            spent = outcome.overhead
             own = w * (spent.probe_tokens + spent.discarded_tokens)
             sums = (w * run.spent, saved, own, w * saved * request.certified, w * (run.saved is None))
             _add_sums(self.rates, SAVED, sums)
@@ -359,7 +361,9 @@ class Tally(msgspec.Struct, kw_only=True):
                 self._add_rate(name, correct, run.sampling_weight, sign=sign)
         if run.full and run.disagrees is not None:
             w = run.weight if run.enforce else 1.0
-            lost, gained, pending = run.drop == 1, run.drop == -1, run.disagrees and run.drop is None
+            lost = run.drop == 1
+            gained = run.drop == -1
+            pending = run.disagrees and run.drop is None
             sums = (1.0, w, w * w, w * lost, w * gained, w * pending, float(lost), float(gained), float(pending))
             _add_sums(self.rates, ENFORCED_DROP if run.enforce else OBSERVED_DROP, sums, sign)
 

@@ -88,7 +88,10 @@ def next_forecast(
         if spike is None and last.spike is None:
             return None
         return replace(last, hour=hour, spike=spike, grades=(), author=author)
-    days, months, grades, records = {}, {}, list[ForecastGrade](), list[TrackRecord]()
+    days = {}
+    months = {}
+    grades = list[ForecastGrade]()
+    records = list[TrackRecord]()
     for unit, amounts in daily.items():
         given = list(_grades(unit, day, earlier, amounts))
         record = record_of(last.records if last is not None else (), unit).with_grades(given)

@@ -79,7 +79,9 @@ class SavingTrial:
         if usage is None or not outcome.is_finished or not usage.completion_tokens:
             return
         full, spent = float(usage.completion_tokens), float(overhead.probe_tokens + overhead.discarded_tokens)
-        self.n, self._full, self._spent = self.n + 1, KEPT * self._full + full, KEPT * self._spent + spent
+        self.n = self.n + 1
+        self._full = KEPT * self._full + full
+        self._spent = KEPT * self._spent + spent
         costs = thought_costs(outcome) if outcome.steps else np.array([full])
         gain = np.array([full - costs[_first_repeat(outcome, n)] - PAYBACK * spent for n in EQUAL])
         self._sums = KEPT * self._sums + (np.ones(len(EQUAL)), gain, gain**2)

@@ -48,8 +48,13 @@ async def end_thought(session: ServerSession, body: Mapping[str, Any]) -> tuple[
     Return what came; the pieces of thought before the request to end it, 0 if the thought was over before; the status
     of the answer to that request; and whether it reports success.
     """
-    seen, ended_at, status, success = StreamTranscript(), 0, 0, False
-    facts, name, tag = DRIVERS[session.settings.driver], f"doctor-{secrets.token_hex(8)}", session.settings.think_close
+    seen = StreamTranscript()
+    ended_at = 0
+    status = 0
+    success = False
+    facts = DRIVERS[session.settings.driver]
+    name = f"doctor-{secrets.token_hex(8)}"
+    tag = session.settings.think_close
     control = facts.control or DRIVERS["llama.cpp"].control
     assert control is not None
     async with session.open(CHAT, {**body, "stream": True, **control(name, "\n", tag)}) as call:

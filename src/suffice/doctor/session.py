@@ -99,7 +99,9 @@ class ServerSession:
     """The calls that experiments make, and their observations so far."""
 
     def __init__(self, client: UpstreamClient, *, model: str, timeout_s: float) -> None:
-        self.client, self.model, self.timeout_s = client, model, timeout_s
+        self.client = client
+        self.model = model
+        self.timeout_s = timeout_s
         self.cap_field = "max_tokens"  # the name that this server accepts
         # Results that later experiments build on. None: not observed, or not tested yet.
         self.n_slots: int | None = None

@@ -40,7 +40,9 @@ class HttpEmbedder:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
         self._client = helper_client("embedder", url, timeout_s=timeout_s, api_key=api_key, retries=1)
-        self._model, self._timeout_s, self._pause_s = model, timeout_s, pause_s
+        self._model = model
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
         self._n_numbers: int | None = None  # length of each vector, as of the first one
         self._kept: OrderedDict[bytes, Vector] = OrderedDict()
         self._again_at_s = 0.0

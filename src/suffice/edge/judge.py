@@ -90,7 +90,9 @@ class JudgeModel:
         return grade
 
     async def _grade(self, question: str, answer: str) -> Grade:
-        sent, pause_s, n_calls = messages(question, answer), FIRST_PAUSE_S, 0
+        sent = messages(question, answer)
+        pause_s = FIRST_PAUSE_S
+        n_calls = 0
         while True:
             n_calls += 1
             async with self._slots:

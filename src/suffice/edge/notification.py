@@ -54,7 +54,9 @@ def send_mail(
     """Return None if the server accepts every address, else the failure. Each step takes at most `timeout_s`."""
     message = EmailMessage()
     try:
-        message["From"], message["To"], message["Subject"] = sender, ", ".join(to), subject
+        message["From"] = sender
+        message["To"] = ", ".join(to)
+        message["Subject"] = subject
     except ValueError:
         return "a line break stands in the sender, an address or the subject: nothing was sent"
     message["Auto-Submitted"] = "auto-generated"

@@ -315,11 +315,15 @@ class ChainReader:
         budget: EngineBudget | None = None,
         gate: CheckpointGate | None = None,
     ) -> None:
-        self.account, self.ledger, self.budget = account, ledger, budget
+        self.account = account
+        self.ledger = ledger
+        self.budget = budget
         self.state = StreamState()
         self.close_tag = tags[1]
         self.close_at_tokens: int | None = None  # generated, after which an open thought is closed; None: never
-        self._segmenter, self._scorer, self._gate = segmenter, scorer, gate
+        self._segmenter = segmenter
+        self._scorer = scorer
+        self._gate = gate
         self._think = ThinkTag(*tags, opened=opened)
         self._has_stopped_reading = False
         self._unplaced_tokens = 0  # of an inline thought, whose text is held back for now
@@ -454,7 +458,9 @@ class ChainReader:
         if self.is_over_budget:
             self.ledger.fail_open("budget")  # it was given a budget and exceeded it
             return
-        stop.acted, stop.reason, stop.finish_method = True, "budget", "budget"
+        stop.acted = True
+        stop.reason = "budget"
+        stop.finish_method = "budget"
         stop.decision = stop.decision or f"budget of {budget.tokens} tokens, enforced by the engine"
 
     def _stop_reading(self) -> None:
@@ -490,7 +496,9 @@ class ChainReader:
         return delta.content
 
     def _fold_inline(self, content: str, tokens: int, points: list[Checkpoint]) -> str:
-        think, was_inside, answer = self._think, self._think.inside, ""
+        think = self._think
+        was_inside = self._think.inside
+        answer = ""
         pieces = think.feed(content)
         if was_inside or think.inside:
             self.state.inline = True

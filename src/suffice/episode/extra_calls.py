@@ -223,7 +223,9 @@ class Continuer:
 
 class Prober:
     def __init__(self, continuer: Continuer, scorer: Scorer) -> None:
-        self._continuer, self._scorer, self._ledger = continuer, scorer, continuer.ledger
+        self._continuer = continuer
+        self._scorer = scorer
+        self._ledger = continuer.ledger
 
     def ready(self) -> bool:
         """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
@@ -303,7 +305,9 @@ async def ask_paired_call(
     `paired_fields`. Where that fails, it is made once more without them; the first attempt counts for its cost alone.
     """
     ledger, client = continuer.ledger, continuer.client
-    audit, n_before, whole = ledger.audit, len(ledger.calls), None
+    audit = ledger.audit
+    n_before = len(ledger.calls)
+    whole = None
     try:
         if client.sends_paired_fields and continuer.may_call(keep=1):
             try:
@@ -321,7 +325,9 @@ async def ask_paired_call(
         ledger.fail_open("probe")
     finally:
         if len(ledger.calls) > n_before:  # it was sent
-            audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm, propensity
+            audit.pair_call = ledger.calls[n_before]
+            audit.pair_arm = arm
+            audit.pair_propensity = propensity
 
 
 async def _ask_whole(
@@ -340,8 +346,12 @@ class HeldCall(Call):
     """A reply that is read from the upstream once and again from memory."""
 
     def __init__(self, call: Call) -> None:
-        self.status, self.content_type, self.is_encoded = call.status, call.content_type, call.is_encoded
-        self.headers, self.limit_headers, self.asks_for_less = call.headers, call.limit_headers, call.asks_for_less
+        self.status = call.status
+        self.content_type = call.content_type
+        self.is_encoded = call.is_encoded
+        self.headers = call.headers
+        self.limit_headers = call.limit_headers
+        self.asks_for_less = call.asks_for_less
         self._source: Call | None = call
         self._parts: deque[bytes] = deque()
 
@@ -469,7 +479,9 @@ async def pieces(
 
     Raise UpstreamError if the stream breaks off.
     """
-    answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
+    answer = AnswerOnly(prefill, tags, opened=opened)
+    finished = False
+    n_chars = 0
     async with aclosing(chunks(call, account, events, inside="continuation")) as stream:
         async for chunk, _ in stream:
             choice = first_choice(chunk)

@@ -250,8 +250,13 @@ class Ledger:
         self.fail_open(site)
         for account in self.calls:
             account.discarded = True
-        self.stop.acted, self.stop.finish_method, self.stop.handover_ms, self.reply.vote = False, None, None, ()
-        self.costs.estimate_method, self.costs.full_tokens, self.costs.has_less_effort = None, None, False
+        self.stop.acted = False
+        self.stop.finish_method = None
+        self.stop.handover_ms = None
+        self.reply.vote = ()
+        self.costs.estimate_method = None
+        self.costs.full_tokens = None
+        self.costs.has_less_effort = False
 
     def fail_open(self, site: str) -> None:
         if site not in self.degraded:
@@ -441,7 +446,9 @@ class Ledger:
         return cost.total_usd - avoided_usd + self.costs.closing_usd
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
-        stop, reply, audit = self.stop, self.reply, self.audit
+        stop = self.stop
+        reply = self.reply
+        audit = self.audit
         known, cost = self.client_prompt_tokens(), self.cost()
         return Outcome(
             episode_id=self.request.episode_id,
@@ -514,7 +521,10 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     If only audits send probes, it leaves out the probes, the number of steps (which depends on them) and a probe that
     is still running. The log has them all.
     """
-    stop, costs, disclosure, fields = ledger.stop, ledger.costs, ledger.disclosure, _same_fields(ledger)
+    stop = ledger.stop
+    costs = ledger.costs
+    disclosure = ledger.disclosure
+    fields = _same_fields(ledger)
     if not disclosure.tells_stops:
         turn = {} if ledger.turn is None else ledger.turn.report()
         return fields | ({"turns": {k: v for k, v in turn.items() if k != "stopped"}} if turn else {})
@@ -522,7 +532,9 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
     degraded = ledger.disclosed_degraded
     ledger = replace(ledger, calls=calls, degraded=degraded)
-    overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd() if stop.acted else None
+    overhead = ledger.overhead()
+    cost = ledger.cost()
+    saved_usd = ledger.saved_usd() if stop.acted else None
     fields |= {
         "stopped": stop.acted,
         "stop_reason": stop.reason if stop.acted else None,

@@ -192,7 +192,9 @@ class RoundsRun:
 
     def finish(self) -> None:
         self.is_over = True
-        request, reply, stop = self.ledger.request, self.ledger.reply, self.ledger.stop
+        request = self.ledger.request
+        reply = self.ledger.reply
+        stop = self.ledger.stop
         reply.answer = self.answer_of(self.return_step)
         if request.kind == "samples" and self.seen:
             reply.vote = vote.count_votes([s.answer for s in self.seen]).counts

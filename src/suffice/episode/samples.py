@@ -31,7 +31,9 @@ class SampleRefusal(UpstreamError):
 
     def __init__(self, http_status: int, content_type: str, body: bytes, headers: Headers = ()) -> None:
         super().__init__(f"the upstream answered {http_status}")
-        self.http_status, self.content_type, self.body = http_status, content_type, body
+        self.http_status = http_status
+        self.content_type = content_type
+        self.body = body
         self.headers = [(k, v) for k, v in headers if k.lower() not in ("content-type", "content-length")]
 
 
@@ -160,7 +162,9 @@ class SampleRun:
         winner = good[result.winner - 1]
         body, reply = dict(winner.body or {}), self.ledger.reply
         self.ledger.note_reply(self.scorer, completion_text(body), calls_of(first_message(body)))
-        reply.vote, reply.answer, reply.response_id = result.counts, result.answer, body.get("id")
+        reply.vote = result.counts
+        reply.answer = result.answer
+        reply.response_id = body.get("id")
         reply.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]
         reply.finish_reason = choices[0].get("finish_reason")

@@ -76,7 +76,9 @@ class StopTransition:
         await self.relay.rest()
 
     async def _stop_natively(self) -> bool:
-        start_s, own_end, completion_id = self.monotonic_s(), self.relay.own_end, self.relay.reader.state.id
+        start_s = self.monotonic_s()
+        own_end = self.relay.own_end
+        completion_id = self.relay.reader.state.id
         try:
             within_s = self.route.handover_ms / 1e3
             closed = completion_id is not None and await self.continuer.end_reasoning(completion_id, within_s)
@@ -170,7 +172,9 @@ class StopTransition:
         if not self.ledger.reply.unclosed:
             await self.relay.own_end.deliver(self.relay.delivery)
             return
-        relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
+        relay = self.relay
+        stop = self.ledger.stop
+        start_s = self.monotonic_s()
         self._n_thought_chars = len(relay.reader.thought)
         method = next((way for way in self.continuer.methods if way != "native"), None)
         before = stop.finish_method, stop.handover_ms
@@ -247,7 +251,11 @@ class StopTransition:
             last.discarded = True
 
     async def _deliver(self, reply: AsyncIterator[Piece]) -> None:
-        relay, state, text, finish, calls = self.relay, self.relay.reader.state, "", "stop", list[Any]()
+        relay = self.relay
+        state = self.relay.reader.state
+        text = ""
+        finish = "stop"
+        calls = list[Any]()
         # A body is sent only when it is whole, so a torn answer can still be repaired.
         is_body, held = relay.delivery.can_rerun(), list[Frame]()
         opening = self.continuer.settings.think_close if state.inline else ""

@@ -102,7 +102,10 @@ class WithheldEnd:
 
 class StreamRelay:
     def __init__(self, call: Call, reader: ChainReader, delivery: Delivery, view: ClientView) -> None:
-        self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
+        self.call = call
+        self.reader = reader
+        self.delivery = delivery
+        self.view = view
         self.events = view.events
         self._texts_now = delivery.texts_now
         self.own_end = WithheldEnd()
@@ -123,7 +126,9 @@ class StreamRelay:
         self.events.hold()
 
     async def release(self) -> None:
-        held, self._held, self.held_bytes = self._held or [], None, 0
+        held = self._held or []
+        self._held = None
+        self.held_bytes = 0
         if held:
             await self.delivery.frames(held)
         is_over = self.reader.state.ended and self.reader.state.finish_reason is not None
@@ -348,10 +353,14 @@ class StreamRelay:
         return edited
 
     def _identify(self, chunk: Chunk, data: bytes) -> None:
-        state, ledger, alias = self.reader.state, self.reader.ledger, self.view.alias
+        state = self.reader.state
+        ledger = self.reader.ledger
+        alias = self.view.alias
         body = decode_json(data)
         body = body if isinstance(body, dict) else {}
-        state.id, state.model, state.created = chunk.id, chunk.model, body.get("created")
+        state.id = chunk.id
+        state.model = chunk.model
+        state.created = body.get("created")
         ledger.reply.note_upstream(chunk.model, body.get("system_fingerprint"))
         # The client of a rerun knows the id of the run before.
         ledger.reply.response_id = chunk.id if alias is None else alias.id
@@ -434,7 +443,9 @@ class ReasoningRun:
         drain: bool = False,
     ) -> None:
         self.relay, self.reader = relay, relay.reader
-        self._prober, self._additions, self._drain = prober, additions, drain
+        self._prober = prober
+        self._additions = additions
+        self._drain = drain
         self._probes_are_off = prober is None
         self._visible: str | None = None  # the answer in the text so far
 

@@ -187,7 +187,9 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
 
 
 async def _answer(admitted: AdmittedRequest, ledger: Ledger, answer: Answer) -> EndReason:
-    exchange, request, gw = admitted.exchange, admitted.request, admitted.gw
+    exchange = admitted.exchange
+    request = admitted.request
+    gw = admitted.gw
 
     def reads_on() -> bool:
         if admitted.turn is not None or not is_read_on(request, admitted.route):

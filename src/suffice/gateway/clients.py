@@ -54,10 +54,14 @@ class _Use:
     def start_day(self, day: str) -> None:
         if day != self.day:
             self.month_usd *= day[:MONTH_CHARS] == self.day[:MONTH_CHARS]
-            self.day, self.n_tokens, self.day_usd = day, 0, 0.0
+            self.day = day
+            self.n_tokens = 0
+            self.day_usd = 0.0
 
     def add(self, n_tokens: int, usd: float) -> None:
-        self.n_tokens, self.day_usd, self.month_usd = self.n_tokens + n_tokens, self.day_usd + usd, self.month_usd + usd
+        self.n_tokens = self.n_tokens + n_tokens
+        self.day_usd = self.day_usd + usd
+        self.month_usd = self.month_usd + usd
 
     def refuse_spent(self, permits: Key, wall_s: float) -> None:
         """Raise KeyLimitError if a budget is used up."""

@@ -438,7 +438,9 @@ class Deployment:
 
     def guarantee_of(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
         """Return a function that determines the guarantee as of now; for a reply that shows none it is never called."""
-        killed, unread, classes = self.kill.on, self.serves == "full", self.classes.get(route.name)
+        killed = self.kill.on
+        unread = self.serves == "full"
+        classes = self.classes.get(route.name)
         running, unwatched = self.variants.running, self.leases.lapsed(route.name)
         return lambda: route.guarantee(
             killed=killed,

@@ -74,7 +74,10 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
 
 class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
-        self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
+        self.scope = scope
+        self.receive = receive
+        self._send = send
+        self._now = monotonic_s
         self.hang_up: OnHangUp = scope["extensions"][HANG_UP]
         self._write_now: WriteNow = scope["extensions"][WRITE_NOW]
         self.request: RequestContext = scope.get(CONTEXT) or RequestContext()
@@ -215,7 +218,9 @@ class _Departure:
     """What happens when the client of a running task leaves."""
 
     def __init__(self, exchange: Exchange, task: asyncio.Task[Any], reads_on: Callable[[], bool]) -> None:
-        self._exchange, self._task, self._reads_on = exchange, task, reads_on
+        self._exchange = exchange
+        self._task = task
+        self._reads_on = reads_on
         self._timer: asyncio.TimerHandle | None = None
         self.has_left = self.is_cut = False
 
@@ -290,7 +295,9 @@ class BodyDelivery(Delivery):
     def __init__(
         self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]], events: ChatEvents | None = None
     ) -> None:
-        self._exchange, self._status, self._events = exchange, status, events or ChatEvents()
+        self._exchange = exchange
+        self._status = status
+        self._events = events or ChatEvents()
         dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
         self._assembler = Assembler(BODY_LIMIT_BYTES)

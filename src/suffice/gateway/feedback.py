@@ -95,7 +95,9 @@ async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
         raw = await _read_batch(exchange)
         if signed:
             imported_feedback.check_signature(raw, signature or "", secret or "")
-        rules, declared, read = gw.settings.feedback.langfuse.scores, gw.settings.metrics, imported_feedback.read_scores
+        rules = gw.settings.feedback.langfuse.scores
+        declared = gw.settings.metrics
+        read = imported_feedback.read_scores
         scores = await read_aside(
             lambda raw, limits: read(parse_json(raw, limits), rules, declared), raw, gw.settings.server
         )

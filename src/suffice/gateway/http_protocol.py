@@ -190,7 +190,9 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- called by the parser
 
     def on_message_begin(self) -> None:
-        self.url, self.headers, self._has_begun = b"", [], True
+        self.url = b""
+        self.headers = []
+        self._has_begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -199,7 +201,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         version, expects = self._check_head()
-        self._in_head, self._n_bytes, self._n_requests = False, 0, self._n_requests + 1
+        self._in_head = False
+        self._n_bytes = 0
+        self._n_requests = self._n_requests + 1
         parts = parse_url(self.url)
         path = parts.path.decode("ascii")
         scope: Scope = {
@@ -252,7 +256,10 @@ class LimitedHttp(HttpToolsProtocol):
             cycle.wake()
 
     def on_message_complete(self) -> None:
-        self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
+        self._in_head = True
+        self._has_begun = False
+        self._n_bytes = 0
+        self._n_read = self._n_read + 1
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.more_body = False
             self.cycle.wake()
@@ -412,7 +419,9 @@ class RequestCycle:
         connection.flow.resume_reading()
         while not (self.disconnected or self.response_complete):
             if self.body or not (self.more_body or self._is_read):
-                body, self.body, self._is_read = bytes(self.body), bytearray(), not self.more_body
+                body = bytes(self.body)
+                self.body = bytearray()
+                self._is_read = not self.more_body
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             self._waiter = connection.loop.create_future()
             await self._waiter
@@ -451,7 +460,9 @@ class RequestCycle:
         self.wake()
 
     def hold(self, head: bytes, status: int) -> None:
-        self.status, self._held, self.n_bytes = status, head, len(head)
+        self.status = status
+        self._held = head
+        self.n_bytes = len(head)
 
     def flush(self) -> None:
         if self._held:
@@ -461,7 +472,9 @@ class RequestCycle:
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Write the head. Raise RuntimeError for a line break in a header."""
-        lines, says_close, is_head = list[bytes](), False, self.scope["method"] == "HEAD"
+        lines = list[bytes]()
+        says_close = False
+        is_head = self.scope["method"] == "HEAD"
         for name, value in headers:
             if name == b"content-length":
                 self._left_bytes = int(value)
@@ -503,7 +516,9 @@ class RequestCycle:
 
     def _write(self, data: bytes) -> None:
         self.n_bytes += len(data)
-        transport, held, self._held = self._connection.transport, self._held, b""
+        transport = self._connection.transport
+        held = self._held
+        self._held = b""
         if not (held and transport.is_closing()):
             transport.write(held + data if held else data)
 

@@ -42,7 +42,10 @@ class KillSwitch:
         presence: Announcement | None = None,
         gateway: str = "",
     ) -> None:
-        self.file, self._notify, self.presence, self._gateway = file, notify, presence, gateway
+        self.file = file
+        self._notify = notify
+        self.presence = presence
+        self._gateway = gateway
         self._by_environment = environment.strip() not in ("", "0")
         self._known: SwitchFile | None = None  # the file as it was seen last
         self.order: KillSwitchState | None = None  # the newest for all replicas
@@ -134,7 +137,9 @@ class KillSwitch:
 
     def _set(self, *, on: bool, reason: str, stamp: int, is_ordered: bool = False) -> None:
         """`is_ordered`: a person's order, which is in the log, says the same."""
-        changed, self.on, self.reason = on != self.on, on, reason
+        changed = on != self.on
+        self.on = on
+        self.reason = reason
         if changed:
             LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: active policies may stop again")
         if changed and not is_ordered:

@@ -121,7 +121,9 @@ class LastGoodWriter:
 
     def __init__(self, file: Path, *, secret: str, monotonic_s: Callable[[], float], every_s: float) -> None:
         self.file = file
-        self._secret, self._monotonic_s, self._every_s = secret, monotonic_s, every_s
+        self._secret = secret
+        self._monotonic_s = monotonic_s
+        self._every_s = every_s
         self._kept_s: float | None = None
         self._warned = ""
 

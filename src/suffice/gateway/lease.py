@@ -124,7 +124,9 @@ class Leases:
             if is_first and age_s > self.rules.lease_s + TOLERANCE_S:
                 lease.lapsed = f"the last look at the route was completed {_duration(age_s)} before this gateway began"
             else:
-                lease.seen_s, lease.n_requests, lease.lapsed = self.monotonic_s(), 0, ""
+                lease.seen_s = self.monotonic_s()
+                lease.n_requests = 0
+                lease.lapsed = ""
 
     def has_run(self, job: str) -> bool:
         """Return whether a run of a job was completed within the time of a lease, as far as this gateway has seen."""

@@ -304,7 +304,9 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason, *, ended_s: float | 
     write_outcome(gw, ledger, outcome)
     _count(gw, ledger, outcome)
     _count_extra_calls(gw, ledger)
-    request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
+    request = ledger.request
+    now_s = gw.monotonic_s()
+    statistics = gw.statistics[ledger.request.route]
     if ended_s is not None:
         gw.metrics.observe("suffice_request_duration_seconds", ended_s - ledger.started_s, request.route)
     if ledger.trace is not None and gw.process.tracer is not None:
@@ -337,7 +339,10 @@ def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
 
 def _count(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     request, inc = ledger.request, gw.metrics.inc
-    route, usage, overhead, cost = request.route, outcome.usage, outcome.overhead, ledger.cost()
+    route = request.route
+    usage = outcome.usage
+    overhead = outcome.overhead
+    cost = ledger.cost()
     inc("suffice_requests_total", route, request.mode, outcome.end_reason)
     for call in outcome.calls:
         inc("suffice_upstream_calls_total", route, call.purpose)

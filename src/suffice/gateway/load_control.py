@@ -244,7 +244,9 @@ class RouteOperation:
         return wanted if ceiling is None else min(wanted, ceiling)
 
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
-        targets, before, was = self.settings.pressure, self.operation, self._state
+        targets = self.settings.pressure
+        before = self.operation
+        was = self._state
         if targets is None:
             return
         measured = self.load.measured(now_s, queue=queue)

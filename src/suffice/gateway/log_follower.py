@@ -184,7 +184,9 @@ def export_tally(tally: Tally, route: str, metrics: Metrics) -> None:
 
 
 def export_gauges(forecast: RouteForecast, route: str, metrics: Metrics) -> None:
-    whole, drop, effects = forecast.whole, forecast.drop, forecast.satisfaction
+    whole = forecast.whole
+    drop = forecast.drop
+    effects = forecast.satisfaction
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
         metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)
     if drop is not None:
@@ -223,9 +225,13 @@ class Follower:
         good_writer: LastGoodWriter | None = None,
         good: LastGood | None = None,
     ) -> None:
-        self._gw, self._database, self._good_writer = gw, database_at(log), good_writer
+        self._gw = gw
+        self._database = database_at(log)
+        self._good_writer = good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
-        self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, RunningVariants()
+        self._decided = NOTHING_DECIDED
+        self._holds = NOTHING_HELD
+        self._running = RunningVariants()
         self._seq = 0  # place in the log up to which it was read …
         self._is_current = False  # … and everything known; False: a read failed, or the settings have changed
         self._keys: tuple[KeyIssue, ...] = () if good is None else good.keys
@@ -266,7 +272,9 @@ class Follower:
         if self._gw.deployment.log_problem is not None:
             self._is_current = False
             raise StoreError(self._gw.deployment.log_problem)
-        now_s, current, self._is_current = self._gw.wall_s(), self._is_current, False
+        now_s = self._gw.wall_s()
+        current = self._is_current
+        self._is_current = False
         ends_s = (one.holding.until_s for one in self._routes.values() if one.holding.until_s is not None)
         if current and now_s < min(ends_s, default=inf) and self._database.is_unchanged(self._written, now_s=now_s):
             self._is_current = True
@@ -328,7 +336,9 @@ class Follower:
                 continue
             line = succession(rollouts, name, own_version(settings).address)
             good = self._newest_good(connection, name, line)
-            policy, followed.own, followed.replacement = self._versions.policies.get(good), line[0], good
+            policy = self._versions.policies.get(good)
+            followed.own = line[0]
+            followed.replacement = good
             if good != line[0] and isinstance(policy, Mapping):
                 serving[name] = policy
             if rollout is None or good != line[-1]:  # a comparison needs the version that is served
@@ -353,7 +363,9 @@ class Follower:
         self, one: _FollowedRoute, held: RouteDeployment, holding: ActiveOverrides, connection: LogReader | None
     ) -> BuiltRoute:
         """Never raises: a version that cannot be built is not served."""
-        base, settings, before = one.base, one.base.settings, one.served
+        base = one.base
+        settings = one.base.settings
+        before = one.served
         one.served = held
         if _agent_fails(self._watches, base.name):  # nobody watches what its plan costs
             held = replace(held, plan=None)
@@ -418,20 +430,26 @@ class Follower:
             deployment.activate(name, route)
         if deployment.serves:
             LOG.warning("control: the log can be read again, and its decisions are active")
-        self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
+        self._read_s = self._gw.monotonic_s()
+        self._rebuild = False
+        deployment.serves = ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
             deployment.kill.presence.update(decided=self._seq)
 
     def serve_last_good(self, *, age_s: float) -> None:
         """Serve the last-good file until the log can be read. Routes that it does not know run in full."""
-        self._read_s, self._rebuild, good = self._gw.monotonic_s() - age_s, True, self._versions.good
+        self._read_s = self._gw.monotonic_s() - age_s
+        self._rebuild = True
+        good = self._versions.good
         self._gw.deployment.kill.follow(self._order)
         if good is None:
             self._run_in_full("there is no last-good file that may be served")
             return
         self._gw.clients.follow_keys(good.keys)
-        now_s, serving, activate = self._gw.wall_s(), dict[str, PolicyTable](), self._gw.deployment.activate
+        now_s = self._gw.wall_s()
+        serving = dict[str, PolicyTable]()
+        activate = self._gw.deployment.activate
         for name, followed in self._routes.items():
             base, known = followed.base, good.routes.get(name)
             if known is None:
@@ -440,7 +458,9 @@ class Follower:
             activate(name, self._serving(followed, known.held, in_effect(known.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
             if known.standing is not None and known.instead_of == own:  # else the settings' new policy serves
-                serving[name], followed.own, followed.replacement = known.standing, own, known.active_policy
+                serving[name] = known.standing
+                followed.own = own
+                followed.replacement = known.active_policy
         self._running = self._gw.deployment.variants.running = replace(self._running, standing=serving)
         self._gw.deployment.serves = "last good"
         self._export_unread()

@@ -62,7 +62,9 @@ async def pass_through(
     reads_head  whether the first events tell what the last ones do not
     note_id     is called with the id in a stream's first events, before they are sent, until it returns True
     """
-    account, extra, kept = ledger.open_call(purpose), purpose == "rerun", Excerpt(reads_head=reads_head)
+    account = ledger.open_call(purpose)
+    extra = purpose == "rerun"
+    kept = Excerpt(reads_head=reads_head)
     try:
         async with client.open(path, body, headers, method=method, x_api_key=x_api_key, extra=extra) as call:
             if not (200 <= call.status < 300 or 400 <= call.status < 600):
@@ -318,7 +320,10 @@ class Passthrough:
         await self.relay(admitted, ledger)
 
     async def relay(self, admitted: AdmittedRequest, ledger: Ledger, purpose: Purpose = "main") -> None:
-        gw, exchange, request, client = admitted.gw, admitted.exchange, admitted.request, admitted.client
+        gw = admitted.gw
+        exchange = admitted.exchange
+        request = admitted.request
+        client = admitted.client
         if purpose == "main":
             gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
         path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)

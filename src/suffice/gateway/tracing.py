@@ -129,7 +129,10 @@ class Tracer:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         self._api, self._sdk = trace, sdk
-        self._rules, self._metrics, self._exporter, self._submit = rules, metrics, exporter, submit
+        self._rules = rules
+        self._metrics = metrics
+        self._exporter = exporter
+        self._submit = submit
         self._resource, self._scope = resource, InstrumentationScope("suffice", installed_version())
         self._monotonic_s, self._wall_s = monotonic_s, wall_s
         self._n_submitted = 0
@@ -240,7 +243,9 @@ def span_attributes(trace: RunTrace, ledger: Ledger, outcome: Outcome) -> dict[s
 
 def gen_ai_attributes(operation: str, provider: str, ledger: Ledger, outcome: Outcome) -> dict[str, Any]:
     """Return the attributes of the GenAI conventions, under the names of `opentelemetry-semantic-conventions` 0.66."""
-    request, usage, finish = ledger.request, outcome.usage, ledger.reply.finish_reason
+    request = ledger.request
+    usage = outcome.usage
+    finish = ledger.reply.finish_reason
     known: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": provider or None,

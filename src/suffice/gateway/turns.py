@@ -195,12 +195,16 @@ class Turn:
                 await self._step
 
     async def _take_step(self, report: StepReport) -> None:
-        run, state, index = self.run, self.state, self.place.index - 1
+        run = self.run
+        state = self.state
+        index = self.place.index - 1
         try:
             async with state.lock:
                 if run.is_over or len(run.seen) != index - 1:
                     return
-                held, trial, may_act = None, None, state.is_live and run.right.refusal() is None
+                held = None
+                trial = None
+                may_act = state.is_live and run.right.refusal() is None
                 if may_act or run.ledger.stop.wish == "answer_now" or is_measured(run.ledger.request):
                     held, trial = await self.request.try_answer(run)
                 vector = await run.vector_of(index, report)
@@ -216,7 +220,9 @@ class Turn:
 
     def note(self, text: str, calls: Sequence[Mapping[str, Any]], ledger: Ledger) -> None:
         """Note this turn's reply, before the client can go on with it."""
-        run, state, usage = self.run, self.state, ledger.usage()
+        run = self.run
+        state = self.state
+        usage = ledger.usage()
         if run.is_over or usage is None:
             return
         kinds = [str(call.get("type") or "function") for call in calls]
@@ -237,7 +243,9 @@ class Turn:
         """End the run where this turn's reply is its answer."""
         if self._step is not None:
             await self._step
-        run, reply, index = self.run, ledger.reply, self.place.index
+        run = self.run
+        reply = ledger.reply
+        index = self.place.index
         if run.is_over or ledger.end_reason is not None or (self._reply is not None and self._reply.action):
             return  # after an error the client may ask again
         run.ledger.reply.note_upstream(reply.model, reply.system_fingerprint)

@@ -79,7 +79,9 @@ class LocalRun:
     def __init__(self, backend: LocalBackend, run: RoundsRun) -> None:
         self._backend, self._run = backend, run
         request = run.ledger.request
-        self.id, self.mode, self.policy_version = run.id, request.mode, request.policy_version
+        self.id = run.id
+        self.mode = request.mode
+        self.policy_version = request.policy_version
         self.certified, self.feedback_token = request.certified, run.ledger.disclosure.feedback_token
 
     @property

@@ -52,7 +52,9 @@ class GovernorState:
     """What a governor must release at its end, which its finalizer can do because nothing here refers to it."""
 
     def __init__(self, backend: Backend, route: str) -> None:
-        self.backend, self.route, self.pid = backend, route, os.getpid()
+        self.backend = backend
+        self.route = route
+        self.pid = os.getpid()
         self.threads = ThreadPoolExecutor(N_THREADS, "suffice") if backend.blocks else None
         self.open: set[EpisodeBase] = set()
         self._closed = False
@@ -87,7 +89,9 @@ class EpisodeBase:
     """State and properties common to `Episode` and `AsyncEpisode`. Thread-safe."""
 
     def __init__(self, state: GovernorState, run: BackendRun) -> None:
-        self._state, self._run, self._lock = state, run, threading.Lock()
+        self._state = state
+        self._run = run
+        self._lock = threading.Lock()
         self._ended: str | None = None  # why the run ended; None: it is open
         self.history: tuple[RoundRecord, ...] = ()
         self.id = run.id  # made up here if the server could not be called

@@ -192,7 +192,9 @@ def decide_route_incident(
     )
     where = f"{name} " if isinstance(decided, str) and decided.startswith("is ") else ""
     result = raise_if_refused(decided, where, fields=_WRONG_FIELDS).decision
-    word, before, after = decision.replace("_", " "), result.before.rstrip("."), result.after.rstrip(".")
+    word = decision.replace("_", " ")
+    before = result.before.rstrip(".")
+    after = result.after.rstrip(".")
     return OperationResult(f"{name}: {word}. Before: {before}. Now: {after}.", result)
 
 

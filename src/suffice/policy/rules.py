@@ -156,7 +156,9 @@ class TurnCap(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         field, least = self._settled
-        step, cap, value = s.step, self.max_steps, getattr(s, field)
+        step = s.step
+        cap = self.max_steps
+        value = getattr(s, field)
         if step < cap or value is None or isnan(value) or (value < least and step < cap + self.extension):
             return go_on(f"step {step}; the cap is {cap}, with an extension of {self.extension} on demand", float(step))
         return stop_at_budget(f"step {step} reached the cap of {cap}", float(step))

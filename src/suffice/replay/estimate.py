@@ -170,7 +170,9 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
 def replay_ladder(recorded: LogRuns, scorer: Scorer) -> LevelOutcomes:
     """Replay every level on every run; at least one run."""
     assert recorded.kind is not None, "there is a run"
-    runs, kind, name = recorded.runs, recorded.kind, _ladder_for(recorded)
+    runs = recorded.runs
+    kind = recorded.kind
+    name = _ladder_for(recorded)
     ladder = [build_policy(dict(spec)) for spec in LADDERS[name]]
     needs = tuple(dict.fromkeys(need for policy in ladder for need in policy.needs))
     has_gold = all(run.gold is not None for run in runs)
@@ -397,7 +399,9 @@ class _Draws:
     def promise(self, judged_by: str, audits: Floats, most_audits: int) -> CertifiableLevel:
         # The last level of the unbroken run of passes from the safe end; -1: the first level fails.
         certified = np.cumprod(audits <= most_audits, axis=1).sum(axis=1) - 1
-        has, place, draws = certified >= 0, np.maximum(certified, 0), np.arange(N_DRAWS)
+        has = certified >= 0
+        place = np.maximum(certified, 0)
+        draws = np.arange(N_DRAWS)
         saved = np.where(has, np.maximum(self.saving[draws, place], 0.0), 0.0)
         cost = self.audit_share * (saved + self.probing)
         net, needed = saved - cost, audits[draws, place][has]

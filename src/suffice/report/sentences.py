@@ -174,7 +174,9 @@ def _without_settings(one: RouteSnapshot) -> str:
 def _next_of_evidence(one: RouteSnapshot, route: str, *, is_served: bool) -> Step:
     if one.control is not None and one.control.failing:
         return f"find out why this fails: {printable(one.control.failing[0])}", "suffice worker --history"
-    state, phase, table = one.promise_state, one.control, f"[routes.{route}]"
+    state = one.promise_state
+    phase = one.control
+    table = f"[routes.{route}]"
     texts = {
         "off": f'measure it: set mode = "observe" in {table}',
         "uncertified": f"have its policy certified: remove uncertified = true in {table}",

@@ -41,10 +41,14 @@ def fleiss(counts: Sequence[Sequence[int]]) -> Kappa:
     raters = table.sum(axis=1)
     same: Floats = (table * (table - 1)).sum(axis=1) / (raters * (raters - 1))
     shares: Floats = (table / raters[:, np.newaxis]).mean(axis=0)
-    observed, chance, n = float(same.mean()), float(shares @ shares), len(table)
+    observed = float(same.mean())
+    chance = float(shares @ shares)
+    n = len(table)
     if 1 - chance < 1e-12:
         return Kappa(value=None, low=None, high=None, observed=observed, n_items=n)
-    value, low, high = (observed - chance) / (1 - chance), None, None
+    value = (observed - chance) / (1 - chance)
+    low = None
+    high = None
     if n >= LEAST_ITEMS:
         each = (same - chance) / (1 - chance)
         by_chance = (table / raters[:, np.newaxis]) @ shares

@@ -129,7 +129,9 @@ def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: boo
     right, so that neither counts as lost.
     """
     row = dict[str, Any]()
-    verdict, gold, comment = entries.get("verdict"), entries.get("gold"), entries.get("comment")
+    verdict = entries.get("verdict")
+    gold = entries.get("gold")
+    comment = entries.get("comment")
     if verdict is not None and verdict not in VERDICTS:
         raise BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
     own, other = "ab" if full_a else "ba"

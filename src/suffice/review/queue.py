@@ -154,7 +154,10 @@ class Queue:
     done: Mapping[str, State] = field(default_factory=dict)  # items in a final state
 
     def after(self, records: Iterable[Record]) -> Queue:
-        places, drawings, done, touched = dict(self.places), dict(self.drawings), dict(self.done), set[str]()
+        places = dict(self.places)
+        drawings = dict(self.drawings)
+        done = dict(self.done)
+        touched = set[str]()
         for record in records:
             if isinstance(record, ReviewItem):
                 places.setdefault(record.episode_id, ItemState(item=record))

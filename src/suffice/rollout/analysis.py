@@ -233,7 +233,9 @@ class _Judge:
         cap, counted = _cap(self.one, metric, values[:n_warm]), values[n_warm:]
         names = [arm.name for arm in self.one.arms]
         units = _units(values, names, n_warm, cap, self.one.planned_units)
-        predicted, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
+        predicted = guesses(units)
+        a = names.index(base.arm)
+        b = names.index(self.one.control)
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
         whole = latest_comparison(compare_arms(units, predicted, a, b), n)
         mine, others = ([min(one.value, cap) for one in counted if one.arm == name] for name in (base.arm, names[b]))
@@ -270,7 +272,9 @@ class _Judge:
                 between = one.between(alpha * (1 - FOR_WHOLE) / MOST_CLASSES, times=1.0)
                 verdict = judge_interval(between, metric, base.margin)
                 effects.append(ClassEffect(name, one.n, one.effect, between, verdict))
-        verdict, n_requests, n_missing = verdict_at(1.0), self.material.n_requests, None
+        verdict = verdict_at(1.0)
+        n_requests = self.material.n_requests
+        n_missing = None
         if verdict == "inconclusive" and _is_telling(whole, metric, base.margin):
             times = _times_to(lambda times: verdict_at(times) != "inconclusive", n_requests)
             n_missing = None if times is None else ceil((times - 1) * n_requests)

@@ -67,7 +67,9 @@ def guesses(units: UnitSeries) -> Floats:
     guessed = np.empty((n_experiments, n, units.n_arms))
     for begin, end in _blocks(units.warmup, n):
         first = begin if begin > units.warmup else 0
-        x, y, arm = units.x[:, :begin], units.value[:, :begin], units.arm[:, :begin]
+        x = units.x[:, :begin]
+        y = units.value[:, :begin]
+        arm = units.arm[:, :begin]
         centre = y.mean(axis=1)
         for a in range(units.n_arms):
             mine = x * (arm == a)[..., np.newaxis]
@@ -107,7 +109,9 @@ def compare_arms(
 
     where  units that count, shape (E, n), by facts known before their first token, such as their class; None: all
     """
-    arm, odds, weight = units.arm, units.propensity, units.weight
+    arm = units.arm
+    odds = units.propensity
+    weight = units.weight
     away = np.take_along_axis(predicted, arm[..., np.newaxis], axis=2)[..., 0]
     sign = np.where(arm == a, 1.0, 0.0) - np.where(arm == b, 1.0, 0.0)
     each = weight * (predicted[..., a] - predicted[..., b] + sign * (units.value - away) / odds)

@@ -369,7 +369,9 @@ def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, 
 
 
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
-    margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
+    margin = rules.margin(rail)
+    alpha = 1 - rules.confidence
+    harm_alpha = 1 - rules.harm_confidence
     if rail == "latency":
         # A run above the cap counts as the cap. The number of such runs is judged separately, without a margin; the two
         # tests share the error of harm.

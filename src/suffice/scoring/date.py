@@ -75,7 +75,9 @@ class DateScorer(ByNormalForm):
         if match["a"] is not None:
             return self._in_order(match)
         group = {key[0]: value for key, value in match.groupdict().items() if value is not None and key[0] in "ymd"}
-        year, month, day = _number(group["y"]), group.get("m"), group.get("d")
+        year = _number(group["y"])
+        month = group.get("m")
+        day = group.get("d")
         if month is None:
             return f"{year:04}"
         number = _MONTHS.get(month.rstrip(".")) or _number(month)
@@ -84,7 +86,9 @@ class DateScorer(ByNormalForm):
         return _day(year, number, _number(day))
 
     def _in_order(self, match: re.Match[str]) -> str | None:
-        first, second, year = _number(match["a"]), _number(match["b"]), _number(match["y3"])
+        first = _number(match["a"])
+        second = _number(match["b"])
+        year = _number(match["y3"])
         if match["s3"] == "." or self.order == "dmy" or first > 12:
             return _day(year, second, first)
         if self.order == "mdy" or second > 12 or first == second:

@@ -92,7 +92,9 @@ def _choose_number(text: str) -> re.Match[str] | None:
         first = _NUMBER_ONLY.search(boxed)
         if first is not None and _value(in_box := _result(first)) is not None:
             return in_box
-    last, announced, announced_at = None, None, -1
+    last = None
+    announced = None
+    announced_at = -1
     for match in _WALK.finditer(plain):
         if match["announcement"] is not None:
             announced_at = match.end()
@@ -131,7 +133,9 @@ def _mixed(match: re.Match[str]) -> str:
 
 def _result(first: re.Match[str]) -> re.Match[str]:
     """Return the last number behind an equals sign of the sum that begins with `first`, or `first` itself."""
-    text, result, end = first.string, first, first.end()
+    text = first.string
+    result = first
+    end = first.end()
     while (following := _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)) is not None:
         gap = text[end : following.start()]
         # The search stops at a fixed distance and may have cut the digits.

@@ -124,7 +124,9 @@ class _Compiler:
     """Compiles a pattern that `re` accepts. `answer_group` is the number of the group that holds the answer."""
 
     def __init__(self, source: str, flags: re.RegexFlag, *, answer_group: int) -> None:
-        self._source, self._flags, self._answer_group = source, flags, answer_group
+        self._source = source
+        self._flags = flags
+        self._answer_group = answer_group
         self._at = self._depth = self._n_groups = 0
 
     def choice(self) -> _Program:
@@ -241,7 +243,9 @@ def _check_length(n_instructions: int) -> None:
 
 
 def _first_items(program: Sequence[_Instruction]) -> frozenset[str] | None:
-    items, todo, known = set[str](), [0], set[int]()
+    items = set[str]()
+    todo = [0]
+    known = set[int]()
     while todo:
         step = todo.pop()
         if step == len(program):

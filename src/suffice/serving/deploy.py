@@ -50,7 +50,9 @@ def observe_route(base: BuiltRoute, why: str) -> BuiltRoute:
 
 def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion | None = None) -> BuiltRoute:
     """Raise ConfigError for a version that cannot be served."""
-    made, settings, serving = held.publication, base.settings, None
+    made = held.publication
+    settings = base.settings
+    serving = None
     if made is not None and held.level and covers(settings, settings.max_em_drop, base.setup, made):
         # The loop does not test where the agent takes an arm from a class (docs/reference/paired-calls.md).
         plan = None if settings.is_paired else held.plan

@@ -138,7 +138,9 @@ def merge_settings(before: Settings, after: Settings) -> Reload:
 def _merged(path: str, before: S, after: S, applied: list[str], kept: list[str]) -> S:
     values = dict[str, Any]()
     for field in before.__struct_fields__:
-        old, new, here = getattr(before, field), getattr(after, field), f"{path}.{field}" if path else field
+        old = getattr(before, field)
+        new = getattr(after, field)
+        here = f"{path}.{field}" if path else field
         is_same = old == new and (not isinstance(old, Mapping) or list(old) == list(new))  # of routes, the first serves
         if not is_same and can_reload(type(before), field):
             values[field] = _taken_over(here, old, new, applied, kept)

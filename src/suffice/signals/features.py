@@ -356,7 +356,9 @@ class _QueryFactors:
     """
 
     def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:
-        self._n_factors, self._before, self._pairs = len(factors), before, pairs
+        self._n_factors = len(factors)
+        self._before = before
+        self._pairs = pairs
         self._marks = {(f.declared, f.key, f.word): at for at, f in enumerate(factors) if isinstance(f, Mark)}
         self._numbers = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Number)]
         self.of = QueryMemory(self._prepare).of  # do not modify the part of a row that it returns
@@ -427,7 +429,9 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 def _derivation(field: DerivedField, index: Mapping[str, int]) -> Callable[[Sequence[Known]], Known]:
-    one, first, second = field.one, index[field.reads[0]], index[field.reads[1]]
+    one = field.one
+    first = index[field.reads[0]]
+    second = index[field.reads[1]]
 
     def derive(known: Sequence[Known]) -> Known:
         a, b = known[first], known[second]

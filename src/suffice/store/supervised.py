@@ -23,7 +23,9 @@ class SupervisedConnection(psycopg.Connection[tuple[Any, ...]]):
         return super().wait(self._supervise(gen), min(interval, _LOOKS_S), timeout)
 
     def _supervise(self, work: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        ends_s, is_cancelled, ready = time.monotonic() + self.most_s, False, None
+        ends_s = time.monotonic() + self.most_s
+        is_cancelled = False
+        ready = None
         while True:
             try:
                 waits_for = work.send(ready)

@@ -71,7 +71,9 @@ class Reachability:
         n = self._n_unlogged
         failed = "a call failed" if n == 1 else f"{n} calls failed since the last log line, most recently"
         LOG.warning("upstream %s (%s): %s: %s", self._name, self._address, failed, reason)
-        self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
+        self._logged_s = now_s
+        self._n_unlogged = 0
+        self._outage_logged = True
 
     async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Return whether the server responds; without a recent call, `probe` at most once in `KNOWN_S`."""
@@ -382,7 +384,11 @@ class OpenCall(contextlib.AbstractAsyncContextManager[Call]):
     def __init__(
         self, client: UpstreamClient, head: str, body: bytes | None, *, takes_slot: bool, extra: bool, own_tier: bool
     ) -> None:
-        self._client, self._head, self._body, self._takes_slot, self._extra = client, head, body, takes_slot, extra
+        self._client = client
+        self._head = head
+        self._body = body
+        self._takes_slot = takes_slot
+        self._extra = extra
         self._own_tier = own_tier
         self._connection: Connection | None = None
 

@@ -61,7 +61,9 @@ class _Response:
         )
 
     def expect(self) -> None:
-        self.status, self.head, self.complete = 0, [], False
+        self.status = 0
+        self.head = []
+        self.complete = False
         self.n_bytes = self.n_framing_bytes = 0
 
     def has_header(self, wanted: bytes) -> bool:

@@ -126,7 +126,9 @@ class TextPattern:
 
     def _counted_run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
         middle, *rest = data[at + self._n_before : at + WINDOW_BYTES].split(self._until_count)
-        last, middles, tails = self._behind[-1], list[bytes](), list[bytes]()
+        last = self._behind[-1]
+        middles = list[bytes]()
+        tails = list[bytes]()
         for piece in rest:
             tail, goes_on, following = piece.partition(self._between)
             tail = tail if goes_on else piece[: max(0, piece.find(last))]  # the run's last chunk
@@ -193,7 +195,10 @@ class TextPattern:
         if not self._learn_counts(cut[1], chunk, lambda tail: decode((inner[0] + tail)[:-2])):
             self._before = _NEVER
             return
-        self.field, self.call, (self._before, self._after), self._edited = field, call, cut, edited
+        self.field = field
+        self.call = call
+        (self._before, self._after) = cut
+        self._edited = edited
         self.template = b"?".join(inner if edited is None else (edited[0][len(head) :], edited[1][:-2]))
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around = self._n_before + self._n_after
@@ -202,7 +207,9 @@ class TextPattern:
     def _learn_counts(self, tail: bytes, chunk: Chunk, decode: Callable[[bytes], Chunk]) -> bool:
         """Learn the numbers in what follows the text; return False if the usage is more or less than these."""
         mark, *behind = _COUNT.split(tail)
-        self._until_count, self._behind, self._usage = mark if behind else b"", behind, chunk.usage
+        self._until_count = mark if behind else b""
+        self._behind = behind
+        self._usage = chunk.usage
         self._form = b"%d".join(part.replace(b"%", b"%%") for part in (mark, *behind))
         if max(map(len, given := _COUNT.findall(tail)), default=0) > _MOST_DIGITS:
             return False

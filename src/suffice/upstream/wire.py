@@ -163,7 +163,10 @@ def count_items(raw: bytes, most: int) -> tuple[int, int]:
     It counts commas, colons and opening brackets outside strings: in valid JSON, values and keys less one. The decoder
     refuses anything else. Raise ValueError for a number that is too long: parsing it takes quadratic time.
     """
-    n_items, n_keys, inside, held = 1, 0, 0, b""
+    n_items = 1
+    n_keys = 0
+    inside = 0
+    held = b""
     for at in range(0, len(raw), _SLICE_BYTES):
         part = held + raw[at : at + _SLICE_BYTES]
         # A backslash at the end belongs to the next slice, unless it is itself escaped.

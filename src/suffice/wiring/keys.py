@@ -91,7 +91,9 @@ def key_ring(settings: Settings, salt: str, issued: Sequence[KeyIssue] = ()) -> 
     """
     from suffice.gateway.auth import Caller, KeyRing
 
-    server, callers, places = settings.server, dict[str, Caller](), dict[str, str]()
+    server = settings.server
+    callers = dict[str, Caller]()
+    places = dict[str, str]()
     variables = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
     variables |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
     for where, variable in variables.items():

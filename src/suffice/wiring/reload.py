@@ -151,7 +151,9 @@ class Reloader:
 
     def _swap(self, prepared: _Prepared) -> None:
         """Replace everything at once: nothing here waits, reads or raises."""
-        gw, settings, before = self.app.gateway, prepared.reload.settings, self.app.gateway.settings
+        gw = self.app.gateway
+        settings = prepared.reload.settings
+        before = self.app.gateway.settings
         gw.settings = settings
         gw.upstreams |= prepared.clients
         asyncio.get_running_loop().call_later(FORGET_S, self._forget_upstreams)

@@ -68,7 +68,10 @@ class LimitExchange:
     """
 
     def __init__(self, limits: KeyLimits, log: LogWriter, spent_to: int, monotonic_s: Callable[[], float]) -> None:
-        self._limits, self._log, self._spent_to, self._monotonic_s = limits, log, spent_to, monotonic_s
+        self._limits = limits
+        self._log = log
+        self._spent_to = spent_to
+        self._monotonic_s = monotonic_s
         self._id = secrets.token_hex(6)
 
     async def share(self) -> None:

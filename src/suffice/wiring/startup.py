@@ -263,7 +263,10 @@ class LogRetry:
         lock: threading.Lock,
     ) -> None:
         """Start the thread; `lock` is held while `on_opened` runs."""
-        self._settings, self._gw, self._begun, self._on_opened = settings, gw, begun, on_opened
+        self._settings = settings
+        self._gw = gw
+        self._begun = begun
+        self._on_opened = on_opened
         self._process, self._lock = process, lock
         self._closing, self._is_closed = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)

@@ -110,7 +110,9 @@ def verify(settings: Settings, heads: tuple[Path, ...], as_json: bool) -> None:
     First checks the pages of the file and its indexes. Only exported heads reveal a cut-off end or a rebuilt chain.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    own, key, log = Path(settings.audit.file), audit_key(settings), log_location(settings.store)
+    own = Path(settings.audit.file)
+    key = audit_key(settings)
+    log = log_location(settings.store)
     files = heads or ((own,) if settings.audit.file and own.exists() else ())
     kept = [(file, one) for file in files for one in read_heads(file, key=key)]
     checked, damage = database_at(log).find_damage(thorough=True), ""

@@ -101,7 +101,9 @@ def _limit_s(text: str) -> float:
 
 
 def _rows_before(connection: LogReader, limit_s: float) -> list[int]:
-    matching, after, last = set[int](), 0, last_place(connection)
+    matching = set[int]()
+    after = 0
+    last = last_place(connection)
     while True:
         after, rows = erasing.select_expired_rows(connection, limit_s, after_seq=after, until_seq=last, labels=True)
         if not rows:

@@ -120,7 +120,9 @@ def _propose_policy(
             " requests. Write the other policy into the settings, where it is proved in its turn, or uncertified = true"
             " to try versions without a proof"
         )
-    held, own, now_s = rollouts.read_rollouts(writer.path), rollouts.own_version(route), writer.now()
+    held = rollouts.read_rollouts(writer.path)
+    own = rollouts.own_version(route)
+    now_s = writer.now()
     lineage = rollouts.lineage_of(f"person:{author}", reason, now_s)
     version = rollouts.proposed_version(held, name, route, policy_table(table), lineage)
     check_policy(name, route, version.plain()["body"])

@@ -214,7 +214,9 @@ key.add_command(command_of(revoke_key, waits_for=KEY_KINDS))
 @shell.report(shell.JSON_LINES)
 def list_keys(settings: Settings) -> shell.CommandReply:
     """List the keys of the log. They are kept as hashes and cannot be shown."""
-    known, now_s, lines = valid_keys(log_location(settings.store)), time.time(), list[str]()
+    known = valid_keys(log_location(settings.store))
+    now_s = time.time()
+    lines = list[str]()
     for one in known:
         ended = one.until_s is not None and one.until_s <= now_s
         until = "" if one.until_s is None else f"{'ended' if ended else 'ends'} {format_iso(one.until_s, ' ')}"

@@ -244,7 +244,9 @@ def _examine_route(settings: Settings | None, options: DoctorOptions, name: str)
     route = shell.find_settings(settings, name, option="--route")
     if options.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
-    path, status, logged = log_location(settings.store), None, FullRunCounts()
+    path = log_location(settings.store)
+    status = None
+    logged = FullRunCounts()
     if path.exists():
         logged = from_log((one.episode for one in read_episodes(path, name)), build_scorer(route.scorer))
     live = asyncio.run(_run_questions(settings, options, name, route)) if options.questions is not None else None

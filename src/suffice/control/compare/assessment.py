@@ -224,7 +224,9 @@ class Assessment:
     @property
     def moves(self) -> tuple[Transition, ...]:
         """The transitions that follow: a change of a learned candidate's level, a step, both or neither."""
-        state, rules, moves = self.held.state, self.held.rules, list[Transition]()
+        state = self.held.state
+        rules = self.held.rules
+        moves = list[Transition]()
         step = advance(state, self.evidence, rules, at=self.at, now_s=self.now_s)
         level = 0 if self.certificate is None else self.certificate.level
         if state.fit and not state.over and level != state.level and (step is None or step.move != "roll_back"):
@@ -308,7 +310,10 @@ class RolloutAssessor:
 
         delta  the most that the fleet's promise leaves
         """
-        made, epoch, evidence, gathering = decided.publication, decided.epoch, self._evidence, self.gathering
+        made = decided.publication
+        epoch = decided.epoch
+        evidence = self._evidence
+        gathering = self.gathering
         if evidence is None or made is None or epoch is None:
             return None
         if not made.certified or made.fit != self.held.state.active:

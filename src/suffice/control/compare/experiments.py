@@ -87,7 +87,9 @@ class _UnitValue:
 
 
 def _within_share(values: Sequence[_UnitValue]) -> list[_UnitValue]:
-    allowed, n_by_key, kept = max(1, floor(MAX_SHARE * len(values))), Counter[str](), list[_UnitValue]()
+    allowed = max(1, floor(MAX_SHARE * len(values)))
+    n_by_key = Counter[str]()
+    kept = list[_UnitValue]()
     for one in values:
         if one.capped is not None:
             n_by_key[one.capped] += 1

@@ -86,13 +86,17 @@ class EvidenceFold:
     """The evidence of one rollout from its first row on; for `probes` see `audits.audited_at`."""
 
     def __init__(self, *, held: RolloutRun, match: Match, probes: bool) -> None:
-        self.held, self.match, self.probes = held, match, probes
+        self.held = held
+        self.match = match
+        self.probes = probes
         self.seq, self.n = held.seq, 0
         self.callers: set[str] = set()
         self.windows = Windows()
         self._state = held.first
         self._evidence = RolloutEvidence()
-        self._starts, self._unreturned, self._labels = StartOrder(), UnreturnedAudits(), LabelJoin()
+        self._starts = StartOrder()
+        self._unreturned = UnreturnedAudits()
+        self._labels = LabelJoin()
         self._states: dict[str, State] = {}  # of the rollout when a run began, by episode
         self._live, self._audits = _LiveUnits(), _Audits()
 

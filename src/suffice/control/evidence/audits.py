@@ -263,11 +263,15 @@ def _replayed_rows(
     data = build_dataset(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
     assert len(data) == len(audits), "a full run was left out of its evidence"
     runs = audit_runs(data)
-    z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
+    z = runs.z.copy()
+    d = runs.d.copy()
+    may_stop = runs.may_stop.copy()
     for audit, start, end in zip(audits, runs.starts[:-1], runs.starts[1:], strict=True):
         if audit.gap is not None:  # a stop might have needed the missing answer
             gap = slice(start + audit.gap, end)
-            z[gap], d[gap], may_stop[gap] = 1, True, True
+            z[gap] = 1
+            d[gap] = True
+            may_stop[gap] = True
     z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
     label_at = np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits])
     return replace(runs, z=z, d=d, may_stop=may_stop, label_at=label_at, **_assignments(audits))

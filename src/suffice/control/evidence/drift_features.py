@@ -84,7 +84,9 @@ class DriftFeatures:
             self._runs.append(episode)
             if len(self._runs) == BATCH:
                 yield self._features(self._runs)
-                self._runs, self._prompts, self._n_repeats = [], set(), 0
+                self._runs = []
+                self._prompts = set()
+                self._n_repeats = 0
 
     def _is_repeat(self, prompt: str) -> bool:
         is_repeat = prompt in self._prompts and self._n_repeats < MOST_REPEATS

@@ -119,7 +119,9 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     result = [Measure(name=SATISFACTION)]
     result += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
     for name, metric in declared.items():
-        span, better, level = span_of(metric), metric.direction, metric.level
+        span = span_of(metric)
+        better = metric.direction
+        level = metric.level
         if span is None:
             result += [Measure(name=f"{name}={word}", better=better, level=level) for word in metric.values]
         else:

@@ -259,7 +259,10 @@ class RouteForecaster:
     """
 
     def __init__(self, name: str, route: Route, match: Match, *, since: int, epoch: int, begun: int = 0) -> None:
-        self.name, self.route, self.epoch, self.begun = name, route, epoch, begun
+        self.name = name
+        self.route = route
+        self.epoch = epoch
+        self.begun = begun
         self.windows = ForecastWindows(route, match, since)
         self.level, self.fit = 0, ""
         self.alerts: tuple[Of, ...] = ()
@@ -301,7 +304,9 @@ class RouteForecaster:
             level = self.level if served is None else min(self.level, served.n_levels - 1)
         self._deploy(level, "" if served is None else served.version.address)
         self.windows.replayed.deploy(served if level else None, level)
-        windows, critical, before = self.windows.summaries(n), self.route.critical_em, self.alerts
+        windows = self.windows.summaries(n)
+        critical = self.route.critical_em
+        before = self.alerts
         grades = tuple(grade for of in OUTCOMES for grade in self._grade(of, n, windows))
         drop = em = None
         if not self.route.is_learned or self.windows.replayed.served is not None:

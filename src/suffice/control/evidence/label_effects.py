@@ -84,7 +84,9 @@ class _Evaluation:
     def _by_version(
         self, served: ServedVersion, episodes: Sequence[EpisodeWithLabels], em: IntervalEstimate | None
     ) -> LabelEffect:
-        audits, route, made = self.audits(episodes), self.route, self.held.publication
+        audits = self.audits(episodes)
+        route = self.route
+        made = self.held.publication
         counts = verdicts([one for one in audits if one.labels], self.match)
         runs = version_rows(served, audits, match=self.match, wave=route.wave, counts=counts)
         rows = served.rows(runs)

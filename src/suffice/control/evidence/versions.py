@@ -149,7 +149,9 @@ class ReplayedAudits:
     def deploy(self, served: ServedVersion | None, level: int) -> None:
         before, after = (None if one is None else one.version.address for one in (self.served, served))
         if (before, self.level) != (after, level):
-            self.served, self.level, self._near = served, level, None
+            self.served = served
+            self.level = level
+            self._near = None
             self._judged.clear()
 
     def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
@@ -211,7 +213,10 @@ def fixed_policy_rows(
     seen = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.outcome.steps) > 1]
     stops = policy_stops(policy, kind, seen)
     x = np.zeros((len(runs.x), 1))
-    z, d, may_stop, abandoned = runs.z.copy(), runs.d.copy(), runs.may_stop.copy(), runs.abandoned.copy()
+    z = runs.z.copy()
+    d = runs.d.copy()
+    may_stop = runs.may_stop.copy()
+    abandoned = runs.abandoned.copy()
     for number, audit in enumerate(audits):
         start, end = int(runs.starts[number]), int(runs.starts[number + 1])
         stop, gap = stops.get(audit.id), audit.gap

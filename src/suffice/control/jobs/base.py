@@ -80,7 +80,10 @@ class JobWriter:
     def __init__(
         self, decisions: Decisions, job: str, monotonic_s: Callable[[], float], *, is_shared: bool = False
     ) -> None:
-        self._decisions, self._job, self._monotonic_s, self.is_shared = decisions, job, monotonic_s, is_shared
+        self._decisions = decisions
+        self._job = job
+        self._monotonic_s = monotonic_s
+        self.is_shared = is_shared
         self.lease: JobLease | None = None
         self._parts = dict[str, JobLease]()
         self._keys: Mapping[str, str] = {}  # of the parts, as they were shared last
@@ -447,7 +450,9 @@ class RouteJob(LogJob, ABC, Generic[M]):
         self._problems[part, name] = problem
 
     def _note_looks(self, names: Sequence[str], reports: Mapping[str, JobReport], writer: JobWriter) -> None:
-        now_s, failing, looks = self.monotonic_s(), self._failing or set(), list[Look]()
+        now_s = self.monotonic_s()
+        failing = self._failing or set()
+        looks = list[Look]()
         for name in names:
             for part in ("", *self.look_parts):
                 key, report = (part or self.name, name), reports.get(name)

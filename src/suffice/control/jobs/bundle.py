@@ -109,7 +109,9 @@ class _CountedAudit:
 
 class _View:
     def __init__(self, loop: RouteLoop, source: LearnedEvidence, certificate: Certificate) -> None:
-        self._loop, self._source, self._certificate = loop, source, certificate
+        self._loop = loop
+        self._source = source
+        self._certificate = certificate
         self._pending = frozenset(loop.certifier.latest.pending.at.tolist())
         self._audits: dict[str, _CountedAudit] = {}
         counted = loop.certifier.counted_audits()
@@ -126,7 +128,9 @@ class _View:
             )
 
     def header(self, made: Publication) -> Line:
-        context, certificate, epoch = self._loop.context, self._certificate, self._loop.state.epoch
+        context = self._loop.context
+        certificate = self._certificate
+        epoch = self._loop.state.epoch
         window, span = certificate.window, None
         if window is not None:
             end = None if window.end == inf else window.end
@@ -177,7 +181,9 @@ class _View:
         window, until = self._certificate.window, self._certificate.until
         if window is None:
             return
-        first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
+        first = ceil(window.start)
+        behind = min(window.end, floor(until) + 1)
+        last = self._loop.n
         lines = list[Line]()
         for entry in read_starts(log, self._loop.context.name, self._loop.seq):
             if last < first:

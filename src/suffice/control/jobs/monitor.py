@@ -166,7 +166,9 @@ class RouteWatch:
     def feed(self, stored: StoredEvent) -> None:
         if stored.seq <= self.seq:
             return
-        self.seq, event, name = stored.seq, stored.event, self.name
+        self.seq = stored.seq
+        event = stored.event
+        name = self.name
         if isinstance(event, Request) and event.route == name and event.ungoverned is None:
             self.n += 1
             self._starts.began(event, self.n)
@@ -213,7 +215,9 @@ class RouteWatch:
         )
 
     def look(self) -> tuple[RouteForecast, tuple[Alert | ForecastAction, ...]]:
-        made, forecaster, before = self.made, self.forecaster, self.forecaster.alerts
+        made = self.made
+        forecaster = self.forecaster
+        before = self.forecaster.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
         served = self.load(made.fit) if made is not None and (level or forecaster.stance.cap is not None) else None

@@ -138,7 +138,9 @@ class Retrain(RouteJob[int]):  # position up to which a fit failed
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
         """Fit the routes that are due, in `refit_processes` at a time; the log is read and written here, in order."""
-        decided, reports, sent = read_decided(here.log), list[JobReport](), deque[tuple[str, int]]()
+        decided = read_decided(here.log)
+        reports = list[JobReport]()
+        sent = deque[tuple[str, int]]()
 
         def due() -> Iterator[Refit]:
             for name in names:
@@ -245,7 +247,9 @@ class Retrain(RouteJob[int]):  # position up to which a fit failed
         return "tried from here on, in shadow"
 
     def _due(self, name: str, held: RouteDeployment, log: views.LogReader) -> Reason | None:
-        before, epoch, alarm = views.newest_event(log, ProposedVersion, route=name), held.epoch, held.alarm
+        before = views.newest_event(log, ProposedVersion, route=name)
+        epoch = held.epoch
+        alarm = held.alarm
         last = max(before.read_to_seq if before is not None else 0, self._memory.get(name, 0))
         n_requests, n_full = views.counts_since(log, name, last or since(name, held, log))
         n_since_alarm = None

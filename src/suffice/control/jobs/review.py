@@ -179,7 +179,9 @@ class ReviewJob(FoldJob[Candidates]):
     def prepare(self) -> None:
         """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
-        day, queue, demands = day_number(now_s), self._reviews.queue, list[select.Demand]()
+        day = day_number(now_s)
+        queue = self._reviews.queue
+        demands = list[select.Demand]()
         n_queued = queue.items_on(day)
         for name, fold in self._memory.items():
             rules, (n_chosen, n_drawn) = self.settings.routes[name].review, n_queued.get(name, (0, 0))

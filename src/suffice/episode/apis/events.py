@@ -141,7 +141,9 @@ class NativeEvents(ChatEvents):
     def __init__(
         self, *, model: str = "", created_s: int = 0, is_body: bool = False, client: NativeEvents | None = None
     ) -> None:
-        self._model, self._created_s, self._is_body = model, created_s, is_body
+        self._model = model
+        self._created_s = created_s
+        self._is_body = is_body
         self.rewrites = client is not None
         self._first = client  # run whose events the client has seen; None: this one
         self._facts = AnswerFacts()

@@ -218,7 +218,9 @@ def _turn_as_chat(turn: Any, refusals: list[str]) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         return [{"role": role, "content": content}]
     message: dict[str, Any] = {"role": role}
-    parts, calls, results = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    parts = list[dict[str, Any]]()
+    calls = list[dict[str, Any]]()
+    results = list[dict[str, Any]]()
     for block in content:
         kind = within(block, "type")
         if kind == "text":

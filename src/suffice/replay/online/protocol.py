@@ -142,7 +142,9 @@ class OnlineReport:
         return middle if np.isfinite(middle) else None
 
     def plain(self) -> dict[str, object]:
-        options, n_seeds, ends = self.options, len(self.seeds), self.violations_interval
+        options = self.options
+        n_seeds = len(self.seeds)
+        ends = self.violations_interval
         fields: dict[str, object] = {
             "set": self.set,
             "max_em_drop": options.max_em_drop,
@@ -310,7 +312,9 @@ class TrueDrop:
             self.drop[self._until : now] = self._measure_drop(self._losing[self._until : now])
             self._until = now
         if certifier.served is not self._served or certifier.level != self._level:
-            self._served, self._level, self._drops = certifier.served, certifier.level, None
+            self._served = certifier.served
+            self._level = certifier.level
+            self._drops = None
 
     def _measure_drop(self, losing: Floats) -> Floats:
         if self._drops is None:

@@ -237,7 +237,9 @@ def run_stream(
     watch   called with the design after each evaluation
     """
     runs, n = traffic.runs, len(traffic)
-    audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+    audit = np.zeros(n, dtype=bool)
+    burst = np.zeros(n, dtype=bool)
+    level = np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
     changes: list[Change] = []
     n_noticed, waiting = 0, _OpenAudits(traffic)

@@ -143,7 +143,9 @@ class CrossFit:
     def __init__(
         self, runs: Runs, *, seed: int, query_signals: bool = True, tick: Callable[[], None] = lambda: None
     ) -> None:
-        self.runs, self.seed, self.fold = runs, seed, folds_of(runs)
+        self.runs = runs
+        self.seed = seed
+        self.fold = folds_of(runs)
         self.chosen = choose_features(runs.kind, runs.queries, query_signals=query_signals)
         self.x = features_of(runs, self.chosen)
         self.example = np.delete(np.arange(len(runs.cost)), runs.last)  # the last step of a run is no example
@@ -161,7 +163,9 @@ class CrossFit:
         return self._models[place]
 
     def _fit(self, key: Key, left_out: Sequence[int]) -> Model:
-        (target, parts), runs, kept = key, self.runs, self.kept(left_out)
+        (target, parts) = key
+        runs = self.runs
+        kept = self.kept(left_out)
         rows = self.example[kept[runs.run_of_row[self.example]]]
         if not len(rows):
             n = int((runs.n_steps > 1).sum())
@@ -436,7 +440,9 @@ def _key(key: str) -> str:
 
 
 def _export_model(scores: ScoreTable, choice: ScoreChoice, left_out: tuple[int, ...]) -> StopModel:
-    score, runs, kept = choice.score, scores.runs, scores.kept(left_out)
+    score = choice.score
+    runs = scores.runs
+    kept = scores.kept(left_out)
     fitted = scores.model(score.key, left_out)
     hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
     assert hopeless is None or isinstance(hopeless, FitResult), "this target is a probability"

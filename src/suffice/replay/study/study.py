@@ -113,7 +113,9 @@ class Study:
     def __init__(
         self, runs: Runs, ladders: Sequence[Ladder], options: ReplayOptions, tick: Callable[[], None] = lambda: None
     ) -> None:
-        self.runs, self.ladders, self.options = runs, tuple(ladders), options
+        self.runs = runs
+        self.ladders = tuple(ladders)
+        self.options = options
         self.fold = folds_of(runs)
         self._laid = lay_ladders(ladders, runs)
         read = sorted({score.query_signals for score in options.scores} | {True}) if options.scores else []

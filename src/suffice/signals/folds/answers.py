@@ -86,7 +86,9 @@ class Votes:
         return p_majority(self._top_votes, self._second_votes) if self._n_votes else None
 
     def values(self) -> dict[str, int | float | None]:
-        n, top, second = self._n_votes, self._top_votes, self._second_votes
+        n = self._n_votes
+        top = self._top_votes
+        second = self._second_votes
         return {
             "n_votes": n,
             "top_votes": top,

@@ -32,7 +32,10 @@ class Appender:
         self, connection: LogReader, *, owner: int, redact: tuple[Part, ...] = (), is_retry: bool = False
     ) -> None:
         """`is_retry`: an earlier attempt may have been committed, so the owner's own rows that exist count as new."""
-        self._connection, self._owner, self._redact, self._is_retry = connection, owner, redact, is_retry
+        self._connection = connection
+        self._owner = owner
+        self._redact = redact
+        self._is_retry = is_retry
         self._tail: tuple[int, bytes] | None = None
 
     def add(self, row: Row, at_s: float) -> bool:

@@ -81,7 +81,10 @@ class _Walk:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
     def begin(self, row: chain.Link) -> None:
-        self.place, self.link, self.first, self.n_rows = row.place, _link(row.link), _link(row.link), 1
+        self.place = row.place
+        self.link = _link(row.link)
+        self.first = _link(row.link)
+        self.n_rows = 1
         if row.place != 1 or row.seq is not None or not isinstance(row.note, str):
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
             return
@@ -96,7 +99,9 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
     def take(self, row: chain.Link, event: _Event) -> None:
-        place, seq, kind = row.place, row.seq, event.kind
+        place = row.place
+        seq = row.seq
+        kind = event.kind
         before, self.link = self.link, _link(row.link)
         self.n_rows += 1
         self.n_known += kind in _KNOWN

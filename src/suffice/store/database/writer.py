@@ -180,13 +180,17 @@ class LogWriter(EventQueue):
         self.database = database_at(log_location(settings))
         self.path = self.database.location
         self._claim, self.owner = self.database.enter(now_s=now(), create=create)
-        self._settings, self._now, self._redact = settings, now, redact
+        self._settings = settings
+        self._now = now
+        self._redact = redact
         self.n_retries = 0  # failed and retried transactions; growth means trouble with the disk or the server
         self._deadline_s = 0.0  # monotonic; set by `close`
         self._failed_s = float("-inf")  # monotonic; of the latest failed transaction
         self._problem = ""  # why it failed; "": the latest one did not
         self._connection: LogReader | None = None
-        self._unfinished, self._is_retry, self._beaten_s = OpenRequests(), False, time.monotonic()
+        self._unfinished = OpenRequests()
+        self._is_retry = False
+        self._beaten_s = time.monotonic()
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
 
@@ -212,7 +216,9 @@ class LogWriter(EventQueue):
 
         Where this process could not write, others could not show that they live: they have time to do so afterwards.
         """
-        n_lost, at_s, database = 0, self._now(), self.database
+        n_lost = 0
+        at_s = self._now()
+        database = self.database
         if database.beat_s is not None and time.monotonic() - self._failed_s < DEAD_S:
             return 0
         with database.reader() as reader:
@@ -255,7 +261,9 @@ class LogWriter(EventQueue):
                 self._pause(_PAUSES_S[min(n_misses, len(_PAUSES_S) - 1)])
                 n_misses += 1
                 continue
-            n_misses, self._is_retry, self._problem = 0, False, ""
+            n_misses = 0
+            self._is_retry = False
+            self._problem = ""
             self.settle(len(batch), n_written)
             for done, receipt in receipts:
                 with contextlib.suppress(InvalidStateError):  # the sender stopped waiting; its row is safe
@@ -283,7 +291,9 @@ class LogWriter(EventQueue):
         synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
         if self._connection is None:
             self._connection = self.database.connect_writer()
-        connection, settled, now_s = self._connection, self._unfinished.settled, time.monotonic()
+        connection = self._connection
+        settled = self._unfinished.settled
+        now_s = time.monotonic()
         saves = settled - self._unfinished.saved >= _SETTLED_ROWS
         self.database.begin(connection, synced=synced)
         if saves:

@@ -136,7 +136,9 @@ def alert_of(event: Event) -> RaisedAlert | None:
 
 
 def _alert_of_alarm(alarm: Alarm) -> RaisedAlert:
-    route, why, level = alarm.route, alarm.cause, alarm.level
+    route = alarm.route
+    why = alarm.cause
+    level = alarm.level
     if level:
         text = f"{alarm.reason}; it is not asked for any more, nor is any after it"
         return _notice("drift", route, text, f"{why}:{level}"), AlertCause("effort", route, number=level)
@@ -250,7 +252,9 @@ def _after_check(check: RuleAlert | WatchLapse) -> tuple[AlertResolution, ...]:
 
 
 def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:
-    route, drop, breach_is_forecast = forecast.route, forecast.drop, "em_drop" in forecast.alerts
+    route = forecast.route
+    drop = forecast.drop
+    breach_is_forecast = "em_drop" in forecast.alerts
     endings = [
         _over("forecast", route, "the forecast no longer crosses the limit", name=of)
         for of in get_args(Of)
@@ -383,7 +387,9 @@ def read_alert_log(connection: views.LogReader, known: AlertLog) -> AlertLog:
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:
     raised = {one.seq: one for one in known.raised}
     newest = {one.notice.same: one.seq for one in known.raised}
-    sinks, of, last = dict(known.sinks), dict(known.of), known.seq
+    sinks = dict(known.sinks)
+    of = dict(known.of)
+    last = known.seq
     for seq, at_s, event in rows:
         last = seq
         if isinstance(event, events.AlertDelivery):

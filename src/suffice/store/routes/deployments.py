@@ -276,7 +276,9 @@ def governed_since(connection: views.LogReader, route: str, seq: int, *, most: i
 
 
 def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
-    made, epoch, alarm = held.publication, held.epoch, held.alarm
+    made = held.publication
+    epoch = held.epoch
+    alarm = held.alarm
     known: dict[str, Any] = {}
     if made is not None:
         known = {name: getattr(made, name) for name in _OF_PUBLICATION}

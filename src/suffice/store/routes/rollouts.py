@@ -270,7 +270,9 @@ def propose_learned(
 def as_candidate(
     name: str, route: Route, held: RouteDeployment, proposal: ProposedVersion, body: str | None, lineage: VersionLineage
 ) -> RolloutCandidate | str:
-    problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
+    problem = _cannot_be_compared(name, route, held)
+    made = held.publication
+    epoch = held.epoch
     if problem is not None or made is None:
         return problem or ""
     if proposal.address == made.fit:

@@ -165,7 +165,9 @@ def read_rollups(
     if tenant is not None:
         if grain != _BY_DAY:
             raise ValueError("the sums of a tenant are by route and whole days")
-        filters["query_class"], equal, grain = tenant, [*equal, "query_class"], _BY_TENANT
+        filters["query_class"] = tenant
+        equal = [*equal, "query_class"]
+        grain = _BY_TENANT
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "".join(f" AND {name} = ?" for name in equal) + (" AND hour < ?" if until_hour else "")
