@@ -66,7 +66,7 @@ async def test_half_a_character_does_not_break_a_request() -> None:
 async def test_a_server_that_fails_costs_one_wait_and_the_drafts_are_compared_by_words(reply: Reply) -> None:
     seen: list[Any] = []
     observer = Observer(["drafts"], "rounds")
-    async with server(reply, seen) as url, HttpEmbedder(url, model="m", timeout_s=0.2) as embedder:
+    async with server(reply, seen) as url, HttpEmbedder(url, model="m", timeout_s=2.0) as embedder:
         for index, text in enumerate(["four cats", "four dogs"], 1):
             step = Step(index=index, tokens=2, answer=None, answer_source=None, text=text)
             signals = observer.observe(await with_vector(embedder, step))
