@@ -7,7 +7,6 @@ evidence from its caller and reads nothing by itself. Without enough evidence th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import InitVar, dataclass, field, replace
 from math import floor, inf
 from typing import Final
@@ -24,13 +23,14 @@ from suffice.assurance.certify import (
     missing_audits,
     weighted_log_wealth,
 )
-from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
+from suffice.assurance.drift import Cusum, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.thoughts import idle_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, mean_over_orders, select_groups
 from suffice.learn.certificate import Certificate, Swings, best_claim, hold_level
 from suffice.learn.certifier_epoch import CertifierEpoch
 from suffice.learn.evidence import CertifierDecision, Change, ChangeKind, Evidence
+from suffice.learn.level_watch import LevelWatch, mature_audits
 from suffice.learn.plan import Plan
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
@@ -153,11 +153,6 @@ class Certifier:
     def spending(self) -> BudgetAccount | None:
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
-    @property
-    def label_age(self) -> float:
-        """Age at which an audit has returned and its label is there or late."""
-        return self.latest.run_timeout + self.plan.label_timeout
-
     def budget_at(self, level: int) -> float:
         """The budget that a level is tested against, net of charges."""
         charge = np.broadcast_to(np.asarray(self.charge), (self.n_levels,))
@@ -206,7 +201,8 @@ class Certifier:
         epoch = self._epoch
         if epoch.served is None:
             return None
-        return self._mature(), epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
+        losses = epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
+        return mature_audits(epoch.runs, self.latest, self.plan), losses
 
     def replayed_costs(self, first: int) -> tuple[Floats, Bools, Floats] | None:
         """Tokens at each level and whether it stops, (n, M), and full runs' tokens, (n,), of audits from `first` on."""
@@ -347,9 +343,10 @@ class Certifier:
     def _weigh(self) -> Sequence[Change]:
         epoch, plan, changes = self._epoch, self.plan, list[Change]()
         self._take_charge(epoch.served)
-        alarm = self._watch()
-        if alarm:
-            return self.reset(alarm, by_audits=True)
+        if epoch.watch is not None:
+            alarm = epoch.watch.find_alarm(epoch.runs, epoch.rows, self.level, self.latest, plan)
+            if alarm is not None:
+                return self.reset(alarm, by_audits=True)
         if plan.promise == "budgeted":  # before a refit: these audits ran under the levels of the previous version
             epoch.spender.book(
                 epoch.runs,
@@ -357,7 +354,7 @@ class Certifier:
                 level=self.level,
                 max_em_drop=plan.max_em_drop,
                 now=self.now,
-                timeout=self.label_age,
+                timeout=plan.label_age(self.latest.run_timeout),
                 label_free=plan.label_free,
             )
         if self.now >= epoch.refit_at:
@@ -418,8 +415,9 @@ class Certifier:
         The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
         `ends` are where the levels of a version end the audits.
         """
-        runs, wanted = self._epoch.runs, self.plan.window
-        age = self.latest.run_timeout if self.plan.label_free else self.label_age
+        runs, wanted, age = self._epoch.runs, self.plan.window, self.latest.run_timeout
+        if not self.plan.label_free:
+            age = self.plan.label_age(age)
         at = np.concatenate([runs.at, self.latest.pending.at])
         share = np.concatenate([runs.share, self.latest.pending.share])
         old, window = np.zeros(len(at), dtype=bool), None
@@ -495,56 +493,11 @@ class Certifier:
         self.level = cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), self.plan.share)
         self.idle = self.level < passing and not self.level
         if self.level and epoch.watch is None and inside.any():
-            # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
-            epoch.n_seen, epoch.watched_from = self.n_audits, self.now
-            epoch.certifying = epoch.runs.without_orders().take(np.flatnonzero(inside))
-        self._rebase()
+            certifying = epoch.runs.without_orders().take(np.flatnonzero(inside))
+            epoch.watch = LevelWatch(certifying, since=self.now, n_seen=self.n_audits)
+        if epoch.watch is not None and epoch.served is not None:
+            epoch.watch.rebase(epoch.served, self.level, self.latest, self.plan)
         if self.level == before:
             return []
         n = len(self.certificate.z)
         return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
-
-    # ---- the watch over the active level --------------------------------------------------------
-
-    def _rebase(self) -> None:
-        """Compare later audits with those that certified the first level, at the level that is active now."""
-        epoch, level, runs = self._epoch, self.level, self._epoch.certifying
-        if (epoch.served, level) == epoch.watched or runs is None or epoch.served is None or not level:
-            return
-        epoch.watched = epoch.served, level
-        rows = epoch.served.rows(runs)
-        z = runs.losses(rows, now=self.now, label_free=self.plan.label_free)[:, level]
-        reference = Reference(n_disagreeing=int(runs.d[rows[:, level]].sum()), n_lost=int((z == 1).sum()), n=len(runs))
-        if epoch.watch is None:
-            epoch.watch = AuditWatch(max_em_drop=self.plan.max_em_drop, reference=reference)
-        else:
-            epoch.watch.rebase(reference)
-
-    def _mature(self) -> Bools:
-        """Which audits count: by age alone, never by outcome, see `assurance.labels`; none that died."""
-        is_old = np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
-        return is_old & ~self._are(self.latest.died)
-
-    def _are(self, starts: AbstractSet[float]) -> Bools:
-        return np.isin(self._epoch.runs.at, list(starts))
-
-    def _watch(self) -> str | None:
-        epoch, runs, watch, level = self._epoch, self._epoch.runs, self._epoch.watch, self.level
-        if not self.plan.watches_outcomes or watch is None or not level:
-            return None
-        counts = (runs.at > epoch.watched_from) & ~self._are(self.latest.died | self.latest.singled)
-        new = (epoch.n_seen + np.flatnonzero(counts[epoch.n_seen :])).tolist()
-        for place in new:
-            if alarm := watch.add(None, bool(runs.d[epoch.rows[place, level]])):
-                return alarm
-        epoch.unsettled += new
-        epoch.n_seen = len(runs)
-        # An unlabelled disagreement is a loss only after its time-out; otherwise late labels would raise an alarm by
-        # disagreement alone, which has its own detector.
-        z = runs.losses(epoch.rows[:, [0, level]], now=self.now, label_free=self.plan.label_free)[:, 1]
-        mature = self._mature()
-        for place in [place for place in epoch.unsettled if mature[place]]:
-            if alarm := watch.add(int(z[place]), None):
-                return alarm
-        epoch.unsettled = [place for place in epoch.unsettled if not mature[place]]
-        return None

@@ -8,9 +8,9 @@ import numpy as np
 
 from suffice.arrays import Ints
 from suffice.assurance.certify import Windows
-from suffice.assurance.drift import AuditWatch
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits
 from suffice.learn.certificate import Spender
+from suffice.learn.level_watch import LevelWatch
 from suffice.learn.version import FoldedModels
 
 
@@ -26,13 +26,8 @@ class CertifierEpoch:
     runs: AuditRuns = NO_AUDITS
     served: FoldedModels | None = None
     ends: LevelEnds = field(default_factory=lambda: LevelEnds(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int64)))
-    n_seen: int = 0  # audits that the detectors have processed
-    watched_from: float = 0.0  # the detectors get only audits that began later
-    unsettled: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
     spender: Spender = field(default_factory=Spender)
-    watch: AuditWatch | None = None  # since a level was first certified
-    certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
-    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level of the watch's reference
+    watch: LevelWatch | None = None  # since a level was first certified
 
     @property
     def rows(self) -> Ints:
@@ -57,6 +52,6 @@ class CertifierEpoch:
                 others = others[gone:] - orders.runs.starts[gone]
             self.ends = LevelEnds(rows[n:] - self.runs.starts[n], others)
         self.runs = self.runs.take(np.arange(n, len(self.runs)))
-        self.n_seen = max(0, self.n_seen - n)
-        self.unsettled = [place - n for place in self.unsettled if place >= n]
+        if self.watch is not None:
+            self.watch.drop_oldest(n)
         self.spender.drop_oldest(n)

@@ -40,6 +40,10 @@ class Plan:
     def delta(self) -> float:
         return 1 - self.confidence
 
+    def label_age(self, run_timeout: float) -> float:
+        """Age at which an audit has returned, which it does within `run_timeout`, and its label is there or late."""
+        return run_timeout + self.label_timeout
+
     def restart_share(self, n_requests: float) -> float:
         """Part of delta for an epoch that an alarm from audits begins `n_requests` after the last one began."""
         return restart_share(n_requests, window=self.window, share=self.share)
