@@ -173,7 +173,7 @@ def run_world(world: World, n: int, seed: int) -> Found:
 
     def look(seen: Certifier) -> None:
         shares.append(seen.share)
-        doubts.append(seen.in_doubt)
+        doubts.append(seen.doubts(forecast=False))
         served.append((0, 0) if seen.served is None else (truth.note(seen.served), seen.level))
 
     stream = run_stream(world.draw(n, seed), certifier, np.random.default_rng([seed, 4]), watch=look)

@@ -94,7 +94,7 @@ def claimed(loop: RouteLoop) -> tuple[float, float]:
 
     The code before says nothing of it: all requests of the epoch so far.
     """
-    found = loop.certifier.certificate
+    found = loop.certifier.epoch.certificate
     if found is None or found.window is None:
         assert loop.held.epoch is not None
         return loop.held.epoch.at, loop.n

@@ -43,7 +43,7 @@ def lived(setting: str, promise: Promise, *, n: int, seed: int) -> Lived:
     drawn = SETTINGS[setting].draw(n, seed)
     plan = replace(PLAN, promise=promise)
     stream = run_stream(drawn.traffic, Certifier(plan, Logistic()), np.random.default_rng([seed, 4]), watch=seen.append)
-    account = None if promise == "certified" else seen[-1]._epoch.spender.account
+    account = None if promise == "certified" else seen[-1].epoch.spender.account
     return Lived(stream=stream, account=account)
 
 

@@ -6,7 +6,7 @@ ended by then counts as not promoted.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from statistics import median
 
@@ -31,6 +31,7 @@ from bench.claims.tried import (
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import NO_AUDITS
 from suffice.learn.certifier import Certifier
+from suffice.learn.certifier_epoch import CertifierEpoch
 from suffice.learn.evidence import Evidence
 from suffice.learn.version import MOST_AUDITS
 
@@ -121,13 +122,14 @@ def test_what_saves_nothing_is_not_audited_for_as_long_as_a_proof_may_take() -> 
 
 
 def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have() -> None:
-    class Hoarding(Certifier):
-        def _drop_old_audits(self) -> None:
+    class Hoarding(CertifierEpoch):
+        def drop_old(self, most: int) -> None:
             """Keep everything."""
 
     runs = setting().draw(7_500, 3).traffic.runs
     plan = replace(PLAN, share=1.0)  # all requests are audits
-    keepers = [made(plan, Logistic(), fit=lambda *_, **__: None) for made in (Certifier, Hoarding)]
+    keepers = [Certifier(plan, Logistic(), fit=lambda *_, **__: None) for _ in range(2)]
+    keepers[1].epoch = Hoarding(**{each.name: getattr(keepers[1].epoch, each.name) for each in fields(CertifierEpoch)})
     levels: list[list[int]] = [[], []]
     for keeper, seen in zip(keepers, levels, strict=True):
         keeper.adopt(in_force(0), NO_AUDITS)
@@ -137,5 +139,5 @@ def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have()
             seen.append(keeper.level)
     assert levels[0] == levels[1]
     assert levels[0][-1] > 0
-    assert keepers[1].n_audits == 7_500
-    assert keepers[0].n_audits < 2 * MOST_AUDITS
+    assert keepers[1].epoch.n_audits == 7_500
+    assert keepers[0].epoch.n_audits < 2 * MOST_AUDITS

@@ -16,6 +16,7 @@ from suffice.control.loop.epoch import ReplayMismatch
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError
 from suffice.learn.certifier import KEPT_BEFORE
+from suffice.learn.level_report import budget_at, summarize_evidence
 from suffice.settings import Control, Route
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, EndReason, Epoch, LabelRequest, Outcome, Pause, Publication, Request, Resumption
@@ -37,7 +38,7 @@ def same_state(a: RouteLoop, b: RouteLoop) -> bool:
     return (
         counts[0] == counts[1]
         and np.array_equal(levels[0], levels[1])
-        and np.array_equal(a.certifier.log_e, b.certifier.log_e)
+        and np.array_equal(a.certifier.epoch.log_e, b.certifier.epoch.log_e)
     )
 
 
@@ -127,8 +128,8 @@ def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
     unlabelled = story().feed(rows([*log, *traffic(20, first=200)])).settle()
     labels = [label(n, gold="1000") for n in range(200)]  # every full run was wrong: no stop has lost anything
     labelled = story().feed(rows([*log, *labels, *traffic(20, first=200)])).settle()
-    assert unlabelled.loop.certifier.evidence().n_lost > 0
-    gain = labelled.loop.certifier.log_e[1:] - unlabelled.loop.certifier.log_e[1:]
+    assert summarize_evidence(unlabelled.loop.certifier).n_lost > 0
+    gain = labelled.loop.certifier.epoch.log_e[1:] - unlabelled.loop.certifier.epoch.log_e[1:]
     assert (gain >= 0).all()
     assert gain.max() > 5
 
@@ -144,7 +145,7 @@ def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> No
     tail = traffic(20, first=180)
     changed_mind = story().feed(rows([*log, *first_said, *right, *tail])).settle()
     at_once = story().feed(rows([*log, *right, *tail])).settle()
-    assert np.array_equal(changed_mind.loop.certifier.log_e, at_once.loop.certifier.log_e)
+    assert np.array_equal(changed_mind.loop.certifier.epoch.log_e, at_once.loop.certifier.epoch.log_e)
 
 
 def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole: Story) -> None:
@@ -200,7 +201,7 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
     slow = story().feed(rows(late(log, 400, lambda n: n in hard))).loop
     assert at_once.level > 0
     assert slow.level == 0, "the easy ones alone prove nothing"
-    assert slow.certifier.evidence(most=1).n_pending > 10
+    assert summarize_evidence(slow.certifier, most=1).n_pending > 10
     ends = [event for event in log if isinstance(event, Outcome)]
     returned = [*late(log, 400, lambda n: n in hard), *(ends[n] for n in sorted(hard)), *traffic(20, first=180)]
     whole = story().feed(rows(returned)).loop
@@ -218,7 +219,7 @@ def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -
     assert story().feed(rows(log)).loop.level > 0
     loop = story().feed(rows(broken)).loop
     assert loop.level == 0
-    assert loop.certifier.evidence(most=1).n_audits > 150
+    assert summarize_evidence(loop.certifier, most=1).n_audits > 150
 
 
 @pytest.mark.parametrize("end", ["upstream_error", "timeout"])
@@ -261,7 +262,7 @@ def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> N
             steps[2] = replace(steps[2], answer=None, missing=True)
         log += [request, replace(outcome, steps=tuple(steps))]
     gaps = story().feed(rows(log)).settle()
-    runs = gaps.loop.certifier._epoch.runs
+    runs = gaps.loop.certifier.epoch.runs
     assert runs is not None
     first = slice(int(runs.starts[0]), int(runs.starts[1]))
     assert runs.z[first].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
@@ -426,14 +427,14 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
             log.append(replace(event, finish_step=4, finish_answer=answer))
     told = story(thoughts).feed(rows(log)).settle()
     assert told.loop.state.epoch.max_em_drop == 0.12
-    charge = told.loop.certifier.plan.max_em_drop - told.loop.certifier.budget_at(1)
+    charge = told.loop.certifier.plan.max_em_drop - budget_at(told.loop.certifier, 1)
     if n_changed:
         assert told.published[-1].level == 0
         assert "use up the budget" in told.published[-1].reason
     else:
         assert 0.01 < charge < 0.05
         assert told.published[-1].level > 0
-        tested, left = told.published[-1].evidence.max_em_drop, told.loop.certifier.budget_at(told.published[-1].level)
+        tested, left = told.published[-1].evidence.max_em_drop, budget_at(told.loop.certifier, told.published[-1].level)
         assert tested is not None
         assert left - 0.01 < tested <= left < 0.11, "what is promised to a gateway is what was tested, some audits ago"
 

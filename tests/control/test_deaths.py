@@ -45,7 +45,7 @@ def test_a_gateway_that_dies_with_200_open_audits_ends_no_certificate(end: EndRe
     assert alarms(here) == []
     levels = [made.level for made in here.published if made.at >= alive.loop.n - OPEN]
     assert min([alive.loop.level, here.loop.level, *levels]) == alive.loop.level > 0
-    certificate = here.loop.certifier.certificate
+    certificate = here.loop.certifier.epoch.certificate
     assert certificate is not None
     assert not certificate.z.any(), "no lost audit is in a window"
 
@@ -53,9 +53,9 @@ def test_a_gateway_that_dies_with_200_open_audits_ends_no_certificate(end: EndRe
 def test_claims_are_about_requests_before_the_first_that_died_or_after_all_of_them() -> None:
     here = story().feed(rows([*killed(), *later(40)])).loop
     assert here.state.deaths.gap == Gap(BEFORE - OPEN + 1, BEFORE)
-    ends = {window.end for window in here.certifier.windows.known if window.start <= BEFORE}
+    ends = {window.end for window in here.certifier.epoch.windows.known if window.start <= BEFORE}
     assert max(ends) == BEFORE - OPEN + 1
-    assert min(window.start for window in here.certifier.windows.known if window.end > BEFORE) == BEFORE + 1
+    assert min(window.start for window in here.certifier.epoch.windows.known if window.end > BEFORE) == BEFORE + 1
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_the_caller_runs_in_full_and_the_level_of_the_others_stays(live: Live) -
 
 def test_its_audits_weigh_what_the_share_of_all_others_weighs(live: Live) -> None:
     """They are drawn for what it lost before, so they neither begin a window nor count for more than others do."""
-    assert all(one.share <= SHARE + 1e-9 for one in live.told.loop.certifier.windows.known[1:])
+    assert all(one.share <= SHARE + 1e-9 for one in live.told.loop.certifier.epoch.windows.known[1:])
     singled = live.told.loop.state.singled
     assert len(singled) > 50
     asked = [event for event in live.log[::2] if event.sender == EVE]  # type: ignore[union-attr]

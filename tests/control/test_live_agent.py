@@ -31,6 +31,10 @@ class OneLevel:
     version: int = 1
     n_levels: int = 2
 
+    @property
+    def epoch(self) -> OneLevel:
+        return self
+
     def outcomes(self) -> Any:
         return np.ones(self.n, dtype=bool), np.zeros((self.n, self.n_levels), dtype=np.int8)
 

@@ -52,7 +52,7 @@ def look(keeper: Certifier, at: int) -> Look:
         at=at,
         level=keeper.level,
         share=keeper.share,
-        log_e=keeper.log_e.copy(),
+        log_e=keeper.epoch.log_e.copy(),
         thresholds=np.zeros((0, 0)) if served is None else served.levels.copy(),
     )
 

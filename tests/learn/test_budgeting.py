@@ -192,7 +192,7 @@ def lived(plan: Plan, runs: AuditRuns) -> tuple[Certifier, list[int], list[int]]
         keeper.add_audits(runs.take(np.arange(begin, begin + 100)))
         keeper.look(Evidence(at=float(begin + 100)))
         levels.append(keeper.level)
-        floors.append(keeper.level if plan.promise == "certified" else keeper._epoch.spender.floor)
+        floors.append(keeper.level if plan.promise == "certified" else keeper.epoch.spender.floor)
     return keeper, levels, floors
 
 
@@ -203,9 +203,9 @@ def test_the_keeper_runs_above_what_is_certified_and_certifies_the_same_as_ever(
     assert floors == certified, "the certificate is no other one"
     assert all(mine >= proved for mine, proved in zip(budgeted, certified, strict=True))
     assert sum(budgeted[5:]) > sum(levels[5:])
-    account = keeper._epoch.spender.account
+    account = keeper.epoch.spender.account
     assert account.n_audits > 2_000
-    assert gap(keeper._epoch.spender) == pytest.approx(0, abs=1e-9)
+    assert gap(keeper.epoch.spender) == pytest.approx(0, abs=1e-9)
     assert abs((account.em_drop or 0) - 0.05) < (9 + 4 + abs(account.clipped)) / (4 * account.n_audits) + 1e-9
 
 
@@ -213,4 +213,4 @@ def test_a_new_epoch_begins_a_new_account() -> None:
     keeper, *_ = lived(replace(PLAN, promise="budgeted"), traffic(900, 4))
     assert keeper.level > 0
     keeper.reset("another model")
-    assert (keeper.level, keeper._epoch.spender.account.n_audits) == (0, 0)
+    assert (keeper.level, keeper.epoch.spender.account.n_audits) == (0, 0)

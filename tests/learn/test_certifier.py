@@ -217,7 +217,13 @@ def test_when_the_deployed_level_begins_to_lose_everything_runs_in_full_and_the_
     assert keeper.level > 0
     changes = fed(keeper, two_steps(PERIOD, lost=0.9, first=1_500, seed=1), begin=1_500)
     assert [change.kind for change in changes] == ["alarm", "epoch"]
-    assert (keeper.level, keeper.in_burst, keeper.share, keeper.n_audits, keeper.served) == (0, True, 1.0, 0, None)
+    assert (keeper.level, keeper.in_burst, keeper.share, keeper.epoch.n_audits, keeper.served) == (
+        0,
+        True,
+        1.0,
+        0,
+        None,
+    )
     fed(keeper, two_steps(800, lost=0.9, first=1_600, seed=2), begin=1_600)
     assert keeper.level == 0, "the world after is judged by itself"
     again = Certifier(PLAN, believing)
@@ -238,7 +244,7 @@ def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> No
         signals = moved + 0.1 * rng.standard_normal((100, 4))
         if keeper.look(Evidence(at=float(begin + PERIOD), signals=[signals])).alarm:
             alarms.append(begin)
-            assert keeper.n_audits == KEPT_BEFORE
+            assert keeper.epoch.n_audits == KEPT_BEFORE
             assert keeper.in_burst
             assert keeper.level == 0
     assert alarms
@@ -249,7 +255,7 @@ def test_a_reset_by_hand_forgets_everything() -> None:
     keeper = Certifier(PLAN, believing)
     fed(keeper, two_steps(1_500, lost=0.0))
     assert keeper.reset("another model")[0].reason == "another model"
-    assert (keeper.level, keeper.in_burst, keeper.n_audits, keeper.served) == (0, True, 0, None)
+    assert (keeper.level, keeper.in_burst, keeper.epoch.n_audits, keeper.served) == (0, True, 0, None)
 
 
 @pytest.mark.parametrize("worse_first", [True, False])
@@ -276,7 +282,7 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
         keeper.add_audits(runs.take(np.arange(begin, begin + PERIOD, 1 if begin < 400 else 20)))
         keeper.look(Evidence(at=float(begin + PERIOD)))
     keeper.reset("signals", keep=KEPT_BEFORE)
-    assert keeper.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
+    assert keeper.epoch.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
 
 
 # --------------------------------------------------------------------------- what a certificate rests on
@@ -284,8 +290,8 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
 
 def looked(keeper: Certifier) -> Certificate:
     """What the last look of the keeper rests on."""
-    assert keeper.certificate is not None
-    return keeper.certificate
+    assert keeper.epoch.certificate is not None
+    return keeper.epoch.certificate
 
 
 def drawn_at(runs: AuditRuns, at: Sequence[float], share: float) -> AuditRuns:
@@ -318,7 +324,7 @@ def test_a_certificate_looks_at_the_audits_of_its_window_and_at_nothing_else() -
     assert found.window is not None
     assert found.window.share == 0.05
     assert found.window.start >= 400, "and then the burst is forgotten"
-    assert keeper.windows.known[0].share == 1.0
+    assert keeper.epoch.windows.known[0].share == 1.0
     n_inside = int(found.inside.sum())
     assert 300 <= n_inside <= 300 * (STRETCH + 1 / STARTS) + 1
     assert found.inside[-n_inside:].all()
@@ -400,7 +406,7 @@ def test_the_order_in_which_audits_return_changes_nothing() -> None:
         for keeper, order in ((first, block), (second, np.random.default_rng(now).permutation(block))):
             keeper.add_audits(runs.take(order))
             keeper.look(Evidence(at=float(now)))
-        assert np.array_equal(first.log_e, second.log_e)
+        assert np.array_equal(first.epoch.log_e, second.epoch.log_e)
         assert first.level == second.level
     assert first.level > 0
 

@@ -225,8 +225,8 @@ def certificate(made: list[Audit], labelled: Callable[[Audit], bool]) -> Certifi
     certifier = Certifier(Plan(warm_up=0, max_em_drop=0.3, label_timeout=0.0), believing, fit=lambda *_, **__: None)
     certifier.adopt(FIXED, rows_in_all_orders(known, counts, one_sample_rows))
     certifier.look(Evidence(at=1_000.0))
-    assert certifier.certificate is not None
-    return certifier.certificate
+    assert certifier.epoch.certificate is not None
+    return certifier.epoch.certificate
 
 
 def test_a_label_can_matter_in_another_order_only() -> None:
@@ -242,8 +242,8 @@ def test_a_label_can_matter_in_another_order_only() -> None:
         or bool(orders.runs.d[ends.order_rows[orders.starts[i] : orders.starts[i + 1], 1]].any())
         for i in range(200)
     ]
-    assert certifier.disagreeing().tolist() == by_hand
-    assert sum(by_hand) > (certifier.first_disagreements() > 0).sum() > 0
+    assert certifier.epoch.disagreeing().tolist() == by_hand
+    assert sum(by_hand) > (certifier.epoch.first_disagreements() > 0).sum() > 0
 
 
 def test_orders_count_where_drops_are_as_well_known_in_them() -> None:

@@ -13,6 +13,7 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.certificate import CALM, SWING, Certificate, pending_audits
 from suffice.learn.certifier import Certifier
 from suffice.learn.evidence import Evidence
+from suffice.learn.level_report import summarize_evidence
 from suffice.learn.plan import Plan
 from tests.learn.runs_made import audits, believing
 
@@ -45,8 +46,8 @@ def looks(certifier: Certifier, runs: AuditRuns, first: int, end: int) -> list[i
 
 
 def certificate(certifier: Certifier) -> Certificate:
-    assert certifier.certificate is not None
-    return certifier.certificate
+    assert certifier.epoch.certificate is not None
+    return certifier.epoch.certificate
 
 
 def losing_after(n: int, *, lost: int) -> tuple[Certifier, AuditRuns]:
@@ -62,10 +63,10 @@ def test_a_level_that_has_passed_is_held_on_the_claim_it_passed_with() -> None:
     top, before = certifier.level, certificate(certifier)
     assert looks(certifier, runs, 400, 450) == [top]
     held = certificate(certifier)
-    assert certified_level(certifier.log_e, delta=PLAN.delta) == top
+    assert certified_level(certifier.epoch.log_e, delta=PLAN.delta) == top
     assert held.until == before.until == 400, "the claim ends where it last passed"
     assert len(held.z) == 400, "and counts none of the audits since"
-    assert certifier.evidence().window_end == 401
+    assert summarize_evidence(certifier).window_end == 401
     assert looks(certifier, runs, 450, 900)[-1] == top
     assert certificate(certifier).until == 900, "a later pass takes its place"
 
@@ -80,7 +81,7 @@ def test_a_level_is_not_held_on_audits_that_a_later_label_turns_into_losses() ->
     certifier, runs = losing_after(401, lost=3)
     assert looks(certifier, runs, 400, 450)[-1] > 0
     worse = requests(2_000, loses=tuple(range(300, 320)))
-    certifier.amend(np.arange(300, 320), worse.take(np.arange(300, 320)))
+    certifier.epoch.amend(np.arange(300, 320), worse.take(np.arange(300, 320)))
     certifier.look(Evidence(at=450.0))
     assert certifier.level == 0
 
@@ -136,7 +137,7 @@ def test_at_every_look_the_active_level_has_passed_on_the_audits_of_its_claim(se
             continue
         now = certificate(certifier)
         assert now.window is not None
-        assert certifier.log_e[certifier.level] >= np.log(1 / PLAN.delta)
+        assert certifier.epoch.log_e[certifier.level] >= np.log(1 / PLAN.delta)
         assert len(now.z) == int((now.window.holds(runs.at) & (runs.at <= now.until)).sum()), "all up to its end"
         n_held += now.until < certifier.now
     assert n_held > 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import floor, inf
 from typing import Final
 
 import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
-from suffice.assurance.certify import Counts, Window, certified_level
+from suffice.assurance.certify import Counts, Window
 from suffice.learn.audits import AuditRuns
 from suffice.types import BudgetAccount
 
@@ -59,21 +59,6 @@ class Certificate:
     @property
     def n_pending(self) -> int:
         return len(self.z) - int(self.inside.sum())
-
-
-def best_claim(claims: Sequence[Certificate]) -> Certificate:
-    return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
-
-
-def hold_level(active: int, earlier: Certificate, claims: Sequence[Certificate]) -> Certificate | None:
-    """Return the earlier claim if the active level, or a lower one, stays on it; None: a later claim does as well.
-
-    It is true whatever later audits show, but does not speak of the requests since. A level is held on it only while
-    all audits so far still speak for that level: its wealth is at least 1.
-    """
-    supported = max(certified_level(one.log_e, delta=1.0) for one in claims)
-    held = min(earlier.level, active, supported)
-    return replace(earlier, held=held) if held > max(one.level for one in claims) else None
 
 
 @dataclass(slots=True)

@@ -78,7 +78,7 @@ def served(traffic: RecordedTraffic) -> list[tuple[float, int, int]]:
     looks: list[tuple[float, int, int]] = []
 
     def watch(keeper: Certifier) -> None:
-        lost = 0 if keeper.certificate is None else keeper.certificate.n_pending
+        lost = 0 if keeper.epoch.certificate is None else keeper.epoch.certificate.n_pending
         looks.append((keeper.now, keeper.level, lost))
 
     run_stream(traffic, Certifier(PLAN, believing), np.random.default_rng(0), period=50, watch=watch)

@@ -182,7 +182,7 @@ def test_audits_that_are_begun_are_pending_until_they_return_with_the_share_they
 
     def watch(keeper: Certifier) -> None:
         assert (keeper.latest.pending.share == 1.0).all(), "the burst"
-        seen.append((keeper.now, len(keeper.latest.pending.at), keeper.n_audits))
+        seen.append((keeper.now, len(keeper.latest.pending.at), keeper.epoch.n_audits))
 
     keeper = Certifier(replace(PLAN, warm_up=500), believing)
     run_stream(traffic, keeper, np.random.default_rng(0), period=PERIOD, watch=watch)

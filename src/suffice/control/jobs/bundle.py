@@ -67,9 +67,9 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
                 raise ReplayMismatch(f"publication {made.number} does not follow from the log")
     except ReplayMismatch as error:
         raise StoreError(f"route {name}: cannot be rebuilt: {error} (with the settings as they are now)") from None
-    if loop.certifier.certificate is None:
+    if loop.certifier.epoch.certificate is None:
         raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
-    view = _View(loop, loop.source, loop.certifier.certificate)
+    view = _View(loop, loop.source, loop.certifier.epoch.certificate)
     requests = list(view.requests(log))
     rows = {epoch_seq, made_seq, *(line["label"] for line in requests if "label" in line), *_salts(log, requests)}
     return Bundle(header=view.header(made), requests=requests, rows=frozenset(rows))
@@ -114,11 +114,12 @@ class _View:
         self._certificate = certificate
         self._pending = frozenset(loop.certifier.latest.pending.at.tolist())
         self._audits: dict[str, _CountedAudit] = {}
-        counted = loop.certifier.counted_audits()
+        epoch = loop.certifier.epoch
+        counted = epoch.counted_audits()
         if counted is None:
             return
         runs, differs = counted
-        n_orders = loop.certifier.n_orders if certificate.in_all_orders else np.ones(loop.certifier.n_audits, np.int64)
+        n_orders = epoch.n_orders if certificate.in_all_orders else np.ones(epoch.n_audits, np.int64)
         for row, place in enumerate(np.flatnonzero(certificate.inside).tolist()):
             audit, labelled = loop.state.audits[place], bool(runs.label_at[row] <= loop.certifier.now)
             n = int(n_orders[place])

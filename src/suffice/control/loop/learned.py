@@ -41,6 +41,7 @@ from suffice.learn.certifier import KEPT_BEFORE, SIGNALS_DRIFTED
 from suffice.learn.costs import LiveCost, remaining_ratio
 from suffice.learn.evidence import Change, Evidence
 from suffice.learn.features import FeatureSelection, choose_features
+from suffice.learn.level_report import expected_saving, explain_level, summarize_evidence
 from suffice.learn.mixtures import MixtureTest
 from suffice.learn.version import FoldedModels, Learner, ServedVersion, as_served
 from suffice.policy.base import build_policy
@@ -137,7 +138,7 @@ class LearnedEvidence(EvidenceSource):
 
     @property
     def log_wealth(self) -> float:
-        log_e = self.certifier.log_e
+        log_e = self.certifier.epoch.log_e
         return float(log_e[1]) if len(log_e) > 1 else -inf
 
     @property
@@ -198,8 +199,8 @@ class LearnedEvidence(EvidenceSource):
     def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state, certifier = self.state, self.certifier
         live_cost = self._costs.at(float(state.n))
-        ends_burst = state.n < certifier.burst_until and self._ends_burst(live_cost)
-        is_watched = ends_burst or state.n >= certifier.burst_until
+        ends_burst = state.n < certifier.epoch.burst_until and self._ends_burst(live_cost)
+        is_watched = ends_burst or state.n >= certifier.epoch.burst_until
         if is_watched:
             self.judge.look(state.audits, state.epoch.max_em_drop, state.traffic.callers)
             self._take_audits()
@@ -213,12 +214,12 @@ class LearnedEvidence(EvidenceSource):
         if finish_alarm is not None:
             return EpochEnd("finish", finish_alarm)
         if not state.unreturned.observes:
-            certifier.windows.lower(state.n + 1.0, certifier.window_share)  # of requests without rows, too
+            certifier.epoch.windows.lower(state.n + 1.0, certifier.window_share)  # of requests without rows, too
         self._forget_audits()
         alarm = decision.alarm
-        if alarm is None and certifier.certificate is not None:
+        if alarm is None and certifier.epoch.certificate is not None:
             mix = state.traffic.mix
-            alarm = mix.alarm(certifier.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
+            alarm = mix.alarm(certifier.epoch.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
         if alarm is not None:
             return EpochEnd(cause_of(alarm), alarm)
         draft = self._draft(held, decision.changes, self._move_level())
@@ -314,14 +315,14 @@ class LearnedEvidence(EvidenceSource):
         In budgeted mode, too: its account is of one level for all classes, and says nothing about a mixture.
         """
         certifier, state, certified = self.certifier, self.state, self.level
-        certificate, upstreams = certifier.certificate, state.traffic.upstreams
+        certificate, upstreams = certifier.epoch.certificate, state.traffic.upstreams
         self.mixture, self.any_level = (), 0
         if certificate is None or not certified:
             return ""
         test = MixtureTest(
             certificate=certificate,
             classes=self._classes_inside(certificate),
-            max_em_drop=certifier.plan.max_em_drop - certifier.charge,
+            max_em_drop=certifier.plan.max_em_drop - certifier.epoch.charge,
             delta=certifier.plan.delta,
         )
         if self._classes() or upstreams.moved or self.callers:
@@ -349,7 +350,7 @@ class LearnedEvidence(EvidenceSource):
     def _saving(self) -> float | None:
         """What is expected to be saved of all requests by the levels that are served, the agent's draws among them."""
         certifier, plan = self.certifier, self.state.plan
-        if certifier.certificate is None:
+        if certifier.epoch.certificate is None:
             return None
         held = dict(self._classes_at(self.level))
 
@@ -363,8 +364,8 @@ class LearnedEvidence(EvidenceSource):
                 served[own if ceiling is None else min(own, ceiling)] += share
             return served
 
-        classes = self._classes_inside(certifier.certificate)
-        return certifier.saving(np.array([shares(name) for name in classes]).reshape(-1, certifier.n_levels))
+        classes = self._classes_inside(certifier.epoch.certificate)
+        return expected_saving(certifier, np.array([shares(name) for name in classes]).reshape(-1, certifier.n_levels))
 
     def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
         """The levels that a class may get in all at a level of the route."""
@@ -385,7 +386,7 @@ class LearnedEvidence(EvidenceSource):
 
     def _judge_labels(self) -> None:
         state, certifier = self.state, self.certifier
-        judged = certifier.disagreeing() if certifier.served is not None else ()
+        judged = certifier.epoch.disagreeing() if certifier.served is not None else ()
         differing = [
             audit
             for place, audit in enumerate(state.audits)
@@ -398,7 +399,7 @@ class LearnedEvidence(EvidenceSource):
         changed = (state.places.get(name, self._n_taken) for name in changed_verdicts(before, self.counts))
         places = sorted(place for place in changed if place < self._n_taken)
         if places:
-            certifier.amend(np.array(places), self._rows([state.audits[place] for place in places]))
+            certifier.epoch.amend(np.array(places), self._rows([state.audits[place] for place in places]))
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
         return rows_in_all_orders(audits, self.counts, self._rows_in_order)
@@ -410,7 +411,7 @@ class LearnedEvidence(EvidenceSource):
         return runs if self._taken_over is None else as_served(runs, self._taken_over)
 
     def _forget_audits(self) -> None:
-        n_gone = len(self.state.audits) - self.certifier.n_audits
+        n_gone = len(self.state.audits) - self.certifier.epoch.n_audits
         if n_gone > 0:
             self.state.audits = self.state.audits[n_gone:]
             self._n_taken = len(self.state.audits)
@@ -422,7 +423,7 @@ class LearnedEvidence(EvidenceSource):
 
     def _assign_finishes(self, served: FoldedModels | None) -> None:
         if served is not None:
-            places, ends = self.state.places, self.certifier.ends
+            places, ends = self.state.places, self.certifier.epoch.ends_of
             self.finish.look(served.n_levels, lambda name: ends(places[name], served) if name in places else None)
 
     def _charge(self, served: FoldedModels) -> Floats:
@@ -464,6 +465,7 @@ class LearnedEvidence(EvidenceSource):
             before.cap,
         )
         saving = self._saving()
+        spender = certifier.epoch.spender if certifier.plan.promise == "budgeted" else None
         is_off = before is not None and level > 0 and _differs(saving, before.evidence.share)
         if is_known and not self.covers_others(before) and not (is_off and self.may_repeat):
             return None
@@ -473,14 +475,14 @@ class LearnedEvidence(EvidenceSource):
             fit=address,
             level=level,
             n_levels=certifier.n_levels,
-            certified=0 < level <= certifier.floor,
-            spending=certifier.spending if level else None,
+            certified=0 < level <= (certifier.level if spender is None else spender.floor),
+            spending=None if spender is None or not level else spender.account,
             share=share,
             reason=reason
             or (MOVED if is_known and is_off else "")
-            or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
+            or explain_level(certifier, changes, before, level=level, most=floor.ceiling, fit=address),
             evidence=replace(
-                certifier.evidence(most=floor.ceiling),
+                summarize_evidence(certifier, most=floor.ceiling),
                 share=saving,
                 remaining_ratio=self._remaining_ratio(level),
                 judge_charge=self.judge.charge,
@@ -498,20 +500,20 @@ class LearnedEvidence(EvidenceSource):
     def _remaining_ratio(self, level: int) -> float | None:
         if not level or self.state.context.route.kind != "reasoning":
             return None
-        inside, stops = self.certifier.stops(level)
+        inside, stops = self.certifier.epoch.stops(level)
         runs = [self.state.audits[place].outcome for place in inside.tolist()]
         known = np.array([run.usage is not None and run.is_finished for run in runs], dtype=bool)
         return remaining_ratio([run for run, is_known in zip(runs, known, strict=True) if is_known], stops[known])
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Request labels only for audits that disagree at a level that may act next."""
-        requests, first = list[LabelRequest](), self.certifier.first_disagreements()
+        requests, first = list[LabelRequest](), self.certifier.epoch.first_disagreements()
         for place in np.flatnonzero(first).tolist():
             audit, level = self.state.audits[place], int(first[place])
             if audit.labels or audit.id in requested or audit.fate != "full":
                 continue
             requested.add(audit.id)
-            ends = self.certifier.ends(place, self.certifier.served)
+            ends = self.certifier.epoch.ends_of(place, self.certifier.served)
             answer = _answer_at(audit, 0 if ends is None else int(ends[level]))
             why = f"a stop at level {level} would have given a different answer"
             requests.append(self.state.label_request(audit, level=level, would_answer=answer, why=why))

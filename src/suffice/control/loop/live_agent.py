@@ -91,7 +91,7 @@ class LiveAgent:
             self._costs, self._unjudged = [], []
             self._relearn(certifier.n_levels)
         first = len(self._costs)
-        replayed = certifier.replayed_costs(first)
+        replayed = certifier.epoch.replayed_costs(first)
         if replayed is not None:
             for place, audit, tokens, stops, full in zip(count(first), audits[first:], *replayed, strict=False):
                 costs = AuditCosts(audit=audit, full_tokens=float(full), tokens=tokens, stops=stops)

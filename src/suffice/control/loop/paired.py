@@ -346,7 +346,7 @@ class PairedEvidence(EvidenceSource):
         state, pending, timeout = self.state, self.pending, self._timeout
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
-        window = self.certifier.windows.chosen(
+        window = self.certifier.epoch.windows.chosen(
             np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=self._window
         )
         if window is None:

@@ -183,13 +183,13 @@ class RouteLoop:
         if is_singled:
             state.singled.add(float(number))
         most = certifier.window_share if self.source.in_doubt or is_singled else 1.0
-        state.unreturned.began(request, number, probes=probes, windows=certifier.windows, most=most)
+        state.unreturned.began(request, number, probes=probes, windows=certifier.epoch.windows, most=most)
         return self._pass_requests(1, stored)
 
     def _count_requests(self, counted: RequestCount, stored: StoredEvent) -> Resolution | None:
         """Requests without rows are no audits, and come with the lowest audit share among them."""
         if counted.audit_share is not None:
-            self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
+            self.certifier.epoch.windows.lower(self.n + 1.0, counted.audit_share)
         self.state.traffic.mix.count(counted.cells)
         return self._pass_requests(counted.n_governed, stored)
 
@@ -224,7 +224,7 @@ class RouteLoop:
         for label in waiting:
             self._hear(outcome.episode_id, label.feedback)
         if state.traffic.upstreams.covers(request) and self.source.is_evidence(request, outcome):
-            state.note_end(outcome, run.number, self.certifier.plan, self.certifier.windows)
+            state.note_end(outcome, run.number, self.certifier.plan, self.certifier.epoch.windows)
             audit = Audit(
                 seq=stored.seq,
                 at=run.number,
@@ -327,7 +327,7 @@ class RouteLoop:
                 state.audits,
                 burst=0,
                 delta_share=epoch.delta_share,
-                windows=self.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
+                windows=self.certifier.epoch.windows.plain(),  # they continue, and so do pending audits
                 pending=state.unreturned.pairs(epoch.pending),
             )
         wanted = state.attempt("label requests", self._label_requests)
@@ -375,7 +375,7 @@ class RouteLoop:
         evidence = (
             f"{acts}, in epoch {self.state.epoch.number} at request {self.n:,}",
             self.critical_em.evidence,
-            f"{self.certifier.n_audits:,} audits are in the window",
+            f"{self.certifier.epoch.n_audits:,} audits are in the window",
         )
         self.held = self.held.after(pause)
         return pause, incident_of_pause(pause, opened_at_s=self.at_s, evidence=evidence)
