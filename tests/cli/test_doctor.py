@@ -69,8 +69,8 @@ def test_a_program_gets_one_object_and_an_address_without_settings_keeps_nothing
         result = doctor("--upstream", fake.url, "--model", "fake", "--json")
     told = json.loads(result.stdout)
     assert [one["experiment"] for one in told["findings"]] == list(EXPERIMENTS)
-    assert told["advice"]["finish"] == []
-    assert told["advice"]["may_probe"] is False
+    assert told["recommendation"]["finish"] == []
+    assert told["recommendation"]["may_probe"] is False
     assert told["not_verified"]
     assert list(tmp_path.iterdir()) == []
 

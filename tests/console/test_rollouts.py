@@ -38,7 +38,7 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         assert held.state.candidate in page
         assert "level 2 may act" in page
         assert "level 2 of the candidate may act" in page
-        assert "not enough data" in ann.get("/console/policies/weighed?route=r").text
+        assert "not enough data" in ann.get("/console/policies/assessment?route=r").text
         for stage in ("canary", "ramp", "ramp", "full"):
             ann.post("/console/rollouts/move", {"route": "r", "move": "promote", "reason": "go", "csrf": ann.token()})
             assert read_rollouts(world.path)[-1].state.stage == stage

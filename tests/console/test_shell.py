@@ -91,9 +91,14 @@ def test_addresses_of_before_lead_to_the_same_page(usual: Visitor) -> None:
     for old, new in (
         ("/console/episodes?end=audit&route=math", "/console/runs?end=audit&route=math"),
         ("/console/episodes/ep_00000", "/console/runs/ep_00000"),
+        ("/console/policies/weighed?route=math", "/console/policies/assessment?route=math"),
+        ("/api/policies/weighed?route=math", "/api/policies/assessment?route=math"),
+        ("/console/experiments/shown?name=e", "/console/experiments/result?name=e"),
+        ("/api/experiments/shown?name=e", "/api/experiments/result?name=e"),
     ):
         got = usual.get(old)
-        assert (got.status, got.headers["location"]) == (303, new)
+        assert (got.status, got.headers["location"]) == (308, new)
+    assert not [path for path in usual.get("/api/openapi.json").json["paths"] if "weighed" in path or "shown" in path]
     assert usual.get("/console/route?name=math").status == 200
 
 

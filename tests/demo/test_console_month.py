@@ -186,7 +186,7 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
         page = visitor.get("/console/policies").text
         for move in (*hasty.moves, *sober.moves):
             assert move.reason in page, "each step with what it stood on"
-        shown, numbers = (visitor.get(f"/{door}/experiments/shown?name=brisk") for door in ("console", "api"))
+        shown, numbers = (visitor.get(f"/{door}/experiments/result?name=brisk") for door in ("console", "api"))
         for one in numbers.json["result"]["arms"][0]["comparisons"]:
             assert format_difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
             for part in one["classes"]:

@@ -47,7 +47,7 @@ async def test_an_experiments_intervals_hold_the_true_effects(begin: Begin) -> N
         ]
         await mission.feedback(rated, source="user")
         await mission.rest()
-        shown = (await mission.api("/experiments/shown", name="e"))["result"]
+        shown = (await mission.api("/experiments/result", name="e"))["result"]
         assert shown["withheld"] is None, "the split is as it was drawn"
         assert shown["n_requests"] == len(served)
         (arm,) = shown["arms"]

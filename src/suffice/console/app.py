@@ -213,10 +213,11 @@ def _callback_of(request: ConsoleRequest) -> str:
 
 
 async def _moved(visit: ConsoleVisit) -> ConsoleResponse:
-    """An address of before, whose links are in old notices and bookmarks."""
-    request = visit.request
-    place = request.path.replace("/console/episodes", "/console/runs", 1)
-    return redirect(f"{place}?{urlencode(request.query)}" if request.query else place)
+    """An address of before, whose links are in old notices, bookmarks and programs."""
+    request, mount = visit.request, HOME if visit.request.path.startswith(HOME) else "/api"
+    before, after = next(one for one in RENAMED.items() if request.path.startswith(mount + one[0]))
+    place = request.path.replace(before, after, 1)
+    return redirect(f"{place}?{urlencode(request.query)}" if request.query else place, status=308)
 
 
 async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
@@ -227,7 +228,7 @@ async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
 def error_page(visit: ConsoleVisit, status: int, message: str) -> ConsoleResponse:
     if not render.can_render():
         return _without_package(status if status < 500 else 501)
-    return _page(visit, "sorry.html", "Request failed", {"status": status, "message": message}, status)
+    return _page(visit, "error.html", "Request failed", {"status": status, "message": message}, status)
 
 
 # ---- files, the description, the first page live ---------------------------------------------------
@@ -344,8 +345,8 @@ VIEWS: Final[tuple[View, ...]] = (  # the first view of a place is what the navi
     View("/experiments", "Experiments", experiments, place="Changes", tab="Experiments"),
     # Parts that are slow to compute: the pages request them once displayed.
     View("/route/losses", LOSSES, read_losses, SCOPE_FIELDS, "Routes", "_losses.html", follows=SCOPE_PARTS),
-    View("/policies/weighed", ASSESSMENT, view_assessment, ROLLOUT, "Routes", "_weighed.html"),
-    View("/experiments/shown", RESULT, view_experiment, EXPERIMENT, "Changes", "_experiment.html"),
+    View("/policies/assessment", ASSESSMENT, view_assessment, ROLLOUT, "Routes", "_assessment.html"),
+    View("/experiments/result", RESULT, view_experiment, EXPERIMENT, "Changes", "_experiment.html"),
     View("/review", "Review", review_page, needs="reviewer", by_tenant=True),
     View("/change", "Make a change", _list_actions, {}, "Changes", tab="Make a change"),
     View("/settings", BELOW, settings_page, needs="admin"),
@@ -363,14 +364,23 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
         "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, True, fields=ITEM
     ),
     ConsoleEndpoint("GET", "/console/live", "viewer", _live, "the first page live", HTML, fields=SCOPE_FIELDS),
-    ConsoleEndpoint("GET", "/console/episodes", "viewer", _moved, "where runs were before", HTML, True),
-    ConsoleEndpoint("GET", "/console/episodes/{id}", "viewer", _moved, "where a run was before", HTML, True),
     ConsoleEndpoint("GET", "/api/openapi.json", "viewer", _describe, "this description", by_tenant=True),
     *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
     *(one for action in ACTIONS for one in endpoints_of_action(action, _page, _back_of)),
     *EXPORTS,
 )
-
+RENAMED: Final = {
+    "/episodes": "/runs",
+    "/policies/weighed": "/policies/assessment",
+    "/experiments/shown": "/experiments/result",
+}
+MOVED: Final = tuple(  # each target checks who may see it
+    ConsoleEndpoint("GET", path, "viewer", _moved, "an address of before", "*/*", True)
+    for path in (
+        *("/console/episodes", "/console/episodes/{id}"),
+        *(f"{mount}{path}" for mount in ("/console", "/api") for path in RENAMED if path != "/episodes"),
+    )
+)
 
 MOUNTS: Final = ("/console", "/api")  # paths that this application serves
 _FAILED: Final = "server_error"
@@ -378,7 +388,7 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 
 
 class ConsoleApp:
-    def __init__(self, context: ConsoleContext, endpoints: Iterable[ConsoleEndpoint] = ENDPOINTS) -> None:
+    def __init__(self, context: ConsoleContext, endpoints: Iterable[ConsoleEndpoint] = (*ENDPOINTS, *MOVED)) -> None:
         self.context = context
         self.endpoints = tuple(endpoints)
         paths: dict[str, dict[str, ConsoleEndpoint]] = {}

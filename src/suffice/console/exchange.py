@@ -95,8 +95,8 @@ def json_response(value: Any) -> ConsoleResponse:
     return ConsoleResponse(kind=JSON, body=msgspec.json.encode(value))
 
 
-def redirect(place: str) -> ConsoleResponse:
-    return ConsoleResponse(status=303, headers=(("location", quote(place, safe="/?=&%#:")),))
+def redirect(place: str, *, status: Literal[303, 308] = 303) -> ConsoleResponse:
+    return ConsoleResponse(status=status, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
 def cookie(

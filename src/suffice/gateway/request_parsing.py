@@ -57,7 +57,7 @@ _BLOCKING_BY_REASON: Mapping[str, str] = {
 BLOCKING = {name: reason for reason, names in _BLOCKING_BY_REASON.items() for name in names.split()}
 _REASON_OF_FORM: Mapping[ReplyForm, str] = {"text": "tools", "json": "response_format", "tools": "tools"}
 TEXT_PARTS = ("text", "refusal")  # parts of a message that chat templates write as text
-_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
+_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-parsing")
 
 
 @frozen_struct

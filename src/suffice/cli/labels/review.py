@@ -121,7 +121,7 @@ def submit(
         result = shell.accepted(deciding.submit_verdict(writer, form, now_s=time.time()))
         effect = _effect(settings, place.item)
     if as_json:
-        shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.sentence})
+        shell.print_json({**msgspec.to_builtins(result), "changed": effect, "sentence": effect.sentence})
         return
     click.echo(f"{item}: {result.message}")
     if result.verdict is not None:

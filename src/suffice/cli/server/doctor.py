@@ -192,7 +192,7 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
 
 
 def _print_json(findings: Findings, recommendation: Recommendation, *, url: str, kept: str) -> None:
-    plain = msgspec.to_builtins(findings) | {"url": url, "advice": recommendation, "kept": kept}
+    plain = msgspec.to_builtins(findings) | {"url": url, "recommendation": recommendation, "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
     shell.print_json({**plain, "not_verified": NOT_VERIFIED})
