@@ -15,13 +15,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from suffice.store.audit.appender import Appender, begin_chain
-from suffice.store.audit.chain import CHAINED_PARTS, forget_salts, is_chained
+from suffice.store.audit.chain import CHAINED_PARTS, forget_salts, is_chained, repeats
 from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.sqlite import SqliteConnection
 from suffice.store.people.audit_view import read_latest_rows
-from suffice.store.rows.events import EVENTS, UNCHAINED, Erasure, Event, decode_as, to_row
+from suffice.store.rows.events import EARLIER_KEYS, EVENTS, UNCHAINED, Erasure, Event, decode_as, to_row
 from tests.contracts.test_events import records, values
 from tests.drawn import examples
 from tests.house.tree import ROOT
@@ -98,6 +98,28 @@ def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
         )
         log.execute("UPDATE events SET body = replace(body, '{', '{ ')")
         assert verify_chain(log).ok is (kind in UNCHAINED)
+
+
+@pytest.mark.parametrize("kind", sorted(EARLIER_KEYS))
+@given(data=st.data())
+@settings(max_examples=examples(8), phases=[Phase.generate])
+def test_a_row_of_0_2_stays_as_it_is_in_the_chain_and_is_known_as_the_same(
+    empty: SqliteConnection, kind: str, data: st.DataObject
+) -> None:
+    row = to_row(data.draw(values(EVENTS[kind])))
+    earlier, _ = EARLIER_KEYS[kind]
+    before = dataclasses.replace(row, body=json.dumps({earlier: json.loads(row.body)[earlier]}, separators=(",", ":")))
+    with closing(copied(empty)) as log:
+        log.execute("BEGIN IMMEDIATE")
+        appender = Appender(log, owner=1)
+        assert appender.add(before, 2.0)
+        assert not appender.add(row, 3.0)
+        log.execute("COMMIT")
+        assert verify_chain(log).ok
+        (seq, body) = log.execute("SELECT seq, body FROM events").fetchone()
+        assert body == before.body
+        assert repeats(log, row, seq, body)
+        assert not repeats(log, dataclasses.replace(row, body=json.dumps({earlier: {}})), seq, body)
 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 from suffice.agent.plan import AgentPlan, Regret
 from suffice.rollout.evidence import Rules
-from suffice.store.rows.events import EVENTS, Event, FeedbackEvent, decode_as, encode, key_of, kind_of, route_of, to_row
+from suffice.store.rows.events import (
+    EARLIER_KEYS,
+    EVENTS,
+    Event,
+    FeedbackEvent,
+    decode_as,
+    encode,
+    key_of,
+    kind_of,
+    route_of,
+    to_row,
+)
 from suffice.types import Feedback, Outcome, StepRecord
 from tests.drawn import examples
 
@@ -168,6 +179,22 @@ def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, dat
     required = {key: getattr(record, key) for key in earlier[name]}
     read = type(record)(**required)
     assert decode_as(EVENTS[kind], json.dumps(earlier)) == (FeedbackEvent(read) if kind == "feedback" else read)
+
+
+@pytest.mark.parametrize("kind", sorted(EARLIER_KEYS))
+@given(data=st.data())
+@settings(max_examples=examples(20))
+def test_a_payload_is_read_under_its_key_of_before_and_written_so_that_0_2_reads_it(
+    kind: str, data: st.DataObject
+) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    earlier, field = EARLIER_KEYS[kind]
+    body = json.loads(encode(event))
+    assert body == {field: body[field], earlier: body[field]}
+    for name in (earlier, field):
+        assert decode_as(EVENTS[kind], json.dumps({name: body[name]})) == event
+    with pytest.raises(ValueError, match=f"missing required field `{field}`"):
+        decode_as(EVENTS[kind], "{}")
 
 
 def ended(**changes: Any) -> Outcome:

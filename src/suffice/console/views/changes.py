@@ -10,7 +10,7 @@ import msgspec
 from suffice.console.context import ViewContext, ViewRecord, page_of
 from suffice.console.views.episodes import MOST_PAGE, PAGE, is_own_run, parse_whole_number
 from suffice.errors import BadRequest
-from suffice.store.audit.chain import Head, head
+from suffice.store.audit.chain import Head, head, without_earlier_key
 from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
 from suffice.store.rows.events import EVENTS, UNCHAINED
 
@@ -174,7 +174,8 @@ def change_lines(view: ViewContext) -> Iterator[tuple[int, AuditRow | None]]:
 
 
 def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
-    body = msgspec.json.format(entry.body, indent=2)
+    plain = without_earlier_key(entry.kind, msgspec.json.decode(entry.body))
+    body = msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
     return AuditRow(
         seq=entry.seq,
         place=entry.place if chained else None,

@@ -29,9 +29,10 @@ import msgspec
 
 from suffice.errors import StoreError
 from suffice.store.audit.personal import Part, split, without
-from suffice.store.rows.events import UNCHAINED, Row
+from suffice.store.rows.events import EARLIER_KEYS, UNCHAINED, Row
 from suffice.store.sql import LogReader, in_snapshot
 
+Line = dict[str, Any]  # a line of JSON
 FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of an absent part
 SALT_BYTES: Final = 16
@@ -119,7 +120,8 @@ def head(connection: LogReader, until_seq: int = _LAST_SEQ) -> Head | None:
 def repeats(connection: LogReader, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
     """Return whether a row equals the stored row of the same key, ignoring what the log has erased."""
     gone = {*redact, *_erased(connection, seq)}
-    now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
+    bodies = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
+    now, then = (without_earlier_key(row.kind, body) for body in bodies)
     if row.kind == "feedback":
         for body in (now, then):
             body.pop("about", None)  # the gateway's memory of the run, which it may have lost since
@@ -127,6 +129,12 @@ def repeats(connection: LogReader, row: Row, seq: int, stored: str, *, redact: I
             for field in ("door", "satisfaction"):  # the channel, and the satisfaction under the metrics of that time
                 feedback.pop(field, None)
     return bool(now == then)
+
+
+def without_earlier_key(kind: str, body: Line) -> Line:
+    """Return a decoded body as if only today's key of its payload had been written."""
+    earlier, field = EARLIER_KEYS.get(kind, ("", ""))
+    return {field: body[earlier]} if earlier in body else body
 
 
 def _erased(connection: LogReader, seq: int) -> list[Part]:
@@ -150,8 +158,6 @@ def forget_salts(connection: LogReader, seq: int, parts: Collection[Part]) -> bo
             n_changed += connection.execute(drop, (seq,)).rowcount
     return n_changed > 0
 
-
-Line = dict[str, Any]  # a line of JSON
 
 _EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events"
 

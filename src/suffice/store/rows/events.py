@@ -404,14 +404,17 @@ class Kind(Generic[E]):
     route: Callable[[E], str | None] = lambda e: getattr(e, "route", None)
     # None: about no episode, or its sender did not name it
     episode: Callable[[E], str | None] = lambda e: getattr(e, "episode_id", getattr(e, "item", None))
-    # Is it chained? Kinds that come too often, and are neither decisions nor evidence, are not.
-    chained: bool = True
+    chained: bool = True  # kinds that come too often, and are neither decisions nor evidence, are not
+    earlier: str = ""  # `field` in 0.2; rows have both as long as gateways of 0.2 may share the log
 
     def key_of(self, event: E) -> str:
         return self.key.format(event) if isinstance(self.key, str) else self.key(event)
 
 
 _EPISODE: Final = "{0.episode_id}"
+_SENT: Final = "{0.feedback.sender}/{0.feedback.feedback_id}"  # idempotency keys of senders are independent
+_ROLLOUT: Final = "{0.state.route}:{0.number}"
+_RUN: Final = "{0.experiment.name}:{0.experiment.run}"
 _NUMBERED: Final = "{0.route}:{0.number}"
 # Numbers with leading zeros sort by place: the unique index finds the newest row of a route.
 _READ_TO: Final = "{0.route}:{0.read_to_seq:015}"
@@ -431,14 +434,7 @@ def _switch_key(event: KillSwitchState) -> str:
 _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("request", Request, "request", _EPISODE, chained=False),
     Kind("outcome", Outcome, "outcome", _EPISODE, chained=False),
-    Kind(
-        "feedback",
-        FeedbackEvent,
-        "",
-        # Idempotency keys of different senders are independent.
-        "{0.feedback.sender}/{0.feedback.feedback_id}",
-        episode=lambda e: e.feedback.episode_id,
-    ),
+    Kind("feedback", FeedbackEvent, "", _SENT, episode=lambda e: e.feedback.episode_id),
     Kind("upstream_examined", Findings, "findings", "{0.examination_id}"),
     Kind("route_examined", RouteFindings, "findings", "{0.examination_id}"),
     Kind("policy_published", Publication, "publication", _NUMBERED),
@@ -457,18 +453,18 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
     Kind("budget_proposed", ProposedBudget, "proposal", _READ_TO),
-    Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
+    Kind("alert_sent", AlertDelivery, "delivery", _delivery_key, chained=False, earlier="telling"),
     Kind("fail_open_high", FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
     Kind("version_refused", VersionRefusal, "refusal", lambda e: f"{e.route}:{e.number or e.fit}"),
     Kind("log_missed", LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
     Kind("replica_seen", ReplicaState, "replica", "{0.gateway}:{0.number:06}", chained=False),
-    Kind("kill_switched", KillSwitchState, "switching", _switch_key),
-    Kind("experiment_started", ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
-    Kind("experiment_changed", ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"),
+    Kind("kill_switched", KillSwitchState, "state", _switch_key, earlier="switching"),
+    Kind("experiment_started", ExperimentStart, "start", _RUN, earlier="begun"),
+    Kind("experiment_changed", ExperimentRevision, "change", f"{_RUN}:{{0.revision}}", earlier="begun"),
     Kind("arm_worse", WorseArm, "finding", "{0.experiment}:{0.run}:{0.arm}:{0.verdict}"),
     Kind("experiment_stopped", ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
     Kind("review_asked", ReviewItem, "item", _EPISODE),
-    Kind("review_drawn", ControlDraw, "drawing", _NUMBERED),
+    Kind("review_drawn", ControlDraw, "draw", _NUMBERED, earlier="drawing"),
     Kind("review_leased", ReviewLease, "lease", _TURN, chained=False),
     Kind("review_returned", ItemReturn, "returned", _TURN),
     Kind("review_verdict", Verdict, "verdict", "{0.item}:{0.reviewer}:{0.revision}"),
@@ -484,14 +480,14 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("day_archived", DayArchive, "archived", "{0.day}:{0.digest}:{0.archive}"),
     Kind("erased", Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
     Kind("access_changed", AccessGrant, "access", "{0.access_id}"),
-    Kind("rollout_begun", RolloutStart, "beginning", "{0.state.route}:{0.number}", lambda e: e.state.route),
+    Kind("rollout_begun", RolloutStart, "start", _ROLLOUT, lambda e: e.state.route, earlier="beginning"),
     Kind("rollout_moved", RolloutMove, "moved", "{0.transition.rollout}:{0.transition.number}"),
-    Kind("rollout_undone", RolloutUndo, "undoing", "{0.rollout}"),
+    Kind("rollout_undone", RolloutUndo, "undo", "{0.rollout}", earlier="undoing"),
     Kind("requests_counted", RequestCount, "counted", "{0.count_id}", chained=False),
     Kind("operating_moved", OperatingMove, "move", "{0.move_id}"),
     Kind("rates_set", RowRates, "rates", "{0.route}:{0.number:09}"),
     # The first row of an id counts: nobody can take over an existing object.
-    Kind("object_made", StoredObject, "made", "{0.object_id}", chained=False),
+    Kind("object_made", StoredObject, "object", "{0.object_id}", chained=False, earlier="made"),
     # The key begins with the day, so that a day's rows are found by it.
     Kind("key_used", KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
     Kind("key_issued", KeyIssue, "issue", "{0.key_id}"),
@@ -503,17 +499,21 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("alerts_muted", AlertMute, "mute", "{0.number:06}", lambda e: e.route or None),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
+EARLIER_KEYS: Final = {kind.name: (kind.earlier, kind.field) for kind in _KINDS if kind.earlier}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
 _BY_PAYLOAD: Final = {kind.payload: kind for kind in _KINDS}
 # Nearly all rows; they are not chained, so that no digest depends on how they are written.
 _COMPACT: Final[Mapping[type[Any], type[Any]]] = {record: struct_like(record) for record in (Request, Outcome)}
-_BODIES: Final[Mapping[type[Any], type[Any]]] = {
-    kind.payload: msgspec.defstruct("Body", [(kind.field, _COMPACT.get(kind.payload, kind.payload))])
-    if kind.field
-    else kind.payload
-    for kind in _KINDS
-}
-_DECODERS: Final = {payload: msgspec.json.Decoder(body) for payload, body in _BODIES.items()}
+
+
+def _body_type(kind: Kind[Any]) -> type[Any]:
+    if kind.earlier:
+        return msgspec.defstruct("Body", [(name, kind.payload | None, None) for name in (kind.field, kind.earlier)])
+    payload = _COMPACT.get(kind.payload, kind.payload)
+    return msgspec.defstruct("Body", [(kind.field, payload)]) if kind.field else payload
+
+
+_DECODERS: Final = {kind.payload: msgspec.json.Decoder(_body_type(kind)) for kind in _KINDS}
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -548,16 +548,21 @@ def route_of(event: Event) -> str | None:
 
 def encode(event: Event) -> bytes:
     """Return the event's JSON. Numbers that are not finite become null: unknown. Raise ValueError for a wrong type."""
-    field, compact = kind_of(event).field, _COMPACT.get(type(event))
+    kind, compact = kind_of(event), _COMPACT.get(type(event))
     plain = event if compact is None else msgspec.convert(event, compact, from_attributes=True)
-    return _ENCODER.encode({field: plain} if field else plain)
+    if kind.earlier:
+        return _ENCODER.encode({kind.field: plain, kind.earlier: plain})
+    return _ENCODER.encode({kind.field: plain} if kind.field else plain)
 
 
 def decode_as(payload: type[E], body: bytes | str) -> E:
-    field, plain = _BY_PAYLOAD[payload].field, _DECODERS[payload].decode(body)
+    kind, plain = _BY_PAYLOAD[payload], _DECODERS[payload].decode(body)
     if payload in _COMPACT:
-        return msgspec.convert(getattr(plain, field), payload, from_attributes=True)
-    event: E = getattr(plain, field) if field else plain
+        return msgspec.convert(getattr(plain, kind.field), payload, from_attributes=True)
+    event: E | None = getattr(plain, kind.field) if kind.field else plain
+    event = getattr(plain, kind.earlier) if event is None else event
+    if event is None:
+        raise ValueError(f"missing required field `{kind.field}`")
     return event
 
 
