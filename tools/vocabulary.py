@@ -1,11 +1,15 @@
-"""The words of the house: what names in `src/suffice` may not say, with what to write instead."""
+"""The words of the house: what may not be said where people read or type it, with what to write instead.
+
+Names of Python; strings that are keys, paths, labels or options (text with spaces is prose, where these are plain
+words); names of files; addresses and fields of templates; names in SQL.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 # A word that only we knew, and the field's term. It may not be a whole name, nor a part between underscores.
@@ -36,6 +40,47 @@ WORDS = {
     "voice": "label source",
     "world": "regime",
 }
+# Words that only keys of the log and addresses said.
+KEY_WORDS = {
+    "begun": "start, change",
+    "beginning": "start",
+    "drawing": "draw",
+    "kept": "what is kept: question, sources, stored",
+    "made": "object, created",
+    "sorry": "error",
+    "switching": "state",
+    "telling": "delivery, compared",
+    "undoing": "undo",
+    "weighed": "assessment",
+}
+_KIND = "a kind of rows: the column `kind` is unique with a row's key, is digested in the chain, and is read by 0.2"
+_EARLIER = "a key of 0.2, written until the next release: gateways of 0.2 on the same log read it"
+_EXTRACT = "a key of bundles that others verify"
+_PATH = "a path of 0.2, which answers 308 until the next release"
+_SIGNAL = "a signal's name: in settings, and in features of learned versions"
+# Strings, or names in SQL, that say such a word: where they may ("": anywhere), and why they have to.
+STRINGS_ALLOWED: dict[str, tuple[str, str]] = {
+    "/experiments/shown": ("app.py", _PATH),
+    "/policies/weighed": ("app.py", _PATH),
+    "asked": ("types.py runs.py stream_relay.py live_costs.py", "an end of runs, in every log"),
+    "cannot_be_asked": ("operations.py actions.py", "an error's code, which clients compare"),
+    "kept": ("chain.py personal.py events.py .sql", f"{_EXTRACT}; of the chain; of texts, too long to write twice"),
+    "kept_by": ("bundle.py .sql", f"{_EXTRACT}; a column of the view `requests`"),
+    "lot": ("types.py context.py alerts.py .sql", "a value of `kept_by` in every log; a key of stored alerts"),
+    "n_telling_audits": ("estimate.py", "a figure of `status --json` and of the API"),
+    "not_found": ("", "the standard name of HTTP's 404"),
+    "not_found_error": ("passthrough.py", "the name of an error in the Messages API"),
+    "said": ("rules.py base.py wording.py", _SIGNAL),
+    "told": ("chain.py", _EXTRACT),
+    "telling": ("events.py estimate.py runs.py", f"{_EARLIER}; a sum that logs keep, behind `n_telling_audits`"),
+    **dict.fromkeys(("begun", "beginning", "drawing", "made", "switching", "undoing"), ("events.py", _EARLIER)),
+    **dict.fromkeys(("object_made", "question_kept", "review_asked", "rollout_begun", "sources_kept"), ("", _KIND)),
+}
+# A key, a path, a label, an option: text without spaces that is no regular expression.
+KEY = re.compile(r"[\w./{}:$?=&-]+")
+# What a template names: its addresses, and the fields that its forms send.
+TEMPLATE_NAME = re.compile(r"""\b(?:href|src|action|hx-get|hx-post|name)="([^"{]*)|'(/[^' ]*)'""")
+SQL_NAME = re.compile(r"--.*|(\w+)")
 # Last words that look like participles and are nouns.
 NOUNS = ("Embedding", "Feed", "Finding", "Mapping", "Need", "Ring", "Sampling", "Seed", "Set", "Setting", "String")
 IRREGULAR = (
@@ -59,13 +104,18 @@ Row = tuple[str, Path, int, str, str]  # rule, file, line, what is wrong, what i
 Tree = tuple[Path, ast.Module]
 
 
-def check(trees: Sequence[Tree]) -> Iterator[Row]:
-    """All rules of this page over the package."""
+def check(trees: Sequence[Tree], texts: Sequence[Path] = ()) -> Iterator[Row]:
+    """All rules of this page over the package, and over its templates and queries."""
     yield from check_duplicates(trees)
     yield from check_small_files(trees)
     for path, tree in trees:
         yield from check_words(path, tree)
+        yield from check_strings(path, tree)
         yield from check_databases(path, tree)
+    for path in (*(path for path, _ in trees), *texts):
+        yield from find_words("a file's name", path, 1, path.stem, WORDS | {"sorry": "error", "weighed": "assessment"})
+    for path in texts:
+        yield from check_text(path)
 
 
 def check_duplicates(trees: Sequence[Tree]) -> Iterator[Row]:
@@ -133,10 +183,33 @@ def check_words(path: Path, tree: ast.Module) -> Iterator[Row]:
             name = node.name
         else:
             continue
-        parts = f"_{re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower()}_"
-        for word, better in WORDS.items():
-            if f"_{word}_" in parts:
-                yield f"the word {word} in a name", path, node.lineno, f"the name {name}", f"write {better}"
+        yield from find_words("a name", path, node.lineno, name, WORDS)
+
+
+def check_strings(path: Path, tree: ast.Module) -> Iterator[Row]:
+    """Strings that are keys, paths, labels or options use the field's words, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and KEY.fullmatch(node.value):
+            yield from find_words("a string", path, node.lineno, node.value, WORDS | KEY_WORDS)
+
+
+def check_text(path: Path) -> Iterator[Row]:
+    """Addresses and fields of a template, and names in SQL outside comments."""
+    pattern = TEMPLATE_NAME if path.suffix == ".html" else SQL_NAME
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for match in pattern.finditer(line):
+            for name in filter(None, match.groups()):
+                yield from find_words(path.suffix[1:], path, number, name, WORDS | KEY_WORDS)
+
+
+def find_words(where: str, path: Path, line: int, name: str, words: Mapping[str, str]) -> Iterator[Row]:
+    files, _ = STRINGS_ALLOWED.get(name, ("none", ""))
+    if where != "a name" and any(str(path).endswith(file) for file in files.split() or ("",)):
+        return
+    parts = re.sub(r"[^a-z0-9]+", "_", f"_{re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower()}_")
+    for word, better in words.items():
+        if f"_{word}_" in parts:
+            yield f"the word {word} in {where}", path, line, f"the name {name}", f"write {better}"
 
 
 def check_databases(path: Path, tree: ast.Module) -> Iterator[Row]:

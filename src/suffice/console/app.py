@@ -97,7 +97,7 @@ def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any]
         "first": (),
         **shell_values(VIEWS, None, principal, request.query, now_s=context.now()),
         "visitor": principal,
-        "told": context.take_message(principal),
+        "notice": context.take_message(principal),
         "now_s": context.now(),
         "here": request.path,
         "query": request.query,

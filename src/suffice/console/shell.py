@@ -113,6 +113,6 @@ def shell_values(
         "custom": CUSTOM,
         "first_bound": format_bound(scope.range.since_hour) if scope.range.since_hour else "",
         "last_bound": format_bound(scope.range.until_hour, last=True),
-        "kept": {name: value for name, value in query.items() if name not in (*SCOPE_FIELDS, "before", "name")},
+        "hidden": {name: value for name, value in query.items() if name not in (*SCOPE_FIELDS, "before", "name")},
         "places": navigation(views, principal, view, link) if principal.person is not None else (),
     }

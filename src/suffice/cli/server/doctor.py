@@ -175,24 +175,24 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
         client.settings = msgspec.structs.replace(upstream, driver=driver or upstream.driver)
         result = await examine_server(session, name, quiet=options.as_json)
     if settings is None:
-        kept = "Not kept: there is no settings file here (--config)."
+        stored = "Not kept: there is no settings file here (--config)."
     elif not name:
-        kept = "Not kept: no upstream in the settings has this address."
+        stored = "Not kept: no upstream in the settings has this address."
     else:
         await append_findings(settings, result)
-        kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
+        stored = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
     recommendation = recommend(result, name=name or "local", url=upstream.url, driver=driver)
     if options.as_json:
-        _print_json(result, recommendation, url=upstream.url, kept=kept)
+        _print_json(result, recommendation, url=upstream.url, stored=stored)
     else:
         made = f"{len(result.findings)} experiments, {session.n_calls} calls, made against this server"
         _print_findings(result, f"{upstream.url}, model {result.model}: {made}")
-        _print_recommendations(recommendation, kept)
+        _print_recommendations(recommendation, stored)
     return honoured(result, "reachable")
 
 
-def _print_json(findings: Findings, recommendation: Recommendation, *, url: str, kept: str) -> None:
-    plain = msgspec.to_builtins(findings) | {"url": url, "recommendation": recommendation, "kept": kept}
+def _print_json(findings: Findings, recommendation: Recommendation, *, url: str, stored: str) -> None:
+    plain = msgspec.to_builtins(findings) | {"url": url, "recommendation": recommendation, "stored": stored}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
     shell.print_json({**plain, "not_verified": NOT_VERIFIED})
