@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ from suffice.cli.main import main
 from suffice.gateway.app import ENDPOINTS
 from suffice.settings import Settings, parse_settings
 from suffice.settings.environment import override_settings
+from tests.deploy.haproxy import Start
 from tests.house.tree import ROOT
 
 FOLDER = ROOT / "deploy" / "compose"
@@ -107,10 +107,10 @@ def test_every_secret_is_a_file_that_is_not_in_the_repository() -> None:
         assert ignored.returncode in {0, 128}  # 128: not a clone
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
-def test_haproxy_accepts_its_file(tmp_path: Path) -> None:
+def test_haproxy_accepts_its_file(tmp_path: Path, haproxy: Start) -> None:
     text = (FOLDER / "haproxy.cfg").read_text(encoding="utf-8")
     (tmp_path / "haproxy.cfg").write_text(re.sub(r"gateway-\d:", "127.0.0.1:", text), encoding="utf-8")
-    done = subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"WARNING" not in done.stderr
+    checking = haproxy("-c", "-f", str(tmp_path / "haproxy.cfg"), stderr=subprocess.PIPE)
+    _, said = checking.communicate(timeout=30)
+    assert checking.returncode == 0, said.decode()
+    assert b"WARNING" not in said

@@ -14,8 +14,8 @@ import yaml
 
 from suffice.cli.main import main
 from suffice.settings import parse_settings
+from tests.deploy.chart import VALUES, rendered
 from tests.deploy.shell import run_block, shell_blocks
-from tests.deploy.test_chart import VALUES, helm, rendered
 from tests.deploy.test_compose import COMPOSE, SERVICES
 from tests.house.tree import ROOT, blocks
 
@@ -65,11 +65,9 @@ def test_the_kubernetes_page_makes_the_secrets_that_the_chart_reads() -> None:
     assert f"--from-literal={VALUES['database']['passwordSecret']['key']}=" in database
 
 
-@helm
-def test_the_values_of_the_kubernetes_page_are_accepted(tmp_path: Path) -> None:
+def test_the_values_of_the_kubernetes_page_are_accepted() -> None:
     values = next(block.text for block in blocks(HOW_TO / "deploy-kubernetes.md") if block.language == "yaml")
-    (tmp_path / "values.yaml").write_text(values, encoding="utf-8")
-    objects = rendered("--values", str(tmp_path / "values.yaml"))
+    objects = rendered(yaml.safe_load(values))
     settings = parse_settings(yaml.safe_load(objects["ConfigMap", "x"]["data"]["suffice.yaml"]))
     assert settings.store.sslmode == "require"
     assert settings.keys["metrics"].scopes == ("read",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -18,13 +17,11 @@ from typing import Any
 import pytest
 
 from suffice_testing import FakeUpstream, Reply
+from tests.deploy.haproxy import Start
 from tests.gateway_process import GatewayProcess
 from tests.house.tree import ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed"),
-]
+pytestmark = pytest.mark.slow
 GAP_S = 0.05
 REPLY = Reply(reasoning=("so ",) * 20, answer=("4",), delay_s=GAP_S)
 
@@ -36,13 +33,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def proxy(folder: Path, gateways: list[int]) -> Iterator[str]:
+def proxy(start: Start, folder: Path, gateways: list[int]) -> Iterator[str]:
     port = free_port()
     text = (ROOT / "deploy" / "compose" / "haproxy.cfg").read_text(encoding="utf-8")
     text = text.replace("bind :8400", f"bind 127.0.0.1:{port}")
     text = re.sub(r" gateway-(\d):8400", lambda m: f" 127.0.0.1:{gateways[int(m[1]) - 1]}", text)
     (folder / "haproxy.cfg").write_text(text, encoding="utf-8")
-    process = subprocess.Popen(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL)
+    process = start("-db", "-f", str(folder / "haproxy.cfg"), stderr=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -65,10 +62,10 @@ def read_stream(url: str) -> list[float]:
     return times
 
 
-def test_replacing_both_gateways_fails_no_stream(tmp_path: Path) -> None:
+def test_replacing_both_gateways_fails_no_stream(tmp_path: Path, haproxy: Start) -> None:
     ports = [free_port(), free_port()]
     folders = [tmp_path / "one", tmp_path / "two"]
-    with FakeUpstream.in_thread(REPLY) as fake, proxy(tmp_path, ports) as url, contextlib.ExitStack() as last:
+    with FakeUpstream.in_thread(REPLY) as fake, proxy(haproxy, tmp_path, ports) as url, contextlib.ExitStack() as last:
         settings: dict[str, Any] = {
             "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"},
             "upstreams": {"up": {"url": fake.url, "slots": 32}},

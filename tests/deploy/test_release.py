@@ -18,7 +18,7 @@ from tools.house import pins
 from tools.sbom import bill_of_materials
 
 from suffice import __version__
-from tests.deploy.test_chart import helm
+from tests.deploy.chart import rendered
 from tests.house.tree import ROOT, files
 
 LOCK = ROOT / "requirements" / "image.txt"
@@ -94,12 +94,9 @@ def test_the_packed_chart_is_the_folder(dist: Path) -> None:
     assert names - added == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@helm
 def test_the_packed_chart_brings_alert_rules_and_a_dashboard(dist: Path) -> None:
-    packed = str(dist / f"suffice-chart-{__version__}.tgz")
-    options = ("--set", "serviceMonitor.enabled=true,dashboard.enabled=true")
-    done = subprocess.run(["helm", "template", "x", packed, *options], check=True, capture_output=True, text=True)
-    objects = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    values = {"serviceMonitor": {"enabled": True}, "dashboard": {"enabled": True}}
+    objects = rendered(values, dist / f"suffice-chart-{__version__}.tgz")
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
     assert objects["PrometheusRule", "x"]["spec"] == rules
     shown = json.loads(objects["ConfigMap", "x-dashboard"]["data"]["suffice.json"])

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.deploy.haproxy import Start, fetched
+
+
+@pytest.fixture(scope="session")
+def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts haproxy with arguments; further options are those of Popen."""
+    installed = shutil.which("haproxy")
+    found = (installed, dict[str, str]()) if installed else fetched(tmp_path_factory.mktemp("haproxy"))
+    if found is None:
+        pytest.skip("haproxy is not installed, and Debian's cannot be fetched here")
+    program, variables = found
+
+    def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([program, *words], env={**os.environ, **variables}, **options)
+
+    return start
