@@ -31,24 +31,50 @@ app.kubernetes.io/component: {{ .component }}
 {{- toYaml (mergeOverwrite (deepCopy .Values.config) $own) -}}
 {{- end -}}
 
-{{/* The pod of a gateway or a worker: .root, .component, .args, .resources, .extra (lines of the container), .claim. */}}
+{{/* Whole seconds that live streams may take when a gateway ends, and the pod of a gateway or a console with them. */}}
+{{- define "suffice.graceSeconds" -}}
+{{- add .Values.gateway.preStopSeconds (.Values.config.server.grace_s | default 10 | float64 | ceil | int) 25 -}}
+{{- end -}}
+
+{{/* What changes with the Secrets, and says nothing of them; the same where the cluster cannot be asked. */}}
+{{- define "suffice.secretVersions" -}}
+{{- range list .Values.secretName .Values.database.passwordSecret.name -}}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace . -}}
+{{- printf "%s=%s " . (dig "metadata" "resourceVersion" "" $secret) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "suffice.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "suffice.name" .) "default" .Values.serviceAccount.create) -}}
+{{- end -}}
+
+{{/* A pod: .root, .component, .args, .resources, .grace (seconds), .extra (further lines of the container). */}}
 {{- define "suffice.pod" -}}
 metadata:
   labels:
     {{- include "suffice.labels" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
+    {{- with .root.Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   annotations:
     checksum/config: {{ include "suffice.config" .root | sha256sum }}
+    checksum/secrets: {{ include "suffice.secretVersions" .root | sha256sum }}
     {{- with .root.Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
+  serviceAccountName: {{ include "suffice.serviceAccount" .root }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- with .root.Values.imagePullSecrets }}
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- with .root.Values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  terminationGracePeriodSeconds: {{ .grace }}
   securityContext:
     runAsNonRoot: true
     runAsUser: 10001
@@ -63,6 +89,10 @@ spec:
       labelSelector:
         matchLabels:
           {{- include "suffice.selector" . | nindent 10 }}
+  {{- with .root.Values.extraInitContainers }}
+  initContainers:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   containers:
     - name: {{ .component }}
       image: {{ include "suffice.image" .root }}
@@ -100,9 +130,15 @@ spec:
           mountPath: /var/lib/suffice
         - name: tmp
           mountPath: /tmp
+        {{- with .root.Values.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       {{- with .extra }}
       {{- . | nindent 6 }}
       {{- end }}
+    {{- with .root.Values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
     - name: config
       configMap:
@@ -115,16 +151,14 @@ spec:
           - key: {{ .root.Values.database.passwordSecret.key }}
             path: password
     - name: data # the last-good file and the kill file of this pod; everything else is in the database
-      {{- if .claim }}
-      persistentVolumeClaim:
-        claimName: {{ .claim }}
-      {{- else }}
       emptyDir:
         sizeLimit: 256Mi
-      {{- end }}
     - name: tmp
       emptyDir:
         sizeLimit: 256Mi
+    {{- with .root.Values.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- with .root.Values.nodeSelector }}
   nodeSelector:
     {{- toYaml . | nindent 4 }}
