@@ -213,6 +213,72 @@ def test_pods_get_what_the_extra_values_say() -> None:
         assert metadata["annotations"]["scrape"] == "no"
 
 
+# --------------------------------------------------------------------------- who reaches what
+
+
+def test_an_ingress_leads_clients_to_the_gateways_and_people_to_the_console() -> None:
+    options = {"enabled": True, "className": "nginx", "hosts": ["llm.example.com"], "annotations": {"buffering": "off"}}
+    ingress = rendered(deployed(ingress={**options, "tlsSecretName": "cert", "console": True}))["Ingress", "x"]
+    assert ingress["metadata"]["annotations"] == {"buffering": "off"}
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"] == [{"secretName": "cert", "hosts": ["llm.example.com"]}]
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["host"] == "llm.example.com"
+    led = {one["path"]: one["backend"]["service"]["name"] for one in rule["http"]["paths"]}
+    assert led == {"/": "x", "/console": "x-console", "/api": "x-console"}
+    objects = rendered(deployed(ingress=options))
+    (rule,) = objects["Ingress", "x"]["spec"]["rules"]
+    assert [one["path"] for one in rule["http"]["paths"]] == ["/"]
+    assert "tls" not in objects["Ingress", "x"]["spec"]
+    port = rule["http"]["paths"][0]["backend"]["service"]["port"]["name"]
+    assert port in [one["name"] for one in objects["Service", "x"]["spec"]["ports"]]
+
+
+def test_a_route_of_the_gateway_api_lets_runs_take_their_time() -> None:
+    options = {"enabled": True, "parentRefs": [{"name": "edge"}], "hostnames": ["llm.example.com"]}
+    objects = rendered(deployed(httpRoute={**options, "console": True}, service__port=80))
+    spec = objects["HTTPRoute", "x"]["spec"]
+    assert (spec["parentRefs"], spec["hostnames"]) == ([{"name": "edge"}], ["llm.example.com"])
+    led = {rule["matches"][0]["path"]["value"]: rule["backendRefs"][0]["name"] for rule in spec["rules"]}
+    assert led == {"/": "x", "/console": "x-console", "/api": "x-console"}
+    assert {rule["backendRefs"][0]["port"] for rule in spec["rules"]} == {80}
+    assert {rule["timeouts"]["request"] for rule in spec["rules"]} == {"0s"}
+    spec = rendered(deployed(httpRoute={**options, "console": True}, console__enabled=False))["HTTPRoute", "x"]["spec"]
+    assert len(spec["rules"]) == 1
+
+
+def test_network_policies_admit_each_to_what_is_for_them() -> None:
+    def of(**options: Any) -> dict[str, dict[str, Any]]:
+        objects = rendered(deployed(networkPolicy={"enabled": True, **options}))
+        found = {name: one["spec"] for (kind, name), one in objects.items() if kind == "NetworkPolicy"}
+        for component in ("gateway", "console", "worker"):
+            labels = objects["Deployment", f"x-{component}"]["spec"]["template"]["metadata"]["labels"]
+            selected = [
+                name for name, one in found.items() if one["podSelector"]["matchLabels"].items() <= labels.items()
+            ]
+            assert selected == [f"x-{component}"]
+            for rule in found[f"x-{component}"].get("ingress", ()):
+                assert rule["ports"][0]["port"] in [port["name"] for port in container(objects, component)["ports"]]
+        return found
+
+    default = of()
+    assert default["x-gateway"]["ingress"][0]["from"] == [{"podSelector": {}}]
+    assert "ingress" not in default["x-console"]
+    assert "ingress" not in default["x-worker"]
+    assert {tuple(one["policyTypes"]) for one in default.values()} == {("Ingress",)}
+    edge, prometheus = ({"podSelector": {"matchLabels": {"app": name}}} for name in ("edge", "prometheus"))
+    database = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 5432}]}
+    given = of(clients=[edge], people=[edge], metrics=[prometheus], egress=[database])
+    assert given["x-gateway"]["ingress"][0]["from"] == [edge, prometheus]
+    assert given["x-console"]["ingress"][0]["from"] == [edge]
+    assert given["x-worker"]["ingress"][0]["from"] == [prometheus]
+    for one in given.values():
+        assert one["policyTypes"] == ["Ingress", "Egress"]
+        names, other = one["egress"]
+        assert {port["port"] for port in names["ports"]} == {53}
+        assert other == database
+
+
 @pytest.mark.parametrize(
     ("account", "made", "used"),
     [({}, "x", "x"), ({"create": False}, None, "default"), ({"create": False, "name": "theirs"}, None, "theirs")],
@@ -263,6 +329,9 @@ def annotations_of(objects: Objects) -> dict[str, str]:
         ("extraVolumeMounts", [{"name": "ca"}], "mountPath"),
         ("podLabels", {"app.kubernetes.io/component": "worker"}, "app.kubernetes.io/component"),
         ("console__replicas", 0, "console"),
+        ("ingress", {"enabled": True}, "hosts"),
+        ("httpRoute", {"enabled": True}, "parentRefs"),
+        ("networkPolicy", {"enabled": True, "clients": ["edge"]}, "clients"),
         ("image__tag", "latest", "image"),
         ("gatway__replicas", 3, "gatway"),
     ],

@@ -48,6 +48,16 @@ app.kubernetes.io/component: {{ .component }}
 {{- .Values.serviceAccount.name | default (ternary (include "suffice.name" .) "default" .Values.serviceAccount.create) -}}
 {{- end -}}
 
+{{/* What a path outside the cluster leads to, as YAML: the gateways, and with .console the console. */}}
+{{- define "suffice.paths" -}}
+{{- $name := include "suffice.name" .root -}}
+/: {{ $name }}
+{{- if and .console .root.Values.console.enabled }}
+/console: {{ $name }}-console
+/api: {{ $name }}-console
+{{- end }}
+{{- end -}}
+
 {{/* A pod: .root, .component, .args, .resources, .grace (seconds), .extra (further lines of the container). */}}
 {{- define "suffice.pod" -}}
 metadata:
