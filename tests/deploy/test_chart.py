@@ -99,8 +99,8 @@ def test_the_settings_of_the_pods_are_accepted() -> None:
 
 def test_the_pods_are_confined() -> None:
     objects = rendered(EVERYTHING)
-    for name in ("gateway", "worker", "console"):
-        outer, inner = pod(objects, name), container(objects, name)
+    for name, kind in (*((name, "Deployment") for name in ("gateway", "worker", "console")), ("migrate", "Job")):
+        outer, inner = pod(objects, name, kind), container(objects, name, kind)
         assert outer["securityContext"]["runAsNonRoot"]
         assert outer["securityContext"]["runAsUser"] == 10001
         assert outer["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -213,6 +213,61 @@ def test_pods_get_what_the_extra_values_say() -> None:
         assert metadata["annotations"]["scrape"] == "no"
 
 
+def test_keda_asks_prometheus_for_the_same_metric_and_replaces_the_custom_one() -> None:
+    scaling = {"enabled": True, "minReplicas": 3, "maxReplicas": 9, "liveRequestsPerReplica": 40}
+    classic = rendered(deployed(gateway__autoscaling=scaling))
+    hpa = classic["HorizontalPodAutoscaler", "x-gateway"]["spec"]
+    address = "http://prometheus:9090"
+    keda = {"serverAddress": address, "triggerAuthentication": "monitoring"}
+    objects = rendered(deployed(gateway__autoscaling={**scaling, "keda": keda}))
+    assert not any(kind == "HorizontalPodAutoscaler" for kind, _ in objects)
+    scaled = objects["ScaledObject", "x-gateway"]["spec"]
+    assert ("Deployment", scaled["scaleTargetRef"]["name"]) in objects
+    assert "replicas" not in objects["Deployment", "x-gateway"]["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (hpa["minReplicas"], hpa["maxReplicas"]) == (3, 9)
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == hpa["behavior"]
+    (trigger,) = scaled["triggers"]
+    assert trigger["metadata"]["serverAddress"] == address
+    assert trigger["metadata"]["threshold"] == "40"
+    assert trigger["authenticationRef"] == {"name": "monitoring"}
+    metric, namespace, pods = re.findall(
+        r'sum\((\w+)\{namespace="(.+?)",pod=~"(.+?)"\}\)', trigger["metadata"]["query"]
+    )[0]
+    assert metric == hpa["metrics"][0]["pods"]["metric"]["name"]
+    assert namespace == "models"
+    assert re.fullmatch(pods, "x-gateway-7d9f-abcde")
+    assert not re.fullmatch(pods, "x-console-7d9f-abcde")
+
+
+def test_a_job_migrates_the_log_before_an_upgrade_within_its_own_time() -> None:
+    values = deployed(
+        migration__timeoutSeconds=900,
+        extraContainers=[{"name": "proxy", "image": "sql-proxy:1"}],
+        serviceAccount__annotations={"role": "reader"},
+    )
+    objects = rendered(values)
+    hooks = {key: one for key, one in objects.items() if "helm.sh/hook" in one["metadata"].get("annotations", {})}
+    assert set(hooks) == {(kind, "x-migrate") for kind in ("ConfigMap", "ServiceAccount", "Job")}
+    annotations = {kind: one["metadata"]["annotations"] for (kind, _), one in hooks.items()}
+    assert {one["helm.sh/hook"] for one in annotations.values()} == {"pre-upgrade"}, "at first a gateway makes the log"
+    assert annotations["ServiceAccount"]["role"] == "reader"
+    weights = {kind: int(one["helm.sh/hook-weight"]) for kind, one in annotations.items()}
+    assert max(weights["ConfigMap"], weights["ServiceAccount"]) < weights["Job"]
+    assert hooks["Job", "x-migrate"]["spec"]["activeDeadlineSeconds"] == 900
+    outer, inner = pod(objects, "migrate", "Job"), container(objects, "migrate", "Job")
+    assert outer["restartPolicy"] == "Never"
+    assert outer["serviceAccountName"] == "x-migrate"
+    assert [one["name"] for one in outer["containers"]] == ["migrate"], "one that stays would keep the job alive"
+    assert {one["configMap"]["name"] for one in outer["volumes"] if "configMap" in one} == {"x-migrate"}
+    assert hooks["ConfigMap", "x-migrate"]["data"] == objects["ConfigMap", "x"]["data"]
+    group = main.get_command(click.Context(main), inner["args"][0])
+    assert isinstance(group, click.Group)
+    assert inner["args"][1] in group.commands
+    own = rendered(deployed(serviceAccount={"create": False, "name": "theirs"}))
+    assert pod(own, "migrate", "Job")["serviceAccountName"] == "theirs"
+    assert not any(name == "x-migrate" for _, name in rendered(deployed(migration__enabled=False)))
+
+
 # --------------------------------------------------------------------------- who reaches what
 
 
@@ -285,7 +340,7 @@ def test_network_policies_admit_each_to_what_is_for_them() -> None:
 )
 def test_the_service_account_is_made_or_named(account: dict[str, Any], made: str | None, used: str) -> None:
     objects = rendered(deployed(serviceAccount=account))
-    assert [name for kind, name in objects if kind == "ServiceAccount"] == ([made] if made else [])
+    assert [name for kind, name in objects if kind == "ServiceAccount" and name != "x-migrate"] == [made] * bool(made)
     assert {pod(objects, name)["serviceAccountName"] for name in ("gateway", "worker", "console")} == {used}
 
 
@@ -331,6 +386,8 @@ def annotations_of(objects: Objects) -> dict[str, str]:
         ("console__replicas", 0, "console"),
         ("ingress", {"enabled": True}, "hosts"),
         ("httpRoute", {"enabled": True}, "parentRefs"),
+        ("gateway__autoscaling__keda", {"serverAddress": "prometheus:9090"}, "serverAddress"),
+        ("migration__timeoutSeconds", 0, "timeoutSeconds"),
         ("networkPolicy", {"enabled": True, "clients": ["edge"]}, "clients"),
         ("image__tag", "latest", "image"),
         ("gatway__replicas", 3, "gatway"),

@@ -58,7 +58,16 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
-{{/* A pod: .root, .component, .args, .resources, .grace (seconds), .extra (further lines of the container). */}}
+{{- define "suffice.beforeUpgrade" -}}
+helm.sh/hook: pre-upgrade
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/*
+A pod: .root, .component, .args, .resources, .grace (seconds), .extra (further lines of the container), and for a pod
+that ends by itself .name (of its ConfigMap and service account).
+*/}}
 {{- define "suffice.pod" -}}
 metadata:
   labels:
@@ -74,7 +83,10 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "suffice.serviceAccount" .root }}
+  serviceAccountName: {{ ternary .name (include "suffice.serviceAccount" .root) (and .root.Values.serviceAccount.create (hasKey . "name")) }}
+  {{- if .name }}
+  restartPolicy: Never
+  {{- end }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- with .root.Values.imagePullSecrets }}
@@ -146,13 +158,13 @@ spec:
       {{- with .extra }}
       {{- . | nindent 6 }}
       {{- end }}
-    {{- with .root.Values.extraContainers }}
+    {{- with ternary list .root.Values.extraContainers (hasKey . "name") }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   volumes:
     - name: config
       configMap:
-        name: {{ include "suffice.name" .root }}
+        name: {{ .name | default (include "suffice.name" .root) }}
     - name: password
       secret:
         secretName: {{ .root.Values.database.passwordSecret.name }}
