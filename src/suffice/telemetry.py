@@ -165,6 +165,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_extra_calls_skipped_total", "counter", "Extra calls that were not sent.", ("route", "reason")),
     MetricSpec("suffice_extra_calls_refused_total", "counter", "Extra calls answered with 429 or 503.", ("route",)),
     MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("upstream", "code")),
+    MetricSpec("suffice_upstream_reachable", "gauge", "1: the upstream answers; asked at a scrape.", ("upstream",)),
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_spans_total", "counter", "Spans of traces, by what became of them.", ("result",)),
     MetricSpec("suffice_build_info", "gauge", "1; the label names the version.", ("version",)),

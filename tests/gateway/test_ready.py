@@ -1,4 +1,4 @@
-"""`/readyz` says whether a request could be served: not while no upstream answers."""
+"""`/readyz` looks at the gateway itself, and at its upstreams only where the settings say so; a metric always does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from suffice.settings import Settings, parse_settings
 from suffice_testing import FakeUpstream, Fault, Reply, ServerBehaviour
 
 
-def settings(folder: Path, **urls: str) -> Settings:
+def settings(folder: Path, *, needs: bool = True, **urls: str) -> Settings:
     return parse_settings(
         {
             "upstreams": {name: {"url": url, "retries": 0} for name, url in urls.items()},
             "store": {"url": f"sqlite:///{folder}/log.db"},
             "control": {"enabled": False},
+            "server": {"ready_needs_upstream": needs},
         }
     )
 
@@ -35,7 +36,24 @@ async def ready(url: str) -> tuple[int, dict[str, str]]:
         return answer.status, await answer.json()
 
 
-async def test_not_ready_only_while_no_upstream_answers(tmp_path: Path) -> None:
+async def test_a_restarting_model_server_takes_no_gateway_out_and_shows_in_the_metrics(tmp_path: Path) -> None:
+    assert not Settings().server.ready_needs_upstream
+    down = nowhere()
+    async with (
+        FakeUpstream(Reply()) as fake,
+        serve_in_loop(settings(tmp_path, needs=False, one=down, two=fake.url)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        assert await ready(url) == (200, {"status": "ready"})
+        async with session.get(url + "/metrics") as scraped:
+            lines = (await scraped.text()).splitlines()
+    assert 'suffice_upstream_reachable{upstream="one"} 0.0' in lines
+    assert 'suffice_upstream_reachable{upstream="two"} 1.0' in lines
+    async with serve_in_loop(settings(tmp_path, needs=False, one=down)) as url:
+        assert await ready(url) == (200, {"status": "ready"})
+
+
+async def test_where_asked_a_gateway_is_not_ready_while_no_upstream_answers(tmp_path: Path) -> None:
     down = nowhere()
     async with serve_in_loop(settings(tmp_path, one=down)) as url:
         assert await ready(url) == (503, {"status": "not ready", "reason": "no upstream answers"})

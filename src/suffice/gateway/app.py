@@ -79,9 +79,10 @@ async def health(_: GatewayState, exchange: Exchange) -> None:
 
 
 async def ready(gw: GatewayState, exchange: Exchange) -> None:
-    """`GET /readyz`: 200 while serving with at least one reachable upstream, with or without the log."""
+    """`GET /readyz`: 200 while serving, with or without the log; upstreams count where the settings ask for one."""
     is_ready, body = gw.process.ready, {"status": "ready" if gw.process.ready else "not ready"}
-    if is_ready and not await _any_reachable(gw.upstreams.values()):
+    needs_upstream = gw.settings.server.ready_needs_upstream
+    if is_ready and needs_upstream and not await _any_reachable(gw.upstreams.values()):
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
     if gw.deployment.serves:
         body["without_log"] = gw.deployment.serves
@@ -105,6 +106,10 @@ async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
 
 
 async def metrics(gw: GatewayState, exchange: Exchange) -> None:
+    upstreams = dict(gw.upstreams)
+    answers = await asyncio.gather(*(client.is_reachable() for client in upstreams.values()))
+    for name, is_reachable in zip(upstreams, answers, strict=True):
+        gw.metrics.set("suffice_upstream_reachable", is_reachable, name)
     body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
     await exchange.start(200, [("content-type", CONTENT_TYPE_LATEST), ("content-length", str(len(body)))])
     await exchange.body(body, more=False)

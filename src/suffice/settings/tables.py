@@ -30,6 +30,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections: PositiveInt | None = None  # at once; None: as many as the process's descriptors allow
     max_connections_per_address: AddressLimit = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that reads nothing for this long while bytes wait is disconnected
+    ready_needs_upstream: bool = False  # `/readyz` is 503 while no upstream answers
     tells_stops: bool = True  # replies say whether the run was stopped, which tells audits from stopped runs
     retry_window_s: Seconds = 600.0  # a later repeat of a body is a new request; 0: only idempotency keys mark repeats
     replica: ReplicaName = ""  # of this gateway among those on one log; "": host:pid
