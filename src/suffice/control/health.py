@@ -1,5 +1,7 @@
 """A worker's health over HTTP, for probes: `/healthz` says whether it makes progress, `/readyz` whether it looks.
 
+A worker that waits for its log is live and not ready: starting it again would not bring the log.
+
 Both answer with what the worker does and what fails, as JSON. Nothing in it is text of users.
 """
 
@@ -23,24 +25,29 @@ HANGS_S: Final = 900.0  # in one job, after which a worker counts as hanging: a 
 READY_S: Final = 60.0  # since it last looked for new rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerHealth:
-    worker: Worker
+    worker: Worker | None = None  # None: it waits for its log, …
+    waits: str = "the log has not been opened yet"  # … for this reason
 
     @property
     def is_live(self) -> bool:
-        doing = self.worker.doing
-        return doing is None or self.worker.monotonic_s() - doing[1] < HANGS_S
+        if self.worker is None or self.worker.doing is None:
+            return True
+        return self.worker.monotonic_s() - self.worker.doing[1] < HANGS_S
 
     @property
     def is_ready(self) -> bool:
-        polled_s = self.worker.polled_s
-        return polled_s is not None and self.worker.monotonic_s() - polled_s < READY_S
+        if self.worker is None or self.worker.polled_s is None:
+            return False
+        return self.worker.monotonic_s() - self.worker.polled_s < READY_S
 
     def details(self) -> dict[str, Any]:
         """Return what the worker does, what fails, and by how many rows the slowest route is behind."""
-        doing = self.worker.doing
         known: dict[str, Any] = {"job": None, "for_s": 0.0, "failing": [], "behind_rows": 0}
+        if self.worker is None:
+            return known | {"failing": [self.waits]}
+        doing = self.worker.doing
         if doing is not None:
             known |= {"job": doing[0], "for_s": round(self.worker.monotonic_s() - doing[1], 1)}
         try:

@@ -35,8 +35,9 @@ from suffice.cli.shell import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from suffice.control.health import WorkerHealth
     from suffice.control.jobs.base import JobReport, Worker
     from suffice.settings import Settings
 
@@ -45,6 +46,7 @@ MOST_LINES: Final = 10_000  # waiting to be written; newer ones are dropped and 
 PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
 LOG_S: Final = 1.0  # between two attempts to open a log that is not there yet
+SAY_S: Final = 60.0  # between two lines that say so
 IDENTIFY_S: Final = 5.0  # for a server to list its models
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 
@@ -354,21 +356,19 @@ def worker(
         raise SystemExit(1 if failed else 0)
     reloads = threading.Event()
     event = _handle_signals(reloads)
-    _wait_for_log(settings, path, event)
-    while not event.is_set():
-        prints = "json" if as_json else "text"
-        # The other jobs have a process of their own: no look waits behind them.
-        beside = run_in_thread(settings, "chores", prints=prints)
-        with contextlib.ExitStack() as stack:
-            here = stack.enter_context(open_worker(settings, create=False, part="watch"))
-            stack.enter_context(beside)
-            here.bound_looks(settings.control.lease_s / 2, _start_again)
-            if health_port is not None:
-                stack.enter_context(serve_health(WorkerHealth(here), health_host, health_port))
-            _work(here, event, reloads, as_json=as_json)
-        if reloads.is_set():
-            reloads.clear()
-            settings = _reloaded(path, settings)
+    health = WorkerHealth()
+    with serve_health(health, health_host, health_port) if health_port else contextlib.nullcontext():
+        while _wait_for_log(settings, path, event, health):
+            with contextlib.ExitStack() as stack:
+                health.worker = here = stack.enter_context(open_worker(settings, create=False, part="watch"))
+                stack.callback(setattr, health, "worker", None)
+                # The other jobs have a process of their own: no look waits behind them.
+                stack.enter_context(run_in_thread(settings, "chores", prints="json" if as_json else "text"))
+                here.bound_looks(settings.control.lease_s / 2, _start_again)
+                _work(here, event, reloads, as_json=as_json)
+            if reloads.is_set():
+                reloads.clear()
+                settings = _reloaded(path, settings)
 
 
 def _once(here: Worker, job: str, *, as_json: bool) -> bool:
@@ -403,23 +403,31 @@ def _handle_signals(reloads: threading.Event) -> threading.Event:
     return event
 
 
-def _wait_for_log(settings: Settings, path: Path, event: threading.Event) -> None:
-    """Wait until the log can be opened; say once why it cannot."""
+def _wait_for_log(
+    settings: Settings,
+    path: Path,
+    event: threading.Event,
+    health: WorkerHealth,
+    monotonic_s: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Wait until the log can be opened, and say once a minute why it cannot; False: the event came before."""
     from suffice.errors import StoreError
     from suffice.wiring.files import require_log
     from suffice.wiring.worker import open_decisions
 
-    why = ""
+    why, warned_s = "", 0.0
     while not event.is_set():
         try:
             require_log(settings, path)
             with open_decisions(settings, create=False):
-                return
+                return True
         except StoreError as error:
-            if str(error) != why:
-                why = str(error)
+            if str(error) != why or monotonic_s() - warned_s >= SAY_S:
+                why, warned_s = str(error), monotonic_s()
                 warn(f"{why}; waiting for it")
+            health.waits = why
         event.wait(LOG_S)
+    return False
 
 
 def _work(here: Worker, event: threading.Event, reloads: threading.Event, *, as_json: bool) -> None:
