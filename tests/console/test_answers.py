@@ -17,7 +17,6 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import answer_questions, says_nothing
-from suffice.console.views.policies import name_policy
 from suffice.console.views.route_state import ramp_of
 from suffice.settings import Route
 from suffice.store.database.location import log_location
@@ -152,10 +151,3 @@ def test_the_page_of_a_route_names_who_left_its_audits_as_the_status_does(tmp_pa
     assert "app: 3 audits, 2 left, 1 finished unread, 1 counted as lost" in page
     assert "&lt;b&gt;: 1 audit, 1 left, 1 finished unread, 0 counted as lost" in page
     assert "calm: 1 audit" not in page
-
-
-def test_what_was_learned_is_named_by_its_address_and_not_by_its_numbers() -> None:
-    view: Any = None
-    assert name_policy(view, "pv-1", {"levels": [[0.1, 0.2]], "models": []}) == "learned pv-1"
-    assert name_policy(view, "pv-1", {"policy": "stable-answer", "streak": 3}) == "stable-answer, streak 3"
-    assert name_policy(view, "v-1") == "v-1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,11 @@ import pytest
 from suffice.store.routes.rollouts import read_rollouts
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.tried import BOLDER, CONTROL, FIVE, ROUTE, SECRET, World, proposed, published
+
+
+def titles(page: str) -> set[str]:
+    """The texts of headings and names on a page."""
+    return set(re.findall(r"<(?:h\d|strong)[^>]*>([^<]+)</", page))
 
 
 def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +32,7 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         ann = Visitor(app)
         assert ann.login(secret).status == 303
         assert "Try it in steps" in ann.get("/console/policies").text
+        assert "learned version of 1 January" in titles(ann.get("/console/policies").text), "the day of its refit"
         asked = {"route": "r", "address": BOLDER.address, "reason": "saves more"}
         refused = ann.post("/console/rollouts/propose", {**asked, "address": "v-nothing", "csrf": ann.token()})
         assert (refused.status, "was never proposed" in refused.text) == (409, True)
@@ -35,7 +42,11 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         world.audits(100)
         world.look()
         page = ann.get("/console/policies").text
-        assert held.state.candidate in page
+        learned = "learned version of 1 January, level 2"
+        assert learned in titles(page)
+        assert f'title="{held.state.candidate}">{learned}' in page
+        for place in ("/console/policies", "/console/route?route=r", "/console"):
+            assert not [one for one in titles(ann.get(place).text) if re.search(r"[\[{]|\bp?v-[0-9a-f]+", one)], place
         assert "level 2 may act" in page
         assert "level 2 of the candidate may act" in page
         assert "not enough data" in ann.get("/console/policies/assessment?route=r").text

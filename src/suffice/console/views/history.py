@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.scope import TimeRange, ViewScope, format_bound
+from suffice.console.views.version_names import name_version
 from suffice.formatting import format_bounds, format_large, format_percent, format_points, format_usd
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import read_events_where
@@ -158,11 +159,11 @@ def _markers(view: ViewContext, window: TimeRange, route: str | None) -> tuple[M
         if isinstance(one.event, KillSwitchState) and not one.event.ordered
     ]
     since_s, until_s = window.since_hour * HOUR_S, window.until_hour * HOUR_S
-    markers = (one for one in _marked(rows, several=route is None) if since_s <= one.at_s < until_s)
+    markers = (one for one in _marked(view, rows, several=route is None) if since_s <= one.at_s < until_s)
     return tuple(sorted(markers, key=lambda one: one.at_s)[-MOST_MARKERS:])
 
 
-def _marked(rows: Iterable[StoredEvent], *, several: bool) -> Iterator[Marker]:
+def _marked(view: ViewContext, rows: Iterable[StoredEvent], *, several: bool) -> Iterator[Marker]:
     """The first row of each version, alarms, and what people decided."""
     published = set[tuple[str, str]]()
     for stored in sorted(rows, key=lambda one: one.seq):
@@ -173,7 +174,7 @@ def _marked(rows: Iterable[StoredEvent], *, several: bool) -> Iterator[Marker]:
             if not address or (event.route, address) in published:
                 continue
             published.add((event.route, address))
-            kind, text = "version", f"version {address} is published"
+            kind, text = "version", f"{name_version(view.connection, address)} is published"
         elif isinstance(event, Alarm):
             kind, text = "alarm", f"alarm: {event.reason}"
         elif isinstance(event, Pause | Resumption):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
-
-import msgspec
 
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.console.views.route_state import snapshots_of
+from suffice.console.views.version_names import name_policy, name_publication, name_version
 from suffice.report.snapshot import RouteSnapshot
 from suffice.rollout.evidence import GuardrailValue
 from suffice.rollout.results import ArmComparison, ExperimentResult, metric_of, summarize_arm
+from suffice.rollout.stages import State
 from suffice.settings import Experiment, Route
-from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import newest_event
 from suffice.store.routes.deployments import decisions_of
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
@@ -29,12 +28,12 @@ from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
-MOST_NAME_CHARS: Final = 80
 MOST_PAST: Final = 10  # rollouts of a route that have ended
 
 
 class PublicationRow(ViewRecord, frozen=True):
     at_s: float
+    name: str  # of its version, without its level; "": nothing was learned
     publication: Publication
     active: bool
 
@@ -51,7 +50,7 @@ class RoutePolicy(ViewRecord, frozen=True):
     past: tuple[RolloutRun, ...]  # ended, the latest first
     published: tuple[PublicationRow, ...]  # the latest first
     proposal: ProposedVersion | None  # the newest proposal of a refit, not active by itself
-    names: Mapping[str, str]  # of the fixed policies in its rollouts, by address
+    names: Mapping[str, str]  # of the versions in its rollouts and its proposal, by address
 
 
 class PoliciesView(ViewRecord, frozen=True):
@@ -70,7 +69,10 @@ def policy_of(view: ViewContext, one: RouteSnapshot, rollouts: tuple[RolloutRun,
     serving = read_serving_version(rollouts, name, own) if route.policy else ""
     published = [
         PublicationRow(
-            at_s=stored.at_s, publication=stored.event, active=now is not None and stored.event.number == now.number
+            at_s=stored.at_s,
+            name=name_publication(view.connection, stored.event),
+            publication=stored.event,
+            active=now is not None and stored.event.number == now.number,
         )
         for stored in decisions_of(view.connection, name, MOST_DECISIONS)
         if isinstance(stored.event, Publication)
@@ -78,7 +80,7 @@ def policy_of(view: ViewContext, one: RouteSnapshot, rollouts: tuple[RolloutRun,
     running = read_running_rollouts(rollouts).get(name)
     past = tuple(run for run in reversed(rollouts) if run.state.route == name and run.state.over)[:MOST_PAST]
     states = [run.state for run in (*past, *((running,) if running else ()))]
-    addresses = {address for state in states for address in (state.candidate, state.active)}
+    proposal = newest_event(view.connection, ProposedVersion, route=name)
     return RoutePolicy(
         route=name,
         mode=route.mode,
@@ -90,23 +92,20 @@ def policy_of(view: ViewContext, one: RouteSnapshot, rollouts: tuple[RolloutRun,
         rollout=running,
         past=past,
         published=tuple(published[:MOST_PUBLICATIONS]),
-        proposal=newest_event(view.connection, ProposedVersion, route=name),
-        names={each: name_policy(view, each, route.policy if each == own else None) for each in addresses},
+        proposal=proposal,
+        names=_names(view, states, proposal) | ({own: name_policy(route.policy)} if own else {}),
     )
 
 
-def name_policy(view: ViewContext, address: str, table: Mapping[str, Any] | None = None) -> str:
-    """A fixed policy by its name and parameters, such as `stable-answer, streak 3`; learned models by their address.
-
-    table  the policy, if it is known; None: read what the log keeps at the address
-    """
-    if table is None:
-        kept = read_artefact(view.connection, address) if address.startswith("pv-") else None
-        table = {} if kept is None else msgspec.json.decode(kept.partition("\n")[2]).get("body", {})
-    if "policy" not in table:  # what was learned is thousands of numbers
-        return f"learned {address}" if table else address
-    parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in table.items()]
-    return ", ".join(parts)[:MOST_NAME_CHARS]
+def _names(view: ViewContext, states: Iterable[State], proposal: ProposedVersion | None) -> dict[str, str]:
+    versions = (
+        {} if proposal is None else {proposal.address: proposal.address, proposal.parent or "": proposal.parent or ""}
+    )
+    for state in states:
+        versions[state.active] = state.active
+        learned = f"{state.fit}@{state.level}" if state.level else state.fit
+        versions[state.candidate] = learned or state.candidate
+    return {address: name_version(view.connection, one) for address, one in versions.items()}
 
 
 class RolloutAssessment(ViewRecord, frozen=True):

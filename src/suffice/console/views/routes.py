@@ -23,6 +23,7 @@ from suffice.console.views.overview import OverviewNotice, notices
 from suffice.console.views.policies import RoutePolicy, policy_of
 from suffice.console.views.route_state import RouteState, forecasts_of, route_states, snapshots_of, states_of
 from suffice.console.views.settings import SettingRow, sections
+from suffice.console.views.version_names import name_publication, name_version
 from suffice.errors import BadRequest
 from suffice.report.snapshot import RouteSnapshot
 from suffice.review.holds import Override
@@ -66,6 +67,7 @@ class RouteBreakdown(ViewRecord, frozen=True):
     """A class or a version, over the scope."""
 
     name: str
+    title: str  # of a version; of a class: its name
     figures: PeriodFigures
     lost: float | None  # requests whose answer stopping is estimated to have cost; None: not measured
     level: int | None  # restricted to this level; None: not restricted
@@ -74,6 +76,7 @@ class RouteBreakdown(ViewRecord, frozen=True):
 
 class PublishedPolicy(ViewRecord, frozen=True):
     at_s: float
+    name: str  # of its version, without its level; "": nothing was learned
     publication: Publication
     is_active: bool
     why_not: str  # why the route cannot go back to it; "": it can
@@ -206,6 +209,7 @@ def _published(
         rows.append(
             PublishedPolicy(
                 at_s=stored.at_s,
+                name=name_publication(view.connection, made),
                 publication=made,
                 is_active=made.number == active,
                 why_not=why_not,
@@ -280,6 +284,7 @@ def _breakdown(
         groups.append(
             RouteBreakdown(
                 name=name,
+                title=name_version(view.connection, name) if by == "version" else name,
                 figures=figures,
                 lost=None if figures.em_drop is None else figures.em_drop.value * one.n_requests,
                 level=held.get(name),
