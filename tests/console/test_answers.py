@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 import re
 import time
@@ -14,19 +15,24 @@ import msgspec
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.forecast import ForecastAction
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.console.scope import TimeRange
 from suffice.console.views.answers import answer_questions, says_nothing
 from suffice.console.views.route_state import ramp_of
+from suffice.report.sentences import summarize
+from suffice.review.route_guarantee import RouteGuarantee
 from suffice.settings import Route
 from suffice.store.database.location import log_location
 from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
-from suffice.types import Pause
-from tests.console.made import filled_site
+from suffice.types import Pause, Publication
+from suffice.wiring.routes import setup_of
+from tests.console.made import decided, filled_site
 from tests.console.test_standing import ARM, EPOCH, LEARNED, MADE
-from tests.console.visitor import settings_in
+from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
+from tests.control.test_upkeep import append
 
 WEEK = TimeRange(name="7", since_hour=0, until_hour=168)
 
@@ -128,7 +134,43 @@ def test_a_capped_level_is_shown_as_what_acts_wherever_it_is_named(tmp_path: Pat
         form = {"route": "math", "kind": "cap", "level": "1", "reason": "a launch", "csrf": visitor.token()}
         assert visitor.post("/console/overrides/set", form).status == 303
         for one in pages:
-            assert re.search(r"level 1 (of \d+|active), capped", visitor.get(one).text), one
+            page = visitor.get(one).text
+            assert re.search(r"level 1 (of \d+|active), capped", page), one
+            assert re.search(r"by override 1 of admin, until [\d :-]+ UTC: a launch", page), one
+            assert not re.search(r"level 3 of \d+</span>(?! <span class=\"pill good\">certified)", page), one
+        settings = settings_in(tmp_path)
+        told = visitor.get("/api/route?route=math").json["route"]
+        (status,) = read_statuses(log_location(settings.store), settings, "math")
+        assert (told["served_level"], told["cap_reason"]) == (status.served_level, status.cap_reason)
+        certified = replace(status, guarantee=RouteGuarantee(state="certified"))
+        assert "level 1 of 8 (capped by override 1 of admin" in summarize(certified).now
+
+
+@pytest.mark.parametrize(
+    ("cap", "ceiling", "reason"),
+    [
+        (3, None, "a forecast: level 3 at most (the drop grows)"),
+        (7, None, ""),
+        (None, 3, "people's ratings"),
+        (None, 8, ""),
+    ],
+)
+def test_what_caps_a_level_is_said_where_it_does(
+    tmp_path: Path, cap: int | None, ceiling: int | None, reason: str
+) -> None:
+    *before, made = decided("math", "as it came out", setup_of(settings_in(tmp_path), "math"))
+    assert isinstance(made, Publication)
+    action = ForecastAction(
+        route="math", epoch=2, at=30, level=5, cap=cap, in_doubt=True, reason=f"level {cap} at most (the drop grows)"
+    )
+    append(tmp_path / "log.db", *before, action, replace(made, cap=cap, ceiling=ceiling))
+    with site(settings_in(tmp_path)) as app:
+        visitor = Visitor(app)
+        visitor.login(people_of(settings_in(tmp_path)).reset("admin"))
+        for place in ("/console/routes", "/console/policies", "/console/route?route=math"):
+            page = html.unescape(visitor.get(place).text)
+            assert ("level 3" in page, ", capped</span>" in page) == (True, bool(reason)), place
+            assert not reason or f"(by {reason})</span>" in page, place
 
 
 def test_the_page_of_a_route_names_who_left_its_audits_as_the_status_does(tmp_path: Path) -> None:

@@ -81,16 +81,17 @@ def _now(one: RouteSnapshot) -> str:
     if phase is not None and state == "burst":
         return f"runs all in full: {phase.n_requests:,} of {phase.n_burst:,} runs of evidence"
     if phase is not None and state == "certified":
-        how = f"asks with {phase.arm}" if phase.arm else f"stops by {one.policy}{_level(phase)}"
+        how = f"asks with {phase.arm}" if phase.arm else f"stops by {one.policy}{_level(one)}"
         return f"{how}, certified"
     if phase is not None and state == "budgeted":
         floor = phase.spending.floor if phase.spending is not None else 0
-        return f"stops by {one.policy}{_level(phase)}, within budget on average, certified to level {floor}"
+        return f"stops by {one.policy}{_level(one)}, within budget on average, certified to level {floor}"
     return _STATES.get(state, one.mode)
 
 
-def _level(phase: Phase) -> str:
-    return f", level {phase.level} of {phase.n_levels}" if phase.n_levels > 1 else ""
+def _level(one: RouteSnapshot) -> str:
+    capped = f" (capped by {printable(one.cap_reason)})" if one.cap_reason else ""
+    return f", level {one.served_level} of {one.phase.n_levels}{capped}" if one.phase.n_levels > 1 else ""
 
 
 # --------------------------------------------------------------------------- what it saved, and what that cost

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Final
 
 from suffice.assurance.estimate import RouteReport, report_of
-from suffice.assurance.forecast import RouteForecast
+from suffice.assurance.forecast import ForecastAction, RouteForecast
 from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Tally
 from suffice.assurance.spending import SpendForecast
@@ -82,6 +82,7 @@ class RouteSnapshot:
     phase: Phase  # of its certification
     holds: RouteHolds
     cap: int | None  # the highest level that an override or a forecast allows; None: no cap
+    cap_reason: str  # why no higher level is served, though one is or may be certified; "": nothing caps it
     guarantee: RouteGuarantee
     refused: str | None  # why "enforce" in the settings is refused; None: it is not, or not set
     forecast: RouteForecast | None  # the latest look of the job `monitor`; None: none
@@ -94,6 +95,10 @@ class RouteSnapshot:
     pairs: tuple[PairStatus, ...] = ()  # of each effort, or of the budget, that paired calls certify
     held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
     since_s: float | None = None  # Unix time since when it does what it does; None: not known
+
+    @property
+    def served_level(self) -> int:
+        return self.phase.level if self.cap is None else min(self.phase.level, self.cap)
 
     @property
     def mode(self) -> str:
@@ -208,6 +213,7 @@ def read_snapshots(
                 phase=phase,
                 holds=holds,
                 cap=lowest(phase.cap, holds.in_effect(now_s).ceiling),
+                cap_reason=_cap_reason(connection, name, phase, holds, now_s),
                 guarantee=guarantee,
                 refused=refused,
                 forecast=forecast,
@@ -215,6 +221,20 @@ def read_snapshots(
             )
         )
     return snapshots
+
+
+def _cap_reason(connection: LogReader, name: str, phase: Phase, holds: RouteHolds, now_s: float) -> str:
+    ceiling = holds.in_effect(now_s).ceiling
+    if ceiling is not None and 0 < ceiling < phase.level:
+        live = [one for one in unexpired(holds.overrides, now_s) if one.query_class is None and one.level == ceiling]
+        return "; ".join(
+            f"override {one.number} of {one.author}, until {format_time(one.expires_at_s)}: {one.reason}"
+            for one in live
+        )
+    if phase.cap is not None and phase.level >= phase.cap:
+        action = newest_event(connection, ForecastAction, route=name)
+        return f"a forecast: {action.reason}" if action is not None and action.cap is not None else "a forecast"
+    return "people's ratings" if phase.ceiling is not None and phase.level == phase.ceiling < phase.n_levels else ""
 
 
 def scorer_name(route: Route | None) -> str:

@@ -45,6 +45,8 @@ class RoutePolicy(ViewRecord, frozen=True):
     activated: str  # address of the policy that a rollout activated; "": none
     level: int  # active
     capped: int | None  # the highest level that an override or a forecast allows; None: no cap
+    served_level: int
+    cap_reason: str  # why no higher level is served; "": nothing caps it
     paused: str  # reason; "": not paused
     rollout: RolloutRun | None  # running; None: none is
     past: tuple[RolloutRun, ...]  # ended, the latest first
@@ -88,6 +90,8 @@ def policy_of(view: ViewContext, one: RouteSnapshot, rollouts: tuple[RolloutRun,
         activated="" if serving == own else serving,
         level=held.level,
         capped=one.cap,
+        served_level=one.served_level,
+        cap_reason=one.cap_reason,
         paused=held.pause.reason if held.pause is not None else "",
         rollout=running,
         past=past,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
@@ -45,6 +46,8 @@ class RouteState(ViewRecord, frozen=True):
     promise_state: str  # its state
     beside: tuple[str, ...]  # experiments and rollouts that serve some requests otherwise
     capped: int | None  # the highest level that an override or a forecast allows; None: no cap
+    served_level: int
+    cap_reason: str  # why no higher level is served; "": nothing caps it
     ramp: tuple[RampStep, ...]  # from full runs to the highest level; (): nobody certifies it
     figures: PeriodFigures  # of the scope
     sparks: tuple[PeriodFigures, ...]  # the same in buckets of time, oldest first
@@ -173,7 +176,9 @@ def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None) 
         promise_state=guarantee.state,
         beside=guarantee.beside if guarantee.state not in ("off", "observe", "killed") else (),
         capped=one.cap,
-        ramp=ramp_of(phase, route, acts=guarantee.stops),
+        served_level=one.served_level,
+        cap_reason=one.cap_reason,
+        ramp=ramp_of(replace(phase, level=one.served_level), route, acts=guarantee.stops),
         figures=period.total,
         sparks=period.buckets,
         em_full=estimate_rate(sums.n_full_right, sums.n_full_marked),
