@@ -223,12 +223,14 @@ async def export_a_month(person: Person) -> None:
 # ---- that change something
 
 
-@task("Roll back a policy", "Only publications that could serve again offer it; the form shows what it would do.", 3)
+@task(
+    "Roll back a policy", "Only what could serve again and is another policy offers it; the form shows its effect.", 3
+)
 async def roll_back_a_policy(person: Person) -> None:
     await person.click(TO_ROUTE)
     await person.click('.top a[href="#policies"]', leads_on=False)
     assert "serves now" in await person.page.text("#policies")
-    to = '#policies a.button[href*="kind=pin"]'
+    to = '#policies td a[href*="kind=pin"]'
     names = f"[...document.querySelectorAll('{to}')].map((one) => one.closest('tr').querySelector('th').innerText)"
     ways = await person.page.run(names)
     assert len(ways) == len(set(ways)) > 0, "an earlier one could serve again, and each policy is offered once"

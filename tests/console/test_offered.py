@@ -31,12 +31,19 @@ def test_rolling_back_is_offered_where_the_evidence_is_of_the_present_settings(t
         (*begun, first) = decided("math", "as it came out", setup)
         append(tmp_path / "log.db", *begun, first)
         assert isinstance(first, Publication)
-        append(tmp_path / "log.db", replace(first, number=2, level=2))
+        # Of these, the fourth serves: the third is the same, and so are the first two with each other.
+        for number, level in ((2, first.level), (3, 2), (4, 2)):
+            append(tmp_path / "log.db", replace(first, number=number, level=level))
         visitor = Visitor(app)
         visitor.login(secret)
         page = visitor.get("/console/route?route=math").text
-        assert ("kind=pin" in page) == is_same
+        ways = re.findall(r"kind=pin&amp;publication=(\d+)", page)
+        assert ways == (["2"] if is_same else []), "one way to each other policy"
+        assert ("the same as serves now" in page, "the same as No. 2" in page) == (is_same, is_same)
         assert ("was gathered on other settings" in page) == (not is_same)
+        assert "kind=pin&amp;level=1" in page, "a lower level of what serves now"
+        form = {"route": "math", "kind": "pin", "level": "1", "reason": "a drill", "csrf": visitor.token()}
+        assert visitor.post("/console/overrides/set", form).status == 303
 
 
 def test_the_fields_of_an_override_say_to_which_kinds_they_belong(tmp_path: Path) -> None:

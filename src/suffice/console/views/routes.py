@@ -197,15 +197,17 @@ def _published(
         setup = view.services.setup_of(known.name)
         now = read_snapshot(view.connection, known.name, known.settings, setup=setup)
         refusals = {made.number: why or "" for made, why in fitting(view.connection, now, now_s=view.now_s)}
-    active, equals = made_now.number if made_now is not None else 0, dict[tuple[str, int], int]()
+    active = made_now.number if made_now is not None else 0
+    equals = {} if made_now is None else {_served_by(made_now): "serves now"}
     rows = list[PublishedPolicy]()
     for stored in decisions:
         if not isinstance(made := stored.event, Publication):
             continue
         why_not = refusals.get(made.number, "of an earlier epoch: what it proved no longer counts")
-        if not why_not and made.number != active:  # one way back to each policy is enough
-            latest = equals.setdefault((made.version, made.level), made.number)
-            why_not = "" if latest == made.number else f"the same as No. {latest}"
+        if not why_not and made.number != active:  # one way back to each other policy is enough
+            same = equals.get(_served_by(made))
+            why_not = "" if same is None else f"the same as {same}"
+            equals.setdefault(_served_by(made), f"No. {made.number}")
         rows.append(
             PublishedPolicy(
                 at_s=stored.at_s,
@@ -217,6 +219,10 @@ def _published(
             )
         )
     return tuple(rows[:MOST_PUBLISHED])
+
+
+def _served_by(made: Publication) -> tuple[str, str, int]:
+    return made.version, made.arm, made.level
 
 
 def _compared(view: ViewContext, published: Sequence[PublishedPolicy]) -> tuple[PublishedPolicy, ...]:
