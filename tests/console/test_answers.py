@@ -18,7 +18,9 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import ForecastAction
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.console.scope import TimeRange
-from suffice.console.views.answers import answer_questions, says_nothing
+from suffice.console.views.answers import answer_questions
+from suffice.console.views.history import describe_saving
+from suffice.console.views.precision import describe_needed, says_nothing
 from suffice.console.views.route_state import ramp_of
 from suffice.report.sentences import summarize
 from suffice.review.route_guarantee import RouteGuarantee
@@ -68,6 +70,22 @@ def test_safe_is_said_only_where_all_that_acts_is_certified() -> None:
     )
 
 
+def history_of(drop: IntervalEstimate | None) -> Any:
+    sums = SimpleNamespace(n_requests=9, n_priced=0)
+    total = SimpleNamespace(em_drop=drop, saving=estimate(0.3, 0.2, 0.4), would_save=None, sums=sums, saved_tokens=None)
+    return SimpleNamespace(total=total, budget=0.02, markers=(), is_empty=False)
+
+
+@pytest.mark.parametrize(("low", "high", "n"), [(-0.4558, 0.4558, 57), (-0.389, 0.404, 83), (-0.15, 0.06, 400)])
+def test_the_observations_that_are_needed_would_make_the_interval_useful(low: float, high: float, n: int) -> None:
+    wide = estimate((low + high) / 2, low, high)
+    needed = int(re.sub(",", "", re.search(r"of about ([\d,]+) pairs", describe_needed(wide, "pair"))[1]))  # type: ignore[index]
+    times = (57 / needed) ** 0.5
+    assert says_nothing(wide)
+    assert needed > 57
+    assert not says_nothing(estimate(0.0, 0.98 * low * times, 0.98 * high * times))
+
+
 def test_a_loss_above_the_budget_and_trials_are_said_whatever_is_certified() -> None:
     lost = estimate(0.05, 0.03, 0.07)
     tone, sentence = safety(state("a", "certified", drop=lost), state("b", "uncertified"))
@@ -81,7 +99,12 @@ def test_an_interval_that_includes_everything_is_no_figure() -> None:
     assert says_nothing(nothing)
     assert not says_nothing(known)
     assert not says_nothing(estimate(-0.2, -0.4, -0.15)), "a sure harm is known, however wide"
-    assert "not known yet after 57 audits" in safety(state("a", "certified"), drop=nothing)[1]
+    assert says_nothing(estimate(0.15, -0.08, 0.38)), "a gain of 8 points or a loss of 38"
+    needed = "not known yet: 57 of about 1,200 audits needed"
+    assert needed in safety(state("a", "certified"), drop=nothing)[1]
+    assert needed in describe_saving(history_of(nothing), WEEK)
+    assert "32.76" not in describe_saving(history_of(nothing), WEEK)
+    assert "+1.08 points (0.00 to +2.08)" in describe_saving(history_of(known), WEEK)
     assert "was +1.08 points, of 2.00 allowed" in safety(state("a", "certified"), drop=known)[1]
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from suffice import formatting
 from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
-from suffice.console.views.answers import says_nothing
+from suffice.console.views.precision import describe_needed, says_nothing
 from suffice.extras import how_to_install
 from suffice.rollout.results import metric_of
 from suffice.sanitize import plural, printable_text
@@ -103,6 +103,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "bucket": format_bucket,
     "spark": spark_points,
     "says_nothing": says_nothing,
+    "needed": describe_needed,
     "level": describe_level,
 }
 HERE: Final = Path(__file__).parent

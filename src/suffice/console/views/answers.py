@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History, describe_saved
+from suffice.console.views.precision import describe_needed, says_nothing
 from suffice.console.views.route_state import RouteState
 from suffice.formatting import format_points
 from suffice.review.route_guarantee import STOPS
 from suffice.sanitize import plural
 
 MOST_NAMED: Final = 3  # routes in a sentence
-SAYS_NOTHING: Final = 0.1  # an interval with a loss and a gain of more than this fraction in it
 
 
 class Answers(ViewRecord, frozen=True):
@@ -70,9 +69,10 @@ def _is_over(one: RouteState) -> bool:
 
 def _measured(history: History, window: TimeRange) -> str:
     drop = history.total.em_drop
-    if drop is None or says_nothing(drop):
-        seen = "" if drop is None else f" after {plural(drop.n, 'audit')}"
-        return f"; the EM drop {window.phrase} is not known yet{seen}"
+    if drop is None:
+        return f"; the EM drop {window.phrase} is not known yet"
+    if says_nothing(drop):
+        return f"; the EM drop {window.phrase} is not known yet: {describe_needed(drop, 'audit')}"
     allowed = "" if history.budget is None else f", of {100 * history.budget:.2f} allowed"
     return f"; the EM drop {window.phrase} was {format_points(drop.value)}{allowed}"
 
@@ -81,8 +81,3 @@ def _named(names: Sequence[str]) -> str:
     words = [one or "requests without a route" for one in names[:MOST_NAMED]]
     words += [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def says_nothing(one: IntervalEstimate) -> bool:
-    """Whether a difference may be a large loss as well as a large gain."""
-    return one.low is not None and one.high is not None and one.low < -SAYS_NOTHING and one.high > SAYS_NOTHING

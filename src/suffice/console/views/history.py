@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.scope import TimeRange, ViewScope, format_bound
+from suffice.console.views.precision import describe_needed, says_nothing
 from suffice.console.views.version_names import name_version
 from suffice.formatting import format_bounds, format_large, format_percent, format_points, format_usd
 from suffice.store.database.log import StoredEvent
@@ -224,6 +225,8 @@ def _cost(history: History) -> str:
     drop = history.total.em_drop
     if drop is None:
         return ", at a cost in Exact Match that no audit shows yet"
+    if says_nothing(drop):
+        return f", at a cost in Exact Match that is not known yet: {describe_needed(drop, 'audit')}"
     budget = "" if history.budget is None else f", of {100 * history.budget:.2f} points allowed"
     ends = format_bounds(drop.low, drop.high, "points", 2)
     return f", at an EM drop of {format_points(drop.value)}{f' ({ends})' if ends else ''}{budget}"

@@ -21,6 +21,7 @@ from suffice.console.views.answers import Answers, answer_questions
 from suffice.console.views.history import History, read_history
 from suffice.console.views.overview import OverviewNotice, notices
 from suffice.console.views.policies import RoutePolicy, policy_of
+from suffice.console.views.precision import says_nothing
 from suffice.console.views.route_state import RouteState, forecasts_of, route_states, snapshots_of, states_of
 from suffice.console.views.settings import SettingRow, sections
 from suffice.console.views.version_names import name_publication, name_version
@@ -285,6 +286,7 @@ def _breakdown(
     groups = list[RouteBreakdown]()
     for name, one in sums.items():
         figures = period_figures(one, window.since_hour, window.until_hour)
+        drop = figures.em_drop
         # With a single group, the effect of the whole route is the group's.
         satisfaction = liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get(""))
         groups.append(
@@ -292,7 +294,7 @@ def _breakdown(
                 name=name,
                 title=name_version(view.connection, name) if by == "version" else name,
                 figures=figures,
-                lost=None if figures.em_drop is None else figures.em_drop.value * one.n_requests,
+                lost=None if drop is None or says_nothing(drop) else drop.value * one.n_requests,
                 level=held.get(name),
                 satisfaction=satisfaction,
             )
