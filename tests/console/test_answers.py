@@ -84,6 +84,7 @@ def test_the_observations_that_are_needed_would_make_the_interval_useful(low: fl
     assert says_nothing(wide)
     assert needed > 57
     assert not says_nothing(estimate(0.0, 0.98 * low * times, 0.98 * high * times))
+    assert describe_needed(estimate(0.0, -1.0, 1.0), "pair") == "57 pairs so far"
 
 
 def test_a_loss_above_the_budget_and_trials_are_said_whatever_is_certified() -> None:

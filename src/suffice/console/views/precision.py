@@ -9,6 +9,7 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.sanitize import plural
 
 USEFUL: Final = 0.1  # half the width of an interval around no difference, above which a page gives no figure
+EVERYTHING: Final = 2.0  # width of the interval of all differences of two rates
 
 
 def says_nothing(one: IntervalEstimate) -> bool:
@@ -22,6 +23,9 @@ def describe_needed(one: IntervalEstimate, what: str) -> str:
     >>> describe_needed(IntervalEstimate(value=0.3, low=-0.2, high=0.4, n=57, method=""), "audit")
     '57 of about 520 audits needed'
     """
-    needed = one.n * (((one.high or 0.0) - (one.low or 0.0)) / (2 * USEFUL)) ** 2
+    width = (one.high or 0.0) - (one.low or 0.0)
+    if width >= EVERYTHING:  # it was cut to what is possible
+        return f"{plural(one.n, what)} so far"
+    needed = one.n * (width / (2 * USEFUL)) ** 2
     step = 10 ** max(0, len(f"{needed:.0f}") - 2)
     return f"{one.n:,} of about {plural(step * ceil(needed / step), what)} needed"
