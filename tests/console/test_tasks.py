@@ -100,7 +100,7 @@ async def test_a_setting_that_the_palette_finds_is_all_that_its_page_shows(tmp_p
         assert await page.place() == "/console/settings?q=routes.math.max_em_drop"
         assert await page.run(shown) == 1
         assert "max_em_drop" in await page.text("main")
-        assert "host" not in await page.text(".side-cards")
+        assert "host" not in await page.text("#file")
         await page.run("document.querySelector('[data-filter] input').select()")
         await page.write("nothing has this")
         await page.until(f"{shown} === 0")

@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from suffice.formatting import format_bounds, format_large, format_percent, format_points, format_usd
 from suffice.store.database.presence import switch_reason
 from suffice.wiring.keys import kill_file
 from tests.console.made import filled_site
@@ -231,7 +232,25 @@ def test_export_this_month(newcomer: Newcomer) -> None:
     rows = list(csv.DictReader(io.StringIO(got.body.decode("utf-8-sig"))))
     assert [(row["route"], row["requests"]) for row in rows] == [("math", "40")]
     assert {"saving low", "em drop high", "max em drop", "saved usd"} < rows[0].keys()
+    assert_equal_to_page(rows[0], newcomer)
     assert "attachment" in got.headers["content-disposition"]
+
+
+def assert_equal_to_page(row: dict[str, str], newcomer: Newcomer) -> None:
+    """Every figure of an exported route is the one that the report's page prints."""
+    (shown,) = [one for one in newcomer.page.nodes() if one.tag == "tr" and one.text.startswith(row["route"])]
+    cells = {one.attributes.get("data-l", "Route"): one.text for one in shown.nodes() if one.tag in ("td", "th")}
+    figure = {name: float(value) if value else None for name, value in row.items() if name not in ("month", "route")}
+    assert (cells["Requests"], cells["Stopped"]) == (row["requests"], row["stopped"])
+    saved = f"{format_large(figure['saved tokens'])} tokens, {format_large(figure['saved certified tokens'])} of them"
+    ends = format_bounds(figure["saving low"], figure["saving high"])
+    for part in (format_percent(figure["saving"]), ends, saved):
+        assert part in cells["Tokens saved"], part
+    assert cells["Money saved"] == ("–" if figure["saved usd"] is None else format_usd(figure["saved usd"]))
+    ends = format_bounds(figure["em drop low"], figure["em drop high"], "points", 2)
+    for part in (format_points(figure["em drop"]), ends):
+        assert part in cells["EM drop"], part
+    assert cells["Budget"] == f"{100 * (figure['max em drop'] or 0):.2f} points"
 
 
 def test_invite_a_reviewer(newcomer: Newcomer) -> None:
@@ -239,6 +258,18 @@ def test_invite_a_reviewer(newcomer: Newcomer) -> None:
     newcomer.click("Invite a reviewer")
     assert newcomer.sees("Add a person")
     assert newcomer.sees("^reviewer$")
+
+
+def test_a_reviewer_is_invited_from_the_settings_and_by_the_palette(tmp_path: Path) -> None:
+    with filled_site(tmp_path) as visitor:
+        newcomer = Newcomer(visitor)
+        newcomer.click("Settings", within="places")
+        assert newcomer.sees("^People and keys$")
+        newcomer.click("Invite a reviewer", within="people")
+        assert newcomer.sees("^reviewer$")
+        found = [(one["title"], one["href"]) for one in visitor.get("/api/find?q=invite").json["entries"]]
+        assert ("Invite a reviewer", "/console/change/people/add") in found
+        assert visitor.get("/api/find?q=people").json["entries"][0]["href"] == "/console/settings#people"
 
 
 def test_be_careful_with_one_class_of_questions(newcomer: Newcomer) -> None:

@@ -77,7 +77,11 @@ def _rest(view: ViewContext) -> Iterator[FindEntry]:
         return
     for name in view.settings.experiments:
         yield FindEntry(kind="experiment", title=f"Experiment {name}", href="/console/experiments")
-    for section in sections(view.settings) if may(role, "admin") else ():
+    if not may(role, "admin"):
+        return
+    yield FindEntry(kind="page", title="People and keys", href="/console/settings#people")
+    yield FindEntry(kind="action", title="Invite a reviewer", href="/console/change/people/add")
+    for section in sections(view.settings):
         for one in section.settings:
             title = f"{section.name}.{one.path}"
             yield FindEntry(kind="setting", title=title, href=f"/console/settings?{urlencode({'q': title})}")

@@ -29,6 +29,7 @@ class SettingRow(ViewRecord, frozen=True):
 
 class Section(ViewRecord, frozen=True):
     name: str
+    group: str  # the table whose part it is, such as routes.math
     settings: tuple[SettingRow, ...]
 
 
@@ -74,12 +75,12 @@ def sections(settings: Settings) -> Iterator[Section]:
         value = getattr(settings, name)
         if isinstance(value, Mapping):
             for key, item in value.items():
-                yield from _tables(f"{name}.{key}", item)
+                yield from _tables(f"{name}.{key}", item, f"{name}.{key}")
         else:
-            yield from _tables(name, value)
+            yield from _tables(name, value, name)
 
 
-def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
+def _tables(path: str, table: msgspec.Struct, group: str) -> Iterator[Section]:
     plain, inner = list[SettingRow](), list[tuple[str, msgspec.Struct]]()
     for info in msgspec.structs.fields(table):
         value = getattr(table, info.name)
@@ -89,9 +90,9 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
         default = info.default if info.default is not msgspec.NODEFAULT else info.required or info.default_factory()
         is_default = not info.required and bool(value == default)
         plain.append(SettingRow(path=info.name, value=_format_value(value), is_default=is_default))
-    yield Section(name=path, settings=tuple(plain))
+    yield Section(name=path, group=group, settings=tuple(plain))
     for where, value in inner:
-        yield from _tables(where, value)
+        yield from _tables(where, value, group)
 
 
 def _format_value(value: Any) -> str:
