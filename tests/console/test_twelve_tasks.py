@@ -281,6 +281,22 @@ def test_be_careful_with_one_class_of_questions(newcomer: Newcomer) -> None:
     assert values["class"] == "geometry"
     chosen = [one.attributes["value"] for one in newcomer.page.nodes() if "selected" in one.attributes]
     assert {"math", "observe"} <= set(chosen)
+    form = {"route": "math", "class": "geometry", "kind": "observe", "reason": "a launch"}
+    assert newcomer.visitor.post("/console/overrides/set", {**form, "csrf": newcomer.visitor.token()}).status == 303
+    newcomer._show(newcomer.visitor.get("/console/route?route=math"))
+    row = next(one for one in newcomer.page.nodes() if one.tag == "tr" and one.text.startswith("geometry"))
+    assert re.search(r"runs in full\s+by admin until 20\d\d-", row.text), row.text
+    assert "be careful here" not in row.text
+
+
+def test_a_class_that_is_held_can_be_held_more_where_it_is_listed(tmp_path: Path) -> None:
+    with filled_site(tmp_path) as visitor:
+        newcomer = Newcomer(visitor)
+        newcomer._show(visitor.get("/console/routes"))
+        way = newcomer._named("be careful here", "").attributes["href"]
+        held = visitor.get("/api/routes").json["routes"][0]["phase"]["classes"]
+        assert held == [["as it came out", 1]]
+        assert ("route=math" in way, "class=as+it+came+out" in way) == (True, True)
 
 
 def test_how_far_is_a_new_route(newcomer: Newcomer) -> None:

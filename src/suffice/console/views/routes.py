@@ -27,7 +27,7 @@ from suffice.console.views.settings import SettingRow, sections
 from suffice.console.views.version_names import name_publication, name_version
 from suffice.errors import BadRequest
 from suffice.report.snapshot import RouteSnapshot
-from suffice.review.holds import Override
+from suffice.review.holds import Override, lowest
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
@@ -71,7 +71,7 @@ class RouteBreakdown(ViewRecord, frozen=True):
     title: str  # of a version; of a class: its name
     figures: PeriodFigures
     lost: float | None  # requests whose answer stopping is estimated to have cost; None: not measured
-    level: int | None  # restricted to this level; None: not restricted
+    level: int | None  # restricted to this level by a guardrail or an override; None: not restricted
     satisfaction: SatisfactionEffect | None  # since monitoring began; None: no ratings
 
 
@@ -149,7 +149,7 @@ def route(view: ViewContext) -> RoutePage:
     (state,) = states_of(view, (known,), each, window)
     report, proposal = known.forecast, newest_event(log, ProposedVersion, route=name)
     decisions, spending = decisions_of(log, name, MOST_DECISIONS), newest_event(log, SpendForecast, route=name)
-    plan, versions = known.phase.plan, _breakdown(view, state, "version", report)
+    plan, versions = known.phase.plan, _breakdown(view, known, "version")
     urgent = notices((state,), rollups.read_to(log), view, ())
     published = _published(view, known, decisions, versions)
     return RoutePage(
@@ -162,7 +162,7 @@ def route(view: ViewContext) -> RoutePage:
         frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(known.deployment),
         **_learned(log, decisions),
-        classes=tuple(sorted(_breakdown(view, state, "query_class", report), key=lambda one: -(one.lost or 0.0))),
+        classes=tuple(sorted(_breakdown(view, known, "query_class"), key=lambda one: -(one.lost or 0.0))),
         versions=versions,
         leavers=leavers_of(known.tally),
         looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
@@ -266,20 +266,20 @@ def _learned(log: LogReader, decisions: Sequence[StoredEvent]) -> dict[str, Any]
 
 
 def _breakdown(
-    view: ViewContext, state: RouteState, by: Literal["query_class", "version"], report: RouteForecast | None
+    view: ViewContext, known: RouteSnapshot, by: Literal["query_class", "version"]
 ) -> tuple[RouteBreakdown, ...]:
-    window, scope = view.window, view.scope
+    window, scope, report = view.window, view.scope, known.forecast
     rows = rollups.read_rollups(
         view.connection,
         (by,),
-        route=state.name,
+        route=known.name,
         query_class=scope.query_class,
         version=scope.version,
         since_hour=window.since_hour,
         until_hour=window.until_hour,
     )
     sums = {str(key[0]): one for key, one in rows.items() if one.n_requests}
-    held = dict(state.phase.classes) if by == "query_class" else {}
+    guarded, overridden = dict(known.phase.classes), known.holds.in_effect(view.now_s).classes
     likings = [one for one in report.likings if one.measure == SATISFACTION] if report is not None else []
     liked = {name: one for one in likings if (name := getattr(one, by)) is not None}
     whole = next((one for one in likings if one.query_class is None and one.version is None), None)
@@ -295,7 +295,7 @@ def _breakdown(
                 title=name_version(view.connection, name) if by == "version" else name,
                 figures=figures,
                 lost=None if drop is None or says_nothing(drop) else drop.value * one.n_requests,
-                level=held.get(name),
+                level=lowest(guarded.get(name), overridden.get(name)) if by == "query_class" else None,
                 satisfaction=satisfaction,
             )
         )
