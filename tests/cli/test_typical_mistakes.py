@@ -190,3 +190,29 @@ def test_status_names_the_data_directory_that_was_given(
     assert words in done.output
     assert "store.url in" not in done.output
     assert list(tmp_path.rglob("*.db")) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_settings", "words"),
+    [
+        (
+            {"SUFFICE__STORE__URL": "sqlite:///other.db"},
+            True,
+            "does not exist; SUFFICE__STORE__URL in the env",
+        ),
+        ({"SUFFICE__UPSTREAMS__A__URL": "http://127.0.0.1:9"}, False, "does not exist; the default of store.url names"),
+        ({}, True, "suffice.db: does not exist; store.url in "),
+    ],
+)
+def test_status_names_what_says_where_the_log_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str, *, has_settings: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("SUFFICE_DATA_DIR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if has_settings:
+        (tmp_path / "suffice.toml").write_text(SETTINGS, encoding="utf-8")
+    done = CliRunner().invoke(main, ["status"])
+    assert (done.exit_code, words in done.output) == (2, True), done.output

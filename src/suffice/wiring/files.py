@@ -88,7 +88,7 @@ def no_settings(environ: Mapping[str, str]) -> str:
         return NO_SETTINGS
     folder = data_folder(environ)
     what = "has no suffice.toml, nor has this folder" if folder.is_dir() else "does not exist"
-    return f"{folder}: {what}; suffice init --data-dir {folder} writes one, or name a file with --config"
+    return f"{folder}: {what}; suffice init --data-dir {folder} writes the settings there, or name a file with --config"
 
 
 def parse_starter(text: str, environ: Mapping[str, str]) -> Settings:
@@ -268,8 +268,10 @@ def require_log(settings: Settings, file: str | Path) -> None:
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
     if os.environ.get(DATA_DIR) and log.is_relative_to(data_folder(os.environ)):
         where = f"--data-dir or {DATA_DIR}"
+    elif (variable := f"{PREFIX}STORE__URL") in os.environ:
+        where = f"{variable} in the environment"
     else:
-        where = f"store.url in {named.absolute() if named.exists() else 'the environment'}{link}"
+        where = f"store.url in {named.absolute()}{link}" if named.exists() else "the default of store.url"
     raise StoreError(
         f"store {log}: {what}; {where} names this log, and `suffice serve` creates it on its first run; for another"
         " deployment, name its settings file with --config"
