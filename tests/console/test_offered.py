@@ -41,6 +41,9 @@ def test_rolling_back_is_offered_where_the_evidence_is_of_the_present_settings(t
         assert ways == (["2"] if is_same else []), "one way to each other policy"
         assert ("the same as serves now" in page, "the same as No. 2" in page) == (is_same, is_same)
         assert ("was gathered on other settings" in page) == (not is_same)
+        news, _, repeats = page.partition("2 more publications of the same policies")
+        numbers = [re.findall(r'name="first" value="(\d+)"', part) for part in (news, repeats)]
+        assert numbers == [["4", "2"], ["3", "1"]], "what repeats a policy is behind a click"
         assert "kind=pin&amp;level=1" in page, "a lower level of what serves now"
         form = {"route": "math", "kind": "pin", "level": "1", "reason": "a drill", "csrf": visitor.token()}
         assert visitor.post("/console/overrides/set", form).status == 303

@@ -316,6 +316,10 @@ def test_which_settings_does_a_route_have(newcomer: Newcomer) -> None:
     newcomer.click("Settings", within="places")
     newcomer.click("[routes.math]")
     assert newcomer.sees("^samples 8 set$")
+    assert newcomer.sees("^review.keep_text false default$"), "a table of it is in the same fold"
+    folds = [one.text.split()[0] for one in newcomer.page.nodes() if one.tag == "summary" and one.text.startswith("[")]
+    assert folds == sorted(set(folds))
+    assert not [one for one in folds if one.startswith("[routes.math.")]
 
 
 def test_why_was_an_alert_sent_and_to_whom(newcomer: Newcomer) -> None:

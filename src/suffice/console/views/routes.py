@@ -81,6 +81,7 @@ class PublishedPolicy(ViewRecord, frozen=True):
     publication: Publication
     is_active: bool
     why_not: str  # why the route cannot go back to it; "": it can
+    is_repeat: bool  # the same policy as a later publication, or as what serves now
     figures: PeriodFigures | None  # of requests that it served in the scope; None: it served none
 
 
@@ -205,10 +206,10 @@ def _published(
         if not isinstance(made := stored.event, Publication):
             continue
         why_not = refusals.get(made.number, "of an earlier epoch: what it proved no longer counts")
-        if not why_not and made.number != active:  # one way back to each other policy is enough
-            same = equals.get(_served_by(made))
-            why_not = "" if same is None else f"the same as {same}"
-            equals.setdefault(_served_by(made), f"No. {made.number}")
+        same = "" if made.number == active else equals.setdefault(_served_by(made), f"No. {made.number}")
+        is_repeat = same not in ("", f"No. {made.number}")
+        if is_repeat and not why_not:  # one way back to each other policy is enough
+            why_not = f"the same as {same}"
         rows.append(
             PublishedPolicy(
                 at_s=stored.at_s,
@@ -216,6 +217,7 @@ def _published(
                 publication=made,
                 is_active=made.number == active,
                 why_not=why_not,
+                is_repeat=is_repeat,
                 figures=by_version.get(made.version),
             )
         )
