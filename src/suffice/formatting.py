@@ -14,6 +14,7 @@ UNKNOWN: Final = "not measured"
 MINUS: Final = "\N{MINUS SIGN}"
 _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LAST_S: Final = 253_402_300_800.0  # Unix time of the year 10000
+_FIRST_S: Final = datetime.min.replace(tzinfo=UTC).timestamp()
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -78,7 +79,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_moment(at_s: float | None) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S") if at_s else "never"
+    return datetime.fromtimestamp(max(at_s, _FIRST_S), UTC).strftime("%Y-%m-%d %H:%M:%S") if at_s else "never"
 
 
 def format_iso(at_s: float | None, sep: str = "T") -> str:
@@ -126,7 +127,7 @@ def format_time(at_s: float | None) -> str:
     """
     if at_s is None or at_s >= _LAST_S:
         return "never"
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(max(at_s, _FIRST_S), UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str, *, unit: str = "") -> str:
