@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Start:
     found = (installed, dict[str, str]()) if installed else fetched(tmp_path_factory.mktemp("haproxy"))
     if found is None:
         pytest.skip("haproxy is not installed, and Debian's cannot be fetched here")
-    program, variables = found
+    program, needed = found
 
-    def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([program, *words], env={**os.environ, **variables}, **options)
+    def start(*words: str, variables: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([program, *words], env={**os.environ, **needed, **(variables or {})}, **options)
 
     return start

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socketserver
+import ssl
 import subprocess
+import threading
+import time
 import tomllib
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from socket import inet_aton
+from typing import Any, Self
 
 import click
 import pytest
@@ -18,6 +27,7 @@ from suffice.settings import Settings, parse_settings
 from suffice.settings.environment import override_settings
 from tests.deploy.haproxy import Start
 from tests.house.tree import ROOT
+from tests.replicas.postgres import free_port
 
 FOLDER = ROOT / "deploy" / "compose"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
@@ -107,10 +117,119 @@ def test_every_secret_is_a_file_that_is_not_in_the_repository() -> None:
         assert ignored.returncode in {0, 128}  # 128: not a clone
 
 
-def test_haproxy_accepts_its_file(tmp_path: Path, haproxy: Start) -> None:
+# --------------------------------------------------------------------------- the proxy, at work
+
+
+def test_haproxy_accepts_its_file(haproxy: Start) -> None:
+    checking = haproxy("-c", "-f", str(FOLDER / "haproxy.cfg"), stderr=subprocess.PIPE)
+    _, answer = checking.communicate(timeout=30)
+    assert checking.returncode == 0, answer.decode()
+    assert b"WARNING" not in answer
+
+
+class Answering(ThreadingHTTPServer):
+    """Stands for a gateway: answers everything with its name and with how the client is said to have come."""
+
+    def __init__(self, name: str, address: str, port: int = 0) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = f"{name} {self.headers.get('x-forwarded-proto')}".encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__((address, port), Handler)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Names(socketserver.UDPServer):
+    """Docker's name server: every name has the one address, or none."""
+
+    address: str | None = None
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def finish_request(self, request: Any, client: Any) -> None:
+        asked, socket = request
+        name_end = asked.index(b"\0", 12) + 1
+        question = asked[12 : name_end + 4]
+        is_known = self.address is not None and asked[name_end : name_end + 2] == b"\0\1"
+        flags = b"\x81\x80" if is_known else b"\x81\x83"  # an answer, or no such name
+        answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + inet_aton(self.address or "0") if is_known else b""
+        counts = b"\0\1" + (b"\0\1" if is_known else b"\0\0") + b"\0\0\0\0"
+        socket.sendto(asked[:2] + flags + counts + question + answer, client)
+
+
+def until(url: str, answer: str, context: ssl.SSLContext | None = None) -> None:
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10, context=context) as reply:
+            if reply.read().decode() == answer:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{url} did not answer {answer!r}")
+
+
+@contextlib.contextmanager
+def running(haproxy: Start, folder: Path, names: Names, port: int, **variables: str) -> Iterator[tuple[int, int]]:
+    """The proxy before gateways on `port`; its own two ports. It begins while no gateway has an address."""
+    plain, tls = free_port(), free_port()
     text = (FOLDER / "haproxy.cfg").read_text(encoding="utf-8")
-    (tmp_path / "haproxy.cfg").write_text(re.sub(r"gateway-\d:", "127.0.0.1:", text), encoding="utf-8")
-    checking = haproxy("-c", "-f", str(tmp_path / "haproxy.cfg"), stderr=subprocess.PIPE)
-    _, said = checking.communicate(timeout=30)
-    assert checking.returncode == 0, said.decode()
-    assert b"WARNING" not in said
+    text = text.replace("127.0.0.11:53", f"127.0.0.1:{names.server_address[1]}")
+    text = text.replace("bind :8400", f"bind 127.0.0.1:{plain}").replace("bind :8443", f"bind 127.0.0.1:{tls}")
+    (folder / "haproxy.cfg").write_text(re.sub(r"(gateway-\d):8400", rf"\1:{port}", text), encoding="utf-8")
+    process = haproxy("-db", "-f", str(folder / "haproxy.cfg"), variables=variables, stderr=subprocess.DEVNULL)
+    try:
+        yield plain, tls
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_proxy_may_start_first_and_follows_a_gateway_to_another_address(tmp_path: Path, haproxy: Start) -> None:
+    with Answering("old", "127.0.0.1") as old, Names(("127.0.0.1", 0), socketserver.BaseRequestHandler) as names:
+        port = int(old.server_address[1])
+        with running(haproxy, tmp_path, names, port) as (plain, _):
+            url = f"http://127.0.0.1:{plain}/v1/models"
+            names.address = "127.0.0.1"
+            until(url, "old http")
+            with Answering("new", "127.0.0.2", port):
+                names.address = "127.0.0.2"
+                until(url, "new http")
+
+
+def test_with_a_certificate_the_proxy_answers_https_too(tmp_path: Path, haproxy: Start) -> None:
+    text = (FOLDER / "compose.tls.yaml").read_text(encoding="utf-8")
+    added = yaml.safe_load(text)
+    (variable,) = added["services"]["proxy"]["environment"]
+    assert f'"${{{variable}}}"' in (FOLDER / "haproxy.cfg").read_text(encoding="utf-8")
+    assert added["services"]["proxy"]["environment"][variable] == f"/run/secrets/{next(iter(added['secrets']))}"
+    chain, key, pem = (tmp_path / name for name in ("chain", "key", "tls.pem"))
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(chain)]
+    subprocess.run(command, check=True, capture_output=True)
+    pem.write_bytes(chain.read_bytes() + key.read_bytes())
+    context = ssl.create_default_context(cafile=str(chain))
+    with Answering("one", "127.0.0.1") as one, Names(("127.0.0.1", 0), socketserver.BaseRequestHandler) as names:
+        names.address, port = "127.0.0.1", int(one.server_address[1])
+        with running(haproxy, tmp_path, names, port, **{variable: str(pem)}) as (plain, tls):
+            until(f"https://localhost:{tls}/v1/models", "one https", context)
+            until(f"https://localhost:{tls}/console", "one https", context)
+            until(f"http://127.0.0.1:{plain}/v1/models", "one http")
