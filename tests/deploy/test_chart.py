@@ -128,6 +128,16 @@ def test_probes_ports_and_metrics_exist() -> None:
     assert service["ports"][0]["targetPort"] == port["name"]
     (endpoint,) = objects["ServiceMonitor", "x"]["spec"]["endpoints"]
     assert endpoint["path"] in paths
+    worker = objects["Deployment", "x-worker"]["spec"]["template"]["metadata"]["labels"]
+    assert objects["PodMonitor", "x-worker"]["spec"]["selector"]["matchLabels"].items() <= worker.items()
+    (scraped,) = objects["PodMonitor", "x-worker"]["spec"]["podMetricsEndpoints"]
+    (health,) = container(objects, "worker")["ports"]
+    assert (scraped["port"], scraped["path"]) == (health["name"], "/metrics")
+    args = container(objects, "worker")["args"]
+    assert args[args.index("--health-port") + 1] == str(health["containerPort"])
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert container(objects, "worker")[probe]["httpGet"]["port"] == health["name"]
+    assert ("PodMonitor", "x-worker") not in rendered(deployed(serviceMonitor__enabled=True, worker__replicas=0))
     (metric,) = objects["HorizontalPodAutoscaler", "x-gateway"]["spec"]["metrics"]
     known = {one.name: one for one in METRICS}
     assert known[metric["pods"]["metric"]["name"]].kind == "gauge"

@@ -46,7 +46,9 @@ def test_readiness_says_whether_it_looks_what_fails_and_how_far_behind_it_is(tmp
         assert asked(port, "/healthz")[0] == 200, "it does not hang: it waits"
         here.round_if_due()
         assert asked(port, "/readyz")[0] == 200
-        assert asked(port, "/metrics")[0] == 404
+        assert asked(port, "/health")[0] == 404
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as scraped:
+            assert b"\nprocess_resident_memory_bytes " in scraped.read()
 
 
 def test_a_job_that_hangs_makes_the_worker_unhealthy(tmp_path: Path) -> None:

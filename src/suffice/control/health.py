@@ -1,6 +1,7 @@
 """A worker's health over HTTP, for probes: `/healthz` says whether it makes progress, `/readyz` whether it looks.
 
-A worker that waits for its log is live and not ready: starting it again would not bring the log.
+A worker that waits for its log is live and not ready: starting it again would not bring the log. `/metrics` has the
+process; what looks have found is in the metrics of the gateways.
 
 Both answer with what the worker does and what fails, as JSON. Nothing in it is text of users.
 """
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
 from suffice.control.jobs.base import Worker
 from suffice.errors import ConfigError, StoreError
@@ -61,7 +63,7 @@ class WorkerHealth:
 
     def answer(self, path: str) -> tuple[int, dict[str, Any]]:
         if path not in ("/healthz", "/readyz"):
-            return 404, {"error": "allowed: /healthz and /readyz"}
+            return 404, {"error": "allowed: /healthz, /readyz and /metrics"}
         is_good = self.is_live if path == "/healthz" else self.is_live and self.is_ready
         return 200 if is_good else 503, {"status": "ok" if is_good else "not ok", **self.details()}
 
@@ -69,13 +71,19 @@ class WorkerHealth:
 @contextmanager
 def serve_health(health: WorkerHealth, host: str, port: int) -> Iterator[int]:
     """Answer probes from a thread beside the block; yield the port. Raises ConfigError if it is taken."""
+    process = CollectorRegistry()
+    ProcessCollector(registry=process)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, details = health.answer(self.path.partition("?")[0])
-            body = msgspec.json.encode(details)
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                status, content_type, body = 200, CONTENT_TYPE_LATEST, generate_latest(process)
+            else:
+                status, details = health.answer(path)
+                content_type, body = "application/json", msgspec.json.encode(details)
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", content_type)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

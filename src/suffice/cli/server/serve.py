@@ -326,7 +326,7 @@ def _print_preview(settings: Settings) -> None:
 @option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
 @option("--history", is_flag=True, help="Show what was done lately, and end.")
 @option(
-    "--health-port", type=click.IntRange(1, 65_535), metavar="PORT", help="Answer probes at /healthz and /readyz here."
+    "--health-port", type=click.IntRange(1, 65_535), metavar="PORT", help="Answer /healthz, /readyz and /metrics here."
 )
 @option("--health-host", metavar="ADDRESS", default="127.0.0.1", help="Of that port; else 127.0.0.1.")
 @JSON_LINES
