@@ -18,7 +18,7 @@ from suffice_testing import Fault, Reply, ToolCall
 from tests.gateway.conftest import Serve, serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_audit_assignment import KINDS, shape
-from tests.gateway.test_lottery import CHAIN, RAW
+from tests.gateway.test_audit_propensity import CHAIN, RAW
 
 __all__ = ["serve"]
 

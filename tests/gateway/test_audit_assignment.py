@@ -25,7 +25,7 @@ from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.drawn import examples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
-from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW, STEPS, drawn
+from tests.gateway.test_audit_propensity import CHAIN, ENFORCE, RAW, STEPS, drawn
 
 PROPERTY = settings(max_examples=examples(300))
 TEXT = st.text(st.sampled_from("ab1:-\x00"), max_size=4)

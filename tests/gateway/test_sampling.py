@@ -20,8 +20,8 @@ from suffice.store.rows.events import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Request
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
+from tests.gateway.test_audit_propensity import CHAIN, ENFORCE, RAW
 from tests.gateway.test_log_follower import write
-from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW
 
 SAMPLED: dict[str, Any] = ENFORCE | {"sample_rate": 0.3, "audit_share": 0.1}
 

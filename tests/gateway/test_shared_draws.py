@@ -14,7 +14,7 @@ from suffice.types import Request
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_audit_assignment import WINDOW_S, Door, held, within_bounds
-from tests.gateway.test_lottery import ENFORCE, RAW
+from tests.gateway.test_audit_propensity import ENFORCE, RAW
 from tests.records import plain_request
 
 

@@ -1,6 +1,6 @@
 """The lottery's test, simulated: a healthy lottery is left alone, a broken one is found.
 
-`python -m pytest -q -s tests/claims/test_lottery.py` prints the figures of bench/assurance.md.
+`python -m pytest -q -s tests/claims/test_sample_ratio.py` prints the figures of bench/assurance.md.
 """
 
 from __future__ import annotations
