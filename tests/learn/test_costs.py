@@ -212,6 +212,25 @@ def test_a_trial_bounds_what_a_burst_spends_before_stops_are_known_to_pay(probe:
             assert pays or spent <= 0.01 * full
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_trial_that_stays_undecided_costs_about_a_hundredth_of_3000_requests(seed: int) -> None:
+    """Some thoughts repeat an answer at once, others never, and on average a stop gains nothing."""
+    trial, spent, full, dice = SavingTrial(), 0.0, 0.0, np.random.default_rng(seed)
+    early = audit(probe=5)
+    never = replace(early, steps=tuple(replace(one, answer=str(one.index)) for one in early.steps))
+    overhead = early.overhead.probe_tokens
+    gains = [THOUGHT + ANSWER - thought_costs(one)[at] - overhead / 8 for one, at in ((early, 1), (never, -1))]
+    p_early = gains[1] / (gains[1] - gains[0])
+    for _ in range(3_000):
+        full += THOUGHT + ANSWER
+        if dice.random() < trial.share:
+            trial.n_begun += 1
+            one = early if dice.random() < p_early else never
+            spent += one.overhead.probe_tokens
+            trial.add(one)
+    assert spent < 0.011 * full, (trial.n_begun, trial.fails)
+
+
 def test_a_run_whose_cost_says_nothing_is_left_out() -> None:
     costs, request = watching(), plain_request("e", mode="enforce")
     before = costs.at(0.0)

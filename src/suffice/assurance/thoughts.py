@@ -26,6 +26,8 @@ MOST_OVERHEAD: Final = 8.0  # full runs that cost as much as the probes with whi
 MOST_OPEN: Final = 4  # audits at once, before a trial ends
 WAITING_SHARE: Final = 0.02  # of requests to audit until then
 PAYBACK: Final = 1 / 8  # of an audit's overhead, to be saved by each run: a burst is paid back within 3,000 requests
+MOST_UNDECIDED: Final = 16.0  # full runs that cost as much as the probes of a trial that says neither …
+UNDECIDED_COST: Final = 0.004  # … after which it may take this fraction of all tokens: below 1 % of 3,000 requests
 IDLE_COST: Final = 0.002  # of all tokens, for audits where acting does not pay
 KEPT: Final = 0.995  # of the sums when a run is added
 
@@ -71,6 +73,7 @@ class SavingTrial:
     n: int = 0  # of those, with a cost
     _full: float = 0.0  # tokens of the full runs
     _spent: float = 0.0  # on top of them
+    _n_spent: float = 0.0  # full runs that cost as much as was spent in all
     _sums: Floats = field(default_factory=lambda: np.zeros((3, len(EQUAL))))  # runs, their gain and its square, by rule
 
     def add(self, outcome: Outcome) -> None:
@@ -82,6 +85,7 @@ class SavingTrial:
         self.n = self.n + 1
         self._full = KEPT * self._full + full
         self._spent = KEPT * self._spent + spent
+        self._n_spent += spent / full
         costs = thought_costs(outcome) if outcome.steps else np.array([full])
         gain = np.array([full - costs[_first_repeat(outcome, n)] - PAYBACK * spent for n in EQUAL])
         self._sums = KEPT * self._sums + (np.ones(len(EQUAL)), gain, gain**2)
@@ -96,15 +100,24 @@ class SavingTrial:
         """Whether it is known that stops do not save what audits cost."""
         if self.n < LEAST_AUDITS and self.n * self.overhead < MOST_OVERHEAD:
             return False
+        mean, error = self._gains()
+        return bool((mean + error < 0).all())
+
+    def _gains(self) -> tuple[Floats, Floats]:
+        """The mean gain of each rule, and its standard error."""
         n, gain, square = self._sums
         mean = gain / n
-        return bool((mean + np.sqrt(np.maximum(0.0, square / n - mean**2) / n) < 0).all())
+        return mean, np.sqrt(np.maximum(0.0, square / n - mean**2) / n)
 
     @property
     def share(self) -> float:
         """Of the next requests to audit, where all of them are to be audited."""
         if self.fails:
             return idle_share(self.overhead)
+        if self._n_spent >= MOST_UNDECIDED:
+            mean, error = self._gains()
+            if not (mean > error).any():
+                return min(1.0, UNDECIDED_COST / self.overhead)
         return 1.0 if self.n >= LEAST_AUDITS or self.n_begun - self.n_ended < MOST_OPEN else WAITING_SHARE
 
 
