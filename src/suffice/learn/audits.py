@@ -103,7 +103,9 @@ class AuditRuns(RaggedRuns):
         if self.orders is None:
             return z
         starts, others = select_groups(self.orders.starts, which)
-        n_others, runs, rows = np.diff(starts), self.orders.runs, ends.order_rows[others]
+        n_others = np.diff(starts)
+        runs = self.orders.runs
+        rows = ends.order_rows[others]
         of = np.repeat(which, n_others)
         labelled = np.isfinite(self.label_at[of]) & (self.label_at[of] <= now)
         lost = count_losses(

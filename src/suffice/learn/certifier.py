@@ -14,11 +14,7 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Bools, Small
-from suffice.assurance.certify import (
-    Window,
-    Windows,
-    count_outcomes,
-)
+from suffice.assurance.certify import Window, Windows, count_outcomes
 from suffice.assurance.drift import share_in_doubt
 from suffice.assurance.thoughts import idle_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns
@@ -66,8 +62,6 @@ class Certifier:
         if not windows.known:
             windows.note(began + 1, self.share)
 
-    # ---- read by requests ----------------------------------------------------------------------
-
     @property
     def level(self) -> int:
         """Active until the next look; 0 never stops."""
@@ -110,8 +104,6 @@ class Certifier:
         watch = self.epoch.watch
         return self.level > 0 and not self.costs_more and (forecast or (watch is not None and watch.in_doubt))
 
-    # ---- read by the control loop --------------------------------------------------------------
-
     @property
     def n_levels(self) -> int:
         """Levels of the version, level 0 included; of the plan while there is no version."""
@@ -125,15 +117,15 @@ class Certifier:
         losses = epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
         return mature_audits(epoch.runs, self.latest, self.plan), losses
 
-    # ---- events --------------------------------------------------------------------------------
-
     def add_audits(self, runs: AuditRuns) -> None:
         if len(runs):
             self.epoch.add(runs)
 
     def adopt(self, served: FoldedModels, runs: AuditRuns) -> None:
         """Serve and certify another version; `runs` are the audits of this epoch with its features."""
-        self.epoch.served, self.epoch.runs, self.epoch.ends = served, runs, served.ends(runs)
+        self.epoch.served = served
+        self.epoch.runs = runs
+        self.epoch.ends = served.ends(runs)
         self.version += 1
 
     def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[Change, ...]:
@@ -174,7 +166,9 @@ class Certifier:
         return CertifierDecision(self.level, tuple(changes))
 
     def _weigh(self) -> Sequence[Change]:
-        epoch, plan, changes = self.epoch, self.plan, list[Change]()
+        epoch = self.epoch
+        plan = self.plan
+        changes = list[Change]()
         epoch.take_charge(epoch.served, self.latest)
         if epoch.watch is not None:
             alarm = epoch.watch.find_alarm(epoch.runs, epoch.rows, self.level, self.latest, plan)
@@ -198,8 +192,6 @@ class Certifier:
         if self.first is not None:  # later requests are audited at the new share
             epoch.windows.note(self.now + self.first, self.window_share)
         return changes
-
-    # ---- inside --------------------------------------------------------------------------------
 
     def _change(self, kind: ChangeKind, reason: str) -> Change:
         return Change(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)

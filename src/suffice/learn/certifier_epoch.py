@@ -88,7 +88,8 @@ class CertifierEpoch:
         if self.certificate is not None and self.certificate.inside.any():
             n = min(n, int(np.flatnonzero(self.certificate.inside)[0]))
         if self.served is not None:
-            rows, others, orders = *self.ends, self.runs.orders
+            rows, others = self.ends
+            orders = self.runs.orders
             if orders is not None:
                 gone = int(orders.starts[n])
                 others = others[gone:] - orders.runs.starts[gone]

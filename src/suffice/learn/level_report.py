@@ -38,7 +38,9 @@ def expected_saving(certifier: Certifier, shares: Floats) -> float | None:
 
 def summarize_evidence(certifier: Certifier, *, most: int | None = None) -> EvidenceSummary:
     """The evidence for the level that passes, or for `most` where no higher one is allowed; without a saving."""
-    plan, epoch, certificate = certifier.plan, certifier.epoch, certifier.epoch.certificate
+    plan = certifier.plan
+    epoch = certifier.epoch
+    certificate = certifier.epoch.certificate
     if certificate is None:
         return EvidenceSummary(n_audits=epoch.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
     level = certifier.level if most is None else min(certifier.level, most)

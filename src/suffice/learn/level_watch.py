@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,11 +17,7 @@ from suffice.learn.version import FoldedModels
 def mature_audits(runs: AuditRuns, evidence: Evidence, plan: Plan) -> Bools:
     """Which audits count: by age alone, never by outcome, see `assurance.labels`; none that died."""
     is_old = np.asarray((evidence.at - runs.at >= plan.label_age(evidence.run_timeout)) | plan.label_free)
-    return is_old & ~_began_at(runs, evidence.died)
-
-
-def _began_at(runs: AuditRuns, starts: AbstractSet[float]) -> Bools:
-    return np.isin(runs.at, list(starts))
+    return is_old & ~np.isin(runs.at, list(evidence.died))
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +55,7 @@ class LevelWatch:
         """Pass new audits to the detectors, and old ones whose outcome counts now; `rows` is where levels end them."""
         if self._detectors is None or not plan.watches_outcomes or not level:
             return None
-        counts = (runs.at > self.since) & ~_began_at(runs, evidence.died | evidence.singled)
+        counts = (runs.at > self.since) & ~np.isin(runs.at, list(evidence.died | evidence.singled))
         new = (self.n_seen + np.flatnonzero(counts[self.n_seen :])).tolist()
         for place in new:
             if alarm := self._detectors.add(None, bool(runs.d[rows[place, level]])):

@@ -88,13 +88,17 @@ def fit(examples: Examples, chosen: FeatureSelection, *, parts: Parts = "ensembl
         if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
             raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
         counts = weight > 0
-        x, y, weight = x[counts], y[counts], weight[counts]
+        x = x[counts]
+        y = y[counts]
+        weight = weight[counts]
     n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
     share = (float(n_good) + 1) / (float(n) + 2)  # never 0 and never 1
     if min(int(y.sum()), int((~y).sum())) < 20:
         return FitResult((), share)
     thin = slice(None, None, -(-len(y) // MAX_ROWS))
-    x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
+    x = x[thin]
+    y = y[thin]
+    weight = None if weight is None else weight[thin]
     trained: list[object] = []
     with one_thread():
         if parts != "trees":

@@ -72,7 +72,9 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
         of_run = of_run * (0.0 if labels is None else labels)
     rows = np.flatnonzero(data.inner & data.may_stop & (of_run > 0)[data.run_of_row])  # rows with a decision
     run = data.run_of_row[rows]
-    weight, fold, p = of_run[run], data.fold[run], np.empty(len(rows))
+    weight = of_run[run]
+    fold = data.fold[run]
+    p = np.empty(len(rows))
     x = data.columns(version.models[0].features)
     for f, model in enumerate(version.models):
         ensemble = model.suffices if target == "as-good" else model.hopeless

@@ -200,7 +200,9 @@ def _better_score(learned: FoldedModels, parts: Sequence[_Part], whole: _Part, m
     if len(known) < len(parts):
         return learned
     fitted = [fit_values(one, prices=VALUE_PRICES) for one in known]
-    ours, best, most = _saved_within(learned, whole, max_em_drop), learned, _LEAST_GAIN
+    ours = _saved_within(learned, whole, max_em_drop)
+    best = learned
+    most = _LEAST_GAIN
     for at in range(len(VALUE_PRICES)):
         scores = [EnsembleScore(export_advantage(values, at)) for values in fitted]
         tried = _with_levels(scores, parts, learned.n_levels, 0.0, "value")
@@ -213,7 +215,9 @@ def _better_score(learned: FoldedModels, parts: Sequence[_Part], whole: _Part, m
 
 def _saved_within(served: FoldedModels, whole: _Part, max_em_drop: float) -> Floats:
     """`saving_within` on all runs, then without each fold in turn, shape (1 + N_FOLDS,)."""
-    runs, weight, rows = whole.runs, whole.weight, served.rows(whole.runs)
+    runs = whole.runs
+    weight = whole.weight
+    rows = served.rows(whole.runs)
     counted = (np.arange(N_FOLDS)[:, None] != runs.fold) * weight
     counted = np.concatenate([weight[None, :], counted])
     drop = counted @ whole.loss[rows] / counted.sum(axis=1, keepdims=True)

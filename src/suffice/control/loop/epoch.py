@@ -116,13 +116,19 @@ class EpochState:
         expected: Iterable[Publication] = (),
     ) -> None:
         """Begin an epoch; of earlier audits only `kept` count, as if they had just returned."""
-        self.context, self.epoch, self.traffic = context, epoch, traffic
-        self.n, self.expected, self.required_wealth = epoch.at, deque(expected), epoch.required_wealth
+        self.context = context
+        self.epoch = epoch
+        self.traffic = traffic
+        self.n = epoch.at
+        self.expected = deque(expected)
+        self.required_wealth = epoch.required_wealth
         self.durations = RunDurations()
         self.died = set[float]()  # starts of audits that ended with their gateway
         self.singled = set[float]()  # starts of audits that were drawn for what their caller lost before
         self.looked_s: tuple[float, float] | None = None  # Unix times of the first and the latest look; None: no look
-        self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
+        self.starts = StartOrder()
+        self.unreturned = UnreturnedAudits()
+        self.labels = LabelJoin()
         self.deliveries, self.deaths = RepeatedDeliveries(), GatewayDeaths()
         self.plan: AgentPlan | None = None  # the agent's latest in the log; None: none in this epoch
         self.ceilings: Mapping[str, int] = {}  # of query classes by overrides, at the latest look
@@ -130,7 +136,9 @@ class EpochState:
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()
         self.failing = dict[LookPart, str]()
-        traffic.upstreams, traffic.sample_ratio, traffic.callers = Upstreams(), SampleRatioTest(), set()
+        traffic.upstreams = Upstreams()
+        traffic.sample_ratio = SampleRatioTest()
+        traffic.callers = set()
         for audit in self.audits:
             traffic.upstreams.note(audit.episode.request, audit.outcome, gathers=True)
             self.labels.ended(audit.outcome)
@@ -225,7 +233,9 @@ class Draft(NamedTuple):
 class EvidenceSource:
     def __init__(self, state: EpochState, **planned: Any) -> None:
         """Certify from the epoch's beginning; `planned` are fields of the plan that differ from the route's."""
-        self.state, epoch, context = state, state.epoch, state.context
+        self.state = state
+        epoch = state.epoch
+        context = state.context
         self.certifier = Certifier(
             replace(live_plan(context.route, context.control, epoch), **planned),
             LiveLearner(FeatureSelection((), ())),

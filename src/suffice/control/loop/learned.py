@@ -314,7 +314,9 @@ class LearnedEvidence(EvidenceSource):
 
         In budgeted mode, too: its account is of one level for all classes, and says nothing about a mixture.
         """
-        certifier, state, certified = self.certifier, self.state, self.level
+        certifier = self.certifier
+        state = self.state
+        certified = self.level
         certificate, upstreams = certifier.epoch.certificate, state.traffic.upstreams
         self.mixture, self.any_level = (), 0
         if certificate is None or not certified:
@@ -456,9 +458,13 @@ class LearnedEvidence(EvidenceSource):
         return served.version.address if isinstance(served, ServedVersion) else ""
 
     def _draft(self, held: RouteDeployment, changes: Sequence[Change], reason: str) -> Draft | None:
-        certifier, before, address = self.certifier, held.publication, self._address()
+        certifier = self.certifier
+        before = held.publication
+        address = self._address()
         served, level = certifier.served, self.level
-        share, classes, floor = certifier.share, self._classes(), self.floor
+        share = certifier.share
+        classes = self._classes()
+        floor = self.floor
         decided = address, level, share, classes, floor.ceiling, floor.published, certifier.latest.cap
         is_known = before is not None and decided == (
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),

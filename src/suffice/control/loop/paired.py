@@ -268,7 +268,9 @@ class PairedEvidence(EvidenceSource):
         arm, state = self._arms[place], self.state
         began = max(arm.since, state.epoch.at)
         arm.delta_share = self.certifier.plan.restart_share(state.n - began)
-        arm.since, arm.has_fallen, arm.watch = state.n, False, None
+        arm.since = state.n
+        arm.has_fallen = False
+        arm.watch = None
         if self.agent is not None:
             self.agent.forget_losses(place + 1)
 
@@ -343,7 +345,9 @@ class PairedEvidence(EvidenceSource):
 
     def _windowed(self) -> Windowed:
         """The pairs of the certificate's window by request; audits that should have returned by now count as lost."""
-        state, pending, timeout = self.state, self.pending, self._timeout
+        state = self.state
+        pending = self.pending
+        timeout = self._timeout
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
         window = self.certifier.epoch.windows.chosen(
@@ -371,7 +375,9 @@ class PairedEvidence(EvidenceSource):
         return max(state.delay.timeout_requests(since=state.epoch.at), state.durations.timeout)
 
     def _draft(self, held: RouteDeployment, certificates: Sequence[PairedCertificate]) -> Draft | None:
-        state, before, level = self.state, held.publication, self.level
+        state = self.state
+        before = held.publication
+        level = self.level
         held_level = before.level if before is not None else 0
         if held_level == level and not self.covers_others(before):
             return None

@@ -171,7 +171,7 @@ class RouteLoop:
                 self.critical_em.verdicts.clear()
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
-        state, number, probes = self.state, self.n + 1, self.context.route.probe is not None
+        state, number = self.state, self.n + 1
         request = state.deliveries.numbered(request)
         if state.traffic.upstreams.covers(request):
             state.traffic.mix.note(request)
@@ -183,6 +183,7 @@ class RouteLoop:
         if is_singled:
             state.singled.add(float(number))
         most = certifier.window_share if self.source.in_doubt or is_singled else 1.0
+        probes = self.context.route.probe is not None
         state.unreturned.began(request, number, probes=probes, windows=certifier.epoch.windows, most=most)
         return self._pass_requests(1, stored)
 

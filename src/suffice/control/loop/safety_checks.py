@@ -479,7 +479,9 @@ class SatisfactionFloor:
 
         The estimate is made when ratings happen to look good, so the whole way would often be too far.
         """
-        pooled, ceiling, classes = self.ratings.test, self.ceiling, dict(self.classes)
+        pooled = self.ratings.test
+        ceiling = self.ceiling
+        classes = dict(self.classes)
         if pooled is not None and pooled.may_rise and ceiling == level:
             most = min(n_lost.n_levels - 1, 2 * level)
             ceiling = _halfway(level, pooled.satisfactory_level(n_lost.pooled, served=level, most=most))
