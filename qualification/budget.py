@@ -26,10 +26,10 @@ from tests.simulators.traffic_worlds.worlds import WORLDS as REGIMES
 
 from suffice.arrays import Floats
 from suffice.assurance.certify import window_audits
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import HORIZON, Plan, full_runs
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
-from suffice.learn.plan import HORIZON, Plan, full_runs
 from suffice.learn.version import N_FOLDS, N_LEVELS, FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import CertifierDecision, Evidence
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import CertifierDecision, Evidence
 from suffice.learn.version import FoldedModels
 
 

@@ -2,7 +2,7 @@
 
 certified 5 %    the certifier with 5 % audits   half split    one model fitted on one half, the other certifies
 certified 10 %   … with 10 %                     label-free    disagreement in place of the drop
-budgeted 5 %, 10 %: the level follows the audits, an average promise (`learn.certificate`)
+budgeted 5 %, 10 %: the level follows the audits, an average promise (`certification.certificate`)
 fixed … empirical, labelled-only: the naive designs, see `naive` and `empirical`
 """
 
@@ -21,8 +21,8 @@ from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS, Drawn
 from bench.claims.truth import Truth, known
 
-from suffice.learn.certifier import Certifier
-from suffice.learn.plan import HORIZON, Plan, full_runs
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import HORIZON, Plan, full_runs
 
 Run = Callable[[Drawn, Plan, Truth, np.random.Generator], Course]
 

@@ -9,10 +9,10 @@ from bench.claims.score import Logistic
 from bench.claims.window import Window
 
 from suffice.assurance.certify import count_outcomes
+from suffice.certification.certificate import affordable_level
+from suffice.certification.evidence import CertifierDecision, Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import affordable_level
-from suffice.learn.evidence import CertifierDecision, Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, fit_served
 
 

@@ -30,7 +30,8 @@ DESIGNS: Final = tuple(design_of(budget) for budget in BUDGETS)
 REJECTED: Final = "before"  # the first word of a design that this code does not run, whatever code wrote its line
 _PACKAGE: Final = Path(suffice.__file__).parent
 _MADE_BY: Final = (
-    *(_PACKAGE / name for name in ("assurance", "control", "learn", "model", "rollout", "signals", "types.py")),
+    *(_PACKAGE / name for name in ("assurance", "certification", "control", "learn", "model", "rollout", "signals")),
+    _PACKAGE / "types.py",
     *sorted(Path(__file__).parent.glob("live*.py")),
 )
 HEAD: Final = (

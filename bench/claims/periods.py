@@ -27,9 +27,9 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import CertifierDecision, Evidence
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import CertifierDecision, Evidence
 
 
 class Timed(Around):

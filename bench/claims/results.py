@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MADE_BY = (
     "src/suffice/learn/audits.py",
     "src/suffice/learn/version.py",
-    "src/suffice/learn/certifier.py",
-    "src/suffice/learn/certifier_epoch.py",
-    "src/suffice/learn/claims.py",
-    "src/suffice/learn/level_watch.py",
+    "src/suffice/certification/certifier.py",
+    "src/suffice/certification/certifier_epoch.py",
+    "src/suffice/certification/claims.py",
+    "src/suffice/certification/level_watch.py",
     "src/suffice/assurance/certify.py",
     "src/suffice/assurance/labels.py",
     "src/suffice/assurance/drift.py",
@@ -33,7 +33,7 @@ MADE_BY = (
     "bench/claims/window.py",
     "bench/claims/naive.py",
     "bench/claims/empirical.py",
-    "src/suffice/learn/certificate.py",
+    "src/suffice/certification/certificate.py",
 )
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
 Line: TypeAlias = dict[str, Any]  # as `cells.run_cell` returns it

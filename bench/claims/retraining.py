@@ -24,7 +24,7 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, over, percents
 from bench.claims.truth import Truth, known
 
-from suffice.learn.certifier import Certifier
+from suffice.certification.certifier import Certifier
 from suffice.learn.version import FoldedModels, fit_served
 
 

@@ -26,9 +26,9 @@ from bench.claims.sweep import Sweep, mean, percents
 from bench.claims.truth import Truth, known
 
 from suffice.assurance.certify import window_audits
-from suffice.learn.certificate import CALM, SWING
-from suffice.learn.certifier import Certifier
-from suffice.learn.plan import HORIZON, full_runs
+from suffice.certification.certificate import CALM, SWING
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import HORIZON, full_runs
 from suffice.replay.online.stream import PERIOD
 
 

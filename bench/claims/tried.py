@@ -26,6 +26,10 @@ from tests.simulators.traffic_worlds.worlds import USUAL
 
 from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import Windows, spent_delta, window_audits
+from suffice.certification.certificate import NO_PENDING
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.control.compare.assessment import (
     MOST_KEPT,
     CandidateCertificate,
@@ -33,10 +37,6 @@ from suffice.control.compare.assessment import (
     certify_candidate,
 )
 from suffice.learn.audits import NO_AUDITS, AuditRuns
-from suffice.learn.certificate import NO_PENDING
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
 from suffice.rollout.evidence import Rules

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.arrays import Small
+from suffice.certification.plan import Plan
 from suffice.learn.audits import NO_AUDITS, AuditRuns, concatenate_audits
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 
 

@@ -17,9 +17,9 @@ from bench.page.sets import Case
 from bench.page.store import Line
 
 from suffice.arrays import Bools, Ints
+from suffice.certification.certifier import Certifier
 from suffice.control.evidence.versions import FIXED
 from suffice.learn.audits import NO_AUDITS
-from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE, FeatureSelection
 from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, stream_plan

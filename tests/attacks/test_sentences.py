@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.assurance.saving import LESS_EFFORT
+from suffice.certification.certifier import Certifier
+from suffice.certification.level_report import explain_level
 from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
-from suffice.learn.certifier import Certifier
-from suffice.learn.level_report import explain_level
 from suffice.review.decide import DecisionInputs, DecisionRows, IncidentForm, describe_state, resolve_incident
 from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of

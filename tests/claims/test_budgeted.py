@@ -15,8 +15,8 @@ import pytest
 from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS
 
-from suffice.learn.certifier import Certifier
-from suffice.learn.plan import Plan
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import Plan
 from suffice.replay.online.stream import Stream, run_stream
 from suffice.types import BudgetAccount, Promise
 

@@ -14,10 +14,10 @@ import pytest
 
 from suffice.arrays import Bools, Floats
 from suffice.assurance.labels import TrustedLabel, resolve_labels
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from tests.learn.runs_made import audits, believing, fit_learned
 

@@ -29,10 +29,10 @@ from bench.claims.tried import (
 )
 
 from suffice.assurance.bounds import binomial_at_most
+from suffice.certification.certifier import Certifier
+from suffice.certification.certifier_epoch import CertifierEpoch
+from suffice.certification.evidence import Evidence
 from suffice.learn.audits import NO_AUDITS
-from suffice.learn.certifier import Certifier
-from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.evidence import Evidence
 from suffice.learn.version import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit

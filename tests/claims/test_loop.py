@@ -17,8 +17,8 @@ from bench.claims.streams import SETTINGS, SIGNALS
 from bench.claims.table import tables
 from bench.claims.truth import KNOTS, Truth
 
-from suffice.learn.certifier import Certifier
-from suffice.learn.plan import Plan
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import Plan
 from suffice.learn.version import FoldedModels, fit_served
 from suffice.replay.online.stream import PERIOD, learner_of, run_stream
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from suffice.arrays import Bools, Floats
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
-from suffice.learn.plan import Plan
 from suffice.learn.version import N_FOLDS, FoldedModels, PGood, fit_served
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from tests.learn.runs_made import TOKENS, fit_learned

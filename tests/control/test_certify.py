@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from suffice.certification.certifier import KEPT_BEFORE
+from suffice.certification.level_report import budget_at, summarize_evidence
 from suffice.control.evidence.versions import read_back
 from suffice.control.loop.epoch import ReplayMismatch
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError
-from suffice.learn.certifier import KEPT_BEFORE
-from suffice.learn.level_report import budget_at, summarize_evidence
 from suffice.settings import Control, Route
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, EndReason, Epoch, LabelRequest, Outcome, Pause, Publication, Request, Resumption

@@ -12,9 +12,9 @@ import pytest
 from suffice.agent.plan import AGENT
 from suffice.agent.plan import FULL as FULL_DRAW
 from suffice.arrays import Floats
+from suffice.certification.certifier import Certifier
 from suffice.control.evidence.audits import Audit
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
-from suffice.learn.certifier import Certifier
 from suffice.settings import Route, parse_settings
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import ArmDraw, Episode, Epoch, Overhead, Usage

@@ -11,13 +11,13 @@ import pytest
 
 from suffice.arrays import Floats
 from suffice.assurance.certify import Windows
+from suffice.certification.certificate import PendingAudits
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import CertifierDecision, Evidence
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import PendingAudits
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import CertifierDecision, Evidence
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.types import Alarm, Episode
 from tests.control.made import CONTROL, ROUTE, Story, began, learned, rows, run, story

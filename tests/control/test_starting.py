@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import audits_to_certify
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.control.evidence.cold_start import Start, burst_of, burst_requests, first_certificate, window_size
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 from suffice.settings import Control, Route, parse_settings
 from suffice.wiring.routes import check_routes
 from tests.learn.runs_made import audits, believing

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts
+from suffice.certification.certificate import DROP_PER_DISAGREEMENT, ETA, Spender
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Spender
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
 from tests.drawn import examples

@@ -11,11 +11,11 @@ import pytest
 
 from suffice.arrays import Bools, Floats
 from suffice.assurance.certify import STARTS, STRETCH, certified_level, weighted_log_wealth
+from suffice.certification.certificate import SWING, Certificate, pending_audits
+from suffice.certification.certifier import KEPT_BEFORE, Certifier
+from suffice.certification.evidence import SLOW_MARGIN, Change, Evidence, RunDurations
+from suffice.certification.plan import BURST_PART, HORIZON, Plan, full_runs
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import SWING, Certificate, pending_audits
-from suffice.learn.certifier import KEPT_BEFORE, Certifier
-from suffice.learn.evidence import SLOW_MARGIN, Change, Evidence, RunDurations
-from suffice.learn.plan import BURST_PART, HORIZON, Plan, full_runs
 from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, fit_learned
 

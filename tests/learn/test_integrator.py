@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
-from suffice.learn.certificate import DROP_PER_DISAGREEMENT, ETA, Integrator, affordable_level
+from suffice.certification.certificate import DROP_PER_DISAGREEMENT, ETA, Integrator, affordable_level
 from tests.drawn import examples
 
 MAX_EM_DROP = 0.02

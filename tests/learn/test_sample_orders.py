@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import is_order_refuted, weighted_log_wealth
+from suffice.certification.certificate import Certificate
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, rows_in_all_orders
 from suffice.control.evidence.versions import FIXED, fixed_policy_rows
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.audits import MOST_ORDERS, AuditRuns, LevelEnds, concatenate_audits, draw_orders
-from suffice.learn.certificate import Certificate
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
 from suffice.learn.features import DENSE, FeatureSelection
-from suffice.learn.plan import Plan
 from suffice.policy.base import build_policy
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import certified_level
+from suffice.certification.certificate import CALM, SWING, Certificate, pending_audits
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Evidence
+from suffice.certification.level_report import summarize_evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certificate import CALM, SWING, Certificate, pending_audits
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Evidence
-from suffice.learn.level_report import summarize_evidence
-from suffice.learn.plan import Plan
 from tests.learn.runs_made import audits, believing
 
 PLAN = Plan(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from suffice.arrays import Bools, Floats
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import CertifierDecision, Change, Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import CertifierDecision, Change, Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
 from tests.learn.runs_made import believing

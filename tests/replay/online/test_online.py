@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import Plan
 from suffice.errors import ConfigError
 from suffice.executor import Executor, PoolExecutor, RayExecutor
-from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE
-from suffice.learn.plan import Plan
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.online.stream import RecordedTraffic, learner_of, make_traffic, run_stream

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from suffice.certification.plan import Plan
 from suffice.control.evidence.cold_start import burst_of, burst_requests, live_plan
 from suffice.errors import ConfigError
 from suffice.executor import PoolExecutor
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import draw_order, parse_drift
 from suffice.replay.online.protocol import (

@@ -25,6 +25,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
+from suffice.certification.certificate import PendingAudits
 from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay
 from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair
 from suffice.control.evidence.audits import Audit, Verdicts, verdicts
@@ -32,7 +33,6 @@ from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.versions import loader, published_on, version_rows
 from suffice.edge.math import Matches
 from suffice.errors import ConfigError
-from suffice.learn.certificate import PendingAudits
 from suffice.learn.version import ServedVersion, fold_version
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence

@@ -16,9 +16,9 @@ from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import satisfaction_of_people
 from suffice.assurance.strata import Cell
+from suffice.certification.certificate import PendingAudits
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
-from suffice.learn.certificate import PendingAudits
 from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
 from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import State

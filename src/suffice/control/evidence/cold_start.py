@@ -13,7 +13,7 @@ from typing import Final
 
 from suffice.assurance.certify import audits_to_certify, window_audits
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
-from suffice.learn.plan import Plan, full_runs
+from suffice.certification.plan import Plan, full_runs
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
@@ -44,7 +44,7 @@ def warm_burst(route: Route, control: Control, *, delta: float) -> int:
 
 
 def burst_requests(control: Control, max_em_drop: float) -> int:
-    """Full runs of a burst: as configured, else by `learn.plan.full_runs`."""
+    """Full runs of a burst: as configured, else by `certification.plan.full_runs`."""
     if control.burst_requests is not None:
         return control.burst_requests
     return full_runs(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS

@@ -12,8 +12,8 @@ import numpy as np
 
 from suffice.assurance.certify import Windows
 from suffice.assurance.runs import is_audit
+from suffice.certification.certificate import PendingAudits, pending_audits
 from suffice.control.evidence.audits import audited_at
-from suffice.learn.certificate import PendingAudits, pending_audits
 from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Request
 

@@ -19,6 +19,7 @@ import numpy as np
 from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.certify import BETS
 from suffice.assurance.runs import NO_ANSWER_ENDS, Match, is_audit
+from suffice.certification.certificate import Certificate
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.certify import loop_of
@@ -26,7 +27,6 @@ from suffice.control.loop.epoch import ReplayMismatch, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
-from suffice.learn.certificate import Certificate
 from suffice.learn.version import ServedVersion
 from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts

@@ -14,6 +14,9 @@ from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import WarmStart, Windows, read_windows
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.runs import DEATH_ENDS, Match
+from suffice.certification.certifier import SIGNALS_DRIFTED, Certifier
+from suffice.certification.evidence import RunDurations
+from suffice.certification.plan import Plan
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import (
@@ -29,10 +32,7 @@ from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams
 from suffice.errors import SufficeError, problem_of
 from suffice.learn.audits import AuditRuns
-from suffice.learn.certifier import SIGNALS_DRIFTED, Certifier
-from suffice.learn.evidence import RunDurations
 from suffice.learn.features import FeatureSelection
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels, Learner, ServedVersion
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment

@@ -18,6 +18,11 @@ from suffice.arrays import Floats
 from suffice.assurance.certify import WarmStart, spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
+from suffice.certification.certificate import SWING, Certificate
+from suffice.certification.certifier import KEPT_BEFORE, SIGNALS_DRIFTED
+from suffice.certification.evidence import Change, Evidence
+from suffice.certification.level_report import expected_saving, explain_level, summarize_evidence
+from suffice.certification.mixtures import MixtureTest
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -36,13 +41,8 @@ from suffice.control.loop.live_costs import LiveCosts
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
-from suffice.learn.certificate import SWING, Certificate
-from suffice.learn.certifier import KEPT_BEFORE, SIGNALS_DRIFTED
 from suffice.learn.costs import LiveCost, remaining_ratio
-from suffice.learn.evidence import Change, Evidence
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.level_report import expected_saving, explain_level, summarize_evidence
-from suffice.learn.mixtures import MixtureTest
 from suffice.learn.version import FoldedModels, Learner, ServedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion

@@ -1,8 +1,8 @@
 """The agent of a route in the control loop: evidence of one epoch in, plans as rows of the log out.
 
 A plan only lowers levels of query classes below what is certified, and draws settings that change no answer; the
-mixture that results is tested (`learn.mixtures`). Plans are rows: a replay of the log reads them and need not reproduce
-them.
+mixture that results is tested (`certification.mixtures`). Plans are rows: a replay of the log reads them and need not
+reproduce them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from suffice.arrays import Bools, Floats
 from suffice.assurance.runs import ENDED
 from suffice.assurance.saving import spent_tokens
 from suffice.assurance.thoughts import KEPT
+from suffice.certification.certifier import Certifier
 from suffice.control.evidence.audits import Audit
-from suffice.learn.certifier import Certifier
 from suffice.learn.costs import PRIOR_STOPS, stop_excess
 from suffice.settings import Route
 from suffice.signals.query import class_of

@@ -20,10 +20,10 @@ from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm, pairs_of
 from suffice.assurance.runs import DEATH_ENDS, Match, is_abandoned
+from suffice.certification.certificate import NO_PENDING
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, cause_of
 from suffice.control.loop.live_agent import AuditCosts, LiveAgent
-from suffice.learn.certificate import NO_PENDING
 from suffice.rollout.assign import audit_share
 from suffice.signals.query import class_of
 from suffice.store.routes.deployments import RouteDeployment

@@ -16,6 +16,7 @@ from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
+from suffice.certification.certifier import Certifier
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import burst_of, burst_requests
 from suffice.control.loop.epoch import (
@@ -31,7 +32,6 @@ from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic
-from suffice.learn.certifier import Certifier
 from suffice.review.holds import NO_HOLDS, Override, OverrideEnd, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import StoredLabel

@@ -24,12 +24,12 @@ from suffice.assurance.labels import CHARGE_CONFIDENCE, JUDGE, TRUSTED, rank_of
 from suffice.assurance.runs import REPRESENTATIVE, Match, is_right
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, CallerGuards, ClassGuards, post_stratify
+from suffice.certification.certificate import Certificate
+from suffice.certification.certifier import Certifier
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.judging import graded, human_label, pair_grades, parse_grade
 from suffice.control.evidence.run_join import LabelJoin, remember
-from suffice.learn.certificate import Certificate
-from suffice.learn.certifier import Certifier
 from suffice.learn.version import FoldedModels
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, Publication, Request

@@ -15,11 +15,11 @@ import numpy as np
 from suffice.arrays import Bools, Floats
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import window_audits
+from suffice.certification.certifier import Certifier
+from suffice.certification.plan import Plan, full_runs
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
-from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE
-from suffice.learn.plan import Plan, full_runs
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel
 from suffice.replay.online.stream import (

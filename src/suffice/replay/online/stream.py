@@ -14,10 +14,10 @@ import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.drift import BATCH
+from suffice.certification.certificate import PendingAudits
+from suffice.certification.evidence import CertifierDecision, Change, Evidence, RunDurations
 from suffice.episode.vote import deciding_sample
 from suffice.learn.audits import AuditRuns, SampleOrders, draw_orders
-from suffice.learn.certificate import PendingAudits
-from suffice.learn.evidence import CertifierDecision, Change, Evidence, RunDurations
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.version import FoldedModels, Learner, PGood
@@ -144,7 +144,7 @@ PERIOD: Final = 100  # requests between two evaluations of the control loop
 
 
 class Design(Protocol):
-    """The decision maker of a stream: `learn.certifier.Certifier`, or a design to compare it with."""
+    """The decision maker of a stream: `certification.certifier.Certifier`, or a design to compare it with."""
 
     @property
     def now(self) -> float:

@@ -17,13 +17,13 @@ from suffice.arrays import Bools, Small
 from suffice.assurance.certify import Window, Windows, count_outcomes
 from suffice.assurance.drift import share_in_doubt
 from suffice.assurance.thoughts import idle_share
+from suffice.certification.certificate import Swings
+from suffice.certification.certifier_epoch import CertifierEpoch
+from suffice.certification.claims import certify_audits, improves
+from suffice.certification.evidence import CertifierDecision, Change, ChangeKind, Evidence
+from suffice.certification.level_watch import LevelWatch, mature_audits
+from suffice.certification.plan import Plan
 from suffice.learn.audits import NO_AUDITS, AuditRuns
-from suffice.learn.certificate import Swings
-from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.claims import certify_audits, improves
-from suffice.learn.evidence import CertifierDecision, Change, ChangeKind, Evidence
-from suffice.learn.level_watch import LevelWatch, mature_audits
-from suffice.learn.plan import Plan
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
 
 KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change

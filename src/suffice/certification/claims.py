@@ -9,11 +9,11 @@ import numpy as np
 
 from suffice.arrays import Bools, Ints
 from suffice.assurance.certify import Window, certified_level, weighted_log_wealth
+from suffice.certification.certificate import Certificate
+from suffice.certification.certifier_epoch import CertifierEpoch
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import LevelEnds, mean_over_orders
-from suffice.learn.certificate import Certificate
-from suffice.learn.certifier_epoch import CertifierEpoch
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 
 
 def certify_audits(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan) -> Certificate:

@@ -10,7 +10,7 @@ import numpy as np
 
 from suffice.arrays import Floats
 from suffice.assurance.certify import certified_level, weighted_log_wealth
-from suffice.learn.certificate import Certificate
+from suffice.certification.certificate import Certificate
 
 LevelsOf: TypeAlias = Callable[[str, int], Sequence[int]]  # that a class may get, at a level of the route
 

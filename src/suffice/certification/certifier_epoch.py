@@ -10,10 +10,10 @@ from suffice.arrays import Bools, Floats, Ints
 from suffice.assurance.certify import Windows
 from suffice.assurance.drift import Cusum
 from suffice.assurance.labels import find_first_disagreements
+from suffice.certification.certificate import Certificate, Spender, Swings
+from suffice.certification.evidence import Evidence
+from suffice.certification.level_watch import LevelWatch
 from suffice.learn.audits import NO_AUDITS, AuditRuns, LevelEnds, concatenate_audits, select_groups
-from suffice.learn.certificate import Certificate, Spender, Swings
-from suffice.learn.evidence import Evidence
-from suffice.learn.level_watch import LevelWatch
 from suffice.learn.version import FoldedModels
 
 

@@ -20,7 +20,7 @@ class Plan:
 
     max_em_drop: float = 0.02  # fraction
     confidence: float = 0.95  # fraction
-    promise: Promise = "certified"  # "budgeted": an average, see `learn.certificate`
+    promise: Promise = "certified"  # "budgeted": an average, see `certification.certificate`
     label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
     warm_up: float = 1_000  # full runs at a cold start

@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.learn.certificate import NO_PENDING, PendingAudits
+from suffice.certification.certificate import NO_PENDING, PendingAudits
 from suffice.learn.costs import NO_LIVE_COST, LiveCost
 from suffice.learn.version import FoldedModels
 

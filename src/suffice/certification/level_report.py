@@ -10,8 +10,8 @@ import numpy as np
 
 from suffice.arrays import Floats
 from suffice.assurance.certify import e_value_of, missing_audits
-from suffice.learn.certifier import Certifier
-from suffice.learn.evidence import Change
+from suffice.certification.certifier import Certifier
+from suffice.certification.evidence import Change
 from suffice.types import EvidenceSummary, Publication
 
 IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"

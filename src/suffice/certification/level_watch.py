@@ -8,9 +8,9 @@ import numpy as np
 
 from suffice.arrays import Bools, Ints
 from suffice.assurance.drift import AuditWatch, Reference
+from suffice.certification.evidence import Evidence
+from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
-from suffice.learn.evidence import Evidence
-from suffice.learn.plan import Plan
 from suffice.learn.version import FoldedModels
 
 
