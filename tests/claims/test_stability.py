@@ -10,8 +10,8 @@ from bench.claims import stability
 from bench.claims.stability import is_restless, swings
 
 from suffice.assurance import drift
+from suffice.certification import certifier
 from suffice.certification.certificate import SWING, Swings
-from suffice.learn import certifier
 
 BUDGET = 0.05  # the restless one: it takes the fewest audits
 SEEDS = range(4)
