@@ -10,7 +10,7 @@ from bench.claims import stability
 from bench.claims.stability import is_restless, swings
 
 from suffice.assurance import drift
-from suffice.certification import certifier
+from suffice.certification import claims
 from suffice.certification.certificate import SWING, Swings
 
 BUDGET = 0.05  # the restless one: it takes the fewest audits
@@ -32,6 +32,6 @@ def n_restless() -> int:
 def test_levels_stay_where_they_are_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert n_restless() <= 1
     monkeypatch.setattr(drift, "THRESHOLD", 200.0)
-    monkeypatch.setattr(certifier, "hold_level", lambda *_: None)
+    monkeypatch.setattr(claims, "hold_level", lambda *_: None)
     monkeypatch.setattr(Swings, "moderate", lambda _, certified, _now: certified)
     assert n_restless() >= 3, "and as they were before, they do not"
