@@ -55,8 +55,8 @@ def _write_to_memory() -> None:
     """Keep temporary files in memory where there is room: most tests would wait for a disk, which each commit syncs."""
     if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
         return
-    found = os.statvfs(MEMORY)
-    if not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= MEMORY_BYTES:
+    result = os.statvfs(MEMORY)
+    if not result.f_flag & os.ST_NOEXEC and result.f_bavail * result.f_frsize >= MEMORY_BYTES:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # programs and workers that are started inherit it
 
 

@@ -83,8 +83,8 @@ def _values(pairs: Any) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
-    found = getattr(value, kind)
-    return [_value(one) for one in found.values] if kind == "array_value" else found
+    result = getattr(value, kind)
+    return [_value(one) for one in result.values] if kind == "array_value" else result
 
 
 @contextmanager

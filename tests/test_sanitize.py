@@ -15,9 +15,9 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mfine\r\x08\u202egnp.exe\u2028\ud800"
 @given(st.text())
 @example(HOSTILE)
 def test_nothing_is_left_that_moves_a_cursor_or_turns_the_text_round(text: str) -> None:
-    shown = printable(text)
-    assert len(shown) == len(text)
-    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c == "\u202e"]
+    displayed = printable(text)
+    assert len(displayed) == len(text)
+    assert not [c for c in displayed if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c == "\u202e"]
 
 
 def test_words_of_every_script_stay_as_they_are() -> None:

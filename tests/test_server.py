@@ -51,8 +51,8 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
         async def level(url: str) -> float:
             async with session.get(url + "/metrics") as response:
                 lines = (await response.text()).splitlines()
-            found = [line for line in lines if line.startswith('suffice_certified_level{route="r"}')]
-            return float(found[0].rpartition(" ")[2]) if found else 0.0
+            result = [line for line in lines if line.startswith('suffice_certified_level{route="r"}')]
+            return float(result[0].rpartition(" ")[2]) if result else 0.0
 
         async with server.serve_in_loop(settings, worker_after_s=0.25) as url:
             assert waits == [0.25]

@@ -101,9 +101,9 @@ def test_where_a_mixture_is_not_admitted_the_best_single_arm_serves_with_full_ru
     feed_audits(agent, np.array([FULL, 0.8 * FULL, LOW]), c=0)
     feed_audits(agent, APART, c=1)
 
-    def admit(asked: Sequence[int]) -> bool:
-        seen.append(tuple(asked))
-        return admits or len({one for one in asked if one}) < 2
+    def admit(requested: Sequence[int]) -> bool:
+        seen.append(tuple(requested))
+        return admits or len({one for one in requested if one}) < 2
 
     assert served(agent.look([2, 2], horizon=HORIZON, admits=admit)) == levels
     assert seen[0] == (2, 1), "what is best for each class is asked for first"
@@ -113,7 +113,7 @@ def test_the_single_arm_is_the_one_that_earns_most_and_not_the_boldest() -> None
     agent = made(2)
     feed_audits(agent, np.array([FULL, MEDIUM, 0.4 * FULL]), c=0)
     feed_audits(agent, APART, c=1)
-    choice = agent.look([2, 2], horizon=HORIZON, admits=lambda asked: len({one for one in asked if one}) < 2)
+    choice = agent.look([2, 2], horizon=HORIZON, admits=lambda requested: len({one for one in requested if one}) < 2)
     assert served(choice) == [1, 1]
 
 

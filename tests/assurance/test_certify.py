@@ -144,12 +144,12 @@ def test_the_weighted_wealth_is_the_product_over_audits_in_whatever_order(
 ) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.choice([1.0, 0.5, 0.05, 0.0371], len(z))
-    found = weighted_log_wealth(z, weight, max_em_drop=max_em_drop)
+    result = weighted_log_wealth(z, weight, max_em_drop=max_em_drop)
     nu = np.array(BETS)[:, np.newaxis, np.newaxis] / (1 - max_em_drop)
     each = np.log1p(nu * weight[:, np.newaxis] * (max_em_drop - z)).sum(axis=1)
-    assert found == pytest.approx(np.logaddexp.reduce(each, axis=0) - log(4), abs=1e-9)
+    assert result == pytest.approx(np.logaddexp.reduce(each, axis=0) - log(4), abs=1e-9)
     order = rng.permutation(len(z))
-    assert np.array_equal(weighted_log_wealth(z[order], weight[order], max_em_drop=max_em_drop), found)
+    assert np.array_equal(weighted_log_wealth(z[order], weight[order], max_em_drop=max_em_drop), result)
 
 
 @given(p=st.lists(st.floats(0, 1), min_size=3, max_size=3), weight=st.floats(0.01, 1.0), max_em_drop=budgets)
@@ -168,10 +168,10 @@ def test_an_audit_that_loses_the_budget_on_average_makes_nothing_on_average_at_a
 
 def test_each_level_has_its_own_budget_and_one_that_has_none_left_never_passes() -> None:
     z, weight = np.zeros((600, 4), dtype=np.int8), np.ones(600)
-    found = weighted_log_wealth(z, weight, max_em_drop=np.array([0.02, 0.01, 0.0, -0.5]))
+    result = weighted_log_wealth(z, weight, max_em_drop=np.array([0.02, 0.01, 0.0, -0.5]))
     alone = [float(weighted_log_wealth(z[:, :1], weight, max_em_drop=one)[0]) for one in (0.02, 0.01)]
-    assert found.tolist() == [*alone, -np.inf, -np.inf]
-    assert certified_level(found, delta=0.05) == 1
+    assert result.tolist() == [*alone, -np.inf, -np.inf]
+    assert certified_level(result, delta=0.05) == 1
     assert certified_level(weighted_log_wealth(z, weight, max_em_drop=0.0), delta=0.05) == 0
     assert weighted_log_wealth(z[:0], weight[:0], max_em_drop=0.02).tolist() == [0.0] * 4, "nothing proves nothing"
 

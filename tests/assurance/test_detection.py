@@ -61,11 +61,11 @@ def test_each_way_to_get_worse_has_its_sentence() -> None:
     assert "disagree more often" in str(add(watch(), "x" * 20)[-1])
     loud = replace(QUIET, n_disagreeing=400)  # half of the audits disagree, harmlessly
     here = watch(loud)
-    said = [here.add(int(n % 2 == 0), n % 2 == 0) for n in range(40)]
-    assert next(filter(None, said)) == "audits lose more often than when the level was certified"
+    output = [here.add(int(n % 2 == 0), n % 2 == 0) for n in range(40)]
+    assert next(filter(None, output)) == "audits lose more often than when the level was certified"
     lossy = watch(replace(loud, n_lost=400))
-    said = [lossy.add(int(n % 2 == 0), n % 2 == 0) for n in range(200)]
-    assert next(filter(None, said)) == "audits lose more than the budget", "a reference is no excuse for that"
+    output = [lossy.add(int(n % 2 == 0), n % 2 == 0) for n in range(200)]
+    assert next(filter(None, output)) == "audits lose more than the budget", "a reference is no excuse for that"
 
 
 def test_agreement_gains_and_disagreement_at_the_usual_rate_are_no_alarm() -> None:
@@ -166,8 +166,8 @@ def law(drop: float, **changes: Any) -> DetectionLaw:
 
 
 def test_larger_losses_more_audits_and_doubt_are_noticed_sooner() -> None:
-    found = [law(drop).median_requests for drop in (0.02, 0.03, 0.06, 0.12)]
-    assert found == sorted(filter(None, found), reverse=True)
+    result = [law(drop).median_requests for drop in (0.02, 0.03, 0.06, 0.12)]
+    assert result == sorted(filter(None, result), reverse=True)
     usual = law(0.06)
     assert usual.median_requests is not None
     for slower in (law(0.06, audit_share=0.02), law(0.06, cap=0.05)):

@@ -29,8 +29,8 @@ PARTS = [field.name for field in fields(Fingerprint)]
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_fingerprint_is_watched(part: str) -> None:
-    (found,) = find_changes(BEFORE, replace(BEFORE, **{part: "another"}))
-    assert found == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
+    (result,) = find_changes(BEFORE, replace(BEFORE, **{part: "another"}))
+    assert result == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
 
 
 def test_what_is_not_told_is_no_change() -> None:

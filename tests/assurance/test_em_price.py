@@ -55,8 +55,8 @@ def test_intervals_cover_the_price_as_often_as_they_say_and_one_without_classes_
 
 def test_a_weighted_run_counts_as_so_many() -> None:
     runs = rated(3, 300)
-    twice = known([run._replace(weight=2.0) for run in runs])
-    assert twice.per_point.value == pytest.approx(known(runs * 2).per_point.value)
+    paired = known([run._replace(weight=2.0) for run in runs])
+    assert paired.per_point.value == pytest.approx(known(runs * 2).per_point.value)
 
 
 def test_too_few_runs_or_too_few_wrong_ones_have_no_price() -> None:

@@ -47,7 +47,7 @@ def said(seq: int = 1, **fields: Any) -> Label:
 def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | None = 100, **outcome: Any) -> Labelled:
     """One run; without arguments a governed, finished, unlabelled run in observe."""
     name = f"e{next(_numbers)}"
-    asked = {"route": "math", "propensity": 0.9, "policy_version": "v1", "certified": True, "question_key": name}
+    requested = {"route": "math", "propensity": 0.9, "policy_version": "v1", "certified": True, "question_key": name}
     usage = None if n_tokens is None else Usage(prompt_tokens=50, completion_tokens=n_tokens)
     happened: dict[str, Any] = {
         "episode_id": name,
@@ -57,7 +57,9 @@ def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | N
         "response_id": None,
         "usage": usage,
     }
-    episode = Episode(request=plain_request(name, **asked | (request or {})), outcome=Outcome(**(happened | outcome)))
+    episode = Episode(
+        request=plain_request(name, **requested | (request or {})), outcome=Outcome(**(happened | outcome))
+    )
     return Labelled(episode, labels)
 
 
@@ -96,7 +98,7 @@ def test_an_empty_route_measures_nothing_and_promises_nothing() -> None:
 
 
 def test_requests_are_counted_by_what_happened_to_them() -> None:
-    found = report(
+    result = report(
         [
             run(),
             run(end_reason="client_left", degraded=("policy",)),
@@ -107,13 +109,13 @@ def test_requests_are_counted_by_what_happened_to_them() -> None:
             audit(),
         ],
     )
-    assert (found.n_requests, found.n_governed, found.n_audits, found.n_stopped) == (7, 4, 1, 1)
-    assert found.governed_share == near(4 / 7)
-    assert found.ungoverned == {"tools": 2, "n > 1": 1}
-    assert found.end_reasons == {"done": 5, "client_left": 1, "stopped": 1}
-    assert found.modes == ("observe", "enforce")
-    assert found.degraded == {"policy": 1}
-    assert found.certified
+    assert (result.n_requests, result.n_governed, result.n_audits, result.n_stopped) == (7, 4, 1, 1)
+    assert result.governed_share == near(4 / 7)
+    assert result.ungoverned == {"tools": 2, "n > 1": 1}
+    assert result.end_reasons == {"done": 5, "client_left": 1, "stopped": 1}
+    assert result.modes == ("observe", "enforce")
+    assert result.degraded == {"policy": 1}
+    assert result.certified
 
 
 def test_one_uncertified_request_makes_the_route_uncertified() -> None:
@@ -122,7 +124,7 @@ def test_one_uncertified_request_makes_the_route_uncertified() -> None:
 
 
 def test_exact_match_counts_labels_and_no_answer_is_a_wrong_answer() -> None:
-    found = report(
+    result = report(
         [
             run(said(correct=True)),
             run(said(correct=False)),
@@ -135,20 +137,20 @@ def test_exact_match_counts_labels_and_no_answer_is_a_wrong_answer() -> None:
             run(said(gold="4"), end_reason="lost", answer=None),
         ]
     )
-    em = found.measured.em_full
+    em = result.measured.em_full
     assert em is not None
     assert (em.value, em.n) == (near(2 / 6), 6)
     assert em.low is not None
     assert em.high is not None
     assert em.low <= em.value <= em.high
-    assert found.n_labelled == 6
-    assert found.measured.em_live is None
-    assert found.measured.em_stopped is None
+    assert result.n_labelled == 6
+    assert result.measured.em_live is None
+    assert result.measured.em_stopped is None
 
 
 def test_audits_are_the_full_runs_and_live_runs_that_ran_to_the_end_are_not() -> None:
     ran_on: dict[str, Any] = {"stopped": False, "end_reason": "done"}
-    found = report(
+    result = report(
         [
             audit(said(correct=True)),
             audit(said(correct=False)),
@@ -157,12 +159,12 @@ def test_audits_are_the_full_runs_and_live_runs_that_ran_to_the_end_are_not() ->
             live(said(correct=False), **ran_on),
         ]
     ).measured
-    assert found.em_full is not None
-    assert found.em_stopped is not None
-    assert found.em_live is not None
-    assert (found.em_full.value, found.em_full.n) == (0.5, 2)
-    assert (found.em_stopped.value, found.em_stopped.n) == (1.0, 1)
-    assert (found.em_live.value, found.em_live.n) == (near(1 / 3), 3)
+    assert result.em_full is not None
+    assert result.em_stopped is not None
+    assert result.em_live is not None
+    assert (result.em_full.value, result.em_full.n) == (0.5, 2)
+    assert (result.em_stopped.value, result.em_stopped.n) == (1.0, 1)
+    assert (result.em_live.value, result.em_live.n) == (near(1 / 3), 3)
 
 
 LABELS = [said(1, correct=False), said(2, gold="4"), said(3, thumbs="down"), said(9, rating=1)]
@@ -188,14 +190,16 @@ def test_saving_is_the_sum_of_the_runs_with_probes_and_discarded_tokens_as_spent
         *(live(n_tokens=None, end_reason="upstream_error") for _ in range(5)),
         *(run(n_tokens=900) for _ in range(30)),  # observed earlier: no part of this comparison
     ]
-    found = report(episodes).measured
-    saving, saved, spent = found.saving, 60 * 40 - 40 * 40, 60 * 60 + 20 * 100 + 40 * 140
+    result = report(episodes).measured
+    saving, saved, spent = result.saving, 60 * 40 - 40 * 40, 60 * 60 + 20 * 100 + 40 * 140
     assert saving is not None
     assert (saving.value, saving.n) == (near(saved / (saved + spent)), 40)
-    assert found.saved_tokens is not None
-    assert found.saved_tokens.value == near(saved)
+    assert result.saved_tokens is not None
+    assert result.saved_tokens.value == near(saved)
     own = 60 * 10 + 40 * 40
-    assert found.gross_saving == near((saved + own) / (saved + spent)), "before what was spent on probes and hand-overs"
+    assert result.gross_saving == near((saved + own) / (saved + spent)), (
+        "before what was spent on probes and hand-overs"
+    )
     assert saving.note is None
     assert saving.low is not None
     assert saving.high is not None
@@ -240,27 +244,27 @@ def test_too_few_audits_are_named_and_get_no_interval() -> None:
 
 def test_a_stop_without_an_estimate_saved_nothing_that_is_known_and_that_is_said() -> None:
     episodes = [*(live() for _ in range(30)), *(live(tokens_saved_estimate=None) for _ in range(3))]
-    found = report([*episodes, *(audit() for _ in range(30))]).measured.saving
-    assert found is not None
-    assert found.value == near(30 * 40 / (30 * 40 + 33 * 60 + 30 * 100))
-    assert found.note == "3 stopped runs without an estimate count as 0"
+    result = report([*episodes, *(audit() for _ in range(30))]).measured.saving
+    assert result is not None
+    assert result.value == near(30 * 40 / (30 * 40 + 33 * 60 + 30 * 100))
+    assert result.note == "3 stopped runs without an estimate count as 0"
 
 
 def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
     steps = (step(1, 20, 5), step(2, 30, 5), step(3, 40, 5))
-    found = report(
+    result = report(
         [
             run(steps=steps, stop_step=2, would_answer="4"),  # 10 tokens of answer come after the thought
             run(steps=steps, stop_step=None),
             run(steps=steps, stop_step=1, would_answer="5", end_reason="client_left"),  # shows no full run
         ]
     )
-    would = found.measured.would_save
+    would = result.measured.would_save
     assert would is not None
     assert would.n == 2
     assert would.value == near(1 - ((100 - 40 + 10) + (100 + 15)) / 200)
-    assert found.n_would_stop == 2
-    assert found.measured.saving is None
+    assert result.n_would_stop == 2
+    assert result.measured.saving is None
 
 
 def test_labels_that_come_more_often_where_answers_agree_or_differ_do_not_move_the_drop() -> None:
@@ -277,7 +281,7 @@ def test_labels_that_come_more_often_where_answers_agree_or_differ_do_not_move_t
 
 
 def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
-    found = report(
+    result = report(
         [
             run(said(gold="4"), stop_step=1, would_answer="4"),
             run(said(gold="4"), stop_step=1, would_answer="5"),  # lost
@@ -289,12 +293,12 @@ def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
             run(stop_step=1, would_answer="5"),  # no label: disagreement only
         ]
     ).measured
-    assert found.disagreement is not None
-    assert (found.disagreement.value, found.disagreement.n) == (near(6 / 8), 8)
-    assert found.em_drop is not None
-    assert (found.em_drop.value, found.em_drop.n) == (near((2 + 1 - 1) / 8), 8), "without a label it counts as lost"
-    assert found.em_drop.note is not None
-    assert (found.n_lost, found.n_gained) == (2, 1)
+    assert result.disagreement is not None
+    assert (result.disagreement.value, result.disagreement.n) == (near(6 / 8), 8)
+    assert result.em_drop is not None
+    assert (result.em_drop.value, result.em_drop.n) == (near((2 + 1 - 1) / 8), 8), "without a label it counts as lost"
+    assert result.em_drop.note is not None
+    assert (result.n_lost, result.n_gained) == (2, 1)
 
 
 def test_a_time_out_of_a_full_run_is_no_loss_of_a_stop() -> None:
@@ -346,10 +350,10 @@ def test_audits_are_counted_by_caller_and_a_full_table_still_names_those_who_lea
 
 
 @pytest.mark.parametrize(
-    "asked", [{"audit": False}, {"delivery": 2}, {"ungoverned": "off"}, {"mode": "observe", "audit": False}]
+    "requested", [{"audit": False}, {"delivery": 2}, {"ungoverned": "off"}, {"mode": "observe", "audit": False}]
 )
-def test_what_is_no_audit_is_left_by_nobody(asked: dict[str, Any]) -> None:
-    item = run(request={"mode": "enforce", "audit": True, **asked}, end_reason="client_left")
+def test_what_is_no_audit_is_left_by_nobody(requested: dict[str, Any]) -> None:
+    item = run(request={"mode": "enforce", "audit": True, **requested}, end_reason="client_left")
     assert describe_left(item.episode.request, item.episode.outcome) is None
 
 
@@ -365,10 +369,10 @@ labelled_runs = st.builds(
 @given(episodes=st.lists(labelled_runs, min_size=1, max_size=12))
 @settings(max_examples=examples(60))
 def test_the_drop_never_exceeds_the_disagreement(episodes: list[Labelled]) -> None:
-    found = report(episodes).measured
-    assert found.em_drop is not None
-    assert found.disagreement is not None
-    assert found.em_drop.value <= found.disagreement.value + 1e-12
+    result = report(episodes).measured
+    assert result.em_drop is not None
+    assert result.disagreement is not None
+    assert result.em_drop.value <= result.disagreement.value + 1e-12
 
 
 def test_every_token_stands_in_its_category_and_unknown_usage_is_said() -> None:
@@ -382,7 +386,7 @@ def test_every_token_stands_in_its_category_and_unknown_usage_is_said() -> None:
 
 def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
     # 60 live runs at 4 cents and 30 audits at 10 cents, 2 of them for probes that a full run does not need.
-    found = report(
+    result = report(
         [
             *(live(cost_usd=0.04, overhead_usd=0.01, saved_usd_estimate=0.04) for _ in range(60)),
             *(audit(cost_usd=0.10, overhead_usd=0.02) for _ in range(30)),
@@ -390,7 +394,7 @@ def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
             live(),  # from before there were prices
         ]
     )
-    measured, money = found.measured, found.money
+    measured, money = result.measured, result.money
     assert money.governed_usd == near(60 * 0.04 + 30 * 0.10)
     assert money.overhead_usd == near(60 * 0.01 + 30 * 0.02)
     assert (money.ungoverned_usd, money.n_known, money.n_unknown) == (1.0, 91, 1)
@@ -411,15 +415,15 @@ def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
 
 def test_a_route_can_lose_money_and_says_so() -> None:
     stopped = [live(cost_usd=0.05, saved_usd_estimate=-0.01) for _ in range(30)]
-    found = report([*stopped, *(audit(cost_usd=0.04) for _ in range(30))])
-    assert found.measured.saved_usd is not None
-    assert found.measured.saved_usd.value == near(-0.30)
-    assert found.measured.cost_reduction is not None
-    assert found.measured.cost_reduction.value < 0
+    result = report([*stopped, *(audit(cost_usd=0.04) for _ in range(30))])
+    assert result.measured.saved_usd is not None
+    assert result.measured.saved_usd.value == near(-0.30)
+    assert result.measured.cost_reduction is not None
+    assert result.measured.cost_reduction.value < 0
 
 
 def test_observing_says_what_money_a_stop_would_have_saved() -> None:
-    found = report(
+    result = report(
         [
             run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03),
             run(stop_step=1, would_answer="4", cost_usd=0.10),  # handing over has no known price
@@ -427,17 +431,17 @@ def test_observing_says_what_money_a_stop_would_have_saved() -> None:
             run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03, end_reason="client_left"),
         ]
     ).measured
-    assert found.would_save_usd is not None
-    assert (found.would_save_usd.value, found.would_save_usd.n) == (near(0.07), 2)
-    assert found.saved_usd is None
+    assert result.would_save_usd is not None
+    assert (result.would_save_usd.value, result.would_save_usd.n) == (near(0.07), 2)
+    assert result.saved_usd is None
 
 
 def test_without_prices_no_money_is_made_up() -> None:
-    found = report([live(), audit(), run()])
-    measured = found.measured
+    result = report([live(), audit(), run()])
+    measured = result.measured
     assert measured.cost_full is measured.cost_stopped is measured.cost_reduction is None
     assert measured.saved_usd is measured.would_save_usd is None
-    assert (found.money.governed_usd, found.money.n_known, found.money.n_unknown) == (0.0, 0, 3)
+    assert (result.money.governed_usd, result.money.n_known, result.money.n_unknown) == (0.0, 0, 3)
 
 
 def vote(drawn: tuple[str | None, ...], *labels: Label, n_samples: int = 9, **changes: Any) -> Labelled:
@@ -476,12 +480,12 @@ def test_a_decided_vote_saved_the_samples_that_were_not_drawn() -> None:
     drawn = {"mode": "enforce", "audit": True, "propensity": 0.5}
     lived = {"mode": "enforce", "propensity": 0.5}
     cast: dict[str, Any] = {"overhead_usd": 0.0}
-    found = report([vote(("4",) * 5, request=drawn, **cast), vote(("4",) * 5, request=lived, **cast)]).measured
-    assert found.saving is not None
-    assert found.saving.value == near(1 - 55 / 90)
+    result = report([vote(("4",) * 5, request=drawn, **cast), vote(("4",) * 5, request=lived, **cast)]).measured
+    assert result.saving is not None
+    assert result.saving.value == near(1 - 55 / 90)
     # Money counts what was launched: nine samples for six.
-    assert found.cost_reduction is not None
-    assert found.cost_reduction.value == near(1 - 0.6 / 0.9)
+    assert result.cost_reduction is not None
+    assert result.cost_reduction.value == near(1 - 0.6 / 0.9)
 
 
 @pytest.mark.parametrize(
@@ -515,10 +519,10 @@ def tallied(episodes: Iterable[Labelled]) -> Tally:
 def test_a_late_label_exchanges_what_its_run_said_and_nothing_else() -> None:
     match = lambda answer, gold: answer == gold
     bare = run(stop_step=1, would_answer="5")
-    said_so = Labelled(bare.episode, (said(gold="4"),))
+    reported = Labelled(bare.episode, (said(gold="4"),))
     late = tallied([bare, audit()])
-    late.relabel(measure_run(bare, match), measure_run(said_so, match))
-    assert report_of(late, route="math") == report_of(tallied([said_so, audit()]), route="math")
+    late.relabel(measure_run(bare, match), measure_run(reported, match))
+    assert report_of(late, route="math") == report_of(tallied([reported, audit()]), route="math")
 
 
 def test_a_tally_that_was_kept_is_the_same() -> None:
@@ -549,19 +553,19 @@ def test_requests_without_rows_are_counted_whole() -> None:
             query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3, n_priced=3
         )
     )
-    found = report_of(tally, route="math")
-    assert (tally.n_begun, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
-    assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
-    assert (found.tokens.client_completion, found.tokens.n_unknown) == (170, 1)
-    assert (found.money.governed_usd, found.money.ungoverned_usd, found.money.n_known) == (0.9, 0.3, 12)
+    result = report_of(tally, route="math")
+    assert (tally.n_begun, result.n_requests, result.n_governed, result.n_stopped) == (13, 13, 10, 9)
+    assert (result.ungoverned, result.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
+    assert (result.tokens.client_completion, result.tokens.n_unknown) == (170, 1)
+    assert (result.money.governed_usd, result.money.ungoverned_usd, result.money.n_known) == (0.9, 0.3, 12)
 
 
 def test_questions_asked_again_and_again_tell_less() -> None:
     alike = {"mode": "enforce", "audit": True, "propensity": 0.5, "question_key": "q"}
     same = [*(live() for _ in range(30)), *(run(request=alike) for _ in range(30))]
-    found = report(same).measured.saving
-    assert found is not None
-    assert (found.low, found.note) == (None, "audits of too few questions or routes for an interval")
+    result = report(same).measured.saving
+    assert result is not None
+    assert (result.low, result.note) == (None, "audits of too few questions or routes for an interval")
 
 
 @pytest.mark.parametrize("late", ["user", "exact-match", "judge"])

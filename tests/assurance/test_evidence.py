@@ -39,10 +39,10 @@ def test_what_cannot_be_shown_needs_no_number(wrong: tuple[float, float, int]) -
 
 
 def test_what_is_missing_and_when_it_will_be_there() -> None:
-    found = evidence(max_em_drop=0.02, confidence=0.95, n_audits=49, n_disagreements=0, audits_at_s=[0.0, 20.0, 10.0])
-    assert (found.n_needed, found.n_missing) == (149, 100)
-    assert found.audits_per_s == pytest.approx(0.1)
-    assert found.wait_s == pytest.approx(1_000)
+    result = evidence(max_em_drop=0.02, confidence=0.95, n_audits=49, n_disagreements=0, audits_at_s=[0.0, 20.0, 10.0])
+    assert (result.n_needed, result.n_missing) == (149, 100)
+    assert result.audits_per_s == pytest.approx(0.1)
+    assert result.wait_s == pytest.approx(1_000)
     enough = evidence(max_em_drop=0.02, confidence=0.95, n_audits=149, n_disagreements=0)
     assert (enough.n_missing, enough.wait_s) == (0, 0.0)
     started = evidence(max_em_drop=0.02, confidence=0.95, n_audits=1, n_disagreements=0, audits_at_s=[5.0])

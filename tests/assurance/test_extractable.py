@@ -19,11 +19,11 @@ from suffice.assurance.guarantee import MIN_RUNS, WINDOW_RUNS, extractability_re
     ],
 )
 def test_under_eighty_percent_of_at_least_thirty_runs_is_refused(n_read: int, n_runs: int, *, refused: bool) -> None:
-    said = extractability_refusal([True] * n_read + [False] * (n_runs - n_read), "number")
-    assert (said is not None) == refused
-    if said is not None:
-        assert f"{n_read} of the last {n_runs}" in said
-        assert "'number'" in said
+    output = extractability_refusal([True] * n_read + [False] * (n_runs - n_read), "number")
+    assert (output is not None) == refused
+    if output is not None:
+        assert f"{n_read} of the last {n_runs}" in output
+        assert "'number'" in output
 
 
 def test_only_the_latest_runs_count() -> None:

@@ -40,9 +40,9 @@ def test_a_bound_is_above_the_rate_and_costs_more_if_it_may_be_watched(n: int, p
 
 
 def test_for_one_look_the_bound_is_the_exact_one() -> None:
-    found = bound_fidelity(5, 600, confidence=0.95, anytime=False)
-    assert found is not None
-    assert found.upper == pytest.approx(0.017441, abs=5e-7)
+    result = bound_fidelity(5, 600, confidence=0.95, anytime=False)
+    assert result is not None
+    assert result.upper == pytest.approx(0.017441, abs=5e-7)
 
 
 @pytest.mark.no_cover
@@ -54,8 +54,8 @@ def test_the_bound_that_may_be_watched_is_missed_at_no_look() -> None:
         differing = np.cumsum(rng.random(800) < 0.03)
 
         def ever_below(*, anytime: bool, differing: np.ndarray = differing) -> bool:
-            found = (bound_fidelity(int(differing[n - 1]), n, confidence=0.9, anytime=anytime) for n in looks)
-            return any(one is not None and one.upper < 0.03 for one in found)
+            result = (bound_fidelity(int(differing[n - 1]), n, confidence=0.9, anytime=anytime) for n in looks)
+            return any(one is not None and one.upper < 0.03 for one in result)
 
         n_missed += ever_below(anytime=True)
         n_missed_by_exact += ever_below(anytime=False)
@@ -71,11 +71,11 @@ def test_without_a_measurement_nothing_may_be_certified() -> None:
 
 
 def test_the_charges_are_taken_off_and_may_use_everything_up() -> None:
-    found = Fidelity(n=1_000, n_differing=2, upper=0.0075)
-    assert budget_left(0.02, found).max_em_drop == pytest.approx(0.0125)
-    assert budget_left(0.02, found, other_charges=0.005).max_em_drop == pytest.approx(0.0075)
-    assert budget_left(0.02, found, other_charges=0.005).reason == "0.75% left of 2.00% after charges of 1.25%"
-    nothing = budget_left(0.02, found, other_charges=0.0125)
+    result = Fidelity(n=1_000, n_differing=2, upper=0.0075)
+    assert budget_left(0.02, result).max_em_drop == pytest.approx(0.0125)
+    assert budget_left(0.02, result, other_charges=0.005).max_em_drop == pytest.approx(0.0075)
+    assert budget_left(0.02, result, other_charges=0.005).reason == "0.75% left of 2.00% after charges of 1.25%"
+    nothing = budget_left(0.02, result, other_charges=0.0125)
     assert nothing.max_em_drop == 0
     assert "use up" in nothing.reason
 
@@ -124,11 +124,11 @@ def upper(fidelity: FinishFidelity, level: int) -> float:
 
 def test_a_full_window_is_charged_the_smallest_bound_that_is_honest_at_its_confidence() -> None:
     fidelity = noted(FinishFidelity(2), 1, ([False] * 99 + [True]) * 20)
-    found = fidelity.charge(1)
-    assert found is not None
-    assert (found.n, found.n_differing) == (2_000, 20)
-    assert found.upper == pytest.approx(0.016497, abs=1e-6)
-    assert binomial_at_most(20, 2_000, found.upper) == pytest.approx(FIDELITY_RISK, abs=1e-9)
+    result = fidelity.charge(1)
+    assert result is not None
+    assert (result.n, result.n_differing) == (2_000, 20)
+    assert result.upper == pytest.approx(0.016497, abs=1e-6)
+    assert binomial_at_most(20, 2_000, result.upper) == pytest.approx(FIDELITY_RISK, abs=1e-9)
     assert binomial_at_most(20, 2_000, 0.0151) > 3 * FIDELITY_RISK, "1.51 % is not a bound at 99 %"
     always = bound_fidelity(20, 2_000, confidence=FIDELITY_CONFIDENCE)
     assert always is not None

@@ -37,12 +37,12 @@ def windows(
     drop = np.zeros(n) if drop is None else drop
     whole = np.diff(np.round(np.concatenate([[0.0], np.cumsum(drop * n_audits)])))  # rounded without losing any
     moved = np.zeros(n) if signals is None else signals
-    shown = np.stack([moved, np.zeros(n)], axis=1) + 0.1 * rng.normal(size=(n, 2))
+    displayed = np.stack([moved, np.zeros(n)], axis=1) + 0.1 * rng.normal(size=(n, 2))
     return [
         ForecastWindow(
             until=100 * (i + 1),
             n_requests=100,
-            signals=tuple(shown[i].tolist()),
+            signals=tuple(displayed[i].tolist()),
             predicted_drop=None if predicted is None else float(predicted[i]),
             n_audits=n_audits,
             near=n_audits * float(near[i]),
@@ -60,9 +60,9 @@ def ramp(n: int, start: int, end: float) -> Floats:
 
 
 def drop_of(seen: list[ForecastWindow], *, budget: float = 0.02, alerted: bool = False) -> Forecast:
-    found = forecast_drop(seen, budget=budget, alerted=alerted)
-    assert found is not None
-    return found
+    result = forecast_drop(seen, budget=budget, alerted=alerted)
+    assert result is not None
+    return result
 
 
 QUIET = windows(np.full(60, 0.03))
@@ -70,38 +70,38 @@ RISING = windows(0.03 + ramp(60, 25, 0.03), drop=ramp(60, 25, 0.018), signals=ra
 
 
 def test_where_nothing_moves_nothing_is_in_sight() -> None:
-    found = drop_of(QUIET)
-    assert not found.alert
-    assert found.crossing.expected is None
-    assert abs(found.per_1000) < 0.001
-    assert found.ahead_low < found.ahead < found.ahead_high
-    assert "not in sight" in found.reason
+    result = drop_of(QUIET)
+    assert not result.alert
+    assert result.crossing.expected is None
+    assert abs(result.per_1000) < 0.001
+    assert result.ahead_low < result.ahead < result.ahead_high
+    assert "not in sight" in result.reason
 
 
 def test_a_drift_that_goes_on_is_seen_before_it_crosses() -> None:
-    found = drop_of(RISING)
-    assert found.now < 0.02
-    assert found.per_1000 > 0
-    assert found.alert
-    assert not found.doubtful
-    crossing = found.crossing
+    result = drop_of(RISING)
+    assert result.now < 0.02
+    assert result.per_1000 > 0
+    assert result.alert
+    assert not result.doubtful
+    crossing = result.crossing
     assert crossing.expected is not None
     assert crossing.latest is not None
     assert crossing.earliest is not None
     assert 6_000 <= crossing.earliest <= crossing.expected <= crossing.latest <= 6_000 + HORIZON
-    assert f"about request {crossing.expected:,}" in found.reason
+    assert f"about request {crossing.expected:,}" in result.reason
 
 
 def test_an_alert_needs_the_better_end_and_doubt_only_the_worse_one() -> None:
     seen = {until: drop_of(RISING[:until]) for until in range(30, 61)}
-    first_doubt = next(until for until, found in seen.items() if found.doubtful)
-    first_alert = next(until for until, found in seen.items() if found.alert)
+    first_doubt = next(until for until, result in seen.items() if result.doubtful)
+    first_alert = next(until for until, result in seen.items() if result.alert)
     assert first_doubt < first_alert
-    for until, found in seen.items():
-        earliest, latest = found.crossing.earliest, found.crossing.latest
-        assert found.alert == (latest is not None and latest <= 100 * until + HORIZON)
+    for until, result in seen.items():
+        earliest, latest = result.crossing.earliest, result.crossing.latest
+        assert result.alert == (latest is not None and latest <= 100 * until + HORIZON)
         near = earliest is not None and earliest <= 100 * until + HORIZON
-        assert found.doubtful == (near and not found.alert)
+        assert result.doubtful == (near and not result.alert)
 
 
 def test_what_would_be_an_alert_is_doubt_until_the_epoch_has_45_windows() -> None:
@@ -133,17 +133,17 @@ def test_signals_that_leave_what_was_certified_lose_trust_until_audits_give_it_b
 
 
 def test_what_the_stop_model_predicts_is_believed_until_audits_contradict() -> None:
-    told = 0.01 + ramp(60, 30, 0.02)
-    believed = drop_of(windows(np.full(60, 0.03), predicted=told, n_audits=2))
-    contradicted = drop_of(windows(np.full(60, 0.03), predicted=told, n_audits=80))
+    report = 0.01 + ramp(60, 30, 0.02)
+    believed = drop_of(windows(np.full(60, 0.03), predicted=report, n_audits=2))
+    contradicted = drop_of(windows(np.full(60, 0.03), predicted=report, n_audits=80))
     untold = drop_of(windows(np.full(60, 0.03), n_audits=2))
     assert believed.ahead > untold.ahead + 0.01
     assert contradicted.ahead < believed.ahead - 0.005
 
 
 def test_windows_without_an_audit_are_bridged_and_where_most_have_none_the_model_says_nothing() -> None:
-    told = 0.01 + ramp(60, 30, 0.02)
-    whole = windows(np.full(60, 0.03), predicted=told, n_audits=2)
+    report = 0.01 + ramp(60, 30, 0.02)
+    whole = windows(np.full(60, 0.03), predicted=report, n_audits=2)
     straight = windows(np.full(60, 0.03), predicted=np.linspace(0.01, 0.02, 60), n_audits=2)
 
     def silent(seen: list[ForecastWindow], where: Callable[[int], bool]) -> list[ForecastWindow]:
@@ -157,8 +157,8 @@ def test_windows_without_an_audit_are_bridged_and_where_most_have_none_the_model
 
 def test_without_signals_the_ramp_alone_speaks() -> None:
     silent = [replace(window, signals=()) for window in RISING]
-    found = drop_of(silent)
-    assert found.per_1000 > 0
+    result = drop_of(silent)
+    assert result.per_1000 > 0
     assert drop_of([replace(window, signals=()) for window in QUIET]).per_1000 == pytest.approx(0, abs=5e-4)
 
 

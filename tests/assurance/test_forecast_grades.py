@@ -84,9 +84,9 @@ def test_a_forecast_is_graded_once_by_what_came_around_its_horizon() -> None:
     calm = [Window(until, 0.4, 20) for until in range(100, 4_501, 100)]
     assert list(grade_due(pending, "em_drop", 1_000 + HORIZON + AROUND - 100, calm)) == []
     harm = [Window(one.until, 20.0 if one.until > 3_500 else 0.4, 20) for one in calm]
-    (found,) = grade_due(pending, "em_drop", 1_000 + HORIZON + AROUND, harm)
-    assert (found.made_at, found.n, found.inside) == (1_000, 20 * 11, False)
-    assert found.observed == pytest.approx((10 * 20 + 0.4) / 220)
+    (result,) = grade_due(pending, "em_drop", 1_000 + HORIZON + AROUND, harm)
+    assert (result.made_at, result.n, result.inside) == (1_000, 20 * 11, False)
+    assert result.observed == pytest.approx((10 * 20 + 0.4) / 220)
     assert [made_at for made_at, _ in pending] == [1_100]
 
 

@@ -11,11 +11,11 @@ from suffice.assurance.labels import judge_error_bound
 
 def test_the_bound_is_the_exact_one_sided_one() -> None:
     pairs = [(1.0, True)] * 90 + [(-0.5, False)] * 7 + [(0.2, False), (0.0, True), (-1.0, True), (None, True)]
-    found = judge_error_bound(pairs, confidence=0.95)
-    assert (found.n, found.n_wrong, found.n_ungraded, found.rate) == (100, 3, 1, 0.03)
-    assert found.upper == exact_binomial(3, 100, 0.90).high
-    assert found.charge == 2 * found.upper
-    assert judge_error_bound(pairs, confidence=0.95, disagreement=0.1).charge == pytest.approx(0.2 * found.upper)
+    result = judge_error_bound(pairs, confidence=0.95)
+    assert (result.n, result.n_wrong, result.n_ungraded, result.rate) == (100, 3, 1, 0.03)
+    assert result.upper == exact_binomial(3, 100, 0.90).high
+    assert result.charge == 2 * result.upper
+    assert judge_error_bound(pairs, confidence=0.95, disagreement=0.1).charge == pytest.approx(0.2 * result.upper)
     # Without a mistake in n answers: 1 - 0.05^(1/n), the "rule of three".
     assert judge_error_bound([(1.0, True)] * 100, confidence=0.95).upper == pytest.approx(1 - 0.05**0.01)
 

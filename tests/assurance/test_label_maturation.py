@@ -127,8 +127,8 @@ def test_only_levels_in_play_are_worth_a_label_and_the_safest_is_named() -> None
 @settings(max_examples=examples(60))
 def test_no_label_but_those_asked_for_would_change_a_level_in_play(known: Known, deployed: int) -> None:
     in_play = slice(0, deployed + AHEAD + 1)
-    asked = find_first_disagreements(known.disagrees, deployed=deployed) > 0
-    enough = replace(known, labelled=known.labelled | asked)
+    request = find_first_disagreements(known.disagrees, deployed=deployed) > 0
+    enough = replace(known, labelled=known.labelled | request)
     assert np.array_equal(enough.losses()[:, in_play], known.with_labels.losses()[:, in_play])
 
 
@@ -144,7 +144,7 @@ def test_with_labels_only_where_asked_the_certificate_is_the_one_of_all_labels()
     known = truth.without_labels
     without = level(known)
     for _ in range(n_levels):  # each answered request lets the certificate climb, which makes more worth asking
-        asked = find_first_disagreements(disagrees, deployed=level(known)) > 0
-        known = replace(known, labelled=known.labelled | asked)
+        request = find_first_disagreements(disagrees, deployed=level(known)) > 0
+        known = replace(known, labelled=known.labelled | request)
     assert without < level(known) == level(truth)
     assert known.labelled.mean() < 0.1, "at a tenth of the labels"

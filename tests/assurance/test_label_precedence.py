@@ -28,7 +28,7 @@ def word(
 @st.composite
 def logs(draw: st.DrawFn) -> list[TrustedLabel]:
     """What a log may hold: any words on any audits, some about none of ours; places in the log are unique."""
-    said = draw(
+    output = draw(
         st.lists(
             st.tuples(
                 st.integers(0, 14),
@@ -41,7 +41,7 @@ def logs(draw: st.DrawFn) -> list[TrustedLabel]:
     )
     return [
         word(f"a{audit}", seq, verdict, source=source, key=key)
-        for seq, (audit, source, key, verdict) in enumerate(said)
+        for seq, (audit, source, key, verdict) in enumerate(output)
     ]
 
 
@@ -192,11 +192,11 @@ three = st.integers(0, 40)
 def test_hardened_counts_prove_nothing_that_the_truth_does_not(
     gained: int, same: int, lost: int, raised: list[tuple[int, int]]
 ) -> None:
-    told = {-1: gained, 0: same, 1: lost}
-    truth = dict(told)
-    for said, was in raised:
-        if truth[said]:
-            truth[said], truth[was] = truth[said] - 1, truth[was] + 1
+    report = {-1: gained, 0: same, 1: lost}
+    truth = dict(report)
+    for output, was in raised:
+        if truth[output]:
+            truth[output], truth[was] = truth[output] - 1, truth[was] + 1
 
     def wealth(counts: Counts) -> float:
         return float(log_wealth(counts, max_em_drop=0.02)[0])
@@ -204,10 +204,10 @@ def test_hardened_counts_prove_nothing_that_the_truth_does_not(
     def counts_of(numbers: dict[int, int]) -> Counts:
         return Counts(*(np.array([numbers[z]]) for z in (-1, 0, 1)))
 
-    hard = harden(counts_of(told), len(raised))
+    hard = harden(counts_of(report), len(raised))
     assert wealth(hard) <= wealth(counts_of(truth)) + 1e-9
     assert hard.n == gained + same + lost
-    assert wealth(harden(counts_of(told), 0)) == wealth(counts_of(told))
+    assert wealth(harden(counts_of(report), 0)) == wealth(counts_of(report))
 
 
 def test_what_it_costs_to_allow_for_two_lies() -> None:

@@ -156,7 +156,7 @@ CLAIM = Guarantee(
 
 def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
     text = sentence(CLAIM)
-    for said in (
+    for output in (
         "'gpqa'",
         "'choice'",
         "would have lost less than 2 points of EM",
@@ -167,12 +167,12 @@ def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
         "a silent loss of 3 points would be noticed within about 710 requests",
         "unknown, with under 200 audits: no class, law",
     ):
-        assert said in text, said
+        assert output in text, output
     assert "physics" not in text
 
 
 def test_what_is_not_known_or_has_no_labels_is_said() -> None:
     text = sentence(replace(CLAIM, requests=None, detection="", labels="label-free", max_em_drop=0.01, classes={}))
-    for said in ("1 point of EM", "all requests of the window", "is not known", "without labels"):
-        assert said in text, said
+    for output in ("1 point of EM", "all requests of the window", "is not known", "without labels"):
+        assert output in text, output
     assert "unknown, with" not in text

@@ -29,13 +29,13 @@ def test_an_arm_that_keeps_the_budget_is_certified_and_one_that_breaks_it_is_not
 def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
     agree = [PairedAudit(disagrees=False, z=0, due=10.0)] * 200
     silent = [PairedAudit(disagrees=True, z=None, due=10.0)] * 30
-    told = [PairedAudit(disagrees=True, z=0, due=10.0)] * 30
+    report = [PairedAudit(disagrees=True, z=0, due=10.0)] * 30
 
     def is_certified(pairs: list[PairedAudit], now: float) -> bool:
         return certify_arm(pairs, max_em_drop=EPS, delta=DELTA, now=now).is_certified
 
-    assert not is_certified([*agree, *told], 9.0), "nothing has matured"
-    assert is_certified([*agree, *told], 10.0)
+    assert not is_certified([*agree, *report], 9.0), "nothing has matured"
+    assert is_certified([*agree, *report], 10.0)
     assert not is_certified([*agree, *silent], 10.0), "to wait only for those that differ would have certified it"
 
 
@@ -43,10 +43,10 @@ def test_only_the_latest_pairs_count() -> None:
     rng = np.random.default_rng(2)
     old, new = pairs_of(rng, 500, 0.4, 0.0), pairs_of(rng, 400, 0.0, 0.0)
     repeats = [PairedAudit(is_repeat=True, disagrees=True, z=z, due=0.0) for z in (-1, None)]
-    found = certify_arm([*old, *repeats, *new], max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
-    assert found.is_certified
-    assert found.n == 400
-    assert (found.n_repeats, found.n_repeats_disagree) == (2, 2)
+    result = certify_arm([*old, *repeats, *new], max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
+    assert result.is_certified
+    assert result.n == 400
+    assert (result.n_repeats, result.n_repeats_disagree) == (2, 2)
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_do
 
 
 def test_nothing_is_proved_of_nothing() -> None:
-    found = certify_arm([], max_em_drop=EPS, delta=DELTA, now=0.0)
-    assert (found.is_certified, found.n, found.saved_share) == (False, 0, None)
-    assert found.n_missing(max_em_drop=EPS, delta=DELTA) is None
-    assert found.drop_high == pytest.approx(1.0)
+    result = certify_arm([], max_em_drop=EPS, delta=DELTA, now=0.0)
+    assert (result.is_certified, result.n, result.saved_share) == (False, 0, None)
+    assert result.n_missing(max_em_drop=EPS, delta=DELTA) is None
+    assert result.drop_high == pytest.approx(1.0)

@@ -24,12 +24,15 @@ def test_the_evidence_has_its_published_values(n_audits: int, log_e: float) -> N
     assert pytest.approx(6.907755, abs=5e-7) == LOG_ALARM
 
 
-def lots(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[list[bool], list[float]]:
+def assignments(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[list[bool], list[float]]:
     """Real lots with their logged odds; a part of the audits is lost, and logged as if it had not been drawn."""
     rng = np.random.default_rng(seed)
     drawn_lots = [assign_audit(f"{seed} {unit}", share=share, salt="s", at_s=0.0) for unit in range(n)]
-    kept = [lot.audit and rng.random() >= lost for lot in drawn_lots]
-    odds = [lot.propensity if lot.audit == keeps else 1 - share for lot, keeps in zip(drawn_lots, kept, strict=True)]
+    kept = [assignment.audit and rng.random() >= lost for assignment in drawn_lots]
+    odds = [
+        assignment.propensity if assignment.audit == keeps else 1 - share
+        for assignment, keeps in zip(drawn_lots, kept, strict=True)
+    ]
     return kept, odds
 
 
@@ -38,7 +41,7 @@ def log_e_of(audit: list[bool], odds: list[float]) -> float:
 
 
 def test_lots_as_they_are_logged_make_one_share_and_no_alarm() -> None:
-    audit, odds = lots(20_000, 0.05)
+    audit, odds = assignments(20_000, 0.05)
     assert 1 - (1 - 0.05) != 0.05, "which is why shares are rounded"
     draws = count_draws(np.array(audit), np.array(odds))
     assert [share for share, _, _ in draws.by_share] == [0.05]
@@ -47,11 +50,11 @@ def test_lots_as_they_are_logged_make_one_share_and_no_alarm() -> None:
 
 
 def test_a_sampler_that_loses_audits_is_found_and_told() -> None:
-    audit, odds = lots(8_000, 0.05, lost=0.4)
-    told = find_sample_ratio_mismatch(count_draws(np.array(audit), np.array(odds)))
-    assert told is not None
-    assert "in 8000 requests where 400 were expected" in told
-    assert told.startswith(str(sum(audit)))
+    audit, odds = assignments(8_000, 0.05, lost=0.4)
+    report = find_sample_ratio_mismatch(count_draws(np.array(audit), np.array(odds)))
+    assert report is not None
+    assert "in 8000 requests where 400 were expected" in report
+    assert report.startswith(str(sum(audit)))
 
 
 @given(a=some_draws, b=some_draws, c=some_draws)

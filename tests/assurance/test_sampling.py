@@ -60,10 +60,10 @@ OF_REQUEST = {field.name for field in fields(Request)}
 
 def live(**changes: Any) -> tuple[Request, Outcome]:
     """A live run that was drawn to have rows, at one in ten."""
-    asked: dict[str, Any] = {"audit": False, "propensity": 0.9, "keep_rate": 0.1, "kept_by": "lot"}
-    asked |= {name: value for name, value in changes.items() if name in OF_REQUEST}
+    requested: dict[str, Any] = {"audit": False, "propensity": 0.9, "keep_rate": 0.1, "kept_by": "lot"}
+    requested |= {name: value for name, value in changes.items() if name in OF_REQUEST}
     ends = {name: value for name, value in changes.items() if name not in OF_REQUEST}
-    return replace(BASE[0], **asked), replace(BASE[1], **ends)
+    return replace(BASE[0], **requested), replace(BASE[1], **ends)
 
 
 def test_audits_full_runs_and_both_sides_of_a_comparison_are_never_left_out() -> None:
@@ -104,7 +104,7 @@ def test_every_run_counts_once_in_expectation(
 def test_sums_have_the_right_expectation_while_rates_follow_what_was_seen() -> None:
     values, errors = {"a": (100.0, 5.0), "b": (900.0, 400.0)}, list[float]()
     for seed in range(150):
-        rng, seen, rates, told, truth = random.Random(seed), dict[str, Stratum](), Rates(other=0.1), 0.0, 0.0
+        rng, seen, rates, report, truth = random.Random(seed), dict[str, Stratum](), Rates(other=0.1), 0.0, 0.0
         for number in range(1_000):
             name = "a" if rng.random() < 0.8 else "b"
             value = max(0.0, rng.gauss(*values[name]))
@@ -113,7 +113,7 @@ def test_sums_have_the_right_expectation_while_rates_follow_what_was_seen() -> N
             seen[name] = replace(before, n_requests=before.n_requests + 1)
             request, outcome = live(keep_rate=rates.of(name))
             if rng.random() < rates.of(name):
-                told += weight_of(request, outcome) * value
+                report += weight_of(request, outcome) * value
                 seen[name] = replace(
                     seen[name],
                     n_runs=before.n_runs + 1,
@@ -122,7 +122,7 @@ def test_sums_have_the_right_expectation_while_rates_follow_what_was_seen() -> N
                 )
             if number % 100 == 99:
                 rates = allocate(tuple(seen.values()), rate=0.1)
-        errors.append(told / truth - 1)
+        errors.append(report / truth - 1)
         assert rates.of("b") > rates.of("a"), "more is kept where more is uncertain"
     assert abs(mean(errors)) < 3.3 * stdev(errors) / 150**0.5, "no bias that 150 logs could show"
     assert stdev(errors) < 0.25

@@ -44,15 +44,15 @@ def traffic(
     for at in range(n):
         audit = bool(rng.random() < SHARE)
         happy = bool(rng.random() < (full if audit else stopped) - drift * at / n)
-        asked = content if happy else angry
+        request = content if happy else angry
         feedback: tuple[FeedbackValue, ...] = ()
-        if rng.random() < asked:
+        if rng.random() < request:
             feedback = (
                 FeedbackValue(
                     seq=at,
                     source=f"v{at}",
                     values=(("satisfaction", float(happy)),),
-                    weight=1 / asked if weigh else 1.0,
+                    weight=1 / request if weigh else 1.0,
                 ),
             )
         runs.append(
@@ -94,15 +94,15 @@ def test_no_effect_is_claimed_no_oftener_than_it_may_be_however_angry_people_vot
 
 @pytest.mark.slow
 def test_a_real_fall_is_found_and_its_interval_holds_it() -> None:
-    found, held = 0, 0
+    result, held = 0, 0
     for seed in range(15):
         effect = whole(traffic(seed, 3_000, full=0.85, stopped=0.55, angry=0.5, content=0.5)).effect
         assert effect is not None
         assert effect.low is not None
         assert effect.high is not None
-        found += effect.high < 0
+        result += effect.high < 0
         held += effect.low <= -0.30 <= effect.high
-    assert found >= 13
+    assert result >= 13
     assert held >= 14
 
 
@@ -122,9 +122,9 @@ def test_votes_of_people_who_were_asked_by_lot_are_weighted_by_one_over_the_odds
     """The angry are asked three times as often: plain means are far too low, weighted ones are not."""
     plain, weighted = [], []
     for seed in range(8):
-        told: dict[str, Any] = {"full": 0.8, "stopped": 0.6, "angry": 0.6, "content": 0.2}
-        bare = whole(traffic(seed, 3_000, **told))
-        fair = whole(traffic(seed, 3_000, **told, weigh=True), most_weight=5.0)
+        report: dict[str, Any] = {"full": 0.8, "stopped": 0.6, "angry": 0.6, "content": 0.2}
+        bare = whole(traffic(seed, 3_000, **report))
+        fair = whole(traffic(seed, 3_000, **report, weigh=True), most_weight=5.0)
         assert bare.stopped is not None
         assert fair.stopped is not None
         assert fair.effect is not None
@@ -151,15 +151,15 @@ def test_where_audits_are_rated_more_often_the_effect_says_so() -> None:
         else run
         for at, run in enumerate(runs)
     ]
-    told, quiet = whole(loud), whole(runs)
-    assert told.effect is not None
+    report, quiet = whole(loud), whole(runs)
+    assert report.effect is not None
     assert quiet.effect is not None
-    assert told.effect.note == "audits are rated more often, so the raters differ as well"
+    assert report.effect.note == "audits are rated more often, so the raters differ as well"
     assert quiet.effect.note is None
-    assert told.rated_audits is not None
-    assert told.rated_stopped is not None
-    assert told.rated_audits > 0.6
-    assert told.rated_stopped < 0.2
+    assert report.rated_audits is not None
+    assert report.rated_stopped is not None
+    assert report.rated_audits > 0.6
+    assert report.rated_stopped < 0.2
 
 
 def test_without_both_kinds_there_is_no_effect_and_without_a_word_there_is_nothing() -> None:
@@ -187,12 +187,12 @@ def test_each_turn_of_a_conversation_is_compared_by_its_own_draw() -> None:
 def test_silence_is_neither_good_nor_bad() -> None:
     runs = traffic(4, 1_000, full=0.5, stopped=0.5, angry=0.2, content=0.2)
     spoken = [run for run in runs if run.feedback]
-    told, only = whole(runs), whole(spoken)
-    assert told.stopped is not None
+    report, only = whole(runs), whole(spoken)
+    assert report.stopped is not None
     assert only.stopped is not None
-    assert (told.stopped.value, told.stopped.n) == (only.stopped.value, only.stopped.n)
-    assert told.n_heard == len(spoken)
-    assert "without any are left out" in (told.stopped.note or "")
+    assert (report.stopped.value, report.stopped.n) == (only.stopped.value, only.stopped.n)
+    assert report.n_heard == len(spoken)
+    assert "without any are left out" in (report.stopped.note or "")
 
 
 def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_runs() -> None:
@@ -203,15 +203,15 @@ def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_r
         else replace(run, feedback=())
         for at, run in enumerate(traffic(5, 4_000, full=1, stopped=1))
     ]
-    told = whole(runs, measure)
-    assert told.stopped is not None
-    assert told.effect is not None
-    assert told.effect.low is not None
-    assert told.stopped.n == sum(run.stopped for run in runs)
-    assert told.stopped.value == pytest.approx(0.25, abs=0.02)
-    assert told.effect.value == pytest.approx(0.20, abs=0.05)
-    assert told.effect.low > 0
-    assert told.stopped.note is None
+    report = whole(runs, measure)
+    assert report.stopped is not None
+    assert report.effect is not None
+    assert report.effect.low is not None
+    assert report.stopped.n == sum(run.stopped for run in runs)
+    assert report.stopped.value == pytest.approx(0.25, abs=0.02)
+    assert report.effect.value == pytest.approx(0.20, abs=0.05)
+    assert report.effect.low > 0
+    assert report.stopped.note is None
 
 
 # --------------------------------------------------------------------------- whose word counts
@@ -239,9 +239,9 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
             audit=at % 3 == 0,
             conversation=f"u{at}",
             propensity=1 / 3 if at % 3 == 0 else 2 / 3,
-            feedback=tuple(said),
+            feedback=tuple(output),
         )
-        for at, said in enumerate(words)
+        for at, output in enumerate(words)
     ]
     mixed = [replace(run, feedback=tuple(data.draw(st.permutations(run.feedback)))) for run in runs]
     assert estimate_satisfaction(runs, [SATISFACTION]) == estimate_satisfaction(mixed, [SATISFACTION])
@@ -267,15 +267,15 @@ def word(seq: int, value: float, source: str = "v", **changes: Any) -> FeedbackV
 
 
 def test_the_last_word_of_each_voice_counts_and_voices_are_averaged() -> None:
-    told = whole([one_run(word(5, 1.0), word(3, 0.0), word(4, 0.5, "w"))])
-    assert told.full is not None
-    assert told.full.value == 0.75
+    report = whole([one_run(word(5, 1.0), word(3, 0.0), word(4, 0.5, "w"))])
+    assert report.full is not None
+    assert report.full.value == 0.75
 
 
 def test_one_key_speaks_for_a_share_of_the_runs_at_most() -> None:
     runs = [replace(one_run(word(at, 0.0, "loud", capped=True)), conversation=f"u{at}") for at in range(200)]
-    told = whole(runs)
-    assert (told.n_heard, told.n_set_aside) == (10, 190)
+    report = whole(runs)
+    assert (report.n_heard, report.n_set_aside) == (10, 190)
     assert (whole(runs[:3]).n_heard, whole(runs[:3]).n_set_aside) == (1, 2), "for one at least"
     free = [replace(run, feedback=(replace(run.feedback[0], capped=False),)) for run in runs]
     assert (whole(free).n_heard, whole(free).n_set_aside) == (200, 0)
@@ -285,16 +285,16 @@ def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
     solved = Measure(name="solved", level="conversation")
     turns = [FeedbackValue(seq=at, source="app", values=(("solved", float(at == 3)),)) for at in range(4)]
     runs = [replace(one_run(turn), conversation="talk") for turn in turns]
-    told = whole(runs, solved)
-    assert (told.n_heard, told.everybody and told.everybody.value) == (1, 1.0), "the last word"
+    report = whole(runs, solved)
+    assert (report.n_heard, report.everybody and report.everybody.value) == (1, 1.0), "the last word"
     nps = Measure(name="nps", low=0, high=10, level="user")
     runs = [
         one_run(FeedbackValue(seq=at, source=f"app {user}", values=(("nps", 8.0 + at),), user=user))
         for at, user in enumerate(("ann", "bob", "ann", ""))
     ]
-    told = whole(runs, nps)
-    assert told.everybody is not None
-    assert (told.n_heard, told.everybody.value, told.full, told.effect) == (2, 9.5, None, None)
+    report = whole(runs, nps)
+    assert report.everybody is not None
+    assert (report.n_heard, report.everybody.value, report.full, report.effect) == (2, 9.5, None, None)
 
 
 def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() -> None:
@@ -308,17 +308,17 @@ def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() 
         )
         for at in range(40)
     ]
-    told = {(one.query_class, one.version): one for one in estimate_satisfaction(runs, [effort])}
-    assert set(told) == {(None, None), ("easy", None), ("hard", None), (None, "p1"), (None, "p2")}
-    means = {key: one.full.value for key, one in told.items() if one.full is not None}
+    report = {(one.query_class, one.version): one for one in estimate_satisfaction(runs, [effort])}
+    assert set(report) == {(None, None), ("easy", None), ("hard", None), (None, "p1"), (None, "p2")}
+    means = {key: one.full.value for key, one in report.items() if one.full is not None}
     expected = {(None, None): 4.0, ("easy", None): 2.0, ("hard", None): 6.0, (None, "p1"): 4.0, (None, "p2"): 4.0}
     assert means == pytest.approx(expected)
-    assert all(1 <= one.full.low <= one.full.high <= 7 for one in told.values() if one.full)  # type: ignore[operator]
-    assert {one.better for one in told.values()} == {"lower"}
+    assert all(1 <= one.full.low <= one.full.high <= 7 for one in report.values() if one.full)  # type: ignore[operator]
+    assert {one.better for one in report.values()} == {"lower"}
 
 
 def test_a_value_that_is_out_of_its_range_by_now_counts_as_its_end() -> None:
     narrow = Measure(name="satisfaction", low=0.0, high=0.5)
-    told = whole([one_run(word(1, 1.0))], narrow)
-    assert told.full is not None
-    assert told.full.value == 0.5
+    report = whole([one_run(word(1, 1.0))], narrow)
+    assert report.full is not None
+    assert report.full.value == 0.5

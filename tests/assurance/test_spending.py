@@ -142,7 +142,7 @@ def test_people_read_amounts_with_their_interval_and_the_grades() -> None:
     assert made is not None
     grade = ForecastGrade(of="tokens", made_at=1, low=0.0, high=1.0, observed=0.5)
     made = replace(made, records=(TrackRecord(of="tokens").with_grades([grade]),))
-    told = dict(describe_spending(made))
-    assert told["tokens this month"].startswith("9,000 before today, about 28,000 by its end (")
-    assert told["cost this month"].startswith("$90.00 before today, about $280.00 by its end (")
-    assert told["forecasts of tokens"] == "1 graded, 1 inside their interval"
+    report = dict(describe_spending(made))
+    assert report["tokens this month"].startswith("9,000 before today, about 28,000 by its end (")
+    assert report["cost this month"].startswith("$90.00 before today, about $280.00 by its end (")
+    assert report["forecasts of tokens"] == "1 graded, 1 inside their interval"

@@ -143,8 +143,8 @@ def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start
 ) -> None:
     windows, said = noted(changes)
     at, share = drawn(said, 400, seed)
-    found = windows.chosen(at, share, wanted=wanted)
-    if found is None:
+    result = windows.chosen(at, share, wanted=wanted)
+    if result is None:
         assert windows.known == []
         return
 
@@ -153,19 +153,19 @@ def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start
 
     enough = [one for one in windows.known if weight(one) >= wanted]
     if not enough:
-        assert found in windows.known
-        assert weight(found) == max(map(weight, windows.known)) < wanted
+        assert result in windows.known
+        assert weight(result) == max(map(weight, windows.known)) < wanted
         return
     base = enough[-1]
-    assert (found.share, found.end) == (base.share, base.end)
+    assert (result.share, result.end) == (base.share, base.end)
     if weight(base) <= STRETCH * wanted:
-        assert found == base, "nothing to forget"
+        assert result == base, "nothing to forget"
         return
-    assert weight(found) >= STRETCH * wanted - 1e-6
+    assert weight(result) >= STRETCH * wanted - 1e-6
     step = wanted / (STARTS * base.share)
-    n_steps = (found.start - base.start) / step
+    n_steps = (result.start - base.start) / step
     assert n_steps == pytest.approx(round(n_steps), abs=1e-6), "starts are laid out beforehand"
-    assert weight(replace(found, start=found.start + step)) < STRETCH * wanted + 1, "the next one has too few"
+    assert weight(replace(result, start=result.start + step)) < STRETCH * wanted + 1, "the next one has too few"
 
 
 @given(changes=changes_of_share, wanted=st.integers(1, 300), seed=st.integers(0, 1_000))
@@ -185,10 +185,10 @@ def test_a_route_that_runs_for_long_forgets() -> None:
     starts = list[float]()
     for now in range(24_100, 100_000, 1_000):
         at = np.arange(0.0, now, 20)  # every twentieth
-        found = windows.chosen(at, np.full(len(at), 0.05), wanted=800)
-        assert found is not None
-        assert 800 * STRETCH <= found.holds(at).sum() <= 800 * (STRETCH + 1 / STARTS) + 1
-        starts.append(found.start)
+        result = windows.chosen(at, np.full(len(at), 0.05), wanted=800)
+        assert result is not None
+        assert 800 * STRETCH <= result.holds(at).sum() <= 800 * (STRETCH + 1 / STARTS) + 1
+        starts.append(result.start)
     assert starts == sorted(starts), "and never goes back"
     assert starts[-1] > 70_000
 

@@ -135,8 +135,8 @@ class Stage:
                 connection.putheader(name, value.encode("latin-1"))
             connection.endheaders(body or None)
             response = connection.getresponse()
-            found = [(name.lower(), value) for name, value in response.getheaders()]
-            return Answer(response.status, found, response.read())
+            result = [(name.lower(), value) for name, value in response.getheaders()]
+            return Answer(response.status, result, response.read())
 
 
 def settings_for(upstream: HostileUpstream, folder: Path, **tables: Any) -> Settings:
@@ -160,12 +160,12 @@ def stage(folder: Path, **tables: Any) -> Iterator[Stage]:
     with HostileUpstream.running() as upstream:
         settings = settings_for(upstream, folder, **tables)
         ready = threading.Event()
-        told: list[Any] = []
+        report: list[Any] = []
 
         async def serve() -> None:
             end = asyncio.Event()
             async with serve_in_loop(settings) as url:
-                told.extend((url, asyncio.get_running_loop(), end))
+                report.extend((url, asyncio.get_running_loop(), end))
                 ready.set()
                 await end.wait()
 
@@ -178,9 +178,9 @@ def stage(folder: Path, **tables: Any) -> Iterator[Stage]:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         ready.wait()
-        assert told, "the gateway did not start"
+        assert report, "the gateway did not start"
         try:
-            yield Stage(told[0], upstream, settings)
+            yield Stage(report[0], upstream, settings)
         finally:
-            told[1].call_soon_threadsafe(told[2].set)
+            report[1].call_soon_threadsafe(report[2].set)
             thread.join()

@@ -75,7 +75,7 @@ MADE = {
     "POST /batches": script({"id": "batch_1", "object": "batch"}),
     "POST /fine_tuning/jobs": script({"id": "ftjob-1", "object": "fine_tuning.job"}),
 }
-FOUND = {
+RESULTS = {
     entry.replace(" /v1/", " /"): script({"id": "x", "object": "secret", "data": ["secret"]})
     for entry in [
         *RELAYED,
@@ -177,7 +177,7 @@ def serving(folder: Path, fake: FakeUpstream) -> Iterator[Target]:
 @contextmanager
 def upstream() -> Iterator[FakeUpstream]:
     """A model server that keeps objects."""
-    with FakeUpstream.in_thread(Reply(answer=("four",)), ServerBehaviour(paths={**FOUND, **MADE})) as fake:
+    with FakeUpstream.in_thread(Reply(answer=("four",)), ServerBehaviour(paths={**RESULTS, **MADE})) as fake:
         yield fake
 
 
@@ -187,12 +187,12 @@ def fill(target: Target) -> None:
     assert target.ask("POST", "/v1/files", "sk-alice", {"purpose": "batch"}).status == 200
     assert target.ask("POST", "/v1/batches", "sk-alice", {"input_file_id": "file-1"}).status == 200
     assert target.ask("POST", "/v1/fine_tuning/jobs", "sk-alice", {"training_file": "file-1"}).status == 200
-    asked = target.ask("POST", "/v1/chat/completions", "sk-alice", chat())
+    requested = target.ask("POST", "/v1/chat/completions", "sk-alice", chat())
     opened = target.ask("POST", "/v1/decide", "sk-alice", {"route": "loop", "question": "q"})
     target.named = {
-        "episode": asked.headers["x-suffice-episode-id"],
-        "response": asked.json["id"],
-        "token": asked.headers["x-suffice-feedback-token"],
+        "episode": requested.headers["x-suffice-episode-id"],
+        "response": requested.json["id"],
+        "token": requested.headers["x-suffice-feedback-token"],
         "run": opened.json["episode_id"],
     }
     rated = {"feedback_id": "known", "episode_id": target.named["episode"], "source": "user", "thumbs": "up"}

@@ -202,11 +202,11 @@ def _posts(here: Site) -> list[ConsoleEndpoint]:
 def test_a_reviewer_with_a_valid_token_changes_nothing_of_an_admins(here: Site) -> None:
     reviewer, tried = here.visitor("rita"), 0
     token, before = reviewer.token(), _n_rows(here)
-    for door in _posts(here):
-        if door.needs not in ("operator", "admin"):
+    for endpoint in _posts(here):
+        if endpoint.needs not in ("operator", "admin"):
             continue
         tried += 1
-        place = door.path.replace("{id}", "ep_1")
+        place = endpoint.path.replace("{id}", "ep_1")
         fields = {"route": "math", "reason": "x", "csrf": token, "role": "admin", "name": "rita"}
         assert reviewer.post(place, fields).status == 403, place
         assert reviewer.post(place, fields, x_csrf_token=token).status == 403, place
@@ -218,10 +218,12 @@ def test_a_reviewer_with_a_valid_token_changes_nothing_of_an_admins(here: Site) 
 
 def test_nobody_changes_anything_by_any_post(here: Site) -> None:
     before = _n_rows(here)
-    for door in _posts(here):
+    for endpoint in _posts(here):
         for headers in ({}, {"x_forwarded_user": "admin"}, {"authorization": "Bearer admin"}, {"remote_user": "admin"}):
-            got = Visitor(here.app).post(door.path.replace("{id}", "ep_1"), {"route": "math", "reason": "x"}, **headers)
-            assert _is_out(got), door.path
+            got = Visitor(here.app).post(
+                endpoint.path.replace("{id}", "ep_1"), {"route": "math", "reason": "x"}, **headers
+            )
+            assert _is_out(got), endpoint.path
     assert _n_rows(here) == before
 
 

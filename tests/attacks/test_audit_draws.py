@@ -63,9 +63,9 @@ class _Gateway:
 
     def ask(self, **key: Any) -> AuditAssignment:
         self.n += 1
-        said = {"route": "r", "caller": "", "body": "q"} | key
+        output = {"route": "r", "caller": "", "body": "q"} | key
         return self.memory.assign(
-            RequestKey(**(said | {"body": said["body"].encode()})),
+            RequestKey(**(output | {"body": output["body"].encode()})),
             episode_id=f"ep_{self.n:019x}",
             share=SHARE,
             salt="secret",
@@ -147,7 +147,7 @@ def test_no_guess_is_better_than_the_share(predictor: str) -> None:
 
 # ---- seeing ----------------------------------------------------------------------------------------------------------
 
-ASKED: dict[str, dict[str, Any]] = {
+REQUESTED: dict[str, dict[str, Any]] = {
     "a stream": {"stream": True},
     "a body": {},
     "usage in a stream": {"stream": True, "stream_options": {"include_usage": True}},
@@ -176,8 +176,8 @@ MEASURED = frozenset({"steps", "probe_tokens", "extra_prompt_tokens", "extra_cal
 
 
 def _without_measures(answer: Answer) -> Any:
-    code, headers, own, keys, told, text = shape(answer)
-    return code, headers, own, keys, {name: None if name in MEASURED else value for name, value in told.items()}, text
+    code, headers, own, keys, report, text = shape(answer)
+    return code, headers, own, keys, {name: None if name in MEASURED else value for name, value in report.items()}, text
 
 
 async def _both(serve: Serve, says: Any, route: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -188,8 +188,8 @@ async def _both(serve: Serve, says: Any, route: Mapping[str, Any], more: Mapping
             for _ in range(10):
                 answer = await g.ask(chat(**more))
                 await g.quiet()  # a slot that the last request still has is no sign of an audit
-                told = _OWN.sub(b"", answer.raw) if answer.status != 200 or answer.torn else _without_measures(answer)
-                shapes[answer.headers["x-suffice-episode-id"]] = answer.status, sorted(answer.headers), told
+                report = _OWN.sub(b"", answer.raw) if answer.status != 200 or answer.torn else _without_measures(answer)
+                shapes[answer.headers["x-suffice-episode-id"]] = answer.status, sorted(answer.headers), report
             drawn = {one.episode.request.episode_id: one.episode.request.audit for one in await g.episodes(len(shapes))}
             if len(set(drawn.values())) == 2:
                 break
@@ -200,10 +200,10 @@ async def _both(serve: Serve, says: Any, route: Mapping[str, Any], more: Mapping
 
 
 @pytest.mark.slow(keep=13)
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("requested", REQUESTED)
 @pytest.mark.parametrize("kind", ["observe", "enforce", "samples"])
-async def test_no_reply_tells_an_audit(serve: Serve, kind: str, asked: str) -> None:
-    await _both(serve, CHAIN, KINDS[kind], ASKED[asked])
+async def test_no_reply_tells_an_audit(serve: Serve, kind: str, requested: str) -> None:
+    await _both(serve, CHAIN, KINDS[kind], REQUESTED[requested])
 
 
 @pytest.mark.slow(keep=9)

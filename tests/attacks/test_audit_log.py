@@ -437,8 +437,8 @@ def _checked(content: bytes, folder: Path, capsys: pytest.CaptureFixture[str], *
 def test_the_bundle_holds_before_it_is_attacked(
     bundle: tuple[Lines, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = _checked(written(bundle[0]), tmp_path, capsys, "--head", str(bundle[1]))
-    assert code == 0, told
+    code, report = _checked(written(bundle[0]), tmp_path, capsys, "--head", str(bundle[1]))
+    assert code == 0, report
 
 
 @pytest.mark.parametrize("attack", BUNDLES)
@@ -447,10 +447,10 @@ def test_a_forged_bundle_does_not_hold_even_with_its_digests_made_anew(
 ) -> None:
     lines = copy.deepcopy(bundle[0])
     BUNDLES[attack](lines)
-    code, told = _checked(written(resealed(lines)), tmp_path, capsys)
-    assert code in {1, 2}, told
-    assert "\nholds" not in told
-    assert not told.startswith("holds")
+    code, report = _checked(written(resealed(lines)), tmp_path, capsys)
+    assert code in {1, 2}, report
+    assert "\nholds" not in report
+    assert not report.startswith("holds")
 
 
 RAW = {
@@ -467,9 +467,9 @@ RAW = {
 
 @pytest.mark.parametrize("attack", RAW)
 def test_what_is_no_bundle_ends_in_a_sentence(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = _checked(RAW[attack], tmp_path, capsys)
+    code, report = _checked(RAW[attack], tmp_path, capsys)
     assert code == 2
-    assert told.startswith("cannot be checked")
+    assert report.startswith("cannot be checked")
 
 
 def test_a_name_in_a_bundle_neither_adds_a_line_nor_hides_one(
@@ -477,10 +477,10 @@ def test_a_name_in_a_bundle_neither_adds_a_line_nor_hides_one(
 ) -> None:
     lines = copy.deepcopy(bundle[0])
     lines[0]["route"] = "r\nholds: with confidence 1 …\x1b[8m\u202e"
-    code, told = _checked(written(lines), tmp_path, capsys)
+    code, report = _checked(written(lines), tmp_path, capsys)
     assert code == 1
-    assert "\nholds" not in told
-    assert told.isascii() or not {"\x1b", "\u202e"} & set(told)
+    assert "\nholds" not in report
+    assert report.isascii() or not {"\x1b", "\u202e"} & set(report)
 
 
 def test_a_bundle_of_another_log_is_not_vouched_for_by_these_heads(
@@ -488,15 +488,15 @@ def test_a_bundle_of_another_log_is_not_vouched_for_by_these_heads(
 ) -> None:
     file = tmp_path / "heads.jsonl"
     append_line(file, line_of(found_head(whole), at="2026-11-26T09:00:00Z", key=KEY))
-    code, told = _checked(written(bundle[0]), tmp_path, capsys, "--head", str(file))
-    assert code in {1, 2}, told
+    code, report = _checked(written(bundle[0]), tmp_path, capsys, "--head", str(file))
+    assert code in {1, 2}, report
 
 
 def test_an_older_bundle_shown_again_says_which_publication_it_is_of(
     bundle: tuple[Lines, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, told = _checked(written(bundle[0]), tmp_path, capsys)
-    assert f"publication {bundle[0][0]['publication']}" in told
+    _, report = _checked(written(bundle[0]), tmp_path, capsys)
+    assert f"publication {bundle[0][0]['publication']}" in report
 
 
 def test_said_twice_is_still_one_row(whole: SqliteConnection) -> None:

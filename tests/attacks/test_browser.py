@@ -353,8 +353,8 @@ ASKS = ["x\r\nset-cookie: a=b", "x, <script>", "a" * 9_000, "*", "x;y", "\xff", 
 
 @pytest.mark.parametrize("wanted", ASKS[1:], ids=range(1, len(ASKS)))
 def test_a_preflight_gives_back_names_of_headers_alone(friendly: Stage, wanted: str) -> None:
-    asked = {"origin": FRIEND, "access-control-request-method": "POST", "access-control-request-headers": wanted}
-    assert "access-control-allow-headers" not in friendly.ask("OPTIONS", CHAT, asked).names
+    request = {"origin": FRIEND, "access-control-request-method": "POST", "access-control-request-headers": wanted}
+    assert "access-control-allow-headers" not in friendly.ask("OPTIONS", CHAT, request).names
 
 
 @pytest.mark.parametrize("path", ["/console", "/console/login", "/api/overview", "/api/routes/pause", "/nothing"])
@@ -410,21 +410,21 @@ def session(g: Stage) -> dict[str, str]:
     """What a browser holds after an admin has logged in: the cookie, and the token of the pages."""
     secret = people_of(g.settings).first() or ""
     page = g.ask("GET", "/console/login")
-    found = TOKEN.search(page.body)
-    assert found is not None
+    result = TOKEN.search(page.body)
+    assert result is not None
     come_in = g.ask(
         "POST",
         "/console/login",
         {**FORM, "cookie": page["set-cookie"].partition(";")[0]},
-        f"secret={secret}&csrf={found.group(1).decode()}".encode(),
+        f"secret={secret}&csrf={result.group(1).decode()}".encode(),
     )
     assert come_in.status == 303
     cookies = [value for name, value in come_in.headers if name == "set-cookie"]
     assert all("HttpOnly; SameSite=Strict" in one for one in cookies)
     cookie = next(one for one in cookies if one.startswith("suffice_session=")).partition(";")[0]
-    found = TOKEN.search(g.ask("GET", "/console", {"cookie": cookie}).body)
-    assert found is not None
-    return {"cookie": cookie, "csrf": found.group(1).decode()}
+    result = TOKEN.search(g.ask("GET", "/console", {"cookie": cookie}).body)
+    assert result is not None
+    return {"cookie": cookie, "csrf": result.group(1).decode()}
 
 
 DEEDS = [
@@ -502,8 +502,8 @@ def test_a_login_and_a_form_lead_to_the_console_alone(g: Stage, session: dict[st
     cookie = page["set-cookie"].partition(";")[0]
     refused = g.ask("POST", "/console/login", {**FORM, "cookie": cookie}, urlencode(login).encode())
     assert refused.status in (401, 429)
-    asked = urlencode({"csrf": session["csrf"], "back": place, "route": ""}).encode()
-    done = g.ask("POST", "/console/review/next", {**FORM, "cookie": session["cookie"]}, asked)
+    request = urlencode({"csrf": session["csrf"], "back": place, "route": ""}).encode()
+    done = g.ask("POST", "/console/review/next", {**FORM, "cookie": session["cookie"]}, request)
     assert done.status in (303, 404)
     wanted = done["location"] or "/console"
     assert wanted.startswith("/console")
@@ -514,8 +514,8 @@ def test_a_login_and_a_form_lead_to_the_console_alone(g: Stage, session: dict[st
 
 def test_after_all_of_this_nothing_was_paused_written_or_let_out(g: Stage, session: dict[str, str]) -> None:
     def kinds() -> list[str]:
-        told = json.loads(g.ask("GET", "/api/changes", {"cookie": session["cookie"]}).body)
-        return [line["kind"] for line in told["lines"]]
+        report = json.loads(g.ask("GET", "/api/changes", {"cookie": session["cookie"]}).body)
+        return [line["kind"] for line in report["lines"]]
 
     assert kinds() == ["config_changed"], "the gateway's start alone"
     metrics = g.ask("GET", "/metrics").body

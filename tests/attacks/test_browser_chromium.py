@@ -189,7 +189,7 @@ async def login(page: Tab, g: Stage, secret: str) -> None:
     assert await page.place() == "/console"
 
 
-def told(g: Stage, secret: str) -> list[str]:
+def report_of(g: Stage, secret: str) -> list[str]:
     answer = g.ask("GET", "/api/changes", {"authorization": f"Bearer {secret}"})
     return [line["kind"] for line in json.loads(answer.body)["lines"]]
 
@@ -209,7 +209,7 @@ async def assert_still_in(page: Tab, g: Stage) -> None:
 def assert_quiet(g: Stage, site: Site, secret: str) -> None:
     """Nothing ran, nothing was written, nothing was paused."""
     assert "/ran" not in site.seen
-    assert told(g, secret) == ["config_changed"], "the gateway's start alone"
+    assert report_of(g, secret) == ["config_changed"], "the gateway's start alone"
     assert b'suffice_feedback_total{result="accepted"}' not in g.ask("GET", "/metrics").body
 
 
@@ -374,4 +374,4 @@ async def test_a_playground_of_an_allowed_origin_works_and_opens_no_console(tmp_
                 assert await page.run(PLAYGROUND.replace("GATEWAY", g.url)) == [200, "off", "fine"]
                 other = f"fetch('{g.url}/api/overview', {{credentials: 'include'}}).then(() => 'read', () => 'refused')"
                 assert await page.run(other) == "refused"
-            assert told(g, secret) == ["config_changed"]
+            assert report_of(g, secret) == ["config_changed"]

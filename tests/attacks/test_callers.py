@@ -57,9 +57,9 @@ def test_an_id_that_an_application_used_first_does_not_swallow_the_reviewers_lab
 
 def test_a_reused_id_is_refused_in_a_batch_too(target: Target) -> None:
     rows = [{"feedback_id": "twice", "episode_id": "ep_x", "source": "user", "thumbs": way} for way in ("up", "down")]
-    told = target.ask("POST", "/v1/feedback/batch", "sk-alice", {"feedback": rows}).json
-    assert [one["accepted"] for one in told["results"]] == [True, False]
-    assert told["results"][1]["error"]["code"] == "feedback_id_conflict"
+    report = target.ask("POST", "/v1/feedback/batch", "sk-alice", {"feedback": rows}).json
+    assert [one["accepted"] for one in report["results"]] == [True, False]
+    assert report["results"][1]["error"]["code"] == "feedback_id_conflict"
 
 
 def test_in_a_batch_only_ones_own_answers_are_rated(target: Target) -> None:
@@ -67,8 +67,8 @@ def test_in_a_batch_only_ones_own_answers_are_rated(target: Target) -> None:
         word("user", feedback_id="own?", episode_id=target.named["episode"]),
         word("user", feedback_id="unknown", episode_id="ep_unknown"),
     ]
-    told = target.ask("POST", "/v1/feedback/batch", "sk-bob", {"feedback": rows}).json
-    assert [one.get("error", {}).get("code") for one in told["results"]] == ["not_found", None]
+    report = target.ask("POST", "/v1/feedback/batch", "sk-bob", {"feedback": rows}).json
+    assert [one.get("error", {}).get("code") for one in report["results"]] == ["not_found", None]
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEARER"])
@@ -80,8 +80,8 @@ def test_one_key_is_one_sender_however_its_header_is_written(target: Target, sch
 
 
 def test_two_keys_of_one_name_are_one_caller(target: Target) -> None:
-    asked = target.ask("POST", CHAT, "sk-carol", chat(model="own-1"))
-    episode = asked.headers["x-suffice-episode-id"]
+    requested = target.ask("POST", CHAT, "sk-carol", chat(model="own-1"))
+    episode = requested.headers["x-suffice-episode-id"]
     given = {"feedback_id": "new", "episode_id": episode, "source": "user", "thumbs": "up"}
     assert target.ask("POST", FEEDBACK, "sk-carol-new", given).status == 200
     assert target.ask("POST", FEEDBACK, "sk-bob", given).status == 404
@@ -179,9 +179,9 @@ def _until(target: Target, status: int) -> Answer:
 def test_guesses_never_keep_out_whoever_has_the_right_secret(target: Target, wrong: str) -> None:
     right = target.process.admin_secret
     guess = wrong.replace("{known}", right.rpartition("_")[0])
-    told = [target.ask("GET", "/api/overview", guess).status for _ in range(8)]
-    assert set(told) <= {401, 429}
-    assert told[-1] == 429
+    report = [target.ask("GET", "/api/overview", guess).status for _ in range(8)]
+    assert set(report) <= {401, 429}
+    assert report[-1] == 429
     assert target.ask("GET", "/api/overview", right).status == 200
     assert target.ask("GET", "/api/overview", "sk-root").status == 429, "a key is no secret of a person"
 
@@ -192,10 +192,10 @@ def test_objects_and_budgets_outlive_a_restart(tmp_path: Path, fake: FakeUpstrea
         assert target.ask("POST", RESPONSES, "sk-bob", {"model": "m", "input": "a"}).status == 200, "the same id"
         assert target.ask("GET", "/v1/responses/resp_1", "sk-bob").status == 404, "and it stays the first one's"
         assert target.ask("POST", CHAT, "sk-poor", chat()).status == 200
-        asked = (
+        requested = (
             target.ask("POST", CHAT, "sk-poor", chat()) for _ in range(20)
         )  # what a call cost is charged behind it
-        spent = next(answer for answer in asked if answer.status != 200)
+        spent = next(answer for answer in requested if answer.status != 200)
         assert (spent.status, spent.code) == (429, "insufficient_quota")
         assert 1 <= int(spent.headers["retry-after"]) <= 86_400
         assert target.ask("GET", "/v1/models", "sk-poor").status == 200, "what costs no tokens is served"
@@ -217,12 +217,12 @@ def test_the_log_and_what_lies_beside_it_are_for_their_owner_alone(tmp_path: Pat
             until_s = time.monotonic() + 30
             while not (tmp_path / "log.db-shm").exists() and time.monotonic() < until_s:
                 time.sleep(0.01)  # until the first row is written
-            found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
-            told = target.process.stderr().decode()
+            result = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+            report = target.process.stderr().decode()
     finally:
         os.umask(before)
-    ours = {name: mode for name, mode in found.items() if name.startswith("log")}
+    ours = {name: mode for name, mode in result.items() if name.startswith("log")}
     assert {"log.db", "log.db-wal", "log.db-shm", "log.salt"} <= set(ours)
     assert {name: oct(mode) for name, mode in ours.items() if mode & 0o077} == {}
-    assert "log.db: could be read by others (mode 0666); its mode is 0600 now" in told
-    assert "log.salt: could be read by others" in told
+    assert "log.db: could be read by others (mode 0666); its mode is 0600 now" in report
+    assert "log.salt: could be read by others" in report

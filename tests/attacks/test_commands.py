@@ -64,11 +64,11 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    found = Place(tmp_path / "home", tmp_path / "elsewhere")
-    found.home.mkdir()
-    found.elsewhere.mkdir()
-    monkeypatch.chdir(found.elsewhere)
-    return found
+    result = Place(tmp_path / "home", tmp_path / "elsewhere")
+    result.home.mkdir()
+    result.elsewhere.mkdir()
+    monkeypatch.chdir(result.elsewhere)
+    return result
 
 
 # ---- a log that is not there, or is something else -------------------------------------------------------------------
@@ -267,9 +267,9 @@ def test_any_reason_pulls_the_switch(reason: str, place: Place) -> None:
     place.log()
     done = place.run("kill", "--reason", reason, "--author", "ann")
     assert done.exit_code == 3, done.output
-    shown = place.run("status").stdout
-    assert shown.startswith("KILLED: ")
-    assert "\x1b[2J" not in shown
+    displayed = place.run("status").stdout
+    assert displayed.startswith("KILLED: ")
+    assert "\x1b[2J" not in displayed
 
 
 @pytest.mark.parametrize("name", ["a folder", "a link to a folder", "a link to a file of others"])
@@ -418,8 +418,8 @@ def damage(path: Path, *, pages: int) -> None:
     """Overwrite pages in the middle of a log that holds some rows."""
     log = LogWriter(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
     for number in range(2_000):
-        said = Feedback(feedback_id=f"f{number}", episode_id=f"ep_{number}", source="user", comment="x" * 200)
-        log.append(FeedbackEvent(said))
+        reported = Feedback(feedback_id=f"f{number}", episode_id=f"ep_{number}", source="user", comment="x" * 200)
+        log.append(FeedbackEvent(reported))
     assert log.drain(60)
     log.close()
     with sqlite3.connect(path) as connection:
@@ -506,6 +506,6 @@ def test_a_gateway_serves_on_a_damaged_log_and_says_so(place: Place) -> None:
         while b"damaged" not in gateway.stderr():  # it listens first: a damaged log holds nobody up
             assert time.monotonic() < end_s, gateway.stderr()
             time.sleep(0.02)
-        shown = place.run("status")
-        assert "LOG DAMAGED" in shown.output
-        assert "NO GATEWAY" not in shown.output
+        displayed = place.run("status")
+        assert "LOG DAMAGED" in displayed.output
+        assert "NO GATEWAY" not in displayed.output

@@ -365,11 +365,11 @@ def test_standard_error_that_nobody_reads_holds_nobody_up(tmp_path: Path, fake: 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
     assert process.stderr is not None
     try:
-        while not (found := re.search(rb"listening on http://127.0.0.1:(\d+)/", process.stderr.readline())):
+        while not (results := re.search(rb"listening on http://127.0.0.1:(\d+)/", process.stderr.readline())):
             pass
         line = b"GET /" + b"a" * 150 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
         for _ in range(40):
-            with connect(int(found[1])) as client:
+            with connect(int(results[1])) as client:
                 client.sendall(line * 50)
                 got = b""
                 while len(statuses(got)) < 50:
@@ -397,15 +397,17 @@ def test_the_access_log_has_a_line_for_each_request_and_no_word_of_its_client(
     while b"GET /bbb" not in gateway.stderr():
         assert time.monotonic() < end_s
         time.sleep(0.02)
-    told = gateway.stderr().decode()
-    assert SECRET not in told
-    assert PROMPT not in told
-    assert "\x1b" not in told
-    assert re.search(rf"suffice.access: POST {CHAT} 200 \d+ ms \d+ bytes route=r id=ep_\w+ request_id=req_\w+\n", told)
+    report = gateway.stderr().decode()
+    assert SECRET not in report
+    assert PROMPT not in report
+    assert "\x1b" not in report
     assert re.search(
-        r"suffice.access: GET /a%0aFAKE%20INFO%1b\[2J 404 \d+ ms \d+ bytes route=- id=- request_id=req_\w+\n", told
+        rf"suffice.access: POST {CHAT} 200 \d+ ms \d+ bytes route=r id=ep_\w+ request_id=req_\w+\n", report
     )
-    assert re.search(r"suffice.access: GET /b{199} 404 ", told), "long paths are cut"
-    assert re.search(rf"suffice.access: POST {CHAT} 408 \d+ ms", told), "slow bodies are told, too"
-    assert re.search(r"suffice.access: - - 408 0 ms", told), "and slow heads"
-    assert "Traceback" not in told
+    assert re.search(
+        r"suffice.access: GET /a%0aFAKE%20INFO%1b\[2J 404 \d+ ms \d+ bytes route=- id=- request_id=req_\w+\n", report
+    )
+    assert re.search(r"suffice.access: GET /b{199} 404 ", report), "long paths are cut"
+    assert re.search(rf"suffice.access: POST {CHAT} 408 \d+ ms", report), "slow bodies are told, too"
+    assert re.search(r"suffice.access: - - 408 0 ms", report), "and slow heads"
+    assert "Traceback" not in report

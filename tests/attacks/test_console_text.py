@@ -69,9 +69,11 @@ def test_no_page_obeys_text_of_strangers(admin: Visitor, place: str) -> None:
 
 @given(st.text())
 def test_printable_text_keeps_what_can_be_seen_and_lines(text: str) -> None:
-    shown = printable_text(text)
-    assert len(shown) == len(text)
-    assert all(b in (a, "\ufffd") for a, b in zip(text, shown, strict=True))
-    assert not set(shown) & set(BAD)
-    assert [n for n, one in enumerate(text) if one in "\r\n\t"] == [n for n, one in enumerate(shown) if one in "\r\n\t"]
-    assert printable_text(shown) == shown
+    displayed = printable_text(text)
+    assert len(displayed) == len(text)
+    assert all(b in (a, "\ufffd") for a, b in zip(text, displayed, strict=True))
+    assert not set(displayed) & set(BAD)
+    assert [n for n, one in enumerate(text) if one in "\r\n\t"] == [
+        n for n, one in enumerate(displayed) if one in "\r\n\t"
+    ]
+    assert printable_text(displayed) == displayed

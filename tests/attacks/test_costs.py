@@ -57,11 +57,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 def post(gateway: GatewayProcess, path: str, body: Any) -> tuple[int, Any, Mapping[str, str]]:
-    asked = urllib.request.Request(
+    requested = urllib.request.Request(
         f"{gateway.url}/v1/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(asked, timeout=60) as reply:
+        with urllib.request.urlopen(requested, timeout=60) as reply:
             return reply.status, json.load(reply), {key.lower(): value for key, value in reply.headers.items()}
     except urllib.error.HTTPError as error:
         return error.code, json.load(error), {}
@@ -98,10 +98,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_labels_that_are_refused(gateway: GatewayProcess, name: str) -> None:
-    path, body, told = REFUSED[name]
+    path, body, report = REFUSED[name]
     status, answer, _ = post(gateway, path, body)
     assert status == (413 if "at once" in name else 400)
-    assert re.search(told, answer["error"]["message"])
+    assert re.search(report, answer["error"]["message"])
     assert not stored(gateway, "x")
 
 
@@ -207,9 +207,9 @@ def what_has_rows_for_certain(sampling: LogSampler) -> None:
 def an_episode_and_anothers_response(sampling: LogSampler) -> None:
     ended(sampling, "mine", response="r-mine")
     ended(sampling, "other", response="r-other")
-    found = sampling.recalled(by(episode_id="mine", response_id="r-other"))
-    assert found is not None
-    assert found.episode_id == "mine", "the episode is ours to give, the response id is the upstream's"
+    result = sampling.recalled(by(episode_id="mine", response_id="r-other"))
+    assert result is not None
+    assert result.episode_id == "mine", "the episode is ours to give, the response id is the upstream's"
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,14 @@ Seconds = Callable[[np.random.Generator, int], float]
 
 def read(candidate: Seconds, control: Seconds, *, n: int = 4_000, seed: int = 1) -> list[GuardrailValue]:
     """What the guard-rail of latency says, at each look."""
-    rng, evidence, found = np.random.default_rng(seed), RolloutEvidence(), list[GuardrailValue]()
+    rng, evidence, result = np.random.default_rng(seed), RolloutEvidence(), list[GuardrailValue]()
     for at in range(n):
         mine = rng.random() < 0.5
         run = UnitRun(seconds=(candidate if mine else control)(rng, at))
         evidence = evidence.with_run("candidate" if mine else "control", run, RULES)
         if at % 200 == 199:
-            found.append(next(one for one in read_live(evidence, RULES) if one.rail == "latency"))
-    return found
+            result.append(next(one for one in read_live(evidence, RULES) if one.rail == "latency"))
+    return result
 
 
 def fast(rng: np.random.Generator, at: int) -> float:
@@ -310,14 +310,14 @@ SLOW: dict[str, tuple[Seconds, Seconds]] = {
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_slow_candidate_is_never_proved_to_be_fine(name: str) -> None:
-    found = read(*SLOW[name])
-    assert all(one.finding != "fine" for one in found)
-    assert found[-1].finding == "harm"
+    result = read(*SLOW[name])
+    assert all(one.finding != "fine" for one in result)
+    assert result[-1].finding == "harm"
 
 
 def test_a_control_that_takes_no_time_at_all_proves_nothing() -> None:
-    found = read(lambda rng, at: 0.5, lambda rng, at: 0.0)
-    assert all(one.finding != "fine" for one in found)
+    result = read(lambda rng, at: 0.5, lambda rng, at: 0.0)
+    assert all(one.finding != "fine" for one in result)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -float("inf")], ids=repr)

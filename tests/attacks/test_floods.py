@@ -74,11 +74,11 @@ def limited(folder: Path, settings: dict[str, Any], n_descriptors: int) -> Itera
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths})
     try:
         end_s = time.monotonic() + WAIT_S
-        while not (found := re.search(rb"listening on (\S+)/v1", (folder / "limited.txt").read_bytes())):
+        while not (result := re.search(rb"listening on (\S+)/v1", (folder / "limited.txt").read_bytes())):
             assert time.monotonic() < end_s, (folder / "limited.txt").read_text()
             assert process.poll() is None, (folder / "limited.txt").read_text()
             time.sleep(0.02)
-        yield found[1].decode(), process.pid
+        yield result[1].decode(), process.pid
         process.terminate()
         assert process.wait(WAIT_S) == 0
     finally:
@@ -124,7 +124,7 @@ FLOODS: dict[str, tuple[int, bytes]] = {
 @pytest.mark.parametrize("name", FLOODS)
 def test_half_open_connections_keep_nobody_out(small: tuple[str, int, Path], name: str) -> None:
     """The process and its worker live, and others are served."""
-    url, pid, told = small
+    url, pid, report = small
     n, sent = FLOODS[name]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < n + 200:
@@ -139,8 +139,8 @@ def test_half_open_connections_keep_nobody_out(small: tuple[str, int, Path], nam
                 time.sleep(0.1)
             for _ in range(10):
                 assert healthz(url) == 200
-                asked = urllib.request.Request(url + CHAT, BODY, {"content-type": "application/json"})
-                with urllib.request.urlopen(asked, timeout=WAIT_S) as reply:
+                requested = urllib.request.Request(url + CHAT, BODY, {"content-type": "application/json"})
+                with urllib.request.urlopen(requested, timeout=WAIT_S) as reply:
                     assert reply.status == 200
             n_open = len(list(Path(f"/proc/{pid}/fd").iterdir()))
             assert n_open < 256 - 20, "some are left for the log and the worker"
@@ -148,9 +148,9 @@ def test_half_open_connections_keep_nobody_out(small: tuple[str, int, Path], nam
         finally:
             for client in attackers:
                 client.close()
-    assert "worker" not in told.read_text(), "it never ended, and could be started"
-    assert "Too many open files" not in told.read_text()
-    assert "suffice.access" not in told.read_text(), "a flag turns it off"
+    assert "worker" not in report.read_text(), "it never ended, and could be started"
+    assert "Too many open files" not in report.read_text()
+    assert "suffice.access" not in report.read_text(), "a flag turns it off"
 
 
 @contextlib.contextmanager

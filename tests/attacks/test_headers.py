@@ -210,7 +210,7 @@ def test_a_type_that_runs_is_relayed_as_one_that_does_not(g: Stage, kind: str) -
             assert_inert(answer)
 
 
-TWICE = {
+PAIRED = {
     "json, then html": ("application/json", "text/html"),
     "html, then json": ("text/html", "application/json"),
     "stream, then html": ("text/event-stream", "text/html"),
@@ -219,9 +219,9 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("name", PAIRED)
 def test_of_two_types_none_runs(g: Stage, name: str) -> None:
-    g.upstream.answer = answer_of(HTML, [("content-type", kind) for kind in TWICE[name]])
+    g.upstream.answer = answer_of(HTML, [("content-type", kind) for kind in PAIRED[name]])
     answer = g.ask("GET", STORED)
     assert answer["content-type"] in ("text/plain; charset=utf-8", "application/octet-stream")
     assert_inert(answer)

@@ -116,13 +116,13 @@ def test_a_key_does_what_its_scopes_say_and_nothing_else(
     key = office.create("-".join(("scoped", *scopes)), *(word for one in scopes for word in ("--scope", one)))
     office.until(200 if CHAT in allowed else 403, key)
     label = {"feedback_id": "f", "response_id": "unknown", "source": "user", "thumbs": "up"}
-    asked = {
+    request = {
         CHAT: office.chat(key).status,
         FEEDBACK: office.target.ask("POST", FEEDBACK, key, label).status,
         "/metrics": office.target.ask("GET", "/metrics", key).status,
     }
-    assert {path for path, status in asked.items() if status == 200} == allowed
-    assert {status for path, status in asked.items() if path not in allowed} <= {403}
+    assert {path for path, status in request.items() if status == 200} == allowed
+    assert {status for path, status in request.items() if path not in allowed} <= {403}
 
 
 def test_a_tenant_sees_its_own_objects_and_no_other_tenants(office: Office) -> None:
@@ -175,9 +175,9 @@ def test_a_budget_of_a_month_outlives_days_and_restarts() -> None:
     fresh = KeyLimits([who])
     fresh.restore(reversed(limits.take_unwritten()))
     for one in (limits, fresh):
-        with pytest.raises(KeyLimitError, match="of this month") as told:
+        with pytest.raises(KeyLimitError, match="of this month") as report:
             one.enter(who, spends=True, now_s=0.0, wall_s=first_s + 4 * day_s)
-        assert told.value.retry_after_s == 27 * day_s
+        assert report.value.retry_after_s == 27 * day_s
         one.enter(who, spends=True, now_s=0.0, wall_s=first_s + 31 * day_s)
     assert days_of_month(first_s + 2 * day_s) == ["2025-12-01", "2025-12-02", "2025-12-03"]
 

@@ -68,8 +68,8 @@ THINGS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_whatever_lies_there_pulls_the_switch_at_once(tmp_path: Path, thing: str) -> None:
-    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, notify=told.append)
+    file, report = tmp_path / "suffice.kill", list[KillSwitchState]()
+    switch = KillSwitch(file, notify=report.append)
     THINGS[thing](file)
     looker = threading.Thread(target=switch.check, daemon=True)
     looker.start()
@@ -78,7 +78,7 @@ def test_whatever_lies_there_pulls_the_switch_at_once(tmp_path: Path, thing: str
     assert switch.on
     assert switch.reason
     assert switch.reason.isprintable()
-    assert len(to_row(told[0]).body) < 10 * MOST_BYTES
+    assert len(to_row(report[0]).body) < 10 * MOST_BYTES
 
 
 @pytest.mark.parametrize("thing", ["an empty file", "a link to nothing", "a pipe that nobody writes to"])
@@ -125,8 +125,8 @@ def test_many_looks_at_a_huge_file_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tmp_path: Path) -> None:
-    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, notify=told.append)
+    file, report = tmp_path / "suffice.kill", list[KillSwitchState]()
+    switch = KillSwitch(file, notify=report.append)
     for number in range(1, 51):
         file.touch()
         os.utime(file, ns=(number, number))
@@ -135,16 +135,16 @@ def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tm
         file.unlink()
         switch.check()
         switch.check()
-    assert [one.on for one in told] == [True, False] * 50
-    assert len({key_of(one) for one in told}) == 100
+    assert [one.on for one in report] == [True, False] * 50
+    assert len({key_of(one) for one in report}) == 100
 
 
 def test_a_reason_that_changes_every_time_writes_no_row(tmp_path: Path) -> None:
     """Who may write the file can change it twice a second: that must not fill the log."""
-    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, notify=told.append)
+    file, report = tmp_path / "suffice.kill", list[KillSwitchState]()
+    switch = KillSwitch(file, notify=report.append)
     for number in range(1, 51):
         file.write_text(f"reason {number}")
         os.utime(file, ns=(number, number))
         switch.check()
-    assert len(told) == 1
+    assert len(report) == 1

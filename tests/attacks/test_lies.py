@@ -52,14 +52,14 @@ def _reviewed(verdict: str, n: int = 100) -> list[TrustedLabel]:
 
 @pytest.mark.parametrize("source", ["user", "judge", "behaviour", "REVIEWER", " reviewer", "reviеwer", "", "3"])
 def test_one_key_that_labels_everything_decides_its_share_at_most(source: str) -> None:
-    found = resolve_labels(_flood("fine", source=source), differing=AUDITS)
-    assert len(found) <= MAX_SHARE * len(AUDITS)
+    result = resolve_labels(_flood("fine", source=source), differing=AUDITS)
+    assert len(result) <= MAX_SHARE * len(AUDITS)
 
 
 @pytest.mark.parametrize("source", ["reviewer", "exact-match", "judge"])
 def test_a_key_that_asks_is_a_user_whatever_it_calls_itself(source: str) -> None:
-    found = resolve_labels(_flood("fine", source=source, asks=True), differing=AUDITS)
-    assert len(found) <= MAX_SHARE * len(AUDITS)
+    result = resolve_labels(_flood("fine", source=source, asks=True), differing=AUDITS)
+    assert len(result) <= MAX_SHARE * len(AUDITS)
     against = resolve_labels(_flood("fine", source=source, asks=True) + _reviewed("lost"), differing=AUDITS)
     assert set(against.values()) == {"lost"}
 
@@ -295,14 +295,14 @@ async def test_a_lying_upstream_spoils_one_reply_at_most(serve: Serve, lie: str)
             assert "certified" not in answer.headers.get("x-suffice-certified", "")
         for one in await g.episodes(2):
             outcome = one.episode.outcome
-            for said in (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) if outcome.usage else ():
-                assert 0 <= said < 2**53
+            for output in (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) if outcome.usage else ():
+                assert 0 <= output < 2**53
             assert not outcome.stopped
             assert len(outcome.model or "") <= 1_000
         async with g.session.get(g.url + "/healthz") as alive:
             assert alive.status == 200
-        async with g.session.get(g.url + "/metrics") as told:
-            text = await told.text()
+        async with g.session.get(g.url + "/metrics") as report:
+            text = await report.text()
         lines = text.splitlines()
         assert all(re.match(r"#|[a-z_0-9]+(\{[^\n]*\})? \S+$", line) and len(line) < 2_000 for line in lines)
         values = [float(line.rpartition(" ")[2]) for line in lines if line and not line.startswith("#")]
@@ -325,15 +325,15 @@ async def test_an_upstream_of_another_name_each_time_fills_neither_metrics_nor_t
         )
 
     async with serve(says, route={"kind": "reasoning", "scorer": "number"}) as g:
-        async with g.session.get(g.url + "/metrics") as told:
-            before = len((await told.text()).splitlines())
+        async with g.session.get(g.url + "/metrics") as report:
+            before = len((await report.text()).splitlines())
         for _ in range(60):
             assert (await g.ask(chat(stream=True))).status == 200
         await g.episodes(60)
         kinds = [type(one.event).__name__ for one in read_events(g.database)]
         assert len(kinds) <= 2 * 60 + 20, sorted(set(kinds))
-        async with g.session.get(g.url + "/metrics") as told:
-            assert len((await told.text()).splitlines()) <= before + 60
+        async with g.session.get(g.url + "/metrics") as report:
+            assert len((await report.text()).splitlines()) <= before + 60
 
 
 async def test_an_upstream_that_gives_every_reply_one_id_joins_no_label_to_a_strangers_run(serve: Serve) -> None:

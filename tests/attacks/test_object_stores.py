@@ -72,13 +72,13 @@ LISTS = {
 @pytest.mark.parametrize("case", LISTS)
 def test_a_list_that_is_none_is_said_in_a_sentence(opened: Opened, case: str) -> None:
     archive, _ = opened(LISTS[case])
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as report:
         archive.days()
-    said = str(told.value)
-    assert said.startswith("s3://bucket: ")
-    assert SECRET not in said
-    assert "\n" not in said
-    assert (f"more than {MOST_NAMES:,} manifests" in said) is (case == "names without end")
+    output = str(report.value)
+    assert output.startswith("s3://bucket: ")
+    assert SECRET not in output
+    assert "\n" not in output
+    assert (f"more than {MOST_NAMES:,} manifests" in output) is (case == "names without end")
 
 
 def test_names_that_are_no_days_are_left_out(opened: Opened) -> None:
@@ -103,16 +103,16 @@ OBJECTS = {
 @pytest.mark.parametrize("case", OBJECTS)
 def test_an_object_that_is_none_is_refused_unread(opened: Opened, case: str) -> None:
     archive, _ = opened(OBJECTS[case])
-    with pytest.raises((StoreError, TraceError)) as told:
+    with pytest.raises((StoreError, TraceError)) as report:
         archive.read("manifests/2026-01-01.json", most_bytes=1_000)
-    assert "2026-01-01.json" in str(told.value)
+    assert "2026-01-01.json" in str(report.value)
 
 
 def test_what_a_redirect_leads_to_is_no_manifest(opened: Opened) -> None:
     """The client follows redirects: what it finds there is checked like everything else, and told nobody."""
     inner = Stub(http(b'{"token": "internal"}'))
     archive, _ = opened(http(b"", "307 Temporary Redirect", f"location: {inner.url}/meta"))
-    with pytest.raises((StoreError, TraceError)) as told:
+    with pytest.raises((StoreError, TraceError)) as report:
         archive.manifest("2026-01-01")
-    assert "internal" not in str(told.value)
+    assert "internal" not in str(report.value)
     inner.close()

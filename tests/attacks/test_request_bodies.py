@@ -100,15 +100,15 @@ def healthy(gateway: GatewayProcess) -> bool:
 
 def attacked(gateway: GatewayProcess, attack: Callable[[], Answer], n_bytes: int) -> Answer:
     """The answer to an attack, during which another client is served, and which costs no more than it may."""
-    before_s, found = cpu_s(gateway), list[Answer]()
-    thread = threading.Thread(target=lambda: found.append(attack()))
+    before_s, result = cpu_s(gateway), list[Answer]()
+    thread = threading.Thread(target=lambda: result.append(attack()))
     thread.start()
     assert healthy(gateway)
     thread.join(60)
-    assert found, "the attack has no answer after a minute"
+    assert result, "the attack has no answer after a minute"
     assert cpu_s(gateway) - before_s <= CPU_S + CPU_S_PER_MIB * n_bytes / MIB
     assert healthy(gateway)
-    return found[0]
+    return result[0]
 
 
 # --------------------------------------------------------------------------- bodies
@@ -216,9 +216,9 @@ def test_a_body_of_nearly_20_mib_costs_no_more_than_it_may(opened: GatewayProces
 def test_most_attacks_of_20_mib_do_not_wait_for_each_other(opened: GatewayProcess) -> None:
     """Several at once, of the sort that takes longest to read, and small requests of another client meanwhile."""
     body = FILLS["quotes alone"][0](4 * MIB)
-    found = list[Answer]()
+    result = list[Answer]()
     threads = [
-        threading.Thread(target=lambda: found.append(post(opened, "/v1/chat/completions", body))) for _ in range(8)
+        threading.Thread(target=lambda: result.append(post(opened, "/v1/chat/completions", body))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -226,7 +226,7 @@ def test_most_attacks_of_20_mib_do_not_wait_for_each_other(opened: GatewayProces
     assert {post(opened, "/v1/chat/completions", small).status for _ in range(5)} == {200}
     for thread in threads:
         thread.join(60)
-    assert [answer.status for answer in found] == [400] * 8
+    assert [answer.status for answer in result] == [400] * 8
 
 
 # --------------------------------------------------------------------------- every endpoint
@@ -341,15 +341,15 @@ def test_json_inside_a_text_of_a_webhook_is_not_a_way_around_the_limits(opened: 
 def raw_answer(gateway: GatewayProcess, sent: bytes) -> bytes:
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
-        found = b""
+        result = b""
         try:
             client.sendall(sent)
             client.shutdown(socket.SHUT_WR)
             while part := client.recv(65_536):
-                found += part
+                result += part
         except ConnectionError:
             pass
-        return found
+        return result
 
 
 def request_head(*lines: bytes) -> bytes:

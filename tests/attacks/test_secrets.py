@@ -57,14 +57,14 @@ class Running:
     admin: str
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> bytes:
-        asked = urllib.request.Request(self.gateway.url + path, body, dict(headers or {}))
+        requested = urllib.request.Request(self.gateway.url + path, body, dict(headers or {}))
         try:
-            with urllib.request.urlopen(asked, timeout=60) as reply:
-                found: bytes = reply.read()
+            with urllib.request.urlopen(requested, timeout=60) as reply:
+                result: bytes = reply.read()
         except urllib.error.HTTPError as error:
             with error:
-                found = error.read()
-        return found
+                result = error.read()
+        return result
 
     def ask(self, key: str = KEYS["client"], **fields: Any) -> bytes:
         body = {"model": "m", "user": MAIL, "messages": [{"role": "user", "content": f"{PROMPT} of {MAIL}"}]} | fields
@@ -138,10 +138,10 @@ API = [
 
 @pytest.mark.parametrize("path", API)
 def test_no_page_of_the_console_holds_a_canary_or_a_secret(running: Running, path: str) -> None:
-    told = running.get(path, {"authorization": f"Bearer {running.admin}"})
-    _assert_clean(path, told)
-    assert running.admin.encode() not in told
-    assert b"scrypt" not in told
+    report = running.get(path, {"authorization": f"Bearer {running.admin}"})
+    _assert_clean(path, report)
+    assert running.admin.encode() not in report
+    assert b"scrypt" not in report
 
 
 BAD: dict[str, bytes] = {
@@ -161,18 +161,18 @@ BAD: dict[str, bytes] = {
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback", "/v1/decide"])
 def test_no_error_quotes_what_was_sent(running: Running, path: str, bad: str) -> None:
     headers = {"authorization": f"Bearer {KEYS['client']}", "content-type": "application/json"}
-    told = running.get(path, headers, BAD[bad])
+    report = running.get(path, headers, BAD[bad])
     if b'"model":"m"' not in BAD[bad] or path != "/v1/chat/completions":  # what is complete goes to the upstream
-        assert b"error" in told
-    _assert_clean(path, told, but=(THOUGHT,))
+        assert b"error" in report
+    _assert_clean(path, report, but=(THOUGHT,))
 
 
 @pytest.mark.parametrize("key", ["wrong", KEYS["upstream"], KEYS["client"] + "x", KEYS["client"].upper(), "", " "])
 def test_no_refusal_quotes_a_key(running: Running, key: str) -> None:
-    told = running.ask(key=key)
-    assert b"error" in told
-    assert not key.strip() or key.encode() not in told or key == "wrong"
-    _assert_clean("a refusal", told)
+    report = running.ask(key=key)
+    assert b"error" in report
+    assert not key.strip() or key.encode() not in report or key == "wrong"
+    _assert_clean("a refusal", report)
 
 
 def test_process_arguments_hold_no_canary(running: Running) -> None:

@@ -38,10 +38,10 @@ OPEN = ["0.0.0.0", "::", "", "::ffff:0.0.0.0", "0", "192.0.2.1", "no-such-name.i
 
 @pytest.mark.parametrize("host", OPEN)
 def test_an_open_gateway_does_not_start_where_others_reach_it(tmp_path: Path, host: str) -> None:
-    told = refused(tmp_path, toml(tmp_path, f'[server]\nhost = "{host}"'))
-    assert "server.host" in told
-    assert "--insecure-open" in told
-    assert "api_keys_env" in told
+    report = refused(tmp_path, toml(tmp_path, f'[server]\nhost = "{host}"'))
+    assert "server.host" in report
+    assert "--insecure-open" in report
+    assert "api_keys_env" in report
     by_option = refused(tmp_path, toml(tmp_path), "--host", host)
     assert "--insecure-open" in by_option
 
@@ -65,9 +65,9 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_config_check_refuses_what_serve_refuses_and_no_secret_is_shown(tmp_path: Path, name: str) -> None:
     more, upstream, expected = REFUSALS[name]
-    told = refused(tmp_path, toml(tmp_path, more, upstream))
+    report = refused(tmp_path, toml(tmp_path, more, upstream))
     checked = refused(tmp_path, toml(tmp_path, more, upstream), command="config check")
-    assert expected in told
+    assert expected in report
     assert expected in checked
 
 
@@ -81,15 +81,15 @@ def test_config_check_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None
 def test_an_address_that_cannot_be_had_is_named_and_no_secret_is_shown(tmp_path: Path, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1]) if port == "taken" else port
-        told = refused(tmp_path, toml(tmp_path), "--port", number)
-    assert f"suffice serve: cannot listen on 127.0.0.1:{number}: " in told
+        report = refused(tmp_path, toml(tmp_path), "--port", number)
+    assert f"suffice serve: cannot listen on 127.0.0.1:{number}: " in report
 
 
 def test_a_console_whose_port_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        told = refused(tmp_path, toml(tmp_path, f"[console]\nport = {number}"), "--port", "0")
-    assert f"cannot listen on 127.0.0.1:{number}: " in told
+        report = refused(tmp_path, toml(tmp_path, f"[console]\nport = {number}"), "--port", "0")
+    assert f"cannot listen on 127.0.0.1:{number}: " in report
 
 
 # --------------------------------------------------------------------------- the console's own port
@@ -109,9 +109,9 @@ def _apart(folder: Path, upstream: str) -> Iterator[tuple[int, int]]:
         "console": {"port": 0, "host": "127.0.0.1"},
     }
     with GatewayProcess.serving(folder, settings) as process:
-        found = re.search(rb"console on http://127.0.0.1:(\d+)/console", process.stderr())
-        assert found is not None
-        yield port_of(process.url), int(found[1])
+        result = re.search(rb"console on http://127.0.0.1:(\d+)/console", process.stderr())
+        assert result is not None
+        yield port_of(process.url), int(result[1])
 
 
 def get(port: int, path: str, host: str | None = None, *headers: str) -> int:

@@ -18,9 +18,9 @@ from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch
 from tests.control.made import Story, rows, run, story, traffic
 
-Asked = tuple[str, str | None, str | None]  # the model in the request, who answers, and with which fingerprint
+Requested = tuple[str, str | None, str | None]  # the model in the request, who answers, and with which fingerprint
 
-KINDS: dict[str, Callable[[int], Asked]] = {
+KINDS: dict[str, Callable[[int], Requested]] = {
     "one made-up name": lambda _: ("made-up", None, "fp"),
     "a new name each time": lambda n: (f"made-up-{n}", None, "fp"),
     "as many names as are remembered": lambda n: (f"made-up-{n % MOST_MODELS}", None, "fp"),
@@ -56,8 +56,8 @@ class Window:
             name = gathered[at % len(gathered)]
             self.ask((name, None, "fp"), f"key-{at % FOLLOWERS}", gathers=at < 100)
 
-    def ask(self, asked: Asked, caller: str, *, gathers: bool = False) -> None:
-        model, answered, fingerprint = asked
+    def ask(self, requested: Requested, caller: str, *, gathers: bool = False) -> None:
+        model, answered, fingerprint = requested
         request, outcome = run(self.n, random.Random(0))
         outcome = replace(outcome, model=answered or model or None, system_fingerprint=fingerprint)
         change = self.upstreams.note(replace(request, model=model, sender=caller), outcome, gathers=gathers)
@@ -65,7 +65,9 @@ class Window:
         if change is not None:
             self.changes.append(change)
 
-    def mix(self, n: int, is_eves: Callable[[int], bool], kind: Callable[[int], Asked], *, eves: Sequence[str]) -> None:
+    def mix(
+        self, n: int, is_eves: Callable[[int], bool], kind: Callable[[int], Requested], *, eves: Sequence[str]
+    ) -> None:
         for at in range(n):
             if is_eves(at):
                 self.ask(kind(at), eves[at % len(eves)])
@@ -117,9 +119,9 @@ def test_names_made_up_while_evidence_is_gathered_displace_no_real_one(n_names: 
     window = Window("m")
     window.upstreams = Upstreams()
     invented = [((f"made-up-{n}", None, "fp"), "eve") for n in range(n_names)]
-    honest: list[tuple[Asked, str]] = [(("m", None, "fp"), f"key-{n % FOLLOWERS}") for n in range(40)]
-    for asked, caller in [*invented, *honest] if first else [*honest, *invented]:
-        window.ask(asked, caller, gathers=True)
+    honest: list[tuple[Requested, str]] = [(("m", None, "fp"), f"key-{n % FOLLOWERS}") for n in range(40)]
+    for requested, caller in [*invented, *honest] if first else [*honest, *invented]:
+        window.ask(requested, caller, gathers=True)
     assert "m" in {name for name, _, _ in window.upstreams.plain()}
     assert len(window.upstreams.known) <= MOST_MODELS
     window.mix(2 * LATEST_RUNS, PATTERNS["every fourth"], KINDS["a new name each time"], eves=["eve"])
@@ -159,8 +161,8 @@ def mixed(n: int, ends: dict[str, Any], *, model: str, first: int) -> list[Event
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("ends", ENDS)
 def test_ends_of_runs_without_evidence_are_neither_losses_nor_changes(ends: str, whole: Story) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows([*traffic(LONG), *mixed(240, ENDS[ends], model="made-up", first=LONG)]))
-    assert not any(isinstance(event, Alarm | Epoch) for event in told.decided)
-    assert told.loop.level > 0
-    assert all(audit.episode.request.sender != "eve" for audit in told.loop.state.audits)
+    report = story(expected=whole.published, artefacts=whole.artefacts)
+    report.feed(rows([*traffic(LONG), *mixed(240, ENDS[ends], model="made-up", first=LONG)]))
+    assert not any(isinstance(event, Alarm | Epoch) for event in report.decided)
+    assert report.loop.level > 0
+    assert all(audit.episode.request.sender != "eve" for audit in report.loop.state.audits)

@@ -108,17 +108,17 @@ class Client:
             "tracestate": f"vendor={HEADER}" if path == "/never" else "vendor=1",
             "x-request-id": f"{HEADER} {MAIL}",  # no id, so it is not taken
         }
-        asked = urllib.request.Request(f"{self.gateway.url}{path}?q={QUERY}", body, sent | headers)
+        requested = urllib.request.Request(f"{self.gateway.url}{path}?q={QUERY}", body, sent | headers)
         try:
-            with urllib.request.urlopen(asked, timeout=60) as reply:
-                found: bytes = reply.read()
+            with urllib.request.urlopen(requested, timeout=60) as reply:
+                result: bytes = reply.read()
         except urllib.error.HTTPError as error:
             with error:
-                found = error.read()
+                result = error.read()
         except OSError:
-            found = b""
-        self.answers.append((path, found))
-        return found
+            result = b""
+        self.answers.append((path, result))
+        return result
 
     def ask_everything(self) -> None:
         caller = SECRETS["CALLER_KEY"]
@@ -163,14 +163,14 @@ def ran(
 
 
 def assert_clean(where: str, data: bytes, *, but: tuple[str, ...] = ()) -> None:
-    found = [canary for canary in CANARIES if canary.encode() in data and canary not in but]
-    assert not found, f"{where} holds {found}"
+    result = [canary for canary in CANARIES if canary.encode() in data and canary not in but]
+    assert not result, f"{where} holds {result}"
 
 
 def test_no_log_line_holds_a_canary(ran: tuple[Client, Collector, bytes]) -> None:
-    told = ran[0].gateway.stderr()
-    assert told.count(b"suffice.access") > 50
-    assert_clean("the terminal", told)
+    report = ran[0].gateway.stderr()
+    assert report.count(b"suffice.access") > 50
+    assert_clean("the terminal", report)
 
 
 def test_no_span_holds_a_canary(ran: tuple[Client, Collector, bytes]) -> None:

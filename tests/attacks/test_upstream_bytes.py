@@ -199,8 +199,8 @@ class Hostile(socketserver.StreamRequestHandler):
         while (line := self.rfile.readline()) not in (b"\r\n", b""):
             if line.lower().startswith(b"content-length:"):
                 size = int(line.partition(b":")[2])
-        asked = json.loads(self.rfile.read(size) or b"{}")
-        name = str(asked.get("model", "")).partition(" ")[2]
+        requested = json.loads(self.rfile.read(size) or b"{}")
+        name = str(requested.get("model", "")).partition(" ")[2]
         self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         try:
             for part in itertools.chain.from_iterable(ATTACKS[name][0] if name in ATTACKS else [[TEXT_64K, END]]):

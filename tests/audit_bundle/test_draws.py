@@ -35,11 +35,11 @@ def test_the_draws_of_days_that_are_over_are_made_again(
     salted: tuple[Path, Lines], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, lines = salted
-    code, said = verdict(lines, folder, capsys, heads=True)
-    assert code == 0, said
+    code, output = verdict(lines, folder, capsys, heads=True)
+    assert code == 0, output
     days = Counter(line["at"] // DAY_S for line in requests(lines))
     assert sorted(days) == [DAY, DAY + 1, DAY + 2]
-    assert f"draws: {days[DAY] + days[DAY + 1]} of {days.total()} made again by published salts" in said
+    assert f"draws: {days[DAY] + days[DAY + 1]} of {days.total()} made again by published salts" in output
 
 
 def of_a_day(lines: Lines, day: int, *, audit: bool) -> Line:
@@ -143,9 +143,9 @@ def test_a_forged_draw_is_found_without_a_head(
     forge(lines)
     assert lines != whole
     publish_anew(lines)
-    code, said = verdict(resealed(lines), folder, capsys)
-    assert code == 1, said
-    assert says in said
+    code, output = verdict(resealed(lines), folder, capsys)
+    assert code == 1, output
+    assert says in output
     assert all(
-        " salt " in one or "draw " in one or "day before" in one for one in said.splitlines() if "WRONG" in one
-    ), said
+        " salt " in one or "draw " in one or "day before" in one for one in output.splitlines() if "WRONG" in one
+    ), output

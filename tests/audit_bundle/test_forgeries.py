@@ -227,8 +227,8 @@ def overrule_a_label(lines: Lines) -> None:
 
 def _said(lines: Lines, line: Line) -> Line:
     row = next(row for row in lines if row["type"] == "row" and row["seq"] == line["label"])
-    said: Line = json.loads(row["kept"])["feedback"]
-    return said
+    output: Line = json.loads(row["kept"])["feedback"]
+    return output
 
 
 def raise_the_confidence(lines: Lines) -> None:
@@ -275,22 +275,22 @@ FORGERIES: list[tuple[Callable[[Lines], None], str]] = [
 def test_a_bundle_holds_with_and_without_the_head_that_was_kept(
     whole: Lines, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said = verdict(whole, folder, capsys, heads=True)
-    assert code == 0, said
-    assert f"level {whole[0]['certified_level']} of 40 passes" in said
-    assert "holds: with confidence 0.9 these requests would have lost less than 10.00% on average" in said
-    code, said = verdict(whole, folder, capsys)
-    assert (code, "holds: with" in said) == (2, False), said
-    assert "nothing here contradicts itself, but no head was kept elsewhere" in said
+    code, output = verdict(whole, folder, capsys, heads=True)
+    assert code == 0, output
+    assert f"level {whole[0]['certified_level']} of 40 passes" in output
+    assert "holds: with confidence 0.9 these requests would have lost less than 10.00% on average" in output
+    code, output = verdict(whole, folder, capsys)
+    assert (code, "holds: with" in output) == (2, False), output
+    assert "nothing here contradicts itself, but no head was kept elsewhere" in output
 
 
 def test_what_a_forger_does_with_unchanged_rows_is_what_was_exported(
     whole: Lines, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or the tests below would find the forger's tools, and not the forgery."""
-    code, said = verdict(resealed(copy.deepcopy(whole)), folder, capsys)
-    assert code == 2, said
-    assert "nothing here contradicts itself" in said
+    code, output = verdict(resealed(copy.deepcopy(whole)), folder, capsys)
+    assert code == 2, output
+    assert "nothing here contradicts itself" in output
 
 
 @pytest.mark.slow(keep=12)
@@ -301,15 +301,15 @@ def test_a_forgery_is_named_though_every_digest_was_made_anew(
     lines = copy.deepcopy(whole)
     forge(lines)
     assert lines != whole
-    code, said = verdict(lines, folder, capsys)
+    code, output = verdict(lines, folder, capsys)
     assert code == 1
-    assert "the audit log has another seal" in said
-    code, said = verdict(resealed(lines), folder, capsys)
-    assert code == 1, said
-    assert says in said
-    assert "seal" not in said
-    _, said = verdict(lines, folder, capsys, heads=True)
-    assert "is another one: the log was written anew" in said
+    assert "the audit log has another seal" in output
+    code, output = verdict(resealed(lines), folder, capsys)
+    assert code == 1, output
+    assert says in output
+    assert "seal" not in output
+    _, output = verdict(lines, folder, capsys, heads=True)
+    assert "is another one: the log was written anew" in output
 
 
 def rewrite(lines: Lines, kind: str, change: Callable[[Line], None]) -> None:
@@ -345,12 +345,12 @@ def test_whoever_writes_the_publication_anew_is_found_by_a_kept_head_alone(
     let_a_loss_agree(lines)
     publish_anew(lines)
     assert verdict(lines, folder, capsys)[0] == 1, "the chain vouches for another row"
-    code, said = verdict(resealed(lines), folder, capsys)
-    assert code == 2, said
-    assert "whoever owns the log could have written all of it anew" in said
-    code, said = verdict(lines, folder, capsys, heads=True)
+    code, output = verdict(resealed(lines), folder, capsys)
+    assert code == 2, output
+    assert "whoever owns the log could have written all of it anew" in output
+    code, output = verdict(lines, folder, capsys, heads=True)
     assert code == 1
-    assert "is another one: the log was written anew" in said
+    assert "is another one: the log was written anew" in output
 
 
 def test_a_label_that_is_edited_in_the_bundle_is_not_what_the_chain_vouches_for(
@@ -358,17 +358,17 @@ def test_a_label_that_is_edited_in_the_bundle_is_not_what_the_chain_vouches_for(
 ) -> None:
     lines = copy.deepcopy(whole)
     rewrite(lines, "feedback", lambda body: body["feedback"].update(correct=False, source="reviewer"))
-    code, said = verdict(lines, folder, capsys)
+    code, output = verdict(lines, folder, capsys)
     assert code == 1
-    assert "of the log is not what the chain vouches for" in said
+    assert "of the log is not what the chain vouches for" in output
 
 
 def test_a_link_that_is_left_out_is_missed(whole: Lines, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = copy.deepcopy(whole)
     del lines[next(at for at, line in enumerate(lines) if line["type"] == "link") + 5]
-    code, said = verdict(lines, folder, capsys)
+    code, output = verdict(lines, folder, capsys)
     assert code == 1
-    assert "the chain does not lead to the head that the bundle carries" in said
+    assert "the chain does not lead to the head that the bundle carries" in output
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"type":"header","form":2}\n', b'{"type":"row"}\n'])
@@ -385,9 +385,9 @@ def test_heads_of_another_time_vouch_for_nothing(
     whole: Lines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "heads.jsonl").write_text("")
-    code, said = verdict(whole, tmp_path, capsys, heads=True)
+    code, output = verdict(whole, tmp_path, capsys, heads=True)
     assert code == 2
-    assert "the head behind the bundle was not kept" in said
+    assert "the head behind the bundle was not kept" in output
 
 
 # ---- independence ----------------------------------------------------------------------------------------------------

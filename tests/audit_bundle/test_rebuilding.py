@@ -127,8 +127,8 @@ def test_every_publication_is_rebuilt_and_verified(
     settings, n, seen = made_log(tmp_path, None if log is plain else log(), **route), 0, set[str]()
     for lines, file in bundles(settings, tmp_path):
         code = verifier.main([str(file), "--head", str(tmp_path / "heads.jsonl")])
-        said = capsys.readouterr().out
-        assert code == 0, said
+        reported = capsys.readouterr().out
+        assert code == 0, reported
         n += lines[0]["level"] > 0
         seen |= {name for line in lines for name in line} | {line["type"] for line in lines}
         seen |= {"finish"} if lines[0]["charges"]["finish"] else set()
@@ -166,8 +166,8 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
     (tmp_path / "bundle.jsonl").write_bytes(b"".join(lines))
     code = verifier.main([str(tmp_path / "bundle.jsonl"), "--head", str(tmp_path / "heads.jsonl")])
     assert code == 0, capsys.readouterr().out
-    told = {line["n"]: line["status"] for line in map(json.loads, lines) if "status" in line}
-    assert {told[number] for number in given_up} == {"pending"}
+    report = {line["n"]: line["status"] for line in map(json.loads, lines) if "status" in line}
+    assert {report[number] for number in given_up} == {"pending"}
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Report:
     """What the forecast said and did of one stream until its crossing, and how all its forecasts were graded."""
 
     raised: tuple[int, ...]  # requests at which an alert began
@@ -116,7 +116,7 @@ class Told:
         return self.in_time or before > 0
 
 
-def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
+def report_of(stream: Stream, share: float, doubt_share: float = 0.0) -> Report:
     """Look at a stream after every window.
 
     share        of requests that are audited
@@ -138,7 +138,7 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
     cap, last, n_audited = watch.stance.cap, watch.forecast, watch.n_audited
     for _ in range(stream.n_watched, len(stream.signals)):
         watch.look()
-    return Told(
+    return Report(
         raised=tuple(raised),
         ended=tuple(ended),
         capped=tuple(capped),
@@ -200,19 +200,19 @@ class Watch:
     def _forecast(self) -> None:
         at, was_open = self.windows[-1].until, self.alerted
         self.record = self.record.with_grades(grade_due(self._pending, "em_drop", at, self.windows))
-        found = forecast_drop(self.windows, budget=self.stream.budget, alerted=was_open, width=self.record.width)
-        self.forecast = found
-        if found is None:
+        result = forecast_drop(self.windows, budget=self.stream.budget, alerted=was_open, width=self.record.width)
+        self.forecast = result
+        if result is None:
             return
-        assert found.outcomes is not None
-        self._pending.append((at, found.outcomes))
+        assert result.outcomes is not None
+        self._pending.append((at, result.outcomes))
         if at + HORIZON < self.stream.drop.shape[1]:
-            self.covered.append(found.ahead_low <= self.stream.drop[-1, at + HORIZON] <= found.ahead_high)
-        crossed = found.now >= self.stream.budget
-        self.record = self.record.with_alert(at, is_open=found.alert, was_open=was_open, crossed=crossed)
+            self.covered.append(result.ahead_low <= self.stream.drop[-1, at + HORIZON] <= result.ahead_high)
+        crossed = result.now >= self.stream.budget
+        self.record = self.record.with_alert(at, is_open=result.alert, was_open=was_open, crossed=crossed)
         self.stance = next_stance(
             self.stance,
-            found,
+            result,
             at=at,
             alerted=was_open,
             relative=lambda: relative_losses(self._first, self.stream.level),
@@ -408,33 +408,33 @@ LONG: Final[Mapping[str, Maker]] = {
 }
 
 
-def measure(make: Maker, seeds: range, share: float, doubt_share: float = 0.0) -> list[Told]:
+def measure(make: Maker, seeds: range, share: float, doubt_share: float = 0.0) -> list[Report]:
     """What the forecast said of one stream for each seed."""
-    return [told(make(np.random.default_rng([seed, 71])), share, doubt_share) for seed in seeds]
+    return [report_of(make(np.random.default_rng([seed, 71])), share, doubt_share) for seed in seeds]
 
 
-def in_time(tolds: list[Told]) -> float:
+def in_time(tolds: list[Report]) -> float:
     """Share of the drifts with an alert in time."""
     return sum(each.in_time for each in tolds) / len(tolds)
 
 
-def false_alerts(tolds: list[Told]) -> float:
+def false_alerts(tolds: list[Report]) -> float:
     """Alerts in 10,000 requests."""
     return sum(len(each.raised) for each in tolds) / sum(each.n_looks for each in tolds) * 10_000 / SIZE
 
 
-def false_caps(tolds: list[Told]) -> float:
+def false_caps(tolds: list[Report]) -> float:
     """Caps in 20,000 requests."""
     return sum(len(each.capped) for each in tolds) / sum(each.n_looks for each in tolds) * 20_000 / SIZE
 
 
-def coverage(tolds: list[Told]) -> tuple[float, float]:
+def coverage(tolds: list[Report]) -> tuple[float, float]:
     """Share of graded forecasts inside their interval, and of intervals that hold the true drop."""
     graded = sum(each.record.n_inside for each in tolds) / sum(each.record.n_graded for each in tolds)
     return graded, sum(each.n_covered for each in tolds) / sum(each.n_true for each in tolds)
 
 
-def describe(name: str, tolds: list[Told]) -> str:
+def describe(name: str, tolds: list[Report]) -> str:
     """A row of the tables of bench/assurance.md."""
     graded, covered = coverage(tolds)
     share = np.mean([each.share for each in tolds])
@@ -460,7 +460,7 @@ def main(n_seeds: int) -> None:
             ("no crossing", "caps in 20,000 | alerts in 10,000", CALM),
         ):
             print(f"| {title} | {head} | audited | graded inside | truth inside |", flush=True)
-            everything = list[Told]()
+            everything = list[Report]()
             for name, make in makers.items():
                 tolds = measure(make, seeds, share, DOUBT_SHARE)
                 everything += tolds

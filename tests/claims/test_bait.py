@@ -99,10 +99,10 @@ def test_a_caller_that_sends_only_what_stops_harm_is_soon_held(
 ) -> None:
     rng = np.random.default_rng(5)
     for tick, limit in zip(TICKS, most, strict=True):
-        found = [wrong_replies(share, budget, tick, rng) for _ in range(N_STREAMS)]
-        middle, high = np.quantile([n for n, _ in found], [0.5, 0.9])
+        result = [wrong_replies(share, budget, tick, rng) for _ in range(N_STREAMS)]
+        middle, high = np.quantile([n for n, _ in result], [0.5, 0.9])
         least = np.quantile([best_possible(share, tick, rng) for _ in range(N_STREAMS)], [0.5, 0.9])
-        alarms = sum(alarm for _, alarm in found) / N_STREAMS
+        alarms = sum(alarm for _, alarm in result) / N_STREAMS
         print(
             f"share {share:.0%}, budget {budget:.0%}, {tick} requests a look: median {middle:.0f}, 90 % {high:.0f}, "
             f"alarm in {alarms:.0%}; from one audit {least[0]:.0f}, {least[1]:.0f}"
@@ -114,9 +114,9 @@ def test_a_caller_that_sends_only_what_stops_harm_is_soon_held(
 
 def test_without_the_guard_a_caller_with_the_budgets_share_goes_on_for_hundreds_of_requests() -> None:
     rng = np.random.default_rng(5)
-    found = [wrong_replies(0.05, 0.05, 100, rng, guarded=False)[0] for _ in range(N_STREAMS)]
-    print(f"median {np.median(found):.0f}, 90 % {np.quantile(found, 0.9):.0f}")
-    assert np.quantile(found, 0.9) > 150
+    result = [wrong_replies(0.05, 0.05, 100, rng, guarded=False)[0] for _ in range(N_STREAMS)]
+    print(f"median {np.median(result):.0f}, 90 % {np.quantile(result, 0.9):.0f}")
+    assert np.quantile(result, 0.9) > 150
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.05])
@@ -133,10 +133,10 @@ def test_a_caller_that_behaves_for_a_while_after_each_audit_that_it_sees_is_foun
     """What is left, and why `tells_stops` and routes of their own exist: its audits look like those of others."""
     rng = np.random.default_rng(7)
     for guarded in (False, True):
-        found = [wrong_replies(0.05, 0.02, 100, rng, guarded=guarded, behaves=20) for _ in range(10)]
-        worst = max(n for n, _ in found) / MOST_REQUESTS
+        result = [wrong_replies(0.05, 0.02, 100, rng, guarded=guarded, behaves=20) for _ in range(10)]
+        worst = max(n for n, _ in result) / MOST_REQUESTS
         print(f"{'with' if guarded else 'without'} the guard: {worst:.1%} of all requests, no alarm")
-        assert not any(alarm for _, alarm in found)
+        assert not any(alarm for _, alarm in result)
 
 
 def test_a_caller_is_released_by_as_many_audits_as_it_was_told_and_never_held_for_more() -> None:

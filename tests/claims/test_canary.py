@@ -44,70 +44,72 @@ def test_the_acceptance_rule_itself() -> None:
 
 @pytest.mark.slow
 def test_five_points_in_one_class_of_five_go_back_before_two_thousand_requests() -> None:
-    found = rollouts("one class of five")
-    in_time = [one.stage == "rolled_back" and one.n < 2_000 for one in found]
-    print(f"{sum(in_time)} of {len(found)} before 2,000 requests, median {median(one.n for one in found):,.0f}")
-    assert kept(sum(in_time), len(found), 0.5)
-    assert all(one.stage == "rolled_back" and one.n_served == 0 for one in found), "and nobody was served by it"
-    assert kept(sum("EM of law" in one.reason for one in found), len(found), 0.9), "and it is said who was harmed"
+    result = rollouts("one class of five")
+    in_time = [one.stage == "rolled_back" and one.n < 2_000 for one in result]
+    print(f"{sum(in_time)} of {len(result)} before 2,000 requests, median {median(one.n for one in result):,.0f}")
+    assert kept(sum(in_time), len(result), 0.5)
+    assert all(one.stage == "rolled_back" and one.n_served == 0 for one in result), "and nobody was served by it"
+    assert kept(sum("EM of law" in one.reason for one in result), len(result), 0.9), "and it is said who was harmed"
 
 
 def test_they_go_back_where_labels_are_late_too() -> None:
-    found = rollouts("one class, late labels", 4)
-    assert all(one.stage == "rolled_back" and one.n_served == 0 for one in found)
+    result = rollouts("one class, late labels", 4)
+    assert all(one.stage == "rolled_back" and one.n_served == 0 for one in result)
 
 
 def test_they_go_back_from_a_canary_that_a_person_has_begun_at_once() -> None:
-    found = rollouts("one class, shadow skipped", 6)
-    in_time = [one.stage == "rolled_back" and one.before == "canary" and one.n < 2_000 for one in found]
-    print(f"{sum(in_time)} of {len(found)} before 2,000 requests, {median(one.n_served for one in found):,.0f} served")
-    assert kept(sum(in_time), len(found), 0.5)
-    assert all(one.stage == "rolled_back" for one in found)
+    result = rollouts("one class, shadow skipped", 6)
+    in_time = [one.stage == "rolled_back" and one.before == "canary" and one.n < 2_000 for one in result]
+    print(
+        f"{sum(in_time)} of {len(result)} before 2,000 requests, {median(one.n_served for one in result):,.0f} served"
+    )
+    assert kept(sum(in_time), len(result), 0.5)
+    assert all(one.stage == "rolled_back" for one in result)
 
 
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["harmless", "harmless, cold"])
 def test_a_harmless_version_is_promoted(name: str) -> None:
-    found = rollouts(name, 10 if name == "harmless" else 3)
+    result = rollouts(name, 10 if name == "harmless" else 3)
     print(
-        f"{name}: {sum(one.stage == 'full' for one in found)} of {len(found)} promoted,"
-        f" after {median(one.n for one in found):,.0f} requests at the median"
+        f"{name}: {sum(one.stage == 'full' for one in result)} of {len(result)} promoted,"
+        f" after {median(one.n for one in result):,.0f} requests at the median"
     )
-    assert kept(sum(one.stage == "full" for one in found), len(found), 0.9)
+    assert kept(sum(one.stage == "full" for one in result), len(result), 0.9)
     least = Rules().least_class_audits
-    assert all(one.fewest >= least for one in found if one.fewest >= 0), "nobody was served before that"
+    assert all(one.fewest >= least for one in result if one.fewest >= 0), "nobody was served before that"
 
 
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", list(ALONE))
 def test_each_live_guard_rail_alone_catches_its_own_harm(name: str) -> None:
-    found = rollouts(name, 6)
+    result = rollouts(name, 6)
     print(
-        f"{name}: {sum(one.stage == 'rolled_back' for one in found)} of 6 went back,"
-        f" {median(one.n_served for one in found):,.0f} units were served at the median"
+        f"{name}: {sum(one.stage == 'rolled_back' for one in result)} of 6 went back,"
+        f" {median(one.n_served for one in result):,.0f} units were served at the median"
     )
-    caught = [one for one in found if one.stage == "rolled_back" and ALONE[name] in one.reason]
-    assert kept(len(caught), len(found), 0.9)
-    assert not any(one.stage == "full" for one in found)
+    caught = [one for one in result if one.stage == "rolled_back" and ALONE[name] in one.reason]
+    assert kept(len(caught), len(result), 0.9)
+    assert not any(one.stage == "full" for one in result)
 
 
 def test_stop_everything_never_leaves_shadow() -> None:
     for name in ("stops everything", "stops a lot, harmless"):
-        found = rollouts(name, 6)
-        assert all((one.stage, one.before, one.n_served) == ("rolled_back", "shadow", 0) for one in found)
+        result = rollouts(name, 6)
+        assert all((one.stage, one.before, one.n_served) == ("rolled_back", "shadow", 0) for one in result)
 
 
 @pytest.mark.slow
 def test_a_broken_split_calls_a_person() -> None:
-    found = rollouts("broken split", 6)
-    paused = [one for one in found if one.stage == "paused" and "assigned evenly" in one.reason]
-    print(f"broken split: {len(paused)} of {len(found)} paused")
-    assert kept(len(paused), len(found), 0.9)
+    result = rollouts("broken split", 6)
+    paused = [one for one in result if one.stage == "paused" and "assigned evenly" in one.reason]
+    print(f"broken split: {len(paused)} of {len(result)} paused")
+    assert kept(len(paused), len(result), 0.9)
 
 
 @pytest.mark.slow
 def test_a_harm_that_only_the_proof_can_stop_is_not_let_through() -> None:
     """Nothing sends it back, whatever is lost: what is not proved in time goes back as inconclusive."""
     blind = msgspec.structs.replace(Rules(), harm_confidence=1 - 1e-8, most_requests=3_000)
-    found = [roll_out("one class of five", seed, blind) for seed in range(6)]
-    assert all(one.reason.startswith("inconclusive") and one.n_served == 0 for one in found)
+    result = [roll_out("one class of five", seed, blind) for seed in range(6)]
+    assert all(one.reason.startswith("inconclusive") and one.n_served == 0 for one in result)

@@ -134,11 +134,11 @@ def drifts(
     make: Callable[[Reference], Brake], drift: Drift, level: Level, *, labels: bool, n: int
 ) -> list[tuple[int, float]]:
     """The same drift with so many seeds."""
-    found = []
+    result = []
     for seed in range(n):
         rng = random.Random(seed)
-        found.append(noticed(make(level.reference(rng)), drift, level, rng, labels=labels))
-    return found
+        result.append(noticed(make(level.reference(rng)), drift, level, rng, labels=labels))
+    return result
 
 
 def false_alarms(level: Level, n_requests: int, *, labels: bool, seed: int = 0) -> tuple[int, float]:
@@ -197,11 +197,11 @@ def test_the_law_says_how_soon(drop: float, labels: bool) -> None:
         cap=CAP,
         labels=labels,
     )
-    found = []
+    result = []
     for seed in range(200):
         brake = NewBrake(Reference(n_disagreeing=8, n_lost=3, n=800))
-        found.append(noticed(brake, lambda t: drop, Level(0.01, 3 / 800), random.Random(seed), labels=labels)[0])
-    assert law.median_requests == pytest.approx(median(found), rel=0.25)
+        result.append(noticed(brake, lambda t: drop, Level(0.01, 3 / 800), random.Random(seed), labels=labels)[0])
+    assert law.median_requests == pytest.approx(median(result), rel=0.25)
 
 
 # --------------------------------------------------------------------------- signals of all traffic
@@ -244,11 +244,11 @@ def classes() -> list[list[Episode]]:
 
 def swaps(classes: list[list[Episode]], n_seeds: int) -> list[int]:
     """Requests until a swap of 80/20 to 20/80 is noticed."""
-    at, found = 2_000, []
+    at, result = 2_000, []
     for seed in range(n_seeds):
         alarms = signal_alarms(mixed(classes, lambda t: 0.8 if t < at else 0.2, at + 2_000, seed))
-        found.append(next((alarm - at for alarm in alarms if alarm > at), HORIZON))
-    return found
+        result.append(next((alarm - at for alarm in alarms if alarm > at), HORIZON))
+    return result
 
 
 @pytest.mark.slow
@@ -264,15 +264,15 @@ def test_a_steady_mix_makes_no_alarm(classes: list[list[Episode]]) -> None:
 
 def test_a_mix_with_more_of_the_harmed_class_is_seen_before_its_audits_are(classes: list[list[Episode]]) -> None:
     rng = random.Random(5)
-    found, calm = 0, 0
+    result, calm = 0, 0
     for _ in range(200):
         n_lost = sum(rng.random() < 0.08 for _ in range(160))
         audits = {
             name: (np.arange(n) < lost).astype(np.int8) for name, n, lost in (("law", 640, 2), ("sums", 160, n_lost))
         }
-        found += post_stratify(audits, {"law": 0.2, "sums": 0.8}).alarm(BUDGET) is not None
+        result += post_stratify(audits, {"law": 0.2, "sums": 0.8}).alarm(BUDGET) is not None
         calm += post_stratify(audits, {"law": 0.8, "sums": 0.2}).alarm(BUDGET) is None
-    assert found >= 150, "160 audits of the class know its drop of 8 % to 2 points"
+    assert result >= 150, "160 audits of the class know its drop of 8 % to 2 points"
     assert calm >= 190
 
 

@@ -40,18 +40,18 @@ def test_the_outcome_detector_is_as_fast_as_promised_and_as_patient(rate: float,
 
 def first_alarms(shift: float, n_batches: int, runs: int, rng: np.random.Generator) -> list[int | None]:
     """Batches behind the reference until the alarm, one of four features shifted by `shift` sd; None: no alarm."""
-    found: list[int | None] = []
+    result: list[int | None] = []
     for _ in range(runs):
         cusum, signals = Cusum(4), rng.normal(scale=np.sqrt(BATCH), size=(REFERENCE + n_batches, BATCH, 4))
         signals[REFERENCE:, :, 0] += shift
         alarms = [at - REFERENCE + 1 for at, batch in enumerate(signals) if cusum.add(batch)]
-        found.append(alarms[0] if alarms else None)
-    return found
+        result.append(alarms[0] if alarms else None)
+    return result
 
 
 def test_the_signal_alarm_is_rare_without_drift() -> None:
-    found = first_alarms(0.0, 85, 100, np.random.default_rng(22))
-    n_false = sum(alarm is not None for alarm in found)
+    result = first_alarms(0.0, 85, 100, np.random.default_rng(22))
+    n_false = sum(alarm is not None for alarm in result)
     print(f"CUSUM: {n_false} of 100 runs of 8,500 requests with a false alarm")
     assert n_false <= 9, "seen 0.04 in 10,000 requests on independent normal features"
 
@@ -59,19 +59,19 @@ def test_the_signal_alarm_is_rare_without_drift() -> None:
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("shift", "within"), [(5.0, 4), (3.0, 8), (2.0, 18)])
 def test_the_signal_alarm_comes_soon_after_a_shift(shift: float, within: int) -> None:
-    found = first_alarms(shift, 40, 100, np.random.default_rng(23))
-    soon = sum(alarm is not None and alarm <= within for alarm in found)
+    result = first_alarms(shift, 40, 100, np.random.default_rng(23))
+    soon = sum(alarm is not None and alarm <= within for alarm in result)
     assert soon >= 90, f"a shift of {shift:g} sd: {soon} of 100 within {within * 100} requests"
 
 
 def signal_alarms(setting: str, n: int, seed: int) -> list[int]:
     """Requests at which the alarm comes on a stream of simulated traffic, with a new reference behind each."""
-    early, cusum, found = SETTINGS[setting].draw(n, seed).traffic.early, Cusum(4), list[int]()
+    early, cusum, result = SETTINGS[setting].draw(n, seed).traffic.early, Cusum(4), list[int]()
     for end in range(BATCH, n + 1, BATCH):
         if cusum.add(early[end - BATCH : end]):
-            found.append(end)
+            result.append(end)
             cusum = Cusum(4)
-    return found
+    return result
 
 
 def on_streams(n_seeds: int, *, n: int = 20_000) -> tuple[float, list[int | None]]:

@@ -25,21 +25,23 @@ def test_the_simulation_uses_the_functions_that_ship() -> None:
     rng = np.random.default_rng(0)
     one = units(rng.random((1, 900)), rng.integers(0, 2, (1, 900)))
     running = compare_arms(one, guesses(one), 1, 0)
-    found = latest_comparison(running, 800)
-    assert found is not None
-    between = found.between(0.05)
+    result = latest_comparison(running, 800)
+    assert result is not None
+    between = result.between(0.05)
     half = radius(running, 0.05, np.array([799]))[0, 0]
-    assert between.high - found.effect == pytest.approx(half, rel=1e-4)
+    assert between.high - result.effect == pytest.approx(half, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
     """F39: looked at again and again, at most 5 % may ever be called; a z-test calls four in ten."""
-    found = aa(250, 1_600, 800, 1)
-    print(f"A/A: {found.n} experiments, 800 looks each: a false verdict in {found.any_metric:.1%}, {found.by_metric}")
-    print(f"a z-test on tokens at each look: {found.z_test:.1%}")
-    assert not surely_above(found.any_metric, found.n, 0.05)
-    assert found.z_test > 0.3
+    result = aa(250, 1_600, 800, 1)
+    print(
+        f"A/A: {result.n} experiments, 800 looks each: a false verdict in {result.any_metric:.1%}, {result.by_metric}"
+    )
+    print(f"a z-test on tokens at each look: {result.z_test:.1%}")
+    assert not surely_above(result.any_metric, result.n, 0.05)
+    assert result.z_test > 0.3
 
 
 @pytest.mark.slow
@@ -56,25 +58,25 @@ def test_the_interval_is_not_idle_and_one_too_narrow_is_found_out() -> None:
 
 
 def test_three_points_of_satisfaction_are_found_and_priced() -> None:
-    found = [priced(40_000, seed) for seed in range(10)]
-    n_found, n_priced = sum(one.found for one in found), sum(one.price is not None for one in found)
-    print(f"3 points: found in {n_found} of 10, after {sorted(one.found_at or 0 for one in found)[5]:,} units")
-    print(f"priced in {n_priced} of 10: {[one.price for one in found[:3]]}")
-    assert n_found >= 9
-    assert sum(one.covered for one in found) >= 9
+    result = [priced(40_000, seed) for seed in range(10)]
+    n_matches, n_priced = sum(one.found for one in result), sum(one.price is not None for one in result)
+    print(f"3 points: found in {n_matches} of 10, after {sorted(one.found_at or 0 for one in result)[5]:,} units")
+    print(f"priced in {n_priced} of 10: {[one.price for one in result[:3]]}")
+    assert n_matches >= 9
+    assert sum(one.covered for one in result) >= 9
     assert n_priced >= 7
     true = fallen(0.03) / 0.015
-    covered = sum(one.price.low <= true <= one.price.high for one in found if one.price is not None)
+    covered = sum(one.price.low <= true <= one.price.high for one in result if one.price is not None)
     assert covered >= n_priced - 1
 
 
 @pytest.mark.slow
 def test_simpson_is_seen_through_and_a_broken_split_is_withheld() -> None:
     for seed in range(3):
-        shown = simpson(20_000, seed, broken=False).arms[0].of(SATISFACTION)
-        assert shown.plain is not None
-        assert shown.effect is not None
-        assert shown.plain > 0 > shown.effect
+        displayed = simpson(20_000, seed, broken=False).arms[0].of(SATISFACTION)
+        assert displayed.plain is not None
+        assert displayed.effect is not None
+        assert displayed.plain > 0 > displayed.effect
         assert simpson(20_000, seed, broken=True).withheld is not None
 
 
@@ -89,12 +91,12 @@ def test_a_split_of_53_to_47_is_withheld_and_a_right_one_is_not() -> None:
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
 def test_a_covariate_narrows_the_interval_by_what_theory_says(rho: float) -> None:
-    found = cuped(rho, 12_000, 12, 5)
-    print(f"correlation {rho}: {found}; theory {1 - rho * rho:.3f} and {sqrt(1 - rho * rho):.3f}")
-    assert found.variance == pytest.approx(1 - rho * rho, rel=0.03)
+    result = cuped(rho, 12_000, 12, 5)
+    print(f"correlation {rho}: {result}; theory {1 - rho * rho:.3f} and {sqrt(1 - rho * rho):.3f}")
+    assert result.variance == pytest.approx(1 - rho * rho, rel=0.03)
     # A bound for values of a range has a part that goes with the range, and that no covariate takes away.
-    assert found.width == pytest.approx(sqrt(1 - rho * rho), rel=0.08)
-    assert found.covered >= 11 / 12
+    assert result.width == pytest.approx(sqrt(1 - rho * rho), rel=0.08)
+    assert result.covered >= 11 / 12
 
 
 def test_the_interval_holds_while_the_weights_and_the_effect_change() -> None:

@@ -17,22 +17,22 @@ SEEDS = range(12)
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["world: harsh over 10,000", "law: the stop model sees all of it"])
 def test_drifts_that_can_be_seen_are_announced_and_the_level_is_capped_before_they_cross(name: str) -> None:
-    found = measure(DRIFTS[name], SEEDS, 0.05, DOUBT_SHARE)
-    acted = sum(each.acted for each in found)
-    kept = [each.kept for each in found if each.kept is not None]
-    print(f"{name}: {in_time(found):.0%} in time, capped in {acted} of {len(found)}, kept in {sum(kept)}")
-    assert in_time(found) >= 7 / 12
+    result = measure(DRIFTS[name], SEEDS, 0.05, DOUBT_SHARE)
+    acted = sum(each.acted for each in result)
+    kept = [each.kept for each in result if each.kept is not None]
+    print(f"{name}: {in_time(result):.0%} in time, capped in {acted} of {len(result)}, kept in {sum(kept)}")
+    assert in_time(result) >= 7 / 12
     assert acted >= 7
     assert sum(kept) >= 0.7 * len(kept), "the level at the cap stays inside the budget while the drift goes on"
-    assert all(each.doubted is not None and each.doubted < (each.crossing or 0) for each in found)
+    assert all(each.doubted is not None and each.doubted < (each.crossing or 0) for each in result)
 
 
 @pytest.mark.slow
 def test_large_budgets_are_watched_as_well_as_small_ones() -> None:
     name = "law: nothing shows, budget 10 %"
-    found = measure(DRIFTS[name], range(6), 0.1, DOUBT_SHARE)
-    print(f"{name}: capped in {sum(each.acted for each in found)} of {len(found)}")
-    assert sum(each.acted for each in found) >= 5
+    result = measure(DRIFTS[name], range(6), 0.1, DOUBT_SHARE)
+    print(f"{name}: capped in {sum(each.acted for each in result)} of {len(result)}")
+    assert sum(each.acted for each in result) >= 5
 
 
 @pytest.mark.slow(keep=1)

@@ -48,13 +48,13 @@ def test_harm_that_the_pool_hides_is_found_in_the_class_that_suffers_it() -> Non
             if alarm and name == "hard" and first is None:
                 first = n_hard
         alarms.append(first)
-    found = [n for n in alarms if n is not None]
+    result = [n for n in alarms if n is not None]
     print(
-        f"pooled level certified in {n_certified} of 40; hard class stepped down in {len(found)} of 40,"
-        f" after {np.median(found):.0f} of its audits at the median; other classes {others} times"
+        f"pooled level certified in {n_certified} of 40; hard class stepped down in {len(result)} of 40,"
+        f" after {np.median(result):.0f} of its audits at the median; other classes {others} times"
     )
     assert n_certified >= 25, "the pool is well within its budget: this is what it hides"
-    assert len(found) >= 34
+    assert len(result) >= 34
     assert others <= 2
 
 

@@ -65,8 +65,8 @@ def world(seed: int, n: int, *, is_harmful: bool = True, angry: float = 1.0) -> 
 
 def compared(data: ExperimentData, *, weigh: bool, n_labels: int | None = None) -> ArmComparison:
     values = data.values[SATISFACTION][:n_labels]
-    shown = values if weigh else [replace(one, label_weight=1.0) for one in values]
-    return analyse(TWO, replace(data, values={SATISFACTION: shown})).arms[0].of(SATISFACTION)
+    displayed = values if weigh else [replace(one, label_weight=1.0) for one in values]
+    return analyse(TWO, replace(data, values={SATISFACTION: displayed})).arms[0].of(SATISFACTION)
 
 
 @pytest.mark.slow
@@ -156,9 +156,9 @@ def test_the_effect_of_stopping_is_found_though_those_it_harms_rarely_rate(
 ) -> None:
     def effect(seed: int) -> IntervalEstimate:
         runs, measure = route_runs(seed, 8_000), Measure(name="satisfaction")
-        found = next(one for one in estimate_satisfaction(runs, [measure]) if one.query_class is None).effect
-        assert found is not None
-        return found
+        result = next(one for one in estimate_satisfaction(runs, [measure]) if one.query_class is None).effect
+        assert result is not None
+        return result
 
     n_seeds = 20
     weighted = [effect(seed) for seed in range(n_seeds)]

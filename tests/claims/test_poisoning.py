@@ -109,9 +109,9 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
     attack = Attack(part=0.20, one_key=True, max_share=0.05)
     for truth in windows(0.03, seed=7)[:100]:
         standing = resolve_labels(labels_of(truth, attack, rng), differing=differing_of(truth))
-        told = counts_of(truth, standing)
+        report = counts_of(truth, standing)
         true = count_outcomes(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
-        seen = (told, harden(told, max(1, floor(MAX_SHARE * len(differing_of(truth))))), true)
+        seen = (report, harden(report, max(1, floor(MAX_SHARE * len(differing_of(truth))))), true)
         wealth = [float(log_wealth(counts, max_em_drop=MAX_EM_DROP)[1]) for counts in seen]
         n_moved += wealth[0] > wealth[2]
         assert wealth[1] <= wealth[2]

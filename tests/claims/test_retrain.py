@@ -49,11 +49,11 @@ def bias(seed: int, truth: Dataset) -> Bias:
     inner[truth.last] = False
     stops = truth.stop[truth.stop >= 0]
     good = good_rows_of_run(truth, "as-good")
-    found = {}
+    result = {}
     for name, model in models(seed).items():
         p = model.scores(truth.own)
-        found[name] = (float(p[stops].mean() - good[stops].mean()), float(p[inner].mean() - good[inner].mean()))
-    return found
+        result[name] = (float(p[stops].mean() - good[stops].mean()), float(p[inner].mean() - good[inner].mean()))
+    return result
 
 
 def as_if_ended(item: EpisodeWithLabels) -> EpisodeWithLabels:
@@ -127,8 +127,8 @@ def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float
     thresholds = np.geomspace(1e-3, 0.5, 60)
     rows = find_first_passages(risk, truth.starts, thresholds)
     stops = rows != truth.last
-    said = np.where(stops, risk[rows], 0.0).mean(axis=1)
-    at = int(np.flatnonzero(said <= budget)[-1])
+    output = np.where(stops, risk[rows], 0.0).mean(axis=1)
+    at = int(np.flatnonzero(output <= budget)[-1])
     return float((stops[at] & ~good_rows_of_run(truth, "as-good")[rows[at]]).mean())
 
 
@@ -185,9 +185,9 @@ def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) ->
 
 def turned_round(items: list) -> list:  # type: ignore[type-arg]
     """The same runs in a world where the model is sure when it is led astray, and unsure when it knows."""
-    found = []
+    result = []
     for item in items:
         outcome = item.episode.outcome
         steps = tuple(replace(step, confidence=1.0 - (step.confidence or 0.0)) for step in outcome.steps)
-        found.append(replace(item, episode=replace(item.episode, outcome=replace(outcome, steps=steps))))
-    return found
+        result.append(replace(item, episode=replace(item.episode, outcome=replace(outcome, steps=steps))))
+    return result

@@ -111,7 +111,7 @@ def attacked(seed: int, attack: Attack, *, n: int = 3_000) -> tuple[bool, int]:
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_efforts_that_lose_as_soon_as_they_act_keep_the_claim_and_are_alarmed_about(attack: str) -> None:
-    found = [attacked(seed, ATTACKS[attack]) for seed in range(10)]
-    assert sum(broken for broken, _ in found) <= at_most(10)
+    result = [attacked(seed, ATTACKS[attack]) for seed in range(10)]
+    assert sum(broken for broken, _ in result) <= at_most(10)
     if attack != "at the budget":
-        assert sum(n_alarms > 0 for _, n_alarms in found) >= 6, "else they lose their proof, which needs no alarm"
+        assert sum(n_alarms > 0 for _, n_alarms in result) >= 6, "else they lose their proof, which needs no alarm"

@@ -54,13 +54,13 @@ SHARES: Final[dict[str, Callable[[Small], Floats]]] = {
 
 def grown(z: Small, weight: Floats) -> Floats:
     """Log of what each request would make of each bet, were it audited, shape (bets, n)."""
-    found = np.zeros((len(BETS), len(z)))
+    result = np.zeros((len(BETS), len(z)))
     for value in (-1, 0, 1):
         for one in np.unique(weight).tolist():
             here = (z == value) & (weight == one)
             gained, same, lost = (np.array([int(value == outcome)]) for outcome in (-1, 0, 1))
-            found[:, here] = log_bets(gained, same, lost, EPS, bets=BETS, weight=one)
-    return found
+            result[:, here] = log_bets(gained, same, lost, EPS, bets=BETS, weight=one)
+    return result
 
 
 def passes_wrongly(z: Small, share: Floats, weight: Floats, *, seed: int, n_sets: int = N_SETS) -> int:
@@ -73,7 +73,7 @@ def passes_wrongly(z: Small, share: Floats, weight: Floats, *, seed: int, n_sets
     return int((passes & broken).any(axis=1).sum())
 
 
-def told(what: str, n_wrong: int, n_sets: int = N_SETS) -> float:
+def report_of(what: str, n_wrong: int, n_sets: int = N_SETS) -> float:
     """Print a rate; the upper end of its exact interval."""
     upper = exact_binomial(n_wrong, n_sets, 0.95).high
     print(f"{what}: {n_wrong / n_sets:.1%} of {n_sets:,} sets of draws (at most {upper:.1%})")
@@ -102,14 +102,14 @@ def test_no_sequence_makes_a_level_at_the_budget_pass_in_more_than_delta(name: s
     share = SHARES[how](z)
     assert z.sum() == N_LOST == EPS * N
     n_wrong = passes_wrongly(z, share, share.min() / share, seed=1)
-    assert told(f"{name}, {how}", n_wrong) <= DELTA
+    assert report_of(f"{name}, {how}", n_wrong) <= DELTA
 
 
 @pytest.mark.parametrize(("name", "how"), [("losses last", "all, then 5 %"), ("random", "losses seldom")])
 def test_without_weights_the_same_sequences_pass_far_too_often(name: str, how: str) -> None:
     z = SEQUENCES[name]
     n_wrong = passes_wrongly(z, SHARES[how](z), np.ones(N), seed=1)
-    told(f"{name}, {how}, every audit alike", n_wrong)
+    report_of(f"{name}, {how}, every audit alike", n_wrong)
     assert n_wrong > 4 * DELTA * N_SETS
 
 
@@ -130,13 +130,13 @@ def passes_while_climbing(z: Small, *, seed: int, alike: bool = False) -> int:
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_share_that_climbs_on_outcomes_inside_a_window_costs_none_of_delta(name: str) -> None:
-    assert told(f"{name}, climbing share", passes_while_climbing(SEQUENCES[name], seed=5)) <= DELTA
+    assert report_of(f"{name}, climbing share", passes_while_climbing(SEQUENCES[name], seed=5)) <= DELTA
 
 
 @pytest.mark.parametrize("name", ["losses first", "one client"])
 def test_audits_of_a_climbing_share_that_count_alike_pass_too_often(name: str) -> None:
     n_wrong = passes_while_climbing(SEQUENCES[name], seed=5, alike=True)
-    told(f"{name}, climbing share, every audit alike", n_wrong)
+    report_of(f"{name}, climbing share, every audit alike", n_wrong)
     assert n_wrong > 2 * DELTA * N_SETS
 
 
@@ -144,12 +144,12 @@ def test_one_draw_for_a_conversation_breaks_what_one_for_each_request_holds() ->
     """Conversations of 20 turns, four of which lose their last 20 turns: the draw falls on all of it or none."""
     z = losing(*(np.arange(20) + 20 * (1 + 50 * number) for number in range(4)))
     alike, rng = np.full(N, 0.1), np.random.default_rng(2)
-    assert told("a draw for each request", passes_wrongly(z, alike, np.ones(N), seed=2)) <= DELTA
+    assert report_of("a draw for each request", passes_wrongly(z, alike, np.ones(N), seed=2)) <= DELTA
     of_conversation = rng.random((N_SETS, N // 20)) < 0.1
     audited = np.repeat(of_conversation, 20, axis=1)
     bets = np.stack([(audited * one).cumsum(axis=1)[:, -1] for one in grown(z, np.ones(N))])
     n_wrong = int((mixed(bets) >= LIMIT).sum())
-    told("a draw for each conversation", n_wrong)
+    report_of("a draw for each conversation", n_wrong)
     assert n_wrong > 4 * DELTA * N_SETS
 
 
@@ -167,7 +167,7 @@ def test_who_sees_the_draws_and_loses_once_the_level_has_passed_gains_nothing() 
             bets += (rng.random(N_SETS) < 0.1) * np.where(loses, lost[:, np.newaxis], same[:, np.newaxis])
             wrong |= (mixed(bets) >= LIMIT) & (n_lost >= EPS * t)
         assert turned.mean() > 0.9
-        assert told(f"turned at wealth {np.exp(goal):.0f}", int(wrong.sum())) <= DELTA
+        assert report_of(f"turned at wealth {np.exp(goal):.0f}", int(wrong.sum())) <= DELTA
 
 
 # --------------------------------------------------------------------------- levels whose means cross the budget
@@ -258,4 +258,4 @@ def test_no_order_of_levels_is_served_wrongly_in_more_than_delta(name: str) -> N
     for seed in range(n_sequences):
         z = made(np.random.default_rng([4, seed]))
         n_wrong += serves_wrongly(z, share, seed=seed, n_sets=N_SETS // n_sequences)
-    assert told(f"{N_LEVELS - 1} levels, {name}", n_wrong) <= DELTA
+    assert report_of(f"{N_LEVELS - 1} levels, {name}", n_wrong) <= DELTA

@@ -37,8 +37,8 @@ def of(seeds: range, n: int) -> list[Figures]:
 
 def test_a_stream_keeps_the_promise_and_stops_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (ours,) = of(range(1), QUICK.n)
-    found = ours.all()
-    assert (found["over"], found["over_share"]) == (0, 0)
+    result = ours.all()
+    assert (result["over"], result["over_share"]) == (0, 0)
     assert any(met.level for met in ours.stream.met), "a certificate that never comes promises nothing"
     audit_by_the_next_turn(monkeypatch)
     (naive,) = of(range(1), QUICK.n)

@@ -53,8 +53,8 @@ def test_days_are_written_once_verified_and_replayed(folder: Path) -> None:
         f"2026-01-0{day}: 40 requests in 1 files" for day in (1, 2, 3)
     ]
     assert run("archive").output == "the log has no requests that are not archived\n"
-    shown = [json.loads(line) for line in run("archive", "--verify", "--json").output.splitlines()]
-    assert [one["n_requests"] for one in shown] == [40, 40, 40]
+    displayed = [json.loads(line) for line in run("archive", "--verify", "--json").output.splitlines()]
+    assert [one["n_requests"] for one in displayed] == [40, 40, 40]
     output = run("replay", "archive", "--policies", "stable-answer", "--json", "--workers", "2").output
     lines = [json.loads(line) for line in output.splitlines()]
     assert {line["set"] for line in lines} == {"r"}
@@ -91,8 +91,8 @@ def archived_by(folder: Path, *, rounds: int, **archive: object) -> list[str]:
 
 
 def test_the_worker_writes_a_day_in_each_round_and_what_the_command_would(folder: Path) -> None:
-    shown = archived_by(folder, rounds=2)
-    assert [one.split(" written")[0] for one in shown] == [f"2026-01-0{day}: 40 requests" for day in (1, 2)]
+    displayed = archived_by(folder, rounds=2)
+    assert [one.split(" written")[0] for one in displayed] == [f"2026-01-0{day}: 40 requests" for day in (1, 2)]
     assert [one.split(",")[0] for one in run("archive").output.splitlines()] == ["2026-01-03: 40 requests in 1 files"]
     assert archived_by(folder, rounds=3) == [], "every day has been written"
     manifests = run("archive", "--verify", "--json").output

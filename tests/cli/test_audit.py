@@ -169,8 +169,8 @@ def test_rows_are_shown_with_when_who_what_and_why(config: Path) -> None:
         "    acting → paused: person",
         "    because: it answers �[31mnonsense",
     ]
-    told = call("audit", "show", "--config", config, "--kind", "policy_published", "--json").output
-    lines = [json.loads(line) for line in told.splitlines()]
+    report = call("audit", "show", "--config", config, "--kind", "policy_published", "--json").output
+    lines = [json.loads(line) for line in report.splitlines()]
     assert [line["event"]["publication"]["number"] for line in lines] == [1, 2, 3, 9, 10]
     assert call("audit", "show", "--config", config, "--route", "none").output == "no such row in the audit log\n"
 
@@ -184,11 +184,11 @@ def test_an_export_is_whole_leaves_a_row_and_its_formulas_are_text(config: Path,
     whose = ("--author", "ann", "--reason", "year end")
     done = call("audit", "export", "--config", config, "--format", "csv", "--out", out, *whose)
     assert done.output == f"18 rows written to {out}\n"
-    found = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"), newline="")))
-    assert len(found) == 18
-    assert (found[-1]["who"], found[-1]["why"][:5]) == ("'@me", "'-2+3")
-    assert not [value for row in found for value in row.values() if value.startswith(("=", "@", "+", "-"))]
-    assert json.loads(found[-1]["event"])["feedback"]["feedback_id"] == "=1+1"
+    result = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"), newline="")))
+    assert len(result) == 18
+    assert (result[-1]["who"], result[-1]["why"][:5]) == ("'@me", "'-2+3")
+    assert not [value for row in result for value in row.values() if value.startswith(("=", "@", "+", "-"))]
+    assert json.loads(result[-1]["event"])["feedback"]["feedback_id"] == "=1+1"
     last = json.loads(call("audit", "show", "--config", config, "-n", "1", "--json").output)
     assert (last["kind"], last["who"], last["why"]) == ("exported", "ann", "year end")
     assert last["after"] == f"audit log: 18 rows to {out}"
@@ -215,9 +215,9 @@ def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
             FeedbackEvent(Feedback(feedback_id="yes", correct=True)),
         ],
     )
-    told = call("audit", "show", "--config", config, "-n", "2").output
-    assert "feedback_id no, correct false\n" in told
-    assert "feedback_id yes, correct true\n" in told
+    report = call("audit", "show", "--config", config, "-n", "2").output
+    assert "feedback_id no, correct false\n" in report
+    assert "feedback_id yes, correct true\n" in report
 
 
 def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
@@ -274,10 +274,10 @@ def test_a_conversation_is_erased_by_the_id_that_clients_send(config: Path) -> N
     assert 0 < left(config) < before
     assert call("erase", "--config", config, "--episode", "w3", "--reason", "asked to").exit_code == 0
     assert left(config) == 0
-    shown = call("audit", "show", "--config", config, "--kind", "erased").output
-    assert "by ann" in shown
-    assert "because: asked to" in shown
-    assert "talk-7" not in shown, "a conversation's id may name a person"
+    displayed = call("audit", "show", "--config", config, "--kind", "erased").output
+    assert "by ann" in displayed
+    assert "because: asked to" in displayed
+    assert "talk-7" not in displayed, "a conversation's id may name a person"
     assert call("audit", "verify", "--config", config).exit_code == 0
 
 
@@ -362,14 +362,18 @@ def test_no_secret_of_an_address_is_told_and_a_long_value_is_a_digest() -> None:
             "audit": {"webhook_env": "HOOK"},
         }
     )
-    told = loggable_settings(settings)
-    assert told["upstreams.u.url"] == '"https://host/v1?***"'
-    assert told["upstreams.u.api_key_env"] == '"UPSTREAM_KEY"'
-    assert told["audit.webhook_env"] == '"HOOK"'
-    assert re.fullmatch(r'"sha256 [0-9a-f]{64}, 5002 characters"', told["routes.r.probe.closing"])
-    assert "s3cret" not in json.dumps(told)
+    report = loggable_settings(settings)
+    assert report["upstreams.u.url"] == '"https://host/v1?***"'
+    assert report["upstreams.u.api_key_env"] == '"UPSTREAM_KEY"'
+    assert report["audit.webhook_env"] == '"HOOK"'
+    assert re.fullmatch(r'"sha256 [0-9a-f]{64}, 5002 characters"', report["routes.r.probe.closing"])
+    assert "s3cret" not in json.dumps(report)
 
 
 def test_differences_are_named_by_path() -> None:
-    found = differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
-    assert [(one.path, one.before, one.after) for one in found] == [("a", "1", None), ("b", "2", "3"), ("c", None, "4")]
+    result = differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
+    assert [(one.path, one.before, one.after) for one in result] == [
+        ("a", "1", None),
+        ("b", "2", "3"),
+        ("c", None, "4"),
+    ]

@@ -37,8 +37,8 @@ def config(folder: Path, url: str = "http://127.0.0.1:9", more: str = "") -> Pat
 
 
 def write_run(log: LogWriter, name: str, answer: str | None, **changes: Any) -> None:
-    asked = {"route": "math", "policy_version": "p", "question_key": name} | changes
-    log.append(plain_request(name, **asked))
+    request = {"route": "math", "policy_version": "p", "question_key": name} | changes
+    log.append(plain_request(name, **request))
     log.append(Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None))
 
 
@@ -67,11 +67,11 @@ def test_a_program_gets_one_object_and_an_address_without_settings_keeps_nothing
     monkeypatch.chdir(tmp_path)
     with FakeUpstream.in_thread(model(), ServerBehaviour(dialect="openai")) as fake:
         result = doctor("--upstream", fake.url, "--model", "fake", "--json")
-    told = json.loads(result.stdout)
-    assert [one["experiment"] for one in told["findings"]] == list(EXPERIMENTS)
-    assert told["recommendation"]["finish"] == []
-    assert told["recommendation"]["may_probe"] is False
-    assert told["not_verified"]
+    report = json.loads(result.stdout)
+    assert [one["experiment"] for one in report["findings"]] == list(EXPERIMENTS)
+    assert report["recommendation"]["finish"] == []
+    assert report["recommendation"]["may_probe"] is False
+    assert report["not_verified"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,20 +111,20 @@ def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
     write_run(log, "tools", None, ungoverned="tools")
     log.close()
     file = config(tmp_path, more='mode = "enforce"\nuncertified = true\n')
-    told = json.loads(doctor("--route", "math", "--config", file, "--json").stdout)
-    assert told["logged"] == {"n_runs": 40, "n_extractable": 20, "n_repeats": 20, "n_agreeing": 10, "n_failed": 0}
-    assert told["ungoverned"] == {"tools": 1}
-    assert told["governed_share"] == pytest.approx(40 / 41)
-    assert "20 of the last 40" in told["refused"]
-    assert told["audits"]["n_needed"] == 149
+    report = json.loads(doctor("--route", "math", "--config", file, "--json").stdout)
+    assert report["logged"] == {"n_runs": 40, "n_extractable": 20, "n_repeats": 20, "n_agreeing": 10, "n_failed": 0}
+    assert report["ungoverned"] == {"tools": 1}
+    assert report["governed_share"] == pytest.approx(40 / 41)
+    assert "20 of the last 40" in report["refused"]
+    assert report["audits"]["n_needed"] == 149
     text = doctor("--route", "math", "--config", file).stdout
     assert "REFUSED: scorer 'number'" in text
     assert "50.0% (20 of 40) of full runs" in text
     assert "= 149 audits" in text
     checked = CliRunner().invoke(main, ["config", "check", str(file)]).stdout
     assert "routes.math: behaves as observe: scorer 'number'" in checked
-    shown = CliRunner().invoke(main, ["status", "--all", "--config", str(file)]).stdout
-    assert "behaves as observe     scorer 'number' could read the answer of 20 of the last 40" in shown
+    displayed = CliRunner().invoke(main, ["status", "--all", "--config", str(file)]).stdout
+    assert "behaves as observe     scorer 'number' could read the answer of 20 of the last 40" in displayed
 
 
 def test_questions_are_run_in_full_and_some_twice(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_questions_are_run_in_full_and_some_twice(tmp_path: Path) -> None:
         file = config(tmp_path, fake.url)
         result = doctor("--route", "math", "--config", file, "--questions", questions, "--repeats", 3, "--json")
         assert fake.max_in_flight <= 4
-    told = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     # 0, 1 and 2 are run twice: of 13 runs, 0 (twice), 3, 6 and 9 cannot be read; only 2 agrees with itself.
-    assert told["live"] == {"n_runs": 13, "n_extractable": 8, "n_repeats": 3, "n_agreeing": 1, "n_failed": 0}
+    assert report["live"] == {"n_runs": 13, "n_extractable": 8, "n_repeats": 3, "n_agreeing": 1, "n_failed": 0}
     kept = route_findings(tmp_path / "log.db")["math"][1]
     assert (kept.scorer, kept.n_runs, kept.n_extractable) == ("number", 13, 8)
 

@@ -122,8 +122,8 @@ def walk(home: Path, elsewhere: Path, column: int) -> None:
     (elsewhere / "labels.jsonl").write_text(label, encoding="utf-8")
     for row in ROWS:
         done = say(home, row[0])
-        shown = " ".join(f"{done.stdout} {done.stderr}".split())
-        assert (row[column] in shown, done.exit_code) == (True, int(row[column + 1])), f"{row[0]}: {shown}"
+        displayed = " ".join(f"{done.stdout} {done.stderr}".split())
+        assert (row[column] in displayed, done.exit_code) == (True, int(row[column + 1])), f"{row[0]}: {displayed}"
     made = {path.name for path in elsewhere.iterdir()}
     assert made == {"labels.jsonl", "out.jsonl", "audit.jsonl"}, "only what was named with --out, or as a file"
 

@@ -52,18 +52,18 @@ def test_a_person_reads_saving_audits_days_and_what_is_assumed(votes: Path) -> N
 def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path) -> None:
     first, second = (estimate(votes, "--scorer", "number", "--max-em-drop", 0.01, "--json") for _ in range(2))
     assert first.stdout == second.stdout
-    found: dict[str, Any] = json.loads(first.stdout)
-    assert found["max_em_drop"] == 0.01
-    assert found["formats"] == ["openai"]
-    assert [p["judged_by"] for p in found["promises"]] == ["agreement", "labels"]
-    saving = found["promises"][0]["saving"]
+    results: dict[str, Any] = json.loads(first.stdout)
+    assert results["max_em_drop"] == 0.01
+    assert results["formats"] == ["openai"]
+    assert [p["judged_by"] for p in results["promises"]] == ["agreement", "labels"]
+    saving = results["promises"][0]["saving"]
     assert 0 <= saving["low"] <= saving["middle"] <= saving["high"] <= 1
 
 
 def test_a_smaller_budget_never_promises_more(votes: Path) -> None:
     def saving(budget: float) -> float:
-        found = json.loads(estimate(votes, "--scorer", "number", "--max-em-drop", budget, "--json").stdout)
-        return float(found["promises"][0]["saving"]["middle"])
+        results = json.loads(estimate(votes, "--scorer", "number", "--max-em-drop", budget, "--json").stdout)
+        return float(results["promises"][0]["saving"]["middle"])
 
     assert saving(0.005) <= saving(0.02) <= saving(0.05)
 

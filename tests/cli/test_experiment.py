@@ -109,16 +109,16 @@ def test_a_life_of_an_experiment(config: Path) -> None:
     )
     assert "what it finds in" in power
     traffic(config, 800)
-    shown = called("show", "brisk", "--config", config)
-    assert shown.exit_code == 0, shown.output
-    print(shown.stdout)
-    assert "by Ada: to see" in shown.stdout
-    assert "brisk against full: BETTER" in shown.stdout
-    told = " ".join(shown.stdout.split())
-    assert "'brisk' against 'full' is better, and nothing with a margin loses more than you allow: a request" in told
+    displayed = called("show", "brisk", "--config", config)
+    assert displayed.exit_code == 0, displayed.output
+    print(displayed.stdout)
+    assert "by Ada: to see" in displayed.stdout
+    assert "brisk against full: BETTER" in displayed.stdout
+    report = " ".join(displayed.stdout.split())
+    assert "'brisk' against 'full' is better, and nothing with a margin loses more than you allow: a request" in report
     for metric in ("tokens", "em", "satisfaction", "latency"):
-        assert f"\n  {metric}" in shown.stdout
-    assert "All intervals hold together" in shown.stdout
+        assert f"\n  {metric}" in displayed.stdout
+    assert "All intervals hold together" in displayed.stdout
     stopped = called("stop", "brisk", "--config", config, "--reason", "seen", "--author", "Bob")
     assert stopped.exit_code == 0, stopped.output
     assert "'brisk' against 'full' is better" in stopped.stdout
@@ -134,11 +134,11 @@ def test_a_program_reads_json(config: Path) -> None:
     start = called("start", "brisk", "--config", config, "--reason", "r", "--json")
     assert json.loads(start.stdout)["experiment"]["arms"][0]["full"] is True
     traffic(config, 60)
-    found = json.loads(called("show", "brisk", "--config", config, "--json").stdout)
-    assert found["state"] == "running"
-    assert found["result"]["n_units"] == 60
-    assert found["result"]["arms"][0]["comparisons"][0]["metric"] == "tokens"
-    assert len(found["reading"]["brisk"]) in (2, 3)
+    result = json.loads(called("show", "brisk", "--config", config, "--json").stdout)
+    assert result["state"] == "running"
+    assert result["result"]["n_units"] == 60
+    assert result["result"]["arms"][0]["comparisons"][0]["metric"] == "tokens"
+    assert len(result["reading"]["brisk"]) in (2, 3)
     ended = json.loads(called("stop", "brisk", "--config", config, "--reason", "r", "--json").stdout)
     assert ended["run"] == 1
     assert ended["summary"]
@@ -185,6 +185,6 @@ def test_it_can_be_stopped_whatever_it_shows(config: Path) -> None:
     stopped = called("stop", "brisk", "--config", config, "--reason", "its route is gone")
     assert stopped.exit_code == 0
     assert "route 'r' is not in the settings any more" in stopped.stderr
-    shown = called("show", "brisk", "--config", config)
-    assert shown.exit_code == 2
-    assert "route 'r' is not in the settings any more" in shown.stderr
+    displayed = called("show", "brisk", "--config", config)
+    assert displayed.exit_code == 2
+    assert "route 'r' is not in the settings any more" in displayed.stderr

@@ -87,7 +87,7 @@ def call(*arguments: str, code: int = 0) -> Result:
     return result
 
 
-def told(*arguments: str) -> Any:
+def report_of(*arguments: str) -> Any:
     return json.loads(call(*arguments, "--json").stdout)
 
 
@@ -118,7 +118,7 @@ MAPPED = (
 
 def test_a_table_is_read_by_its_owners_columns_and_counts_once(folder: Path) -> None:
     (folder / "labels.csv").write_text(TABLE, "utf-8")
-    first = told("feedback", "import", "labels.csv", *MAPPED)
+    first = report_of("feedback", "import", "labels.csv", *MAPPED)
     assert first == {
         "source": "labels.csv",
         "dry_run": False,
@@ -130,7 +130,7 @@ def test_a_table_is_read_by_its_owners_columns_and_counts_once(folder: Path) -> 
         "n_joined": 2,
         "unused": ["note"],
     }
-    assert told("feedback", "import", "labels.csv", *MAPPED)["n_known"] == 3
+    assert report_of("feedback", "import", "labels.csv", *MAPPED)["n_known"] == 3
     one, two, three = kept(folder)
     assert (one.correct, one.rating, one.metrics, one.satisfaction, one.source, one.door) == (
         True,
@@ -148,11 +148,11 @@ def test_a_table_is_read_by_its_owners_columns_and_counts_once(folder: Path) -> 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(folder: Path) -> None:
     (folder / "labels.csv").write_text(TABLE + "t3,ep_9,,2,,,,,\n", "utf-8")
-    dry = told("feedback", "import", "labels.csv", *MAPPED, "--dry-run")
+    dry = report_of("feedback", "import", "labels.csv", *MAPPED, "--dry-run")
     assert kept(folder) == []
-    wet = told("feedback", "import", "labels.csv", *MAPPED)
+    wet = report_of("feedback", "import", "labels.csv", *MAPPED)
     assert {**dry, "dry_run": False} == wet
-    again = told("feedback", "import", "labels.csv", *MAPPED, "--dry-run")
+    again = report_of("feedback", "import", "labels.csv", *MAPPED, "--dry-run")
     assert (again["n_new"], again["n_known"]) == (0, 4)
     assert [one["n_conflicts"] for one in (dry, wet, again)] == [1, 1, 1]
 
@@ -203,8 +203,8 @@ def test_json_lines_and_parquet_say_the_same_as_a_table(folder: Path) -> None:
     (folder / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     others = [{"response_id": None, "episode_id": None, **row, "feedback_id": f"p{n}"} for n, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(others), folder / "l.parquet")
-    assert told("feedback", "import", "l.jsonl")["n_joined"] == 2
-    assert told("feedback", "import", "l.parquet")["n_new"] == 2
+    assert report_of("feedback", "import", "l.jsonl")["n_joined"] == 2
+    assert report_of("feedback", "import", "l.parquet")["n_new"] == 2
     lines, parquet = kept(folder)[:2], kept(folder)[2:]
     assert (
         [(one.gold, one.rating) for one in lines]
@@ -215,8 +215,8 @@ def test_json_lines_and_parquet_say_the_same_as_a_table(folder: Path) -> None:
         ]
     )
     (folder / "m.jsonl").write_text('{"episode_id": "ep_0", "source": "user", "metrics": {"solved": true}}\n', "utf-8")
-    assert told("feedback", "import", "m.jsonl")["n_new"] == 1
-    assert told("feedback", "import", "m.jsonl")["n_known"] == 1, "a row without an id is known by what it says"
+    assert report_of("feedback", "import", "m.jsonl")["n_new"] == 1
+    assert report_of("feedback", "import", "m.jsonl")["n_known"] == 1, "a row without an id is known by what it says"
 
 
 def test_what_was_written_before_a_kill_is_known_the_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_what_was_written_before_a_kill_is_known_the_next_time(folder: Path, mon
     monkeypatch.setattr(LogWriter, "append_durable", real)
     n_before = len(kept(folder))
     assert 20 <= n_before < 35
-    after = told("feedback", "import", "l.jsonl")
+    after = report_of("feedback", "import", "l.jsonl")
     assert (after["n_new"], after["n_known"]) == (35 - n_before, n_before)
     assert len({one.feedback_id for one in kept(folder)}) == len(kept(folder)) == 35
 
@@ -247,14 +247,14 @@ def test_scores_of_langfuse_are_imported_in_each_of_their_shapes(folder: Path) -
     (folder / "page.json").write_text(json.dumps({**page, "data": page["data"][:4]}), "utf-8")
     lines = (SHAPES / "langfuse_scores_export.jsonl").read_text("utf-8")
     (folder / "export.jsonl").write_text(lines, "utf-8")
-    assert told("feedback", "import", "page.json", "--form", "langfuse")["n_new"] == 4
-    assert told("feedback", "import", "export.jsonl", "--form", "langfuse")["n_new"] == 3
+    assert report_of("feedback", "import", "page.json", "--form", "langfuse")["n_new"] == 4
+    assert report_of("feedback", "import", "export.jsonl", "--form", "langfuse")["n_new"] == 3
     rows = [json.loads(line) for line in lines.splitlines()]
     with (folder / "export.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert told("feedback", "import", "export.csv", "--form", "langfuse")["n_known"] == 3
+    assert report_of("feedback", "import", "export.csv", "--form", "langfuse")["n_known"] == 3
     (folder / "page.json").write_text(json.dumps(page), "utf-8")
     refused = call("feedback", "import", "page.json", "--form", "langfuse", code=2)
     assert "page.json, row 5, name: name: unknown score 'toxicity'" in refused.stderr
@@ -275,10 +275,10 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
     ):
         given = Feedback(feedback_id=name, episode_id=episode, response_id=response, source="user", thumbs="up")
         write(folder, FeedbackEvent(given), at_s=at_s)
-    shown = call("feedback", "parked").stdout
-    assert "1 wait for their request; 1 are dead letters, older than 10 days" in shown
-    assert "old  episode ep_never  user  11.0 days  dead letter" in shown
-    assert "new  response =cmd  user  0.5 days\n" in shown
+    displayed = call("feedback", "parked").stdout
+    assert "1 wait for their request; 1 are dead letters, older than 10 days" in displayed
+    assert "old  episode ep_never  user  11.0 days  dead letter" in displayed
+    assert "new  response =cmd  user  0.5 days\n" in displayed
     rows = [json.loads(line) for line in call("feedback", "parked", "--json", "--days", "20").stdout.splitlines()]
     assert [(row["feedback_id"], row["dead"]) for row in rows] == [("old", False), ("new", False)]
     call("feedback", "parked", "--out", "parked.csv")
@@ -293,8 +293,8 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
 def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     (folder / "labels.csv").write_text(TABLE.replace("note", "comment"), "utf-8")
     call("feedback", "import", "labels.csv", *MAPPED)
-    assert told("export", "feedback", "out.csv") == {"file": "out.csv", "n_rows": 3}
-    assert told("export", "feedback", "out.jsonl", "--route", "r")["n_rows"] == 2
+    assert report_of("export", "feedback", "out.csv") == {"file": "out.csv", "n_rows": 3}
+    assert report_of("export", "feedback", "out.jsonl", "--route", "r")["n_rows"] == 2
     cells = list(csv.DictReader(io.StringIO((folder / "out.csv").read_text("utf-8"))))
     assert [row["comment"] for row in cells] == ['said "hm"', "'=HYPERLINK(1)", ""]
     noted = [
@@ -343,14 +343,14 @@ def right(task: dict[str, Any], which: str) -> str:
 def asked(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     install_contrib("suffice-label-studio", tmp_path_factory.mktemp("site"), monkeypatch)
     write(folder, wanted(0, "5"), wanted(1, "6"), wanted(3, "7"))
-    said = Feedback(feedback_id="x", episode_id="ep_3", correct=True, source="reviewer")
-    write(folder, FeedbackEvent(said))
+    reported = Feedback(feedback_id="x", episode_id="ep_3", correct=True, source="reviewer")
+    write(folder, FeedbackEvent(reported))
     (folder / "questions.jsonl").write_text('{"question": "How much is 2 + 2?"}\n', "utf-8")
     return folder
 
 
 def test_a_round_trip_through_plain_files(asked: Path) -> None:
-    out = told("export", "label-studio", "--route", "r", "--out", "tasks.json", "--label-config", "view.xml")
+    out = report_of("export", "label-studio", "--route", "r", "--out", "tasks.json", "--label-config", "view.xml")
     assert (out["n_runs"], out["n_added"], out["n_without_question"]) == (2, 2, 2)
     assert (asked / "view.xml").read_text("utf-8").startswith("<View>")
     tasks = json.loads((asked / "tasks.json").read_text("utf-8"))
@@ -362,13 +362,13 @@ def test_a_round_trip_through_plain_files(asked: Path) -> None:
         status, exported = studio.answer("GET", "/api/projects/1/export?exportType=JSON", "Token t", None)
     assert status == 200
     (asked / "export.json").write_text(json.dumps(exported), "utf-8")
-    back = told("feedback", "import", "export.json", "--form", "label-studio")
+    back = report_of("feedback", "import", "export.json", "--form", "label-studio")
     assert (back["n_new"], back["n_joined"]) == (2, 2)
     labels = {item.episode.request.episode_id: item.labels for item in read_episodes(asked / "log.db", "r")}
     (first,), (second,) = labels["ep_0"], labels["ep_1"]
     assert (first.feedback.correct, first.feedback.gold) == (True, "4")
     assert (second.feedback.correct, second.feedback.gold, second.feedback.comment) == (False, "6", "hm")
-    again = told("export", "label-studio", "--route", "r", "--out", "tasks.json")
+    again = report_of("export", "label-studio", "--route", "r", "--out", "tasks.json")
     assert again["n_runs"] == 0, "nothing is asked twice"
 
 
@@ -377,21 +377,21 @@ def test_a_round_trip_over_its_interface(asked: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", key)
     with FakeLabelStudio(token="legacy", refresh="head.body.signature") as studio:
         where = ("--url", studio.url, "--project", "1")
-        sent = told("export", "label-studio", "--route", "r", *where, "--which", "differing")
+        sent = report_of("export", "label-studio", "--route", "r", *where, "--which", "differing")
         assert (sent["n_runs"], sent["n_added"]) == (3, 3)
-        again = told("export", "label-studio", "--route", "r", *where, "--which", "differing")
+        again = report_of("export", "label-studio", "--route", "r", *where, "--which", "differing")
         assert (again["n_runs"], again["n_added"]) == (3, 0), "tasks that are there are not added again"
-        assert told("feedback", "label-studio", *where)["n_rows"] == 0
+        assert report_of("feedback", "label-studio", *where)["n_rows"] == 0
         tasks = studio.projects[1].tasks
         for number in (1, 2):
             studio.annotate(number, {"verdict": [right(tasks[number], "other")]})
         studio.annotate(3, {}, skipped=True)
-        pulled = told("feedback", "label-studio", *where, "--dry-run")
+        pulled = report_of("feedback", "label-studio", *where, "--dry-run")
         assert (pulled["n_rows"], pulled["n_new"], pulled["n_ignored"]) == (2, 2, 1)
-        assert told("feedback", "label-studio", *where)["n_new"] == 2
-        assert told("feedback", "label-studio", *where)["n_known"] == 2
+        assert report_of("feedback", "label-studio", *where)["n_new"] == 2
+        assert report_of("feedback", "label-studio", *where)["n_known"] == 2
         studio.annotate(1, {"verdict": ["Neither is right"], "gold": "42"}, annotation=1, when="2026-02-01T00:00:00Z")
-        assert told("feedback", "label-studio", *where)["n_new"] == 1, "a changed mind is another word"
+        assert report_of("feedback", "label-studio", *where)["n_new"] == 1, "a changed mind is another word"
     given = [one for one in kept(asked) if one.feedback_id.startswith("label-studio:")]
     assert [(one.correct, one.gold) for one in given] == [(False, "5"), (False, "6"), (False, "42")]
     assert len({one.user for one in given}) == 1
@@ -451,6 +451,6 @@ def test_questions_are_shown_where_their_owner_brings_them(asked: Path) -> None:
     write(asked, replace(request, question_key=key), outcome, wanted(11, "5"))
     call("export", "label-studio", "--route", "r", "--out", "tasks.json", "--questions", "questions.jsonl")
     tasks = json.loads((asked / "tasks.json").read_text("utf-8"))
-    shown = {task["data"]["suffice_episode"]: task["data"]["question"] for task in tasks}
-    assert shown["ep_11"] == "How much is 2 + 2?"
-    assert "the log keeps no question" in shown["ep_0"]
+    displayed = {task["data"]["suffice_episode"]: task["data"]["question"] for task in tasks}
+    assert displayed["ep_11"] == "How much is 2 + 2?"
+    assert "the log keeps no question" in displayed["ep_0"]

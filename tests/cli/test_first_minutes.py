@@ -69,9 +69,9 @@ def test_init_examines_writes_asks_and_says_what_was_seen(data: Path) -> None:
         assert "Suffice added 0" in done.output
         assert max(map(len, done.output.replace(str(data), "").splitlines())) <= 100
         settings = load_settings(data / "suffice.toml")
-        asked = [call for call in fake.completions if "End with the number alone" in str(call.body)]
+        requested = [call for call in fake.completions if "End with the number alone" in str(call.body)]
     runs = [one.episode for one in read_episodes(log_location(settings.store), "chat")]
-    assert len(runs) == len(asked) == 10, "one call for each request"
+    assert len(runs) == len(requested) == 10, "one call for each request"
     assert all(one.outcome.overhead.probe_tokens == 0 and not one.outcome.stopped for one in runs)
     assert all(one.request.mode == "observe" for one in runs)
     known = upstream_findings(log_location(settings.store))["local"]
@@ -197,17 +197,17 @@ def test_a_terminal_gets_the_link_that_logs_in(data: Path) -> None:
         command = [sys.executable, "-c", ENTRY, "serve", "--upstream", fake.url, "--port", "0"]
         process = subprocess.Popen(command, stderr=theirs, env={**os.environ, "PYTHONPATH": paths})
         try:
-            shown = b""
-            while b"is listening on" not in shown:
-                assert process.poll() is None, shown
+            displayed = b""
+            while b"is listening on" not in displayed:
+                assert process.poll() is None, displayed
                 if select.select([ours], [], [], 0.2)[0]:
-                    shown += os.read(ours, 65_536)
+                    displayed += os.read(ours, 65_536)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             os.close(ours)
             os.close(theirs)
-    assert re.search(rb"/console/login#secret=sfc_[0-9a-f]{12}_[0-9a-f]{64}", shown)
+    assert re.search(rb"/console/login#secret=sfc_[0-9a-f]{12}_[0-9a-f]{64}", displayed)
 
 
 def test_serve_needs_no_file_and_writes_no_secret_to_a_log(data: Path) -> None:
@@ -240,18 +240,18 @@ def test_serve_takes_settings_from_one_place(data: Path) -> None:
     assert "leave out it or --config" in named.stderr
     data.mkdir(parents=True)
     (data / "suffice.toml").write_text("")
-    found = run("serve", "--upstream", "http://127.0.0.1:9")
-    assert found.exit_code == 2
-    assert f"{data}/suffice.toml has the settings" in found.stderr
+    result = run("serve", "--upstream", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    assert f"{data}/suffice.toml has the settings" in result.stderr
 
 
 def test_a_newcomer_without_settings_is_shown_two_commands_that_exist(data: Path) -> None:
     refused = run("serve")
     assert refused.exit_code == 2
     assert not data.exists()
-    shown = [line.split("#")[0].split() for line in refused.stderr.splitlines() if line.startswith("    suffice ")]
-    assert [words[1] for words in shown] == ["init", "serve"]
-    for words in shown:
+    displayed = [line.split("#")[0].split() for line in refused.stderr.splitlines() if line.startswith("    suffice ")]
+    assert [words[1] for words in displayed] == ["init", "serve"]
+    for words in displayed:
         command = main.get_command(main.make_context("suffice", ["x"], resilient_parsing=True), words[1])
         assert command is not None
         command.make_context(words[1], words[2:])
@@ -259,12 +259,12 @@ def test_a_newcomer_without_settings_is_shown_two_commands_that_exist(data: Path
 
 # --------------------------------------------------------------------------- what observing costs
 
-ASKED = ["What is 17 * 24?", "Hello there", "What is 3 + 4?", "What is 17 * 24?"]
+REQUESTED = ["What is 17 * 24?", "Hello there", "What is 3 + 4?", "What is 17 * 24?"]
 
 
 def readme_example() -> dict[str, Any]:
-    shown = next(block for block in blocks(ROOT / "README.md") if block.language == "toml")
-    return tomllib.loads(shown.text)
+    displayed = next(block for block in blocks(ROOT / "README.md") if block.language == "toml")
+    return tomllib.loads(displayed.text)
 
 
 ROUTES: dict[str, dict[str, Any]] = {
@@ -285,8 +285,8 @@ def settings_of(route: str, url: str, database: Path) -> Settings:
 
 
 def ask_all(url: str, *, stream: bool) -> None:
-    for asked in ASKED:
-        body = {"model": "sums", "messages": [{"role": "user", "content": asked}], "stream": stream}
+    for requested in REQUESTED:
+        body = {"model": "sums", "messages": [{"role": "user", "content": requested}], "stream": stream}
         post(f"{url}/v1/chat/completions", body)
 
 
@@ -310,5 +310,5 @@ def test_status_finds_the_log_of_a_gateway_that_serves_without_a_file(data: Path
     assert (refused.exit_code, "suffice init" in refused.stderr) == (2, True)
     data.mkdir(parents=True)
     LogWriter(Store(url=f"sqlite:///{data / 'suffice.db'}"), now=lambda: 0.0).close()
-    shown = run("status")
-    assert (shown.exit_code, shown.stderr) == (0, ""), shown.output
+    displayed = run("status")
+    assert (displayed.exit_code, displayed.stderr) == (0, ""), displayed.output

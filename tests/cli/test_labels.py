@@ -80,7 +80,7 @@ def key_of(folder: Path) -> str:
     return question_key("what is 6 * 7?", salt=salt)
 
 
-def told(folder: Path) -> list[Event]:
+def report_of(folder: Path) -> list[Event]:
     settings = load_settings(folder / "suffice.toml")
     setup = build_route("r", settings.routes["r"], upstream=settings.upstreams["local"]).setup
     pause = Pause(route="r", number=1, cause="critical_em", reason="EM is 40.0% over the last 60 labels", author="w")
@@ -98,15 +98,15 @@ def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
     write(folder, first, item("ep_2", priority=1.0))
     (one, second) = lines(run(folder, "review", "list", "--json"))
     assert (one["episode_id"], one["state"], second["episode_id"]) == ("ep_1", "open", "ep_2")
-    shown = run(folder, "review", "list").stdout
-    assert "ep_1  r  disagreement  open, due 2033-05-18 03:33 UTC\n  it disagrees" in shown
+    displayed = run(folder, "review", "list").stdout
+    assert "ep_1  r  disagreement  open, due 2033-05-18 03:33 UTC\n  it disagrees" in displayed
     (taken,) = lines(run(folder, "review", "next", "--reviewer", "ann", "--json"))
     assert (taken["question"], taken["lease"]["reviewer"]) == ("what is 6 * 7?", "ann")
     text = run(folder, "review", "next", "--reviewer", "ann").stdout
     for part in ("it disagrees", "what is 6 * 7?", "full answer   42", "early answer  41"):
         assert part in text
-    said = run(folder, "review", "submit", "ep_1", "full", "--reviewer", "ann", "--reason", "carry")
-    assert "ep_1: taken; the label is written" in said.stdout
+    reported = run(folder, "review", "submit", "ep_1", "full", "--reviewer", "ann", "--reason", "carry")
+    assert "ep_1: taken; the label is written" in reported.stdout
     again = run(folder, "review", "submit", "ep_1", "full", "--reviewer", "ann", "--reason", "carry")
     assert again.stdout == "ep_1: you already gave this verdict; nothing changed\n"
     (plain,) = lines(run(folder, "review", "submit", "ep_1", "both", "--reviewer", "ann", "--json"))
@@ -144,8 +144,8 @@ def test_contradictions_go_to_a_third(folder: Path) -> None:
     assert "ann said full\nbob said early" in text
     done = run(folder, "review", "submit", "ep_1", "early", "--reviewer", "cas").stdout
     assert "the label is written" in done
-    shown = run(folder, "review", "stats", "--route", "r").stdout
-    assert "kappa" in shown
+    displayed = run(folder, "review", "stats", "--route", "r").stdout
+    assert "kappa" in displayed
 
 
 @pytest.mark.parametrize(
@@ -167,15 +167,15 @@ def test_contradictions_go_to_a_third(folder: Path) -> None:
 def test_what_cannot_be_done_is_told_with_what_can(
     folder: Path, arguments: tuple[str, ...], code: int, wrong: str
 ) -> None:
-    write(folder, item(), *told(folder))
-    found = run(folder, *arguments)
-    assert (found.exit_code, wrong in found.stderr) == (code, True), found.stderr
+    write(folder, item(), *report_of(folder))
+    results = run(folder, *arguments)
+    assert (results.exit_code, wrong in results.stderr) == (code, True), results.stderr
 
 
 def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -> None:
-    write(folder, *told(folder))
+    write(folder, *report_of(folder))
     assert "r:p1" in run(folder, "incident", "list").stdout
-    shown = run(folder, "incident", "show", "r:p1").stdout
+    displayed = run(folder, "incident", "show", "r:p1").stdout
     for part in (
         "EM is 40.0% over the last 60 labels",
         "evidence 24 of 60 were right",
@@ -183,7 +183,7 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
         "publication 2, level 6: is the latest",
         "publication 1, level 2: can be rolled back to",
     ):
-        assert part in shown
+        assert part in displayed
     done = run(
         folder,
         "incident",
@@ -211,7 +211,7 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
 
 
 def test_an_override_is_set_listed_and_ended(folder: Path) -> None:
-    write(folder, *told(folder))
+    write(folder, *report_of(folder))
     done = run(folder, "override", "set", "r", "cap", "--level", "3", "--days", "2", "--reason", "quarter end")
     assert "Route r, override 1: level 3 at most, until " in done.stdout
     held = run(folder, "override", "list", "r").stdout
@@ -233,12 +233,12 @@ def test_an_incident_by_hand_pauses_where_asked(folder: Path) -> None:
 def test_a_person_asks_about_a_run(folder: Path) -> None:
     runs = [made_run(n, random.Random(n), ungoverned="off" if n else None) for n in range(2)]
     write(folder, *(event for request, outcome in runs for event in (request, outcome)))
-    asked = run(folder, "review", "ask", "ep_00000", "--reason", "ticket 812", "--author", "bob")
-    assert asked.stdout == "Run ep_00000 is in the review queue.\n"
+    requested = run(folder, "review", "ask", "ep_00000", "--reason", "ticket 812", "--author", "bob")
+    assert requested.stdout == "Run ep_00000 is in the review queue.\n"
     assert "why       asked for by bob: ticket 812" in run(folder, "review", "next", "--reviewer", "ann").stdout
     for name, wrong in (("ep_00000", "already"), ("ep_00001", "not governed"), ("ep_9", "unknown run 'ep_9'")):
-        found = run(folder, "review", "ask", name, "--reason", "x")
-        assert (found.exit_code, wrong in found.stderr) == (1, True)
+        results = run(folder, "review", "ask", name, "--reason", "x")
+        assert (results.exit_code, wrong in results.stderr) == (1, True)
     assert "an author and a reason" in run(folder, "review", "ask", "ep_00000", "--reason", " ").stderr
 
 
@@ -246,7 +246,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     request, outcome = made_run(0, random.Random(0))
     write(
         folder,
-        *told(folder),
+        *report_of(folder),
         request,
         outcome,
         item(n_reviewers=2),
@@ -276,16 +276,16 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     ],
 )
 def test_a_locked_log_is_told_plainly_and_nothing_is_lost(folder: Path, arguments: tuple[str, ...], again: str) -> None:
-    write(folder, item(), *told(folder))
+    write(folder, item(), *report_of(folder))
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         before = other.execute("SELECT count(*) FROM events").fetchone()
-        found = run(folder, *arguments)
+        results = run(folder, *arguments)
         other.execute("ROLLBACK")
         assert other.execute("SELECT count(*) FROM events").fetchone() == before
-    assert found.exit_code == 2
-    assert "try again" in found.stderr
-    assert again in found.stderr
+    assert results.exit_code == 2
+    assert "try again" in results.stderr
+    assert again in results.stderr
     assert run(folder, *arguments).exit_code == 0
 
 
@@ -293,9 +293,9 @@ def test_a_locked_log_is_told_plainly_and_nothing_is_lost(folder: Path, argument
 def test_one_key_answers_at_a_terminal(folder: Path) -> None:
     write(folder, item(), item("ep_2", shows="full", priority=1.0))
     parent, terminal = pty.openpty()
-    program, told = "from suffice.cli.main import main; main()", str(folder / "suffice.toml")
+    program, report_of = "from suffice.cli.main import main; main()", str(folder / "suffice.toml")
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "review", "next", "--reviewer", "ann", "--config", told],
+        [sys.executable, "-c", program, "review", "next", "--reviewer", "ann", "--config", report_of],
         stdin=terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -44,10 +44,10 @@ url = "sqlite:///{tmp_path}/log.db"
     write_good(tmp_path / "log.db.good", good, secret="ours")
     result = call("--config", config)
     assert (result.exit_code, result.stdout) == (2, "")
-    problem, _, _, said, other, one = result.stderr.splitlines()
+    problem, _, _, output, other, one = result.stderr.splitlines()
     assert problem.startswith("suffice status: store")
-    assert said.startswith(f"{tmp_path}/log.db.good records what was active at 20")
-    assert serves in said
+    assert output.startswith(f"{tmp_path}/log.db.good records what was active at 20")
+    assert serves in output
     assert one == "  r  certified, level 2 of 2, publication 3"
     assert other == "  p  PAUSED by ann: bad\ufffd[2J"
     assert call("--config", config, "--route", "p").stderr.splitlines()[4:] == [other]

@@ -84,9 +84,9 @@ def test_whoever_needs_a_missing_extra_is_told_what_to_type(need: Need, tmp_path
     script = RUN.replace("HIDDEN", repr(need.hidden)).replace("ARGS", repr(need.arguments))
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    said = done.stdout + done.stderr
-    assert done.returncode == need.status, said
+    output = done.stdout + done.stderr
+    assert done.returncode == need.status, output
     for extra in (extra for extra, own in NEEDS.items() if own == need):
-        lines = [line for line in said.splitlines() if how_to_install(extra) in line]
-        assert len(set(lines)) == 1, said
-    assert "Traceback" not in said
+        lines = [line for line in output.splitlines() if how_to_install(extra) in line]
+        assert len(set(lines)) == 1, output
+    assert "Traceback" not in output

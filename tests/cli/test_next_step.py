@@ -18,13 +18,13 @@ from suffice.wiring.startup import warn_of_lost_secret
 
 @click.command()
 @DATA_DIR
-def shown() -> None:
+def show() -> None:
     click.echo(given_data_dir() or "none")
 
 
 @pytest.mark.parametrize(("given", "named"), [(["--data-dir", "there"], "there"), ([], "none")])
 def test_the_next_command_knows_the_data_directory_of_this_one(given: list[str], named: str) -> None:
-    assert CliRunner().invoke(shown, given).output.strip() == named
+    assert CliRunner().invoke(show, given).output.strip() == named
     assert given_data_dir() == "", "outside a command there is none"
 
 

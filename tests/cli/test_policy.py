@@ -56,8 +56,8 @@ class Person:
         return self.says(*words, "--reason", "because", "--author", "ann")
 
     def listed(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads(self.says("list", "--json").output)["routes"][0]
-        return found
+        result: dict[str, object] = json.loads(self.says("list", "--json").output)["routes"][0]
+        return result
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_a_rollout_from_its_proposal_to_full_and_back(person: Person) -> None:
     assert before["serves"] == before["own"]
     assert "has had no rollout" in person.says("show", "math").output
     assert person.decides("propose", "math", BOLDER).exit_code == 0
-    shown = person.says("show", "math").output
-    assert "in shadow, 0% of new units" in shown
-    assert "0 of 400 audits" in shown
+    displayed = person.says("show", "math").output
+    assert "in shadow, 0% of new units" in displayed
+    assert "0 of 400 audits" in displayed
     for word in ("hold", "release", "promote", "promote", "promote", "promote"):
         assert person.decides(word, "math").exit_code == 0, word
     after = person.listed()

@@ -54,16 +54,16 @@ def test_a_person_reads_a_table_with_its_target_and_gets_a_report(tmp_path: Path
 
 def test_a_program_reads_one_object_for_each_set_and_policy_and_nothing_else(tmp_path: Path) -> None:
     result = replay(made(tmp_path), made(tmp_path, "loops.parquet", "rounds"), "--json", *FEW)
-    found = lines(result)
-    assert {line["set"] for line in found} == {"votes", "loops"}
-    for line in found:
+    results = lines(result)
+    assert {line["set"] for line in results} == {"votes", "loops"}
+    for line in results:
         assert list(line)[: len(TYPES)] == list(TYPES)
         for key, kind in TYPES.items():
             assert isinstance(line[key], kind), key
         assert type(line["n_episodes"]) is int
-    names = [line["policy"] for line in found if line["set"] == "votes"]
+    names = [line["policy"] for line in results if line["set"] == "votes"]
     assert names == ["full", "published", "fixed-rounds", "beta", "hindsight", "oracle_agree", "oracle_correct"]
-    frozen = {line["policy"]: line["frozen"] for line in found}
+    frozen = {line["policy"]: line["frozen"] for line in results}
     assert frozen["published"] is True
     assert frozen["hindsight"] is False
     assert not (tmp_path / "replay-report").exists()
@@ -80,17 +80,17 @@ def test_twice_is_the_same_and_a_seed_moves_intervals_alone(tmp_path: Path) -> N
 
 def test_a_policy_of_yours_stands_beside_them(tmp_path: Path) -> None:
     spec = json.dumps({"policy": "beta", "threshold": 0.97})
-    found = lines(replay(made(tmp_path), "--json", *FEW, "--policy", spec, "--policy", "never"))
-    given = {line["policy"]: line for line in found if line["family"] == "given"}
+    results = lines(replay(made(tmp_path), "--json", *FEW, "--policy", spec, "--policy", "never"))
+    given = {line["policy"]: line for line in results if line["family"] == "given"}
     assert given["beta threshold=0.97"]["spec"] == {"policy": "beta", "threshold": 0.97}
-    full = next(line for line in found if line["family"] == "full")
+    full = next(line for line in results if line["family"] == "full")
     assert given["never"]["token_reduction"] == full["token_reduction"] > 0, "decided votes end under every policy"
 
 
 def test_fit_files_are_named_and_nothing_of_the_judged_ones_is_used(tmp_path: Path) -> None:
     made(tmp_path, "votes.parquet", n_runs=240)
-    found = lines(replay(made(tmp_path), "--fit", tmp_path / "votes.parquet", "--json", *FEW))
-    assert {line["n_episodes"] for line in found} == {300}
+    results = lines(replay(made(tmp_path), "--fit", tmp_path / "votes.parquet", "--json", *FEW))
+    assert {line["n_episodes"] for line in results} == {300}
     text = replay(made(tmp_path), "--fit", tmp_path / "votes.parquet", "--no-report", *FEW).stdout
     assert "Fitted on votes.parquet" in text.replace("\n", " ")
 
@@ -109,8 +109,8 @@ def test_probes_cost_what_is_asked(tmp_path: Path) -> None:
     file = made(tmp_path, "chains.parquet", "reasoning")
     costs = []
     for tokens in (0, 50):
-        found = lines(replay(file, "--json", "--policies", "stable-answer", "--probe-tokens", tokens))
-        (line,) = (line for line in found if line["policy"] == "oracle_agree")
+        results = lines(replay(file, "--json", "--policies", "stable-answer", "--probe-tokens", tokens))
+        (line,) = (line for line in results if line["policy"] == "oracle_agree")
         costs.append(line["token_reduction_without_probes"] - line["token_reduction"])
     assert costs[0] == 0
     assert costs[1] > 0
@@ -118,8 +118,8 @@ def test_probes_cost_what_is_asked(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_learned_scores_are_left_out_or_asked_for_by_name(tmp_path: Path) -> None:
-    found = lines(replay(made(tmp_path, n_runs=120), "--json", "--policies", "learned,beta"))
-    assert [line["policy"] for line in found][:3] == ["full", "ours", "published"]
+    results = lines(replay(made(tmp_path, n_runs=120), "--json", "--policies", "learned,beta"))
+    assert [line["policy"] for line in results][:3] == ["full", "ours", "published"]
 
 
 @pytest.mark.parametrize(

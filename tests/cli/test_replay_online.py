@@ -45,9 +45,9 @@ def test_a_person_reads_a_row_a_set_with_what_it_means_and_gets_a_figure(tmp_pat
 
 @pytest.mark.slow
 def test_a_program_reads_one_object_a_set_and_nothing_else(tmp_path: Path) -> None:
-    found = lines(online(OWN, made(tmp_path, kind="rounds", n_runs=30), "--seeds", 2, "--json"))
-    assert [one["set"] for one in found] == ["own_samples", "votes"]
-    for one in found:
+    results = lines(online(OWN, made(tmp_path, kind="rounds", n_runs=30), "--seeds", 2, "--json"))
+    assert [one["set"] for one in results] == ["own_samples", "votes"]
+    for one in results:
         assert {key: type(one[key]) for key in TYPES} == TYPES
         assert one["seeds"] == 2
         assert one["too_small"] is True
@@ -69,10 +69,10 @@ def test_no_report_writes_none(tmp_path: Path) -> None:
 
 def test_the_same_seed_prints_the_same_bytes(tmp_path: Path) -> None:
     file = made(tmp_path, n_runs=60)
-    asked = (file, "--seeds", 1, "--max-em-drop", 0.3, "--json")
-    first = online(*asked)
-    assert first.stdout_bytes == online(*asked).stdout_bytes
-    assert first.stdout_bytes != online(*asked, "--seed", 1).stdout_bytes
+    request = (file, "--seeds", 1, "--max-em-drop", 0.3, "--json")
+    first = online(*request)
+    assert first.stdout_bytes == online(*request).stdout_bytes
+    assert first.stdout_bytes != online(*request, "--seed", 1).stdout_bytes
 
 
 @pytest.mark.slow(keep=1)

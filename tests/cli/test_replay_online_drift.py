@@ -22,15 +22,15 @@ def online(*options: object) -> Result:
     "spec", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06", "mix=largest>series:0.8@0.5"]
 )
 def test_each_drift_tells_alarms_loss_and_recovery(spec: str) -> None:
-    asked = ("--seeds", 1, "--run-time", 10, "--label-delay", "5-20", "--drift", spec)
-    (one,) = lines(online(*asked, "--json"))
+    request = ("--seeds", 1, "--run-time", 10, "--label-delay", "5-20", "--drift", spec)
+    (one,) = lines(online(*request, "--json"))
     assert one["drift"] == spec
     assert one["drift_at"] == (0 if spec.startswith("turns") else one["n_requests"] // 2)
     assert one["loss_above_budget"] == 0, "nothing was ever stopped"
     assert one["false_alarms"] == 0
     assert one["recovery_requests"] == 0
-    told = " ".join(online(*asked, "--no-report").stdout.split())
-    assert "0 points x requests lost above the budget, 0.00 false alarms before it (means)" in told
+    report = " ".join(online(*request, "--no-report").stdout.split())
+    assert "0 points x requests lost above the budget, 0.00 false alarms before it (means)" in report
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def test_lists_of_commands_cut_no_sentence_off() -> None:
     groups = sorted({name.rpartition(" ")[0] for name, _ in leaves()})
     assert len(groups) > 5
     for group in groups:
-        shown = CliRunner().invoke(main, [*group.split(), "--help"]).output
-        assert "..." not in shown.replace("[ARGS]...", ""), shown
+        displayed = CliRunner().invoke(main, [*group.split(), "--help"]).output
+        assert "..." not in displayed.replace("[ARGS]...", ""), displayed
 
 
 def test_an_unknown_command_is_told_with_the_nearest() -> None:

@@ -34,7 +34,7 @@ url = "sqlite:///{database}"
 
 
 def write(log: LogWriter, name: str, *, route: str = "math", gold: str | None = None, **changes: Any) -> None:
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "episode_id": name,
         "route": route,
         "kind": "samples",
@@ -61,8 +61,8 @@ def write(log: LogWriter, name: str, *, route: str = "math", gold: str | None = 
     }
     if changes.get("stopped"):
         happened |= {"tokens_saved_estimate": 48, "saved_usd_estimate": changes.get("cost_usd")}
-    log.append(Request(**(asked | {k: v for k, v in changes.items() if k in asked})))
-    log.append(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked})))
+    log.append(Request(**(request | {k: v for k, v in changes.items() if k in request})))
+    log.append(Outcome(**(happened | {k: v for k, v in changes.items() if k not in request})))
     if gold is not None:
         log.append(FeedbackEvent(Feedback(feedback_id=name, episode_id=name, gold=gold)))
 
@@ -197,10 +197,10 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
     )
     assert "cost                   unknown: no prices are set ([upstreams.NAME.prices])" in other.output
     assert "$" not in other.output
-    told = json.loads(call("--db", log.path, "--route", "math", "--json").output)
-    assert told["money"]["governed_usd"] == pytest.approx(67.5)
-    assert told["measured"]["saved_usd"]["value"] == pytest.approx(22.5)
-    assert told["measured"]["saved_usd"]["n"] == 30
+    report = json.loads(call("--db", log.path, "--route", "math", "--json").output)
+    assert report["money"]["governed_usd"] == pytest.approx(67.5)
+    assert report["measured"]["saved_usd"]["value"] == pytest.approx(22.5)
+    assert report["measured"]["saved_usd"]["n"] == 30
 
 
 def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("answers", "read", "is_told"),
+    ("answers", "read", "is_notified"),
     [
         (["4", "4", "5", "4", None], "4 of 5", False),
         (["4", None, "5", "4", None], "3 of 5", True),
@@ -232,7 +232,7 @@ def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
     ],
 )
 def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
-    tmp_path: Path, answers: list[str | type[Exception] | None], read: str, is_told: bool
+    tmp_path: Path, answers: list[str | type[Exception] | None], read: str, is_notified: bool
 ) -> None:
     log = LogWriter(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     write(log, "first", **thought(*answers[:2]))
@@ -241,9 +241,9 @@ def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
     log.close()
     (line,) = [line for line in call("--db", log.path).output.splitlines() if "trial answers read" in line]
     assert line[25:].split(",")[0] == read
-    assert ("fewer than 80%" in line) == ("answer_prefix" in line) == is_told
-    told = json.loads(call("--db", log.path, "--json").output)
-    assert f"{told['n_trials_read']} of {told['n_trials']}" == read
+    assert ("fewer than 80%" in line) == ("answer_prefix" in line) == is_notified
+    report = json.loads(call("--db", log.path, "--json").output)
+    assert f"{report['n_trials_read']} of {report['n_trials']}" == read
 
 
 def test_where_no_probe_was_answered_no_trial_answers_are_counted(database: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_terminal_gets_a_table(database: Path) -> None:
         [sys.executable, "-c", code, "--all", "--db", str(database), "--route", "math"],
         stdout=theirs,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
-    ) as shown:
+    ) as displayed:
         os.close(theirs)
         output = b""
         try:
@@ -269,7 +269,7 @@ def test_a_terminal_gets_a_table(database: Path) -> None:
         except OSError:  # Linux reports the closed far end of a terminal as an error
             pass
     os.close(ours)
-    assert shown.returncode == 0
+    assert displayed.returncode == 0
     text = output.decode()
     assert "│" in text
     assert "UNCERTIFIED" in text
@@ -342,9 +342,9 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
     held = RouteDeployment(
         epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made
     )
-    said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
-    assert said["next level"] == "none: people's ratings allow no higher one yet"
-    assert said["evidence"].endswith("stopped runs are rated worse")
+    reported = dict(phase_lines(phase_of(held), per_s=None, acts=True))
+    assert reported["next level"] == "none: people's ratings allow no higher one yet"
+    assert reported["evidence"].endswith("stopped runs are rated worse")
 
 
 def test_a_control_loop_that_has_decided_nothing_yet_is_seen_to_run(tmp_path: Path) -> None:
@@ -382,9 +382,9 @@ def test_a_route_has_three_lines_that_say_what_it_does_what_that_saves_and_what_
     assert ", EM drop 0.00 (" in effect
     assert effect.endswith(" of 2 points")
     assert step.startswith("  next: ")
-    told = json.loads(call("--db", database, "--json", "--route", "math").output)
-    assert now.startswith(f"math  {told['summary']['now']}")
-    assert effect.strip() == told["summary"]["effect"]
+    report = json.loads(call("--db", database, "--json", "--route", "math").output)
+    assert now.startswith(f"math  {report['summary']['now']}")
+    assert effect.strip() == report["summary"]["effect"]
 
 
 def many(folder: Path, n: int) -> Path:
@@ -406,10 +406,10 @@ def test_beyond_twenty_routes_each_has_one_line_and_the_worst_comes_first(tmp_pa
 
 
 def test_three_lines_fit_a_narrow_terminal_and_have_no_colour_if_nobody_wants_one(database: Path) -> None:
-    shown = at_terminal(["--db", str(database), "--route", "math"], NO_COLOR="1")
-    assert "\x1b" not in shown
-    assert all(len(line.rstrip()) <= 80 for line in shown.splitlines())
-    assert len(shown.splitlines()) == 3
+    displayed = at_terminal(["--db", str(database), "--route", "math"], NO_COLOR="1")
+    assert "\x1b" not in displayed
+    assert all(len(line.rstrip()) <= 80 for line in displayed.splitlines())
+    assert len(displayed.splitlines()) == 3
     assert "\x1b[31m" in at_terminal(["--db", str(database), "--route", "math"])
 
 
@@ -491,10 +491,10 @@ def test_watching_shows_again_only_what_changed(
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         status_output.watch_statuses(None, database, None, as_json=False, shows_all=False)
-    shown = capsys.readouterr().out.split("--- ")[1:]
-    assert len(shown) == 2
-    assert "other  observes" not in shown[0]
-    assert "other  observes" in shown[1]
+    displayed = capsys.readouterr().out.split("--- ")[1:]
+    assert len(displayed) == 2
+    assert "other  observes" not in displayed[0]
+    assert "other  observes" in displayed[1]
 
 
 def test_a_live_view_at_a_terminal_has_its_width_and_colours_and_is_drawn_in_place(database: Path) -> None:
@@ -503,7 +503,7 @@ def test_a_live_view_at_a_terminal_has_its_width_and_colours_and_is_drawn_in_pla
         "def sleep(s): raise KeyboardInterrupt\n"
         "time.sleep = sleep; status()"
     )
-    shown = at_terminal(["--watch", "--db", str(database), "--route", "math"], code=code)
-    assert "\x1b[31m" in shown
-    assert "\x1b[2J" in shown, "the screen is cleared"
-    assert all(len(line.rstrip()) <= 100 for line in shown.splitlines())
+    displayed = at_terminal(["--watch", "--db", str(database), "--route", "math"], code=code)
+    assert "\x1b[31m" in displayed
+    assert "\x1b[2J" in displayed, "the screen is cleared"
+    assert all(len(line.rstrip()) <= 100 for line in displayed.splitlines())

@@ -57,17 +57,17 @@ def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_pa
     first, second = (tune(votes, *QUICK, "--policies", "beta,esc", "--json") for _ in range(2))
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
-    found: dict[str, Any] = json.loads(first.stdout)
-    assert found["set"] == "votes"
-    assert found["max_em_drop"] == 0.03
-    assert len(found["folds"]) == 5
-    assert sum(found["winners"].values()) == 5
-    seen, unseen = (found["optimism"][f"token_reduction_{where}"]["value"] for where in ("in_search", "unseen"))
-    assert found["optimism"]["token_reduction"]["value"] == pytest.approx(seen - unseen)
-    low, high = found["optimism"]["em_drop"]["interval"]
-    assert low <= found["optimism"]["em_drop"]["value"] <= high
-    assert found["policy"] == found["proposal"]
-    assert found["written"] == []
+    results: dict[str, Any] = json.loads(first.stdout)
+    assert results["set"] == "votes"
+    assert results["max_em_drop"] == 0.03
+    assert len(results["folds"]) == 5
+    assert sum(results["winners"].values()) == 5
+    seen, unseen = (results["optimism"][f"token_reduction_{where}"]["value"] for where in ("in_search", "unseen"))
+    assert results["optimism"]["token_reduction"]["value"] == pytest.approx(seen - unseen)
+    low, high = results["optimism"]["em_drop"]["interval"]
+    assert low <= results["optimism"]["em_drop"]["value"] <= high
+    assert results["policy"] == results["proposal"]
+    assert results["written"] == []
     written = json.loads(tune(votes, *QUICK, "--policies", "beta", "--json", "--out", tmp_path / "new").stdout)
     assert written["written"] == [str(tmp_path / "new" / "policy.toml")]
 
@@ -82,7 +82,7 @@ def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pyt
 def test_what_cannot_be_tuned_is_said_in_one_line_with_exit_code_2(votes: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.parquet"
     Synthetic(kind="rounds", n_runs=6, n_questions=2, seed=0).write(other)
-    for options, said in (
+    for options, reported in (
         ((tmp_path / "none.parquet",), "none.parquet"),
         ((votes, other), "the files hold 2 sets (votes, other); a policy is tuned for one at a time"),
         ((votes, "--policies", "deer"), "policies: got 'deer'; for samples: learned, fixed-budget"),
@@ -93,7 +93,7 @@ def test_what_cannot_be_tuned_is_said_in_one_line_with_exit_code_2(votes: Path, 
         assert result.exit_code == 2, result.output
         assert result.stdout == ""
         assert result.stderr.startswith("suffice tune: ")
-        assert said in result.stderr
+        assert reported in result.stderr
         assert result.stderr.count("\n") == 1
     for option, value in (("--trials", 0), ("--max-em-drop", 2), ("--seed", -1), ("--time-limit", 0)):
         assert tune(votes, option, value).exit_code == 2

@@ -115,8 +115,8 @@ async def test_every_way_to_finish_gives_an_answer_and_one_outcome(
     assert n_stopped >= 1
     episodes = list(read_episodes(tmp_path / "log.db"))
     assert len(episodes) == len(QUESTIONS)
-    for found in episodes:
-        outcome = found.episode.outcome
+    for result in episodes:
+        outcome = result.episode.outcome
         assert outcome.usage is not None
         assert outcome.end_reason == ("stopped" if outcome.stopped else "done")
         assert outcome.finish_method in (None, method)

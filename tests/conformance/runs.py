@@ -69,5 +69,5 @@ def decisions(policy: Policy, steps: Sequence[Step], kind: Kind) -> list[Decisio
 
 def first_stop(policy: Policy, steps: Sequence[Step], kind: Kind) -> tuple[int, StopReason | None] | None:
     """The step of the first stop, and why; None: the run goes to its end."""
-    said = decisions(policy, steps, kind)
-    return next(((at, d.stop_reason) for at, d in enumerate(said, 1) if d.stop), None)
+    output = decisions(policy, steps, kind)
+    return next(((at, d.stop_reason) for at, d in enumerate(output, 1) if d.stop), None)

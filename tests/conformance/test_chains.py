@@ -22,16 +22,16 @@ Verdict = str | None
 
 def compare(policy: Policy, rule: Callable[[list[Step]], Verdict]) -> Sequence[tuple[int, str | None] | None]:
     """Assert that both stop every run at the same step for the same reason; return where."""
-    found = []
+    result = []
     for seed in SEEDS:
         steps = chain(seed)
         verdicts = ((n, rule(steps[:n])) for n in range(1, len(steps) + 1))
         expected = next(((n, reason) for n, reason in verdicts if reason), None)
-        found.append(first_stop(policy, steps, "reasoning"))
-        assert found[-1] == expected, f"run {seed}"
-    assert len(found) >= 200
-    assert len(set(found)) > 5  # the runs tell stops at many places apart
-    return found
+        result.append(first_stop(policy, steps, "reasoning"))
+        assert result[-1] == expected, f"run {seed}"
+    assert len(result) >= 200
+    assert len(set(result)) > 5  # the runs tell stops at many places apart
+    return result
 
 
 def geometric(step: Step) -> float:
@@ -100,8 +100,8 @@ def test_code_stop_has_a_rising_bar_and_gives_up_on_a_degenerating_run(give_up: 
             score += (math.log(tokens[-1] / tokens[i]) + 1) * low
         return "hopeless" if score >= give_up else None
 
-    found = compare(build_policy({"policy": "code-stop", "give_up": give_up}), rule)
-    assert {stop and stop[1] for stop in found} >= {"suffices", "hopeless"}
+    result = compare(build_policy({"policy": "code-stop", "give_up": give_up}), rule)
+    assert {stop and stop[1] for stop in result} >= {"suffices", "hopeless"}
 
 
 @pytest.mark.slow(keep=1)
@@ -182,7 +182,7 @@ def test_think_brake_asks_for_a_small_margin_to_the_end_of_thought() -> None:
 
 
 def test_the_redundancy_detector_counts_words_that_the_run_had() -> None:
-    policy, found = build_policy({"policy": "redundant", "threshold": 0.6}), set()
+    policy, result = build_policy({"policy": "redundant", "threshold": 0.6}), set()
     for seed in SEEDS:
         rng = random.Random(seed)
         texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=5)) for _ in range(20)]
@@ -192,14 +192,14 @@ def test_the_redundancy_detector_counts_words_that_the_run_had() -> None:
         shares = [sum(word in " ".join(texts[:n]) for word in text.split()) / 5 for n, text in enumerate(texts)]
         expected = next(((n, "suffices") for n, share in enumerate(shares, 1) if share >= 0.6), None)
         assert first_stop(policy, steps, "reasoning") == expected
-        found.add(expected)
-    assert len(found) > 5
+        result.add(expected)
+    assert len(result) > 5
 
 
 def test_a_text_rule_looks_for_its_pattern_in_the_last_step() -> None:
     def rule(steps: list[Step]) -> Verdict:
-        found = re.search(r"\bso it|two", steps[-1].text, re.IGNORECASE)
-        return "suffices" if steps[-1].answer is not None and found else None
+        result = re.search(r"\bso it|two", steps[-1].text, re.IGNORECASE)
+        return "suffices" if steps[-1].answer is not None and result else None
 
     compare(build_policy({"policy": "text-rule", "pattern": r"\bso it|two"}), rule)
 

@@ -27,11 +27,11 @@ def stops(policy: Policy, seeds: Sequence[int] = SEEDS) -> list[int]:
 
 def by_definition(stop_now: Callable[[list[str | None]], bool], seeds: Sequence[int] = SEEDS) -> list[int]:
     """Where a rule that is written down over the answers so far would stop each run with gaps."""
-    found = []
+    result = []
     for seed in seeds:
         answers = with_gaps(votes(seed), seed)
-        found.append(next((n for n in range(1, len(answers) + 1) if stop_now(answers[:n])), 0))
-    return found
+        result.append(next((n for n in range(1, len(answers) + 1) if stop_now(answers[:n])), 0))
+    return result
 
 
 def with_gaps_stops(policy: Policy, seeds: Sequence[int] = SEEDS) -> list[int]:
@@ -82,9 +82,9 @@ def test_esc_stops_at_the_end_of_the_first_unanimous_window(window: int) -> None
         last = answers[-window:]
         return len(answers) % window == 0 and len(set(last)) == 1 and last[0] is not None
 
-    found = by_definition(stop)
-    assert with_gaps_stops(build_policy({"policy": "esc", "window": window})) == found
-    assert len(set(found)) > 2
+    result = by_definition(stop)
+    assert with_gaps_stops(build_policy({"policy": "esc", "window": window})) == result
+    assert len(set(result)) > 2
 
 
 def test_sliding_windows_may_begin_anywhere() -> None:
@@ -115,9 +115,9 @@ def test_sprt_is_walds_test_on_the_two_leading_answers(spec: dict[str, float]) -
                 expected = n, "budget"
             if expected:
                 break
-        found = first_stop(build_policy({"policy": "sprt", **spec}), sampled(answers), "samples")
-        assert found == expected
-        reasons.add(found and found[1])
+        result = first_stop(build_policy({"policy": "sprt", **spec}), sampled(answers), "samples")
+        assert result == expected
+        reasons.add(result and result[1])
     assert "suffices" in reasons
     assert ("budget" in reasons) == bool(spec)
 
@@ -212,13 +212,13 @@ def test_the_bayesian_stop_is_made_where_that_posterior_reaches_the_threshold() 
 
     shapes = [[weight * p for p in shape] for weight, shape in weighted]
     policy = build_policy({"policy": "bayes", "shapes": shapes, "threshold": 0.9})
-    found, expected = [], []
+    result, expected = [], []
     for seed in SEEDS:
         answers = with_gaps(votes(seed, 10), seed)
-        found.append((first_stop(policy, sampled(answers), "samples") or (0, None))[0])
+        result.append((first_stop(policy, sampled(answers), "samples") or (0, None))[0])
         expected.append(next((n for n in range(1, 11) if stop(answers[:n])), 0))
-    assert found == expected
-    assert len(set(found)) > 3
+    assert result == expected
+    assert len(set(result)) > 3
 
 
 # ---- confidence momentum -------------------------------------------------------------------------
@@ -247,6 +247,6 @@ def test_momentum_waits_for_a_smoothed_lead_that_does_not_fall(dial: float) -> N
         return smoothed[-1] >= bar and change >= -slack
 
     seeds = SEEDS[:200]
-    found = by_definition(stop, seeds)
-    assert with_gaps_stops(build_policy({"policy": "momentum", "dial": dial}), seeds) == found
-    assert len(set(found)) > 3
+    result = by_definition(stop, seeds)
+    assert with_gaps_stops(build_policy({"policy": "momentum", "dial": dial}), seeds) == result
+    assert len(set(result)) > 3

@@ -291,8 +291,8 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
         ends = begins + rng.random() * 0.05
         events += [(begins, request), (ends, outcome)]
         if rng.random() < 0.5:
-            said = Feedback(feedback_id=f"f-{episode}", episode_id=episode, gold=rng.choice("45"), source="user")
-            events.append((ends + rng.random(), FeedbackEvent(said)))
+            output = Feedback(feedback_id=f"f-{episode}", episode_id=episode, gold=rng.choice("45"), source="user")
+            events.append((ends + rng.random(), FeedbackEvent(output)))
         if mode == "enforce" and ungoverned is None and known:
             truth.spent += delivered + probe + discarded
             truth.saved += saved if is_estimated or not stopped else 0

@@ -147,8 +147,10 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
             log.execute("COMMIT")
             assert not verify_chain(log).ok, "nobody may erase in silence"
             log.execute("BEGIN IMMEDIATE")
-        told = Erasure(erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,))
-        appender.add(to_row(told), 3.0)
+        report = Erasure(
+            erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,)
+        )
+        appender.add(to_row(report), 3.0)
         log.execute("COMMIT")
         assert verify_chain(log).ok
 
@@ -156,9 +158,9 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
 def test_words_of_a_chained_kind_stand_in_parts_that_the_chain_digests_apart() -> None:
     wrong = [
         (kind, words)
-        for kind, found in WORDS.items()
+        for kind, result in WORDS.items()
         if is_chained(kind)
-        for words in found
+        for words in result
         if words.part not in CHAINED_PARTS
     ]
     assert not wrong
@@ -203,13 +205,13 @@ def test_equal_answers_of_a_run_keep_equal_names_and_no_answer_stays_none() -> N
             }
         }
     )
-    found = json.loads(without("outcome", body, ("answers",)))["outcome"]
-    assert found["answer"] == found["vote"][0][0] == found["steps"][2]["answer"]
-    assert found["would_answer"] == found["steps"][0]["answer"] != found["answer"]
-    assert len({found["answer"], found["would_answer"], found["vote"][1][0]}) == 3
-    assert found["finish_answer"] is None
-    assert found["steps"][1] == {"answer": None, "tokens": 2}
-    assert not [text for text in ("408", "407") if text in json.dumps(found)]
+    result = json.loads(without("outcome", body, ("answers",)))["outcome"]
+    assert result["answer"] == result["vote"][0][0] == result["steps"][2]["answer"]
+    assert result["would_answer"] == result["steps"][0]["answer"] != result["answer"]
+    assert len({result["answer"], result["would_answer"], result["vote"][1][0]}) == 3
+    assert result["finish_answer"] is None
+    assert result["steps"][1] == {"answer": None, "tokens": 2}
+    assert not [text for text in ("408", "407") if text in json.dumps(result)]
 
 
 def test_the_page_on_events_names_what_is_not_chained() -> None:

@@ -137,8 +137,8 @@ async def assert_accounted(g: Served, answer: Answer, way: Way, *, in_flight: in
     await g.fake.idle()
     assert outcome.usage is not None
     usage, more = outcome.usage, outcome.overhead
-    told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
-    assert 0 <= g.fake.total_completion_tokens - told <= in_flight
+    report = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
+    assert 0 <= g.fake.total_completion_tokens - report <= in_flight
     missed = usage.prompt_tokens + more.extra_prompt_tokens - g.fake.total_prompt_tokens
     assert abs(missed) <= (0 if way.counted else ASK_TOKENS)
     main = next(c for c in outcome.calls if c.purpose == "main")
@@ -193,8 +193,8 @@ async def test_a_stop_reads_as_the_thought_so_far_and_its_answer(
             assert thought != "".join(text for text, _ in STEPS)
             assert g.fake.completions[0].thought_ended_by == "control"
             # An engine that can be told so ends no thought after the gateway has turned to another way.
-            told = [call.body.get("within_s") for call in g.fake.calls if call.path.endswith("/control")]
-            assert told == [5.0 if way.driver == "vllm" else None]
+            report = [call.body.get("within_s") for call in g.fake.calls if call.path.endswith("/control")]
+            assert report == [5.0 if way.driver == "vllm" else None]
         else:
             await assert_accounted(g, answer, way)
 

@@ -86,9 +86,9 @@ def test_nothing_is_read_that_was_not_asked_for(name: str, data: st.DataObject) 
     policy, seen, other = data.draw(policies(name)), data.draw(signals()), data.draw(signals())
     watched = Watched(seen)
     policy.decide(cast("Signals", watched))
-    asked = set(fields_of(policy.needs))
-    assert watched.read <= {*ALWAYS_FILLED, *asked, "values"}  # `values` has the fields of other packages, too
-    hidden = set(OPTIONAL) - set(ALWAYS_FILLED) - asked
+    request = set(fields_of(policy.needs))
+    assert watched.read <= {*ALWAYS_FILLED, *request, "values"}  # `values` has the fields of other packages, too
+    hidden = set(OPTIONAL) - set(ALWAYS_FILLED) - request
     unknown = with_values(seen, dict.fromkeys(hidden))
     arbitrary = with_values(seen, {field: getattr(other, field) for field in hidden})
     assert repr(policy.decide(unknown)) == repr(policy.decide(seen)) == repr(policy.decide(arbitrary))

@@ -183,8 +183,8 @@ def check(made: Made) -> dict[str, tuple[RouteSnapshot, str]]:
             assert saving.value == pytest.approx(truth.saving, abs=1e-9)
             assert "saving" not in text or text["saving"].startswith(f"{saving.value:.1%}")
         route = next(each for each in gw.deployment.routes if each.name == name)
-        told = {one.promise, plain["promise"], text["promise"], gw.deployment.promise_to(route)()}
-        assert told == {one.promise}, (name, told)
+        payload = {one.promise, plain["promise"], text["promise"], gw.deployment.promise_to(route)()}
+        assert payload == {one.promise}, (name, payload)
         states = re.findall(rf'suffice_promise_state{{route="{name}",state="(\w+)"}} 1.0', gauges)
         assert {one.promise_state, *states} == {one.promise_state}
         guarantee = gw.deployment.guarantee_of(route)()
@@ -201,9 +201,9 @@ def assert_one_effect(
     one: RouteSnapshot, figures: PeriodFigures, text: dict[str, str], plain: dict[str, Any], gauges: str, truth: Truth
 ) -> None:
     """Saving and EM drop of a route: of its status in every form, of the console over the whole log, and of a gauge."""
-    measured, name, shown = one.report.measured, one.report.route, summarize(one).effect
+    measured, name, displayed = one.report.measured, one.report.route, summarize(one).effect
     assert (figures.saving is None, figures.em_drop is None) == (measured.saving is None, measured.em_drop is None)
-    assert plain["summary"]["effect"] == shown
+    assert plain["summary"]["effect"] == displayed
     drop = re.search(rf'suffice_em_drop_ratio{{route="{name}"}} (\S+)', gauges)
     assert (drop is None) == (measured.em_drop is None)
     if measured.em_drop is not None and figures.em_drop is not None and drop is not None:
@@ -214,14 +214,14 @@ def assert_one_effect(
             f"{100 * measured.em_drop.value:+.1f}"
         )
         if measured.saving is not None:
-            assert f"EM drop {format_points(measured.em_drop.value).partition(' ')[0].lstrip('+')} (" in shown
+            assert f"EM drop {format_points(measured.em_drop.value).partition(' ')[0].lstrip('+')} (" in displayed
     if measured.saving is None or figures.saving is None or measured.saved_tokens is None:
         return
     assert figures.saving.value == pytest.approx(measured.saving.value, abs=1e-9)
     parts = (measured.saved_tokens.value, measured.saved_certified_tokens)
     assert [*parts] == [truth.saved, truth.certified]
     assert (figures.saved_tokens, figures.saved_certified_tokens) == pytest.approx(parts)
-    assert f"tokens saved {format_percent(measured.saving.value)}" in shown
+    assert f"tokens saved {format_percent(measured.saving.value)}" in displayed
     saved = {
         certified: float(value)
         for certified, value in re.findall(rf'suffice_saved_tokens{{certified="(\w+)",route="{name}"}} (\S+)', gauges)
@@ -230,7 +230,7 @@ def assert_one_effect(
     assert saved["yes"] == pytest.approx(parts[1])
     uncertified = 1 - (parts[1] or 0.0) / parts[0] if parts[0] > 0 else 0.0
     if uncertified > 0.01:
-        assert "uncertified" in shown.lower() or one.promise_state == "uncertified", (
+        assert "uncertified" in displayed.lower() or one.promise_state == "uncertified", (
             "a saving that nobody certified says so"
         )
 
@@ -249,13 +249,17 @@ def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whol
     """The month holds the whole log, so its figures are those of the whole log, and so is its sentence."""
     known = {name: one for name, one in pages.items() if one.sums.n_requests}
     assert {one.name for one in report.routes} == known.keys()
-    for shown, figures in [
+    for displayed, figures in [
         *((one.figures, known[one.name]) for one in report.routes),
         (report.history.total, whole.total),
     ]:
-        assert shown.sums == figures.sums
-        assert (shown.saving, shown.em_drop, shown.would_save) == (figures.saving, figures.em_drop, figures.would_save)
-        assert (shown.saved_tokens, shown.saved_certified_tokens) == (
+        assert displayed.sums == figures.sums
+        assert (displayed.saving, displayed.em_drop, displayed.would_save) == (
+            figures.saving,
+            figures.em_drop,
+            figures.would_save,
+        )
+        assert (displayed.saved_tokens, displayed.saved_certified_tokens) == (
             figures.saved_tokens,
             figures.saved_certified_tokens,
         )
@@ -319,12 +323,12 @@ def test_every_surface_of_a_generated_log_shows_the_same_saving_and_promise_and_
         sum_up(made, 7)
         before = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
         sum_up(made, 10_000)
-        shown = check(made)
-        for name, (one, _) in shown.items():
+        displayed = check(made)
+        for name, (one, _) in displayed.items():
             assert before[name].promise == one.promise
             assert before[name].report == one.report, "with rows that nobody has summed up it is the same"
         if number % SHOWN_EVERY == 0:
-            check_pages(made, {name: one for name, (one, _) in shown.items()})
+            check_pages(made, {name: one for name, (one, _) in displayed.items()})
 
 
 def check_pages(made: Made, statuses: dict[str, RouteSnapshot]) -> None:
@@ -354,9 +358,9 @@ def check_pages(made: Made, statuses: dict[str, RouteSnapshot]) -> None:
                     assert monthly[name]["figures"][figure] == plain[name]["figures"][figure], figure
             drop = one.report.measured.em_drop
             if saving is not None:
-                shown = f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}")
-                assert shown in page
-                assert shown in printed_month
+                displayed = f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}")
+                assert displayed in page
+                assert displayed in printed_month
             if drop is not None:
                 assert f"{100 * drop.value:.2f}".replace("-", "\N{MINUS SIGN}") in printed_month
 

@@ -69,10 +69,10 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         page = visitor.get("/console?days=all").text
         assert f"{total.n_requests:,} requests" in page
         assert "cold start" in page
-        told = visitor.get("/api/alerts").json["lines"]
-        assert {one["kind"] for one in told} == {"kill_switch", "incident", "rollback"}
-        assert {one["kind"] for one in told if one["over"] is None} == {"incident"}, "one incident waits for a person"
-        assert all(len(one["taken"]) == 2 for one in told if one["at_s"] < now_s - DAY_S), "both sinks took them"
+        report = visitor.get("/api/alerts").json["lines"]
+        assert {one["kind"] for one in report} == {"kill_switch", "incident", "rollback"}
+        assert {one["kind"] for one in report if one["over"] is None} == {"incident"}, "one incident waits for a person"
+        assert all(len(one["taken"]) == 2 for one in report if one["at_s"] < now_s - DAY_S), "both sinks took them"
         assert len(visitor.get("/api/incidents").json["open"]) == len(visitor.get("/api/incidents").json["closed"]) == 1
         form = {"csrf": visitor.token(), "back": "/console/review"}
         assert visitor.post("/console/review/next", form).status == 303
@@ -186,14 +186,16 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
         page = visitor.get("/console/policies").text
         for move in (*hasty.moves, *sober.moves):
             assert move.reason in page, "each step with what it stood on"
-        shown, numbers = (visitor.get(f"/{door}/experiments/result?name=brisk") for door in ("console", "api"))
+        displayed, numbers = (
+            visitor.get(f"/{endpoint}/experiments/result?name=brisk") for endpoint in ("console", "api")
+        )
         for one in numbers.json["result"]["arms"][0]["comparisons"]:
-            assert format_difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
+            assert format_difference(one["effect"], one["metric"]) in displayed.text, "in the metric's own unit"
             for part in one["classes"]:
-                assert format_difference(part["between"]["low"], one["metric"]) in shown.text, "and by class"
-        told = {one["route"]: one["activated"] for one in visitor.get("/api/policies").json["routes"]}
-        assert told["quiz"] == (sober.state.candidate if sober.serves_all else "")
-        assert told["research"] == ""
+                assert format_difference(part["between"]["low"], one["metric"]) in displayed.text, "and by class"
+        report = {one["route"]: one["activated"] for one in visitor.get("/api/policies").json["routes"]}
+        assert report["quiz"] == (sober.state.candidate if sober.serves_all else "")
+        assert report["research"] == ""
         assert "its owner decides" in visitor.get("/console/routes").text
         page = visitor.get("/console/changes?kind=experiment_started").text
         assert "patience, run 1: five 50%, six 50% on quiz, 100% of layer quiz; tokens decides" in page

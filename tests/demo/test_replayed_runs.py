@@ -45,16 +45,16 @@ def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_to
 
 def test_a_run_that_is_never_stopped_costs_the_full_run_and_gives_its_answer() -> None:
     """Probes that an audit paid for are charged on top."""
-    found = replay_run(episode("reasoning", ["a", "b"], probe_tokens=2), NEVER)
-    assert found is not None
-    assert (found.stop_step, found.answer, found.tokens, found.full_tokens) == (None, "final", 27, 23)
+    result = replay_run(episode("reasoning", ["a", "b"], probe_tokens=2), NEVER)
+    assert result is not None
+    assert (result.stop_step, result.answer, result.tokens, result.full_tokens) == (None, "final", 27, 23)
 
 
 def test_a_stopped_thought_still_pays_for_its_answer_and_its_probes() -> None:
     """Two steps of ten, three tokens of answer, two probes of two."""
-    found = replay_run(episode("reasoning", ["a", "a", "a", "a"], probe_tokens=2), STABLE)
-    assert found is not None
-    assert (found.stop_step, found.answer, found.tokens) == (2, "a", 20 + 3 + 4)
+    result = replay_run(episode("reasoning", ["a", "a", "a", "a"], probe_tokens=2), STABLE)
+    assert result is not None
+    assert (result.stop_step, result.answer, result.tokens) == (2, "a", 20 + 3 + 4)
 
 
 def test_a_stop_inside_a_wave_is_charged_the_whole_wave() -> None:
@@ -68,9 +68,9 @@ def test_a_stop_inside_a_wave_is_charged_the_whole_wave() -> None:
 
 def test_a_policy_that_is_sure_at_the_last_sample_has_stopped_nothing() -> None:
     """There is nothing left to save, live or in replay."""
-    found = replay_run(episode("samples", ["a"] * 4), BETA, wave=4)
-    assert found is not None
-    assert found.stop_step is None
+    result = replay_run(episode("samples", ["a"] * 4), BETA, wave=4)
+    assert result is not None
+    assert result.stop_step is None
 
 
 def test_a_run_without_a_natural_end_stands_for_nothing() -> None:
@@ -136,6 +136,6 @@ def test_a_run_in_the_log_is_stopped_where_it_would_have_been_stopped_live(
         decision = policy.decide(signals)
         ledger.record_step(step, signals, decision)
         stopped = step.index if stopped is None and decision.action == "stop" else stopped
-    found = replay_run(Episode(request=request, outcome=replace(empty.outcome, steps=tuple(ledger.steps))), policy)
-    assert found is not None
-    assert found.stop_step == stopped
+    result = replay_run(Episode(request=request, outcome=replace(empty.outcome, steps=tuple(ledger.steps))), policy)
+    assert result is not None
+    assert result.stop_step == stopped

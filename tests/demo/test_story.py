@@ -86,7 +86,7 @@ class Notes:
         self.seen.append(now)
 
 
-async def told(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, Notes]:
+async def report_of(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, Notes]:
     notes = Notes()
     pool = [replace(one, gold="it is four") for one in POOL]
     async with FakeUpstream(model) as fake:
@@ -101,7 +101,7 @@ def of(report: DemoReport, period: story.Period) -> list[CourseRun]:
 @pytest.mark.slow
 async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_model_changes(tmp_path: Path) -> None:
     """Eight samples that agree: stopping cannot lose, is certified, acts, and ends with the first answer of another."""
-    report, notes = await told(tmp_path, Model(["four"]), PLAN)
+    report, notes = await report_of(tmp_path, Model(["four"]), PLAN)
     assert not report.errors
     assert report.certified is not None
     assert report.certified.level > 0
@@ -127,7 +127,7 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert story.n_reconciled(report.runs) == len(report.runs)
     # What is seen on the way is the same story: it stands in the sentences, in order.
     order = [
-        next(n for n, said in enumerate(notes.said) if word in said)
+        next(n for n, output in enumerate(notes.said) if word in output)
         for word in ("measured on 20 full runs", "smallest budget", "certified:", "the swap", "alarm, change")
     ]
     assert order == sorted(order)
@@ -140,8 +140,8 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     console = Console(file=page, width=80)
     with followed(console) as screen:
         assert isinstance(screen, LineScreen)
-        for said, now in zip(notes.said, notes.seen, strict=False):
-            screen.say(said)
+        for output, now in zip(notes.said, notes.seen, strict=False):
+            screen.say(output)
             screen.look(now)
     figures = show.print_story(console, report)
     assert all(line.isprintable() for line in page.getvalue().splitlines())
@@ -169,7 +169,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
 async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_claimed(tmp_path: Path) -> None:
     """Votes for a wrong answer come first and the majority for the right one later: each early stop is wrong."""
     plan = replace(PLAN, certify_s=1e-9, patience=1.0)  # the largest budget
-    report, notes = await told(tmp_path, Model(["five"] * 4 + ["four"] * 5), replace(plan, n_samples=9))
+    report, notes = await report_of(tmp_path, Model(["five"] * 4 + ["four"] * 5), replace(plan, n_samples=9))
     assert report.budget.max_em_drop == BUDGETS[-1]
     assert report.certified is None
     assert not any(run.episode.outcome.stopped for run in report.runs)
@@ -205,10 +205,10 @@ def test_a_saving_counts_whole_waves_and_pairs_answers() -> None:
     through = _run(2, "observed", 40, correct=True)
     none = replace(through.episode.outcome, stop_step=None)
     through = replace(through, episode=replace(through.episode, outcome=none))
-    found = story.first_saving([stopped, through])
-    assert found.saved == pytest.approx(20 / 80)
-    assert (found.n, found.n_stops, found.n_lost, found.n_gained) == (2, 1, 1, 0)
-    assert found.em_change == -0.5
+    result = story.first_saving([stopped, through])
+    assert result.saved == pytest.approx(20 / 80)
+    assert (result.n, result.n_stops, result.n_lost, result.n_gained) == (2, 1, 1, 0)
+    assert result.em_change == -0.5
 
 
 def _run(number: int, period: story.Period, tokens: int, *, correct: bool, **changes: object) -> CourseRun:
@@ -227,22 +227,22 @@ def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
     full = [_run(n, "proving", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]  # mean 100, EM 0.75
     under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]  # EM 0.5
     after = [_run(n, "swapped", 90, correct=True) for n in range(5)]  # in full: by chance shorter
-    found = story.all_figures([*full, *under, *after], sure=True)
-    assert found["proving"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
-    assert found["certified"].saved == pytest.approx(0.4)
-    assert found["certified"].em_change == pytest.approx(-0.25)
-    interval = found["certified"].saved_interval
+    result = story.all_figures([*full, *under, *after], sure=True)
+    assert result["proving"].saved is result["swapped"].saved is None, "no saving is claimed of runs in full"
+    assert result["certified"].saved == pytest.approx(0.4)
+    assert result["certified"].em_change == pytest.approx(-0.25)
+    interval = result["certified"].saved_interval
     assert interval is not None
     assert interval.low <= 0.4 <= interval.high
 
 
 def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
     """A burst's audits are there by design, and a run that was no audit shows no full run."""
-    lot = {"audit": True, "propensity": 0.1}
+    assignment = {"audit": True, "propensity": 0.1}
     runs = [
-        _run(1, "certified", 9, correct=True, stop_correct=False, **lot),
-        _run(2, "certified", 9, correct=False, stop_correct=True, **lot),
-        _run(3, "certified", 9, correct=True, **lot),
+        _run(1, "certified", 9, correct=True, stop_correct=False, **assignment),
+        _run(2, "certified", 9, correct=False, stop_correct=True, **assignment),
+        _run(3, "certified", 9, correct=True, **assignment),
         _run(4, "certified", 9, correct=True, audit=False, propensity=0.9),
         _run(5, "proving", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
     ]

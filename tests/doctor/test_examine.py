@@ -240,16 +240,18 @@ async def test_a_form_that_is_dropped_after_a_thought_is_found_out_and_not_used(
     names = [f"{form}_{way}" for form in ("json", "tools")]
     async with FakeUpstream(model(drops=(way,)), ServerBehaviour(**GOOD)) as fake, open_session(fake) as session:
         upstream = Upstream(url=fake.url, driver="llama.cpp", finish=(way, "re-ask"))
-        found = {name: await EXPERIMENTS[name][1](session) for name in EXPERIMENTS if name.partition("_")[0] in FIELDS}
-    assert {name for name, one in found.items() if one.verdict == "ignored"} == set(names)
-    assert all(one.verdict == "yes" for name, one in found.items() if name not in names)
+        results = {
+            name: await EXPERIMENTS[name][1](session) for name in EXPERIMENTS if name.partition("_")[0] in FIELDS
+        }
+    assert {name for name, one in results.items() if one.verdict == "ignored"} == set(names)
+    assert all(one.verdict == "yes" for name, one in results.items() if name not in names)
     findings = Findings(
         examination_id="e",
         upstream="up",
         url_key="k",
         model="m",
         at_s=0.0,
-        findings=tuple(Finding(experiment=name, verdict=one.verdict, evidence="") for name, one in found.items()),
+        findings=tuple(Finding(experiment=name, verdict=one.verdict, evidence="") for name, one in results.items()),
     )
     for fields in FIELDS.values():
         assert finish_methods(upstream, fields) == (way, "re-ask")
@@ -296,8 +298,10 @@ async def test_a_message_is_continued_behind_the_tag_that_the_template_writes(op
     """The fake refuses a thought that would be opened twice, or not at all."""
     async with FakeUpstream(model(), ServerBehaviour(dialect="sglang", opens_thought=opens)) as fake:
         async with open_session(fake, driver="sglang") as session:
-            found = {name: await EXPERIMENTS[name][1](session) for name in ("opens_thought", "prefill", "json_prefill")}
-    assert [one.verdict for one in found.values()] == ["yes" if opens else "no", "yes", "yes"], found
+            results = {
+                name: await EXPERIMENTS[name][1](session) for name in ("opens_thought", "prefill", "json_prefill")
+            }
+    assert [one.verdict for one in results.values()] == ["yes" if opens else "no", "yes", "yes"], results
 
 
 @pytest.mark.parametrize("takes", [True, False])
@@ -312,5 +316,5 @@ async def test_a_tier_for_paired_calls_is_tried_before_any_is_made(takes: bool) 
         async with UpstreamClient("up", upstream, None) as client:
             session = ServerSession(client, model="fake", timeout_s=30.0)
             findings = await examine(session, upstream="up", examination_id="x", at_s=0.0, only=["paired_fields"])
-    (found,) = findings.findings
-    assert (found.verdict, "service_tier" in found.evidence) == ("yes" if takes else "no", True), found.evidence
+    (results,) = findings.findings
+    assert (results.verdict, "service_tier" in results.evidence) == ("yes" if takes else "no", True), results.evidence

@@ -51,12 +51,12 @@ def plus(a: Point, b: Point) -> Point:
 
 
 def times(k: int, point: Point) -> Point:
-    found: Point = None
+    result: Point = None
     while k:
         if k & 1:
-            found = plus(found, point)
+            result = plus(result, point)
         point, k = plus(point, point), k >> 1
-    return found
+    return result
 
 
 def signature(private: int, told: bytes) -> bytes:
@@ -91,13 +91,13 @@ def bits(content: bytes, unused: int = 0) -> bytes:
 
 def named(*arcs: int) -> bytes:
     """An object identifier."""
-    found = bytes([40 * arcs[0] + arcs[1]])
+    result = bytes([40 * arcs[0] + arcs[1]])
     for arc in arcs[2:]:
         part = [arc & 0x7F]
         while arc := arc >> 7:
             part.insert(0, 0x80 | (arc & 0x7F))
-        found += bytes(part)
-    return tagged(0x06, found)
+        result += bytes(part)
+    return tagged(0x06, result)
 
 
 CURVE = named(1, 2, 840, 10045, 3, 1, 7)

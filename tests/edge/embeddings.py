@@ -29,11 +29,11 @@ async def server(reply: Reply, seen: list[Any]) -> AsyncIterator[str]:
     async def embeddings(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         seen.append((body, dict(request.headers)))
-        said = reply(body["input"])
-        if isinstance(said, float):
-            await asyncio.sleep(said)
+        output = reply(body["input"])
+        if isinstance(output, float):
+            await asyncio.sleep(output)
             return web.Response()
-        return said if isinstance(said, web.Response) else web.Response(body=json.dumps(said).encode())
+        return output if isinstance(output, web.Response) else web.Response(body=json.dumps(output).encode())
 
     app = web.Application()
     app.router.add_post("/v1/embeddings", embeddings)

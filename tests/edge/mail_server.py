@@ -91,8 +91,8 @@ class MailServer:
                 say("454 not now")
             elif word == b"AUTH":
                 known = self._knows(line)
-                said = line.decode().strip() if self.gossips else "no"
-                say("235 welcome" if known else f"535 {said}")
+                output = line.decode().strip() if self.gossips else "no"
+                say("235 welcome" if known else f"535 {output}")
             elif word == b"DATA":
                 say("354 go on")
                 mail = b""

@@ -101,12 +101,12 @@ async def test_a_waiting_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(math, "LIMIT_S", 0.5)
     with closing(MathProcess()) as judge:
         await asyncio.to_thread(judge.equivalent, "1", "x")  # started
-        asked = asyncio.create_task(asyncio.to_thread(judge.equivalent, HANGS, "2"))
+        request = asyncio.create_task(asyncio.to_thread(judge.equivalent, HANGS, "2"))
         n_turns = 0
-        while not asked.done():
+        while not request.done():
             await asyncio.sleep(0.01)
             n_turns += 1
-        assert asked.result() is None
+        assert request.result() is None
         assert n_turns > 10
 
 

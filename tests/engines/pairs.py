@@ -38,17 +38,17 @@ def run(port: int, question: Any, *, ends: bool) -> tuple[float, int]:
     named = {"suffice_run": name, "suffice_text": "\n" + TAG, "suffice_tag": TAG}
     body = {"model": "local", "messages": [dict(one) for one in question.messages], "temperature": 0, "max_tokens": 180}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "vllm_xargs": named}
-    first_s, told, usage = 0.0, not ends, dict[str, int]()
+    first_s, report, usage = 0.0, not ends, dict[str, int]()
     for line in post(port, CHAT, body):
         value = json.loads(line[6:]) if line.startswith(b"data: {") else {}
         usage = value.get("usage") or usage
         for choice in value.get("choices") or ():
             if piece := choice["delta"].get("reasoning"):
                 first_s = first_s or time.monotonic()
-                if not told and NAMED in piece:
+                if not report and NAMED in piece:
                     reply = post(port, f"{CHAT}/control", {"id": name, "action": "reasoning_end"})
-                    told = json.loads(reply.read())["success"]
-                    assert told
+                    report = json.loads(reply.read())["success"]
+                    assert report
     return time.monotonic() - first_s, usage["completion_tokens"]
 
 
@@ -62,8 +62,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     path, port = options.out / "pairs.jsonl", int(options.url.rstrip("/").rpartition(":")[2])
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    asked = list(enumerate(questions("reasoning", options.pairs)))
-    missing = [one for one in asked if one[0] not in {number for number, *_ in rows}]
+    requested = list(enumerate(questions("reasoning", options.pairs)))
+    missing = [one for one in requested if one[0] not in {number for number, *_ in rows}]
 
     def triple(one: tuple[int, Any]) -> list[Any]:
         row = [one[0], *(run(port, one[1], ends=ends) for ends in (False, True, False))]

@@ -188,9 +188,9 @@ def read_reply(run: Run, data: bytes, *, stream: bool) -> None:
     for value in values:
         run.report, run.usage = value.get("suffice") or run.report, value.get("usage") or run.usage
         for choice in value.get("choices") or []:
-            said = choice.get("delta") or choice.get("message") or {}
-            run.text += said.get("content") or ""
-            run.thought += said.get("reasoning") or said.get("reasoning_content") or ""
+            output = choice.get("delta") or choice.get("message") or {}
+            run.text += output.get("content") or ""
+            run.thought += output.get("reasoning") or output.get("reasoning_content") or ""
             run.finish += [choice["finish_reason"]] if choice.get("finish_reason") else []
     wrong = {
         "finish": len(run.finish) != 1,
@@ -243,11 +243,11 @@ def reconciles(run: Run) -> bool:
     usage, more = outcome.usage, outcome.overhead
     spent = sum(call.completion_tokens for call in outcome.calls)
     read = sum(call.prompt_tokens or 0 for call in outcome.calls)
-    told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
+    payload = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
     # A call that was given up before its first chunk is marked as estimated: no engine tells what it read.
     whole = [call for call in outcome.calls if not call.cancelled or call.completion_tokens]
     return (
-        spent == told
+        spent == payload
         and read == usage.prompt_tokens + more.extra_prompt_tokens
         and run.prompt_tokens in (None, usage.prompt_tokens)
         and run.usage.get("prompt_tokens") == usage.prompt_tokens
@@ -287,7 +287,9 @@ def prompt_key(cell: Cell, question: Any) -> str:
     return json.dumps([question.messages, cell.kind, cell.fields.get("tools")])
 
 
-def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, int], pool: ThreadPoolExecutor) -> None:
+def count_prompts(
+    port: int, cell: Cell, requested: Sequence[Any], known: dict[str, int], pool: ThreadPoolExecutor
+) -> None:
     """Let the engine count each prompt itself: one token of answer."""
 
     def count(question: Any) -> int:
@@ -296,7 +298,9 @@ def count_prompts(port: int, cell: Cell, asked: Sequence[Any], known: dict[str, 
         status, data = post(port, body)
         return json.loads(data)["usage"]["prompt_tokens"] if status == 200 else -1
 
-    missing = {prompt_key(cell, question): question for question in asked if prompt_key(cell, question) not in known}
+    missing = {
+        prompt_key(cell, question): question for question in requested if prompt_key(cell, question) not in known
+    }
     known |= zip(missing, pool.map(count, missing.values()), strict=True)
 
 
@@ -330,7 +334,7 @@ def main() -> int:
     (folder / "suffice.toml").write_text(settings, "utf-8")
     wanted = options.cells.split(",") if options.cells else None
     cells = [cell for cell in cells_of(options.engine) if wanted is None or cell.name in wanted]
-    asked, known = questions("reasoning", options.questions), dict[str, int]()
+    requested, known = questions("reasoning", options.questions), dict[str, int]()
     engine_port = int(options.url.rstrip("/").rpartition(":")[2])
     serve = [str(Path(sys.executable).with_name("suffice")), "serve", "--config", str(folder / "suffice.toml")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the gateway is ended with it
@@ -340,15 +344,15 @@ def main() -> int:
         wait_until_up(gateway, port)
         results = []
         for cell in cells:
-            runs = kept_runs(folder, cell)[: len(asked)]
-            missing = sorted(set(range(len(asked))) - {run.question for run in runs})
+            runs = kept_runs(folder, cell)[: len(requested)]
+            missing = sorted(set(range(len(requested))) - {run.question for run in runs})
             with ThreadPoolExecutor(options.clients) as pool:
-                count_prompts(engine_port, cell, asked, known, pool)
-                runs += pool.map(partial(ask, cell, folder, port), missing, [asked[number] for number in missing])
+                count_prompts(engine_port, cell, requested, known, pool)
+                runs += pool.map(partial(ask, cell, folder, port), missing, [requested[number] for number in missing])
             idle = {"idle_after_s": idle_after(engine_port)} if cell.hangs_up else {}
             read_outcomes(runs, folder / "log.db", cell.route)
             for run in runs:
-                run.prompt_tokens = known.get(prompt_key(cell, asked[run.question]))
+                run.prompt_tokens = known.get(prompt_key(cell, requested[run.question]))
             (folder / f"{cell.name}.jsonl").write_text("".join(map(line_of, runs)), "utf-8")
             results.append(judge(cell, runs) | idle)
             print(json.dumps(results[-1]), flush=True)

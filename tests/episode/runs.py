@@ -80,11 +80,11 @@ class Kept(Delivery):
     @property
     def deltas(self) -> list[dict[str, Any]]:
         """The deltas of every whole frame so far."""
-        found = []
+        result = []
         for frame in self.got:
             if frame.data and frame.data != b"[DONE]":
-                found += [c["delta"] for c in json.loads(frame.data).get("choices") or ()]
-        return found
+                result += [c["delta"] for c in json.loads(frame.data).get("choices") or ()]
+        return result
 
     def said(self, key: str) -> str:
         return "".join(delta.get(key) or "" for delta in self.deltas)

@@ -122,8 +122,8 @@ async def test_every_byte_goes_through_and_every_text_is_read(
         assert relay.reader.answer_text == "".join(answer).rpartition("</think>")[2]
         assert relay.reader.account.completion_tokens == len(thought) + len(answer)
         if isinstance(relay.events, NativeEvents):
-            said = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
-            assert (said.thought, said.text) == ("".join(thought), "".join(answer))
+            output = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
+            assert (output.thought, output.text) == ("".join(thought), "".join(answer))
 
 
 @BOTH
@@ -157,13 +157,13 @@ async def test_a_stop_anywhere_in_the_thought_is_closed_as_the_api_wants_it(
     frames: list[Frame] = [*relay.events.text(state, "4"), *relay.events.text(state, "2")]
     frames += relay.events.closing(state, "stop", usage=usage, report={"stopped": True})
     assert kept.raw == seen
-    said = read_said(api.path, seen + b"".join(frame.raw for frame in frames), stream=True)
-    assert said.text == "42"
-    assert "".join([*thought, "end"]).startswith(said.thought)
-    assert (said.usage["output_tokens"], said.report) == (9, {"stopped": True})
+    output = read_said(api.path, seen + b"".join(frame.raw for frame in frames), stream=True)
+    assert output.text == "42"
+    assert "".join([*thought, "end"]).startswith(output.thought)
+    assert (output.usage["output_tokens"], output.report) == (9, {"stopped": True})
     assert isinstance(relay.events, NativeEvents)
     whole = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
-    assert (whole.thought, whole.text, whole.report) == (said.thought, said.text, said.report)
+    assert (whole.thought, whole.text, whole.report) == (output.thought, output.text, output.report)
 
 
 @BOTH

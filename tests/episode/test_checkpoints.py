@@ -88,7 +88,7 @@ def test_a_step_ends_where_the_proposer_would_stop_and_at_the_latest_after_so_ma
 
 
 def test_the_margin_is_that_of_the_token_after_the_sentence() -> None:
-    said = [
+    output = [
         ("2 and 2", None),
         (" make 4.\n", -0.1),
         ("So", math.log(0.25)),
@@ -97,7 +97,7 @@ def test_the_margin_is_that_of_the_token_after_the_sentence() -> None:
         ("And", None),
         (" x.\n", None),
     ]
-    steps = gated(CheckpointGate(close_tag="</think>"), [listed(*one) for one in said])
+    steps = gated(CheckpointGate(close_tag="</think>"), [listed(*one) for one in output])
     assert [step.text for step in steps] == ["2 and 2 make 4.\n", "So 4.\n"]
     # ln 0.5 - ln 0.25: the end of thought was listed behind "make 4.", as an alternative to "So".
     assert math.isclose(steps[0].end_margin or -1, math.log(2))
@@ -113,7 +113,7 @@ def test_an_end_of_thought_that_is_the_best_token_has_no_margin_to_it() -> None:
 
 def test_a_margin_proposes_where_it_is_small() -> None:
     brake = Proposer(build_policy({"policy": "think-brake", "threshold": 0.5}), every=0)
-    said = [
+    output = [
         ("one", None),
         (" two.\n", None),
         ("three", -5.0),
@@ -121,6 +121,6 @@ def test_a_margin_proposes_where_it_is_small() -> None:
         ("five", math.log(0.4)),
         (" six", None),
     ]
-    steps = gated(CheckpointGate(close_tag="</think>", proposer=brake), [listed(*one) for one in said])
+    steps = gated(CheckpointGate(close_tag="</think>", proposer=brake), [listed(*one) for one in output])
     assert [step.text for step in steps] == ["one two.\nthree four.\n"]
     assert math.isclose(steps[0].end_margin or -1, math.log(0.5 / 0.4))

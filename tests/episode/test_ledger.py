@@ -24,15 +24,15 @@ def accounts(draw: st.DrawFn) -> CallAccount:
     """Any account that a call can leave: counted, told, cut off before or after it began, thrown away."""
     began = draw(st.booleans())
     context = draw(N)
-    told = began and draw(st.booleans())
+    payload = began and draw(st.booleans())
     return CallAccount(
         draw(PURPOSES),
         context_tokens=context,
         began=began,
-        prompt_tokens=context + draw(N) if told else None,
+        prompt_tokens=context + draw(N) if payload else None,
         received_tokens=draw(N) if began else 0,
-        reported_tokens=draw(N) if told else None,
-        cancelled=not told,
+        reported_tokens=draw(N) if payload else None,
+        cancelled=not payload,
         discarded=draw(st.booleans()),
     )
 
@@ -127,6 +127,6 @@ class EndedTurn:
 @pytest.mark.parametrize("certified", [None, False, True])
 def test_a_reply_that_ends_an_agents_loop_says_whether_that_stop_is_certified(certified: bool | None) -> None:
     ledger = Ledger(request(), 0.0, turn=EndedTurn(certified))
-    told = suffice_object(ledger)
-    assert told["certified"] is (ledger.request.certified if certified is None else certified)
-    assert told["turns"]["stopped"] is (certified is not None)
+    payload = suffice_object(ledger)
+    assert payload["certified"] is (ledger.request.certified if certified is None else certified)
+    assert payload["turns"]["stopped"] is (certified is not None)

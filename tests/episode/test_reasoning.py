@@ -93,7 +93,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
 
     async def go() -> None:
         run, client, ledger = run_of(cut(raw, places), opened=field == "opened")
-        shown = ""
+        displayed = ""
         while not run.reader.state.ended:
             await run.relay.advance()
             assert raw.startswith(client.raw)  # byte for byte, whole frames only
@@ -108,8 +108,8 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
                 assert text.lstrip().removeprefix("<think>").lstrip().startswith(run.reader.thought.lstrip())
             elif field not in INLINE:
                 assert run.reader.thought == text
-            assert run.reader.thought.startswith(shown)
-            shown = run.reader.thought
+            assert run.reader.thought.startswith(displayed)
+            displayed = run.reader.thought
         assert client.raw == raw
         assert client.ended == 1
         assert not run.reader.is_in_thought
@@ -211,10 +211,10 @@ async def test_an_error_frame_ends_the_run_and_is_the_last_thing_seen() -> None:
 @pytest.mark.parametrize("usage", [True, False])
 async def test_the_usage_chunk_reaches_only_those_who_asked(usage: bool) -> None:
     frames = stream("reasoning", ["so\n"], "answer")
-    told = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
-    run, client, ledger = run_of([*frames[:-1], told, DONE], view=ClientView(usage=usage, object=False))
+    report = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+    run, client, ledger = run_of([*frames[:-1], report, DONE], view=ClientView(usage=usage, object=False))
     await run.relay.rest()
-    assert (told in client.raw) is usage
+    assert (report in client.raw) is usage
     usage_told = ledger.usage()
     assert usage_told is not None
     assert (usage_told.prompt_tokens, usage_told.completion_tokens) == (3, 5)
@@ -257,13 +257,13 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
     data = b"".join(frames)
     size = per_read * len(frames[1]) + n_cut  # reads that end at events, near them and far from them
     reads = [data[at : at + size] for at in range(0, len(data), size)]
-    told = []
+    report = []
     for joined, at_once in ((False, False), (True, False), (True, True)):
         view = ClientView(usage=True, object=False, joined=joined)
         run, client, ledger = run_of(reads, view=view, hands_over=at_once)
         steps = [step async for step in run.steps()]
         account = ledger.calls[0]
-        told.append(
+        report.append(
             (
                 client.raw,
                 steps,
@@ -276,8 +276,8 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
                 ledger.degraded,
             )
         )
-    assert told[0] == told[1] == told[2]
-    assert told[0][0] == data
+    assert report[0] == report[1] == report[2]
+    assert report[0][0] == data
 
 
 @given(

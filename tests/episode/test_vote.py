@@ -51,11 +51,11 @@ def test_a_vote_of_nobody_is_an_error() -> None:
 
 def is_fixed(seen: tuple[str | None, ...], n_samples: int) -> bool:
     """Do all completions, also those in which samples fail or never come, deliver the same? By trying each of them."""
-    said = sorted({answer for answer in seen if answer is not None})
+    output = sorted({answer for answer in seen if answer is not None})
     remaining = n_samples - len(seen)
     new = ("new", "newer")[: max(1, min(2, remaining))]  # answers not seen yet are alike: two are enough for any tie
     completions = (
-        (*seen, *rest) for n in range(remaining + 1) for rest in itertools.product([*said, *new, None], repeat=n)
+        (*seen, *rest) for n in range(remaining + 1) for rest in itertools.product([*output, *new, None], repeat=n)
     )
     delivered = {(vote.answer, vote.winner) for vote in (count_votes(each) for each in completions if each)}
     return len(delivered) == 1

@@ -72,14 +72,14 @@ def run(name: str, url: str, *more: str) -> str:
 
 def table(printed: str) -> dict[str, tuple[float, float]]:
     """EM in percent and steps of both passes."""
-    found = re.findall(r"^  (full|governed) +([\d.]+)% +([\d.]+)", printed, re.MULTILINE)
-    return {name: (float(em), float(steps)) for name, em, steps in found}
+    result = re.findall(r"^  (full|governed) +([\d.]+)% +([\d.]+)", printed, re.MULTILINE)
+    return {name: (float(em), float(steps)) for name, em, steps in result}
 
 
 def runs(printed: str, which: str) -> list[tuple[int, bool]]:
     """Steps of each run of one pass, and whether it was stopped."""
-    found = re.findall(rf"^  {which} .* steps=(\d+), .* stopped=(True|False)\)$", printed, re.MULTILINE)
-    return [(int(steps), stopped == "True") for steps, stopped in found]
+    result = re.findall(rf"^  {which} .* steps=(\d+), .* stopped=(True|False)\)$", printed, re.MULTILINE)
+    return [(int(steps), stopped == "True") for steps, stopped in result]
 
 
 # steps of a full run; audits, a tenth by chance, take as many
@@ -91,20 +91,20 @@ LOOPS = [("iterative_rag", 6), ("self_revision", 3), ("tool_agent", 6)]
 def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: int) -> None:
     with FakeUpstream.in_thread(says) as fake:
         printed = run(name, fake.url, "--questions", "8", "--verbose")
-    found, governed = table(printed), runs(printed, "governed")
+    result, governed = table(printed), runs(printed, "governed")
     assert runs(printed, "full") == [(n_full, False)] * 8
     assert all(2 <= steps < n_full if stopped else steps == n_full for steps, stopped in governed)
     n_stopped = sum(stopped for _, stopped in governed)
     assert n_stopped >= 2
-    assert found["full"][1] == n_full
-    assert found["governed"][1] == pytest.approx(sum(steps for steps, _ in governed) / 8, abs=0.051), "one digit"
+    assert result["full"][1] == n_full
+    assert result["governed"][1] == pytest.approx(sum(steps for steps, _ in governed) / 8, abs=0.051), "one digit"
     saved = re.search(r"tokens saved: ([\d.]+)% generated, ([\d.]+)% with prompts; (\d) of 8 runs stopped", printed)
     assert saved is not None
     assert float(saved[1]) > 0
     assert int(saved[3]) == n_stopped
     assert printed.count(" gold ") == 16
     if name == "iterative_rag":
-        assert found["full"][0] >= 50.0
+        assert result["full"][0] >= 50.0
 
 
 @pytest.mark.slow
@@ -121,19 +121,19 @@ def test_the_agent_behind_the_gateway_saves_and_does_its_tasks() -> None:
 
 def test_the_questions_have_one_answer_each_and_the_index_finds_the_way_to_it(example: type) -> None:
     corpus, rag, bm25 = example("corpus"), example("iterative_rag"), example("bm25")
-    index, asked = bm25.Index(corpus.corpus()), corpus.questions(24)
+    index, requested = bm25.Index(corpus.corpus()), corpus.questions(24)
     assert len(index.passages) == 402
     assert len(set(index.passages)) == 402
-    n_found = 0
-    for question in asked:
+    n_matches = 0
+    for question in requested:
         passages: list[str] = []
         query = question.text
         for _ in range(rag.ROUNDS):
             passages += index.search(query, 1, without=passages)
             query = rag.next_query(question.text, passages[-1])
         assert len(set(passages)) == rag.ROUNDS
-        n_found += reads("\n".join(passages)) == question.gold
-    assert n_found >= 16
+        n_matches += reads("\n".join(passages)) == question.gold
+    assert n_matches >= 16
 
 
 def test_the_index_ranks_by_rare_words(example: type) -> None:

@@ -26,12 +26,12 @@ class Row:
 
 def rows(page: str) -> list[Row]:
     """The rows of a page that name a test."""
-    found = []
+    result = []
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("| ") else []
         if len(cells) == 3 and (test := re.fullmatch(r"`(tests/[\w/]+\.py::\w+)`", cells[2])):
-            found.append(Row(cells[0], cells[1], test[1]))
-    return found
+            result.append(Row(cells[0], cells[1], test[1]))
+    return result
 
 
 class Results:
@@ -48,7 +48,7 @@ class Results:
     def of(self, test: str) -> str:
         """The result of one test, or of a folder's, in words."""
         ends = [
-            end for name, found in self.ends.items() if name == test or name.startswith(f"{test}/") for end in found
+            end for name, result in self.ends.items() if name == test or name.startswith(f"{test}/") for end in result
         ]
         if not ends:
             return "not run"

@@ -71,10 +71,10 @@ class Torrent:
         with self._lock:
             self.n_open += 1
         with client, contextlib.suppress(OSError):
-            asked = b""
-            while b"}]" not in asked:  # the end of the messages, whichever field comes behind them
-                asked += client.recv(65536)
-            if b'"assistant"' in asked:
+            request = b""
+            while b"}]" not in request:  # the end of the messages, whichever field comes behind them
+                request += client.recv(65536)
+            if b'"assistant"' in request:
                 client.recv(1)  # until the gateway hangs up
             else:
                 client.sendall(
@@ -176,8 +176,8 @@ def test_a_model_that_thinks_for_long_is_no_client_that_does_not_read(tmp_path: 
         settings = {"server": {"client_idle_timeout_s": 0.2}, "upstreams": {"up": {"url": fake.url}}}
         with GatewayProcess.serving(tmp_path, settings) as gateway, dialled(gateway, "x") as client:
             client.settimeout(20)
-            found = b""
-            while b"[DONE]" not in found:
+            result = b""
+            while b"[DONE]" not in result:
                 data = client.recv(65536)
                 assert data
-                found += data
+                result += data

@@ -185,15 +185,15 @@ async def test_whenever_a_stop_falls_the_answer_is_one_of_two_and_never_a_mixtur
         return by_delay[seen.text.partition("delay=")[2].partition(";")[0]](seen)
 
     async with serve(says, upstream=METHODS[method], route=enforcing()) as g:
-        asked = [(t, stream) for t in TIMES_S for stream in (True, False)]
-        answers = await asyncio.gather(*(g.ask(chat(f"delay={t};", stream=s)) for t, s in asked))
+        request = [(t, stream) for t in TIMES_S for stream in (True, False)]
+        answers = await asyncio.gather(*(g.ask(chat(f"delay={t};", stream=s)) for t, s in request))
         for answer in answers:
             stopped = answer.told is not None and answer.told["stopped"]
             assert answer.text == ("4" if stopped else "5 dear")
             assert answer.finish == "stop"
             whole = "".join(text for text, _ in steps)
             assert whole.startswith(answer.thought) if stopped else answer.thought == whole
-        outcomes = [e.episode.outcome for e in await g.episodes(len(asked))]
+        outcomes = [e.episode.outcome for e in await g.episodes(len(request))]
         assert sum(o.stopped for o in outcomes) == sum(a.told is not None for a in answers)
 
 
@@ -232,6 +232,6 @@ async def test_a_probe_that_hangs_delays_nothing(serve: Serve, stream: bool) -> 
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 4}, route=enforcing()) as g, asyncio.timeout(10):
         async with g.session.post(g.url + "/v1/chat/completions", json=chat(stream=stream)) as response:
-            found = b""
-            while b"[DONE]\n\n" not in found and b'"usage"' not in found:
-                found += await response.content.readany()
+            result = b""
+            while b"[DONE]\n\n" not in result and b'"usage"' not in result:
+                result += await response.content.readany()

@@ -46,13 +46,13 @@ class Client:
 
     async def rest(self) -> bytes:
         """What comes until the gateway closes the connection."""
-        found = bytearray()
+        result = bytearray()
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(20):
                 while data := await self._reader.read(65536):
-                    found += data
+                    result += data
         self.leave()
-        return bytes(found)
+        return bytes(result)
 
     def leave(self) -> float:
         self._writer.transport.abort()
@@ -195,8 +195,8 @@ async def test_every_end_leaves_exactly_one_outcome(serve: Serve) -> None:
             await client.read_until(b'"so')
             client.leave()
             expected["client_left"] += 1
-        found = await g.episodes(expected.total())
-        assert Counter(e.episode.outcome.end_reason for e in found) == expected
+        result = await g.episodes(expected.total())
+        assert Counter(e.episode.outcome.end_reason for e in result) == expected
         requests = g.gateway.metrics.value("suffice_live_requests")
         assert requests == 0
 
@@ -208,10 +208,10 @@ async def test_all_is_on_disk_when_the_gateway_has_closed(serve: Serve) -> None:
         await client.ask(chat(stream=True))
         await client.read_until(b'"so')
         database = g.database
-    told = await client.rest()
-    assert told.count(b'data: {"error"') == 1
-    assert b"shutting_down" in told
-    assert b"[DONE]" not in told
+    report = await client.rest()
+    assert report.count(b'data: {"error"') == 1
+    assert b"shutting_down" in report
+    assert b"[DONE]" not in report
     assert [e.episode.outcome.end_reason for e in read_episodes(database)] == ["shutdown"]
 
 

@@ -116,8 +116,8 @@ async def test_no_budget_means_no_probe_and_missing_steps(serve: Serve, reason: 
         episodes = await g.episodes(3)
         assert len(g.fake.completions) == 3
         assert skipped(g, reason) == 3 * len(STEPS)
-        for found in episodes:
-            assert [step.answer_source for step in found.episode.outcome.steps] == [None] * len(STEPS)
+        for result in episodes:
+            assert [step.answer_source for step in result.episode.outcome.steps] == [None] * len(STEPS)
 
 
 async def test_the_budget_is_shared_by_all_requests(serve: Serve) -> None:

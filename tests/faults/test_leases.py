@@ -67,7 +67,7 @@ async def look(g: Served, *, problem: str = "", job: str = "certify", at_s: floa
             await asyncio.sleep(0.01)
 
 
-async def told(g: Served) -> Any:
+async def report_of(g: Served) -> Any:
     answer = await g.ask(chat("a question", suffice={}))
     assert answer.status == 200
     await g.quiet()
@@ -83,8 +83,8 @@ async def rows(g: Served, n: int) -> list[WatchLapse]:
     async with asyncio.timeout(30):
         while True:
             with open_reader(g.database) as log:
-                found = [one.event for one in read_kinds(log, "watch_changed")]
-            lapses = [one for one in found if isinstance(one, WatchLapse)]
+                result = [one.event for one in read_kinds(log, "watch_changed")]
+            lapses = [one for one in result if isinstance(one, WatchLapse)]
             if len(lapses) >= n:
                 return lapses
             await asyncio.sleep(0.05)
@@ -98,17 +98,17 @@ async def test_a_dead_worker_ends_the_lease_and_reply_metric_readiness_and_alert
     async with serve(FOUR, route=ROUTE) as g:
         clock = await certified(g)
         await look(g)
-        assert (await drawn(g), (await told(g))["certified"]) == (STOPPED, True)
+        assert (await drawn(g), (await report_of(g))["certified"]) == (STOPPED, True)
         clock.s += RULES.lease_s - 0.1
         assert await drawn(g) == STOPPED
         clock.s += 0.1
         assert await drawn(g) == FULL
-        said = await told(g)
-        assert said["certified"] is False
-        assert said["promise"].startswith(
+        output = await report_of(g)
+        assert output["certified"] is False
+        assert output["promise"].startswith(
             "none is needed: nobody watches the route now, and every request runs in full"
         )
-        assert "for 60 s and 3 requests" in said["promise"]
+        assert "for 60 s and 3 requests" in output["promise"]
         (row,) = await rows(g, 1)
         assert (row.route, row.lapsed, row.n_requests) == ("r", True, 3)
         assert gauge(g, "suffice_certified_level", route="r") == 0
@@ -208,7 +208,7 @@ async def test_a_gateway_that_starts_long_after_the_last_look_serves_in_full(ser
         await certified(g)
         await look(g, at_s=g.gateway.wall_s() - RULES.lease_s - TOLERANCE_S - 60)
         assert await drawn(g) == FULL
-        assert "before this gateway began" in (await told(g))["promise"]
+        assert "before this gateway began" in (await report_of(g))["promise"]
         await look(g)
         assert await drawn(g) == STOPPED
 
@@ -231,7 +231,7 @@ async def test_a_log_without_any_look_is_served_for_one_lease(serve: Serve) -> N
         assert await drawn(g) == STOPPED
         clock.s += RULES.lease_s
         assert await drawn(g) == FULL
-        assert "since this gateway began" in (await told(g))["promise"]
+        assert "since this gateway began" in (await report_of(g))["promise"]
 
 
 async def test_while_the_log_cannot_be_read_leases_stand_still(serve: Serve) -> None:
@@ -285,7 +285,7 @@ async def test_a_written_policy_that_was_proved_runs_in_full_when_its_lease_ends
         assert await drawn(g) == test_fixed_policy.N_DRAWN
         clock.s += RULES.lease_s
         assert await drawn(g) == FULL
-        assert (await told(g))["certified"] is False
+        assert (await report_of(g))["certified"] is False
 
 
 async def test_a_certified_effort_is_not_asked_for_when_its_lease_ends(serve: Serve) -> None:
@@ -294,7 +294,7 @@ async def test_a_certified_effort_is_not_asked_for_when_its_lease_ends(serve: Se
         assert await test_several_efforts.asked(g) == "low"
         clock.s += RULES.lease_s
         assert await test_several_efforts.asked(g) is None
-        assert (await told(g))["certified"] is False
+        assert (await report_of(g))["certified"] is False
         await look(g)
         assert await test_several_efforts.asked(g) == "low"
 
@@ -305,7 +305,7 @@ async def test_a_certified_budget_is_not_asked_for_when_its_lease_ends(serve: Se
         assert await test_arms.budget(g) == 3
         clock.s += RULES.lease_s
         assert await test_arms.budget(g) is None
-        assert (await told(g))["certified"] is False
+        assert (await report_of(g))["certified"] is False
         await look(g)
         assert await test_arms.budget(g) == 3
 
@@ -323,7 +323,7 @@ async def test_a_route_with_a_promise_on_average_runs_in_full_when_its_lease_end
         clock.s += RULES.lease_s
         assert await loop.step() == ("continue", False)
         assert await drawn(g) == FULL
-        assert (await told(g))["promise"].startswith("none is needed: nobody watches the route now")
+        assert (await report_of(g))["promise"].startswith("none is needed: nobody watches the route now")
         await rows(g, 1)
         assert gauge(g, "suffice_certified_level", route="r") == 0
         await look(g)
@@ -341,8 +341,8 @@ class CallersLoop:
 
     async def step(self) -> tuple[Any, Any]:
         self.n += 1
-        said = {"episode_id": self.episode_id} if self.episode_id else {"question": self.question, "model": "m"}
-        body = {"route": "r", **said, "step": {"index": self.n, "answer": "4", "tokens": 10}}
+        output = {"episode_id": self.episode_id} if self.episode_id else {"question": self.question, "model": "m"}
+        body = {"route": "r", **output, "step": {"index": self.n, "answer": "4", "tokens": 10}}
         answer = await post(self.g.session, self.g.url + "/v1/decide", body, {})
         assert answer.status == 200, answer.raw
         self.episode_id = answer.json["episode_id"]

@@ -160,12 +160,12 @@ def test_a_gateway_on_a_damaged_log_serves_all_the_same_and_says_what_to_do(whol
     with FakeUpstream.in_thread(Samples(["it is 4"])) as fake:
         settings = {"upstreams": {"u": {"url": fake.url}}, "routes": {"r": {"upstream": "u"}}}
         with GatewayProcess.serving(tmp_path, settings) as gateway:
-            asked = urllib.request.Request(
+            requested = urllib.request.Request(
                 f"{gateway.url}/v1/chat/completions",
                 json.dumps({"model": "m", "messages": [{"role": "user", "content": "how many?"}]}).encode(),
                 {"content-type": "application/json"},
             )
-            with urllib.request.urlopen(asked) as reply:
+            with urllib.request.urlopen(requested) as reply:
                 assert "it is 4" in reply.read().decode()
             while "damaged" not in (said := gateway.stderr().decode()):  # its log is read through meanwhile
                 time.sleep(0.05)

@@ -49,12 +49,12 @@ async def test_a_gateway_that_does_not_see_a_decision_says_what_it_serves_and_se
     monkeypatch.setattr(Follower, "read_changes", seen)
     async with serve(FOUR, route=ROUTE, store=store) as one:
         async with serve(FOUR, route=ROUTE, store=store, upstream={"url": one.fake.url}) as other:
-            told = one.gateway.settings
-            await decide(one, began(), published(told, 2))
+            report = one.gateway.settings
+            await decide(one, began(), published(report, 2))
             other.gateway.deployment.notify()
             await until(other, lambda gw: gw.deployment.routes[0].active.level == 2)
             blocked.add(id(other.gateway))
-            await decide(one, published(told, 1, number=2))
+            await decide(one, published(report, 1, number=2))
             assert await answered(one, one.fake) == (new, 5)
             assert await answered(other, one.fake) == (old, 3), "as it was certified when it last saw the log"
             await until(other, lambda gw: gw.deployment.serves == "full", within_s=20.0)

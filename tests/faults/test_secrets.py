@@ -70,8 +70,8 @@ def ask(url: str, path: str, body: bytes, key: str, route: str = "observe") -> b
 
 
 def assert_clean(where: str, data: bytes) -> None:
-    found = [canary for canary in CANARIES if canary.encode() in data]
-    assert not found, f"{where} holds {found}"
+    result = [canary for canary in CANARIES if canary.encode() in data]
+    assert not result, f"{where} holds {result}"
 
 
 def test_a_killed_gateway_leaves_no_canary_in_files_terminal_or_metrics(tmp_path: Path) -> None:

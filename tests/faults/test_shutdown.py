@@ -63,13 +63,13 @@ class Streams:
                 await asyncio.sleep(0.01)
 
     async def _read(self, session: aiohttp.ClientSession, text: str, headers: dict[str, str]) -> str:
-        found = b""
+        result = b""
         async with session.post(self._url + CHAT, json=chat(text, stream=True), headers=headers) as response:
             assert response.status == 200
             async for part in response.content.iter_any():
-                self.n_begun += not found
-                found += part
-        return found.decode()
+                self.n_begun += not result
+                result += part
+        return result.decode()
 
 
 def client() -> aiohttp.ClientSession:
@@ -110,14 +110,14 @@ def test_fifty_live_streams_end_or_are_told_and_every_outcome_is_on_disk(tmp_pat
                 assert await refused_soon(gateway.url) < 10
                 return await asyncio.gather(*streams.tasks)
 
-        found = asyncio.run(clients())
+        result = asyncio.run(clients())
         assert gateway.end() == 0
-    for text in found[:26]:
+    for text in result[:26]:
         assert text.count('data: {"error"') == 1
         assert '"code":"shutting_down"' in text
         assert text.endswith("\n\n")
         assert "[DONE]" not in text
-    for text in found[26:]:
+    for text in result[26:]:
         assert text.endswith("data: [DONE]\n\n")
     assert ends_on_disk(gateway.database) == {"shutdown": 26, "done": 24}
 
@@ -131,8 +131,8 @@ def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:
     with gateway_process(tmp_path, grace_s=0.3) as gateway:
 
         async def one(session: aiohttp.ClientSession, route: str, *, stream: bool) -> tuple[int, str]:
-            asked = {"json": chat(stream=stream), "headers": {"x-suffice-route": route}}
-            async with session.post(gateway.url + CHAT, **asked) as response:  # type: ignore[arg-type]
+            request = {"json": chat(stream=stream), "headers": {"x-suffice-route": route}}
+            async with session.post(gateway.url + CHAT, **request) as response:  # type: ignore[arg-type]
                 try:
                     return response.status, (await response.read()).decode()
                 except aiohttp.ClientPayloadError:
@@ -150,9 +150,9 @@ def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:
                 gateway.signal(signal.SIGTERM)
                 return await asyncio.gather(*work)
 
-        found = asyncio.run(clients())
+        result = asyncio.run(clients())
         assert gateway.end() == 0
-    assert [(status, "shutting_down" in text) for status, text in found] == [(503, True)] * 4
+    assert [(status, "shutting_down" in text) for status, text in result] == [(503, True)] * 4
     assert ends_on_disk(gateway.database) == {"shutdown": 4}
 
 
@@ -170,13 +170,13 @@ def test_a_second_signal_ends_it_at_once_and_all_the_same_in_good_order(tmp_path
                 start_s = time.monotonic()
                 gateway.signal(signal.SIGTERM)
                 gateway.signal(signal.SIGINT)
-                found = await asyncio.gather(*streams.tasks)
+                result = await asyncio.gather(*streams.tasks)
                 assert gateway.end() == 0
-                return found, time.monotonic() - start_s
+                return result, time.monotonic() - start_s
 
-        found, took_s = asyncio.run(clients())
+        result, took_s = asyncio.run(clients())
         assert took_s < 40  # of 60 s of grace
-        assert all("shutting_down" in text for text in found)
+        assert all("shutting_down" in text for text in result)
     assert ends_on_disk(gateway.database) == {"shutdown": 6}
 
 

@@ -53,8 +53,8 @@ async def test_an_upstream_that_dies_is_never_taken_for_one_that_finished(
                 assert "".join(SAYS.reasoning).startswith(answer.thought)
                 assert "".join(SAYS.answer).startswith(answer.text)
                 assert how == "rst" or len(answer.thought.split()) == min(n, 4)
-        for n, found in zip(places, await g.episodes(len(places)), strict=True):
-            outcome = found.episode.outcome
+        for n, result in zip(places, await g.episodes(len(places)), strict=True):
+            outcome = result.episode.outcome
             assert outcome.end_reason == "upstream_error"
             assert outcome.calls[0].cancelled
             assert outcome.usage is not None
@@ -187,7 +187,7 @@ def one(delta: dict[str, Any], finish: str | None = None, index: int = 0, **top:
     return {"id": "a", "model": "m", "choices": [{"index": index, "delta": delta, "finish_reason": finish}]} | top
 
 
-def told(usage: Any) -> Script:
+def report_of(usage: Any) -> Script:
     return frames(one({"content": "ok"}), one({}, "stop", usage=usage))
 
 
@@ -197,13 +197,13 @@ ODD: dict[str, Script] = {
         {"choices": [{"delta": {"content": "ok"}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}
     ),
     "54 other id and model": frames(one({"content": "o"}), one({"content": "k"}, id="b", model="n"), one({}, "stop")),
-    "55 negative usage": told({"prompt_tokens": -3, "completion_tokens": -1}),
-    "55 absurd usage": told({"prompt_tokens": 10**30, "completion_tokens": "many"}),
-    "55 usage is a list": told([1, 2]),
-    "56 comments and ids": Script(pieces=(b": a\n\n", b"id: 7\nretry: 1\n\n", *told(None).pieces)),
+    "55 negative usage": report_of({"prompt_tokens": -3, "completion_tokens": -1}),
+    "55 absurd usage": report_of({"prompt_tokens": 10**30, "completion_tokens": "many"}),
+    "55 usage is a list": report_of([1, 2]),
+    "56 comments and ids": Script(pieces=(b": a\n\n", b"id: 7\nretry: 1\n\n", *report_of(None).pieces)),
     "numbers for text": frames(one({"content": "ok", "reasoning": None, "role": 7}), one({}, "stop", created="now")),
     "delta null": frames({"choices": [{"index": 0, "delta": None}]}, one({"content": "ok"}), one({}, "stop")),
-    "52 many empty deltas": Script(pieces=(frames(*[one({})] * 20_000).body[:-14] + told(None).body,)),
+    "52 many empty deltas": Script(pieces=(frames(*[one({})] * 20_000).body[:-14] + report_of(None).body,)),
 }
 
 
@@ -215,8 +215,8 @@ async def test_odd_chunks_are_no_reason_to_fail(serve: Serve, name: str, mode: s
         for stream in (True, False):
             answer = await g.ask(chat(stream=stream))
             assert (answer.status, answer.text, answer.finish) == (200, "ok", "stop")
-        for found in await g.episodes(2):
-            usage = found.episode.outcome.usage
+        for result in await g.episodes(2):
+            usage = result.episode.outcome.usage
             assert usage is not None
             assert 0 <= usage.prompt_tokens < 2**53
             assert 0 <= usage.completion_tokens < 2**53

@@ -193,8 +193,10 @@ def test_a_real_gateway_starts_on_a_full_disk_and_serves_what_it_served(
     def n_drawn(gateway: GatewayProcess, fake: FakeUpstream) -> int:
         before = len(fake.completions)
         body = json.dumps(chat("how many?")).encode()
-        asked = urllib.request.Request(gateway.url + "/v1/chat/completions", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(asked) as reply:
+        requested = urllib.request.Request(
+            gateway.url + "/v1/chat/completions", body, {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(requested) as reply:
             assert reply.status == 200
         return len(fake.completions) - before
 

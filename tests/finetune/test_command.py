@@ -119,9 +119,9 @@ def test_the_same_call_writes_the_same_bytes(folder: Path) -> None:
 def test_a_log_with_texts_gives_the_certified_stops_of_those_who_agreed(log: Path) -> None:
     result = export("--texts", "texts.jsonl", "--route", "r", "--out", "set")
     assert result.exit_code == 0, result.output
-    found = [*lines(log / "set/train.jsonl"), *lines(log / "set/val.jsonl")]
-    assert found
-    for line in found:
+    results = [*lines(log / "set/train.jsonl"), *lines(log / "set/val.jsonl")]
+    assert results
+    for line in results:
         question, answer = line["messages"][0]["content"], line["messages"][-1]["content"]
         assert int(question.split()[1]) % 2 == 0
         assert answer.startswith("[THINK]\nstep 1. ")
@@ -177,9 +177,9 @@ def test_traces_are_cut_at_the_certified_level_that_is_in_force(log: Path) -> No
         writer.write(None, [epoch, made], kept)
     result = export(own_traces("reasoning"), "--route", "r", "--consented", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["stops"] == {f"{version.address}@2": found["n_train"] + found["n_val"]}
-    assert found["n_uncertified"] == 0
+    results = json.loads(result.stdout)
+    assert results["stops"] == {f"{version.address}@2": results["n_train"] + results["n_val"]}
+    assert results["n_uncertified"] == 0
     strange = export(own_traces("reasoning"), "--route", "r", "--consented", "--policy", STABLE)
     assert "stopped by what was not certified" in strange.stderr
 

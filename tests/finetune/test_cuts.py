@@ -83,8 +83,8 @@ def run(**outcome: Any) -> EpisodeWithLabels:
     """An audit of five steps that would have been stopped at its second."""
     item = episodes(1, seed=0, world=World(audit_share=1.0, labels="none", p_astray=0.0, p_fails=0.0))[0]
     steps = tuple(replace(item.episode.outcome.steps[0], index=n, answer=GOLD) for n in range(1, 6))
-    told: dict[str, Any] = {"steps": steps, "stop_step": 2, "would_answer": GOLD, "answer": GOLD} | outcome
-    return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **told)))
+    report: dict[str, Any] = {"steps": steps, "stop_step": 2, "would_answer": GOLD, "answer": GOLD} | outcome
+    return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **report)))
 
 
 def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
@@ -157,7 +157,7 @@ def test_steps_that_are_too_few_are_another_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("consent", "said_so", "given"),
+    ("consent", "reported", "given"),
     [
         (Consent(), None, False),  # silence is no consent
         (Consent(), True, True),
@@ -170,8 +170,8 @@ def test_steps_that_are_too_few_are_another_runs() -> None:
         (Consent(listed={"e2": True}), None, False),
     ],
 )
-def test_only_who_agreed_is_learned_from(consent: Consent, said_so: bool | None, given: bool) -> None:
-    assert consent.given(said_so, ("e1", None, "q1")) is given
+def test_only_who_agreed_is_learned_from(consent: Consent, reported: bool | None, given: bool) -> None:
+    assert consent.given(reported, ("e1", None, "q1")) is given
 
 
 def test_lists_of_consent_are_ids_or_objects_and_the_last_word_counts(tmp_path: Path) -> None:

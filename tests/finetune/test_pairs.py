@@ -70,10 +70,10 @@ def test_closing_is_chosen_where_it_kept_the_answer_and_going_on_where_it_lost_i
 
 
 def test_a_preference_needs_both_ways_and_says_so() -> None:
-    found = make_pairs([replace(CUT, rest=None), replace(CUT, stopped_answer=None), replace(CUT, rest="  ")], PREFER)
-    assert not found.train
-    assert found.left_out.total() == 3
-    assert all("which a preference needs" in why for why in found.left_out)
+    result = make_pairs([replace(CUT, rest=None), replace(CUT, stopped_answer=None), replace(CUT, rest="  ")], PREFER)
+    assert not result.train
+    assert result.left_out.total() == 3
+    assert all("which a preference needs" in why for why in result.left_out)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_preference_needs_both_ways_and_says_so() -> None:
     ],
 )
 def test_what_is_no_lesson_is_counted_with_its_reason(cut: CutRun, why: str) -> None:
-    found = make_pairs([cut], LineFormat())
-    assert (found.train, found.val) == ([], [])
-    assert dict(found.left_out) == {why: 1}
+    result = make_pairs([cut], LineFormat())
+    assert (result.train, result.val) == ([], [])
+    assert dict(result.left_out) == {why: 1}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_planted_duplicates_are_written_once_and_never_cross_the_split() -> None
         for spell in spellings
         for _ in range(2)
     ]
-    found = make_pairs(cuts, LineFormat(val_share=0.2))
-    assert len(found.train) + len(found.val) == 400
-    assert found.left_out == {"the same prompt, thought and answer again": len(cuts) - 400}
-    groups = [{line["prompt_group"] for line in lines} for lines in (found.train, found.val)]
+    result = make_pairs(cuts, LineFormat(val_share=0.2))
+    assert len(result.train) + len(result.val) == 400
+    assert result.left_out == {"the same prompt, thought and answer again": len(cuts) - 400}
+    groups = [{line["prompt_group"] for line in lines} for lines in (result.train, result.val)]
     assert not groups[0] & groups[1]
     assert len(groups[0] | groups[1]) == 200
     assert 20 <= len(groups[1]) <= 60
@@ -165,9 +165,9 @@ def test_any_text_makes_lines_that_are_json_with_the_thought_in_them(
     given_texts: list[tuple[str, str, str, bool]], thought_as: str
 ) -> None:
     cuts = [asked(q, thought=t, answer=a, kept=k) for q, t, a, k in given_texts]
-    found = make_pairs(cuts, LineFormat(thought_as=thought_as))  # type: ignore[arg-type]
-    lines = [*found.train, *found.val]
-    assert len(lines) + found.left_out.total() == len(cuts)
+    result = make_pairs(cuts, LineFormat(thought_as=thought_as))  # type: ignore[arg-type]
+    lines = [*result.train, *result.val]
+    assert len(lines) + result.left_out.total() == len(cuts)
     for line in lines:
         again = json.loads(json.dumps(line))
         assert again["messages"][0]["role"] == "user"

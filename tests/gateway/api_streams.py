@@ -15,7 +15,7 @@ BODIES: Mapping[str, dict[str, Any]] = {
 
 
 @dataclass
-class Said:
+class Answered:
     """What a client of either API has at the end."""
 
     thought: str = ""
@@ -42,8 +42,8 @@ def events_of(raw: bytes) -> list[dict[str, Any]]:
     return events
 
 
-def read_messages(raw: bytes) -> Said:
-    said, blocks, open_index = Said(), list[dict[str, Any]](), -1
+def read_messages(raw: bytes) -> Answered:
+    said, blocks, open_index = Answered(), list[dict[str, Any]](), -1
     events = events_of(raw)
     for n, event in enumerate(events):
         match event["type"]:
@@ -78,7 +78,7 @@ def read_messages(raw: bytes) -> Said:
     return _of_blocks(said, blocks)
 
 
-def _of_blocks(said: Said, blocks: list[dict[str, Any]]) -> Said:
+def _of_blocks(said: Answered, blocks: list[dict[str, Any]]) -> Answered:
     said.thought = "".join(b["thinking"] for b in blocks if b["type"] == "thinking")
     said.text = "".join(b["text"] for b in blocks if b["type"] == "text")
     said.calls = [
@@ -89,13 +89,13 @@ def _of_blocks(said: Said, blocks: list[dict[str, Any]]) -> Said:
     return said
 
 
-def read_message(body: dict[str, Any]) -> Said:
-    said = Said(finish=body["stop_reason"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
+def read_message(body: dict[str, Any]) -> Answered:
+    said = Answered(finish=body["stop_reason"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
     return _of_blocks(said, body["content"])
 
 
-def read_responses(raw: bytes) -> Said:
-    said, events, added, done = Said(), events_of(raw), list[dict[str, Any]](), list[dict[str, Any]]()
+def read_responses(raw: bytes) -> Answered:
+    said, events, added, done = Answered(), events_of(raw), list[dict[str, Any]](), list[dict[str, Any]]()
     texts: dict[str, str] = {}
     numbers = [event["sequence_number"] for event in events if "sequence_number" in event]
     assert numbers == list(range(len(numbers)))
@@ -132,9 +132,9 @@ def _text_of(item: Mapping[str, Any]) -> str:
     return item["arguments"] if item["type"] == "function_call" else "".join(p["text"] for p in item["content"])
 
 
-def read_response(body: dict[str, Any]) -> Said:
+def read_response(body: dict[str, Any]) -> Answered:
     details = body["incomplete_details"]
-    said = Said(finish=body["status"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
+    said = Answered(finish=body["status"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
     said.finish = details["reason"] if details else said.finish
     items = body["output"]
     said.thought = "".join(_text_of(item) for item in items if item["type"] == "reasoning")
@@ -147,5 +147,5 @@ STREAMS = {"/v1/messages": read_messages, "/v1/responses": read_responses}
 WHOLES = {"/v1/messages": read_message, "/v1/responses": read_response}
 
 
-def read_said(path: str, raw: bytes, *, stream: bool) -> Said:
+def read_said(path: str, raw: bytes, *, stream: bool) -> Answered:
     return STREAMS[path](raw) if stream else WHOLES[path](json.loads(raw))

@@ -129,17 +129,17 @@ class Served:
 
     async def episodes(self, n: int, *, within_s: float = 30.0) -> list[EpisodeWithLabels]:
         """All `n` episodes, once that many are on disk; fails when there are more or fewer."""
-        found: list[EpisodeWithLabels] = []
+        result: list[EpisodeWithLabels] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while len(found) < n:
+                while len(result) < n:
                     await asyncio.sleep(0.02)
-                    found = list(read_episodes(self.database))
+                    result = list(read_episodes(self.database))
         await asyncio.sleep(0.03)
-        found = list(read_episodes(self.database))
-        assert len(found) == n, f"{len(found)} episodes on disk, {n} requests"
-        assert len({e.episode.request.episode_id for e in found}) == n
-        return found
+        result = list(read_episodes(self.database))
+        assert len(result) == n, f"{len(result)} episodes on disk, {n} requests"
+        assert len({e.episode.request.episode_id for e in result}) == n
+        return result
 
     async def episode(self) -> Episode:
         """The only episode."""

@@ -64,8 +64,8 @@ async def test_a_server_that_refuses_the_field_is_asked_without_it_and_not_told_
             assert (answer.status, answer.text, answer.finish) == (200, "5 dear", "stop")
             assert len(g.fake.completions) == n_calls
         assert [c.status for c in g.fake.completions] == [400, 200, 200]
-        for found in await g.episodes(2):
-            outcome = found.episode.outcome
+        for result in await g.episodes(2):
+            outcome = result.episode.outcome
             assert (outcome.stopped, outcome.degraded, outcome.end_reason) == (False, ("budget",), "done")
             assert outcome.usage is not None
             assert outcome.usage.prompt_tokens == g.fake.completions[1].prompt_tokens

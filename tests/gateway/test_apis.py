@@ -52,9 +52,9 @@ async def test_in_off_and_observe_the_client_gets_what_the_engine_sends(
         assert through.raw == direct.raw
     else:
         assert through.json == direct.json
-    said = read_said(path, through.raw, stream=stream)
-    assert (said.thought, said.text, said.finish) == (THOUGHT, "5 dear", finished(path))
-    assert said.report is None
+    output = read_said(path, through.raw, stream=stream)
+    assert (output.thought, output.text, output.finish) == (THOUGHT, "5 dear", finished(path))
+    assert output.report is None
 
 
 @pytest.mark.slow(keep=13)
@@ -69,17 +69,17 @@ async def test_a_stop_is_written_in_the_apis_own_events(
     options["upstream"] |= {"slots": slots}
     async with serve(held(), route=enforcing(), **options) as g:
         answer = await ask(g, path, stream=stream)
-        said = read_said(path, answer.raw, stream=stream)
+        output = read_said(path, answer.raw, stream=stream)
         # SGLang counts no prompt for us, and a cut stream of Responses names none: there it is an estimate.
         outcome = await (g.outcome() if (driver, path) == ("sglang", RESPONSES) else reconciled(g))
-        assert (said.text, said.finish, outcome.stop_step) == ("4", finished(path), 4)
-        assert said.thought.startswith("".join(text for text, _ in STEPS[:4]))
-        assert said.report is not None
-        assert (said.report["stopped"], said.report["degraded"]) == (True, [])
+        assert (output.text, output.finish, outcome.stop_step) == ("4", finished(path), 4)
+        assert output.thought.startswith("".join(text for text, _ in STEPS[:4]))
+        assert output.report is not None
+        assert (output.report["stopped"], output.report["degraded"]) == (True, [])
         assert outcome.usage is not None
-        n_input = said.usage["input_tokens"] + said.usage.get("cache_read_input_tokens", 0)
+        n_input = output.usage["input_tokens"] + output.usage.get("cache_read_input_tokens", 0)
         assert n_input == outcome.usage.prompt_tokens
-        assert said.usage["output_tokens"] == outcome.usage.completion_tokens == N_THOUGHT + 1
+        assert output.usage["output_tokens"] == outcome.usage.completion_tokens == N_THOUGHT + 1
         assert g.fake.completions[0].cancelled
         assert (await g.episode()).request.endpoint == path
 
@@ -87,9 +87,9 @@ async def test_a_stop_is_written_in_the_apis_own_events(
 @BOTH
 async def test_the_options_object_is_taken_out_and_answered(serve: Serve, path: str) -> None:
     async with serve(chain()) as g:
-        said = read_said(path, (await ask(g, path, stream=True, suffice={})).raw, stream=True)
-        assert said.report is not None
-        assert (said.report["mode"], said.report["stopped"]) == ("observe", False)
+        output = read_said(path, (await ask(g, path, stream=True, suffice={})).raw, stream=True)
+        assert output.report is not None
+        assert (output.report["mode"], output.report["stopped"]) == ("observe", False)
         assert "suffice" not in g.fake.calls[0].body
         body = json.loads((await ask(g, path, suffice={"conversation_id": "c"})).raw)
         assert body["suffice"]["mode"] == "observe"
@@ -118,9 +118,9 @@ async def test_where_the_continuation_fails_a_full_run_answers(serve: Serve, pat
     upstream = {"finish": ["raw"], "slots": 1}
     async with serve(says, upstream=upstream, route=enforcing()) as g:
         answer = await ask(g, path, stream=stream)
-        said = read_said(path, answer.raw, stream=stream)
-        assert (said.text, said.finish) == ("5 dear", finished(path))
-        assert THOUGHT.startswith(said.thought)
+        output = read_said(path, answer.raw, stream=stream)
+        assert (output.text, output.finish) == ("5 dear", finished(path))
+        assert THOUGHT.startswith(output.thought)
         outcome = await g.outcome()
         assert (outcome.stopped, outcome.degraded) == (False, ("handover",))
 
@@ -137,9 +137,9 @@ TOOLS = {
 async def test_calls_come_through_in_observe(serve: Serve, path: str, stream: bool) -> None:
     says = ScriptedThought(STEPS, "5 dear", reply=Reply(tool_calls=(CALL,)))
     async with serve(says) as g:
-        said = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
-        assert (said.calls, said.text) == ([("weather", {"city": "Rome"})], "5 dear")
-        assert said.finish == ("tool_use" if path == MESSAGES else "completed")
+        output = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
+        assert (output.calls, output.text) == ([("weather", {"city": "Rome"})], "5 dear")
+        assert output.finish == ("tool_use" if path == MESSAGES else "completed")
 
 
 @BOTH
@@ -147,9 +147,9 @@ async def test_a_run_that_its_cap_cut_is_told_so(serve: Serve, path: str) -> Non
     cap: dict[str, Any] = {"max_tokens": 6} if path == MESSAGES else {"max_output_tokens": 6}
     async with serve(chain()) as g:
         for stream in (True, False):
-            said = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
-            assert said.finish == ("max_tokens" if path == MESSAGES else "max_output_tokens")
-            assert said.text == ""
+            output = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
+            assert output.finish == ("max_tokens" if path == MESSAGES else "max_output_tokens")
+            assert output.text == ""
         assert {e.episode.outcome.end_reason for e in await g.episodes(2)} == {"truncated"}
 
 
@@ -159,8 +159,8 @@ async def test_an_unclosed_thought_gets_a_forced_answer(serve: Serve, path: str)
     route = enforcing(policy={"policy": "never"}, finish_unclosed=True)
     async with serve(chain(), upstream={"finish": ["raw"]}, route=route) as g:
         for stream in (True, False):
-            said = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
-            assert (said.text, said.finish) == ("4", finished(path))
+            output = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
+            assert (output.text, output.finish) == ("4", finished(path))
         assert not any(e.episode.outcome.stopped for e in await g.episodes(2))
 
 
@@ -249,8 +249,8 @@ async def test_any_cut_of_the_bytes_is_stopped_alike(
     says, options = ScriptedThought(STEPS, "5 dear", reply=reply), engine(driver)
     options["upstream"] |= {"slots": 3}
     async with serve(says, route=enforcing(), **options) as g:
-        said = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
-        assert (said.text, said.finish, (await g.outcome()).stop_step) == ("4", finished(path), 4)
+        output = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        assert (output.text, output.finish, (await g.outcome()).stop_step) == ("4", finished(path), 4)
 
 
 EFFORTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -270,8 +270,8 @@ async def test_a_hosted_api_gets_an_effort_in_its_own_fields_and_audits_call_twi
     ignores = ("thinking", "reasoning")  # the fake's own reading of these fields
     setup = {"upstream": {"driver": driver}, "fake": {"dialect": "openai", "ignores": ignores}}
     async with serve(chain(), route=route | arm, **setup) as g:
-        said = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
-        assert (said.text, said.thought) == ("5 dear", THOUGHT)  # its thought is never cut
+        output = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        assert (output.text, output.thought) == ("5 dear", THOUGHT)  # its thought is never cut
         outcome = await g.outcome()
         sent = [json.loads(call.raw_body) for call in g.fake.calls]
         assert [call.path for call in g.fake.calls] == [path.removeprefix("/v1")] * (1 + bool(audit_share))
@@ -331,9 +331,9 @@ async def test_a_response_is_referred_to_by_its_id(serve: Serve, stream: bool, m
 
 async def test_what_must_not_be_stored_is_not_kept(serve: Serve) -> None:
     async with serve(held(), route=enforcing(), **engine("llama.cpp")) as g:
-        said = read_said(RESPONSES, (await ask(g, RESPONSES, store=False)).raw, stream=False)
-        (name,) = said.ids
-        assert (said.text, g.gateway.responses.get(name, Caller(), now_s=0.0)) == ("4", None)
+        output = read_said(RESPONSES, (await ask(g, RESPONSES, store=False)).raw, stream=False)
+        (name,) = output.ids
+        assert (output.text, g.gateway.responses.get(name, Caller(), now_s=0.0)) == ("4", None)
 
 
 def test_kept_responses_are_bounded_and_shown_to_their_maker() -> None:
@@ -358,12 +358,12 @@ async def test_a_stop_before_a_call_delivers_the_call_in_the_apis_own_events(
         return ScriptedThought(STEPS, "5", reply=Reply(tool_calls=(CALL,), faults=held().reply.faults))(seen)
 
     async with serve(says, route=enforcing(policy=STOP | {"streak": 3}), **engine("vllm")) as g:
-        said = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
+        output = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
         episode = await g.episode()
         assert episode.request.ungoverned is None
         assert episode.outcome.stopped
-        assert said.calls == [("weather", {"city": "Rome"})]
-        assert said.finish == ("tool_use" if path == MESSAGES else "completed")
+        assert output.calls == [("weather", {"city": "Rome"})]
+        assert output.finish == ("tool_use" if path == MESSAGES else "completed")
         tools = [call.body.get("tools") for call in g.fake.calls]
         assert tools[0] == TOOLS[path]
         assert [tool[0]["function"]["name"] for tool in tools[1:] if tool] == ["weather"] * (len(tools) - 1)

@@ -25,10 +25,10 @@ async def test_an_arm_saved_what_full_runs_take_less_what_it_took(serve: Serve, 
         for k in range(MIN_RUNS):
             lengths.add(Usage(prompt_tokens=9, completion_tokens=99 + 2 * (k % 2), reasoning_tokens=90))
         await decide(g, began(), proved(g.gateway.settings, 3) if is_effort else arm(g))
-        told = (await g.ask(chat(suffice={}))).told
+        report = (await g.ask(chat(suffice={}))).told
         await g.quiet()
         (episode,) = [one.episode for one in await g.episodes(1)]
-        assert told["stopped"] is not is_effort, "an engine that keeps a budget stops the run"
-        assert (told["tokens_saved_estimate"] is None) == is_effort, "or live runs could be told from audits"
+        assert report["stopped"] is not is_effort, "an engine that keeps a budget stops the run"
+        assert (report["tokens_saved_estimate"] is None) == is_effort, "or live runs could be told from audits"
         assert episode.outcome.has_less_effort is is_effort
         assert saved_tokens(episode.request, episode.outcome) == 100 - g.fake.total_completion_tokens

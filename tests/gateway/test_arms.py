@@ -56,8 +56,8 @@ async def budget(g: Served, text: str = "a question", **fields: Any) -> int | No
     answer = await g.ask(chat(text, **fields))
     assert answer.status == 200
     await g.quiet()
-    asked: int | None = g.fake.completions[-1].body.get("thinking_token_budget")
-    return asked
+    requested: int | None = g.fake.completions[-1].body.get("thinking_token_budget")
+    return requested
 
 
 async def test_full_runs_until_it_is_published_then_the_arm_and_full_runs_when_its_epoch_ends(serve: Serve) -> None:
@@ -184,9 +184,9 @@ async def work(g: Served, settings: Settings) -> str:
         assert reports is not None
         return reports[0].summary
 
-    said = await asyncio.to_thread(run)
+    output = await asyncio.to_thread(run)
     g.gateway.deployment.notify()
-    return said
+    return output
 
 
 def test_a_route_whose_arm_can_never_be_proved_is_warned_of() -> None:

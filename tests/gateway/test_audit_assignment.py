@@ -39,7 +39,7 @@ def held(after: int = N_THOUGHT) -> ScriptedThought:
     return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(Fault(stall_after=after, stall_s=1.5),)))
 
 
-class Door:
+class DeliveryClient:
     """A memory of deliveries with its clock, as a gateway would use it."""
 
     def __init__(self, share: float, *, window_s: float = WINDOW_S, salt: str = "pepper") -> None:
@@ -71,7 +71,7 @@ def within_bounds(n_audits: int, n: int, share: float) -> bool:
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_twenty_turns_of_one_conversation_are_twenty_draws(share: float) -> None:
-    door, counts = Door(share), list[int]()
+    door, counts = DeliveryClient(share), list[int]()
     for talk in range(500):
         turns = [door.ask(f"turn {n}", conversation=f"talk-{talk}") for n in range(20)]
         assert len({turn.unit for turn in turns}) == 20
@@ -84,7 +84,7 @@ def test_twenty_turns_of_one_conversation_are_twenty_draws(share: float) -> None
 
 
 def test_the_same_ids_of_two_tenants_are_independent_draws() -> None:
-    door = Door(0.5)
+    door = DeliveryClient(0.5)
     pairs = list[list[bool]]()
     for n in range(4_000):
         door.now_s += 2 * WINDOW_S
@@ -121,7 +121,7 @@ def test_joined_parts_can_be_told_apart(one: list[str | None], other: list[str |
 
 
 def test_deliveries_of_one_request_share_its_draw_and_are_numbered() -> None:
-    door = Door(0.5)
+    door = DeliveryClient(0.5)
     for n in range(50):
         first = door.ask(f"question {n}")
         door.share = 1.0  # a burst has begun meanwhile: the draw and its odds stay those of the first delivery
@@ -131,7 +131,7 @@ def test_deliveries_of_one_request_share_its_draw_and_are_numbered() -> None:
 
 
 def test_a_key_makes_a_repeat_whatever_the_body_is() -> None:
-    door = Door(0.5)
+    door = DeliveryClient(0.5)
     first = door.ask("this", idempotency_key="k")
     assert door.ask("that", idempotency_key="k") == replace(first, delivery=2)
     assert door.ask("that", idempotency_key="k", conversation="c").delivery == 1
@@ -141,7 +141,7 @@ def test_a_key_makes_a_repeat_whatever_the_body_is() -> None:
 
 @pytest.mark.parametrize("key", [{}, {"idempotency_key": "k"}], ids=["body", "key"])
 def test_the_window_runs_from_the_first_delivery_and_ends(key: dict[str, str]) -> None:
-    door = Door(0.5)
+    door = DeliveryClient(0.5)
     first = door.ask(**key)
     for number, now_s in enumerate((0.0, 300.0, WINDOW_S), 2):
         door.now_s = now_s
@@ -153,7 +153,7 @@ def test_the_window_runs_from_the_first_delivery_and_ends(key: dict[str, str]) -
 
 
 def test_with_no_window_only_a_key_makes_a_repeat() -> None:
-    door = Door(0.5, window_s=0.0)
+    door = DeliveryClient(0.5, window_s=0.0)
     assert len({door.ask().unit for _ in range(100)}) == 100
     assert [door.ask(idempotency_key="k").delivery for _ in range(3)] == [1, 2, 3]
     door.now_s = KEY_WINDOW_S + 1
@@ -161,7 +161,7 @@ def test_with_no_window_only_a_key_makes_a_repeat() -> None:
 
 
 def test_what_is_too_old_is_forgotten() -> None:
-    door = Door(0.5)
+    door = DeliveryClient(0.5)
     for n in range(1_000):
         door.now_s = float(n)
         door.ask(f"question {n}")
@@ -170,32 +170,32 @@ def test_what_is_too_old_is_forgotten() -> None:
 
 # --------------------------------------------------------------------------- a client that chooses
 
-Strategy = Callable[[Door, random.Random, dict[str, list[AuditAssignment]]], AuditAssignment]
+Strategy = Callable[[DeliveryClient, random.Random, dict[str, list[AuditAssignment]]], AuditAssignment]
 
 
-def spaces(door: Door, rng: random.Random, _seen: Any) -> AuditAssignment:
+def spaces(door: DeliveryClient, rng: random.Random, _seen: Any) -> AuditAssignment:
     return door.ask("q" + " " * rng.randrange(3_000))
 
 
-def seeds(door: Door, rng: random.Random, _seen: Any) -> AuditAssignment:
+def seeds(door: DeliveryClient, rng: random.Random, _seen: Any) -> AuditAssignment:
     return door.ask(f'{{"seed": {rng.randrange(10**9)}}}')
 
 
 def lucky_name(kind: str) -> Strategy:
     """Reuse whichever name has so far met the fewest audits, as its client might have guessed from replies."""
 
-    def ask(door: Door, _rng: random.Random, seen: dict[str, list[AuditAssignment]]) -> AuditAssignment:
+    def ask(door: DeliveryClient, _rng: random.Random, seen: dict[str, list[AuditAssignment]]) -> AuditAssignment:
         door.now_s += WINDOW_S / 10
         name = min((f"n{n}" for n in range(20)), key=lambda one: len(seen[one]))
-        found = door.ask("q", **{kind: name})
-        if found.delivery == 1 and found.audit:
-            seen[name].append(found)
-        return found
+        result = door.ask("q", **{kind: name})
+        if result.delivery == 1 and result.audit:
+            seen[name].append(result)
+        return result
 
     return ask
 
 
-def waits_for_luck(door: Door, rng: random.Random, seen: dict[str, list[AuditAssignment]]) -> AuditAssignment:
+def waits_for_luck(door: DeliveryClient, rng: random.Random, seen: dict[str, list[AuditAssignment]]) -> AuditAssignment:
     """Send the body again as soon as the window lets it be drawn anew, but only a body that was no audit."""
     door.now_s += WINDOW_S + 1
     last = seen["last"]
@@ -212,9 +212,9 @@ def waits_for_luck(door: Door, rng: random.Random, seen: dict[str, list[AuditAss
 )
 @pytest.mark.parametrize("share", [0.05, 0.3])
 def test_no_choice_of_a_client_changes_the_odds_of_a_request(strategy: Strategy, share: float) -> None:
-    door, rng, seen = Door(share), random.Random(7), defaultdict[str, list[AuditAssignment]](list)
-    asked = [strategy(door, rng, seen) for _ in range(20_000)]
-    new = [one for one in asked if one.delivery == 1]
+    door, rng, seen = DeliveryClient(share), random.Random(7), defaultdict[str, list[AuditAssignment]](list)
+    requested = [strategy(door, rng, seen) for _ in range(20_000)]
+    new = [one for one in requested if one.delivery == 1]
     assert len({one.unit for one in new}) == len(new) >= 500
     assert within_bounds(sum(one.audit for one in new), len(new), share)
     # Nor does what was drawn before say anything of the next draw.
@@ -224,8 +224,8 @@ def test_no_choice_of_a_client_changes_the_odds_of_a_request(strategy: Strategy,
 
 def test_another_process_draws_anew_for_the_same_request() -> None:
     """Also where its episode ids begin as those of the other did, another secret is another lottery."""
-    one = [Door(0.5, salt="a").ask(f"q{n}").audit for n in range(2_000)]
-    other = [Door(0.5, salt="b").ask(f"q{n}").audit for n in range(2_000)]
+    one = [DeliveryClient(0.5, salt="a").ask(f"q{n}").audit for n in range(2_000)]
+    other = [DeliveryClient(0.5, salt="b").ask(f"q{n}").audit for n in range(2_000)]
     assert within_bounds(sum(a == b for a, b in zip(one, other, strict=True)), 2_000, 0.5)
 
 
@@ -242,13 +242,13 @@ async def test_turns_are_drawn_one_by_one_and_carry_their_conversation(serve: Se
             await g.ask(chat(f"turn {n}"), headers={"x-conversation-id": "talk"})
         await g.ask(chat("else"), headers={"x-conversation-id": "other"})
         await g.ask(chat("none"))
-        found = [episode.request for episode in await runs(g, 42)]
-    assert {one.audit for one in found[:40]} == {True, False}  # but for one run in 10^12
-    assert len({one.unit for one in found}) == 42
-    assert len({one.conversation for one in found[:40]}) == 1
-    assert len({one.conversation for one in found}) == 3
-    assert found[-1].conversation == ""
-    assert "talk" not in {one.conversation for one in found}
+        result = [episode.request for episode in await runs(g, 42)]
+    assert {one.audit for one in result[:40]} == {True, False}  # but for one run in 10^12
+    assert len({one.unit for one in result}) == 42
+    assert len({one.conversation for one in result[:40]}) == 1
+    assert len({one.conversation for one in result}) == 3
+    assert result[-1].conversation == ""
+    assert "talk" not in {one.conversation for one in result}
 
 
 async def test_the_same_id_of_two_keys_is_two_conversations(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,9 +323,9 @@ async def _decide(g: Served, body: dict[str, Any], **headers: str) -> Any:
 
 
 async def _stops(g: Served, question: str) -> bool:
-    said = await _decide(g, {"question": question, "step": {"index": 1, "answer": "a", "tokens": 1}})
-    said = await _decide(g, {"episode_id": said["episode_id"], "step": {"index": 2, "answer": "a", "tokens": 1}})
-    return bool(said["action"] == "stop")
+    output = await _decide(g, {"question": question, "step": {"index": 1, "answer": "a", "tokens": 1}})
+    output = await _decide(g, {"episode_id": output["episode_id"], "step": {"index": 2, "answer": "a", "tokens": 1}})
+    return bool(output["action"] == "stop")
 
 
 async def test_after_the_window_a_body_is_a_new_request_that_may_be_stopped(serve: Serve) -> None:
@@ -341,8 +341,8 @@ async def test_after_the_window_a_body_is_a_new_request_that_may_be_stopped(serv
         for at_s in (0.0, WINDOW_S - 60, 2 * WINDOW_S):  # the log's rows are read when the clock may have moved on
             ahead_s = at_s
             await g.ask(chat())
-        found = await runs(g, 3)
-    assert [(one.request.delivery, one.outcome.stopped) for one in found] == [(1, True), (2, False), (1, True)]
+        result = await runs(g, 3)
+    assert [(one.request.delivery, one.outcome.stopped) for one in result] == [(1, True), (2, False), (1, True)]
 
 
 # --------------------------------------------------------------------------- what the client sees
@@ -353,10 +353,10 @@ def shape(answer: Answer) -> Any:
     chunks = answer.chunks if answer.headers["content-type"].startswith("text/event-stream") else [answer.json]
     keys = [(sorted(c), sorted(c.get("suffice") or ()), sorted(c.get("usage") or ())) for c in chunks]
     # A token is made of the id and a time alone.
-    told = {k: v for k, v in (answer.told or {}).items() if k not in ("episode_id", "feedback_token")}
+    report = {k: v for k, v in (answer.told or {}).items() if k not in ("episode_id", "feedback_token")}
     its_own = ("x-suffice-episode-id", "x-suffice-feedback-token")
     own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k not in its_own}
-    return answer.status, sorted(answer.headers), own, keys, told, answer.text
+    return answer.status, sorted(answer.headers), own, keys, report, answer.text
 
 
 NEVER = {**ENFORCE, "policy": {"policy": "never"}}
@@ -390,8 +390,8 @@ async def test_the_reply_never_tells(serve: Serve, stream: bool, route: dict[str
         for name, share in (("audit", 1.0), ("plain", 0.0))
     }
     capped: dict[str, Any] = {} if cap is None else {"max_tokens": cap}
-    said = held(N_THOUGHT if cap is None else cap - 1) if route.get("policy") == NEVER["policy"] else CHAIN
-    async with serve(said, upstream=RAW, routes=routes, **RETRIES) as g:
+    output = held(N_THOUGHT if cap is None else cap - 1) if route.get("policy") == NEVER["policy"] else CHAIN
+    async with serve(output, upstream=RAW, routes=routes, **RETRIES) as g:
         shapes = list[Any]()
         for name in routes:
             for _delivery in range(2):
@@ -402,8 +402,8 @@ async def test_the_reply_never_tells(serve: Serve, stream: bool, route: dict[str
                 assert b"propensity" not in answer.raw
                 code, headers, own, *rest = shape(answer)
                 shapes.append((code, headers, {k: v for k, v in own.items() if k != "x-suffice-route"}, *rest))
-        found = [(e.request.audit, e.request.delivery) for e in await drawn(g, 4)]
-        assert found == [(True, 1), (True, 2), (False, 1), (False, 2)]
+        result = [(e.request.audit, e.request.delivery) for e in await drawn(g, 4)]
+        assert result == [(True, 1), (True, 2), (False, 1), (False, 2)]
         assert shapes == [shapes[0]] * 4
 
 
@@ -416,8 +416,8 @@ async def test_a_failing_probe_does_not_tell_an_audit_while_observing(serve: Ser
         for name, share in (("audit", 1.0), ("plain", 0.0))
     }
     async with serve(failing, upstream=RAW, routes=routes, **RETRIES) as g:
-        told = [(await g.ask(chat(suffice={}), headers={"x-suffice-route": name})).told for name in routes]
-    assert {(one["probe_tokens"], one["extra_prompt_tokens"], tuple(one["degraded"])) for one in told} == {(0, 0, ())}
+        report = [(await g.ask(chat(suffice={}), headers={"x-suffice-route": name})).told for name in routes]
+    assert {(one["probe_tokens"], one["extra_prompt_tokens"], tuple(one["degraded"])) for one in report} == {(0, 0, ())}
 
 
 @pytest.mark.parametrize("delivery", [1, 2])
@@ -428,15 +428,15 @@ async def test_a_loop_is_told_the_same_in_an_audit_and_in_a_run_that_goes_on(ser
         "audit": {**loop, "policy": {"policy": "stable-answer", "streak": 2}, "audit_share": 1.0},
         "plain": {**loop, "policy": {"policy": "stable-answer", "streak": 9}, "audit_share": 0.0},
     }
-    told = list[Any]()
+    report = list[Any]()
     async with serve(routes=routes, **RETRIES) as g:
         for name in routes:
             for _ in range(delivery):
-                said, answers = await _decide(g, {"route": name, "question": "q"}), list[Any]()
+                output, answers = await _decide(g, {"route": name, "question": "q"}), list[Any]()
                 for index in range(1, 5):
                     step = {"index": index, "answer": "a", "tokens": 1}
-                    answers.append(await _decide(g, {"route": name, "episode_id": said["episode_id"], "step": step}))
+                    answers.append(await _decide(g, {"route": name, "episode_id": output["episode_id"], "step": step}))
             own = ("episode_id", "feedback_token", "policy_version")
-            told.append([{k: v for k, v in answer.items() if k not in own} for answer in answers])
-    assert told[0] == told[1]
-    assert {answer["reason"] for answer in told[0]} == {"the run goes on"}
+            report.append([{k: v for k, v in answer.items() if k not in own} for answer in answers])
+    assert report[0] == report[1]
+    assert {answer["reason"] for answer in report[0]} == {"the run goes on"}

@@ -36,8 +36,8 @@ RAW = {"finish": ["raw"], "slots": 4}
 
 async def drawn(g: Served, n: int) -> list[Episode]:
     """All requests in the order they came, as the log has them."""
-    found = [labelled.episode for labelled in await g.episodes(n)]
-    return sorted(found, key=lambda e: e.request.received_at_s)
+    result = [labelled.episode for labelled in await g.episodes(n)]
+    return sorted(result, key=lambda e: e.request.received_at_s)
 
 
 async def audits(g: Served, bodies: list[dict[str, Any]], headers: list[dict[str, str]]) -> list[bool]:
@@ -53,17 +53,17 @@ async def test_a_share_of_nothing_and_of_everything_are_exact(serve: Serve, shar
     async with serve(route={"audit_share": share, "mode": mode}) as g:
         for n in range(30):
             await g.ask(chat(f"question {n}"))
-        lots = await drawn(g, 30)
-        assert {e.request.audit for e in lots} == {share == 1.0}
-        assert {e.request.propensity for e in lots} == {1.0}
+        assignments = await drawn(g, 30)
+        assert {e.request.audit for e in assignments} == {share == 1.0}
+        assert {e.request.propensity for e in assignments} == {1.0}
         assert g.gateway.metrics.value("suffice_audits_total", route="r") == 30 * share
 
 
 async def test_the_odds_of_each_lot_are_written_down_as_they_were_drawn(serve: Serve) -> None:
     async with serve(route={"audit_share": 0.3}) as g:
-        lots = await audits(g, [chat(f"question {n}") for n in range(60)], [{}] * 60)
-        assert {True, False} == set(lots)
-        assert 5 <= sum(lots) <= 35  # 18 are expected; the salt is fresh each time
+        assignments = await audits(g, [chat(f"question {n}") for n in range(60)], [{}] * 60)
+        assert {True, False} == set(assignments)
+        assert 5 <= sum(assignments) <= 35  # 18 are expected; the salt is fresh each time
         for episode in await drawn(g, 60):
             request = episode.request
             assert request.propensity == pytest.approx(0.3 if request.audit else 0.7)
@@ -141,8 +141,8 @@ async def trials(g: Served, n: int) -> tuple[int, int]:
 
 
 async def test_trial_answers_that_nobody_can_read_are_counted_as_asked_and_failed_probes_are_not(serve: Serve) -> None:
-    said = ["3", "hm", "so to say", "4"]
-    chain = ScriptedThought([(f"thought {n}\n", answer) for n, answer in enumerate(said)], "it is 5")
+    output = ["3", "hm", "so to say", "4"]
+    chain = ScriptedThought([(f"thought {n}\n", answer) for n, answer in enumerate(output)], "it is 5")
     async with serve(chain, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
         await g.ask(chat())
         assert [s.answer for s in (await g.outcome()).steps] == ["3", None, None, "4"]

@@ -202,7 +202,7 @@ async def test_57_a_redirect_is_not_followed_and_1xx_is_no_answer(serve: Serve, 
 
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_58_cookies_and_hop_by_hop_headers_stay_upstream(serve: Serve, mode: str) -> None:
-    told = {
+    report = {
         "set-cookie": "a=b",
         "set-cookie2": "c=d",
         "proxy-authenticate": "Basic",
@@ -210,7 +210,7 @@ async def test_58_cookies_and_hop_by_hop_headers_stay_upstream(serve: Serve, mod
         "x-request-id": "1",
     }
     async with serve(
-        Reply(faults=(Fault(status=418, status_body=b"{}", status_headers=told),)), route={"mode": mode}
+        Reply(faults=(Fault(status=418, status_body=b"{}", status_headers=report),)), route={"mode": mode}
     ) as g:
         answer = await g.ask(chat())
         assert answer.headers["x-request-id"] == "1"
@@ -238,7 +238,7 @@ def test_every_number_from_1_to_58_has_a_case() -> None:
         SERVED,
         HUGE,
     )
-    found = {int(name.split()[0]) for name in chain(*tables) if name.split()[0].isdigit()} | set(ELSEWHERE)
-    assert sorted(found) == list(range(1, 59))
+    result = {int(name.split()[0]) for name in chain(*tables) if name.split()[0].isdigit()} | set(ELSEWHERE)
+    assert sorted(result) == list(range(1, 59))
     assert all(inspect.iscoroutinefunction(test) for test in ELSEWHERE.values())
     assert inspect.iscoroutinefunction(test_endpoint_table.test_every_endpoint_has_its_guards)

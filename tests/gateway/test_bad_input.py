@@ -230,18 +230,18 @@ async def test_what_only_the_upstream_reads_is_forwarded_and_its_verdict_relayed
             if route == "off":
                 assert [call.raw_body for call in calls] == [sent], name
             await assert_alive(g)
-        ends = {found.episode.outcome.end_reason for found in await g.episodes(len(FORWARDED))}
+        ends = {result.episode.outcome.end_reason for result in await g.episodes(len(FORWARDED))}
         assert not ends & {"rejected", "internal_error"}
         assert g.failed_open("govern") == 0
 
 
-def assert_forwarded(asked: dict[str, Any], seen: dict[str, Any], name: str) -> None:
+def assert_forwarded(requested: dict[str, Any], seen: dict[str, Any], name: str) -> None:
     """Everything arrives as it was sent, but for what a governed request may change."""
-    for field in asked.keys() - {"stream", "stream_options"}:
-        number = type(asked[field]) is int
-        allowed = [asked[field], asked[field] + 1] if field == "seed" and number else [asked[field]]
+    for field in requested.keys() - {"stream", "stream_options"}:
+        number = type(requested[field]) is int
+        allowed = [requested[field], requested[field] + 1] if field == "seed" and number else [requested[field]]
         assert seen[field] in allowed, (name, field)
-        assert type(seen[field]) is type(asked[field]), (name, field)
+        assert type(seen[field]) is type(requested[field]), (name, field)
 
 
 async def test_when_the_upstream_takes_it_the_answer_is_whole(serve: Serve) -> None:

@@ -47,8 +47,8 @@ MODES: list[dict[str, Any]] = [
 def frames(n: int, answer: Mapping[str, Any] = {"content": " 4"}, **top: Any) -> list[bytes]:
     """A stream of about 300 bytes a chunk: mostly thought, some answer."""
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m" * 120, **top}
-    said = [{"reasoning_content": " so"}] * (n * 8 // 10) + [answer] * (n * 2 // 10)
-    body = [encode_frame(head | {"choices": [{"index": 0, "delta": d, "finish_reason": None}]}) for d in said]
+    output = [{"reasoning_content": " so"}] * (n * 8 // 10) + [answer] * (n * 2 // 10)
+    body = [encode_frame(head | {"choices": [{"index": 0, "delta": d, "finish_reason": None}]}) for d in output]
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     return [*body, encode_frame(head | last), DONE]
 
@@ -169,14 +169,14 @@ async def bare(call: Upstream, client: Client) -> None:
 
 async def cpu_s(relay: Callable[[Upstream, Client], Awaitable[Any]], per_read: int) -> float:
     """The least CPU time of three relays of one stream."""
-    found = []
+    result = []
     for _ in range(3):
         call, client = Upstream(frames(N_CHUNKS), per_read), Client()
         start = time.process_time()
         await relay(call, client)
-        found.append(time.process_time() - start)
+        result.append(time.process_time() - start)
         assert b"".join(client.bodies) == b"".join(call.reads)
-    return min(found)
+    return min(result)
 
 
 @pytest.mark.parametrize("per_read", [1, 7])

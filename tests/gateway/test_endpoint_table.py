@@ -39,9 +39,9 @@ async def test_listed_paths_are_relayed_and_no_others(serve: Serve) -> None:
             async with g.session.request(method, g.url + path) as answer:
                 assert answer.status == code
         assert len(g.fake.calls) == len(RELAY)
-        found = [e.episode for e in await g.episodes(len(RELAY))]
-        assert {e.request.ungoverned for e in found} == {"endpoint"}
-        last = next(e for e in found if e.request.endpoint == "/completions")
+        result = [e.episode for e in await g.episodes(len(RELAY))]
+        assert {e.request.ungoverned for e in result} == {"endpoint"}
+        last = next(e for e in result if e.request.endpoint == "/completions")
         assert last.outcome.usage is not None
         assert (last.outcome.usage.prompt_tokens, last.outcome.usage.completion_tokens) == (4, 6)
         assert (last.outcome.usage.cached_tokens, last.outcome.end_reason) == (3, "truncated")

@@ -71,12 +71,12 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
                 FeedbackEvent(Feedback(feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"))
             )
         held = experiments.read_experiments(writer.path)[0]
-        found = await asyncio.to_thread(read_experiment, writer.path, held, settings())
+        result = await asyncio.to_thread(read_experiment, writer.path, held, settings())
     drew = Counter(item.episode.request.arms[0].arm for item in items)
-    assert found.withheld is None
-    assert found.n_by_arm == drew
-    assert sum(drew.values()) == found.n_units == found.n_requests == N
-    arm = found.arms[0]
+    assert result.withheld is None
+    assert result.n_by_arm == drew
+    assert sum(drew.values()) == result.n_units == result.n_requests == N
+    arm = result.arms[0]
     live = [item.episode for item in items if not item.episode.request.audit]
     assert arm.of(TOKENS).n == len(live) - 20
     assert arm.of(SATISFACTION).effect == 0
@@ -89,4 +89,4 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
     assert effect is not None
     assert plain is not None
     assert effect < 0, "two samples cost less than eight"
-    assert summarize_arm(found, arm)[0].startswith("'brisk' against 'full' is ")
+    assert summarize_arm(result, arm)[0].startswith("'brisk' against 'full' is ")

@@ -71,14 +71,14 @@ def runs(n: int, answer: str | None, tag: str, **changes: Any) -> list[Event]:
 
 
 def findings(url: str, **verdicts: str) -> Findings:
-    found = tuple(Finding(experiment=k, verdict=v, evidence="") for k, v in verdicts.items())  # type: ignore[arg-type]
-    return Findings(examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found)
+    result = tuple(Finding(experiment=k, verdict=v, evidence="") for k, v in verdicts.items())  # type: ignore[arg-type]
+    return Findings(examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=result)
 
 
 def refused(folder: Path, **changes: Any) -> str | None:
     """Why the route is refused, as the log has it."""
-    told = settings(folder, **changes)
-    return build_route("math", told.routes["math"], read_evidence(told)).refused
+    report = settings(folder, **changes)
+    return build_route("math", report.routes["math"], read_evidence(report)).refused
 
 
 def test_no_log_and_few_runs_refuse_nothing(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_no_log_and_few_runs_refuse_nothing(tmp_path: Path) -> None:
 def test_unreadable_full_runs_refuse_and_the_check_says_so(tmp_path: Path) -> None:
     write(tmp_path, *runs(10, "4", "good"), *runs(20, None, "bad"))
     assert "10 of the last 30 full runs (33.3%)" in (refused(tmp_path) or "")
-    told = settings(tmp_path)
-    warnings = evidence_warnings(told, read_evidence(told))
+    report = settings(tmp_path)
+    warnings = evidence_warnings(report, read_evidence(report))
     assert any("routes.math: behaves as observe" in w and "at least 80%" in w for w in warnings)
 
 
@@ -119,27 +119,27 @@ def test_an_examination_with_the_scorer_of_today_replaces_the_runs_before_it(tmp
 
 
 def test_a_margin_that_no_stream_shows_is_warned_of(tmp_path: Path) -> None:
-    told = settings(tmp_path, policy={"policy": "think-brake"})
-    known = findings(told.upstreams["up"].url, logprobs_stream="yes")
+    report = settings(tmp_path, policy={"policy": "think-brake"})
+    known = findings(report.upstreams["up"].url, logprobs_stream="yes")
     for seen, n_warnings in ((StartupEvidence(), 1), (StartupEvidence(upstreams={"up": known}), 0)):
-        assert sum("logprobs_stream" in warning for warning in evidence_warnings(told, seen)) == n_warnings
+        assert sum("logprobs_stream" in warning for warning in evidence_warnings(report, seen)) == n_warnings
 
 
 def test_a_form_that_a_way_to_finish_loses_is_warned_of(tmp_path: Path) -> None:
-    told = settings(tmp_path)
-    known = findings(told.upstreams["up"].url, json_prefill="ignored", json_native="yes", tools_prefill="unclear")
-    warnings = [one for one in evidence_warnings(told, StartupEvidence(upstreams={"up": known})) if "finished" in one]
+    report = settings(tmp_path)
+    known = findings(report.upstreams["up"].url, json_prefill="ignored", json_native="yes", tools_prefill="unclear")
+    warnings = [one for one in evidence_warnings(report, StartupEvidence(upstreams={"up": known})) if "finished" in one]
     assert warnings == ["routes.math: requests with a schema are not finished by prefill: up does not keep it there"]
 
 
 def test_a_required_call_is_warned_of_where_only_doctor_could_say_that_it_is_kept(tmp_path: Path) -> None:
-    told = settings(tmp_path, driver="sglang")
-    kept = findings(told.upstreams["up"].url, tools_prefill="yes", json_prefill="yes")
+    report = settings(tmp_path, driver="sglang")
+    kept = findings(report.upstreams["up"].url, tools_prefill="yes", json_prefill="yes")
     for seen, expected in (
         (StartupEvidence(), ["a required call", "a schema"]),
         (StartupEvidence(upstreams={"up": kept}), []),
     ):
-        warnings = [one for one in evidence_warnings(told, seen) if "finished" in one]
+        warnings = [one for one in evidence_warnings(report, seen) if "finished" in one]
         ends = "are not finished by prefill: up does not keep it there"
         assert warnings == [f"routes.math: requests with {fields} {ends}" for fields in expected]
 
@@ -165,19 +165,19 @@ NAMED = TOOLS | {"tool_choice": {"type": "function", "function": {"name": "give_
 def test_sglang_continues_what_its_grammar_constrains_only_where_doctor_saw_it(
     tmp_path: Path, fields: dict[str, Any], seen: dict[str, str], reason: str | None
 ) -> None:
-    told = settings(tmp_path)
-    upstream = msgspec.structs.replace(told.upstreams["up"], driver="sglang", finish=("prefill",))
+    report = settings(tmp_path)
+    upstream = msgspec.structs.replace(report.upstreams["up"], driver="sglang", finish=("prefill",))
     known = findings(upstream.url, **seen)
-    route = build_route("math", told.routes["math"], StartupEvidence(upstreams={"up": known}))
+    route = build_route("math", report.routes["math"], StartupEvidence(upstreams={"up": known}))
     assert ungoverned(route, chat("what is two and two", **fields), {}, upstream) == reason
 
 
 @pytest.mark.parametrize("left", [["re-ask"], []])
 def test_a_request_passes_through_if_no_way_keeps_its_form(tmp_path: Path, left: list[str]) -> None:
-    told = settings(tmp_path)
-    upstream = msgspec.structs.replace(told.upstreams["up"], finish=("prefill", *left))
+    report = settings(tmp_path)
+    upstream = msgspec.structs.replace(report.upstreams["up"], finish=("prefill", *left))
     known = findings(upstream.url, json_prefill="ignored")
-    route = build_route("math", told.routes["math"], StartupEvidence(upstreams={"up": known}))
+    route = build_route("math", report.routes["math"], StartupEvidence(upstreams={"up": known}))
     body = chat("what is two and two", response_format={"type": "json_object"})
     assert ungoverned(route, body, {}, upstream) == (None if left else "response_format")
     assert ungoverned(route, chat("what is two and two"), {}, upstream) is None
@@ -222,10 +222,10 @@ def test_probes_while_observing_need_a_voucher(
 ) -> None:
     if seen is not None:
         write(tmp_path, findings("http://127.0.0.1:1/v1", **seen))
-    told = settings(tmp_path, mode="observe", probe={"verified_by": verified_by})
-    evidence = read_evidence(told)
-    assert build_route("math", told.routes["math"], evidence).may_probe is probes
-    warned = any("verified_by" in w for w in evidence_warnings(told, evidence))
+    report = settings(tmp_path, mode="observe", probe={"verified_by": verified_by})
+    evidence = read_evidence(report)
+    assert build_route("math", report.routes["math"], evidence).may_probe is probes
+    warned = any("verified_by" in w for w in evidence_warnings(report, evidence))
     assert warned is not probes
 
 

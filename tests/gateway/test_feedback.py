@@ -38,8 +38,8 @@ def label(episode_id: str | None = None, **fields: Any) -> dict[str, Any]:
 def rows_on_disk(database: Path) -> int:
     """What somebody else sees who opens the file now."""
     with closing(sqlite3.connect(database)) as connection:
-        found: int = connection.execute("SELECT count(*) FROM events WHERE kind = 'feedback'").fetchone()[0]
-        return found
+        results: int = connection.execute("SELECT count(*) FROM events WHERE kind = 'feedback'").fetchone()[0]
+        return results
 
 
 def fixed_id(gateway: GatewayState) -> None:
@@ -54,8 +54,8 @@ async def test_after_its_request_it_is_joined_and_on_disk_when_the_answer_comes(
         assert given.status == 200
         assert rows_on_disk(g.database) == 1
         assert given.json == {"accepted": True, "duplicate": False, "joined": True}
-        (found,) = await g.episodes(1)
-        assert [x.feedback.comment for x in found.labels] == ["😀 <script>"]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.comment for x in results.labels] == ["😀 <script>"]
         assert g.gateway.metrics.value("suffice_feedback_total", result="accepted") == 1
 
 
@@ -64,8 +64,8 @@ async def test_before_its_request_it_waits_and_is_joined_when_that_comes(serve: 
         given = await say(g, label("ep_known"))
         assert (given.status, given.json["joined"]) == (200, False)
         await g.ask(chat())
-        (found,) = await g.episodes(1)
-        assert [x.feedback.feedback_id for x in found.labels] == ["f-1"]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.feedback_id for x in results.labels] == ["f-1"]
 
 
 async def test_while_its_request_is_running_it_is_joined(serve: Serve) -> None:
@@ -85,8 +85,8 @@ async def test_long_after_its_request_in_another_process_life_it_is_joined(serve
     async with serve() as g:
         given = await say(g, label(episode_id, correct=False))
         assert given.json == {"accepted": True, "duplicate": False, "joined": True}
-        (found,) = await g.episodes(1)
-        assert [x.feedback.correct for x in found.labels] == [False]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.correct for x in results.labels] == [False]
 
 
 async def test_the_same_again_is_a_duplicate_and_changes_nothing(serve: Serve) -> None:
@@ -97,8 +97,8 @@ async def test_the_same_again_is_a_duplicate_and_changes_nothing(serve: Serve) -
         assert sorted(a.json["duplicate"] for a in answers) == [False] + [True] * 19
         again = await say(g, label("ep_known", correct=False))
         assert (again.status, again.json["error"]["code"]) == (409, "feedback_id_conflict")
-        (found,) = await g.episodes(1)
-        assert [x.feedback.correct for x in found.labels] == [True]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.correct for x in results.labels] == [True]
 
 
 async def test_a_changed_mind_is_a_second_label_behind_the_first(serve: Serve) -> None:
@@ -106,8 +106,8 @@ async def test_a_changed_mind_is_a_second_label_behind_the_first(serve: Serve) -
         await g.ask(chat())
         for n, correct in enumerate([True, False]):
             assert (await say(g, label("ep_known", correct=correct, feedback_id=f"f-{n}"))).status == 200
-        (found,) = await g.episodes(1)
-        assert [x.feedback.correct for x in found.labels] == [True, False]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.correct for x in results.labels] == [True, False]
 
 
 async def test_an_unknown_id_is_kept_but_not_joined(serve: Serve) -> None:
@@ -124,8 +124,8 @@ async def test_the_id_in_the_answers_body_names_the_request_too(serve: Serve) ->
         await g.episodes(1)
         given = await say(g, label(None, response_id=answer.json["id"], thumbs="up"))
         assert (given.status, given.json["joined"]) == (200, True)
-        (found,) = await g.episodes(1)
-        assert [x.feedback.thumbs for x in found.labels] == ["up"]
+        (results,) = await g.episodes(1)
+        assert [x.feedback.thumbs for x in results.labels] == ["up"]
 
 
 async def test_the_prefix_v1_may_be_left_out(serve: Serve) -> None:
@@ -317,8 +317,8 @@ async def test_every_malformed_key_is_no_key(serve: Serve) -> None:
 @pytest.mark.usefixtures("keys")
 async def test_two_authorization_headers_are_none(serve: Serve) -> None:
     async with serve(server=KEYS) as g:
-        twice = [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")]
-        async with g.session.post(g.url + FEEDBACK, json=label("e"), headers=twice) as response:
+        paired = [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")]
+        async with g.session.post(g.url + FEEDBACK, json=label("e"), headers=paired) as response:
             assert response.status == 401
 
 
@@ -382,8 +382,8 @@ async def test_nothing_of_a_label_is_lost_on_its_way_to_the_log(serve: Serve) ->
         await g.ask(chat())
         assert (await say(g, everything)).status == 200
         await g.episodes(1)
-        (found,) = list(read_episodes(g.database))
-        (kept,) = found.labels
+        (results,) = list(read_episodes(g.database))
+        (kept,) = results.labels
         assert {name: getattr(kept.feedback, name) for name in everything} == everything
 
 

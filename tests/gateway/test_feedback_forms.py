@@ -146,9 +146,9 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
         ]
         answer = await say(g, {"feedback": rows}, "/v1/feedback/batch")
         assert answer.status == 200
-        told = answer.json
-        assert (told["accepted"], told["duplicates"], told["refused"], told["ignored"]) == (2, 0, 3, 0)
-        results = told["results"]
+        report = answer.json
+        assert (report["accepted"], report["duplicates"], report["refused"], report["ignored"]) == (2, 0, 3, 0)
+        results = report["results"]
         assert [one["feedback_id"] for one in results] == ["a", "b", None, "a", "c"]
         assert [one["accepted"] for one in results] == [True, False, False, False, True]
         assert [one.get("duplicate") for one in results] == [False, None, None, None, False]
@@ -189,9 +189,9 @@ async def test_fifty_senders_of_one_piece_at_once_have_one_effect_in_either_form
         one = [say(g, said(feedback_id="x", rating=2)) for _ in range(25)]
         many = [say(g, {"feedback": [said(feedback_id="x", rating=2)]}, "/v1/feedback/batch") for _ in range(25)]
         answers = await asyncio.gather(*one, *many)
-        told = [a.json if "duplicate" in a.json else a.json["results"][0] for a in answers]
+        report = [a.json if "duplicate" in a.json else a.json["results"][0] for a in answers]
         assert {a.status for a in answers} == {200}
-        assert sorted(one["duplicate"] for one in told) == [False] + [True] * 49
+        assert sorted(one["duplicate"] for one in report) == [False] + [True] * 49
         assert len(kept(g)) == 1
 
 

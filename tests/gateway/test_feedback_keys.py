@@ -47,8 +47,8 @@ async def test_a_key_that_asks_may_not_label_as_a_reviewer(serve: Serve, server:
             assert (refused.status, refused.json["error"]["code"]) == (403, "scope")
             assert "feedback_keys_env" in refused.json["error"]["message"]
             rows = {"feedback": [word(source), word("user"), word("exact-match")]}
-            told = (await say(g, rows, ASKS, "/v1/feedback/batch")).json
-            assert [one.get("error", {}).get("code") for one in told["results"]] == ["scope", None, None]
+            report = (await say(g, rows, ASKS, "/v1/feedback/batch")).json
+            assert [one.get("error", {}).get("code") for one in report["results"]] == ["scope", None, None]
         assert {(one.source, one.door) for one in kept(g)} == {("user", "key"), ("exact-match", "key")}
 
 
@@ -61,8 +61,8 @@ async def test_a_key_for_feedback_labels_as_anybody_and_opens_nothing_else(serve
                 assert got.status == 401, path
         for source in ("reviewer", "gold", "user"):
             assert (await say(g, word(source), LABELS)).status == 200
-        told = await say(g, {"feedback": [word("reviewer", 1)]}, LABELS, "/v1/feedback/batch")
-        assert told.json["accepted"] == 1
+        report = await say(g, {"feedback": [word("reviewer", 1)]}, LABELS, "/v1/feedback/batch")
+        assert report.json["accepted"] == 1
         assert {one.door for one in kept(g)} == {"feedback-key"}
         assert len({one.sender for one in kept(g)}) == 1
         await say(g, word("reviewer", 2), {"authorization": "Bearer sk-labels-too"})

@@ -51,9 +51,9 @@ async def test_every_reply_carries_it_in_a_header_and_where_the_object_is_sent_i
             == plain.headers["x-suffice-episode-id"]
         )
         assert b"feedback_token" not in plain.raw
-        asked = await g.ask(chat(stream=stream, suffice={}), headers=KEY)
-        if asked.told is not None:
-            assert asked.told["feedback_token"] == asked.headers[HEADER] != plain.headers[HEADER]
+        request = await g.ask(chat(stream=stream, suffice={}), headers=KEY)
+        if request.told is not None:
+            assert request.told["feedback_token"] == request.headers[HEADER] != plain.headers[HEADER]
 
 
 async def test_with_it_a_vote_needs_no_key_and_binds_to_its_answer(serve: Serve) -> None:
@@ -70,8 +70,8 @@ async def test_with_it_a_vote_needs_no_key_and_binds_to_its_answer(serve: Serve)
         assert named.status == 200
         assert [(one.episode_id, one.source, one.door) for one in kept(g)] == [(episode, "user", "token")] * 3
         assert kept(g)[2].feedback_id == f"token:{episode}:mine"
-        (found,) = await g.episodes(1)
-        assert len(found.labels) == 3
+        (result,) = await g.episodes(1)
+        assert len(result.labels) == 3
 
 
 async def test_a_page_of_another_origin_can_send_it_as_plain_text(serve: Serve) -> None:

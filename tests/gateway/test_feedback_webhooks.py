@@ -81,19 +81,19 @@ def declared(gw: Any) -> None:
 
     from suffice.settings import parse_settings
 
-    told = parse_settings(
+    report = parse_settings(
         {
             "metrics": {"tone": {"type": "category", "values": ["warm", "cold"]}},
             "feedback": {"langfuse": {"scores": {"helpful": "thumbs"}}},
         }
     )
-    gw.settings = msgspec.structs.replace(gw.settings, metrics=told.metrics, feedback=told.feedback)
+    gw.settings = msgspec.structs.replace(gw.settings, metrics=report.metrics, feedback=report.feedback)
     gw.clients.langfuse_secret = SECRET
 
 
 def signed(raw: bytes, secret: str = SECRET) -> dict[str, str]:
-    told = hmac.new(secret.encode(), b"17." + raw, hashlib.sha256).hexdigest()
-    return {"x-langfuse-signature": f"t=17,v1={told}"}
+    report = hmac.new(secret.encode(), b"17." + raw, hashlib.sha256).hexdigest()
+    return {"x-langfuse-signature": f"t=17,v1={report}"}
 
 
 async def test_scores_are_taken_with_a_signature_or_a_key_and_with_nothing_else(serve: Serve) -> None:
@@ -101,9 +101,9 @@ async def test_scores_are_taken_with_a_signature_or_a_key_and_with_nothing_else(
     async with serve(server=KEYS, change=declared) as g:
         for headers in ({}, signed(raw, "other"), {**signed(raw, "other"), **KEY}, {"x-langfuse-signature": ""}):
             assert (await say(g, FUSE, raw, headers)).status == 401, headers
-        told = (await say(g, FUSE, raw, signed(raw))).json
-        assert (told["accepted"], told["refused"]) == (4, 1)
-        assert told["results"][4]["error"]["param"] == "name"
+        report = (await say(g, FUSE, raw, signed(raw))).json
+        assert (report["accepted"], report["refused"]) == (4, 1)
+        assert report["results"][4]["error"]["param"] == "name"
         scoped = (await say(g, FUSE, raw, ASKS)).json
         assert (scoped["accepted"], scoped["duplicates"], scoped["refused"]) == (1, 0, 4), "nor as a reviewer or judge"
         signed_again = (await say(g, FUSE, raw, signed(raw))).json

@@ -97,8 +97,8 @@ async def test_another_model_suspends_the_route(serve: Serve) -> None:
 async def test_an_alias_that_moves_runs_in_full_and_no_other_name_does(serve: Serve) -> None:
     behind = {"m": "m", "alias": "m"}
 
-    def says(asked: FakeRequest) -> Reply:
-        return Reply(answer=cut("it is 4"), extra={"model": behind[asked.body["model"]]})
+    def says(requested: FakeRequest) -> Reply:
+        return Reply(answer=cut("it is 4"), extra={"model": behind[requested.body["model"]]})
 
     async with serve(says, route=ROUTE) as g:
         await decide(g, began(), proof(g, upstream=(("alias", "m", ""), ("m", "m", ""))))

@@ -92,9 +92,9 @@ async def test_stopped_runs_and_audits_are_written_down_so_that_ratings_can_comp
         ratings.note_label(episode.request.episode_id, Feedback(feedback_id=str(number), rating=stars))
     n_audits = sum(episode.request.audit for episode in episodes)
     assert 0 < n_audits < len(episodes)
-    said = ratings.test
-    assert said is not None
-    assert (said.n_pairs, said.drops.mean, said.stopped) == (1, 0.75, 0.25)
+    output = ratings.test
+    assert output is not None
+    assert (output.n_pairs, output.drops.mean, output.stopped) == (1, 0.75, 0.25)
 
 
 # ---- what ends a certificate, and what begins it again
@@ -186,8 +186,8 @@ async def test_where_availability_comes_first_the_next_safer_level_serves_and_ev
         assert {(a.status, level_of(a), a.told["certified"], a.told["steps"]) for a in answers} == {
             (200, 1, False, STEPS[1])
         }
-        asked = [one.episode.request for one in (await g.episodes(12 + (fires is another_model) + 20))[-20:]]
-        assert {(one.certified, one.policy_version) for one in asked} == {(False, f"{VERSION.address}@1")}
+        requested = [one.episode.request for one in (await g.episodes(12 + (fires is another_model) + 20))[-20:]]
+        assert {(one.certified, one.policy_version) for one in requested} == {(False, f"{VERSION.address}@1")}
 
         await releases(g)
         assert level_of(again := await g.ask(chat("again", suffice={}))) == 2

@@ -23,6 +23,6 @@ def program() -> ModuleType:
 
 def test_no_parser_breaks_or_takes_longer_than_it_may(capsys: pytest.CaptureFixture[str]) -> None:
     status = program().main(["--inputs", "15", "--seed", "1", "--slack", "3"])
-    told = capsys.readouterr()
-    assert status == 0, told.err
-    assert "chat body" in told.out
+    report = capsys.readouterr()
+    assert status == 0, report.err
+    assert "chat body" in report.out

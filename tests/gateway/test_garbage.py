@@ -38,12 +38,12 @@ def garbage() -> Iterator[Counter[str]]:
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
-    found = Counter[str]()
+    result = Counter[str]()
     try:
-        yield found
+        yield result
         gc.collect()
         names = (f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.garbage)
-        found.update(name for name in names if name.startswith(("suffice.", "uvicorn.")))
+        result.update(name for name in names if name.startswith(("suffice.", "uvicorn.")))
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
@@ -52,7 +52,7 @@ def garbage() -> Iterator[Counter[str]]:
 
 async def of_requests(gw: Served, ask: Ask) -> Counter[str]:
     """Requests behind the first are looked at: what is built once does not count."""
-    with garbage() as found:
+    with garbage() as result:
         for n in range(-2, N_REQUESTS):
             if not n:
                 gc.collect()
@@ -60,7 +60,7 @@ async def of_requests(gw: Served, ask: Ask) -> Counter[str]:
             await ask(gw, f"how much is {n}?")
             await gw.quiet()
         await asyncio.sleep(0.05)
-    return found
+    return result
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -118,12 +118,12 @@ def test_a_cycle_is_found() -> None:
         one = Served("", *[None] * 4)  # type: ignore[arg-type]
         one.session = one  # type: ignore[assignment]
 
-    with garbage() as found:
+    with garbage() as result:
         leave_one()
-    assert not found  # of the tests' own
+    assert not result  # of the tests' own
     served = type("Served", (), {"__module__": "suffice.made_up"})
-    with garbage() as found:
+    with garbage() as result:
         one = served()
         one.itself = one
         del one
-    assert found == {"suffice.made_up.Served": 1}
+    assert result == {"suffice.made_up.Served": 1}

@@ -41,21 +41,21 @@ def attributes(one: object) -> Iterator[tuple[str, object]]:
 
 def sizes(state: GatewayState) -> Counter[str]:
     """Entries of every container that our objects hold, by class and attribute, those inside of containers too."""
-    found, seen, waiting = Counter[str](), set[int](), deque[tuple[str, object]]([("", state)])
+    result, seen, waiting = Counter[str](), set[int](), deque[tuple[str, object]]([("", state)])
     while waiting:
         name, one = waiting.popleft()
         if id(one) in seen:
             continue
         seen.add(id(one))
         if isinstance(one, dict | list | set | deque):
-            found[name] += len(one)
+            result[name] += len(one)
             inner = [*one, *one.values()] if isinstance(one, Mapping) else list(one)
             waiting += [(name, each) for each in inner]
         elif isinstance(one, tuple):
             waiting += [(name, each) for each in one]
         elif type(one).__module__.startswith("suffice."):
             waiting += [(f"{type(one).__name__}.{attribute}", each) for attribute, each in attributes(one)]
-    return found
+    return result
 
 
 async def ask_chat(gw: Served, text: str) -> None:

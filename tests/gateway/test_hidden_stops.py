@@ -83,8 +83,8 @@ async def test_a_reply_does_not_tell_an_audit_from_a_stopped_run(
 
 
 async def test_by_default_a_reply_says_so(serve: Serve) -> None:
-    told = [
+    payload = [
         (await reply(serve, run, CHAT, stream=False, options=True, tells=True, n_before=n)).told["stopped"]
         for n, run in enumerate(("live", "audit"))
     ]
-    assert told == [True, False]
+    assert payload == [True, False]

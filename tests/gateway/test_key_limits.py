@@ -164,9 +164,9 @@ async def test_memory_of_objects_is_bounded_and_the_log_speaks_first() -> None:
     objects = Objects(log.get)
     assert objects.note(made("r0", "second"))
     assert not objects.note(made("r0", "third"))
-    found = await objects.of("r0")
-    assert found is not None
-    assert found.sender == "first"
+    result = await objects.of("r0")
+    assert result is not None
+    assert result.sender == "first"
     for n in range(MOST_ENTRIES + 10):
         objects.note(made(f"x{n}", "s"))
     for n in range(50):

@@ -81,11 +81,11 @@ async def test_samples_are_all_drawn_and_voted_on(serve: Serve) -> None:
 async def test_a_run_that_is_under_way_is_not_stopped_any_more(serve: Serve) -> None:
     slow = Samples(["it is 4"], reply=Reply(delay_s=0.05))
     async with serve(slow, route=VOTES) as g:
-        asked = asyncio.create_task(g.ask(chat()))
+        requested = asyncio.create_task(g.ask(chat()))
         while not g.fake.completions:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
         await seen(g, on=True)
-        assert (await asked).status == 200
+        assert (await requested).status == 200
         assert len(g.fake.completions) == 8
         assert not (await g.outcome()).stopped
 
@@ -156,19 +156,19 @@ def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None
 
 
 def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_path: Path) -> None:
-    told: list[KillSwitchState] = []
+    report: list[KillSwitchState] = []
     for environment, on in (("", False), ("0", False), ("1", True), ("yes", True)):
         assert KillSwitch(environment=environment).on is on
     file = tmp_path / "suffice.kill"
-    both = [KillSwitch(file, notify=told.append) for _ in range(2)]
+    both = [KillSwitch(file, notify=report.append) for _ in range(2)]
     file.touch()
     for one in both:
         one.check()
         one.check()
     assert all(one.on for one in both)
     assert both[0].reason == "no reason is given"
-    assert len(told) == 2
-    assert len({key_of(one) for one in told}) == 1
+    assert len(report) == 2
+    assert len({key_of(one) for one in report}) == 1
     forced = KillSwitch(file, environment="1")
     clear_switch(file)
     for one in (*both, forced):

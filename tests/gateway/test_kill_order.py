@@ -81,13 +81,13 @@ async def test_what_a_person_made_stays_after_a_release_and_is_told_everywhere(s
             await send(other, "POST", {"reason": "odd answers"})
             assert await changed(other, on=True) < 1
             by_hand = [{"gateway": "a", "reason": "I look into it (ann)"}]
-            status, said = await send(other, "DELETE")
-            assert (status, said["on"], said["by_hand"]) == (200, False, by_hand)
+            status, reported = await send(other, "DELETE")
+            assert (status, reported["on"], reported["by_hand"]) == (200, False, by_hand)
             async with asyncio.timeout(20):
                 while (order := one.gateway.deployment.kill.order) is None or order.on:  # noqa: ASYNC110 - no event
                     await asyncio.sleep(0.01)
-            status, said = await send(one, "DELETE")
-            assert (status, said["on"], said["by_hand"]) == (200, True, by_hand)
+            status, reported = await send(one, "DELETE")
+            assert (status, reported["on"], reported["by_hand"]) == (200, True, by_hand)
             async with one.session.get(f"{one.url}/readyz") as reply:
                 assert (await reply.json())["killed_by"] == "file"
             async with one.session.get(f"{one.url}/metrics") as reply:
@@ -96,8 +96,10 @@ async def test_what_a_person_made_stays_after_a_release_and_is_told_everywhere(s
             condition = describe_condition(one.database, switches[1], switches, routes=("r",), checks=False)
             assert any(line.startswith("KILLED BY HAND: ") and "(a)" in line for line in condition)
             one.gateway.log.drain()
-            told = [alerts_of(row.event) for row in read_events(one.database) if isinstance(row.event, KillSwitchState)]
-            assert any(one is not None and "pulled at a: still on" in one.sentence for one in told)
+            report = [
+                alerts_of(row.event) for row in read_events(one.database) if isinstance(row.event, KillSwitchState)
+            ]
+            assert any(one is not None and "pulled at a: still on" in one.sentence for one in report)
             assert (tmp_path / "a.kill").exists()
 
 
@@ -167,8 +169,8 @@ async def test_a_replica_without_the_log_is_switched_off_over_its_own_endpoint(s
 async def test_a_reason_is_needed(serve: Serve) -> None:
     async with serve(route=VOTES) as one:
         for body in ({"why": "x"}, {"reason": ""}, {"reason": 3}, {"reason": "x" * 501}):
-            status, said = await send(one, "POST", body)
-            assert (status, said["error"]["param"]) == (400, "reason")
+            status, reported = await send(one, "POST", body)
+            assert (status, reported["error"]["param"]) == (400, "reason")
         assert not one.gateway.deployment.kill.on
 
 
@@ -179,8 +181,8 @@ async def test_status_says_which_replica_serves_what_where_they_differ(serve: Se
         async with serve(route=other_policy, upstream={"url": one.fake.url}, **settings):
             await asyncio.sleep(1.2)
             switches = (tmp_path / "a.kill", one.database.with_suffix(".kill"))
-            said = describe_condition(one.database, switches[0], switches, routes=("r",), checks=False)
-    skew = next(line for line in said if line.startswith("VERSION SKEW"))
+            reported = describe_condition(one.database, switches[0], switches, routes=("r",), checks=False)
+    skew = next(line for line in reported if line.startswith("VERSION SKEW"))
     assert skew.startswith("VERSION SKEW: route r is served in 2 versions: ")
     assert "a: " in skew
     assert "b: " in skew

@@ -84,11 +84,11 @@ def test_what_was_written_is_read_and_means_the_same(tmp_path: Path) -> None:
     file = tmp_path / "log.db.good"
     assert read_last_good(file, secret="ours", now_s=0.0, most_s=1.0) is None, "there is no file"
     write_last_good(file, GOOD, secret="ours")
-    found = read_last_good(file, secret="ours", now_s=1_060.0, most_s=HOUR_S)
-    assert found is not None
-    assert (found.at_s, found.seq, found.routes, found.findings) == (1_000.0, 42, GOOD.routes, GOOD.findings)
-    assert found.versions == json.loads(json.dumps(GOOD.versions))
-    assert found.matters
+    result = read_last_good(file, secret="ours", now_s=1_060.0, most_s=HOUR_S)
+    assert result is not None
+    assert (result.at_s, result.seq, result.routes, result.findings) == (1_000.0, 42, GOOD.routes, GOOD.findings)
+    assert result.versions == json.loads(json.dumps(GOOD.versions))
+    assert result.matters
 
 
 PARTS = {
@@ -169,14 +169,14 @@ def kept(file: Path) -> LastGood | None:
 
 def test_nothing_new_is_written_once_a_minute(tmp_path: Path) -> None:
     clock, file = [0.0], tmp_path / "g"
-    keeper = LastGoodWriter(file, secret="ours", monotonic_s=lambda: clock[0], every_s=60.0)
-    assert keeper.keep(lambda: GOOD, changed=True)
+    certifier = LastGoodWriter(file, secret="ours", monotonic_s=lambda: clock[0], every_s=60.0)
+    assert certifier.keep(lambda: GOOD, changed=True)
     file.unlink()
     clock[0] = 59.0
-    assert keeper.keep(lambda: GOOD, changed=False)
+    assert certifier.keep(lambda: GOOD, changed=False)
     assert not file.exists()
     clock[0] = 60.0
-    assert keeper.keep(lambda: GOOD, changed=False)
+    assert certifier.keep(lambda: GOOD, changed=False)
     assert kept(file) is not None
 
 
@@ -184,14 +184,14 @@ def test_a_change_that_cannot_be_written_leaves_no_file_that_does_not_know_of_it
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "g"
-    keeper = LastGoodWriter(file, secret="ours", monotonic_s=lambda: 0.0, every_s=60.0)
-    assert keeper.keep(lambda: GOOD, changed=True)
+    certifier = LastGoodWriter(file, secret="ours", monotonic_s=lambda: 0.0, every_s=60.0)
+    assert certifier.keep(lambda: GOOD, changed=True)
 
     def full() -> LastGood:
         raise OSError(28, "No space left on device")
 
     for _ in range(3):
-        assert not keeper.keep(full, changed=True)
+        assert not certifier.keep(full, changed=True)
     assert not file.exists()
     assert caplog.text.count("No space left on device") == 1, "said once"
 
@@ -245,9 +245,9 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_file_or_the_new_one(
             parent.stdin.flush()
             status = int(parent.stdout.readline())
             assert status in (0, -signal.SIGKILL)
-            found = kept(file)
-            assert found is not None
-            seen.append(found.seq)
+            result = kept(file)
+            assert result is not None
+            seen.append(result.seq)
         parent.stdin.close()
     assert len(seen) > 5, "it was killed at so many steps"
     assert seen == sorted(seen), "the old one until a step, and the new one from there on"

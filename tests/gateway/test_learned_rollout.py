@@ -63,11 +63,11 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
                 lineage_of("person:ann", "x", time.time()),
             )
         assert not isinstance(one, str), one
-        found = rollouts.start_candidate(
+        result = rollouts.start_candidate(
             writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt
         )
-    assert not isinstance(found, str), found
-    return found
+    assert not isinstance(result, str), result
+    return result
 
 
 def moved(g: Served, move: Callable[[rollouts.RolloutRun], stages.Transition]) -> None:
@@ -116,8 +116,8 @@ async def test_it_acts_as_far_as_it_is_certified_for_its_share_and_for_nobody_el
         for level, steps in ((1, 3), (2, 2)):
             moved(g, at_level(level))
             await until(lambda level=level: g.gateway.deployment.variants.running.trials["r"].state.level == level)  # type: ignore[misc]
-            found, runs = await lengths(g, 40 + 40 * level)
-            assert set(found) == {("candidate", steps), ("control", 5)}
+            result, runs = await lengths(g, 40 + 40 * level)
+            assert set(result) == {("candidate", steps), ("control", 5)}
             mine = [run.request for run in runs if run.request.arms[0].arm == "candidate"]
             assert {(one.policy_version, one.certified) for one in mine} == {(f"{BOLDER.address}@{level}", True)}
         moved(g, at_level(0))
@@ -160,8 +160,8 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
         await until(lambda: g.gateway.deployment.routes[0].certified)
         await asyncio.sleep(0.3)
         assert g.gateway.deployment.variants.running.trials == {}
-        found, _ = await lengths(g, 0)
-        assert found == {("", 5): 40}
+        result, _ = await lengths(g, 0)
+        assert result == {("", 5): 40}
 
 
 CONTROL = {"tick_requests": 20, "burst_requests": 120, "refit_requests": 100, "window_audits": 400}
@@ -209,24 +209,24 @@ async def work(g: Served, settings: Settings, *names: str) -> list[str]:
     await asyncio.to_thread(log.drain)
 
     def run() -> list[str]:
-        said = list[str]()
+        output = list[str]()
         with open_worker(settings) as here:
             for name in names:
                 reports = here.once(name)
                 assert reports is not None
                 assert all(report.ok for report in reports), reports
-                said += [report.summary for report in reports]
-        return said
+                output += [report.summary for report in reports]
+        return output
 
-    said = await asyncio.to_thread(run)
+    output = await asyncio.to_thread(run)
     g.gateway.deployment.notify()
-    return said
+    return output
 
 
 @pytest.mark.slow
 async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: Path) -> None:
     async with served(tmp_path, Model(), route=LIVE) as g:
-        settings, asked = settings_of(g), 120
+        settings, requested = settings_of(g), 120
         await work(g, settings, "certify")
         await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, 120)
@@ -253,23 +253,23 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         g.gateway.deployment.notify()
         await until(lambda: bool(g.gateway.deployment.variants.running.trials))
         for _ in range(12):
-            await ask(g, asked, 48)
-            asked += 48
+            await ask(g, requested, 48)
+            requested += 48
             await work(g, settings, "certify", "advance")
             if read_rollouts(g.database)[-1].state.over:
                 break
         held = read_rollouts(g.database)[-1]
-        told = [(move.move, move.reason) for move in held.moves]
-        assert held.state.stage == "full", told
+        payload = [(move.move, move.reason) for move in held.moves]
+        assert held.state.stage == "full", payload
         assert [move.by for move in held.moves] == ["evidence"] * len(held.moves)
         served_by_it = [
             item.episode
-            for item in await g.episodes(asked)
+            for item in await g.episodes(requested)
             if item.episode.request.policy_version.startswith(f"{proposal.address}@") and item.episode.outcome.stopped
         ]
         assert served_by_it
         assert all(episode.request.certified for episode in served_by_it)
-        await ask(g, asked, 24)
+        await ask(g, requested, 24)
         await work(g, settings, "certify")
         await until(lambda: g.gateway.deployment.routes[0].serving.version == proposal.address)
         answer = await g.ask(chat("What is three and four?", suffice={}))

@@ -57,17 +57,17 @@ async def asked(g: Served, what: str, **body: Any) -> tuple[Answer, Answer]:
     """The run's answer, and the reply to what was asked of it while it ran."""
     asking = asyncio.ensure_future(g.ask(chat(stream=True, **body)))
     run = await running(g)
-    told = await say(g, run["id"], what)
+    report = await say(g, run["id"], what)
     answer = await asking
     assert answer.headers["x-suffice-episode-id"] == run["id"], "a client knows the id before the first token"
-    return answer, told
+    return answer, report
 
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_the_answer_comes_at_the_next_place_where_the_thought_may_be_cut(serve: Serve, route: str) -> None:
     async with serve(slow(), upstream={"slots": 3}, route=ROUTES[route]) as g:
-        answer, told = await asked(g, "answer-now")
-        assert told.status == 202
+        answer, report = await asked(g, "answer-now")
+        assert report.status == 202
         assert_one_ordinary_stream(answer, wants_usage=False)
         assert answer.text
         episode = await g.episode()
@@ -82,10 +82,10 @@ async def test_nothing_that_a_caller_sees_tells_an_audit_from_another_run(serve:
     seen = []
     for route in ("live", "audit"):
         async with serve(slow(), upstream={"slots": 3}, route=ROUTES[route]) as g:
-            answer, told = await asked(g, "answer-now")
+            answer, report = await asked(g, "answer-now")
             late = await say(g, answer.headers["x-suffice-episode-id"], "think-more")
-            view = {name: value for name, value in told.json.items() if name not in ("id", "began_at_s", "tokens")}
-            seen.append((told.status, view, late.status, late.raw, answer.text, answer.thought, answer.finish))
+            view = {name: value for name, value in report.json.items() if name not in ("id", "began_at_s", "tokens")}
+            seen.append((report.status, view, late.status, late.raw, answer.text, answer.thought, answer.finish))
     assert seen[0] == seen[1]
 
 
@@ -104,8 +104,8 @@ async def test_an_audit_of_which_something_was_asked_counts_as_lost_at_every_lev
 
 async def test_a_run_that_was_asked_to_think_on_is_not_stopped_by_its_policy(serve: Serve) -> None:
     async with serve(slow(6), upstream={"slots": 3}, route=enforcing()) as g:
-        answer, told = await asked(g, "think-more")
-        assert (told.status, told.json["wish"]) == (202, "think_more")
+        answer, report = await asked(g, "think-more")
+        assert (report.status, report.json["wish"]) == (202, "think_more")
         outcome = await g.outcome()
         assert (outcome.stopped, outcome.end_reason) == (False, "asked")
         assert outcome.stop_step is not None, "the policy would have stopped it"
@@ -193,8 +193,8 @@ async def test_a_run_of_another_replica_is_named_to_those_who_may_ask_it(
         state = ReplicaState(gateway="other", number=1, name="east", software="0", secret="s")
         assert all(there.append(one) for one in (state, begun))
         assert there.drain(20)
-        told = (await say(g, begun.episode_id, "answer-now", OPS)).json["error"]
-        assert (told["code"], "the replica east has it" in told["message"]) == ("not_running", True)
+        report = (await say(g, begun.episode_id, "answer-now", OPS)).json["error"]
+        assert (report["code"], "the replica east has it" in report["message"]) == ("not_running", True)
         assert "east" not in (await say(g, begun.episode_id, "answer-now", BOB)).json["error"]["message"]
         there.append(ended)
         assert there.drain(20)

@@ -47,8 +47,8 @@ async def once(g: Served, holds: Callable[[dict[str, Any]], bool]) -> dict[str, 
 async def asked(g: Served, what: str, holds: Callable[[dict[str, Any]], bool]) -> tuple[Answer, Answer]:
     asking = asyncio.ensure_future(g.ask(seeded()))
     run = await once(g, holds)
-    told = await say(g, run["id"], what)
-    return await asking, told
+    report = await say(g, run["id"], what)
+    return await asking, report
 
 
 @pytest.mark.parametrize("way", VOTES)
@@ -57,8 +57,8 @@ async def test_a_vote_is_taken_over_the_samples_so_far(serve: Serve, way: str) -
     says = BySeed(["it is 4", STALLED, "no, 5", "now 5", *[STALLED] * 5])
     async with serve(says, upstream={"slots": 9}, route=VOTES[way]) as g:
         # Three answers of three tokens or fewer, and one token of each that stalls.
-        answer, told = await asked(g, "answer-now", lambda run: run["state"] == "sampling" and run["tokens"] >= 13)
-        assert (told.status, told.json["wish"], answer.text) == (202, "answer_now", "no, 5")
+        answer, report = await asked(g, "answer-now", lambda run: run["state"] == "sampling" and run["tokens"] >= 13)
+        assert (report.status, report.json["wish"], answer.text) == (202, "answer_now", "no, 5")
         assert answer.told["vote"] == {"5": 2, "4": 1}
         assert answer.told["stopped"] is False
         await g.quiet()
@@ -84,9 +84,9 @@ async def test_a_vote_without_a_sample_waits_for_the_first_to_come(serve: Serve)
 async def test_a_vote_that_was_asked_to_think_on_draws_until_it_is_decided(serve: Serve) -> None:
     says = BySeed(NINE, [0.3] * 9)
     async with serve(says, upstream={"slots": 9}, route=enforcing(9, wave=1)) as g:
-        answer, told = await asked(g, "think-more", lambda run: run["state"] == "sampling")
+        answer, report = await asked(g, "think-more", lambda run: run["state"] == "sampling")
         outcome = await g.outcome()
-        assert (told.status, answer.text) == (202, "no, 5")
+        assert (report.status, answer.text) == (202, "no, 5")
         assert (outcome.end_reason, outcome.stopped, len(outcome.steps)) == ("asked", False, 9)
         assert outcome.stop_step == 4, "the policy would have stopped it"
 
@@ -95,10 +95,10 @@ async def test_nothing_about_a_vote_tells_its_caller_that_it_was_an_audit(serve:
     seen = []
     for way in ("live", "audit"):
         async with serve(BySeed(["it is 4", *[STALLED] * 8]), upstream={"slots": 9}, route=VOTES[way]) as g:
-            answer, told = await asked(g, "answer-now", lambda run: run["tokens"] >= 11)
-            told_of = {name: value for name, value in told.json.items() if name not in ("id", "began_at_s")}
+            answer, report = await asked(g, "answer-now", lambda run: run["tokens"] >= 11)
+            told_of = {name: value for name, value in report.json.items() if name not in ("id", "began_at_s")}
             object_of = {k: v for k, v in answer.told.items() if k not in ("episode_id", "feedback_token")}
-            seen.append((told.status, told_of, answer.text, answer.usage, object_of))
+            seen.append((report.status, told_of, answer.text, answer.usage, object_of))
     assert seen[0] == seen[1]
 
 
@@ -121,8 +121,10 @@ async def loop_of(g: Served, wish: str, answers: str) -> tuple[list[tuple[Any, .
     decisions = []
     for index, answer in enumerate(answers[1:], 2):
         for _ in range(2):  # also when a step is reported again
-            told = await decide(g, episode_id=run["id"], step=step(index, answer))
-        decisions.append((told["action"], told["reason"] if told["mode"] == "enforce" else "", told["return_step"]))
+            report = await decide(g, episode_id=run["id"], step=step(index, answer))
+        decisions.append(
+            (report["action"], report["reason"] if report["mode"] == "enforce" else "", report["return_step"])
+        )
     await decide(g, episode_id=run["id"], done=True)
     assert (await say(g, run["id"], wish)).json["error"]["code"] == "not_running"
     return decisions, run["id"]

@@ -227,11 +227,11 @@ WARNED: dict[str, tuple[dict[str, Any], str | None]] = {
 
 @pytest.mark.parametrize("case", WARNED)
 def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str) -> None:
-    pressure, told = WARNED[case]
+    pressure, report = WARNED[case]
     given = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | {"pressure": pressure}}})
-    found = [warning for warning in check_routes(given) if "routes.r.pressure" in warning]
-    assert [told in warning for warning in found if told is not None] == ([True] if told is not None else [])
-    assert (found == []) == (told is None)
+    result = [warning for warning in check_routes(given) if "routes.r.pressure" in warning]
+    assert [report in warning for warning in result if report is not None] == ([True] if report is not None else [])
+    assert (result == []) == (report is None)
 
 
 def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:

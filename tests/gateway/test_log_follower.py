@@ -97,11 +97,11 @@ async def drawn(g: Served, **fields: Any) -> int:
 
 async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_stop_nothing(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        told = g.gateway.settings
+        report = g.gateway.settings
         assert await drawn(g) == 8
-        await decide(g, began(), published(told, 1))
+        await decide(g, began(), published(report, 1))
         assert await drawn(g) == 5
-        await decide(g, published(told, 2, number=2))
+        await decide(g, published(report, 2, number=2))
         assert await drawn(g) == 3
         await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
         assert await drawn(g) == 8
@@ -109,9 +109,9 @@ async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_
         assert await drawn(g) == 3
         await decide(g, began(2))
         assert await drawn(g) == 8
-        await decide(g, published(told, 2, number=3, epoch=1))
+        await decide(g, published(report, 2, number=3, epoch=1))
         assert await drawn(g) == 8, "of an ended epoch"
-        await decide(g, published(told, 1, number=4, epoch=2))
+        await decide(g, published(report, 1, number=4, epoch=2))
         assert await drawn(g) == 5
         requests = [item.episode.request for item in await g.episodes(8)]
     assert [request.certified for request in requests] == [False, True, True, False, True, False, False, True]
@@ -130,8 +130,8 @@ async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_
 
 async def test_what_is_decided_already_is_in_force_from_the_first_request(serve: Serve, tmp_path: Path) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        told, url = g.gateway.settings, g.fake.url
-        await decide(g, began(), published(told, 2))
+        report, url = g.gateway.settings, g.fake.url
+        await decide(g, began(), published(report, 2))
     port = int(url.rpartition(":")[2])
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
         assert g.gateway.deployment.routes[0].certified
@@ -220,7 +220,7 @@ async def test_a_level_that_proves_too_little_or_cannot_be_served_is_not_acted_o
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        told = g.gateway.settings
+        report = g.gateway.settings
         await decide(g, began())
         changes: tuple[dict[str, Any], ...] = (
             {"certified": False},
@@ -232,11 +232,11 @@ async def test_a_level_that_proves_too_little_or_cannot_be_served_is_not_acted_o
             {"fit": "v-gone"},
         )
         for number, change in enumerate(changes, 1):
-            await decide(g, published(told, number=number, **{"level": 2, **change}))
+            await decide(g, published(report, number=number, **{"level": 2, **change}))
             assert not g.gateway.deployment.routes[0].certified, change
         assert await drawn(g) == 8
         assert "v-gone: cannot be read" in caplog.text
-        await decide(g, published(told, 2, number=8))
+        await decide(g, published(report, 2, number=8))
         assert await drawn(g) == 3
 
 
@@ -262,13 +262,13 @@ async def test_a_promotion_is_seen_within_two_seconds_and_a_pause_within_one(ser
     """Though nobody tells the gateway; its own requests are not read again, those of others are."""
     with empty_log() if on_a_server else contextlib.nullcontext() as made:
         async with serve(FOUR, route=ROUTE, on=made) as g:
-            told, took_s = g.gateway.settings, list[float]()
+            report, took_s = g.gateway.settings, list[float]()
             for events in (
-                (began(), published(told, 2)),
+                (began(), published(report, 2)),
                 (Pause(route="r", number=1, cause="person", reason="x", author="ann"),),
             ):
                 before = g.gateway.deployment.routes
-                await asyncio.to_thread(write, told, *events)
+                await asyncio.to_thread(write, report, *events)
                 began_s = time.monotonic()
                 async with asyncio.timeout(30):
                     while g.gateway.deployment.routes is before:  # noqa: ASYNC110 - there is no event
@@ -279,7 +279,7 @@ async def test_a_promotion_is_seen_within_two_seconds_and_a_pause_within_one(ser
             assert await drawn(g) == 8
             await asyncio.to_thread(g.gateway.log.drain)
             owner = g.gateway.log.owner if isinstance(g.gateway.log, EventQueue) else 0
-            with open_reader(log_location(told.store)) as reader:
+            with open_reader(log_location(report.store)) as reader:
                 units = [len(read_news(reader, 0, most=99, owner=one).deliveries) for one in (owner, 0)]
             assert owner
             assert units == [0, 1]
@@ -303,7 +303,7 @@ async def test_a_read_that_failed_is_repeated_though_nothing_was_written(serve: 
 
 
 def test_a_loop_in_this_process_is_served_by_what_is_certified(tmp_path: Path) -> None:
-    told = settings_for("http://127.0.0.1:1", tmp_path, routes={"loop": LOOP})
+    report = settings_for("http://127.0.0.1:1", tmp_path, routes={"loop": LOOP})
 
     def rounds(governor: Governor) -> int:
         with governor.episode("how many?", model="m") as ep:
@@ -312,32 +312,32 @@ def test_a_loop_in_this_process_is_served_by_what_is_certified(tmp_path: Path) -
                     return n
         return 8
 
-    with Governor.open(told, route="loop") as governor:
+    with Governor.open(report, route="loop") as governor:
         assert rounds(governor) == 8
-        write(told, began(name="loop"), published(told, 2, name="loop"))
+        write(report, began(name="loop"), published(report, 2, name="loop"))
         end_s = time.monotonic() + 30
         while rounds(governor) != 3 and time.monotonic() < end_s:
             time.sleep(0.1)
         assert rounds(governor) == 3
-        write(told, began(2, name="loop"))
+        write(report, began(2, name="loop"))
         while rounds(governor) == 3 and time.monotonic() < end_s:
             time.sleep(0.1)
         assert rounds(governor) == 8
-    with Governor.open(told, route="loop") as again:
+    with Governor.open(report, route="loop") as again:
         assert rounds(again) == 8, "the epoch is known from the first loop on"
 
 
 async def test_a_loop_over_http_is_served_by_what_is_certified(serve: Serve) -> None:
     async with serve(FOUR, routes={"loop": LOOP}) as g:
         await decide(g, began(name="loop"), published(g.gateway.settings, 1, name="loop"))
-        said: dict[str, Any] = {"route": "loop", "question": "how many?", "model": "m"}
+        output: dict[str, Any] = {"route": "loop", "question": "how many?", "model": "m"}
         for index in range(1, 9):
-            body = {**said, "step": {"index": index, "answer": "4", "tokens": 10}}
+            body = {**output, "step": {"index": index, "answer": "4", "tokens": 10}}
             answer = await post(g.session, g.url + "/v1/decide", body, {})
             assert (answer.status, answer.json["certified"]) == (200, True)
             if answer.json["action"] == "stop":
                 break
-            said = {"route": "loop", "episode_id": answer.json["episode_id"]}
+            output = {"route": "loop", "episode_id": answer.json["episode_id"]}
         assert index == 5
         assert answer.json["policy_version"] == f"{VERSION.address}@1"
 

@@ -35,18 +35,18 @@ def lines(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
 
 def parsed(text: io.StringIO) -> list[dict[str, Any]]:
     """The access lines, from either format."""
-    found = []
+    result = []
     for line in text.getvalue().splitlines():
         if line.startswith("{"):
-            found += [json.loads(line)] if "suffice.access" in line else []
+            result += [json.loads(line)] if "suffice.access" in line else []
         elif "suffice.access" in line:
             matched = re.fullmatch(
                 r".*: (\S+) (\S+) (\d+) (\d+) ms (\d+) bytes route=(\S+) id=(\S+) request_id=(\S+)", line
             )
             assert matched is not None
             names = ("method", "path", "status", "duration_ms", "bytes", "route", "episode_id", "request_id")
-            found.append(dict(zip(names, (int(g) if g.isdigit() else g for g in matched.groups()), strict=True)))
-    return found
+            result.append(dict(zip(names, (int(g) if g.isdigit() else g for g in matched.groups()), strict=True)))
+    return result
 
 
 async def _ask(g: Served, given: str | None = None) -> Answer:
@@ -118,9 +118,9 @@ async def test_extra_calls_have_names_of_their_own(serve: Serve) -> None:
 async def test_a_warning_inside_a_request_names_it(serve: Serve, lines: io.StringIO) -> None:
     async with serve(Reply(faults=(Fault(status=503),)), route=OFF, upstream={"url": "http://127.0.0.1:9"}) as g:
         await _ask(g, "order-18")
-    told = [line for line in lines.getvalue().splitlines() if "upstream up" in line]
-    assert told
-    assert all("order-18" in line for line in told)
+    report = [line for line in lines.getvalue().splitlines() if "upstream up" in line]
+    assert report
+    assert all("order-18" in line for line in report)
 
 
 async def test_a_traced_request_has_its_trace_in_its_lines(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +151,10 @@ def test_every_json_line_is_one_object_with_a_time_in_utc() -> None:
     before = datetime.now(UTC)
     line = LineFormatter("json").format(_record("a\nb \ud800 %s", "\u2028\x1b"))
     assert "\n" not in line
-    found = json.loads(line)
-    assert set(found) == {"time", "level", "logger", "message"}
-    assert abs((datetime.fromisoformat(found["time"]) - before).total_seconds()) < 5
-    assert found["level"] == "warning"
+    result = json.loads(line)
+    assert set(result) == {"time", "level", "logger", "message"}
+    assert abs((datetime.fromisoformat(result["time"]) - before).total_seconds()) < 5
+    assert result["level"] == "warning"
 
 
 def test_a_traceback_stays_in_its_line() -> None:
@@ -171,13 +171,13 @@ def test_the_two_formats_say_the_same_of_a_request() -> None:
     token = CURRENT_REQUEST.set(RequestContext("abc", route="math", episode_id="ep_1", trace_id="t"))
     try:
         text = LineFormatter().format(_record("careful"))
-        found = json.loads(LineFormatter("json").format(_record("careful")))
+        result = json.loads(LineFormatter("json").format(_record("careful")))
     finally:
         CURRENT_REQUEST.reset(token)
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING suffice: careful route=math request_id=abc", text
     )
-    assert {k: found[k] for k in ("message", "request_id", "route", "episode_id", "trace_id")} == {
+    assert {k: result[k] for k in ("message", "request_id", "route", "episode_id", "trace_id")} == {
         "message": "careful",
         "request_id": "abc",
         "route": "math",
@@ -188,8 +188,8 @@ def test_the_two_formats_say_the_same_of_a_request() -> None:
 
 def test_unknown_parts_of_an_access_line_are_left_out_of_its_object() -> None:
     record = _record(ACCESS_LINE, "-", "-", 408, 0, 120, "-", "-", "-", name="suffice.access")
-    found = json.loads(LineFormatter("json").format(record))
-    assert set(found) == {"time", "level", "logger", "message", "status", "duration_ms", "bytes"}
+    result = json.loads(LineFormatter("json").format(record))
+    assert set(result) == {"time", "level", "logger", "message", "status", "duration_ms", "bytes"}
 
 
 @pytest.mark.parametrize("text", ["a", "req_1", "018f:x/y.z~=+@-_", "x" * 128])

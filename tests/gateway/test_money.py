@@ -241,8 +241,8 @@ async def test_full_runs_with_probes_and_a_cache_reconcile(serve: Serve) -> None
         answers = [await g.ask(chat(stream=stream, suffice={})) for stream in (True, False, True)]
         outcomes = await assert_reconciled(g, OUTPUT_DEAR, 3)
         assert sum(c.cached_tokens for o in outcomes for c in o.calls) > 0
-        told = sorted(a.told["cost_usd"] for a in answers)
-        for less, all_of_it in zip(told, sorted(o.cost_usd or 0 for o in outcomes), strict=True):
+        report = sorted(a.told["cost_usd"] for a in answers)
+        for less, all_of_it in zip(report, sorted(o.cost_usd or 0 for o in outcomes), strict=True):
             assert 0 < less <= all_of_it * (1 + 1e-9)  # a probe that still ran is in the log alone
         for o in outcomes:
             assert o.cost_usd is not None

@@ -69,9 +69,9 @@ async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(
     # The gateway is closed: what it knew is on disk.
     outcomes = [e.episode.outcome for e in read_episodes(tmp_path / "log.db")]
     assert len(outcomes) == N_REQUESTS
-    told = [o.usage for o in outcomes if o.usage is not None]
-    assert sum(u.completion_tokens for u in told) == fake.total_completion_tokens == 5 * N_REQUESTS
-    assert sum(u.prompt_tokens for u in told) == fake.total_prompt_tokens
+    report = [o.usage for o in outcomes if o.usage is not None]
+    assert sum(u.completion_tokens for u in report) == fake.total_completion_tokens == 5 * N_REQUESTS
+    assert sum(u.prompt_tokens for u in report) == fake.total_prompt_tokens
     assert all(o.overhead.n_extra_calls == 0 and o.end_reason == "done" for o in outcomes)
 
 

@@ -40,11 +40,11 @@ def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
     known: dict[str, Any] = {"reason": "quarter end", "author": "ann", "days": 1.0}
     publication = wanted.pop("publication", None)
     with open_decisions(settings) as writer:
-        found = set_override(
+        result = set_override(
             writer, "r", settings.routes["r"], OverrideForm(**(known | wanted)), now_s=now_s, publication=publication
         )
-    assert isinstance(found, Override), found
-    return found
+    assert isinstance(result, Override), result
+    return result
 
 
 def end(settings: Settings, now_s: float, number: int) -> None:
@@ -120,8 +120,8 @@ async def test_a_route_with_a_policy_of_its_owners_runs_in_full_while_it_is_held
         assert len(g.fake.completions) == 3 + 8
         route = g.gateway.deployment.route("r")
         assert route is not None
-        said = route.for_request("q", "m", "choice").guarantee().sentence
-        assert said == "none is needed: no certificate covers this request, which runs in full"
+        output = route.for_request("q", "m", "choice").guarantee().sentence
+        assert output == "none is needed: no certificate covers this request, which runs in full"
         assert route.for_request("q", "m", "number").guarantee().state == "uncertified"
         assert await drawn(g) == 3
         await held(g, kind="observe")
@@ -149,22 +149,24 @@ async def test_a_smaller_budget_runs_in_full_until_something_proves_it(serve: Se
 
 async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        told = g.gateway.settings
+        report = g.gateway.settings
         pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")
-        await decide(g, began(), published(told, 1), published(told, 2, number=2), pause)
+        await decide(g, began(), published(report, 1), published(report, 2, number=2), pause)
         assert await drawn(g) == 8
         assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 1
 
         def back() -> None:
-            asked = IncidentForm(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
-            with open_decisions(told) as writer:
-                found = decide_incident(writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1)
-            assert isinstance(found, DecisionRows), found
+            requested = IncidentForm(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
+            with open_decisions(report) as writer:
+                result = decide_incident(
+                    writer, report.routes["r"], "r", requested, now_s=g.gateway.wall_s(), publication=1
+                )
+            assert isinstance(result, DecisionRows), result
 
         async with followed(g):
             await asyncio.to_thread(back)
         assert await drawn(g) == 5
-        await decide(g, began(2), published(told, 2, number=3, epoch=2))
+        await decide(g, began(2), published(report, 2, number=3, epoch=2))
         assert await drawn(g) == 8, "a pin of an ended epoch is void, and void is in full"
 
 
@@ -190,13 +192,13 @@ def test_a_pin_goes_no_further_than_what_is_certified_today() -> None:
     holding = in_effect([pin], 1.0)
     today = publication(number=4, level=3, share=0.2, classes=(("choice", 1),))
     now = replace(NOTHING, publication=today, last=today, n_epochs=2)
-    found = apply_pin(now, holding).publication
-    assert found is not None
-    assert (found.number, found.level, found.share, found.classes) == (1, 3, 0.2, (("choice", 1),))
+    result = apply_pin(now, holding).publication
+    assert result is not None
+    assert (result.number, result.level, result.share, result.classes) == (1, 3, 0.2, (("choice", 1),))
     other = publication(number=4, level=3, fit="another")
-    found = apply_pin(replace(now, publication=other), holding).publication
-    assert found is not None
-    assert found.level == 5
+    result = apply_pin(replace(now, publication=other), holding).publication
+    assert result is not None
+    assert result.level == 5
     for nothing in (replace(today, level=0), None):
         assert apply_pin(replace(now, publication=nothing), holding).level == 0
     assert apply_pin(replace(now, n_epochs=3), holding).level == 0, "of an ended epoch"

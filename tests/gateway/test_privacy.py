@@ -31,8 +31,8 @@ def files_of(database: Path) -> bytes:
 
 
 def assert_clean(where: str, text: bytes) -> None:
-    found = [secret for secret in SECRETS if secret.encode() in text]
-    assert not found, f"{where} holds {found}"
+    result = [secret for secret in SECRETS if secret.encode() in text]
+    assert not result, f"{where} holds {result}"
 
 
 def says(seen: FakeRequest) -> Reply:
@@ -69,8 +69,8 @@ async def test_no_prompt_and_no_key_is_kept_anywhere(
         for route in ROUTES:
             for kind in (None, 1, 2):
                 for stream in (True, False):
-                    asked = headers | {"x-suffice-route": route}
-                    answer = await g.ask(BODY | {"stream": stream, "seed": kind}, headers=asked)
+                    requested = headers | {"x-suffice-route": route}
+                    answer = await g.ask(BODY | {"stream": stream, "seed": kind}, headers=requested)
                     n_begun += 1
                     assert GATEWAY_KEY.encode() not in answer.raw
                     if kind != 1:
@@ -84,8 +84,8 @@ async def test_no_prompt_and_no_key_is_kept_anywhere(
         assert (await g.ask(BODY, headers={"authorization": f"Bearer {CLIENT_KEY}"})).status == 401
         async with g.session.get(f"{g.url}/metrics", headers=headers) as response:
             assert_clean("the metrics", await response.read())
-        found = await g.episodes(n_begun)
-        assert {e.episode.outcome.end_reason for e in found} >= {"done", "upstream_error", "rejected"}
+        result = await g.episodes(n_begun)
+        assert {e.episode.outcome.end_reason for e in result} >= {"done", "upstream_error", "rejected"}
         assert all(call.request.header("authorization") == f"Bearer {UPSTREAM_KEY}" for call in g.fake.calls)
         database = g.database
     assert len(files_of(database)) > 10_000

@@ -34,15 +34,15 @@ async def test_every_turn_of_a_conversation_is_drawn_for_by_itself(serve: Serve)
 @pytest.mark.parametrize("change", [{"samples": 5}, {"scorer": "text"}, {"wave": 2}, {"model": "other"}])
 def test_another_setup_is_told_apart_and_another_promise_is_not(tmp_path: Path, change: dict[str, object]) -> None:
     def setup(**route: object) -> str:
-        told = settings_for("http://127.0.0.1:1", tmp_path, route={**SAMPLES, **route})
-        return build_route("r", told.routes["r"], upstream=told.upstreams["up"]).setup
+        report = settings_for("http://127.0.0.1:1", tmp_path, route={**SAMPLES, **route})
+        return build_route("r", report.routes["r"], upstream=report.upstreams["up"]).setup
 
     assert setup() == setup(mode="enforce", max_em_drop=0.01, audit_share=0.5, policy={"policy": "beta"})
     assert setup() != setup(**change)
-    told = settings_for("http://127.0.0.1:1", tmp_path, route=SAMPLES)
+    report = settings_for("http://127.0.0.1:1", tmp_path, route=SAMPLES)
     elsewhere = settings_for("http://127.0.0.1:2", tmp_path, route=SAMPLES)
     assert (
-        build_route("r", told.routes["r"], upstream=told.upstreams["up"]).setup
+        build_route("r", report.routes["r"], upstream=report.upstreams["up"]).setup
         != build_route("r", elsewhere.routes["r"], upstream=elsewhere.upstreams["up"]).setup
     )
 

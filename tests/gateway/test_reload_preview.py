@@ -49,22 +49,22 @@ PATHS = ["routes.new", "routes.old", "routes.r.max_em_drop", "server.keepalive_s
 
 def test_the_api_lists_each_setting_before_and_after_and_changes_nothing(changed: Served) -> None:
     before = settings_of(changed)
-    told = changed.ask("POST", "/v1/admin/reload", {"preview": True}).json
-    by_path = {one["path"]: one for one in told["changes"]}
-    assert (told["done"], sorted(by_path)) == (False, PATHS)
+    report = changed.ask("POST", "/v1/admin/reload", {"preview": True}).json
+    by_path = {one["path"]: one for one in report["changes"]}
+    assert (report["done"], sorted(by_path)) == (False, PATHS)
     assert (by_path["routes.r.max_em_drop"]["before"], by_path["routes.r.max_em_drop"]["after"]) == ("0.02", "0.03")
     assert (by_path["routes.new"]["before"], by_path["routes.old"]["after"]) == (None, None)
     waiting = {path: one["waits"] for path, one in by_path.items() if one["waits"]}
-    assert waiting.keys() == {"server.keepalive_s"} == set(told["need_restart"])
-    assert "would change" in told["message"]
+    assert waiting.keys() == {"server.keepalive_s"} == set(report["need_restart"])
+    assert "would change" in report["message"]
     assert settings_of(changed) == before
 
 
 def test_the_console_shows_the_same_in_its_form_and_the_command_on_its_lines(changed: Served) -> None:
-    told = changed.ask("POST", "/v1/admin/reload", {"preview": True}).json
+    report = changed.ask("POST", "/v1/admin/reload", {"preview": True}).json
     rows = changed.ask("POST", "/api/settings/reload", {"preview": "true"}).json["preview"]["rows"]
-    assert [one["kind"] for one in rows] == [one["path"] for one in told["changes"]]
-    assert [bool(one["note"]) for one in rows] == [bool(one["waits"]) for one in told["changes"]]
+    assert [one["kind"] for one in rows] == [one["path"] for one in report["changes"]]
+    assert [bool(one["note"]) for one in rows] == [bool(one["waits"]) for one in report["changes"]]
     config = str(changed.process.folder / "suffice.toml")
     lines = CliRunner().invoke(main, ["reload", "--preview", "--config", config], env=KEYS).stdout.splitlines()
     assert [one.partition(": ")[0] for one in lines[:-1]] == PATHS

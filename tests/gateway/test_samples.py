@@ -55,8 +55,8 @@ def assert_reconciled(fake: FakeUpstream, outcome: Outcome, answer: Answer) -> N
     usage, more = outcome.usage, outcome.overhead
     assert usage is not None
     assert usage.prompt_tokens + more.extra_prompt_tokens == fake.total_prompt_tokens
-    told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
-    assert told == fake.total_completion_tokens
+    report = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
+    assert report == fake.total_completion_tokens
     assert more.n_extra_calls == len(fake.completions) - 1
     assert answer.usage["prompt_tokens"] == usage.prompt_tokens
     assert answer.usage["completion_tokens"] == usage.completion_tokens
@@ -92,11 +92,11 @@ async def test_enforce_stops_after_four_of_four_and_saves(serve: Serve) -> None:
         answer = await g.ask(chat(seed=SEED))
         assert answer.text == "it is 4"
         assert len(g.fake.completions) == 4
-        told = answer.told
-        assert (told["stopped"], told["stop_reason"], told["certified"]) == (True, "suffices", False)
-        assert (told["vote"], told["steps"]) == ({"4": 4}, 4)
-        assert told["tokens_saved_estimate"] == 5 * 3
-        assert told["estimate_method"]
+        report = answer.told
+        assert (report["stopped"], report["stop_reason"], report["certified"]) == (True, "suffices", False)
+        assert (report["vote"], report["steps"]) == ({"4": 4}, 4)
+        assert report["tokens_saved_estimate"] == 5 * 3
+        assert report["estimate_method"]
         outcome = await finished(g, answer)
         assert (outcome.end_reason, outcome.stop_step, outcome.finish_method) == ("stopped", 4, "vote")
         assert outcome.tokens_saved_estimate == 15
@@ -175,16 +175,16 @@ async def test_when_nobody_votes_sample_one_is_delivered_verbatim(serve: Serve) 
         assert (outcome.answer, outcome.vote, outcome.stopped) == (None, (), False)
 
 
-@pytest.mark.parametrize("n_said", [0, 2])
-async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_said: int) -> None:
-    stalled = Reply(answer=cut("well well well 5"), faults=(Fault(stall_after=n_said, stall_s=9.0),))
+@pytest.mark.parametrize("n_reported", [0, 2])
+async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_reported: int) -> None:
+    stalled = Reply(answer=cut("well well well 5"), faults=(Fault(stall_after=n_reported, stall_s=9.0),))
     says = BySeed([*["it is 4"] * 4, stalled, stalled], [0.08] * 4 + [0.0] * 2)
     async with serve(says, route=enforcing(9, wave=6)) as g:
         answer = await g.ask(chat(seed=SEED))
         assert answer.text == "it is 4"
         assert answer.told["vote"] == {"4": 4}
         outcome = await finished(g, answer)
-        assert answer.usage["completion_tokens"] == 4 * 3 + 2 * n_said
+        assert answer.usage["completion_tokens"] == 4 * 3 + 2 * n_reported
         assert sum(c.cancelled for c in outcome.calls) == 2
         assert sum(c.cancelled for c in g.fake.completions) == 2
 
@@ -283,9 +283,9 @@ async def test_an_audit_counts_in_other_orders_unless_its_client_chose_a_seed(se
         assert (rows_in_all_orders([audit], {}, rows).orders is None) is (seed is not None)
 
 
-@pytest.mark.parametrize("asked", [True, False])
-async def test_a_stream_is_one_ordinary_stream(serve: Serve, asked: bool) -> None:
-    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
+@pytest.mark.parametrize("requested", [True, False])
+async def test_a_stream_is_one_ordinary_stream(serve: Serve, requested: bool) -> None:
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if requested else {}
     thinks = Reply(reasoning=("so ", "four"), answer=("it is", " 4"))
     async with serve(thinks, route=enforcing(9)) as g:
         answer = await g.ask(chat(stream=True, **options))
@@ -300,13 +300,13 @@ async def test_a_stream_is_one_ordinary_stream(serve: Serve, asked: bool) -> Non
         assert kinds == ["reasoning_content", "content"]
         assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
         assert len({(c["id"], c["created"], c["model"]) for c in chunks}) == 1
-        last = chunks[-2] if asked else chunks[-1]
+        last = chunks[-2] if requested else chunks[-1]
         assert last["choices"][0]["delta"] == {}
         assert last["choices"][0]["finish_reason"] == "stop"
         assert last["suffice"]["stopped"] is True
         assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]].count("stop") == 1
-        assert ["usage" in c for c in chunks] == [False] * (len(chunks) - asked) + [True] * asked
-        if asked:
+        assert ["usage" in c for c in chunks] == [False] * (len(chunks) - requested) + [True] * requested
+        if requested:
             assert chunks[-1]["choices"] == []
             assert answer.usage["completion_tokens_details"]["reasoning_tokens"] == 4 * 2
             await finished(g, answer)

@@ -52,8 +52,8 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
         assert weight_of(one.request, one.outcome) == (1 if is_sure else pytest.approx(1 / one.request.keep_rate)), one
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
     with open_reader(database) as connection:
-        told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
-    assert (told.n_begun, sum(told.ends.values())) == (60, 60)
+        report = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
+    assert (report.n_begun, sum(report.ends.values())) == (60, 60)
 
 
 async def test_a_retry_is_kept_with_its_first_delivery_and_each_turn_of_a_conversation_has_its_own_draw(
@@ -108,9 +108,9 @@ async def test_a_word_on_an_answer_without_rows_finds_it_while_its_gateway_knows
             ("f1", {"episode_id": name}),
             ("f3", {"episode_id": "ep_nobody"}),
         ):
-            said = {"feedback_id": key, "thumbs": "up", "source": "user", **named}
-            async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
-                receipts.append((told.status, await told.json()))
+            output = {"feedback_id": key, "thumbs": "up", "source": "user", **named}
+            async with g.session.post(f"{g.url}/v1/feedback", json=output) as report:
+                receipts.append((report.status, await report.json()))
         database = g.database
     assert [(status, one["duplicate"], one["joined"]) for status, one in receipts] == [
         (200, False, True),
@@ -129,9 +129,9 @@ async def test_of_a_run_that_was_drawn_the_log_says_as_well_that_its_gateway_kne
     async with serve(CHAIN, route=SAMPLED | {"sample_rate": 0.5, "audit_share": 0.0}, upstream=RAW) as g:
         names = [(await g.ask(chat(f"question {n}"))).headers["x-suffice-episode-id"] for n in range(24)]
         for name in names:
-            said = {"feedback_id": name, "episode_id": name, "correct": True, "source": "gold"}
-            async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
-                assert (await told.json())["joined"]
+            output = {"feedback_id": name, "episode_id": name, "correct": True, "source": "gold"}
+            async with g.session.post(f"{g.url}/v1/feedback", json=output) as report:
+                assert (await report.json())["joined"]
         database = g.database
     events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackEvent)]
     assert all(one.about is not None for one in events)

@@ -68,8 +68,8 @@ async def test_the_client_gets_the_effort_that_is_proved(serve: Serve) -> None:
         assert await asked(g) == "low"
         await decide(g, proved(g.gateway.settings, 2, number=2))
         assert await asked(g) == "medium"
-        told = (await g.ask(chat(suffice={}))).told
-        assert (told["certified"], told["policy_version"]) == (True, "effort=medium")
+        report = (await g.ask(chat(suffice={}))).told
+        assert (report["certified"], report["policy_version"]) == (True, "effort=medium")
 
 
 async def test_while_a_class_is_held_in_full_others_get_what_is_proved_for_any_classes_until_the_rest_is(
@@ -160,8 +160,8 @@ def test_each_effort_of_the_list_must_be_one_that_the_model_takes() -> None:
     upstream = Upstream(url="http://u", models={"*": ModelFacts(efforts=("high", "low"))})
     for efforts, problem in {("high", "low"): "", ("high", "medium"): "medium", ("max", "low"): "max"}.items():
         route = Route(upstream="up", model="m", effort=efforts)  # type: ignore[arg-type]
-        found = effort_problem(route, upstream)
-        assert problem in found if found else not problem
+        result = effort_problem(route, upstream)
+        assert problem in result if result else not problem
 
 
 def test_a_list_can_be_set_by_a_variable() -> None:

@@ -13,13 +13,13 @@ from suffice.gateway.auth import DeliveryMemory
 from suffice.types import Request
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
-from tests.gateway.test_audit_assignment import WINDOW_S, Door, held, within_bounds
+from tests.gateway.test_audit_assignment import WINDOW_S, DeliveryClient, held, within_bounds
 from tests.gateway.test_audit_propensity import ENFORCE, RAW
 from tests.records import plain_request
 
 
 def test_a_retry_finds_the_same_draw_at_every_replica() -> None:
-    one, other = Door(0.3), Door(0.3)
+    one, other = DeliveryClient(0.3), DeliveryClient(0.3)
     other.n = 1_000_000  # its episode ids have nothing in common with those of the first
     for n in range(2_000):
         one.now_s = other.now_s = 7.0 * n
@@ -29,7 +29,7 @@ def test_a_retry_finds_the_same_draw_at_every_replica() -> None:
 
 @pytest.mark.parametrize("skew_s", [0.0, 300.0, -300.0])
 def test_a_delivery_that_the_log_shows_is_a_repeat_whatever_the_clocks_say(skew_s: float) -> None:
-    one, other = Door(0.3), Door(0.3)
+    one, other = DeliveryClient(0.3), DeliveryClient(0.3)
     other.skew_s = skew_s
     for n in range(500):
         one.now_s = other.now_s = 11.0 * n
@@ -44,7 +44,7 @@ def test_a_delivery_that_the_log_shows_is_a_repeat_whatever_the_clocks_say(skew_
 
 
 def test_a_restart_forgets_no_delivery_that_is_in_the_log() -> None:
-    before, after = Door(0.3), Door(0.3)
+    before, after = DeliveryClient(0.3), DeliveryClient(0.3)
     firsts = [before.ask(f"q{n}") for n in range(100)]
     after.memory.note_logged(firsts, now_s=1.0)
     assert [after.ask(f"q{n}").delivery for n in range(100)] == [2] * 100
@@ -52,13 +52,13 @@ def test_a_restart_forgets_no_delivery_that_is_in_the_log() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_the_same_body_in_later_windows_is_drawn_anew(share: float) -> None:
-    door, found = Door(share), list[bool]()
+    endpoint, result = DeliveryClient(share), list[bool]()
     for _ in range(10_000):
-        door.now_s += WINDOW_S + 1
-        found.append(door.ask("hello").audit)
-    assert within_bounds(sum(found), len(found), share)
-    pairs = sum(a and b for a, b in pairwise(found))
-    assert within_bounds(pairs, len(found) - 1, share**2)
+        endpoint.now_s += WINDOW_S + 1
+        result.append(endpoint.ask("hello").audit)
+    assert within_bounds(sum(result), len(result), share)
+    pairs = sum(a and b for a, b in pairwise(result))
+    assert within_bounds(pairs, len(result) - 1, share**2)
 
 
 def begun(episode: str, unit: str) -> Request:
@@ -97,9 +97,9 @@ async def test_a_retry_at_another_gateway_runs_in_full(serve: Serve) -> None:
             await followed(one, other)
             await other.ask(chat("the same"))
             await other.ask(chat("another"))
-            found = [item.episode for item in await one.episodes(3)]
-    assert [(run.request.delivery, run.outcome.stopped) for run in found] == [(1, True), (2, False), (1, True)]
-    assert found[0].request.unit == found[1].request.unit != found[2].request.unit
+            result = [item.episode for item in await one.episodes(3)]
+    assert [(run.request.delivery, run.outcome.stopped) for run in result] == [(1, True), (2, False), (1, True)]
+    assert result[0].request.unit == result[1].request.unit != result[2].request.unit
 
 
 async def followed(one: Served, other: Served) -> None:

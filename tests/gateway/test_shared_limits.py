@@ -206,12 +206,12 @@ async def test_three_gateways_admit_what_one_may_and_know_each_others_spending(
                 return got.status
 
         await asyncio.sleep(2.5)  # the first one was alone when it reserved
-        began_s, told = time.monotonic(), list[int]()
+        began_s, report = time.monotonic(), list[int]()
         while time.monotonic() - began_s < 10:
-            told += await asyncio.gather(*(ask(url, "few") for url in urls for _ in range(5)))
+            report += await asyncio.gather(*(ask(url, "few") for url in urls for _ in range(5)))
             await asyncio.sleep(0.5)
-        assert set(told) == {200, 429}
-        assert 9 <= told.count(200) <= 12 + 3, "what is admitted while an exchange runs may come on top"
+        assert set(report) == {200, 429}
+        assert 9 <= report.count(200) <= 12 + 3, "what is admitted while an exchange runs may come on top"
         assert await ask(urls[0], "poor") == 200
         for _ in range(40):
             await asyncio.sleep(0.5)

@@ -28,19 +28,19 @@ async def test_a_caller_in_doubt_runs_in_full_for_so_many_requests(
     monkeypatch.setenv("KEYS_OF_THIS_TEST", ",".join(KEYS.values()))
     server = {"retry_window_s": WINDOW_S, "api_keys_env": "KEYS_OF_THIS_TEST"}
     async with serve(Samples(["it is 4"]), route=ROUTE, server=server) as g:
-        told = g.gateway.settings
-        await decide(g, began(), published(told, 2))
+        report = g.gateway.settings
+        await decide(g, began(), published(report, 2))
         eve = (await ask(g, "eve", "first")).sender
         assert eve
-        await decide(g, published(told, 2, number=2, callers=((eve, 2),)))
+        await decide(g, published(report, 2, number=2, callers=((eve, 2),)))
         bob = await ask(g, "bob", "of bob")
         assert (bob.audit, bob.certified) == (False, True)
         repeats = [await ask(g, "eve", "first") for _ in range(3)]
         assert [(one.delivery, one.audit) for one in repeats] == [(2, False), (3, False), (4, False)]
-        found = [await ask(g, "eve", f"question {n}") for n in range(4)]
-        assert [one.audit for one in found] == [True, True, False, False], "repeats take none of them"
-        assert [one.propensity for one in found] == [1.0] * 4
-        await decide(g, published(told, 2, number=3, callers=((eve, 1),)))
+        result = [await ask(g, "eve", f"question {n}") for n in range(4)]
+        assert [one.audit for one in result] == [True, True, False, False], "repeats take none of them"
+        assert [one.propensity for one in result] == [1.0] * 4
+        await decide(g, published(report, 2, number=3, callers=((eve, 1),)))
         assert [(await ask(g, "eve", f"again {n}")).audit for n in range(2)] == [True, False]
-        await decide(g, published(told, 2, number=4))
+        await decide(g, published(report, 2, number=4))
         assert not (await ask(g, "eve", "at last")).audit

@@ -59,19 +59,19 @@ def server() -> FakeUpstream:
 
 async def load(g: Served, per_s: float, until: Callable[[int], bool], within_s: float) -> list[asyncio.Task[Answer]]:
     """Requests at an even rate until something holds, which is told how many there were. Fails when it takes longer."""
-    asked: list[asyncio.Task[Answer]] = []
+    requested: list[asyncio.Task[Answer]] = []
     end_s = asyncio.get_running_loop().time() + within_s
-    while not until(len(asked)):
+    while not until(len(requested)):
         assert asyncio.get_running_loop().time() < end_s, "it did not come to that in time"
-        asked.append(asyncio.create_task(g.ask(chat(f"question {len(asked)}", suffice={}))))
+        requested.append(asyncio.create_task(g.ask(chat(f"question {len(requested)}", suffice={}))))
         await asyncio.sleep(1 / per_s)
-    return asked
+    return requested
 
 
-def arrived(asked: list[asyncio.Task[Answer]]) -> list[asyncio.Task[Answer]]:
+def arrived(requested: list[asyncio.Task[Answer]]) -> list[asyncio.Task[Answer]]:
     """Those of a spike that surely came before the level moved: the last half second's may have been on their way."""
-    assert len(asked) > SPIKE_PER_S / 2, "there are some"
-    return asked[: -int(SPIKE_PER_S / 2)]
+    assert len(requested) > SPIKE_PER_S / 2, "there are some"
+    return requested[: -int(SPIKE_PER_S / 2)]
 
 
 async def scraped(g: Served) -> dict[str, float]:

@@ -133,14 +133,14 @@ async def test_a_stop_by_continuation_delivers_the_answer_at_its_step(
             assert ["suffice" in chunk for chunk in answer.chunks].count(True) == 1
             assert next(c for c in answer.chunks if "suffice" in c)["choices"][0]["finish_reason"] == "stop"
         outcome = await reconciled(g)
-        told = answer.told
-        assert told["stopped"] is True
-        assert told["stop_reason"] == "suffices"
-        assert told["certified"] is False
-        assert told["degraded"] == []
-        assert told["probe_tokens"] == outcome.overhead.probe_tokens == 4
-        assert told["extra_prompt_tokens"] == outcome.overhead.extra_prompt_tokens
-        assert told["steps"] == 4
+        report = answer.told
+        assert report["stopped"] is True
+        assert report["stop_reason"] == "suffices"
+        assert report["certified"] is False
+        assert report["degraded"] == []
+        assert report["probe_tokens"] == outcome.overhead.probe_tokens == 4
+        assert report["extra_prompt_tokens"] == outcome.overhead.extra_prompt_tokens
+        assert report["steps"] == 4
         assert (outcome.end_reason, outcome.stopped, outcome.stop_step) == ("stopped", True, 4)
         assert (outcome.answer, outcome.would_answer) == ("4", "4")
         assert outcome.finish_method == method.split("-", maxsplit=1)[0]
@@ -216,13 +216,13 @@ async def test_an_inline_thought_is_closed_where_the_client_can_see_it(serve: Se
         assert (await reconciled(g)).answer == "4"
 
 
-@pytest.mark.parametrize("asked", [True, False])
-async def test_the_usage_chunk_is_there_only_if_it_was_asked_for(serve: Serve, asked: bool) -> None:
-    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
+@pytest.mark.parametrize("requested", [True, False])
+async def test_the_usage_chunk_is_there_only_if_it_was_asked_for(serve: Serve, requested: bool) -> None:
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if requested else {}
     async with serve(held(), upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True, **options))
-        assert_one_ordinary_stream(answer, wants_usage=asked)
-        if asked:
+        assert_one_ordinary_stream(answer, wants_usage=requested)
+        if requested:
             await reconciled(g, answer)
 
 

@@ -48,15 +48,15 @@ def calls_in(answer: Answer) -> list[dict[str, Any]]:
     if "event-stream" not in answer.headers["content-type"]:
         calls: list[dict[str, Any]] = answer.json["choices"][0]["message"].get("tool_calls") or []
         return calls
-    found: dict[int, dict[str, Any]] = {}
+    result: dict[int, dict[str, Any]] = {}
     for chunk in answer.chunks:
         for choice in chunk["choices"]:
             for part in choice["delta"].get("tool_calls") or ():
-                call = found.setdefault(part["index"], {"function": {"name": "", "arguments": ""}})
+                call = result.setdefault(part["index"], {"function": {"name": "", "arguments": ""}})
                 call |= {key: value for key, value in part.items() if key not in ("index", "function")}
                 for key, value in part["function"].items():
                     call["function"][key] += value
-    return [found[index] for index in sorted(found)]
+    return [result[index] for index in sorted(result)]
 
 
 METHODS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -93,8 +93,8 @@ async def test_a_stop_delivers_the_call_that_was_tried(serve: Serve, method: str
         assert outcome.stopped
         assert outcome.answer == outcome.would_answer == 'tool_calls: [{"arguments":{"a":2,"b":4},"name":"add"}]'
         assert outcome.degraded == ()
-        for asked in g.fake.completions:
-            assert {name: asked.body.get(name) for name in TOOLS} == TOOLS
+        for requested in g.fake.completions:
+            assert {name: requested.body.get(name) for name in TOOLS} == TOOLS
         request = (await g.episode()).request
         assert request.form == "tools"
         assert request.query is not None
@@ -123,7 +123,7 @@ async def test_a_stop_keeps_the_schema_and_delivers_json(serve: Serve, method: s
         outcome = await (g.outcome() if method == "re-ask" else reconciled(g))
         assert outcome.stopped
         assert outcome.answer == outcome.would_answer == 'json: {"a":2,"b":4}'
-        assert all(asked.body["response_format"] == SCHEMA["response_format"] for asked in g.fake.completions)
+        assert all(requested.body["response_format"] == SCHEMA["response_format"] for requested in g.fake.completions)
         assert (await g.episode()).request.form == "json"
 
 
@@ -164,15 +164,15 @@ async def test_stop_words_of_the_client_end_the_answer_behind_a_stop_too(serve: 
         answer = await g.ask(chat(stop=[" friend"]))
         assert answer.text == "4 dear"
         assert (await reconciled(g)).stopped
-        assert {tuple(asked.body["stop"]) for asked in g.fake.completions} == {(" friend",), (" friend", "\n")}
+        assert {tuple(requested.body["stop"]) for requested in g.fake.completions} == {(" friend",), (" friend", "\n")}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_vote_on_calls_delivers_the_winner(serve: Serve, stream: bool) -> None:
-    def says(asked: Any) -> Reply:
-        number = (3, 4, 4)[asked.nth_same]
+    def says(requested: Any) -> Reply:
+        number = (3, 4, 4)[requested.nth_same]
         written = json.dumps({"b": number, "a": 2} if number == 4 else {"a": 2, "b": number})
-        call = ToolCall(id=f"c{asked.nth_same}", name="add", arguments=(written,))
+        call = ToolCall(id=f"c{requested.nth_same}", name="add", arguments=(written,))
         return Reply(answer=(), tool_calls=(call,))
 
     async with serve(says, route={"kind": "samples", "samples": 3, "wave": 1, "mode": "observe"}) as g:
@@ -199,8 +199,8 @@ async def valid_under_caps(
     """Return how many of `n` replies under a schema are valid, and how many hold no more tokens than the cap."""
     valid = kept = 0
 
-    def says(asked: Any) -> Reply:
-        draw = random.Random(asked.text.partition(":")[0])
+    def says(requested: Any) -> Reply:
+        draw = random.Random(requested.text.partition(":")[0])
         thought = tuple(token for _ in range(draw.randrange(5, 60)) for token in draw.choice(STEPS).split())
         return Reply(reasoning=thought, answer_after=json_after, answer=json_after("").tokens, delay_s=0.001)
 

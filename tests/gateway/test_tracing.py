@@ -146,11 +146,11 @@ async def test_gen_ai_attributes_have_the_names_of_the_conventions_and_need_the_
     assert span.name == "chat m"
     known = _names_of(gen_ai_attributes, http_attributes, error_attributes)
     assert {name for name in span.attributes if not name.startswith("suffice.")} <= known
-    found = {name.removeprefix("gen_ai."): value for name, value in span.attributes.items() if "gen_ai" in name}
-    first_s = found.pop("response.time_to_first_chunk")
+    results = {name.removeprefix("gen_ai."): value for name, value in span.attributes.items() if "gen_ai" in name}
+    first_s = results.pop("response.time_to_first_chunk")
     assert first_s == pytest.approx(outcome.ttft_s)
     assert outcome.usage is not None
-    assert found == {
+    assert results == {
         "operation.name": "chat",
         "provider.name": "llama.cpp",
         "request.model": "m",
@@ -183,8 +183,8 @@ async def test_a_stop_is_an_event_with_its_time_and_the_span_says_what_it_saved(
     assert times == sorted(times)
     decision = next(about for name, _, about in span.events if name == "suffice.stop_decision")
     assert decision == {"step": outcome.stop_step, "reason": "suffices"}
-    found = {k: v for k, v in span.attributes.items() if k.startswith(("suffice.st", "suffice.sa"))}
-    assert found == {
+    results = {k: v for k, v in span.attributes.items() if k.startswith(("suffice.st", "suffice.sa"))}
+    assert results == {
         "suffice.stopped": True,
         "suffice.stop.reason": "suffices",
         "suffice.stop.step": outcome.stop_step,

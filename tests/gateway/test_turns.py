@@ -90,8 +90,8 @@ class Agent:
         if self.path == CHAT:
             calls = calls_of(answer)
             return answer.text, calls
-        said = read_said(self.path, answer.raw, stream=self.stream)
-        return said.text, [(f"call_{len(self.answers) - 1}", name, given) for name, given in said.calls]
+        output = read_said(self.path, answer.raw, stream=self.stream)
+        return output.text, [(f"call_{len(self.answers) - 1}", name, given) for name, given in output.calls]
 
     async def run(self, most: int = 9) -> str:
         for _ in range(most):
@@ -187,9 +187,9 @@ async def test_the_reply_that_ends_a_run_names_the_run(serve: Serve) -> None:
         agent = Agent(g)
         await agent.run()
         run, _ = await loop_and_turns(g, 4)
-        told = agent.answers[-1].told["turns"]
-        assert told["episode_id"] == run.request.episode_id
-        assert (told["route"], told["turn"], told["stopped"]) == ("loop", 4, True)
+        report = agent.answers[-1].told["turns"]
+        assert report["episode_id"] == run.request.episode_id
+        assert (report["route"], report["turn"], report["stopped"]) == ("loop", 4, True)
         assert agent.answers[-1].told["stopped"] is False  # its thought was not cut
         assert all(one.told is None for one in agent.answers[:-1])
 
@@ -360,8 +360,8 @@ async def test_a_person_may_ask_an_agent_for_its_answer(serve: Serve, settings: 
     async with serve(Lookups((*TRIALS, "6")), routes=routes(policy={"policy": "never"}, **settings)) as g:
         agent = await begun(g)
         assert [one["state"] for one in await loops(g)] == ["looping"]
-        told = await ask_loop(g, "answer-now")
-        assert (told.status, told.json["wish"]) == (202, "answer_now")
+        report = await ask_loop(g, "answer-now")
+        assert (report.status, report.json["wish"]) == (202, "answer_now")
         assert await agent.run() == "It is 3"
         assert await loops(g) == []
         run, turns = await loop_and_turns(g, 2)

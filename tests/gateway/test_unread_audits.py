@@ -49,10 +49,10 @@ async def leave(g: Served, *, mark: bytes = b"", n_calls: int = 1, stream: bool 
 
 
 async def recorded(g: Served, n: int = 1) -> list[EpisodeWithLabels]:
-    found = await g.episodes(n)
+    result = await g.episodes(n)
     await g.quiet()
     assert g.gateway.process.unread.n_open == 0
-    return found
+    return result
 
 
 LEAVING: dict[str, tuple[dict[str, Any], bool, bytes]] = {
@@ -142,8 +142,8 @@ async def test_no_more_audits_run_on_than_the_owner_allows(serve: Serve) -> None
     async with serve(says, route=AUDIT, change=limit_to(2)) as g:
         for _ in range(4):
             await leave(g, mark=b"two")
-        found = await recorded(g, 4)
-        assert sorted(item.episode.outcome.finished_unread for item in found) == [False, False, True, True]
+        result = await recorded(g, 4)
+        assert sorted(item.episode.outcome.finished_unread for item in result) == [False, False, True, True]
         assert (await g.ask(chat())).status == 200, "a client that stays leaves nothing"
         async with g.session.get(f"{g.url}/metrics") as response:
             scraped = await response.text()

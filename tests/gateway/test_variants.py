@@ -46,7 +46,7 @@ RULES = Rules(audit_share=0.0)  # so that all runs are live
 
 
 def written(**changes: Any) -> Experiment:
-    told = {
+    report_of = {
         "routes": ["r"],
         "unit": "user",
         "primary": "tokens",
@@ -57,12 +57,12 @@ def written(**changes: Any) -> Experiment:
     raw: dict[str, Any] = {
         "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
         "routes": {"r": {**ROUTE, "upstream": "up"}},
-        "experiments": {"e": told},
+        "experiments": {"e": report_of},
     }
     return parse_settings(raw).experiments["e"]
 
 
-async def told(g: Served, until: Any) -> None:
+async def report_of(g: Served, until: Any) -> None:
     """Tell the gateway to look, and wait until it has seen what it should."""
     g.gateway.deployment.notify()
     async with asyncio.timeout(30):
@@ -79,11 +79,11 @@ def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "
             rollouts.read_rollouts(writer.path), version, route="r", own=rollouts.own_version(route)
         )
         assert not isinstance(one, str), one
-        found = rollouts.start_candidate(
+        result = rollouts.start_candidate(
             writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt
         )
-    assert not isinstance(found, str), found
-    return found
+    assert not isinstance(result, str), result
+    return result
 
 
 def step(g: Served, *, back: bool = False) -> stages.Transition:
@@ -106,7 +106,7 @@ async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) ->
     async with serve(FOUR, route=ROUTE) as g:
         with open_decisions(g.gateway.settings) as writer:
             assert not isinstance(experiments.start_experiment(writer, "e", written(), author="ann", reason="x"), str)
-        await told(g, lambda variants: variants.running.experiments)
+        await report_of(g, lambda variants: variants.running.experiments)
         for n in range(2):
             await asyncio.gather(*(g.ask(chat(f"q{n}", user=f"user {user}")) for user in range(24)))
         assert (await g.ask(chat("nobody"))).status == 200
@@ -133,7 +133,7 @@ async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) ->
 async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(serve: Serve) -> None:
     async with serve(FOUR, route={**ROUTE, "audit_share": 0.0}) as g:
         held = begin(g, BOLDER)
-        await told(g, lambda variants: variants.running.trials)
+        await report_of(g, lambda variants: variants.running.trials)
         counts = []
         for at in range(6):
             if at in (1, 2, 3, 4):
@@ -143,8 +143,8 @@ async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(s
                     now = held.state.candidate
                     assert not isinstance(rollouts.undo(writer, "r", now, author="ann", reason="x"), str)
             if at:
-                await told(g, lambda v, at=at: at > 3 or v.running.trials["r"].state.step == at)
-                await told(g, lambda v, at=at: bool(v.running.standing) == (at == 4))
+                await report_of(g, lambda v, at=at: at > 3 or v.running.trials["r"].state.step == at)
+                await report_of(g, lambda v, at=at: bool(v.running.standing) == (at == 4))
             await asyncio.gather(*(g.ask(chat(f"{at} {n}")) for n in range(40)))
             await g.quiet()
             runs = [item.episode for item in (await g.episodes(40 * (at + 1)))[-40:]]
@@ -166,7 +166,7 @@ async def bring(g: Served, policy: dict[str, Any], name: str) -> str:
     made = (await asyncio.to_thread(begin, g, policy, name=name)).state.candidate
     for _ in range(4):
         await asyncio.to_thread(step, g)
-    await told(g, lambda variants: variants.running.standing.get("r") == policy)
+    await report_of(g, lambda variants: variants.running.standing.get("r") == policy)
     await g.kept(made)
     return made
 
@@ -221,7 +221,7 @@ async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serv
     async with serve(FOUR, route=ROUTE) as g:
         assert g.gateway.share(g.gateway.deployment.routes[0], "") == 0
         begin(g, BOLDER, Rules(audit_share=0.8))
-        await told(g, lambda variants: variants.running.trials)
+        await report_of(g, lambda variants: variants.running.trials)
         assert g.gateway.share(g.gateway.deployment.routes[0], "") == 0.8
 
 
@@ -229,7 +229,7 @@ async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeyp
     async with serve(FOUR, route=ROUTE) as g:
         begin(g, BOLDER)
         await asyncio.to_thread(step, g)
-        await told(g, lambda variants: variants.running.trials)
+        await report_of(g, lambda variants: variants.running.trials)
         monkeypatch.setattr(Follower, "apply", lambda *_: None)  # the next read would bring the real one back
         state = replace(g.gateway.deployment.variants.running.trials["r"].state, share=1.0)
         g.gateway.deployment.variants.running = RunningVariants(
@@ -246,7 +246,7 @@ async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Se
         step(g)  # without an await: a gateway that has read the whole version goes on with it
         with open_decisions(g.gateway.settings) as writer, writer.transaction() as connection:
             connection.execute("UPDATE artefacts SET body = replace(body, '2', '1')")
-        await told(g, lambda variants: variants.running.trials == {})
+        await report_of(g, lambda variants: variants.running.trials == {})
         assert (await g.ask(chat())).status == 200
         assert len((await g.episode()).outcome.steps) == 5
 
@@ -279,8 +279,8 @@ def refused(g: Served) -> str:
         held = rollouts.read_rollouts(writer.path)
     one = rollouts.own_candidate(held, version, route="r", own=own)
     assert not isinstance(one, str), one
-    found = rollouts.beginning(
+    result = rollouts.beginning(
         held, one, author="job", reason="x", name="r-2", rules=Rules(), now_s=time.time(), by_person=False
     )
-    assert isinstance(found, str)
-    return found
+    assert isinstance(result, str)
+    return result

@@ -49,9 +49,9 @@ def local(folder: Path, **route: Any) -> Governor:
 
 def episodes(folder: Path, n: int) -> list[EpisodeWithLabels]:
     """All episodes of a closed log; fails when there are not exactly `n`, each with one outcome."""
-    found = list(read_episodes(folder / "log.db"))
-    assert len({e.episode.outcome.episode_id for e in found}) == len(found) == n
-    return found
+    result = list(read_episodes(folder / "log.db"))
+    assert len({e.episode.outcome.episode_id for e in result}) == len(result) == n
+    return result
 
 
 def outcome(folder: Path) -> Outcome:

@@ -81,11 +81,11 @@ async def test_a_loop_in_any_language_is_three_kinds_of_call(tmp_path: Path) -> 
         assert (await post(g.session, g.url + "/v1/feedback", feedback, {})).json["joined"] is True
         assert g.gateway.metrics.value("suffice_open_episodes") == 0
         assert g.gateway.metrics.value("suffice_decisions_total", route=ROUTE, action="stop") == 1
-        found = (await g.episodes(1))[0]
-    outcome = found.episode.outcome
+        result = (await g.episodes(1))[0]
+    outcome = result.episode.outcome
     assert (outcome.end_reason, outcome.stopped, outcome.answer) == ("stopped", True, "a")
-    assert found.episode.request.endpoint == "/v1/decide"
-    assert len(found.labels) == 1
+    assert result.episode.request.endpoint == "/v1/decide"
+    assert len(result.labels) == 1
 
 
 async def test_a_call_that_comes_again_changes_nothing(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ async def test_a_mistake_is_a_4xx_that_says_what_and_harms_no_run(
         _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
         if isinstance(body, dict) and body.get("episode_id") == "OPEN":
             body = body | {"episode_id": opened["episode_id"]}
-        got, said = await decide(g, body)
-        assert (got, said["error"]["type"]) == (status, "invalid_request_error")
-        assert message in said["error"]["message"]
+        got, output = await decide(g, body)
+        assert (got, output["error"]["type"]) == (status, "invalid_request_error")
+        assert message in output["error"]["message"]
         _, after = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "b"), "done": True})
         assert after["action"] == "continue"
         assert len((await g.outcome()).steps) == 2
@@ -164,9 +164,9 @@ async def test_a_body_has_a_limit(tmp_path: Path) -> None:
 async def test_a_run_that_is_over_takes_no_further_step(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         _, opened = await decide(g, {"question": "q", "step": step(1, "a"), "done": True})
-        status, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
-        assert (status, said["error"]["code"]) == (409, "run_is_over")
-        assert "ended after step 1" in said["error"]["message"]
+        status, output = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
+        assert (status, output["error"]["code"]) == (409, "run_is_over")
+        assert "ended after step 1" in output["error"]["message"]
 
 
 async def test_it_asks_for_a_key_like_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +181,8 @@ async def test_an_audit_and_an_aborted_run_over_the_wire(tmp_path: Path) -> None
     async with gateway(tmp_path, route={"audit_share": 1.0}) as g:
         _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
         for index in range(2, 6):
-            _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(index, "a")})
-            assert (said["action"], said["reason"], said["propensity"]) == ("continue", "the run goes on", 1.0)
+            _, output = await decide(g, {"episode_id": opened["episode_id"], "step": step(index, "a")})
+            assert (output["action"], output["reason"], output["propensity"]) == ("continue", "the run goes on", 1.0)
         await decide(g, {"episode_id": opened["episode_id"], "aborted": True})
         outcome = await g.outcome()
     assert (outcome.end_reason, outcome.stop_step) == ("client_left", 2)
@@ -205,7 +205,7 @@ async def test_runs_that_are_left_end_and_the_oldest_make_room(tmp_path: Path) -
         clock[0] = 101.0
         assert (await decide(g, {"episode_id": ids[0], "step": step(4, "b")}))[0] == 404
         assert len(g.gateway.runs) == 0
-        ends = [found.episode.outcome.end_reason for found in await g.episodes(4)]
+        ends = [result.episode.outcome.end_reason for result in await g.episodes(4)]
     assert sorted(ends) == ["client_left"] * 3 + ["stopped"], "the touched one was told to stop"
 
 
@@ -219,12 +219,12 @@ async def test_a_loop_that_obeys_a_stop_and_leaves_was_stopped_unless_it_goes_on
 
     async with gateway(tmp_path, change=change) as g:
         _, opened = await decide(g, {"question": "q", "step": step(1, "a")})
-        _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
-        assert said["action"] == "stop"
+        _, output = await decide(g, {"episode_id": opened["episode_id"], "step": step(2, "a")})
+        assert output["action"] == "stop"
         clock[0] = open_runs.STOP_GRACE_S / 2
         if goes_on:
-            _, said = await decide(g, {"episode_id": opened["episode_id"], "step": step(3, "b")})
-            assert said["action"] == "continue"
+            _, output = await decide(g, {"episode_id": opened["episode_id"], "step": step(3, "b")})
+            assert output["action"] == "continue"
         clock[0] = 2 * open_runs.STOP_GRACE_S
         rounds_service.close_old(g.gateway)
         if goes_on:
@@ -253,8 +253,8 @@ async def test_an_audit_is_never_told_to_stop_and_ends_as_left(tmp_path: Path) -
 async def test_the_end_of_the_gateway_ends_the_runs(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         await decide(g, {"question": "q", "step": step(1, "a")})
-    found = list(read_episodes(tmp_path / "log.db"))
-    assert [e.episode.outcome.end_reason for e in found] == ["shutdown"]
+    result = list(read_episodes(tmp_path / "log.db"))
+    assert [e.episode.outcome.end_reason for e in result] == ["shutdown"]
 
 
 async def test_a_failure_of_ours_tells_the_client_to_go_on(tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ async def test_a_failure_of_ours_tells_the_client_to_go_on(tmp_path: Path) -> No
         gw.new_id = broken
 
     async with gateway(tmp_path, change=change) as g:
-        status, said = await decide(g, {"question": "q"})
-        assert (status, said["error"]["message"]) == (500, "internal error; continue without Suffice")
+        status, output = await decide(g, {"question": "q"})
+        assert (status, output["error"]["message"]) == (500, "internal error; continue without Suffice")
         assert g.failed_open("decide") == 1
 
 
@@ -275,14 +275,14 @@ async def test_many_clients_at_once(tmp_path: Path) -> None:
         actions, episode_id = [], None
         for index, answer in enumerate(["x", f"{number}", f"{number}", "y"], start=1):
             who = {"question": f"q{number}"} if episode_id is None else {"episode_id": episode_id}
-            _, said = await decide(g, who | {"step": step(index, answer), "done": index == 4})
-            episode_id = said["episode_id"]
-            actions.append(said["action"])
+            _, output = await decide(g, who | {"step": step(index, answer), "done": index == 4})
+            episode_id = output["episode_id"]
+            actions.append(output["action"])
         return actions
 
     async with gateway(tmp_path) as g:
-        found = await asyncio.gather(*(client(number) for number in range(40)))
-        assert found == [["continue", "continue", "stop", "continue"]] * 40
+        result = await asyncio.gather(*(client(number) for number in range(40)))
+        assert result == [["continue", "continue", "stop", "continue"]] * 40
         assert len(await g.episodes(40)) == 40
 
 
@@ -327,8 +327,8 @@ def test_in_process_and_over_the_wire_decide_the_same(
                     raise ValueError("the caller's own")
         except ValueError:
             pass
-        told = [(d.action, d.reason, d.stop_reason, d.propensity) for d in decisions]
-        seen.append((told, ep.answer, ep.return_step, ep.stopped, ep.mode, ep.policy_version, ep.degraded))
+        report = [(d.action, d.reason, d.stop_reason, d.propensity) for d in decisions]
+        seen.append((report, ep.answer, ep.return_step, ep.stopped, ep.mode, ep.policy_version, ep.degraded))
     assert seen[0] == seen[1]
 
 
@@ -350,13 +350,13 @@ def test_and_so_are_their_records(tmp_path: Path) -> None:
     for folder in (here, there):
         folder.mkdir()
         (folder / "log.salt").write_text("one secret for both")
-    told: dict[str, Any] = {"confidence": 0.5, "ctx_tokens": 7, "action": "search", "text": "so it is"}
+    report: dict[str, Any] = {"confidence": 0.5, "ctx_tokens": 7, "action": "search", "text": "so it is"}
     with served(loops.settings(there)) as url:
         for gov in (loops.local(here), Governor.connect(url, route=ROUTE)):
             with gov:
                 for answers in (["a", "b", "b"], ["a"], []):
                     with gov.episode("q", metadata={"task": "t"}, query_class="c", planned_steps=3, model="m") as ep:
-                        drive(ep, answers, **told)
+                        drive(ep, answers, **report)
     inside, outside = episodes(here, 3), episodes(there, 3)
     assert [same(e.episode.outcome) for e in inside] == [same(e.episode.outcome) for e in outside]
     assert [e.episode.request.query for e in inside] == [e.episode.request.query for e in outside]

@@ -80,12 +80,12 @@ def test_an_address_where_nobody_listens_governs_on(tmp_path: Path) -> None:
 def test_vectors_are_extra_calls_and_stay_within_their_limit(tmp_path: Path) -> None:
     seen: list[Any] = []
     with served(letters, seen) as url, local(tmp_path, embeddings=table(url), max_extra_calls=2) as gov:
-        desk = gov._state.backend
-        assert isinstance(desk, LocalBackend)
+        service = gov._state.backend
+        assert isinstance(service, LocalBackend)
         with gov.episode("q") as ep:
             for answer in ("a", "b", "c", "d"):
                 ep.step(answer=answer, tokens=1)
-        metrics = desk.gateway.metrics
+        metrics = service.gateway.metrics
         assert metrics.value("suffice_upstream_calls_total", route=ROUTE, purpose="embedding") == 2
         assert metrics.value("suffice_extra_calls_skipped_total", route=ROUTE, reason="max_extra_calls") == 2
     assert len(seen) == outcome(tmp_path).overhead.n_extra_calls == 2
@@ -100,7 +100,7 @@ def test_many_loops_at_once_and_an_event_loop_share_one_embedder(tmp_path: Path)
     async def both() -> None:
         async with gov.episode("awaited") as one, gov.episode("too") as two:
             both_said = await asyncio.gather(adrive(one, SAME), adrive(two, SAME))
-            stops.extend([d.stop for d in said] for said in both_said)
+            stops.extend([d.stop for d in output] for output in both_said)
 
     stops: list[list[bool]] = []
     with served(letters, []) as url, local(tmp_path, policy=NEAR, embeddings=table(url)) as gov:

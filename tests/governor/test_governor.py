@@ -89,10 +89,10 @@ def test_the_request_is_written_before_the_first_step_with_its_lot(tmp_path: Pat
 
 
 def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
-    desk = gov._state.backend
-    assert isinstance(desk, LocalBackend)
-    assert isinstance(desk.gateway.log, LogWriter)
-    events = [stored.event for stored in read_events(desk.gateway.log.path)]
+    service = gov._state.backend
+    assert isinstance(service, LocalBackend)
+    assert isinstance(service.gateway.log, LogWriter)
+    events = [stored.event for stored in read_events(service.gateway.log.path)]
     return [(kind_of(event).name, kind_of(event).episode(event)) for event in events]
 
 
@@ -102,7 +102,7 @@ def test_each_run_of_a_conversation_is_drawn_by_itself_and_a_repeated_one_runs_i
             for question in (f"question {number}", f"question {number}"):
                 with gov.episode(question, key="conversation") as ep:
                     drive(ep, ["a", "a", "a"])
-    runs = [found.episode for found in episodes(tmp_path, 60)]
+    runs = [result.episode for result in episodes(tmp_path, 60)]
     first, again = runs[::2], runs[1::2]
     assert {one.request.audit for one in first} == {True, False}
     assert all(one.outcome.stopped is not one.request.audit for one in first)
@@ -347,11 +347,11 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
 
 def put_into(gov: Governor, **parts: Any) -> None:
     """Replace parts of the route, or of what serves it: how faults are put in."""
-    desk = gov._state.backend
-    assert isinstance(desk, LocalBackend)
-    (route,) = desk.gateway.deployment.routes
+    service = gov._state.backend
+    assert isinstance(service, LocalBackend)
+    (route,) = service.gateway.deployment.routes
     serving = {name: parts.pop(name) for name in ("policy", "needs") if name in parts}
-    desk.gateway.deployment.routes = (replace(route, serving=replace(route.serving, **serving), **parts),)
+    service.gateway.deployment.routes = (replace(route, serving=replace(route.serving, **serving), **parts),)
 
 
 class BrokenScorer:
@@ -399,13 +399,13 @@ def test_a_route_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> Non
 
 def test_a_log_that_is_full_costs_the_record_and_not_the_loop(tmp_path: Path) -> None:
     gov = local(tmp_path)
-    desk = gov._state.backend
-    assert isinstance(desk, LocalBackend)
-    desk.gateway.log.close()
+    service = gov._state.backend
+    assert isinstance(service, LocalBackend)
+    service.gateway.log.close()
     with gov.episode("q") as ep:
         assert len(drive(ep, SAME)) == 3
     assert ep.answer == "Danube"
-    assert desk.gateway.metrics.value("suffice_events_dropped_total") == 2
+    assert service.gateway.metrics.value("suffice_events_dropped_total") == 2
     with pytest.raises(StoreError):
         gov.feedback(ep.id, correct=True, source="user")
     gov.close()
@@ -459,7 +459,7 @@ def test_a_run_may_be_long_and_its_record_stays_small(tmp_path: Path) -> None:
 
 
 def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> None:
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "confidence": 0.75,
         "logprob": -0.5,
         "stated_confidence": 0.9,
@@ -470,7 +470,7 @@ def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> Non
         "text": "SECRET words of the step",
     }
     with local(tmp_path) as gov, gov.episode("SECRET question") as ep:
-        ep.step(answer="a", tokens=12, **told)
+        ep.step(answer="a", tokens=12, **report)
     step = outcome(tmp_path).steps[0]
     assert (step.tokens, step.ctx_tokens, step.logprob, step.stated_confidence) == (12, 700, -0.5, 0.9)
     assert step.confidence == 0.75

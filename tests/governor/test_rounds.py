@@ -78,9 +78,9 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
 ) -> None:
     audit, live = run(policy, acts=False, kind=kind, audit=True), run(policy, acts=True, kind=kind)
     stopped_at = None
-    for index, told in enumerate(steps, 1):
-        assert not audit.take(index, told).stop
-        if stopped_at is None and live.take(index, told).stop:
+    for index, report in enumerate(steps, 1):
+        assert not audit.take(index, report).stop
+        if stopped_at is None and live.take(index, report).stop:
             stopped_at = index
     answers = [seen.answer for seen in audit.seen]
     live.finish()
@@ -107,13 +107,13 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
     steps: list[StepReport], data: st.DataObject
 ) -> None:
     once, again = run(POLICIES[0], acts=True), run(POLICIES[0], acts=True)
-    for index, told in enumerate(steps, 1):
-        decision = once.take(index, told)
-        assert again.take(index, told) == decision
+    for index, report in enumerate(steps, 1):
+        decision = once.take(index, report)
+        assert again.take(index, report) == decision
         earlier = data.draw(st.integers(1, index))
         assert again.take(earlier, steps[earlier - 1]) == once.seen[earlier - 1].decision
         with pytest.raises(BadRequest, match="the next step of this run is"):
-            again.take(index + 2, told)
+            again.take(index + 2, report)
         with pytest.raises(BadRequest, match="already reported with another answer or token count"):
             again.take(earlier, StepReport(answer="another", tokens=steps[earlier - 1].tokens))
     for one in (once, again):
@@ -125,13 +125,17 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
 @given(steps=STEPS)
 def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> None:
     one = run(POLICIES[0], acts=True)
-    for index, told in enumerate(steps, 1):
-        one.take(index, told)
+    for index, report in enumerate(steps, 1):
+        one.take(index, report)
     one.finish()
     ended = one.ledger.close(now_s=0.0, default="done")
     assert ended.usage is not None
-    assert ended.usage.completion_tokens == sum(told.tokens for told in steps) == sum(s.tokens for s in ended.steps)
-    assert ended.usage.prompt_tokens == sum(told.ctx_tokens for told in steps) == sum(s.ctx_tokens for s in ended.steps)
+    assert ended.usage.completion_tokens == sum(report.tokens for report in steps) == sum(s.tokens for s in ended.steps)
+    assert (
+        ended.usage.prompt_tokens
+        == sum(report.ctx_tokens for report in steps)
+        == sum(s.ctx_tokens for s in ended.steps)
+    )
     assert (ended.overhead.probe_tokens, ended.overhead.extra_prompt_tokens, ended.cost_usd) == (0, 0, None)
 
 

@@ -37,7 +37,7 @@ def walk(gov: Governor) -> str:
         return ep.id
 
 
-def shown(log: Path, name: str, *, now_s: float = 0.0) -> list[tuple[int, str, str]]:
+def show(log: Path, name: str, *, now_s: float = 0.0) -> list[tuple[int, str, str]]:
     kept = kept_sources(log, name, now_s=now_s)
     return [] if kept is None else [(one.step, one.what, one.text.removeprefix(f"{CANARY} ")) for one in kept.sources]
 
@@ -51,15 +51,15 @@ def test_a_library_keeps_what_a_loop_read_only_where_its_route_says_so(tmp_path:
         folder.mkdir()
         with local(folder, **route) as gov:
             run = walk(gov)
-        assert shown(folder / "log.db", run) == expected
-        found = [path.name for path in folder.iterdir() if CANARY.encode() in path.read_bytes()]
-        assert bool(found) == bool(expected)
+        assert show(folder / "log.db", run) == expected
+        result = [path.name for path in folder.iterdir() if CANARY.encode() in path.read_bytes()]
+        assert bool(result) == bool(expected)
 
 
 def test_a_server_keeps_the_same(tmp_path: Path) -> None:
     with served(settings(tmp_path, **KEEPS)) as url, Governor.connect(url, route=ROUTE) as gov:
         run = walk(gov)
-    assert shown(tmp_path / "log.db", run) == WHOLE
+    assert show(tmp_path / "log.db", run) == WHOLE
 
 
 def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
     log = tmp_path / "log.db"
     kept = kept_sources(log, run, now_s=0.0)
     assert kept is not None
-    assert shown(log, run, now_s=kept.expires_at_s - 1) == WHOLE
-    assert shown(log, run, now_s=kept.expires_at_s) == []
+    assert show(log, run, now_s=kept.expires_at_s - 1) == WHOLE
+    assert show(log, run, now_s=kept.expires_at_s) == []
     with open_reader(log) as connection:
         rows = select_word_rows(connection, run)
     with closing(Decisions(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
@@ -77,7 +77,7 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
         erase_words(writer, order, rows)
     assert purge(log)
     assert not [path.name for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]
-    assert [text for _, _, text in shown(log, run)] == ["", "", "", ""], "that there were some stays known"
+    assert [text for _, _, text in show(log, run)] == ["", "", "", ""], "that there were some stays known"
 
 
 def test_a_run_keeps_so_many_characters_and_says_that_there_were_more() -> None:
@@ -96,11 +96,11 @@ def test_a_step_told_again_is_kept_once(tmp_path: Path) -> None:
     from suffice.episode.rounds import StepReport
 
     with local(tmp_path, **KEEPS) as gov, gov.episode("q") as ep:
-        told = StepReport(answer="a", tokens=1, text="one")
+        report = StepReport(answer="a", tokens=1, text="one")
         for _ in range(3):
-            ep._run.take(1, told, done=False)  # as a client does whose call broke off
+            ep._run.take(1, report, done=False)  # as a client does whose call broke off
         name = ep.id
-    assert shown(tmp_path / "log.db", name) == [(1, "wrote", "one")]
+    assert show(tmp_path / "log.db", name) == [(1, "wrote", "one")]
 
 
 @pytest.mark.parametrize("bad", ["one text", [1], ["fine", None]])
@@ -112,5 +112,5 @@ def test_what_is_no_list_of_texts_is_a_mistake(tmp_path: Path, bad: Any) -> None
 @pytest.mark.parametrize("bad", ["one text", [1], {"a": 1}, ["x"] * 1_001])
 async def test_a_server_names_the_field(tmp_path: Path, bad: Any) -> None:
     async with gateway(tmp_path) as g:
-        status, said = await decide(g, {"question": "q", "step": step(1, "a") | {"sources": bad}})
-        assert (status, said["error"]["param"]) == (400, "step.sources")
+        status, output = await decide(g, {"question": "q", "step": step(1, "a") | {"sources": bad}})
+        assert (status, output["error"]["param"]) == (400, "step.sources")

@@ -78,9 +78,9 @@ def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
             gov.feedback("ep_1", correct=True, source="user")
         assert not gov.flush(0.1), "rows wait"
         assert gov.failed_open.keys() == {"follow"}
-        told = [one for one in caplog.records if "until it can be opened" in one.getMessage()]
-        assert [one.levelno for one in told] == [logging.WARNING]
-        assert served in told[0].getMessage()
+        report = [one for one in caplog.records if "until it can be opened" in one.getMessage()]
+        assert [one.levelno for one in report] == [logging.WARNING]
+        assert served in report[0].getMessage()
         assert not [one for one in caplog.records if one.levelno > logging.WARNING]
     assert "queued rows are lost" in caplog.text, "what is lost is said"
 

@@ -177,8 +177,8 @@ def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
     """The rows of a document's tables by the first code word in their first cell."""
     text = path.read_text(encoding="utf-8")
     if heading is not None:
-        _, found, text = text.partition(f"\n## {heading}\n")
-        assert found, f"{short(path)}: no section ## {heading}"
+        _, results, text = text.partition(f"\n## {heading}\n")
+        assert results, f"{short(path)}: no section ## {heading}"
         text = text.split("\n## ")[0]
     found_rows: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -316,9 +316,9 @@ def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str,
 def test_every_command_and_option_has_its_place() -> None:
     text = (REFERENCE / "cli.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## `(.+)`$", text, re.MULTILINE)
-    found = dict(commands(main))
-    assert set(sections) == set(found)
-    for name, command in found.items():
+    results = dict(commands(main))
+    assert set(sections) == set(results)
+    for name, command in results.items():
         part = text.split(f"\n## `{name}`\n")[1].split("\n## ")[0]
         given = [option for p in command.params if isinstance(p, click.Option) for option in p.opts]
         options = [option for option in given if option.startswith("--")]
@@ -349,11 +349,11 @@ def test_commands_named_in_the_docs_exist() -> None:
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sh"], ids=place)
 def test_options_in_the_docs_exist(block: Block) -> None:
-    found = dict(commands(main))
+    results = dict(commands(main))
     for line in block.text.replace("\\\n", " ").splitlines():
         words = line.partition("  #")[0].split()
-        name = " ".join(words[:3]) if " ".join(words[:3]) in found else " ".join(words[:2])
-        if name in found and " ".join(words[1:3]) not in CONTRIB:
-            known = {option for p in found[name].params for option in p.opts + p.secondary_opts} | {"--help"}
+        name = " ".join(words[:3]) if " ".join(words[:3]) in results else " ".join(words[:2])
+        if name in results and " ".join(words[1:3]) not in CONTRIB:
+            known = {option for p in results[name].params for option in p.opts + p.secondary_opts} | {"--help"}
             used = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert used <= known, f"{place(block)}: {name}: {used - known} does not exist"

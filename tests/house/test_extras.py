@@ -20,9 +20,9 @@ def plain(requirement: str) -> str:
 @pytest.mark.parametrize("extra", DECLARED)
 def test_a_hint_names_the_packages_of_its_extra(extra: str) -> None:
     assert sorted(map(plain, packages_of(extra))) == sorted(map(plain, DECLARED[extra])), "as this installation says"
-    shown = how_to_install(extra)
-    assert shown.startswith("pip install ")
-    assert all(f'"{one}"' in shown for one in packages_of(extra))
+    displayed = how_to_install(extra)
+    assert displayed.startswith("pip install ")
+    assert all(f'"{one}"' in displayed for one in packages_of(extra))
 
 
 def test_an_extra_that_is_none_is_said_without_a_command() -> None:

@@ -32,7 +32,7 @@ def test_what_is_asked_for_with_an_extra_is_pinned_with_it() -> None:
         for name, extras in re.findall(r"^([\w.-]+)\[([\w,.-]+)\]==", text, re.MULTILINE)
         for extra in extras.split(",")
     }
-    asked = {
+    request = {
         (canonicalize_name(needed.name), canonicalize_name(extra))
         for name in pins(ROOT / "requirements" / "dev.txt")
         for line in _requires(name)
@@ -40,8 +40,8 @@ def test_what_is_asked_for_with_an_extra_is_pinned_with_it() -> None:
         if needed.marker is None or needed.marker.evaluate({"extra": ""})
         for extra in needed.extras
     }
-    assert ("coverage", "toml") in asked
-    assert asked <= pinned
+    assert ("coverage", "toml") in request
+    assert request <= pinned
 
 
 def _requires(name: str) -> list[str]:
@@ -54,8 +54,8 @@ def _requires(name: str) -> list[str]:
 
 def test_no_installed_package_runs_code_at_every_start() -> None:
     folders = {Path(folder) for folder in site.getsitepackages()}
-    found = [path for folder in folders for path in folder.glob("*.pth")]
-    for path in found:
+    result = [path for folder in folders for path in folder.glob("*.pth")]
+    for path in result:
         if path.name in KNOWN_PTH:
             continue
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -40,11 +40,11 @@ def first_use(term: tuple[str, ...], text: str) -> re.Match[str] | None:
 @pytest.mark.parametrize("page", FIRST, ids=lambda page: page.stem)
 def test_a_first_page_uses_few_of_our_words_and_explains_each(page: Path) -> None:
     text = prose(page)
-    used = {term: found for term in terms() if (found := first_use(term, text)) is not None}
+    used = {term: result for term in terms() if (result := first_use(term, text)) is not None}
     assert len(used) <= MOST_TERMS, sorted(term[0] for term in used)
     spans = [one.span() for one in EXPLAINED.finditer(text)]
     unexplained = [
-        term[0] for term, found in used.items() if not any(low <= found.start() < high for low, high in spans)
+        term[0] for term, result in used.items() if not any(low <= result.start() < high for low, high in spans)
     ]
     assert not unexplained
 

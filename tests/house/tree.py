@@ -37,10 +37,10 @@ def files() -> list[Path]:
         check=False,
     )
     if git.returncode == 0 and git.stdout:
-        found = [ROOT / name for name in git.stdout.decode().split("\0") if name]
+        result = [ROOT / name for name in git.stdout.decode().split("\0") if name]
     else:
-        found = [path for path in ROOT.rglob("*") if not _is_left_over(path)]
-    return sorted(path for path in set(found) if path.is_file() and path.suffix != ".pyc")
+        result = [path for path in ROOT.rglob("*") if not _is_left_over(path)]
+    return sorted(path for path in set(result) if path.is_file() and path.suffix != ".pyc")
 
 
 def _is_left_over(path: Path) -> bool:
@@ -67,6 +67,6 @@ def short(path: Path) -> str:
 def blocks(path: Path) -> Iterator[Block]:
     """The fenced blocks of a Markdown file, in order."""
     text = path.read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        line = text.count("\n", 0, found.start("text")) + 1
-        yield Block(path, line, found["language"], found["text"], found["mark"] is not None)
+    for result in BLOCK.finditer(text):
+        line = text.count("\n", 0, result.start("text")) + 1
+        yield Block(path, line, result["language"], result["text"], result["mark"] is not None)

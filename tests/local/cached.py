@@ -14,11 +14,11 @@ def cached(name: str) -> Path:
 
     A file of the right size is taken for the pinned one: a damaged one has to fail the test, not skip it.
     """
-    found = weights.find_weights(name)
-    file = weights.cached_file(found)
-    if not file.is_file() or file.stat().st_size != found.n_bytes:
+    hits = weights.find_weights(name)
+    file = weights.cached_file(hits)
+    if not file.is_file() or file.stat().st_size != hits.n_bytes:
         pytest.skip(
-            f"{found.title} is not in the cache {file.parent}; `python -m suffice_demo.local.weights {name}` fetches it"
+            f"{hits.title} is not in the cache {file.parent}; `python -m suffice_demo.local.weights {name}` fetches it"
         )
     pytest.importorskip("xllamacpp")
     return file

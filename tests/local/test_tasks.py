@@ -117,8 +117,8 @@ def test_a_prompt_is_a_rule_worked_examples_and_the_question(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_worked_example_gives_away_a_question(kind: str) -> None:
-    shown = {m["content"] for task in FAMILIES[kind] for m in EXAMPLES[task] if m["role"] == "user"}
-    assert not shown & {q.messages[-1]["content"] for q in questions(kind, N_AVAILABLE)}
+    displayed = {m["content"] for task in FAMILIES[kind] for m in EXAMPLES[task] if m["role"] == "user"}
+    assert not displayed & {q.messages[-1]["content"] for q in questions(kind, N_AVAILABLE)}
 
 
 @pytest.mark.parametrize("task", TRACED["reasoning"])
@@ -147,8 +147,8 @@ def test_traced_questions_are_distinct_and_come_task_after_task(kind: str) -> No
     assert [q.task for q in found] == [task for task in TRACED[kind] for _ in range(75)]
     assert len({q.id for q in found}) == len({q.messages[-1]["content"] for q in found}) == len(found)
     assert traced(kind, 20) == tuple(q for task in TRACED[kind] for q in [x for x in found if x.task == task][:20])
-    shown = {m["content"] for task in TRACED[kind] for m in EXAMPLES[task] if m["role"] == "user"}
-    assert not shown & {q.messages[-1]["content"] for q in found}
+    displayed = {m["content"] for task in TRACED[kind] for m in EXAMPLES[task] if m["role"] == "user"}
+    assert not displayed & {q.messages[-1]["content"] for q in found}
 
 
 def test_traced_samples_ask_questions_of_the_traced_chains() -> None:

@@ -102,10 +102,10 @@ def test_an_interrupted_fetch_goes_on_with_the_wheels_that_are_whole(
         (parts / whole.name).write_bytes(whole.read_bytes())
     cut = parts / "tiny_part4-1.0-py3-none-any.whl"
     cut.write_bytes(cut.read_bytes()[:100])
-    with served(tiny.index) as (url, asked):
+    with served(tiny.index) as (url, request):
         monkeypatch.setenv("PIP_FIND_LINKS", url)
         assert made(tiny, tmp_path / "cache").read_bytes() == tiny.content
-    assert sorted(name for name in asked if name.endswith(".whl")) == [
+    assert sorted(name for name in request if name.endswith(".whl")) == [
         "tiny_part12-1.0-py3-none-any.whl",
         "tiny_part4-1.0-py3-none-any.whl",
     ]
@@ -206,10 +206,10 @@ def test_the_order_in_which_wheels_are_listed_does_not_matter(
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_has_pins_in_the_package_one_hash_a_part(name: str) -> None:
-    found = pinned(PINS / f"{name}.txt")
-    assert len({package for package, _, _ in found}) == len(found)
-    assert len({version for _, version, _ in found}) == 1
-    assert len({digest for _, _, digest in found}) == len(found)
+    result = pinned(PINS / f"{name}.txt")
+    assert len({package for package, _, _ in result}) == len(result)
+    assert len({version for _, version, _ in result}) == 1
+    assert len({digest for _, _, digest in result}) == len(result)
     assert len(find_weights(name).sha256) == 64
     assert find_weights(name).licence
 

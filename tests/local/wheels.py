@@ -72,20 +72,20 @@ def shelf(folder: Path, parts: Sequence[bytes]) -> Shelf:
 def pinned(pins: Path) -> list[tuple[str, str, str]]:
     """(name, version, sha256) of each line of a file of pins."""
     lines = [line for line in pins.read_text("utf-8").splitlines() if line and not line.startswith("#")]
-    found = [re.fullmatch(r"([\w.-]+)==([\w.]+) --hash=sha256:([0-9a-f]{64})", line) for line in lines]
-    assert all(found), f"{pins.name}: a line is no pin: {lines}"
-    return [(m.group(1), m.group(2), m.group(3)) for m in found if m is not None]
+    result = [re.fullmatch(r"([\w.-]+)==([\w.]+) --hash=sha256:([0-9a-f]{64})", line) for line in lines]
+    assert all(result), f"{pins.name}: a line is no pin: {lines}"
+    return [(m.group(1), m.group(2), m.group(3)) for m in result if m is not None]
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """The folder as a page of links on loopback; gives its address and the names asked for so far."""
-    asked: list[str] = []
+    request: list[str] = []
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.strip("/")
-            asked.append(name)
+            request.append(name)
             links = "".join(f'<a href="/{path.name}">{path.name}</a>' for path in folder.iterdir())
             content = (folder / name).read_bytes() if name else f"<html><body>{links}</body></html>".encode()
             self.send_response(200)
@@ -98,4 +98,4 @@ def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
             """Silent."""
 
     with serving(Page) as url:
-        yield f"{url}/", asked
+        yield f"{url}/", request

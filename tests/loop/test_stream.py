@@ -51,7 +51,7 @@ async def test_the_same_paragraphs_however_they_arrive(
                 await answer.finish()
         histories.append([(record.text, record.decision.action) for record in run.episode.history])
     assert histories[0] == histories[1]
-    reported = [said for said, _ in histories[0]]
+    reported = [output for output, _ in histories[0]]
     assert reported == parts[: len(reported)]
     assert len(reported) == len(parts) or run.stops
 

@@ -26,10 +26,10 @@ class Table:
         file, _, name = report.nodeid.partition("::")
         capability = Path(file).stem.removeprefix("test_").replace("_", " ")
         asserted = name.removeprefix("test_").replace("_", " ")
-        said = dict(report.user_properties)
+        output = dict(report.user_properties)
         result = "pass" if report.passed else f"FAIL: {_reason(report)}"
-        result += f"; {said['figures']}" if said.get("figures") else ""
-        self.rows.append((capability, asserted, f"{said.get('requests', 0):,}", f"{report.duration:.0f}", result))
+        result += f"; {output['figures']}" if output.get("figures") else ""
+        self.rows.append((capability, asserted, f"{output.get('requests', 0):,}", f"{report.duration:.0f}", result))
 
     def lines(self) -> list[str]:
         head = ("capability", "what is asserted", "requests", "seconds", "result")

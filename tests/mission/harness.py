@@ -107,25 +107,25 @@ class Mission:
         headers = {"x-suffice-route": route}
         body = {"model": "m", "messages": [{"role": "user", "content": question.text}], "suffice": {}, **options}
         async with self.session.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers) as reply:
-            said: dict[str, Any] = await reply.json()
-            told = said.get("suffice") or {}
-            text = said["choices"][0]["message"]["content"] if reply.status == 200 else ""
-            found = re.findall(r"\d+", text or "")
+            output: dict[str, Any] = await reply.json()
+            told = output.get("suffice") or {}
+            text = output["choices"][0]["message"]["content"] if reply.status == 200 else ""
+            result = re.findall(r"\d+", text or "")
             return Served(
                 question=question,
                 status=reply.status,
                 episode_id=reply.headers.get("x-suffice-episode-id", ""),
-                answer=found[-1] if found else None,
+                answer=result[-1] if result else None,
                 told=told,
-                tokens=(said.get("usage") or {}).get("completion_tokens", 0) + told.get("probe_tokens", 0),
+                tokens=(output.get("usage") or {}).get("completion_tokens", 0) + told.get("probe_tokens", 0),
             )
 
     async def feedback(self, words: Sequence[Mapping[str, Any]], *, source: str = "exact-match") -> None:
         """Send feedback in batches, as a system that knows."""
         for at in range(0, len(words), 500):
             batch = [{"feedback_id": f"f{next(_ids)}", "source": source, **word} for word in words[at : at + 500]]
-            said = await self.post("/v1/feedback/batch", {"feedback": batch}, key=FEEDBACK_KEY)
-            assert not said["refused"], said
+            output = await self.post("/v1/feedback/batch", {"feedback": batch}, key=FEEDBACK_KEY)
+            assert not output["refused"], output
 
     # ---- what people and programs read
 
@@ -169,17 +169,17 @@ class Mission:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _ENTRY, *arguments, *config, stdout=PIPE, stderr=STDOUT, env=_environment()
         )
-        said, _ = await process.communicate()
-        return process.returncode or 0, said.decode()
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
 
     async def certified(self, *, route: str = "r", epoch: int = 1, **sending: Any) -> dict[str, Any]:
         """Ask until a level is certified: its publication."""
         n_before = len(self.served)
         while True:
             made = self.rows("policy_published", route)
-            found = [one for one in made if one["epoch"] == epoch and one["level"]]
-            if found:
-                return found[0]
+            result = [one for one in made if one["epoch"] == epoch and one["level"]]
+            if result:
+                return result[0]
             assert len(self.served) - n_before < MOST_SOUGHT, "it has been certified by then"
             await self.send(100, route=route, **sending)
             await self.rest()

@@ -47,10 +47,10 @@ async def test_an_experiments_intervals_hold_the_true_effects(begin: Begin) -> N
         ]
         await mission.feedback(rated, source="user")
         await mission.rest()
-        shown = (await mission.api("/experiments/result", name="e"))["result"]
-        assert shown["withheld"] is None, "the split is as it was drawn"
-        assert shown["n_requests"] == len(served)
-        (arm,) = shown["arms"]
+        displayed = (await mission.api("/experiments/result", name="e"))["result"]
+        assert displayed["withheld"] is None, "the split is as it was drawn"
+        assert displayed["n_requests"] == len(served)
+        (arm,) = displayed["arms"]
         effects = {one["metric"]: one for one in arm["comparisons"]}
         truths = {
             "tokens": tokens_of(arms["brisk"]) - tokens_of(arms["full"]),
@@ -72,8 +72,8 @@ async def test_feedback_counts_once_and_finds_its_run_in_any_order(begin: Begin)
     async with begin(world, {"r": ROUTE}) as mission:
         (first, second) = await mission.send(2)
         word = {"feedback_id": "ticket-1", "episode_id": first.episode_id, "rating": 5, "source": "user"}
-        said = [await mission.post("/v1/feedback", word, key=FEEDBACK_KEY) for _ in range(2)]
-        assert said == [
+        output = [await mission.post("/v1/feedback", word, key=FEEDBACK_KEY) for _ in range(2)]
+        assert output == [
             {"accepted": True, "duplicate": False, "joined": True},
             {"accepted": True, "duplicate": True, "joined": True},
         ]

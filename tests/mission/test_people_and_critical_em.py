@@ -55,13 +55,13 @@ async def test_a_verdict_of_a_reviewer_is_a_label_that_outranks_others(begin: Be
         await mission.until(lambda: mission.rows("review_asked"), what="items for people")
         await mission.api("/review/next", {"route": "r"})
         item = (await mission.api("/review"))["in_hand"]["item"]
-        asked = by_episode[item["episode_id"]]
-        await mission.feedback([{"episode_id": asked.episode_id, "correct": False}])
+        request = by_episode[item["episode_id"]]
+        await mission.feedback([{"episode_id": request.episode_id, "correct": False}])
         # The label of a program is wrong; the person knows better.
-        verdict = {"item": asked.episode_id, "verdict": "full" if item["shows"] == "both" else "right"}
-        await mission.api("/review/say", verdict | {"corrected": asked.question.final})
-        page = await mission.api(f"/episodes/{asked.episode_id}")
+        verdict = {"item": request.episode_id, "verdict": "full" if item["shows"] == "both" else "right"}
+        await mission.api("/review/say", verdict | {"corrected": request.question.final})
+        page = await mission.api(f"/episodes/{request.episode_id}")
         assert [one["feedback"]["source"] for one in page["labels"]] == ["exact-match", "reviewer"]
         assert [one["counts"] for one in page["labels"]] == [False, True]
         assert page["correct"] is True
-        assert mission.rows("review_verdict")[0]["corrected"] == asked.question.final
+        assert mission.rows("review_verdict")[0]["corrected"] == request.question.final

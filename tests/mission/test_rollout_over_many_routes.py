@@ -41,10 +41,10 @@ async def test_a_harmless_version_reaches_everybody_and_a_harmful_one_nobody(beg
     world = World(seed=8, votes=VOTES, profiles={"number": Profile(p_same=0.95), "which": turning})
     async with begin(world, dict.fromkeys(CLASSES, ROUTE)) as mission:
         for name in ("harmless", "harmful"):
-            status, said = await mission.command(
+            status, output = await mission.command(
                 "policy", "propose", name, CANDIDATE, "--reason", "it saves three samples"
             )
-            assert status == 0, said
+            assert status == 0, output
         await mission.rest()
         for _ in range(16):
             for name, query_class in CLASSES.items():

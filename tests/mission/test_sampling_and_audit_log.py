@@ -58,16 +58,16 @@ async def test_sums_are_exact_and_estimates_unbiased_at_a_tenth_of_the_rows(begi
         n_kept = mission.sql("SELECT count(*) FROM requests WHERE route = 'r'")[0][0]
         assert counted + n_kept == len(served)
 
-        status, said = await mission.command("audit", "verify", "--head", str(heads))
-        assert status == 0, said
+        status, output = await mission.command("audit", "verify", "--head", str(heads))
+        assert status == 0, output
         for what, damage in DAMAGE.items():
             copy = tmp_path / f"{what}.db"
             shutil.copy(gateway.database, copy)
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 connection.execute(damage)
-            status, said = await mission.command("audit", "verify", "--db", str(copy), "--head", str(heads))
-            assert status == 1, f"{what}: {said}"
-            assert what in said
+            status, output = await mission.command("audit", "verify", "--db", str(copy), "--head", str(heads))
+            assert status == 1, f"{what}: {output}"
+            assert what in output
 
 
 _NEWEST = "(SELECT max(seq) FROM events WHERE kind = 'feedback')"
@@ -87,20 +87,20 @@ async def test_a_certificate_is_recomputed_by_a_program_that_shares_no_code(begi
         assert any(one.stopped for one in served)
         await mission.rest()
         # It is written only if a replay of the log reproduces every decision up to the publication.
-        status, said = await mission.command("audit", "bundle", "r", "--out", str(bundle))
-        assert status == 0, said
-        status, said = await _verified(bundle, heads)
-        assert status == 0, said
-        assert "holds:" in said
+        status, output = await mission.command("audit", "bundle", "r", "--out", str(bundle))
+        assert status == 0, output
+        status, output = await _verified(bundle, heads)
+        assert status == 0, output
+        assert "holds:" in output
         forged = tmp_path / "forged.jsonl"
         forged.write_text(re.sub(r'"level":\s*\d+', '"level":40', bundle.read_text("utf-8"), count=1), "utf-8")
-        status, said = await _verified(forged, heads)
-        assert status == 1, said
+        status, output = await _verified(forged, heads)
+        assert status == 1, output
 
 
 async def _verified(bundle: Path, heads: Path) -> tuple[int, str]:
     program = Path(__file__).parents[2] / "tools" / "verify_bundle.py"
     command = (sys.executable, str(program), str(bundle), "--head", str(heads))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
-    said, _ = await process.communicate()
-    return process.returncode or 0, said.decode()
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()

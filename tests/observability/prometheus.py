@@ -24,10 +24,10 @@ START_S = 30.0
 
 def program(name: str) -> str:
     """The path of `prometheus` or `promtool`; skips the test where it is not installed."""
-    found = os.environ.get(f"SUFFICE_{name.upper()}") or shutil.which(name)
-    if found is None:
+    result = os.environ.get(f"SUFFICE_{name.upper()}") or shutil.which(name)
+    if result is None:
         pytest.skip(f"{name} is not installed (apt-get install {name}, or set SUFFICE_{name.upper()})")
-    return found
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,17 @@ class Prometheus:
     url: str
 
     def _get(self, path: str, **query: str) -> Any:
-        asked = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        requested = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         try:
-            with urllib.request.urlopen(asked, timeout=30) as reply:
+            with urllib.request.urlopen(requested, timeout=30) as reply:
                 return json.load(reply)["data"]
         except urllib.error.HTTPError as error:
             with error:
                 raise AssertionError(f"{query}: {json.load(error)['error']}") from None
 
     def series(self, query: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._get("query", query=query)["result"]
-        return found
+        result: list[dict[str, Any]] = self._get("query", query=query)["result"]
+        return result
 
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
@@ -78,9 +78,9 @@ def scraping(folder: Path, targets: Mapping[str, str], rules: Path, *, key: str)
     try:
         end_s = time.monotonic() + START_S
         while not made.is_ready():
-            told = (folder / "prometheus.log").read_text("utf-8")
-            assert child.poll() is None, told[-2_000:]
-            assert time.monotonic() < end_s, told[-2_000:]
+            report = (folder / "prometheus.log").read_text("utf-8")
+            assert child.poll() is None, report[-2_000:]
+            assert time.monotonic() < end_s, report[-2_000:]
             time.sleep(0.05)
         yield made
     finally:

@@ -60,8 +60,8 @@ def test_an_expression_uses_metrics_and_labels_that_exist(title: str, expression
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    asked = {name for _, expression in QUERIES for name in used(expression)}
-    missing = {spec.name for spec in METRICS if not any(name in asked for name in (spec.name, f"{spec.name}_bucket"))}
+    request = {name for _, expression in QUERIES for name in used(expression)}
+    missing = {spec.name for spec in METRICS if not any(name in request for name in (spec.name, f"{spec.name}_bucket"))}
     assert not missing, "give each a panel in deploy/grafana/suffice.json"
 
 

@@ -67,11 +67,11 @@ class Client:
 
     def post(self, path: str, body: Any, key: str = KEY, **headers: str) -> dict[str, Any]:
         sent = {"authorization": f"Bearer {key}", "content-type": "application/json"} | headers
-        asked = urllib.request.Request(self.url + path, json.dumps(body).encode(), sent)
+        requested = urllib.request.Request(self.url + path, json.dumps(body).encode(), sent)
         try:
-            with urllib.request.urlopen(asked, timeout=60) as reply:
-                found: dict[str, Any] = json.load(reply)
-                return found
+            with urllib.request.urlopen(requested, timeout=60) as reply:
+                result: dict[str, Any] = json.load(reply)
+                return result
         except (urllib.error.HTTPError, ConnectionError, ValueError):
             return {}
 
@@ -157,12 +157,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             client = Client(gateway.url)
             client.some_of_everything()  # so that counters exist before they grow
             targets = {REAL: gateway.url.removeprefix("http://"), MADE: made}
-            with scraping(folder, targets, RULES, key=SCRAPER_KEY) as found:
+            with scraping(folder, targets, RULES, key=SCRAPER_KEY) as result:
                 for _ in range(3):
                     time.sleep(1.5)
                     client.some_of_everything()
                 time.sleep(1.5)
-                yield found
+                yield result
 
 
 def _of(query: str, job: str) -> str:
@@ -174,9 +174,9 @@ def _of(query: str, job: str) -> str:
 def test_a_panel_answers(prometheus: Prometheus, n: int) -> None:
     title, query = QUERIES[n]
     is_absent = any(name in query for name in ABSENT)
-    found = prometheus.series(_of(query, MADE if is_absent else REAL))
-    assert found, f"{title}: no data for {query}"
-    assert all(one["value"][1] not in ("NaN", "+Inf", "-Inf") or "quantile" in query for one in found), found
+    result = prometheus.series(_of(query, MADE if is_absent else REAL))
+    assert result, f"{title}: no data for {query}"
+    assert all(one["value"][1] not in ("NaN", "+Inf", "-Inf") or "quantile" in query for one in result), result
 
 
 @pytest.mark.slow

@@ -88,8 +88,8 @@ def prepared(cache: Path) -> tuple[Path, Path]:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "install"]
         subprocess.run([*pip, "--require-hashes", "-r", str(HERE / "llama_cpp.txt")], check=True)
         (folder / "venv" / ".ready").touch()
-    found = next(folder.glob(f"*/{TESTS}/utils.py"), None)
-    if found is None:
+    result = next(folder.glob(f"*/{TESTS}/utils.py"), None)
+    if result is None:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "download"]
         subprocess.run(
             [
@@ -108,8 +108,8 @@ def prepared(cache: Path) -> tuple[Path, Path]:
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
             wanted = [m for m in archive.getmembers() if f"/{TESTS}/" in m.name]
             archive.extractall(folder, members=wanted, filter="data")
-        found = next(folder.glob(f"*/{TESTS}/utils.py"))
-    return found.parent, python
+        result = next(folder.glob(f"*/{TESTS}/utils.py"))
+    return result.parent, python
 
 
 async def run(tests: Path, python: Path, port: int, names: Iterable[str]) -> Results:
@@ -147,12 +147,12 @@ async def run(tests: Path, python: Path, port: int, names: Iterable[str]) -> Res
 
 def read_report(report: Path) -> Results:
     """Test ids and how they ended."""
-    found: Results = {}
+    result: Results = {}
     for case in ET.parse(report).getroot().iter("testcase"):
         file = case.get("classname", "").replace(".", "/") + ".py"
         ends = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        found[f"{file}::{case.get('name')}"] = {"skipped": "skipped"}.get(ends[0], "failed") if ends else "passed"
-    return found
+        result[f"{file}::{case.get('name')}"] = {"skipped": "skipped"}.get(ends[0], "failed") if ends else "passed"
+    return result
 
 
 def settings_for(upstream: str, mode: str, folder: Path) -> Settings:
@@ -192,17 +192,17 @@ async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str]
             direct = await run(tests, python, port_of(upstream), [name])
             again = await run(tests, python, port_of(upstream), [name])
             steady = {t: end for t, end in direct.items() if again.get(t) == end}
-            row, said = [len(direct), n_passed(steady), len(direct.keys() | again.keys()) - len(steady)], list[str]()
+            row, output = [len(direct), n_passed(steady), len(direct.keys() | again.keys()) - len(steady)], list[str]()
             for mode in modes:
                 async with serve_in_loop(settings_for(upstream, mode, Path(scratch))) as url:
                     mine = await run(tests, python, port_of(url), [name])
                     mine = {t: end for t, end in mine.items() if t in steady or t not in direct.keys() | again.keys()}
                     left = await _confirmed(tests, python, upstream, url, steady, differing(steady, mine))
                 row += [n_passed(mine), len(left)]
-                said += [f"  {mode}: {test}: {steady.get(test)} directly, {mine.get(test)} through" for test in left]
+                output += [f"  {mode}: {test}: {steady.get(test)} directly, {mine.get(test)} through" for test in left]
                 n_different += len(left)
             rows.append(row)
-            print(f"| {Path(name).stem} | {' | '.join(map(str, row))} |", *said, sep="\n", flush=True)
+            print(f"| {Path(name).stem} | {' | '.join(map(str, row))} |", *output, sep="\n", flush=True)
     print(f"| all {len(names)} | {' | '.join(str(sum(column)) for column in zip(*rows, strict=True))} |")
     print("Direct and through the gateway: tests that passed, of those that end directly twice in the same way.")
     return n_different

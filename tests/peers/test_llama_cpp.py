@@ -22,14 +22,14 @@ REPORT = """<?xml version="1.0"?><testsuites><testsuite>
 def test_a_report_is_read_as_test_ids_and_their_ends(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(REPORT)
-    found = llama_cpp.read_report(report)
-    assert found == {
+    result = llama_cpp.read_report(report)
+    assert result == {
         "unit/test_a.py::test_passes": "passed",
         "unit/test_a.py::test_fails[x-1]": "failed",
         "unit/test_a.py::test_breaks": "failed",
         "unit/test_b.py::test_waits": "skipped",
     }
-    assert llama_cpp.n_passed(found) == 1
+    assert llama_cpp.n_passed(result) == 1
 
 
 def test_a_difference_is_any_other_end_or_a_test_that_one_side_lacks() -> None:

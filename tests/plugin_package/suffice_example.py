@@ -50,14 +50,14 @@ class Settled(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         """Stop at the first step that is quiet enough."""
-        asked = s.values.get("asking.mean")
-        if s.answer_streak is None or asked is None:
+        request = s.values.get("asking.mean")
+        if s.answer_streak is None or request is None:
             return go_on("the answer streak or the questions are unknown")
         if s.answer_streak < self.streak:
             return go_on(f"same answer for {s.answer_streak} of {self.streak} steps", float(s.answer_streak))
-        if asked <= self.most_questions:
-            return suffices(f"{s.answer_streak} equal answers, {asked:.2f} questions a step", asked)
-        return go_on(f"{asked:.2f} questions a step", asked)
+        if request <= self.most_questions:
+            return suffices(f"{s.answer_streak} equal answers, {request:.2f} questions a step", request)
+        return go_on(f"{request:.2f} questions a step", request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def test_it_passes_the_contracts_and_governs_a_request(installed: Path) -> None:
     # The docs of this project have no row for it, and its own field is in none of the columns that policies are
     # tried on there.
     without = " and ".join(f"not {word}" for word in ("page", "doc", "row", "these_tests", "not_there"))
-    asked = f"(asking or settled or last-word or inside) and {without}"
+    request = f"(asking or settled or last-word or inside) and {without}"
     done = run(
         installed,
         "-m",
@@ -91,7 +91,7 @@ def test_it_passes_the_contracts_and_governs_a_request(installed: Path) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        asked,
+        request,
         "tests/plugin_package/inside.py",
         *(f"tests/contracts/test_{room}.py" for room in ("policies", "scorers", "signals")),
     )

@@ -53,10 +53,10 @@ def test_a_policy_without_stops_is_asked_row_by_row() -> None:
 
 @pytest.mark.parametrize("largest", [40, 2**40])
 def test_a_function_of_counts_is_asked_once_for_each_different_row(largest: int) -> None:
-    asked = []
+    request = []
 
     def difference(a: int, b: int) -> float:
-        asked.append((a, b))
+        request.append((a, b))
         return float(a - b)
 
     first, second = np.array([3.0, largest, 3.0, 7.0, 3.0]), np.array([1.0, 2.0, 1.0, largest, 1.0])
@@ -64,5 +64,5 @@ def test_a_function_of_counts_is_asked_once_for_each_different_row(largest: int)
     values = by_counts(mask, (first, second), difference)
     assert values[:4].tolist() == [2.0, largest - 2.0, 2.0, 7.0 - largest]
     assert np.isnan(values[4])
-    assert sorted(asked) == sorted({(3, 1), (largest, 2), (7, largest)})
+    assert sorted(request) == sorted({(3, 1), (largest, 2), (7, largest)})
     assert np.isnan(by_counts(np.zeros(5, np.bool_), (first, second), difference)).all()

@@ -92,26 +92,26 @@ def test_a_run_whose_steps_cost_more_may_be_stopped_at_a_larger_risk() -> None:
 def test_a_class_may_have_a_threshold_of_its_own() -> None:
     policy = LearnedPolicy(model=model(classes=(("easy", 0.3), ("hard", 0.01))), threshold=0.1)
     assert "query" in policy.needs
-    asked = {"easy": Query(query_class="easy"), "hard": Query(query_class="hard"), "other": Query(), "": None}
-    for confidence, stopped in ((0.75, ["easy"]), (0.95, ["easy", "other", ""]), (0.995, list(asked))):
-        decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in asked.items()}
+    request = {"easy": Query(query_class="easy"), "hard": Query(query_class="hard"), "other": Query(), "": None}
+    for confidence, stopped in ((0.75, ["easy"]), (0.95, ["easy", "other", ""]), (0.995, list(request))):
+        decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in request.items()}
         assert [name for name, decision in decided.items() if decision.stop] == stopped
 
 
-FOUND = ((("n_words", True, 20.0),), ())  # long questions, and all others
+RESULTS = ((("n_words", True, 20.0),), ())  # long questions, and all others
 
 
 def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_declared() -> None:
     own = (("n_words > 20", 0.01), ("every query", 0.3))
-    policy = LearnedPolicy(model=model(classes=own, class_rules=FOUND), threshold=0.1)
-    asked = {
+    policy = LearnedPolicy(model=model(classes=own, class_rules=RESULTS), threshold=0.1)
+    request = {
         "long": Query(n_words=30, query_class="every query"),
         "short": Query(n_words=5),
         "unread": Query(),
         "": None,
     }
-    for confidence, stopped in ((0.75, ["short", "unread"]), (0.95, ["short", "unread", ""]), (0.995, list(asked))):
-        decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in asked.items()}
+    for confidence, stopped in ((0.75, ["short", "unread"]), (0.95, ["short", "unread", ""]), (0.995, list(request))):
+        decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in request.items()}
         assert [name for name, decision in decided.items() if decision.stop] == stopped
     for rules, says in (((("answer_streak", True, 1.0),), "known after the first token"), ((("x", True, 1.0),), "x")):
         with pytest.raises(ConfigError, match=rf"policy\.learned\.model\.class_rules: .*{says}"):
@@ -150,20 +150,20 @@ def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, b
     rng = np.random.default_rng(seed)
     changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": StepCost(0.5 if by_cost else 0.0, 5.0)}
     if found:
-        changes |= {"classes": (("n_words > 20", 0.6),), "class_rules": FOUND}
+        changes |= {"classes": (("n_words > 20", 0.6),), "class_rules": RESULTS}
     policy = LearnedPolicy(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
     queries = [Query(query_class="easy", n_words=5), None, Query(query_class="hard", n_words=30)]
     runs = [(query, [step_of(rng, at) for at in range(1, 8)]) for query in queries]
     columns = observe_columns(policy.needs, "reasoning", runs)
     run = np.repeat(np.arange(3), 7)
-    asked = QueryColumns({**columns.values, "answer": columns.answer}, queries=queries, run=run)
+    request = QueryColumns({**columns.values, "answer": columns.answer}, queries=queries, run=run)
     live = []
     for query, steps in runs:
         observer = Observer(policy.needs, "reasoning", query=query)
         live += [policy.decide(observer.observe(step)) for step in steps]
     expected = [CODES[decision.stop_reason] for decision in live]
-    assert stops_of(policy, asked).tolist() == decide_rows(policy, asked).tolist() == expected
-    risks = policy.risks(asked).risk.tolist()
+    assert stops_of(policy, request).tolist() == decide_rows(policy, request).tolist() == expected
+    risks = policy.risks(request).risk.tolist()
     for decision, risk in zip(live, risks, strict=True):
         if decision.stop:
             assert decision.score == pytest.approx(risk, rel=1e-9)
@@ -242,5 +242,5 @@ def test_it_may_be_guarded_and_still_reads_the_queries() -> None:
     policy = build_policy({"policy": "guarded", "inner": inner, "min_steps": 2})
     columns = {name: np.full(4, value) for name, value in (("answer", 0.0), ("confidence", 0.5), ("agreement", 0.9))}
     columns |= {"step": np.array([1.0, 2, 1, 2]), "tokens_used": np.ones(4)}
-    asked = QueryColumns(columns, queries=[Query(query_class="easy"), None], run=np.array([0, 0, 1, 1]))
-    assert stops_of(policy, asked).tolist() == [CONTINUE, SUFFICES, CONTINUE, CONTINUE]
+    request = QueryColumns(columns, queries=[Query(query_class="easy"), None], run=np.array([0, 0, 1, 1]))
+    assert stops_of(policy, request).tolist() == [CONTINUE, SUFFICES, CONTINUE, CONTINUE]

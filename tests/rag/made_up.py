@@ -58,26 +58,26 @@ class ScriptedModel:
             p_yes = 0.2 if n_passages < 6 else 0.9
             rivals = ((" yes", log(p_yes)), (" no", log(1 - p_yes)))
             return Reply(text=" no", tokens=(self._token("no"),), logprobs=(rivals[1][1],), rivals=rivals)
-        said = f"mason {n_passages}" if text.endswith("Answer:") else f"{WORDS[n_passages % 10]} mason"
-        tokens = tuple(self.tokenize(said))[:most_tokens]
+        output = f"mason {n_passages}" if text.endswith("Answer:") else f"{WORDS[n_passages % 10]} mason"
+        tokens = tuple(self.tokenize(output))[:most_tokens]
         return Reply(
-            text=f" {said}", tokens=tokens, logprobs=(-0.1,) * len(tokens), rivals=((" a", -0.2), (" b", -3.0))
+            text=f" {output}", tokens=tokens, logprobs=(-0.1,) * len(tokens), rivals=((" a", -0.2), (" b", -3.0))
         )
 
 
 def made_up_run(position: int, rng: random.Random) -> RunRow:
     """The answer is found in a round that differs, is kept from then on, and is sure; one run in ten never finds it."""
-    found = rng.choice((1, 1, 2, 2, 3)) if rng.random() < 0.9 else N_ROUNDS + 1
+    result = rng.choice((1, 1, 2, 2, 3)) if rng.random() < 0.9 else N_ROUNDS + 1
     rounds = []
     for index in range(1, N_ROUNDS + 1):
-        sure = index >= found
+        sure = index >= result
         rounds.append(
             Round(
                 answer=f"right {position}" if sure else f"guess {rng.randrange(3)}",
                 logprobs=(-0.02 if sure else -1.5 - rng.random(),),
                 entropy=0.1 if sure else 1.5,
                 margin=0.9 if sure else 0.2,
-                p_done=0.9 if sure and index > found else 0.1,
+                p_done=0.9 if sure and index > result else 0.1,
                 prompt_read=80 + 130 * (index - 1),
                 prompt_new=150,
                 done_tokens=8,

@@ -40,14 +40,14 @@ def test_what_a_round_reads_again_is_what_the_one_before_began_with(tmp_path: Pa
     passages = read_passages(write_folder(tmp_path), "2wiki")
     model, index = ScriptedModel(), PassageIndex(passages)
     rounds = run_rounds(model, "Who built cedar?", lambda q, read: index.search(q, N_PASSAGES, read), passages)
-    asked = model.answer_prompts
-    assert len(rounds) == len(asked) == N_ROUNDS
-    for (before, now), one in zip(pairwise(asked), rounds[1:], strict=True):
+    request = model.answer_prompts
+    assert len(rounds) == len(request) == N_ROUNDS
+    for (before, now), one in zip(pairwise(request), rounds[1:], strict=True):
         assert len(now) == one.prompt_read + one.prompt_new
         assert before[: one.prompt_read] == now[: one.prompt_read]
         assert one.prompt_read > len(before) // 2
-    shown = [line for line in model.prompts[-1].splitlines() if "was built by" in line]
-    assert len(shown) == len(set(shown)) == N_ROUNDS * N_PASSAGES
+    displayed = [line for line in model.prompts[-1].splitlines() if "was built by" in line]
+    assert len(displayed) == len(set(displayed)) == N_ROUNDS * N_PASSAGES
 
 
 def test_a_run_goes_on_when_the_model_says_that_it_is_done(tmp_path: Path) -> None:

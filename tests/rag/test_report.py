@@ -60,11 +60,11 @@ def test_a_run_that_the_model_never_calls_done_costs_five_rounds() -> None:
 @pytest.mark.slow
 def test_stopping_saves_where_answers_settle_and_reads_no_label_of_what_it_is_judged_on() -> None:
     fit, judged = recording(150)
-    found = judge_loops(fit, judged, 0.01, seed=0)
-    drop, saved = compare(found[OURS], found[FULL], seed=0)
+    result = judge_loops(fit, judged, 0.01, seed=0)
+    drop, saved = compare(result[OURS], result[FULL], seed=0)
     assert saved.value > 0.25
     assert drop.value <= 0.02
-    assert found[DONE].tokens.sum() < found[FULL].tokens.sum()
+    assert result[DONE].tokens.sum() < result[FULL].tokens.sum()
     wrong = [
         msgspec.structs.replace(
             row, full_em=False, steps=[msgspec.structs.replace(step, correct=False) for step in row.steps]
@@ -72,9 +72,9 @@ def test_stopping_saves_where_answers_settle_and_reads_no_label_of_what_it_is_ju
         for row in judged
     ]
     unlabelled = judge_loops(fit, wrong, 0.01, seed=0)
-    assert {OURS, f"{OURS}, {IN_DONE}"} < found.keys() - {FULL, DONE}
-    for name in found.keys() - {"oracle: first right answer"}:
-        assert np.array_equal(found[name].tokens, unlabelled[name].tokens), name
+    assert {OURS, f"{OURS}, {IN_DONE}"} < result.keys() - {FULL, DONE}
+    for name in result.keys() - {"oracle: first right answer"}:
+        assert np.array_equal(result[name].tokens, unlabelled[name].tokens), name
     assert unlabelled[OURS].right.sum() == 0
 
 

@@ -39,8 +39,8 @@ def runs_of(
 ) -> Runs:
     """The batch as `suffice replay` makes it ready for every published rule, and for more folds."""
     longest = planned_steps or longest_of(batch)
-    asked = tuple(dict.fromkeys([*list_ladder_folds(build_ladders(batch.kind, longest=longest)), *needs]))
-    return make_runs(batch, asked, probe_tokens=probe_tokens, planned_steps=longest)
+    request = tuple(dict.fromkeys([*list_ladder_folds(build_ladders(batch.kind, longest=longest)), *needs]))
+    return make_runs(batch, request, probe_tokens=probe_tokens, planned_steps=longest)
 
 
 def halts_at_rows(row: Ints, code: NDArray[np.int8], *, asks: bool = True) -> Halts:
@@ -59,7 +59,7 @@ def written(
 
     of_step  further fields of every step
     """
-    found = []
+    result = []
     for number, (question, gold, steps) in enumerate(rows):
         answers = [answer for answer, _ in steps]
         votes = [answer for answer in answers if answer is not None]
@@ -69,7 +69,7 @@ def written(
             StepRow(tokens=tokens, answer=answer, correct=None if answer is None else answer == gold, **of_step)
             for answer, tokens in steps
         ]
-        found.append(
+        result.append(
             RunRow(
                 dataset="made",
                 setting=SETTING[kind],
@@ -87,6 +87,6 @@ def written(
             )
         )
     file = folder / "made.jsonl"
-    file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in found))
+    file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in result))
     (batch,) = read_traces([file])
     return batch

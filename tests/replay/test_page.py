@@ -79,9 +79,9 @@ def test_a_figure_comes_from_a_cell_and_what_was_not_run_says_so() -> None:
     assert without.endswith("kept, too\n")
     assert without.count(f"| {NOT_RUN} |") == len(CLAIMS)
     study = {"as_published": {"esc": {"saved": 0.123, "drop": 0.0456}}, "never": []}
-    shown = render(page, Found({Cell("sc_lastletters_gpt35", "study"): study}))
-    assert "12.3\N{NO-BREAK SPACE}% | +4.56 |" in shown
-    assert render(shown, Found({})) == without, "writing it again leaves nothing behind"
+    displayed = render(page, Found({Cell("sc_lastletters_gpt35", "study"): study}))
+    assert "12.3\N{NO-BREAK SPACE}% | +4.56 |" in displayed
+    assert render(displayed, Found({})) == without, "writing it again leaves nothing behind"
 
 
 def test_an_unknown_block_is_refused() -> None:
@@ -154,12 +154,12 @@ def test_without_traces_the_sets_in_the_box_are_judged(
     assert main(given) == 0
     assert "only the sets in the box" in capsys.readouterr().err
     assert {cell.part for cell in read_cells(results)} >= {"study", "ours", "rules", "reference"}
-    shown = page.read_text(encoding="utf-8")
-    assert "[own_samples](#own_samples)" in shown
-    assert "[sc_epoch_gpqa]" not in shown, "a set that was not run is not shown"
+    displayed = page.read_text(encoding="utf-8")
+    assert "[own_samples](#own_samples)" in displayed
+    assert "[sc_epoch_gpqa]" not in displayed, "a set that was not run is not shown"
     assert main(given) == 0
     assert "0 cells computed" in capsys.readouterr().err
-    assert page.read_text(encoding="utf-8") == shown
+    assert page.read_text(encoding="utf-8") == displayed
 
 
 # ---- what a cell is

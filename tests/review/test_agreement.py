@@ -47,12 +47,12 @@ PATIENTS = [
 
 
 def test_fleiss_kappa_is_that_of_the_paper() -> None:
-    found = fleiss(PATIENTS)
-    assert found.value == pytest.approx(0.430, abs=5e-4)
-    assert found.n_items == 30
-    assert found.low is not None
-    assert found.high is not None
-    assert 0.25 < found.low < 0.43 < found.high < 0.60
+    result = fleiss(PATIENTS)
+    assert result.value == pytest.approx(0.430, abs=5e-4)
+    assert result.n_items == 30
+    assert result.low is not None
+    assert result.high is not None
+    assert 0.25 < result.low < 0.43 < result.high < 0.60
 
 
 def test_full_agreement_is_one_and_chance_is_none() -> None:
@@ -70,12 +70,12 @@ def test_intervals_cover_what_they_say() -> None:
     # Each says the truth w.p. 0.8 + 0.2/3; three categories of equal weight: kappa of a pair is 0.8^2.
     for _ in range(n_sims):
         truth = rng.integers(0, 3, 80)
-        said = [np.where(rng.random(80) < 0.8, truth, rng.integers(0, 3, 80)) for _ in range(2)]
-        counts = np.stack([(np.stack(said) == c).sum(axis=0) for c in range(3)], axis=1)
-        found = fleiss(counts.tolist())
-        assert found.low is not None
-        assert found.high is not None
-        hit += found.low <= 0.64 <= found.high
+        output = [np.where(rng.random(80) < 0.8, truth, rng.integers(0, 3, 80)) for _ in range(2)]
+        counts = np.stack([(np.stack(output) == c).sum(axis=0) for c in range(3)], axis=1)
+        result = fleiss(counts.tolist())
+        assert result.low is not None
+        assert result.high is not None
+        hit += result.low <= 0.64 <= result.high
     assert hit / n_sims > 0.91, hit
 
 
@@ -89,8 +89,8 @@ def test_agreement_of_a_queue_reads_independent_verdicts_alone() -> None:
         if place.needs_third:
             place = after(place, says(place, "cas", "both", at_s=9.0))
         places.append(place)
-    found = agreement(places)
-    assert found is not None
-    assert found.n_items == 30
-    assert found.observed == 1 - sum(one.needs_third for one in places) / 30 < 1
+    result = agreement(places)
+    assert result is not None
+    assert result.n_items == 30
+    assert result.observed == 1 - sum(one.needs_third for one in places) / 30 < 1
     assert agreement([]) is None

@@ -162,7 +162,7 @@ def test_resuming_a_route_by_its_own_command_closes_its_incident() -> None:
 
 
 def test_what_opens_an_incident_says_more_than_its_pause() -> None:
-    told = Incident(
+    report = Incident(
         incident="r:p3",
         route="r",
         cause="critical_em",
@@ -172,9 +172,9 @@ def test_what_opens_an_incident_says_more_than_its_pause() -> None:
         opened_at_s=100.0,
         author="w",
     )
-    held = HELD.after(told, 100.0)
-    assert [case.incident for case in held.cases] == [told]
-    assert NO_HOLDS.after(told, 100.0).after(PAUSE, 100.0).cases == held.cases, "whichever row comes first"
+    held = HELD.after(report, 100.0)
+    assert [case.incident for case in held.cases] == [report]
+    assert NO_HOLDS.after(report, 100.0).after(PAUSE, 100.0).cases == held.cases, "whichever row comes first"
     person = NO_HOLDS.after(replace(PAUSE, cause="person"), 1.0)
     assert (person.cases, person.pause is not None) == ((), True)
 

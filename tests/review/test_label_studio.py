@@ -74,18 +74,18 @@ def test_a_task_tells_nothing_of_which_is_which() -> None:
 
 def test_the_interface_shows_what_a_task_has_and_asks_what_is_read() -> None:
     view = Xml.fromstring(LABEL_CONFIG)
-    shown = {one.get("value", "")[1:] for one in view.iter("Text")}
-    assert shown <= set(task(run())["data"])
+    displayed = {one.get("value", "")[1:] for one in view.iter("Text")}
+    assert displayed <= set(task(run())["data"])
     assert [one.get("value") for one in view.iter("Choice")] == list(VERDICTS)
     names = {one.get("name") for kind in ("Choices", "TextArea", "Rating") for one in view.iter(kind)}
     assert names == {"verdict", "gold", "comment", "rating_a", "rating_b"}
 
 
 def test_the_documented_event_becomes_feedback() -> None:
-    told = read_event(CREATED)
-    (row,) = told.rows
+    report = read_event(CREATED)
+    (row,) = report.rows
     data, full_a = CREATED["task"]["data"], full_is_a("ep_known")
-    assert told.n_ignored == 0
+    assert report.n_ignored == 0
     assert row == {
         "feedback_id": "label-studio:2:17:2026-01-02T13:52:48.536370Z",
         "episode_id": "ep_known",
@@ -133,8 +133,8 @@ def test_who_cannot_tell_says_so_and_who_says_nothing_is_ignored() -> None:
 
 @pytest.mark.parametrize("action", ["TASK_CREATED", "TASKS_DELETED", "ANNOTATIONS_DELETED", "PROJECT_UPDATED", "X"])
 def test_other_events_are_ignored(action: str) -> None:
-    told = read_event({"action": action, "annotations": [{"id": 17}]})
-    assert (told.rows, told.n_ignored) == ((), 1)
+    report = read_event({"action": action, "annotations": [{"id": 17}]})
+    assert (report.rows, report.n_ignored) == ((), 1)
 
 
 def test_many_at_once_are_read_one_by_one() -> None:
@@ -176,9 +176,9 @@ def test_a_strange_form_is_named_and_not_guessed() -> None:
 def test_an_export_holds_all_annotations_and_the_event_of_one_says_the_same() -> None:
     skipped = {**CREATED["annotation"], "was_cancelled": True}
     whole = {**CREATED["task"], "annotations": [CREATED["annotation"], skipped]}
-    told = read_export([whole, {**CREATED["task"], "annotations": []}])
-    assert told.rows == read_event(CREATED).rows
-    assert told.n_ignored == 1
+    report = read_export([whole, {**CREATED["task"], "annotations": []}])
+    assert report.rows == read_event(CREATED).rows
+    assert report.n_ignored == 1
     assert parse_task_episodes([whole, {"data": {}}, "x"]) == {"ep_known"}
     assert parse_task_episodes({"detail": "no"}) == set()
 

@@ -75,8 +75,8 @@ def test_one_score_may_come_by_itself_or_in_an_event(payload: Any) -> None:
 
 
 def test_events_of_other_kinds_are_ignored() -> None:
-    told = read_scores(json.loads((SHAPES / "langfuse_prompt_version.json").read_text()), {}, {})
-    assert (told.rows, told.n_ignored) == ((), 1)
+    report = read_scores(json.loads((SHAPES / "langfuse_prompt_version.json").read_text()), {}, {})
+    assert (report.rows, report.n_ignored) == ((), 1)
 
 
 def test_what_is_none_of_langfuses_is_refused() -> None:
@@ -134,8 +134,8 @@ def test_cells_of_a_csv_export_are_read_by_their_type() -> None:
 
 
 def signed(raw: bytes, secret: str = "lf-secret", at: str = "1720701136") -> str:
-    told = hmac.new(secret.encode(), f"{at}.".encode() + raw, hashlib.sha256).hexdigest()
-    return f"t={at},v1={told}"
+    report = hmac.new(secret.encode(), f"{at}.".encode() + raw, hashlib.sha256).hexdigest()
+    return f"t={at},v1={report}"
 
 
 def test_its_signature_is_checked_over_the_bytes_as_they_came() -> None:

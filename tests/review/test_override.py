@@ -87,10 +87,10 @@ def test_one_override_more_never_allows_more_and_a_later_time_never_less(
 
 
 def test_of_caps_the_lowest_holds_and_of_pins_the_latest() -> None:
-    found = in_effect([override(1, level=4), override(2, level=2), override(3, "pin", level=6)], 1.0)
-    assert found.ceiling == 2
-    assert found.pin is not None
-    assert found.pin.number == 3
+    result = in_effect([override(1, level=4), override(2, level=2), override(3, "pin", level=6)], 1.0)
+    assert result.ceiling == 2
+    assert result.pin is not None
+    assert result.pin.number == 3
     both = in_effect([override(1, "pin", level=6), override(2, "pin", level=5)], 1.0)
     assert (both.ceiling, both.pin.number if both.pin else 0) == (5, 2)
     assert in_effect([override(1, "budget"), override(2, "budget", max_em_drop=0.005)], 1.0).budget(0.02) == 0.005
@@ -98,17 +98,17 @@ def test_of_caps_the_lowest_holds_and_of_pins_the_latest() -> None:
 
 
 def test_a_class_is_held_back_by_itself_and_with_its_route() -> None:
-    found = in_effect(
+    result = in_effect(
         [override(1, query_class="choice", level=4), override(2, "observe", query_class="what"), override(3, level=6)],
         1.0,
     )
-    assert [found.ceiling_of(name) for name in ("choice", "what", "other")] == [4, 0, 6]
-    assert found.observe is None
+    assert [result.ceiling_of(name) for name in ("choice", "what", "other")] == [4, 0, 6]
+    assert result.observe is None
 
 
 def test_everything_in_full_says_by_whom_and_why_and_until_when() -> None:
-    found = in_effect([override(7, "observe", expires_at_s=50.0), override(8, level=2, expires_at_s=90.0)], 1.0)
-    assert (found.observe, found.ceiling, found.until_s) == ("override 7 by ann: why", 0, 50.0)
+    result = in_effect([override(7, "observe", expires_at_s=50.0), override(8, level=2, expires_at_s=90.0)], 1.0)
+    assert (result.observe, result.ceiling, result.until_s) == ("override 7 by ann: why", 0, 50.0)
     later = in_effect([override(7, "observe", expires_at_s=50.0), override(8, level=2, expires_at_s=90.0)], 50.0)
     assert (later.observe, later.ceiling, later.until_s) == (None, 2, 90.0)
     assert [one.number for one in unexpired([override(2), override(1, expires_at_s=1.0)], 5.0)] == [2]
@@ -129,8 +129,8 @@ def test_everything_in_full_says_by_whom_and_why_and_until_when() -> None:
     ],
 )
 def test_what_is_no_override_is_refused_with_what_is_allowed(changes: dict[str, Any], wrong: str | None) -> None:
-    found = override_problem(override(**changes))
-    assert (found is None) if wrong is None else (found is not None and wrong in found)
+    result = override_problem(override(**changes))
+    assert (result is None) if wrong is None else (result is not None and wrong in result)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_what_is_no_override_is_refused_with_what_is_allowed(changes: dict[str, 
     ],
 )
 def test_a_publication_is_served_only_where_it_fits(changes: dict[str, Any], wrong: str | None) -> None:
-    found = pin_problem(publication(**changes), epoch=EPOCH, max_em_drop=0.02, confidence=0.95, setup="s")
-    assert (found is None) if wrong is None else (found is not None and wrong in found)
+    result = pin_problem(publication(**changes), epoch=EPOCH, max_em_drop=0.02, confidence=0.95, setup="s")
+    assert (result is None) if wrong is None else (result is not None and wrong in result)
     assert pin_problem(publication(), epoch=None, max_em_drop=0.02, confidence=0.95, setup="s") is not None
 
 
 def test_words_say_what_is_held() -> None:
-    said = [
+    output = [
         describe_override(one)
         for one in (
             override(),
@@ -164,7 +164,7 @@ def test_words_say_what_is_held() -> None:
             override(kind="pin", pinned=publication()),
         )
     ]
-    assert said == [
+    assert output == [
         "level 3 at most",
         "level 3 at most for the class 'choice'",
         "everything runs in full",

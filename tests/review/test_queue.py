@@ -44,9 +44,9 @@ def test_the_most_urgent_item_comes_first_and_asking_twice_is_asking_once() -> N
         item("ep_late", priority=5.0, deadline_s=900.0),
         item("ep_soon", priority=5.0, deadline_s=500.0),
     )
-    found = next_for(known, "ann", now_s=0.0)
-    assert found is not None
-    lease, is_new = found
+    result = next_for(known, "ann", now_s=0.0)
+    assert result is not None
+    lease, is_new = result
     assert (lease.item, is_new) == ("ep_soon", True)
     known = known.after([lease])
     assert next_for(known, "ann", now_s=1.0) == (lease, False)
@@ -69,21 +69,21 @@ def test_two_reviewers_cannot_hold_one_slot_and_an_expired_lease_returns_the_ite
 
 def test_what_comes_after_the_lease_counts_where_the_slot_is_still_free() -> None:
     place, _ = leased(ItemState(item=item()), "ann")
-    found = says(place, "ann", "full", at_s=160.0)
-    assert found.verdict is not None
-    assert (found.verdict.late, found.verdict.slot) == (True, 1)
-    assert found.message.startswith("your lease expired 60 s ago, and nobody else took the item: your verdict counts")
-    assert found.label is not None
+    result = says(place, "ann", "full", at_s=160.0)
+    assert result.verdict is not None
+    assert (result.verdict.late, result.verdict.slot) == (True, 1)
+    assert result.message.startswith("your lease expired 60 s ago, and nobody else took the item: your verdict counts")
+    assert result.label is not None
 
 
 def test_what_comes_after_somebody_else_took_the_item_is_told_plainly_and_kept() -> None:
     place, _ = leased(ItemState(item=item()), "ann")
     place, _ = leased(place, "bob", 120.0)
-    found = says(place, "ann", "early", at_s=130.0)
-    assert found.verdict is not None
-    assert (found.verdict.late, found.verdict.slot, found.label) == (True, None, None)
-    assert "the item was leased to bob: your verdict is kept beside the others" in found.message
-    place = after(place, found)
+    result = says(place, "ann", "early", at_s=130.0)
+    assert result.verdict is not None
+    assert (result.verdict.late, result.verdict.slot, result.label) == (True, None, None)
+    assert "the item was leased to bob: your verdict is kept beside the others" in result.message
+    place = after(place, result)
     settled = says(place, "bob", "full", at_s=140.0)
     assert settled.label is not None
     assert after(place, settled).verdict_of("ann") is not None, "nothing that was said is lost"
@@ -158,10 +158,10 @@ def test_two_who_agree_settle_it_and_do_not_see_a_label_before() -> None:
 )
 def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: str, second: str) -> None:
     place = after(ItemState(item=item(n_reviewers=2)), says(ItemState(item=item(n_reviewers=2)), "ann", first))
-    found = says(place, "bob", second, at_s=2.0)
-    assert found.label is None
-    assert found.message.endswith("a third reviewer has to decide")
-    place = after(place, found)
+    result = says(place, "bob", second, at_s=2.0)
+    assert result.label is None
+    assert result.message.endswith("a third reviewer has to decide")
+    place = after(place, result)
     assert place.state(3.0) == "third"
     assert lease_item(place, "ann", now_s=3.0) is None
     place, lease = leased(place, "cas", 3.0)
@@ -174,9 +174,9 @@ def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: st
 
 def test_a_third_who_cannot_say_either_leaves_the_item_without_a_label() -> None:
     place = after(ItemState(item=item()), says(ItemState(item=item()), "ann", "unsure"))
-    found = says(place, "cas", "unsure", at_s=2.0)
-    assert (found.label, after(place, found).state(3.0)) == (None, "undecided")
-    assert found.message.endswith("the adjudicator could not decide, so there is no label")
+    result = says(place, "cas", "unsure", at_s=2.0)
+    assert (result.label, after(place, result).state(3.0)) == (None, "undecided")
+    assert result.message.endswith("the adjudicator could not decide, so there is no label")
 
 
 def test_two_right_answers_that_differ_are_two_opinions() -> None:
@@ -213,9 +213,9 @@ def test_nobody_is_asked_about_what_is_over() -> None:
     ],
 )
 def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wrong: str) -> None:
-    found = accept_verdict(ItemState(item=item()), said, now_s=1.0)
-    assert isinstance(found, str)
-    assert wrong in found
+    result = accept_verdict(ItemState(item=item()), said, now_s=1.0)
+    assert isinstance(result, str)
+    assert wrong in result
 
 
 @pytest.mark.parametrize("shows", get_args(Shows))
@@ -268,8 +268,8 @@ def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
             returned = give_back(place, reviewer, "", now_s=now_s)
             rows += [] if returned is None else [returned]
         else:
-            found = says(place, reviewer, word, at_s=now_s)
-            rows += [one for one in (found.lease, found.verdict) if one is not None]
+            result = says(place, reviewer, word, at_s=now_s)
+            rows += [one for one in (result.lease, result.verdict) if one is not None]
             said[reviewer] = word
         place = Queue().after(rows).places["ep_1"]
         filled = [one.slot for one in place.verdicts if one.slot is not None]

@@ -80,11 +80,13 @@ CASES: list[tuple[str, GuaranteeInputs]] = [
 
 @pytest.mark.parametrize(("state", "one"), CASES)
 def test_the_first_that_holds_is_the_state(state: str, one: GuaranteeInputs) -> None:
-    found = guarantee_of(one)
-    assert found.state == state
+    result = guarantee_of(one)
+    assert result.state == state
     stops = state in ("certified", "budgeted", "uncertified")
-    assert found.stops == stops
-    assert ("runs in full" in found.sentence or "nothing is stopped" in found.sentence or state == "off") == (not stops)
+    assert result.stops == stops
+    assert ("runs in full" in result.sentence or "nothing is stopped" in result.sentence or state == "off") == (
+        not stops
+    )
 
 
 def test_every_state_has_a_sentence() -> None:
@@ -94,7 +96,7 @@ def test_every_state_has_a_sentence() -> None:
 
 
 def test_a_certificate_says_everything_that_it_depends_on() -> None:
-    said = guarantee_of(standing(classes={"law": 12})).sentence
+    output = guarantee_of(standing(classes={"law": 12})).sentence
     for part in (
         "Route 'r', scorer 'number'",
         "all requests from number 1 to 400",
@@ -104,7 +106,7 @@ def test_a_certificate_says_everything_that_it_depends_on() -> None:
         "a silent loss of 3 points would be noticed",
         "unknown, with under 200 audits: law",
     ):
-        assert part in said
+        assert part in output
     judged = standing(publication=replace(MADE, evidence=replace(SEEN, judge_charge=0.01)))
     assert "94 % confidence" not in guarantee_of(judged).sentence, "a judge's mistakes are a risk of their own"
     assert (
@@ -133,17 +135,17 @@ def test_load_that_may_let_an_uncertified_level_act_is_said() -> None:
 
 
 def test_who_is_outside_of_a_promise_is_named_where_something_acts() -> None:
-    said = guarantee_of(standing(beside=("experiment a", "a rollout"))).sentence
-    assert said.endswith("It is not about requests that draw an arm of experiment a, a rollout.")
+    output = guarantee_of(standing(beside=("experiment a", "a rollout"))).sentence
+    assert output.endswith("It is not about requests that draw an arm of experiment a, a rollout.")
     assert "draw" not in guarantee_of(standing({"mode": "observe"}, beside=("a rollout",))).sentence
 
 
 def test_a_pin_brings_back_an_earlier_publication_of_the_same_epoch_alone() -> None:
     earlier = publication(number=1, level=2, fit="g")
     pin = in_effect([override(1, "pin", level=2, pinned=earlier)], 1.0)
-    found = effective_publication(MADE, 2, pin)
-    assert found is not None
-    assert (found.number, found.level) == (1, 2)
+    result = effective_publication(MADE, 2, pin)
+    assert result is not None
+    assert (result.number, result.level) == (1, 2)
     void = effective_publication(MADE, 3, pin)
     assert void is not None
     assert (void.level, void.certified) == (0, False)

@@ -162,14 +162,14 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     truth = sum(map(sum, right)) / sum(sizes)
     values, plain, missed = [], [], 0
     for _ in range(150):
-        told = a_day(right, cap, rng)
-        assert sum(len(known) for _, known in told) <= n_control(cap)
-        found = estimate_em(told)
+        report = a_day(right, cap, rng)
+        assert sum(len(known) for _, known in report) <= n_control(cap)
+        found = estimate_em(report)
         assert found is not None
         assert found.low is not None
         assert found.high is not None
         values.append(found.value)
-        plain.append(sum(bool(known[0]) for _, known in told) / len(told))
+        plain.append(sum(bool(known[0]) for _, known in report) / len(report))
         missed += not found.low <= truth <= found.high
     mean = sum(values) / len(values)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
@@ -180,7 +180,7 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
 
 def a_day(right: list[list[bool]], cap: Review, rng: random.Random) -> list[tuple[ControlDraw, list[bool | None]]]:
     """What is drawn of a day's runs, hour by hour, as the job does it, and what is known of each run then."""
-    told: list[tuple[ControlDraw, list[bool | None]]] = []
+    report: list[tuple[ControlDraw, list[bool | None]]] = []
     urn, drawn, last_at_s = Urn(most=2 * math.ceil(n_control(cap) / n_drawings(cap))), 0, None
     for hour, answers in enumerate(right):
         for at, is_right in enumerate(answers):
@@ -191,9 +191,9 @@ def a_day(right: list[list[bool]], cap: Review, rng: random.Random) -> list[tupl
             out = urn.draw(k)
             drawn, last_at_s = drawn + len(out), now_s
             names = tuple(one.episode_id for one in out)
-            told.append((drawing(hour, n, names), [one.full_answer == "True" for one in out]))
+            report.append((drawing(hour, n, names), [one.full_answer == "True" for one in out]))
     assert urn.n == 0, "the last stretch would go on into the next day"
-    return told
+    return report
 
 
 def test_a_drawing_that_waits_for_a_reviewer_is_left_out_whole() -> None:
@@ -205,8 +205,8 @@ def test_a_drawing_that_waits_for_a_reviewer_is_left_out_whole() -> None:
 
 
 def test_the_estimate_reads_what_was_drawn_whatever_the_reason_it_was_asked_for() -> None:
-    asked = (item("a", shows="full", why="disagreement"), item("b", shows="early", why="control"), item("c"))
-    known = Queue().after([*asked, drawing(1, 50, ("a", "b"))])
+    request = (item("a", shows="full", why="disagreement"), item("b", shows="early", why="control"), item("c"))
+    known = Queue().after([*request, drawing(1, 50, ("a", "b"))])
     for name, word in (("a", "right"), ("b", "wrong"), ("c", "neither")):
         place: ItemState = known.places[name]
         found = says(place, "ann", word)
@@ -247,15 +247,15 @@ def test_all_routes_together_get_no_more_than_there_is_room_for_and_none_is_left
     wanted = {one.route: len(one.priorities) + one.drawable for one in demands}
     assert sum(map(sum, granted.values())) == min(room, sum(wanted.values())), "nothing over it, and no room is wasted"
     assert share_out(room, demands[::-1], day=day) == granted, "whatever the order of the settings"
-    asked = {}
+    request = {}
     for one in demands:
         n_chosen, n_drawn = granted[one.route]
         assert 0 <= n_chosen <= len(one.priorities)
         assert 0 <= n_drawn <= one.drawable
-        asked[one.route] = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+        request[one.route] = one.n_chosen + one.n_drawn + n_chosen + n_drawn
     # Max-min: whoever still wants something was asked no less than one below anybody who was given something.
-    hungry = [asked[one.route] for one in demands if sum(granted[one.route]) < wanted[one.route]]
-    given_to = [asked[one.route] for one in demands if sum(granted[one.route])]
+    hungry = [request[one.route] for one in demands if sum(granted[one.route]) < wanted[one.route]]
+    given_to = [request[one.route] for one in demands if sum(granted[one.route])]
     assert not hungry or not given_to or min(hungry) >= max(given_to) - 1
 
 

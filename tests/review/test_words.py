@@ -35,8 +35,8 @@ def estimate(value: float) -> IntervalEstimate:
 
 
 def test_every_change_is_said_with_what_was_before() -> None:
-    said = effect(replace(LOOK, n_pending=6, n_missing=96, level=4))
-    assert said == (
+    output = effect(replace(LOOK, n_pending=6, n_missing=96, level=4))
+    assert output == (
         "7 → 6 disagreements without a label, each of which counts as lost;"
         " 210 → 96 audits to the next level; the audits certify level 4 instead of 3;"
         " 3 stays active until the worker evaluates it; picked on purpose, so the estimate of EM does not read it"

@@ -141,9 +141,9 @@ def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
         made(margins=((EM, 0.02),)), material({TOKENS: tokens}, audits=audits(3_000, lost=200), paired=PAIRED)
     )
     assert found.arms[0].verdict == "worse"
-    told = summarize_arm(found, found.arms[0])
-    assert told[0].startswith("'brisk' against 'full' is worse in em: ")
-    assert "more than the 2.00 points that you allow" in told[1]
+    report = summarize_arm(found, found.arms[0])
+    assert report[0].startswith("'brisk' against 'full' is worse in em: ")
+    assert "more than the 2.00 points that you allow" in report[1]
 
 
 def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
@@ -160,8 +160,8 @@ def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     decided = [look(600 + 2 * n, seed).arms[0].verdict == "worse" for seed, n in waiting.items()]
     assert sum(decided) > len(decided) / 2
     seed = min(waiting)
-    arm, told = arms[seed], summarize_arm(look(600, seed), arms[seed])
-    assert any(f"bout {arm.n_missing:,} more requests would decide it" in sentence for sentence in told)
+    arm, report = arms[seed], summarize_arm(look(600, seed), arms[seed])
+    assert any(f"bout {arm.n_missing:,} more requests would decide it" in sentence for sentence in report)
 
 
 def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
@@ -176,15 +176,15 @@ def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
 def test_when_the_plan_is_complete_an_experiment_says_what_it_excludes_and_asks_for_no_more_requests() -> None:
     """Without a difference no number of requests decides: it must not send its owner for 70,000 of them."""
     one = made(primary=SATISFACTION, planned_units=2_000)
-    told = list[str]()
+    report = list[str]()
     for seed in range(10):
         result = analyse(one, material({SATISFACTION: values(2_400, seed, full=0.7, brisk=0.7)}))
         (arm,) = result.arms
         assert arm.verdict == "inconclusive"
-        told.append(summarize_arm(result, arm)[-1])
-    assert sum("would decide it" in sentence for sentence in told) <= 2
+        report.append(summarize_arm(result, arm)[-1])
+    assert sum("would decide it" in sentence for sentence in report) <= 2
     closing = "The plan is complete: satisfaction differs by less than "
-    assert any(sentence.startswith(closing) and "no realistic number" in sentence for sentence in told)
+    assert any(sentence.startswith(closing) and "no realistic number" in sentence for sentence in report)
 
 
 def test_an_experiment_that_has_ended_asks_for_no_more_requests() -> None:
@@ -193,9 +193,9 @@ def test_an_experiment_that_has_ended_asks_for_no_more_requests() -> None:
         for n in (50, 600)
         for seed in range(6)
     ]
-    told = [sentence for one in results for sentence in summarize_arm(replace(one, ended=True), one.arms[0])]
-    assert any("would have decided it" in sentence for sentence in told)
-    assert not [sentence for sentence in told if "would decide" in sentence or "more requests complete" in sentence]
+    report = [sentence for one in results for sentence in summarize_arm(replace(one, ended=True), one.arms[0])]
+    assert any("would have decided it" in sentence for sentence in report)
+    assert not [sentence for sentence in report if "would decide" in sentence or "more requests complete" in sentence]
 
 
 def test_the_first_half_of_the_units_predicts_the_differences_of_audits_at_the_plan() -> None:
@@ -382,16 +382,16 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
 def test_simpson_is_shown_and_not_hidden() -> None:
     """F40: the brisk arm loses 5 points in each class, and its plain mean is higher."""
     found = simpson(20_000, 0, broken=False)
-    shown = found.arms[0].of(SATISFACTION)
-    assert shown.plain is not None
-    assert shown.effect is not None
-    assert shown.stratified is not None
-    assert shown.plain > 0.1
-    assert shown.effect < 0
-    assert shown.stratified < 0
-    assert shown.misleading
-    assert {part.query_class for part in shown.classes} == {"hard", "easy"}
-    assert all(part.effect < 0 for part in shown.classes)
+    displayed = found.arms[0].of(SATISFACTION)
+    assert displayed.plain is not None
+    assert displayed.effect is not None
+    assert displayed.stratified is not None
+    assert displayed.plain > 0.1
+    assert displayed.effect < 0
+    assert displayed.stratified < 0
+    assert displayed.misleading
+    assert {part.query_class for part in displayed.classes} == {"hard", "easy"}
+    assert all(part.effect < 0 for part in displayed.classes)
     last = summarize_arm(found, found.arms[0])[-1]
     assert "and mislead: the arms had different mixes of questions, and weighed by class satisfaction is 5." in last
 
@@ -454,8 +454,8 @@ def test_what_comes_late_from_the_warm_up_does_not_count_either() -> None:
 def test_a_run_that_costs_more_than_anybody_knew_counts_as_the_cap() -> None:
     tokens = values(500, 14, full=900, brisk=600, spread=10, high=4_000)
     wild = MetricValue(arm="full", odds=HALF, query_class="", value=1e9, known=(0.0,))
-    shown = analyse(made(), material({TOKENS: [*tokens, wild]})).arms[0].of(TOKENS)
-    assert shown.n_cut == 1
+    displayed = analyse(made(), material({TOKENS: [*tokens, wild]})).arms[0].of(TOKENS)
+    assert displayed.n_cut == 1
     named = analyse(made(max_tokens=700.0), material({TOKENS: tokens})).arms[0].of(TOKENS)
     assert named.n_cut > 100
 
@@ -522,15 +522,15 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
         withheld=None,
         arms=(arm,),
     )
-    told = summarize_arm(result, arm)
-    assert 1 <= len(told) <= 3
-    assert all(sentence.endswith(".") and sentence[0] in "'BNAEIHSTW" for sentence in told), told
-    text = " ".join(told)
-    assert ("is better" in told[0]) == (verdict == "better"), text
-    assert ("against 'full' is worse" in told[0]) == (verdict == "worse"), text
-    assert ("is mixed" in told[0]) == (verdict == "mixed"), text
+    report = summarize_arm(result, arm)
+    assert 1 <= len(report) <= 3
+    assert all(sentence.endswith(".") and sentence[0] in "'BNAEIHSTW" for sentence in report), report
+    text = " ".join(report)
+    assert ("is better" in report[0]) == (verdict == "better"), text
+    assert ("against 'full' is worse" in report[0]) == (verdict == "worse"), text
+    assert ("is mixed" in report[0]) == (verdict == "mixed"), text
     if verdict == "withheld":
-        assert told[0].startswith("No result is given")
+        assert report[0].startswith("No result is given")
         assert "points" not in text
     for one in found[1:]:
         if verdict != "withheld" and one.verdict == "withheld":

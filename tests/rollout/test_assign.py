@@ -34,10 +34,10 @@ def test_nobody_and_everybody_are_exact() -> None:
 @PROPERTY
 @given(unit=ANY_TEXT, salt=ANY_TEXT, share=st.floats(0.0, 1.0))
 def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: float) -> None:
-    lot = assign_audit(unit, share=share, salt=salt, at_s=0.0)
-    assert lot == assign_audit(unit, share=share, salt=salt, at_s=0.0)
-    assert lot.propensity == (share if lot.audit else 1.0 - share)
-    assert 0.0 < lot.propensity <= 1.0
+    assignment = assign_audit(unit, share=share, salt=salt, at_s=0.0)
+    assert assignment == assign_audit(unit, share=share, salt=salt, at_s=0.0)
+    assert assignment.propensity == (share if assignment.audit else 1.0 - share)
+    assert 0.0 < assignment.propensity <= 1.0
 
 
 @PROPERTY
@@ -50,8 +50,8 @@ def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(unit: str, l
 def test_the_lot_of_today_is_the_lot_of_next_year() -> None:
     # Another number here means that every running deployment draws its lots anew, and no verifier as it does.
     assert day_salt(20_789, salt="salt") == "e78355c647f65754b755d8b7cc6abdbb1bb3b8499e71b97dcca2ed7f33443a86"
-    lots = [assign_audit(f"conversation-{n}", share=0.1, salt="salt", at_s=20_789.5 * DAY_S) for n in range(40)]
-    assert [n for n, lot in enumerate(lots) if lot.audit] == [24, 28]
+    assignments = [assign_audit(f"conversation-{n}", share=0.1, salt="salt", at_s=20_789.5 * DAY_S) for n in range(40)]
+    assert [n for n, assignment in enumerate(assignments) if assignment.audit] == [24, 28]
     assert question_key("What is 2 + 2?", salt="salt") == "10fc6e50d7f39777"
 
 

@@ -71,8 +71,8 @@ def test_what_was_rolled_back_is_tried_again_by_a_person_alone() -> None:
 
 def test_at_most_so_many_begin_in_a_day() -> None:
     past = [rollout(candidate=f"pv-{i}", began_s=1_000.0 * i, ended_s=1_000.0 * i + 500) for i in range(4)]
-    said = cool_down_refusal(past, "pv-new", now_s=10_000.0, rules=RULES)
-    assert said == "4 rollouts began in the last 24 hours, at most 4: another 76,400 s"
+    output = cool_down_refusal(past, "pv-new", now_s=10_000.0, rules=RULES)
+    assert output == "4 rollouts began in the last 24 hours, at most 4: another 76,400 s"
     assert cool_down_refusal(past, "pv-new", now_s=DAY_S + 1.0, rules=RULES) is None
     assert cool_down_refusal(past, "pv-new", now_s=10_000.0, rules=RULES, by_person=True) is None
 

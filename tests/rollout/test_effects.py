@@ -36,11 +36,11 @@ def units(
 
 def test_every_guess_comes_from_earlier_units_alone() -> None:
     one = units(300, 1)
-    told = guesses(one)
+    report = guesses(one)
     later = one.value.copy()
     later[0, 200:] = 1 - later[0, 200:]
     changed = UnitSeries(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, "value": later})
-    np.testing.assert_array_equal(guesses(changed)[0, :200], told[0, :200])
+    np.testing.assert_array_equal(guesses(changed)[0, :200], report[0, :200])
 
 
 def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
@@ -48,7 +48,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
     both = np.array([[0.2, 0.9], [0.7, 0.1]])  # by unit: in arm 0, in arm 1
     share = np.array([0.3, 0.3])
     rng, mean = np.random.default_rng(2), 0.0
-    told = rng.random((1, 3, 2))
+    report = rng.random((1, 3, 2))
     for drawn in np.ndindex(2, 2):
         arm = np.array([[0, *drawn]])
         odds = np.where(arm == 1, 0.3, 0.7)
@@ -64,7 +64,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
             high=1.0,
         )
         mean += float(np.prod(np.where(np.array(drawn) == 1, share, 1 - share))) * float(
-            compare_arms(one, told, 1, 0).effect[0, -1]
+            compare_arms(one, report, 1, 0).effect[0, -1]
         )
     assert mean == pytest.approx(float((both[:, 1] - both[:, 0]).mean()))
 
@@ -104,9 +104,9 @@ def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
 
 def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
     one = units(3_000, 5)
-    found = latest_comparison(compare_arms(one, guesses(one), 1, 0), 2_980)
-    assert found is not None
-    widths = [found.between(0.05, times=times) for times in (1.0, 4.0, 16.0)]
+    result = latest_comparison(compare_arms(one, guesses(one), 1, 0), 2_980)
+    assert result is not None
+    widths = [result.between(0.05, times=times) for times in (1.0, 4.0, 16.0)]
     assert widths[0].high - widths[0].low > widths[1].high - widths[1].low > widths[2].high - widths[2].low
     nobody = latest_comparison(compare_arms(one, guesses(one), 1, 0, np.zeros((1, 3_000), dtype=bool)), 1)
     assert nobody is not None
@@ -151,13 +151,13 @@ def test_pairs_with_a_plan_that_wait_for_a_label_are_covered_whatever_it_says(
     first = pairs if n_units < 20_000 else first
     waiting = pairs.between(0.05, plan=PairPlan.of(first, n_units=n_units, planned=40_000))
     for decided in ({"lost": 1}, {"gained": 1}, {"same": 1}):
-        told = [
+        report = [
             replace(one, pending=0, **{name: getattr(one, name) + one.pending for name in decided})
             for one in (first, pairs)
         ]
-        said = told[1].between(0.05, plan=PairPlan.of(told[0], n_units=n_units, planned=40_000))
-        assert waiting.low <= said.low + 1e-5
-        assert said.high <= waiting.high + 1e-5
+        output = report[1].between(0.05, plan=PairPlan.of(report[0], n_units=n_units, planned=40_000))
+        assert waiting.low <= output.low + 1e-5
+        assert output.high <= waiting.high + 1e-5
 
 
 def test_intervals_of_pairs_with_a_plan_are_wrong_at_any_look_within_their_error() -> None:
@@ -170,8 +170,8 @@ def test_intervals_of_pairs_with_a_plan_are_wrong_at_any_look_within_their_error
             z = (u < lost).astype(int) - (u > 1 - gained)
             looks = [counted(z[:at]) for at in range(n // 2, 3 * n // 2 + 1, n // 8)]
             plan = PairPlan.of(looks[0], n_units=n, planned=n)
-            found = [pairs.between(alpha, plan=plan) for pairs in looks]
-            missed += any(not one.low <= lost - gained <= one.high for one in found)
+            result = [pairs.between(alpha, plan=plan) for pairs in looks]
+            missed += any(not one.low <= lost - gained <= one.high for one in result)
         assert exact_binomial(missed, 500, 0.999).low <= alpha
 
 
@@ -184,9 +184,9 @@ def counted(z: Ints) -> PairCounts:
 def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, pending: int) -> None:
     waiting = PairCounts(gained=gained, same=same, lost=lost, pending=pending).between(0.05)
     for as_lost in (0, pending):
-        said = PairCounts(gained=gained + pending - as_lost, same=same, lost=lost + as_lost, pending=0).between(0.05)
-        assert waiting.low <= said.low + 1e-5
-        assert said.high <= waiting.high + 1e-5
+        output = PairCounts(gained=gained + pending - as_lost, same=same, lost=lost + as_lost, pending=0).between(0.05)
+        assert waiting.low <= output.low + 1e-5
+        assert output.high <= waiting.high + 1e-5
 
 
 # --------------------------------------------------------------------------- ratios
@@ -196,8 +196,8 @@ def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, p
 @settings(max_examples=examples(200))
 def test_a_ratio_holds_all_ratios_of_its_parts(a: float, b: float, c: float, d: float) -> None:
     part, whole = Interval(*sorted((a, b))), Interval(*sorted((c, d)))
-    found = ratio_of(part, whole)
-    if found is None:
+    result = ratio_of(part, whole)
+    if result is None:
         assert whole.low <= 0 <= whole.high
         return
     for share in (0.0, 0.3, 1.0):
@@ -205,4 +205,4 @@ def test_a_ratio_holds_all_ratios_of_its_parts(a: float, b: float, c: float, d: 
         for other in (0.0, 0.6, 1.0):
             under = whole.low + other * (whole.high - whole.low)
             ratio = top / under
-            assert found.low - 1e-9 * abs(ratio) <= ratio <= found.high + 1e-9 * abs(ratio)
+            assert result.low - 1e-9 * abs(ratio) <= ratio <= result.high + 1e-9 * abs(ratio)

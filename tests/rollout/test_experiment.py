@@ -70,13 +70,13 @@ def drawn(one: RunningExperiment, request: str, **names: str) -> tuple[ArmDraw, 
 @settings(max_examples=examples(100))
 def test_a_draw_is_sticky_and_knows_its_odds(unit: str, weights: list[float]) -> None:
     one = made({f"a{at}": weight for at, weight in enumerate(weights)})
-    found = draw_arm(one, unit, salt=SALT)
-    assert found == draw_arm(one, unit, salt=SALT)
-    odds = {found.arm: found.propensity, **dict(found.others)}
+    result = draw_arm(one, unit, salt=SALT)
+    assert result == draw_arm(one, unit, salt=SALT)
+    odds = {result.arm: result.propensity, **dict(result.others)}
     assert odds == pytest.approx(one.odds())
     assert sum(odds.values()) == pytest.approx(1)
-    assert 0 < found.propensity <= 1
-    assert len(found.unit) == 16
+    assert 0 < result.propensity <= 1
+    assert len(result.unit) == 16
 
 
 def test_another_process_another_day_draws_the_same() -> None:
@@ -156,11 +156,11 @@ def test_a_share_that_grows_only_adds_units_and_moves_nobody() -> None:
 def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     first = made(name="first", slots=allot(0.4, taken={}))
     second = made(name="second", slots=allot(0.6, taken={"first": first.slots}))
-    found = [
+    result = [
         draw_arms([first, second], route="r", units=units_of("", request=f"u{n}"), salt=SALT) for n in range(10_000)
     ]
-    assert all(len(one) == 1 for one in found)
-    assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
+    assert all(len(one) == 1 for one in result)
+    assert abs(sum(one[0].experiment == "first" for one in result) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
 
 def test_experiments_of_one_layer_on_disjoint_routes_get_every_unit_of_theirs() -> None:
@@ -180,11 +180,11 @@ def test_layers_are_independent() -> None:
     ]
     n, counts = 40_000, Counter[tuple[str, ...]]()
     for number in range(n):
-        found = {
+        result = {
             one.experiment: one.arm
             for one in draw_arms(pair, route="r", units=units_of("", request=f"u{number}"), salt=SALT)
         }
-        counts[found.get("first", "-"), found.get("second", "-")] += 1
+        counts[result.get("first", "-"), result.get("second", "-")] += 1
     share = {"-": 0.5, "full": 0.25, "brisk": 0.25}
     chi2 = sum((counts[a, b] - n * share[a] * share[b]) ** 2 / (n * share[a] * share[b]) for a in share for b in share)
     print(f"two layers: chi-squared {chi2:.1f} on 8 degrees of freedom")

@@ -56,8 +56,8 @@ def looks(
         took = float(seconds[at]) * (slower if mine[at] else 1.0)
         run = UnitRun(seconds=60.0 if mine[at] and hangs[at] else took)
         evidence = evidence.with_run("candidate" if mine[at] else "control", run, RULES)
-        if at % 100 == 99 and (said := latency_of(evidence).finding) != "open":
-            return said, at + 1
+        if at % 100 == 99 and (output := latency_of(evidence).finding) != "open":
+            return output, at + 1
     return "open", n
 
 
@@ -70,40 +70,40 @@ def seldom(n_wrong: int, rate: float, n: int = N_SEEDS) -> bool:
 @pytest.mark.slow(keep=3)
 @pytest.mark.parametrize("law", LAWS)
 def test_a_route_of_a_fifth_of_a_second_gets_its_proof_under_a_cap_of_a_minute(law: str) -> None:
-    found = [looks(LAWS[law], seed, slower=0.95, n=8_000) for seed in range(6)]
-    print(f"{law}: {[n for _, n in found]} runs of both arms")
-    assert [said for said, _ in found].count("fine") >= 5
+    result = [looks(LAWS[law], seed, slower=0.95, n=8_000) for seed in range(6)]
+    print(f"{law}: {[n for _, n in result]} runs of both arms")
+    assert [output for output, _ in result].count("fine") >= 5
 
 
 @pytest.mark.no_cover
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("law", "drift"), WORLDS)
 def test_what_is_a_margin_slower_is_proved_to_be_fine_no_more_often_than_promised(law: str, drift: str) -> None:
-    said = [looks(LAWS[law], seed, slower=1.2001, drift=drift, n=1_000)[0] for seed in range(N_SEEDS)]
-    assert seldom(said.count("fine"), 0.05)
+    output = [looks(LAWS[law], seed, slower=1.2001, drift=drift, n=1_000)[0] for seed in range(N_SEEDS)]
+    assert seldom(output.count("fine"), 0.05)
 
 
 @pytest.mark.no_cover
 @pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("law", "drift"), WORLDS)
 def test_what_is_no_slower_is_sent_back_no_more_often_than_promised(law: str, drift: str) -> None:
-    said = [looks(LAWS[law], seed, slower=1.0, drift=drift, n=1_000)[0] for seed in range(N_SEEDS)]
-    assert seldom(said.count("harm"), 0.10)
+    output = [looks(LAWS[law], seed, slower=1.0, drift=drift, n=1_000)[0] for seed in range(N_SEEDS)]
+    assert seldom(output.count("harm"), 0.10)
 
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("law", LAWS)
 def test_what_is_half_as_slow_again_goes_back(law: str) -> None:
-    found = [looks(LAWS[law], seed, slower=1.5) for seed in range(8)]
-    print(f"{law}: {[n for _, n in found]}")
-    assert [said for said, _ in found].count("harm") >= 7
+    result = [looks(LAWS[law], seed, slower=1.5) for seed in range(8)]
+    print(f"{law}: {[n for _, n in result]}")
+    assert [output for output, _ in result].count("harm") >= 7
 
 
 def test_a_candidate_that_hangs_seldom_goes_back_though_a_hang_counts_as_the_cap() -> None:
     """One in a hundred takes a minute: four times the mean, of which the capped mean shows a sixth."""
-    found = [looks(LAWS["lognormal"], seed, slower=0.9, n=6_000, tail=0.01) for seed in range(8)]
-    print(found)
-    assert [said for said, _ in found].count("harm") >= 7
+    result = [looks(LAWS["lognormal"], seed, slower=0.9, n=6_000, tail=0.01) for seed in range(8)]
+    print(result)
+    assert [output for output, _ in result].count("harm") >= 7
 
 
 def test_the_scale_is_made_of_earlier_runs_of_the_control_alone() -> None:

@@ -30,9 +30,9 @@ def test_the_difference_that_it_names_is_found_in_about_four_of_five_experiments
     one = units(value, arm, high=2_000, planned=3_000)
     running = compare_arms(one, guesses(one), 1, 0)
     at = np.array([2_899])
-    found = (-running.effect[:, at] > radius(running, alphas(PLANNED)[TOKENS] * FOR_WHOLE, at)).mean()
-    print(f"a difference of {power.difference:.0f} tokens was found in {found:.0%} of 200 experiments")
-    assert 0.65 <= found <= 0.9
+    result = (-running.effect[:, at] > radius(running, alphas(PLANNED)[TOKENS] * FOR_WHOLE, at)).mean()
+    print(f"a difference of {power.difference:.0f} tokens was found in {result:.0%} of 200 experiments")
+    assert 0.65 <= result <= 0.9
 
 
 def test_it_says_when_the_plan_is_complete() -> None:

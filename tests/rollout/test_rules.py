@@ -92,11 +92,13 @@ def test_every_rule_stands_on_its_page_with_its_default() -> None:
     text = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     section = text.partition("\n## `[rollout]`\n")[2].split("\n## ")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
-    said = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
-    assert set(said) == set(Rules.__struct_fields__)
+    output = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(output) == set(Rules.__struct_fields__)
     for name, value in msgspec.structs.asdict(Rules()).items():
         for part in value if isinstance(value, tuple) else (value,):
-            assert str(part).lower() in said[name] or f"{part:,g}" in said[name] or f"{part:,.0f}" in said[name], name
+            assert (
+                str(part).lower() in output[name] or f"{part:,g}" in output[name] or f"{part:,.0f}" in output[name]
+            ), name
 
 
 def test_evidence_refuses_numbers_that_are_none() -> None:

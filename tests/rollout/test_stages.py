@@ -440,10 +440,10 @@ def arms(state: State, n: int = 20_000, salt: str = "s") -> list[str | None]:
 def test_arms_have_the_share_that_was_asked_for_and_their_control_is_as_large() -> None:
     for n in (1, 2, 3):
         state = at_step(n)
-        found = arms(state)
+        result = arms(state)
         for arm in ("candidate", "control"):
-            expected = state.share * len(found)
-            assert abs(found.count(arm) - expected) < 4 * sqrt(expected)
+            expected = state.share * len(result)
+            assert abs(result.count(arm) - expected) < 4 * sqrt(expected)
     assert set(arms(at_step(4), 100)) == {"candidate"}
     assert set(arms(started(), 100)) == {None}
 
@@ -477,9 +477,9 @@ def test_other_rollouts_salts_and_the_audit_lot_are_independent() -> None:
 @given(share=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]), unit=st.text(max_size=20))
 def test_a_unit_keeps_its_arm_and_knows_its_odds(share: float, unit: str) -> None:
     state = replace(at_step(1), share=share)
-    found = place(state, unit, salt="s")
-    assert found == place(state, unit, salt="s")
-    assert found.propensity == {"candidate": share, "control": share, None: max(1 - 2 * share, 0.0) or 1.0}[found.arm]
+    result = place(state, unit, salt="s")
+    assert result == place(state, unit, salt="s")
+    assert result.propensity == {"candidate": share, "control": share, None: max(1 - 2 * share, 0.0) or 1.0}[result.arm]
 
 
 # --------------------------------------------------------------------------- kept

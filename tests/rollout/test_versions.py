@@ -51,18 +51,18 @@ CARDS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 def test_what_is_sealed_is_opened_equal(threshold: float, card: dict[str, Any], why: str) -> None:
     made = rule(threshold, report_card=card, lineage=replace(LINEAGE, why=why))
     sealed = seal_version(made, secret=SECRET)
-    found = open_version(sealed, secret=SECRET, address=made.address)
-    assert found == made
-    assert found.plain() == made.plain()
-    assert seal_version(found, secret=SECRET) == sealed
+    result = open_version(sealed, secret=SECRET, address=made.address)
+    assert result == made
+    assert result.plain() == made.plain()
+    assert seal_version(result, secret=SECRET) == sealed
 
 
 def test_a_learned_version_is_opened_equal_and_says_what_it_reads() -> None:
     made = learned()
-    found = open_version(seal_version(made, secret=SECRET), secret=SECRET)
-    assert found.plain() == made.plain()
-    assert [one.name for one in found.signals] == ["confidence"]
-    assert found.lineage.to_seq == 900
+    result = open_version(seal_version(made, secret=SECRET), secret=SECRET)
+    assert result.plain() == made.plain()
+    assert [one.name for one in result.signals] == ["confidence"]
+    assert result.lineage.to_seq == 900
 
 
 def test_the_address_is_of_everything_that_a_version_is() -> None:

@@ -54,9 +54,9 @@ def test_it_finds_what_python_finds(pattern: str, text: str) -> None:
     except BadPattern:
         assume(False)  # it repeats something that can be empty
     theirs, last, at = re.compile(pattern, re.MULTILINE), None, 0
-    while at <= len(text) and (found := theirs.search(text, at)) is not None:
-        last = found.group(1 if theirs.groups else 0) if found.group(1 if theirs.groups else 0) is not None else last
-        at = max(found.end(), found.start() + 1)
+    while at <= len(text) and (result := theirs.search(text, at)) is not None:
+        last = result.group(1 if theirs.groups else 0) if result.group(1 if theirs.groups else 0) is not None else last
+        at = max(result.end(), result.start() + 1)
     assert ours.last(text) == last
 
 

@@ -94,12 +94,12 @@ def test_the_environment_alone_suffices_and_its_log_is_in_the_users_data_directo
 
 def test_a_file_wins_over_defaults_the_environment_over_a_file_and_an_option_over_both(home: Path) -> None:
     (home / "suffice.toml").write_text(f"{SETTINGS}\n[server]\nport = 9001\n", encoding="utf-8")
-    shown = run("config", "show", "--sources", SUFFICE__SERVER__HOST="0.0.0.0").output.splitlines()
-    assert 'server.host = "0.0.0.0"  # SUFFICE__SERVER__HOST' in shown
-    assert "server.port = 9001  # file" in shown
-    assert "server.keepalive_s = 75.0  # default" in shown
-    assert 'routes.r.judge.model = "m"  # file' in shown
-    assert len(shown) > 150
+    displayed = run("config", "show", "--sources", SUFFICE__SERVER__HOST="0.0.0.0").output.splitlines()
+    assert 'server.host = "0.0.0.0"  # SUFFICE__SERVER__HOST' in displayed
+    assert "server.port = 9001  # file" in displayed
+    assert "server.keepalive_s = 75.0  # default" in displayed
+    assert 'routes.r.judge.model = "m"  # file' in displayed
+    assert len(displayed) > 150
     one, other = home.parent / "one", home.parent / "other"
     url = f'store.url = "sqlite:///{other / "suffice.db"}"  # default'
     assert url in run("config", "show", "--sources", "--data-dir", str(other), SUFFICE_DATA_DIR=str(one)).output

@@ -135,10 +135,10 @@ def test_the_file_as_read_is_never_changed() -> None:
 
 @given(name=st.text(alphabet="ABCXYZ_abc.-é", max_size=40), text=st.text(max_size=60))
 def test_any_variable_gives_settings_or_an_error_that_names_it_and_hides_its_value(name: str, text: str) -> None:
-    said = ""
+    output = ""
     try:
         override_settings(RAW, {f"SUFFICE__{name}": f"{text}canary"})
     except ConfigError as error:
-        said = str(error)
-    assert not said or said.startswith(f"SUFFICE__{name}: ")
-    assert "canary" not in said
+        output = str(error)
+    assert not output or output.startswith(f"SUFFICE__{name}: ")
+    assert "canary" not in output

@@ -15,8 +15,8 @@ def upstream(**fields: Any) -> Any:
 
 
 def test_a_service_tier_and_its_price_are_taken() -> None:
-    found = upstream(paired_fields={"service_tier": "flex"}, paired_price=0.5)
-    assert (found.paired_fields, found.paired_price) == ({"service_tier": "flex"}, 0.5)
+    result = upstream(paired_fields={"service_tier": "flex"}, paired_price=0.5)
+    assert (result.paired_fields, result.paired_price) == ({"service_tier": "flex"}, 0.5)
 
 
 @pytest.mark.parametrize("field", ["model", "messages", "temperature", "reasoning_effort", "max_tokens", "stream"])

@@ -89,12 +89,12 @@ def test_a_relative_name_is_relative_to_the_settings_file(
     home.mkdir()
     elsewhere.mkdir()
     (home / "suffice.toml").write_text(UPSTREAM + VALUES[path].replace("VALUE", name), encoding="utf-8")
-    found = set()
+    result = set()
     absolute = home / "suffice.toml"
     for folder, file in ((home, "suffice.toml"), (elsewhere, "../home/suffice.toml"), (elsewhere, absolute)):
         monkeypatch.chdir(folder)
-        found.add(read(load_settings(file), path))
-    assert found == {str(home / name)}
+        result.add(read(load_settings(file), path))
+    assert result == {str(home / name)}
 
 
 @pytest.mark.parametrize("path", sorted(VALUES))

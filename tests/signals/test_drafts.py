@@ -15,18 +15,18 @@ TEXTS = st.lists(st.sampled_from(["red", "green", "BLUE", "blue", "7"]), min_siz
 
 
 def distance(before: str, now: str) -> float | None:
-    found = seen("drafts", [step(1, None, text=before), step(2, None, text=now)])[1][0]
-    assert found is None or isinstance(found, float)
-    return found
+    result = seen("drafts", [step(1, None, text=before), step(2, None, text=now)])[1][0]
+    assert result is None or isinstance(result, float)
+    return result
 
 
 @PROPERTY
 @given(before=TEXTS, now=TEXTS)
 def test_the_distance_is_the_weighted_overlap_of_the_words(before: str, now: str) -> None:
     a, b = Counter(before.lower().split()), Counter(now.lower().split())
-    found = distance(before, now)
-    assert found == pytest.approx(1 - (a & b).total() / (a | b).total())
-    assert found == distance(now, before)
+    result = distance(before, now)
+    assert result == pytest.approx(1 - (a & b).total() / (a | b).total())
+    assert result == distance(now, before)
     assert distance(before, before.upper()) == 0.0
 
 

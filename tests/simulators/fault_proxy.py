@@ -283,11 +283,11 @@ async def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
 
 
 def _first(group: BaseExceptionGroup[_Broken]) -> _Broken:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, _Broken)
-    return found
+    results: BaseException = group
+    while isinstance(results, BaseExceptionGroup):
+        results = results.exceptions[0]
+    assert isinstance(results, _Broken)
+    return results
 
 
 @dataclass(slots=True)

@@ -99,8 +99,8 @@ class FakeLabelStudio:
             }
             of["annotations"] = [one for one in of["annotations"] if one["id"] != made["id"]] + [made]
         action = "ANNOTATION_CREATED" if annotation is None else "ANNOTATION_UPDATED"
-        shown = {key: value for key, value in of.items() if key != "annotations"}
-        return {"action": action, "annotation": made, "task": shown, "project": {"id": project, "title": "Judge"}}
+        displayed = {key: value for key, value in of.items() if key != "annotations"}
+        return {"action": action, "annotation": made, "task": displayed, "project": {"id": project, "title": "Judge"}}
 
     def answer(self, method: str, target: str, authorization: str, body: Any) -> tuple[int, Any]:
         """Status and JSON of one request."""
@@ -156,7 +156,7 @@ class FakeLabelStudio:
 
 
 def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    result = []
     for number, (name, value) in enumerate(said.items()):
         kind, inner = (
             ("rating", {"rating": value})
@@ -165,7 +165,7 @@ def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
             if isinstance(value, list)
             else ("textarea", {"text": [value]})
         )
-        found.append(
+        result.append(
             {
                 "id": f"r{number}",
                 "from_name": name,
@@ -175,7 +175,7 @@ def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "value": inner,
             }
         )
-    return found
+    return result
 
 
 def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
@@ -185,12 +185,12 @@ def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
             raw = self.rfile.read(length)
             body = json.loads(raw) if raw else None
             status, said = studio.answer(self.command, self.path, self.headers.get("authorization") or "", body)
-            told = json.dumps(said).encode()
+            report = json.dumps(said).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(told)))
+            self.send_header("content-length", str(len(report)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(report)
 
         do_GET = _serve  # noqa: N815 - http.server's own names
         do_POST = _serve  # noqa: N815

@@ -19,7 +19,7 @@ def seen(episode_id: str) -> Request:
     return plain_request(episode_id)
 
 
-def said(feedback_id: str) -> FeedbackEvent:
+def feedback(feedback_id: str) -> FeedbackEvent:
     return FeedbackEvent(Feedback(feedback_id=feedback_id, correct=True))
 
 
@@ -31,7 +31,7 @@ def send_feedback(store: Store, run: str, n_feedback: int, told: Connection) -> 
     async def send(worker: int) -> None:
         for i in range(n_feedback):
             name = f"{run}-{worker}-{i}"
-            receipt = await log.append_durable(said(name))
+            receipt = await log.append_durable(feedback(name))
             assert not receipt.duplicate
             told.send(name)
 

@@ -90,9 +90,9 @@ def copied(source: SqliteConnection) -> SqliteConnection:
 
 
 def found_head(connection: SqliteConnection) -> Head:
-    found = head(connection)
-    assert found is not None
-    return found
+    result = head(connection)
+    assert result is not None
+    return result
 
 
 def edit(log: SqliteConnection, place: int) -> None:
@@ -138,8 +138,8 @@ def reorder_places(log: SqliteConnection, place: int) -> None:
 
 def reorder_events(log: SqliteConnection, place: int) -> None:
     """The events of two rows change their places in the log."""
-    found = "SELECT seq FROM chain WHERE place = ?"
-    first, second = (log.execute(found, (one,)).fetchone()[0] for one in (place, place + 1))
+    result = "SELECT seq FROM chain WHERE place = ?"
+    first, second = (log.execute(result, (one,)).fetchone()[0] for one in (place, place + 1))
     for before, after in ((first, -1), (second, first), (-1, second)):
         log.execute("UPDATE events SET seq = ? WHERE seq = ?", (after, before))
 

@@ -139,8 +139,8 @@ def test_a_beginning_that_is_edited_or_gone_is_named(whole: SqliteConnection) ->
 
 
 def test_words_that_are_changed_or_go_in_silence_are_named(whole: SqliteConnection) -> None:
-    found = whole.execute("SELECT place FROM chain WHERE comments IS NOT NULL ORDER BY place")
-    with_words = [place for (place,) in found]
+    result = whole.execute("SELECT place FROM chain WHERE comments IS NOT NULL ORDER BY place")
+    with_words = [place for (place,) in result]
     assert len(with_words) > 10
     for tamper, word in ((change_words, "edited: it is not what"), (erase_in_silence, "no erasure in the chain")):
         with closing(copied(whole)) as log:
@@ -155,8 +155,8 @@ def test_words_that_are_changed_or_go_in_silence_are_named(whole: SqliteConnecti
 def test_a_field_that_is_there_twice_is_another_body(whole: SqliteConnection) -> None:
     seq = whole.execute("SELECT seq FROM events WHERE kind = 'feedback' AND body LIKE '%comment 3%'").fetchone()[0]
     with closing(copied(whole)) as log:
-        twice = 'replace(body, \'"rating":4\', \'"rating":1,"rating":4\')'
-        log.execute(f"UPDATE events SET body = {twice} WHERE seq = ?", (seq,))
+        paired = 'replace(body, \'"rating":4\', \'"rating":1,"rating":4\')'
+        log.execute(f"UPDATE events SET body = {paired} WHERE seq = ?", (seq,))
         assert log.execute("SELECT rating FROM feedback WHERE seq = ?", (seq,)).fetchone() == (1,), "what SQL would see"
         bad = verify_chain(log).bad
     assert bad is not None

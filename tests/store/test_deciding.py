@@ -45,7 +45,7 @@ def began(number: int) -> Epoch:
     return Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w")
 
 
-def told(*more: Event) -> list[Event]:
+def report_of(*more: Event) -> list[Event]:
     """Two publications of the epoch that runs, and a pause of the control loop's own."""
     return [
         began(1),
@@ -63,9 +63,9 @@ def asked(decision: Any, **changes: Any) -> IncidentForm:
 
 
 def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: Decisions, database: LogLocation) -> None:
-    writer.write(None, told())
-    found = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
-    assert isinstance(found, DecisionRows), found
+    writer.write(None, report_of())
+    result = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
+    assert isinstance(result, DecisionRows), result
     assert read_decided(database).of("r").pause is None
     pin = read_holds(database).of("r").in_effect(21.0).pin
     assert pin is not None
@@ -79,7 +79,7 @@ def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: De
 def test_a_roll_back_that_does_not_fit_changes_nothing(
     writer: Decisions, query: Query, number: int, wrong: str
 ) -> None:
-    writer.write(None, told())
+    writer.write(None, report_of())
     before = query("SELECT count(*) FROM events")
     assert wrong in str(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=number))
     assert query("SELECT count(*) FROM events") == before
@@ -90,7 +90,7 @@ def test_a_roll_back_while_the_file_is_locked_loses_nothing(
     writer: Decisions, database: LogLocation, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "BUSY_S", 0.5)  # for which a transaction waits
-    writer.write(None, told())
+    writer.write(None, report_of())
     before = query("SELECT count(*) FROM events")
     with closing(sqlite3.connect(str(database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -103,28 +103,28 @@ def test_a_roll_back_while_the_file_is_locked_loses_nothing(
 
 
 def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: LogLocation, writer: Decisions) -> None:
-    writer.write(None, told())
-    found: list[DecisionRows | str] = []
+    writer.write(None, report_of())
+    result: list[DecisionRows | str] = []
 
     def act(name: str, decision: str) -> None:
         with Decisions(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
             more = {"level": 1} if decision == "tighten" else {}
-            found.append(decide_incident(own, ROUTE, "r", asked(decision, author=name, **more), now_s=20.0))
+            result.append(decide_incident(own, ROUTE, "r", asked(decision, author=name, **more), now_s=20.0))
 
     threads = [threading.Thread(target=act, args=(f"admin {n}", ("resume", "tighten")[n % 2])) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    done = [one for one in found if isinstance(one, DecisionRows)]
+    done = [one for one in result if isinstance(one, DecisionRows)]
     assert len(done) == 1
-    assert all("is decided already" in one for one in found if isinstance(one, str))
+    assert all("is decided already" in one for one in result if isinstance(one, str))
     held = read_holds(database).of("r")
     assert len(held.overrides) == (done[0].override is not None), "of the others nothing was written, no part of it"
 
 
 def test_two_overrides_at_once_get_two_numbers(database: LogLocation, writer: Decisions) -> None:
-    writer.write(None, told())
+    writer.write(None, report_of())
 
     def act(level: int) -> None:
         with Decisions(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
@@ -142,7 +142,7 @@ def test_two_overrides_at_once_get_two_numbers(database: LogLocation, writer: De
 
 
 def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: LogLocation) -> None:
-    writer.write(None, told())
+    writer.write(None, report_of())
     wanted = OverrideForm(kind="cap", reason="x", author="a", days=1.0, level=2)
     assert isinstance(set_override(writer, "r", ROUTE, wanted, now_s=20.0), Override)
     for number, at_s in ((2, 21.0), (1, 20.0 + 86_400.0)):
@@ -170,13 +170,13 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: LogLoc
     assert quiet.evidence[1].startswith("held then: promise: none is needed: no control loop has begun with the route")
     assert read_decided(database).of("r").pause is not None
     assert "an author and a sentence" in str(open_incident(writer, "r", ROUTE, " ", "ann", now_s=7.0))
-    found = decide_incident(writer, ROUTE, "r", asked("resume", incident="r:m2"), now_s=8.0)
-    assert isinstance(found, DecisionRows)
+    result = decide_incident(writer, ROUTE, "r", asked("resume", incident="r:m2"), now_s=8.0)
+    assert isinstance(result, DecisionRows)
     assert read_decided(database).of("r").pause is None
 
 
 def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: LogLocation) -> None:
-    writer.write(None, told(publication(number=4, epoch=2, level=0, certified=False)))
+    writer.write(None, report_of(publication(number=4, epoch=2, level=0, certified=False)))
     with open_reader(database) as connection:
         now = read_snapshot(connection, "r", ROUTE)
         able = fitting(connection, now, now_s=20.0)
@@ -186,7 +186,7 @@ def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions,
 
 def test_only_what_is_new_is_read(writer: Decisions, database: LogLocation) -> None:
     assert read_holds(database) is NOTHING_HELD
-    writer.write(None, told())
+    writer.write(None, report_of())
     known = read_holds(database)
     assert read_holds(database, known) is known
     writer.write(None, [Resumption(route="r", number=1, reason="fine", author="bob")])

@@ -192,8 +192,8 @@ def test_of_two_decisions_for_one_place_the_first_stands(
     worker = writer()
     assert worker.write(None, [published(1, level=3), published(1, level=9), published(2)]) == [True, False, True]
     assert worker.write(None, [published(2)]) == [False]
-    found = read_decided(database).of("r")
-    assert (found.n_publications, found.last and found.last.level) == (2, 5)
+    result = read_decided(database).of("r")
+    assert (result.n_publications, result.last and result.last.level) == (2, 5)
 
 
 def test_a_decision_that_cannot_be_written_leaves_nothing(writer: Callable[[], Decisions], query: Query) -> None:
@@ -267,12 +267,12 @@ def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
     assert newer.of("r").level == 5
     assert newer.of("other").in_burst
     assert newer.of("unheard of") == NOTHING
-    asked = list[str]()
+    request = list[str]()
     with open_reader(database) as connection:
         assert isinstance(connection, SqliteConnection)
-        connection.set_trace_callback(asked.append)
+        connection.set_trace_callback(request.append)
         read_decided(connection)
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {request[0]}").fetchall()
     assert "USING INDEX decisions" in plan[0][3]
 
 

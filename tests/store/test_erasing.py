@@ -132,13 +132,13 @@ def test_answers_that_were_equal_stay_equal_so_disagreement_is_still_known(
     fill(open_log(), ["a1"])
     with closing(SqliteConnection(database)) as connection:
         erase_words(writer, order(("answers",)), select_word_rows(connection, "a1"))
-        found = next(iter(read_episodes(connection)))
-    outcome = found.episode.outcome
+        result = next(iter(read_episodes(connection)))
+    outcome = result.episode.outcome
     assert outcome.answer is not None
     assert outcome.would_answer not in {None, outcome.answer}
     assert [step.answer for step in outcome.steps] == [outcome.would_answer, None, outcome.answer]
-    assert [label.feedback.gold for label in found.labels] == [None, None], "what is right goes with what was answered"
-    assert [label.feedback.comment for label in found.labels] == [f"{CANARY}-a1 says", f"{CANARY}-a1 too"]
+    assert [label.feedback.gold for label in result.labels] == [None, None], "what is right goes with what was answered"
+    assert [label.feedback.comment for label in result.labels] == [f"{CANARY}-a1 says", f"{CANARY}-a1 too"]
 
 
 def test_erasing_again_does_nothing_and_part_after_part_holds(
@@ -207,12 +207,12 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
 def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), [f"a{i}" for i in range(5)])  # a clock that ticks with each row
     with closing(SqliteConnection(database)) as connection:
-        last, found = select_expired_rows(connection, 10.0, after_seq=0, until_seq=1_000)
-        assert found == list(range(1, last + 1))
-        assert 5 < len(found) < 20
+        last, result = select_expired_rows(connection, 10.0, after_seq=0, until_seq=1_000)
+        assert result == list(range(1, last + 1))
+        assert 5 < len(result) < 20
         assert select_expired_rows(connection, 10.0, after_seq=last, until_seq=1_000) == (last, [])
         assert erased_until(connection, "old") == 0
-        erase_words(writer, order(("comments",), "old"), found, until_seq=last)
+        erase_words(writer, order(("comments",), "old"), result, until_seq=last)
         assert erased_until(connection, "old") == last
 
 
@@ -226,8 +226,10 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
     rows = range(1, BATCH_ROWS + 6)
     assert erase_words(writer, order(("comments",), "old"), rows, until_seq=BATCH_ROWS + 5) == BATCH_ROWS + 5
     with closing(SqliteConnection(database, isolation_level=None)) as connection:
-        told = connection.execute("SELECT json_extract(body, '$.erasure.until_seq') FROM events WHERE kind = 'erased'")
-        assert [one for (one,) in told.fetchall()] == [0, BATCH_ROWS + 5]
+        report = connection.execute(
+            "SELECT json_extract(body, '$.erasure.until_seq') FROM events WHERE kind = 'erased'"
+        )
+        assert [one for (one,) in report.fetchall()] == [0, BATCH_ROWS + 5]
         verdict = verify_chain(connection)
     assert verdict.ok
     assert verdict.n_erased == BATCH_ROWS + 5

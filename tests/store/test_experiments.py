@@ -51,8 +51,8 @@ def test_an_experiment_runs_from_its_start_to_its_end_and_again(writer: Decision
     begun = begin(writer)
     assert isinstance(begun, ExperimentStart)
     assert read_running_experiments(read_experiments(writer.path)) == (begun.experiment,)
-    found = held(writer)["e", 1]
-    assert (found.author, found.reason, found.revision, found.started_at_s) == ("Ada", "to see", 0, 7.0)
+    result = held(writer)["e", 1]
+    assert (result.author, result.reason, result.revision, result.started_at_s) == ("Ada", "to see", 0, 7.0)
     assert begin(writer) == "runs already, started by Ada: to see"
     ended = stop_experiment(writer, "e", author="Bob", reason="seen", summary=("It is better.",))
     assert ended == ExperimentEnd(experiment="e", run=1, author="Bob", reason="seen", summary=("It is better.",))
@@ -70,9 +70,9 @@ def test_weights_and_share_change_while_it_runs_and_nothing_else(writer: Decisio
     changed = begin(writer, share=0.4, arms=arms)
     assert isinstance(changed, ExperimentStart)
     assert changed.revision == 1
-    found = held(writer)["e", 1]
-    assert found.experiment.odds()["brisk"] == 0.75
-    assert n_slots(found.experiment.slots) == 400
+    result = held(writer)["e", 1]
+    assert result.experiment.odds()["brisk"] == 0.75
+    assert n_slots(result.experiment.slots) == 400
     assert "stop it before" in str(begin(writer, share=0.4, arms=arms, primary="em"))
     assert begin(writer, share=0.4, arms=arms) == "runs already, started by Ada: to see"
 
@@ -107,10 +107,10 @@ def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Deci
     rival = define("b", table(), run=1, slots=((0, 1_000),))
     begun = ExperimentStart(experiment=rival, revision=0, author="Bob", reason="r")
     assert writer.write(None, [begun]) == [True]
-    found = held(writer)["b", 1]
-    assert not found.runs
-    assert found.ended is not None
-    assert found.ended.reason == "never ran: a had taken its part of the layer at the same moment"
+    result = held(writer)["b", 1]
+    assert not result.runs
+    assert result.ended is not None
+    assert result.ended.reason == "never ran: a had taken its part of the layer at the same moment"
     assert [one.name for one in read_running_experiments(read_experiments(writer.path))] == ["a"]
 
 
@@ -150,10 +150,10 @@ def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> Non
         log = LogWriter(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         log.append(seen(99, both))  # of a gateway that had not heard of the end
         log.close()
-        found = list(read_draws(log.path, held(writer)["e", 1]))
-    assert len(found) == 40
-    assert {1 + len(draw.others) for _, draw, _ in found} == {2}
-    assert len({draw.unit for _, draw, _ in found}) == 20
-    assert [seq for seq, _, _ in found] == sorted(seq for seq, _, _ in found)
-    assert [query for _, _, query in found] == [seen(number, both).query for number in range(40)]
+        result = list(read_draws(log.path, held(writer)["e", 1]))
+    assert len(result) == 40
+    assert {1 + len(draw.others) for _, draw, _ in result} == {2}
+    assert len({draw.unit for _, draw, _ in result}) == 20
+    assert [seq for seq, _, _ in result] == sorted(seq for seq, _, _ in result)
+    assert [query for _, _, query in result] == [seen(number, both).query for number in range(40)]
     assert list(read_runs(log.path, held(writer)["e", 1])) == []

@@ -25,7 +25,7 @@ from suffice.store.database.location import LogLocation
 from suffice.store.database.postgres import PostgresDatabase
 from suffice.store.database.writer import LogWriter
 from suffice.types import Outcome
-from tests.store.feedback_sender import FINISHED, said, seen, send_feedback
+from tests.store.feedback_sender import FINISHED, feedback, seen, send_feedback
 
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once for all that it starts
 PROCESSES.set_forkserver_preload([send_feedback.__module__])
@@ -205,12 +205,12 @@ async def test_durable_feedback_fails_in_bounded_time_and_may_be_sent_again(
     with locked():
         before = time.monotonic()
         with pytest.raises(StoreError, match="send it again with the same id"):
-            await log.append_durable(said("f"))
+            await log.append_durable(feedback("f"))
         assert time.monotonic() - before < 20.0
     log.append(seen("e"))
     assert log.drain()
     assert query("SELECT count(*) FROM feedback") == [(0,)], "what was refused is not written behind the back"
-    assert not (await log.append_durable(said("f"))).duplicate
+    assert not (await log.append_durable(feedback("f"))).duplicate
     assert log.n_failed == 1
 
 
@@ -246,7 +246,7 @@ async def test_a_batch_that_fails_at_its_kth_row_is_written_once_in_the_end(
         for i in range(20):
             log.append(seen(f"e{i}"))
         with pytest.raises(StoreError, match="the disk says no"):
-            await log.append_durable(said("f"))
+            await log.append_durable(feedback("f"))
         assert query("SELECT count(*) FROM requests") == [(0,)], "a batch is written whole or not at all"
     assert log.drain()
     assert query("SELECT episode_id FROM requests ORDER BY seq") == [(f"e{i}",) for i in range(20)]

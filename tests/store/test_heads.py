@@ -15,10 +15,10 @@ HEADS = [Head(begin="aa" * 32, place=n, seq=2 * n, link=f"{n:02x}" * 32) for n i
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    found = tmp_path / "heads.jsonl"
+    result = tmp_path / "heads.jsonl"
     for head in HEADS:
-        append_line(found, line_of(head, at="2026-11-26T09:00:00Z", key=KEY))
-    return found
+        append_line(result, line_of(head, at="2026-11-26T09:00:00Z", key=KEY))
+    return result
 
 
 def test_what_was_written_is_read_in_order_with_its_signature(file: Path) -> None:

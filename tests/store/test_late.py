@@ -13,7 +13,7 @@ from suffice.errors import StoreError
 from suffice.store.database.views import read_events
 from suffice.store.database.writer import LateLog, LogWriter
 from suffice.store.rows.events import key_of, kind_of
-from tests.store.test_sqlite import ended, said, seen
+from tests.store.test_sqlite import ended, feedback, seen
 
 Open = Callable[..., LogWriter]
 
@@ -55,7 +55,7 @@ def test_an_outcome_that_comes_after_the_log_did_is_dropped_where_its_request_wa
 
 def test_nothing_is_promised_until_there_is_a_log(open_log: Open) -> None:
     async def durable(late: LateLog) -> Any:
-        return await late.append_durable(said("f", episode_id="a"))
+        return await late.append_durable(feedback("f", episode_id="a"))
 
     late = LateLog("store x: is held", most_rows=9)
     with pytest.raises(StoreError, match="store x: is held; send it again with the same id"):

@@ -32,11 +32,11 @@ def test_the_log_and_its_companions(tmp_path: Path) -> None:
     log = LogWriter(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 1.0)
     log.append(seen("e"))
     assert log.drain()
-    found = {one.name: oct(mode(one)) for one in tmp_path.iterdir()}
+    result = {one.name: oct(mode(one)) for one in tmp_path.iterdir()}
     log.close()
-    assert {"log.db", "log.db-wal", "log.db-shm"} <= set(found)
-    assert any(name.endswith(".lock") for name in found)
-    assert set(found.values()) == {"0o600"}
+    assert {"log.db", "log.db-wal", "log.db-shm"} <= set(result)
+    assert any(name.endswith(".lock") for name in result)
+    assert set(result.values()) == {"0o600"}
 
 
 def test_a_log_that_others_could_read_is_tightened_and_its_owner_told(

@@ -30,10 +30,10 @@ def enforced(number: int, hour: int) -> tuple[Request, Outcome]:
     """A run of a route in enforce: an audit whose stop sometimes loses the answer, or a stopped one."""
     rng = random.Random(number)
     audit = rng.random() < AUDIT_SHARE
-    asked, ended = run(number, rng, audit=audit, stopped=not audit)
+    requested, ended = run(number, rng, audit=audit, stopped=not audit)
     propensity = AUDIT_SHARE if audit else 1 - AUDIT_SHARE
     request = replace(
-        asked,
+        requested,
         mode="enforce",
         audit=audit,
         propensity=propensity,
@@ -113,9 +113,9 @@ def test_a_period_has_the_figures_of_its_runs_and_its_buckets_add_up(
 ) -> None:
     folder, runs = log
     inside = [one for one in runs if holds(one[0], one[1])]
-    found, (n, lost, gained, pending) = period(folder, **what), drop_of(inside)
-    total = found.total
-    assert total.sums.n_requests == len(inside) == sum(one.sums.n_requests for one in found.buckets)
+    result, (n, lost, gained, pending) = period(folder, **what), drop_of(inside)
+    total = result.total
+    assert total.sums.n_requests == len(inside) == sum(one.sums.n_requests for one in result.buckets)
     assert total.em_drop is not None
     assert total.em_drop.n == n
     assert total.em_drop.value == pytest.approx((lost + pending - gained) / n)
@@ -126,8 +126,8 @@ def test_a_period_has_the_figures_of_its_runs_and_its_buckets_add_up(
     assert total.saving is not None
     assert total.saving.value == pytest.approx(saved / (saved + spent))
     assert total.saved_tokens == saved
-    assert total.saved_tokens == pytest.approx(sum(one.saved_tokens or 0.0 for one in found.buckets))
-    for one in found.buckets:
+    assert total.saved_tokens == pytest.approx(sum(one.saved_tokens or 0.0 for one in result.buckets))
+    for one in result.buckets:
         assert what.get("since_hour", 0) <= one.begin_hour < one.end_hour <= what.get("until_hour", 72)
     certified = [(request, one) for _, request, one in inside if request.certified]
     assert total.saved_certified_tokens == sum(saved_tokens(request, one) or 0 for request, one in certified)
@@ -181,8 +181,8 @@ def test_observed_runs_show_what_stops_would_have_lost(tmp_path: Path) -> None:
     events: list[Event] = []
     for number in range(40):
         request, outcome = run(number, random.Random(number), audit=False)
-        asked = replace(request, mode="observe", arms=())
-        events += [asked, replace(outcome, stop_step=2, answer="3", would_answer="4" if number % 4 == 0 else "3")]
+        requested = replace(request, mode="observe", arms=())
+        events += [requested, replace(outcome, stop_step=2, answer="3", would_answer="4" if number % 4 == 0 else "3")]
         events.append(said(number, "g", gold="3"))
     write(tmp_path, events)
     summed(tmp_path)

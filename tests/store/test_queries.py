@@ -24,9 +24,9 @@ HEAD = re.compile(r"(?m)^-- name: (\w+)\(([\w, ]*)\)$")
 
 
 def heads(dialect: str) -> dict[str, str]:
-    found = HEAD.findall((FOLDER / f"{dialect}.sql").read_text("utf-8"))
-    assert len(found) == len(dict(found)), "a name is taken once"
-    return dict(found)
+    result = HEAD.findall((FOLDER / f"{dialect}.sql").read_text("utf-8"))
+    assert len(result) == len(dict(result)), "a name is taken once"
+    return dict(result)
 
 
 def test_both_files_have_the_same_names_with_the_same_parameters() -> None:

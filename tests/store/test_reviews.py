@@ -191,13 +191,13 @@ def test_all_new_writes_all_or_nothing(writer: Decisions, query: Query) -> None:
 
 @pytest.mark.sqlite_only
 def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(writer: Decisions, query: Query) -> None:
-    asked = list[str]()
+    request = list[str]()
     for read, index in ((read_reviews, "reviews"), (read_holds, "holds")):
         with open_reader(writer.path) as connection:
             assert isinstance(connection, SqliteConnection)
-            connection.set_trace_callback(asked.append)
+            connection.set_trace_callback(request.append)
             read(connection)
-        plan = query(f"EXPLAIN QUERY PLAN {asked[-1]}")
+        plan = query(f"EXPLAIN QUERY PLAN {request[-1]}")
         assert any(f"USING INDEX {index}" in str(row) for row in plan), plan
 
 

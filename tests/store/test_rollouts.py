@@ -61,14 +61,14 @@ def back(writer: Decisions, route: Route = ROUTE) -> RolloutRun | str:
 
 def at_once(path: LogLocation, act: Callable[[Decisions, int], Any]) -> list[Any]:
     """What each of many people got, who have the log open and begin at the same moment."""
-    found, gate = list[Any](), threading.Barrier(MANY)
+    result, gate = list[Any](), threading.Barrier(MANY)
 
     def run(writer: Decisions, number: int) -> None:
         gate.wait()
         try:
-            found.append(act(writer, number))
+            result.append(act(writer, number))
         except StoreError as error:  # a busy machine: it says that another process has the log, and to try again
-            found.append(str(error))
+            result.append(str(error))
 
     with ExitStack() as stack:
         threads = [
@@ -78,17 +78,17 @@ def at_once(path: LogLocation, act: Callable[[Decisions, int], Any]) -> list[Any
             thread.start()
         for thread in threads:
             thread.join()
-    return found
+    return result
 
 
 def test_of_fifty_who_propose_at_once_one_has_begun_and_the_others_are_told(path: LogLocation) -> None:
-    found = at_once(path, lambda writer, number: propose(writer, {**STEADY, "streak": 2 + number}, f"r-{number}"))
-    begun = [one for one in found if not isinstance(one, str)]
+    result = at_once(path, lambda writer, number: propose(writer, {**STEADY, "streak": 2 + number}, f"r-{number}"))
+    begun = [one for one in result if not isinstance(one, str)]
     assert len(begun) == 1
     assert [one.state.rollout for one in read_rollouts(path)] == [begun[0].state.rollout]
-    said = {one for one in found if isinstance(one, str)}
-    assert len(found) == MANY
-    assert all(one.endswith(("one at a time", "try again")) for one in said), said
+    output = {one for one in result if isinstance(one, str)}
+    assert len(result) == MANY
+    assert all(one.endswith(("one at a time", "try again")) for one in output), output
 
 
 def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_the_others_are_told(
@@ -101,10 +101,10 @@ def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_th
         name = ("promote", "hold", "rollback")[number % 3]
         return rollouts.step(writer, "r", name, author=f"admin {number}", reason="go")
 
-    found = at_once(path, step)
-    made = [one for one in found if not isinstance(one, str)]
+    result = at_once(path, step)
+    made = [one for one in result if not isinstance(one, str)]
     (held,) = read_rollouts(path)
-    assert len(found) == MANY
+    assert len(result) == MANY
     assert sorted(made, key=lambda one: one.number) == list(held.moves), "who was told that he moved it has moved it"
     assert [one.number for one in held.moves] == list(range(1, len(made) + 1))
     assert 0 < held.state.n_moves < MANY
@@ -144,11 +144,11 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
         if gone:
             del FOLDS["votes"]
         base.resolve_needs.cache_clear()
-        said = back(serving)
+        output = back(serving)
     base.resolve_needs.cache_clear()
-    assert isinstance(said, str)
-    assert ("unknown signal 'votes'" if gone else "reads other signals here") in said
-    assert "`suffice kill` lets everything run in full" in said
+    assert isinstance(output, str)
+    assert ("unknown signal 'votes'" if gone else "reads other signals here") in output
+    assert "`suffice kill` lets everything run in full" in output
     own = rollouts.own_version(ROUTE).address
     assert rollouts.read_serving_version(read_rollouts(serving.path), "r", own) == version(STEADY).address, (
         "and it goes on serving"

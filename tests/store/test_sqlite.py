@@ -45,7 +45,7 @@ def ended(episode_id: str, **changes: Any) -> Outcome:
     return Outcome(**(fields | changes))
 
 
-def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
+def feedback(feedback_id: str, **fields: Any) -> FeedbackEvent:
     return FeedbackEvent(Feedback(feedback_id=feedback_id, **fields))
 
 
@@ -148,23 +148,23 @@ def test_rows_of_one_key_are_written_once(open_log: Open, query: Query) -> None:
 async def test_an_id_says_one_thing_of_its_sender(open_log: Open, again: dict[str, Any], conflict: bool) -> None:
     log = open_log()
     first: dict[str, Any] = {"episode_id": "e", "comment": "good", "rating": 5, "sender": "a", "door": "key"}
-    assert not (await log.append_durable(said("f", **first))).duplicate
-    assert not (await log.append_durable(said("f", **first | {"sender": "b", "rating": 1}))).duplicate
-    found = await log.append_durable(said("f", **first | again))
-    assert (found.duplicate, found.conflict) == (True, conflict)
+    assert not (await log.append_durable(feedback("f", **first))).duplicate
+    assert not (await log.append_durable(feedback("f", **first | {"sender": "b", "rating": 1}))).duplicate
+    result = await log.append_durable(feedback("f", **first | again))
+    assert (result.duplicate, result.conflict) == (True, conflict)
 
 
 async def test_what_was_never_written_is_not_compared(database: Path) -> None:
     log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
-    await log.append_durable(said("f", episode_id="e", comment="good", rating=5))
-    assert not (await log.append_durable(said("f", episode_id="e", comment="bad", rating=5))).conflict
-    assert (await log.append_durable(said("f", episode_id="e", comment="good", rating=4))).conflict
+    await log.append_durable(feedback("f", episode_id="e", comment="good", rating=5))
+    assert not (await log.append_durable(feedback("f", episode_id="e", comment="bad", rating=5))).conflict
+    assert (await log.append_durable(feedback("f", episode_id="e", comment="good", rating=4))).conflict
     log.close()
 
 
 def test_feedback_of_a_log_whose_keys_had_no_sender_is_still_read(open_log: Open, database: Path, query: Query) -> None:
     log = open_log()
-    log.append(said("old", episode_id="e", source="user", sender="a"))
+    log.append(feedback("old", episode_id="e", source="user", sender="a"))
     log.close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE events SET key = 'old'")
@@ -177,10 +177,10 @@ async def test_a_receipt_says_where_whether_again_and_whether_joined(open_log: O
     log = open_log()
     log.append(seen("e"))
     log.append(ended("e"))
-    first = await log.append_durable(said("f", episode_id="e", correct=True))
-    again = await log.append_durable(said("f", episode_id="e", correct=False))
-    unknown = await log.append_durable(said("g", episode_id="not-yet"))
-    by_response = await log.append_durable(said("h", response_id="r-e"))
+    first = await log.append_durable(feedback("f", episode_id="e", correct=True))
+    again = await log.append_durable(feedback("f", episode_id="e", correct=False))
+    unknown = await log.append_durable(feedback("g", episode_id="not-yet"))
+    by_response = await log.append_durable(feedback("h", response_id="r-e"))
     assert first == Receipt(seq=3, duplicate=False, joined=True)
     assert again == Receipt(seq=3, duplicate=True, joined=True, conflict=True)
     assert unknown == Receipt(seq=unknown.seq, duplicate=False, joined=False)
@@ -194,7 +194,7 @@ def test_the_same_feedback_from_fifty_threads_is_one_row(open_log: Open, query: 
     receipts: list[Receipt] = []
 
     def send() -> None:
-        receipts.append(asyncio.run(log.append_durable(said("same", correct=True))))
+        receipts.append(asyncio.run(log.append_durable(feedback("same", correct=True))))
 
     threads = [threading.Thread(target=send) for _ in range(50)]
     for thread in threads:
@@ -209,8 +209,8 @@ def test_the_same_feedback_from_fifty_threads_is_one_row(open_log: Open, query: 
 
 async def test_feedback_finds_its_request_whenever_it_comes(open_log: Open, query: Query) -> None:
     log = open_log()
-    await log.append_durable(said("f", episode_id="e", correct=True))
-    await log.append_durable(said("g", response_id="r-e", rating=5))
+    await log.append_durable(feedback("f", episode_id="e", correct=True))
+    await log.append_durable(feedback("g", response_id="r-e", rating=5))
     assert query("SELECT sum(joined) FROM feedback") == [(0,)]
     log.append(seen("e"))
     log.append(ended("e"))
@@ -226,7 +226,7 @@ async def test_a_response_id_that_two_answers_share_joins_neither(open_log: Open
     for name in ("a", "b"):
         log.append(seen(name))
         log.append(ended(name, response_id="chatcmpl-1"))
-    receipt = await log.append_durable(said("f", response_id="chatcmpl-1", correct=True))
+    receipt = await log.append_durable(feedback("f", response_id="chatcmpl-1", correct=True))
     assert not receipt.joined
     assert query("SELECT episode_id, joined FROM feedback") == [(None, 0)]
 
@@ -238,7 +238,7 @@ async def test_what_cannot_be_stored_is_refused_alone(open_log: Open, query: Que
     log.append(seen("good"))
     log.append(ended("good"))
     with pytest.raises(StoreError, match="cannot be stored"):
-        await log.append_durable(said("f", rating="five"))
+        await log.append_durable(feedback("f", rating="five"))
     assert log.drain()
     assert query("SELECT episode_id FROM requests") == [("good",)]
     assert query("SELECT episode_id FROM outcomes") == [("good",)], "no outcome without its request"

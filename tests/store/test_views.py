@@ -390,7 +390,7 @@ SHOWN: dict[str, tuple[set[str], str]] = {
 }
 
 
-def told(record: Feedback | Request | Outcome | StepRecord) -> Row:
+def report_of(record: Feedback | Request | Outcome | StepRecord) -> Row:
     """A record by the names that its view has: counts stand by themselves, and steps have a view of their own."""
     row = msgspec.to_builtins(record)
     if isinstance(record, StepRecord):
@@ -446,10 +446,10 @@ def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
         assert log.append(event)
     assert log.drain()
     return {
-        "feedback": (told(WHOLE), told(plain)),
-        "requests": (told(WHOLE_REQUEST), told(request)),
-        "outcomes": (told(WHOLE_OUTCOME), told(outcome)),
-        "steps": (told(WHOLE_STEP), told(step)),
+        "feedback": (report_of(WHOLE), report_of(plain)),
+        "requests": (report_of(WHOLE_REQUEST), report_of(request)),
+        "outcomes": (report_of(WHOLE_OUTCOME), report_of(outcome)),
+        "steps": (report_of(WHOLE_STEP), report_of(step)),
     }
 
 

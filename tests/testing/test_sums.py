@@ -22,8 +22,8 @@ def ask(url: str, question: str) -> dict[str, Any]:
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=20) as reply:
-        found: dict[str, Any] = json.load(reply)
-    return found
+        result: dict[str, Any] = json.load(reply)
+    return result
 
 
 def test_one_command_serves_it_until_it_is_interrupted() -> None:
@@ -31,9 +31,9 @@ def test_one_command_serves_it_until_it_is_interrupted() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            found = re.search(r"on (http://127\.0\.0\.1:\d+);", process.stdout.readline())
-            assert found is not None
-            assert ask(found[1], "What is 17 * 24?")["choices"][0]["message"]["content"] == "408"
+            result = re.search(r"on (http://127\.0\.0\.1:\d+);", process.stdout.readline())
+            assert result is not None
+            assert ask(result[1], "What is 17 * 24?")["choices"][0]["message"]["content"] == "408"
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
@@ -42,8 +42,8 @@ def test_one_command_serves_it_until_it_is_interrupted() -> None:
 @pytest.mark.parametrize(("question", "answer"), [("17 * 24", 408), ("17+24?", 41), ("first 1 + 1, then 5 - 9", -4)])
 def test_it_is_wrong_once_in_seven_answers_to_one_prompt(question: str, answer: int) -> None:
     with FakeUpstream.in_thread(SumsModel()) as fake:
-        said = [ask(fake.url, question)["choices"][0]["message"]["content"] for _ in range(7)]
-    assert [one == str(answer) for one in said] == [True] * 6 + [False]
+        output = [ask(fake.url, question)["choices"][0]["message"]["content"] for _ in range(7)]
+    assert [one == str(answer) for one in output] == [True] * 6 + [False]
 
 
 def test_what_is_no_sum_is_answered_all_the_same() -> None:

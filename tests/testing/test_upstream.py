@@ -238,8 +238,8 @@ async def test_log_probabilities_come_when_asked_for_in_the_shape_of_the_dialect
     reply = Reply(answer=("a", "b"), answer_logprobs=(-0.1,))
     async with FakeUpstream(reply) as fake:
         content = (await answer_of(fake, logprobs=True, top_logprobs=2))["choices"][0]["logprobs"]["content"]
-        found = [(t["token"], t["logprob"], len(t["top_logprobs"])) for t in content]
-        assert found == [("a", -0.1, 2), ("b", -0.5, 2)]
+        results = [(t["token"], t["logprob"], len(t["top_logprobs"])) for t in content]
+        assert results == [("a", -0.1, 2), ("b", -0.5, 2)]
         raw = (await answer_of(fake, RAW, prompt="x", logprobs=1))["choices"][0]["logprobs"]
         assert [t["token"] for t in raw["content"]] == ["a", "b"]
         assert "logprobs" not in (await answer_of(fake))["choices"][0]
@@ -289,8 +289,8 @@ async def test_parallel_streams_carry_only_their_own_nonce() -> None:
             async with session.post(fake.url + CHAT, json=body) as response:
                 chunks = datas(await response.read())[:-1]
             assert {c["nonce"] for c in chunks} == {nonce}
-            said = [c["choices"][0]["delta"].get("content") for c in chunks]
-            assert [text for text in said if text] == [nonce + " "] * 3
+            output = [c["choices"][0]["delta"].get("content") for c in chunks]
+            assert [text for text in output if text] == [nonce + " "] * 3
 
         await asyncio.gather(*(one(f"n{i}") for i in range(60)))
         assert len(fake.completions) == 60

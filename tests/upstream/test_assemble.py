@@ -37,8 +37,8 @@ def assembled(*chunks: dict[str, Any] | bytes) -> dict[str, Any]:
 
 def message(*deltas: dict[str, Any], **top: Any) -> dict[str, Any]:
     answer = assembled(*(chunk(delta, **top) for delta in deltas), chunk({}, "stop"))
-    found: dict[str, Any] = answer["choices"][0]["message"]
-    return found
+    results: dict[str, Any] = answer["choices"][0]["message"]
+    return results
 
 
 def test_a_stream_becomes_the_direct_answer() -> None:
@@ -104,7 +104,7 @@ def test_no_text_is_null_or_empty_as_the_direct_answer_has_it(
 
 
 def test_tool_calls_are_put_together_by_index() -> None:
-    found = message(
+    results = message(
         {"role": "assistant", "content": None},
         {"tool_calls": [call(1, "g", "", id="b")]},
         {"tool_calls": [call(0, "f", "{", id="a")]},
@@ -115,20 +115,20 @@ def test_tool_calls_are_put_together_by_index() -> None:
             ]
         },
     )
-    assert found["tool_calls"] == [
+    assert results["tool_calls"] == [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
         {"id": "b", "type": "function", "function": {"name": "g", "arguments": "[]"}},
     ]
 
 
 def test_tool_calls_without_an_index_are_told_apart_by_their_id() -> None:
-    found = message(
+    results = message(
         {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "1"}}]},
         {"tool_calls": [{"function": {"arguments": "2"}}]},
         {"tool_calls": [{"id": "b", "function": {"name": "g", "arguments": {"x": 1}}}, "odd"]},
         {"tool_calls": None},
     )
-    assert found["tool_calls"] == [
+    assert results["tool_calls"] == [
         {"id": "a", "function": {"name": "f", "arguments": "12"}},
         {"id": "b", "function": {"name": "g", "arguments": {"x": 1}}},
     ]
@@ -192,8 +192,8 @@ def test_log_probabilities_add_up_in_either_shape() -> None:
 def test_content_in_parts_stays_in_parts() -> None:
     think = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
     part = {"type": "text", "text": "b"}
-    found = message({"content": "a"}, {"content": [think]}, {"content": [part]}, {"content": "c"})
-    assert found["content"] == [{"type": "text", "text": "a"}, think, {"type": "text", "text": "bc"}]
+    results = message({"content": "a"}, {"content": [think]}, {"content": [part]}, {"content": "c"})
+    assert results["content"] == [{"type": "text", "text": "a"}, think, {"type": "text", "text": "bc"}]
 
 
 def test_several_choices_are_sorted_and_each_needs_its_end() -> None:
@@ -203,8 +203,8 @@ def test_several_choices_are_sorted_and_each_needs_its_end() -> None:
         delta = {"content": str(index)}
         assembler.add({"choices": [{"index": index, "delta": delta, "finish_reason": finish}]})
     assert assembler.finished
-    found = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in assembler.result()["choices"]]
-    assert found == [(0, "0", "stop"), (1, "11", "length")]
+    results = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in assembler.result()["choices"]]
+    assert results == [(0, "0", "stop"), (1, "11", "length")]
 
 
 ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -262,10 +262,10 @@ def test_nothing_at_all_is_not_an_answer() -> None:
 
 def test_an_error_frame_never_repeats_what_the_upstream_said() -> None:
     secret = {"error": {"message": "key sk-123 is wrong", "type": "auth", "code": 401}}
-    with pytest.raises(UpstreamError) as found:
+    with pytest.raises(UpstreamError) as results:
         assembled(chunk({"content": "a"}), json.dumps(secret).encode())
-    assert "sk-123" not in str(found.value)
-    assert "auth, 401" in str(found.value)
+    assert "sk-123" not in str(results.value)
+    assert "auth, 401" in str(results.value)
     with pytest.raises(UpstreamError, match=r"carried an error$"):
         assembled({"error": "sk-123"})
 

@@ -257,8 +257,8 @@ async def test_no_header_can_smuggle_another_one(header: tuple[str, str]) -> Non
 
 
 async def test_headers_arrive_byte_for_byte() -> None:
-    said = OK.replace(b"\r\n\r\n", b"\r\nx-request-id: \xc3\xa9\xff\r\n\r\n")
-    async with Scripted([said]) as server, client_of(server.url) as client:
+    output = OK.replace(b"\r\n\r\n", b"\r\nx-request-id: \xc3\xa9\xff\r\n\r\n")
+    async with Scripted([output]) as server, client_of(server.url) as client:
         async with client.open("/x", b"{}", [("x-mine", "\xc3\xa9\xff")]) as call:
             assert ("x-request-id", "\xc3\xa9\xff") in call.headers
         assert b"x-mine: \xc3\xa9\xff\r\n" in server.heads[0]
@@ -293,6 +293,6 @@ async def test_a_login_in_the_address_is_sent_where_the_caller_has_none(
     ],
 )
 def test_an_address_is_read_as_the_standards_have_it(url: str, host: str, port: int, path: str, authority: str) -> None:
-    found = Address.of(url)
-    assert (found.host, found.port, found.path, found.authority) == (host, port, path, authority)
-    assert found.tls == url.startswith("https")
+    result = Address.of(url)
+    assert (result.host, result.port, result.path, result.authority) == (host, port, path, authority)
+    assert result.tls == url.startswith("https")

@@ -146,7 +146,7 @@ def test_a_refused_level_is_remembered_for_that_level_and_model_alone() -> None:
     assert len({low.name, high.name, sent("openai", "b", effort="low").name}) == 3
 
 
-def found(verdict: Any) -> Findings:
+def find(verdict: Any) -> Findings:
     entry = Finding(experiment="cancel", verdict=verdict, evidence="")
     return Findings(
         examination_id="x",
@@ -163,10 +163,10 @@ def found(verdict: Any) -> Findings:
 
 def test_whether_cancelling_saves_is_the_owners_word_then_doctors_then_the_drivers() -> None:
     plain, mistral = Upstream(url="http://up"), Upstream(url="http://up", driver="mistral")
-    assert [cancel_saves(plain, None), cancel_saves(plain, found("yes"))] == ["unknown", "yes"]
-    assert cancel_saves(plain, found("unclear")) == "unknown"
-    assert cancel_saves(Upstream(url="http://up", driver="vllm"), found("ignored")) == "no"
+    assert [cancel_saves(plain, None), cancel_saves(plain, find("yes"))] == ["unknown", "yes"]
+    assert cancel_saves(plain, find("unclear")) == "unknown"
+    assert cancel_saves(Upstream(url="http://up", driver="vllm"), find("ignored")) == "no"
     # That a service ends a stream at once does not say what it bills.
-    assert cancel_saves(mistral, found("yes")) == "no"
-    assert cancel_saves(Upstream(url="http://up", driver="mistral", cancel_saves="yes"), found("no")) == "yes"
+    assert cancel_saves(mistral, find("yes")) == "no"
+    assert cancel_saves(Upstream(url="http://up", driver="mistral", cancel_saves="yes"), find("no")) == "yes"
     assert {facts.cancel_saves for facts in DRIVERS.values()} <= {"yes", "no", "unknown"}

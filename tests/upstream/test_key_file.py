@@ -55,17 +55,19 @@ async def test_a_key_that_is_rotated_in_its_file_is_sent_from_then_on(
 def test_a_file_that_holds_no_key_is_refused_without_its_content(tmp_path: Path, content: str) -> None:
     (tmp_path / "key").write_text(content)
     raw = {"upstreams": {"up": {"url": "http://h", "api_key_file": str(tmp_path / "key")}}}
-    with pytest.raises(ConfigError, match=r"^upstreams\.up\.api_key_file: .* needs one line") as told:
+    with pytest.raises(ConfigError, match=r"^upstreams\.up\.api_key_file: .* needs one line") as report:
         api_key("up", parse_settings(raw).upstreams["up"])
-    assert "two" not in str(told.value)
+    assert "two" not in str(report.value)
 
 
 @pytest.mark.parametrize("field", ["api_key", "key", "secret", "token", "password"])
 def test_a_key_in_the_settings_is_refused_with_the_way_out(field: str) -> None:
     raw = {"upstreams": {"up": {"url": "http://h", field: "sk-very-secret"}}}
-    with pytest.raises(ConfigError, match="holds no secrets: name where it is, in api_key_env or api_key_file") as told:
+    with pytest.raises(
+        ConfigError, match="holds no secrets: name where it is, in api_key_env or api_key_file"
+    ) as report:
         parse_settings(raw)
-    assert "very-secret" not in str(told.value)
+    assert "very-secret" not in str(report.value)
 
 
 def test_a_key_has_one_place() -> None:

@@ -126,5 +126,5 @@ def test_no_header_is_an_error_and_no_number_is_out_of_range(headers: list[tuple
     for window in read_limits(headers, wall_s=NOW_S).values():
         assert window.remaining >= 0
         assert window.reset_s is None or 0 <= window.reset_s <= MAX_RESET_S
-    asked = retry_after_s(headers, wall_s=NOW_S)
-    assert asked is None or 0 <= asked <= MAX_RESET_S
+    request = retry_after_s(headers, wall_s=NOW_S)
+    assert request is None or 0 <= request <= MAX_RESET_S

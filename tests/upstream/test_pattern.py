@@ -142,9 +142,9 @@ def test_a_text_that_stands_elsewhere_too_is_not_mistaken_for_the_field() -> Non
 def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
     pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
     again = frame(chunk("reasoning", " 17", usage=None))
-    _, shown, _ = pattern.run_in(again.raw, 0)
-    assert json.loads(shown[6:]) == chunk("reasoning", " 17")
-    assert (shown[:6], shown[-2:]) == (b"data: ", b"\n\n")
+    _, displayed, _ = pattern.run_in(again.raw, 0)
+    assert json.loads(displayed[6:]) == chunk("reasoning", " 17")
+    assert (displayed[:6], displayed[-2:]) == (b"data: ", b"\n\n")
 
 
 @pytest.mark.parametrize("timings", [{"usage": None, "n": 1}, {"n": 1, "usage": None}, {"usage": None}], ids=str)
@@ -152,8 +152,8 @@ def test_an_empty_usage_that_stands_deeper_stays(timings: dict[str, Any]) -> Non
     body = chunk("reasoning", " so", usage=None, timings=timings)
     pattern = learnt(frame(body), without_usage=True)
     if text_in(pattern, frame(body).raw):
-        _, shown, _ = pattern.run_in(frame(body).raw, 0)
-        assert json.loads(shown[6:]) == chunk("reasoning", " so", timings=timings)
+        _, displayed, _ = pattern.run_in(frame(body).raw, 0)
+        assert json.loads(displayed[6:]) == chunk("reasoning", " so", timings=timings)
 
 
 def test_chunks_that_never_repeat_are_given_up() -> None:
@@ -259,9 +259,9 @@ def test_real_chunks_with_a_usage_are_read_without_parsing_them(stream: Stream, 
             n_matched += 1
             assert read.choices is not None
             assert (text, pattern.usage) == (getattr(read.choices[0].delta, pattern.field), read.usage)
-            shown = json.loads(pattern.run_in(each.raw, 0)[1][6:])
+            displayed = json.loads(pattern.run_in(each.raw, 0)[1][6:])
             whole = json.loads(each.data or b"")
-            assert shown == ({k: v for k, v in whole.items() if k != "usage"} if is_edited else whole)
+            assert displayed == ({k: v for k, v in whole.items() if k != "usage"} if is_edited else whole)
         else:
             pattern.learn(each, read, without_usage=is_edited and read.usage is not None)
     assert n_matched >= 8
@@ -288,8 +288,8 @@ def test_a_run_with_usages_is_the_chunks_one_by_one(pieces: list[tuple[str, int]
     assert texts == [text for text, _ in pieces[:n_whole]]
     assert end == sum(len(each.raw) for each in frames[:n_whole])
     texts_alone = [frame(chunk("reasoning", text)) for text, _ in pieces]
-    shown = (texts_alone if is_edited else frames)[:n_whole]
-    assert sent == b"".join(each.raw for each in shown)
+    displayed = (texts_alone if is_edited else frames)[:n_whole]
+    assert sent == b"".join(each.raw for each in displayed)
     if texts:
         assert pattern.usage == decode_chunk(frames[n_whole - 1].data or b"").usage
 

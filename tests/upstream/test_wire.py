@@ -66,18 +66,18 @@ def split(data: bytes, cuts: list[int], splitter: SseSplitter | None = None) -> 
 
 def reference(data: bytes) -> list[bytes]:
     """The data by the letter of the HTML standard, written line by line and independent of ours."""
-    found, lines = [], list[bytes]()
+    result, lines = [], list[bytes]()
     text = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for line in text.split(b"\n"):
         if not line:
             if lines:
-                found.append(b"\n".join(lines))
+                result.append(b"\n".join(lines))
             lines = []
         elif line.startswith(b"data"):
             rest = line[4:]
             assert not rest or rest.startswith(b":")
             lines.append(rest[1:].removeprefix(b" "))
-    return found
+    return result
 
 
 @pytest.mark.parametrize("name", sorted(CORPUS))

@@ -46,7 +46,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 
 # name → (path, body)
-ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+REQUESTED: dict[str, tuple[str, dict[str, Any]]] = {
     "chat_reasoning": (CHAT, chat(**USAGE)),
     "chat_inline_tags": (CHAT, chat(reasoning_format="none", **USAGE)),
     "chat_no_usage": (CHAT, chat(stream=True)),
@@ -122,24 +122,24 @@ def events(body: bytes) -> Iterator[Any]:
 def expected(path: str, body: bytes) -> dict[str, Any]:
     """What a client must read: written without any of the product's own code."""
     text = thought = ""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for value in events(body):
         for choice in value.get("choices") or []:
-            said = choice.get("delta") or choice.get("message") or {}
-            text += said.get("content") or choice.get("text") or ""
-            thought += said.get("reasoning_content") or said.get("reasoning") or ""
-            found["finish"] = choice.get("finish_reason") or found.get("finish")
+            output = choice.get("delta") or choice.get("message") or {}
+            text += output.get("content") or choice.get("text") or ""
+            thought += output.get("reasoning_content") or output.get("reasoning") or ""
+            result["finish"] = choice.get("finish_reason") or result.get("finish")
         if value.get("usage") and path != "/v1/messages":
-            found["usage"] = value["usage"]
+            result["usage"] = value["usage"]
         if (value.get("response") or {}).get("usage"):
-            found["usage"] = value["response"]["usage"]
+            result["usage"] = value["response"]["usage"]
         for holder in (value.get("message") or {}, value) if path == "/v1/messages" else ():
-            found["usage"] = found.get("usage", {}) | (holder.get("usage") or {})
+            result["usage"] = result.get("usage", {}) | (holder.get("usage") or {})
         if "tokens_predicted" in value:
             cached = {"cached_tokens": value["timings"]["cache_n"]}
-            found["usage"] = {"prompt_tokens": value["tokens_evaluated"], "prompt_tokens_details": cached}
-            found["usage"]["completion_tokens"] = value["tokens_predicted"]
-    return {"text": text, "thought": thought, **found}
+            result["usage"] = {"prompt_tokens": value["tokens_evaluated"], "prompt_tokens_details": cached}
+            result["usage"]["completion_tokens"] = value["tokens_predicted"]
+    return {"text": text, "thought": thought, **result}
 
 
 PREFILLED = [*QUESTION, {"role": "assistant", "content": THOUGHT}]
@@ -232,8 +232,8 @@ def main() -> int:
     with LocalServer(spec) as server:
         port = int(server.url.rpartition(":")[2])
         prompt = json.loads(ask(port, "/apply-template", {"messages": QUESTION}))["prompt"]
-        ASKED["completions_raw"][1]["prompt"] = prompt + THOUGHT.removeprefix("<think>")
-        for name, (path, body) in ASKED.items():
+        REQUESTED["completions_raw"][1]["prompt"] = prompt + THOUGHT.removeprefix("<think>")
+        for name, (path, body) in REQUESTED.items():
             watch: Watch = to_the_end
             if name == "chat_control":
                 watch = end_thought(port)

@@ -56,9 +56,9 @@ def test_a_model_is_read_beside_the_settings_wherever_it_is_named(
 
 
 def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main, ["config", "show", str(write(tmp_path, NESTED, dump_model(MODEL)))])
-    assert shown.exit_code == 0, shown.output
-    learned = json.loads(shown.stdout)["routes"]["r"]["policy"]["inner"]["policies"][1]
+    displayed = CliRunner().invoke(main, ["config", "show", str(write(tmp_path, NESTED, dump_model(MODEL)))])
+    assert displayed.exit_code == 0, displayed.output
+    learned = json.loads(displayed.stdout)["routes"]["r"]["policy"]["inner"]["policies"][1]
     assert learned == {"policy": "learned", "model": MODEL.address, "threshold": 0.1}
 
 

@@ -33,8 +33,8 @@ def told_of(folder: Path) -> Settings:
 
 def made(folder: Path, n_episodes: int) -> Settings:
     """A log of so many episodes on two routes; of one no run was full."""
-    told = told_of(folder)
-    with open_decisions(told):
+    report = told_of(folder)
+    with open_decisions(report):
         pass
     seen, ended = traffic(1, seed=9)
     assert isinstance(seen, Request)
@@ -54,7 +54,7 @@ def made(folder: Path, n_episodes: int) -> Settings:
             (2 * n_episodes - 100,),
         )
         connection.commit()
-    return told
+    return report
 
 
 def named(row: Row, name: str) -> tuple[str, str, str, str | None, str]:
@@ -89,9 +89,9 @@ def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypat
     monkeypatch.setattr("suffice.store.database.schema.QUICK_CHECK_BYTES", 0)  # as in a log of gigabytes
     took = []
     for n in (5_000, 25_000):
-        told = made(tmp_path / str(n), n)
+        report = made(tmp_path / str(n), n)
         with counted(monkeypatch) as count:
-            log, known = startup.open_checked_log(told)
+            log, known = startup.open_checked_log(report)
             took.append(count())
             log.close()
         assert known.n_requests == {"r": 1_000, "other": 1_000}, "as far as it matters"
@@ -143,11 +143,11 @@ def test_a_log_whose_secret_is_gone_says_so_and_a_new_log_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("SUFFICE_SALT", raising=False)
-    told = settings_for("http://127.0.0.1:1", tmp_path, routes={"r": ROUTE})
+    report = settings_for("http://127.0.0.1:1", tmp_path, routes={"r": ROUTE})
 
     def opened() -> str:
         caplog.clear()
-        begun = startup.open_known_log(told)
+        begun = startup.open_known_log(report)
         begun.log.append(traffic(1, seed=9)[0])
         begun.log.close()
         return caplog.text

@@ -91,13 +91,13 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_mistake_is_named_with_its_place_and_the_way_out(tmp_path: Path, name: str) -> None:
-    text, said = BROKEN[name]
+    text, reported = BROKEN[name]
     result = check(write(tmp_path, text))
     assert result.exit_code == 2
     assert result.stderr.startswith("suffice config check: ")
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    for part in said:
+    for part in reported:
         assert part in result.stderr
 
 
@@ -218,8 +218,8 @@ async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch:
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
     assert check_routes(closed) == []
     async with build_gateway(closed) as app:
-        found = [app.gateway.clients.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
-        assert [one is not None for one in found] == [True, True, False]
+        results = [app.gateway.clients.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
+        assert [one is not None for one in results] == [True, True, False]
         assert app.gateway.process.ready
     assert not app.gateway.process.ready
 
@@ -309,9 +309,9 @@ def test_processes_that_start_at_once_agree_on_the_salt(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         for n in range(20):
             one = salted(tmp_path, f"log-{n}")
-            found = set(pool.map(deployment_salt, [one] * 16))
-            assert len(found) == 1
-            assert len(found.pop()) == 32
+            results = set(pool.map(deployment_salt, [one] * 16))
+            assert len(results) == 1
+            assert len(results.pop()) == 32
 
 
 def test_an_empty_salt_is_refused_rather_than_used(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ def differences(direct: Seen, through: Seen, *, rule: Rule, stopped: bool) -> li
     if rule == "heard":
         return _heard(direct, through)
     same = [name for name in FIELDS if not (stopped and name in ("reasoning", "usage"))]
-    found = [_differs(name, direct[name], through[name]) for name in same if direct[name] != through[name]]
+    result = [_differs(name, direct[name], through[name]) for name in same if direct[name] != through[name]]
     if stopped:
-        found += _shorter_thought(direct["reasoning"], through["reasoning"])
-        found += _smaller_usage(direct["usage"], through["usage"])
-    return found
+        result += _shorter_thought(direct["reasoning"], through["reasoning"])
+        result += _smaller_usage(direct["usage"], through["usage"])
+    return result
 
 
 def unlike(direct: Seen, *, expected: Literal["answer", "tool", "status", "broken"], says: str) -> list[str]:
@@ -43,8 +43,8 @@ def unlike(direct: Seen, *, expected: Literal["answer", "tool", "status", "broke
     if expected == "broken":  # some clients do not notice: that the gateway tells them is what is looked at
         return [] if error is None or "came back" not in error["message"] else [f"direct: {error}"]
     if expected == "status":
-        told = error and (str(error["status"]) == says or says in error["message"])
-        return [] if told else [f"direct: {error!r} does not say {says}"]
+        report = error and (str(error["status"]) == says or says in error["message"])
+        return [] if report else [f"direct: {error!r} does not say {says}"]
     if error is not None:
         return [f"direct: {error!r}"]
     if expected == "tool":
@@ -58,14 +58,14 @@ def _differs(name: str, direct: Any, through: Any) -> str:
 
 
 def _heard(direct: Seen, through: Seen) -> list[str]:
-    found = []
+    result = []
     if through["error"] is None and direct["error"] != through["error"]:
-        found.append(f"error: none, directly there was {direct['error']!r}")
+        result.append(f"error: none, directly there was {direct['error']!r}")
     if through["error"] is None and direct["error"] is None:
-        found += [_differs(name, direct[name], through[name]) for name in FIELDS if direct[name] != through[name]]
+        result += [_differs(name, direct[name], through[name]) for name in FIELDS if direct[name] != through[name]]
     elif direct["text"] != through["text"]:
-        found.append(_differs("text", direct["text"], through["text"]))
-    return found
+        result.append(_differs("text", direct["text"], through["text"]))
+    return result
 
 
 def _shorter_thought(direct: str | None, through: str | None) -> list[str]:
@@ -81,15 +81,15 @@ def _shorter_thought(direct: str | None, through: str | None) -> list[str]:
 def _smaller_usage(direct: Mapping[str, Any] | None, through: Mapping[str, Any] | None) -> list[str]:
     if direct is None or through is None:
         return [] if direct is through else [_differs("usage", direct, through)]
-    found = []
+    result = []
     if set(direct) != set(through):
-        found.append(_differs("usage", direct, through))
+        result.append(_differs("usage", direct, through))
     if direct.get("prompt") != through.get("prompt"):
-        found.append(_differs("usage.prompt", direct.get("prompt"), through.get("prompt")))
+        result.append(_differs("usage.prompt", direct.get("prompt"), through.get("prompt")))
     for name in ("completion", "total", "reasoning"):
         before, after = direct.get(name), through.get(name)
         if (before is None) != (after is None):
-            found.append(_differs(f"usage.{name}", before, after))
+            result.append(_differs(f"usage.{name}", before, after))
         elif before is not None and after is not None and not after < before:
-            found.append(f"usage.{name}: {after} is not below {before}, although the run was stopped")
-    return found
+            result.append(f"usage.{name}: {after} is not below {before}, although the run was stopped")
+    return result

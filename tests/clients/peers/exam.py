@@ -56,10 +56,10 @@ EM_STOPPED = Fraction(sum(q.early == q.gold for q in QUESTIONS), N_QUESTIONS)
 
 def asked(seen: FakeRequest) -> Question:
     """Which question a request asks. Raises ValueError for any other text."""
-    found = [q for q in QUESTIONS if q.text in seen.text]
-    if len(found) != 1:
+    results = [q for q in QUESTIONS if q.text in seen.text]
+    if len(results) != 1:
         raise ValueError("the request asks none of the questions")
-    return found[0]
+    return results[0]
 
 
 def answers(seen: FakeRequest) -> Reply:
@@ -145,10 +145,10 @@ def _label(stage: Stage) -> dict[str, int]:
     """Tell the gateway the right answer to each request; count the stopped ones by mode."""
     n_stopped: dict[str, int] = {}
     for episode in at_rest(stage, 0):
-        found = re.fullmatch(r"chatcmpl-fake-(\d+)", episode.outcome.response_id or "")
-        if found is None:
+        results = re.fullmatch(r"chatcmpl-fake-(\d+)", episode.outcome.response_id or "")
+        if results is None:
             raise ClientBroke(f"an episode without the upstream's id: {episode.outcome.response_id!r}")
-        q = asked(stage.fake.calls[int(found[1])].request)
+        q = asked(stage.fake.calls[int(results[1])].request)
         label = {
             "feedback_id": episode.request.episode_id,
             "episode_id": episode.request.episode_id,

@@ -62,8 +62,8 @@ def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pai
         case = cases[n]
         model = model_name(case.mode, case.scene.name)
         stopped = any(e.outcome.stopped for e in written if e.request.model == model)
-        expected, told = case.scene.expected
-        wrong = unlike(seen[n], expected=expected, says=told)
+        expected, report = case.scene.expected
+        wrong = unlike(seen[n], expected=expected, says=report)
         wrong += differences(seen[n], seen[n + 1], rule=case.scene.rule, stopped=stopped)
         wrong += _on_record(case, [e for e in written if e.request.model == model], stopped=stopped)
         pairs.append(
@@ -115,10 +115,10 @@ def at_rest(stage: Stage, n_before: int) -> list[Episode]:
     """The episodes after the first `n_before`, once the log is at rest."""
     n_last = -1
     while True:
-        found = stage.episodes()[n_before:]
-        if len(found) == n_last:
-            return found
-        n_last = len(found)
+        result = stage.episodes()[n_before:]
+        if len(result) == n_last:
+            return result
+        n_last = len(result)
         time.sleep(0.3)
 
 

@@ -122,10 +122,10 @@ SAYS: Mapping[str, Reply | ScriptedThought | Callable[[FakeRequest], Reply]] = {
 
 def says(seen: FakeRequest) -> Reply:
     """What the fake answers; a name it does not know is a mistake in this folder and fails the run."""
-    found = re.fullmatch(r"fake-(?:off|observe|enforce)-([a-z0-9]+)(?:-[a-z]+)?", seen.model)
-    if found is None:
+    result = re.fullmatch(r"fake-(?:off|observe|enforce)-([a-z0-9]+)(?:-[a-z]+)?", seen.model)
+    if result is None:
         raise ValueError(f"no such model here: {seen.model!r}")
-    reply = SAYS[found[1]]
+    reply = SAYS[result[1]]
     return reply(seen) if callable(reply) else reply
 
 
@@ -144,7 +144,7 @@ class Stage:
 
     def episodes(self) -> list[Episode]:
         """Everything that the gateway has written down, in the order in which it ended."""
-        return [found.episode for found in read_episodes(self.database)]
+        return [result.episode for result in read_episodes(self.database)]
 
 
 def settings(fake_url: str, database: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def play(governor: Governor, question: str, url: str, _: str) -> AgentRun:
         result = built.compile().invoke({"messages": [{"role": "user", "content": question}]}, {"recursion_limit": 100})
     messages = result["messages"]
     assert messages[-1].text == run.answer
-    asked = {call["id"] for message in messages for call in getattr(message, "tool_calls", ())}
-    assert asked == {message.tool_call_id for message in messages if message.type == "tool"}, "a call is left open"
+    request = {call["id"] for message in messages for call in getattr(message, "tool_calls", ())}
+    assert request == {message.tool_call_id for message in messages if message.type == "tool"}, "a call is left open"
     return run
 
 

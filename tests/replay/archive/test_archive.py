@@ -225,9 +225,9 @@ def test_without_labels_every_stop_that_differs_counts_as_lost(tmp_path: Path) -
 def test_duckdb_and_polars_read_it(folder: Path) -> None:
     files = str(folder / "archive" / "*" / "*" / "*.parquet")
     query = f"SELECT route, day, count(*), avg(full_em::int) FROM read_parquet('{files}') GROUP BY ALL ORDER BY day"
-    found = duckdb.sql(query)
-    assert found is not None
-    rows = found.fetchall()
+    result = duckdb.sql(query)
+    assert result is not None
+    rows = result.fetchall()
     right = [item.episode.outcome.answer == GOLD for item in observed(240)]
     assert [(route, str(day), n) for route, day, n, _ in rows] == [("r", f"2026-01-0{at}", 80) for at in (1, 2, 3)]
     assert [em for *_, em in rows] == pytest.approx([np.mean(right[at : at + 80]) for at in (0, 80, 160)])

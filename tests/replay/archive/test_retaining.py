@@ -30,7 +30,7 @@ def settings_for(**retention: Any) -> Settings:
     )
 
 
-class Desk:
+class Backend:
     """A writer of a job that only has to renew."""
 
     def renew(self) -> None: ...
@@ -49,7 +49,7 @@ def retain(path: Path, *, day: float, **retention: Any) -> list[str]:
             monotonic_s=lambda: 0.0,
             new_id=lambda: "er_1",
         )
-        return [one.summary for one in job.run(Desk())]  # type: ignore[arg-type]
+        return [one.summary for one in job.run(Backend())]  # type: ignore[arg-type]
 
 
 def sum_up(path: Path) -> None:
@@ -57,10 +57,10 @@ def sum_up(path: Path) -> None:
     from suffice.control.jobs.base import JobWriter
 
     with Decisions(path, now=lambda: DAY_1_S, monotonic_s=lambda: 0.0) as writer:
-        desk = JobWriter(writer, "rollup", lambda: 0.0)
-        assert desk.acquire()
+        backend = JobWriter(writer, "rollup", lambda: 0.0)
+        assert backend.acquire()
         job = Rollup(settings=settings_for(), path=path, now=lambda: DAY_1_S, monotonic_s=lambda: 0.0)
-        job.run(desk)
+        job.run(backend)
 
 
 def n_requests(path: Path) -> int:

@@ -122,12 +122,12 @@ def test_a_level_stops_where_its_policy_does_and_pays_whole_waves() -> None:
 
 
 def test_unanimous_votes_save_what_is_plain_by_hand() -> None:
-    found = estimated([votes(f"q{i}", ["4"] * 16) for i in range(200)])
-    by_name = {level.name: level for level in found.levels}
+    result = estimated([votes(f"q{i}", ["4"] * 16) for i in range(200)])
+    by_name = {level.name: level for level in result.levels}
     # Half a run that stops and half a run that does not are added to the two hundred.
     assert by_name["beta 0.95"].saving.middle == pytest.approx(0.75, abs=0.003)  # four of sixteen
     assert by_name["beta 0.999"].saving.middle == pytest.approx(0.25, abs=0.003)  # ten equal ones, so twelve are drawn
-    agreement = found.promises[0]
+    agreement = result.promises[0]
     assert agreement.saving.middle == pytest.approx(0.75, abs=0.003)
     assert agreement.audit_cost.middle == pytest.approx(0.075, abs=0.003)
     assert agreement.net_saving.middle == pytest.approx(0.675, abs=0.003)
@@ -194,11 +194,11 @@ def test_a_bold_level_behind_a_failing_one_is_not_certified() -> None:
     # All of the boldest levels disagree often; the safest never stop at all within so few samples.
     rng = random.Random(5)
     runs = [votes(f"q{i}", [rng.choice("123") for _ in range(9)]) for i in range(100)]
-    found = estimated(runs, max_em_drop=0.05)
-    risky = [level.name for level in found.levels if level.disagreement.middle > 0.05]
+    result = estimated(runs, max_em_drop=0.05)
+    risky = [level.name for level in result.levels if level.disagreement.middle > 0.05]
     assert risky
-    assert found.promises[0].level not in risky
-    assert found.promises[0].saving.high < min(level.saving.low for level in found.levels if level.name in risky)
+    assert result.promises[0].level not in risky
+    assert result.promises[0].saving.high < min(level.saving.low for level in result.levels if level.name in risky)
 
 
 def test_with_references_what_a_differing_answer_costs_is_measured() -> None:
@@ -229,9 +229,9 @@ def call(
 
 def test_calls_of_one_prompt_become_one_vote_in_the_order_of_their_times() -> None:
     calls = [call("a", "3", at_s=30.0), call("b", "1"), call("a", "1", "2", at_s=10.0), call("a", "4", at_s=20.0)]
-    found = runs_of_calls(calls, NUMBER)
-    (run,) = found.runs
-    assert (found.kind, found.n_unfit) == ("samples", 1)
+    result = runs_of_calls(calls, NUMBER)
+    (run,) = result.runs
+    assert (result.kind, result.n_unfit) == ("samples", 1)
     assert [s.answer for s in run.steps] == ["1", "2", "4", "3"]
     assert [s.tokens for s in run.steps] == [20, 20, 40, 40]
 
@@ -262,8 +262,8 @@ def test_the_rate_and_the_share_of_generated_tokens_come_from_the_log() -> None:
     assert traffic.requests_per_day.middle == pytest.approx(1_440, rel=0.02)
     assert traffic.requests_per_day.low < 1_440 < traffic.requests_per_day.high
     assert traffic.completion_share == pytest.approx(0.4)
-    found = estimated([votes(f"q{i}", ["4"] * 16) for i in range(400)], traffic=traffic)
-    promise = found.promises[0]
+    result = estimated([votes(f"q{i}", ["4"] * 16) for i in range(400)], traffic=traffic)
+    promise = result.promises[0]
     assert promise.audits is not None
     assert promise.days is not None
     assert promise.days.middle == pytest.approx(promise.audits.middle / 144, rel=0.05)

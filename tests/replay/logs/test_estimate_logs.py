@@ -29,7 +29,7 @@ AT_S = 1_760_000_000.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class Requested:
     """One call as it was, before anybody logged it."""
 
     question: str
@@ -45,8 +45,8 @@ class Asked:
 
     @property
     def message(self) -> dict[str, str]:
-        said = {"role": "assistant", "content": self.answer}
-        return said | ({"reasoning_content": self.thought} if self.thought else {})
+        output = {"role": "assistant", "content": self.answer}
+        return output | ({"reasoning_content": self.thought} if self.thought else {})
 
     @property
     def response(self) -> dict[str, Any]:
@@ -66,9 +66,9 @@ class Asked:
 
 
 TRAFFIC = (
-    Asked("2 + 2?", "4"),
-    Asked("2 + 2?", "5", completion_tokens=9, at_s=AT_S + 10),
-    Asked('It\'s "3"\nor 4?', 'it\'s\n"3"', thought="first 4\nno: 3\n", completion_tokens=30, at_s=AT_S + 4000),
+    Requested("2 + 2?", "4"),
+    Requested("2 + 2?", "5", completion_tokens=9, at_s=AT_S + 10),
+    Requested('It\'s "3"\nor 4?', 'it\'s\n"3"', thought="first 4\nno: 3\n", completion_tokens=30, at_s=AT_S + 4000),
 )
 
 
@@ -76,18 +76,18 @@ def line(value: object) -> str:
     return json.dumps(value) + "\n"
 
 
-def openai_pair(a: Asked) -> str:
+def openai_pair(a: Requested) -> str:
     request = {"model": "m", "messages": a.messages}
     return line({"timestamp": a.at_s, "request": request, "response": a.response})
 
 
-def openai_batch(a: Asked) -> str:
+def openai_batch(a: Requested) -> str:
     body = {"model": "m", "messages": a.messages}
     answered = {"status_code": 200, "request_id": "r", "body": a.response}
     return line({"custom_id": "x", "created_at": a.iso, "body": body, "response": answered, "error": None})
 
 
-def litellm_payload(a: Asked) -> str:
+def litellm_payload(a: Requested) -> str:
     return line(
         {
             "id": "c1",
@@ -108,7 +108,7 @@ def litellm_payload(a: Asked) -> str:
     )
 
 
-def litellm_spend(a: Asked) -> str:
+def litellm_spend(a: Requested) -> str:
     return line(
         {
             "request_id": "c1",
@@ -126,7 +126,7 @@ def litellm_spend(a: Asked) -> str:
     )
 
 
-def langfuse_api(a: Asked) -> str:
+def langfuse_api(a: Requested) -> str:
     return line(
         {
             "id": "o",
@@ -141,7 +141,7 @@ def langfuse_api(a: Asked) -> str:
     )
 
 
-def langfuse_export(a: Asked) -> str:
+def langfuse_export(a: Requested) -> str:
     started = datetime.fromtimestamp(a.at_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
     return line(
         {
@@ -157,7 +157,7 @@ def langfuse_export(a: Asked) -> str:
     )
 
 
-JSON_LOGS: dict[str, tuple[str, Callable[[Asked], str]]] = {
+JSON_LOGS: dict[str, tuple[str, Callable[[Requested], str]]] = {
     "openai": ("openai", openai_pair),
     "openai-batch": ("openai", openai_batch),
     "litellm": ("litellm", litellm_payload),
@@ -167,7 +167,7 @@ JSON_LOGS: dict[str, tuple[str, Callable[[Asked], str]]] = {
 }
 
 
-def expected(traffic: tuple[Asked, ...]) -> list[tuple[object, ...]]:
+def expected(traffic: tuple[Requested, ...]) -> list[tuple[object, ...]]:
     return [(a.answer, a.thought, a.prompt_tokens, a.completion_tokens, a.at_s, "m") for a in traffic]
 
 
@@ -187,21 +187,21 @@ def test_a_json_log_is_told_by_itself_and_read_in_full(name: str, tmp_path: Path
     assert first == second != third
 
 
-def vllm_lines(a: Asked, name: str, *, newer: bool) -> str:
+def vllm_lines(a: Requested, name: str, *, newer: bool) -> str:
     head = datetime.fromtimestamp(a.at_s, UTC).strftime("INFO %m-%d %H:%M:%S [logger.py:42] ")
-    said = f"<think>{a.thought}</think>{a.answer}" if a.thought else a.answer
+    output = f"<think>{a.thought}</think>{a.answer}" if a.thought else a.answer
     ids, out = list(range(a.prompt_tokens)), list(range(a.completion_tokens))
-    asked = (
+    requested = (
         f"{head}Request {name} details: prompt: {a.question!r}, prompt_token_ids: {ids}, prompt_embeds shape: None.\n"
         f"{head}Received request {name}: params: SamplingParams(n=1, temperature=0.7), lora_request: None.\n"
         if newer
         else f"{head}Received request {name}: prompt: {a.question!r}, params: SamplingParams(n=1), "
         f"prompt_token_ids: {ids}, prompt_embeds shape: None, lora_request: None.\n"
     )
-    told = f"{head}Generated response {name}"
-    delta = f"{told} (streaming delta): output: '4', output_token_ids: [1], finish_reason: None\n"
-    whole = f"{told}: output: {said!r}, output_token_ids: {out}, finish_reason: stop\n"
-    return asked + delta + whole + f"{head}Engine 000: Avg prompt throughput: 1.0 tokens/s\n"
+    report = f"{head}Generated response {name}"
+    delta = f"{report} (streaming delta): output: '4', output_token_ids: [1], finish_reason: None\n"
+    whole = f"{report}: output: {output!r}, output_token_ids: {out}, finish_reason: stop\n"
+    return requested + delta + whole + f"{head}Engine 000: Avg prompt throughput: 1.0 tokens/s\n"
 
 
 @pytest.mark.parametrize("newer", [False, True])
@@ -210,8 +210,8 @@ def test_vllm_lines_are_told_and_read(newer: bool, tmp_path: Path) -> None:
     file.write_text("".join(vllm_lines(a, f"chatcmpl-{i}", newer=newer) for i, a in enumerate(TRAFFIC)), "utf-8")
     log = read_logs([file])
     assert log.formats == ["vllm"]
-    found = [(c.texts[0], c.thoughts[0], c.prompt_tokens, c.completion_tokens) for c in log.calls]
-    assert found == [row[:4] for row in expected(TRAFFIC)]
+    result = [(c.texts[0], c.thoughts[0], c.prompt_tokens, c.completion_tokens) for c in log.calls]
+    assert result == [row[:4] for row in expected(TRAFFIC)]
     times = [c.at_s for c in log.calls]
     assert None not in times
     since_first = [t - (times[0] or 0) for t in times if t is not None]  # no year is logged

@@ -50,13 +50,13 @@ def recipe(kind: str = "reasoning", **changes: Any) -> RecordingRecipe:
     return RecordingRecipe(**known | changes)
 
 
-def asked(n: int, gold: str = "4") -> list[QuestionLine]:
+def request_of(n: int, gold: str = "4") -> list[QuestionLine]:
     lines = [json.dumps({"id": f"q{i}", "question": f"question {i}?", "gold": gold}) for i in range(n)]
     return read_recorded_questions(lines, "x")
 
 
 @dataclass
-class Told:
+class Report:
     """What the recorder told, and how long it wanted to wait."""
 
     n_calls: int = 0
@@ -75,12 +75,12 @@ async def recorded(
     questions: Sequence[QuestionLine],
     how: RecordingRecipe,
     *,
-    told: Told | None = None,
+    told: Report | None = None,
     concurrency: int = 4,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> Progress:
     """Record at a fake, without ever waiting between tries."""
-    told = told or Told()
+    told = told or Report()
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
         with open_recording(out, how) as recording:

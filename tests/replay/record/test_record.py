@@ -21,7 +21,7 @@ from suffice.types import StepRecord
 from suffice_testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 from tests.fake_models import FirstFails
 from tests.gateway.served import chat, served
-from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded
+from tests.replay.record.recording import CHAIN, Report, recipe, recorded, request_of
 
 ROUTE: dict[str, Any] = {
     "kind": "reasoning",
@@ -43,7 +43,7 @@ def rows(path: Path) -> list[RunRow]:
 
 async def test_a_chain_is_cut_and_probed_as_a_live_audit_is(tmp_path: Path) -> None:
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     live_route = ROUTE | {"mode": "observe", "audit_share": 1.0}
     async with served(tmp_path, CHAIN, fake={"slots": 8}, upstream={"slots": 8}, route=live_route) as s:
@@ -66,7 +66,7 @@ async def test_a_chain_is_cut_and_probed_as_a_live_audit_is(tmp_path: Path) -> N
 @pytest.mark.parametrize("step", [1, 2, 3])
 async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path: Path) -> None:
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     slow = dataclasses.replace(CHAIN, reply=Reply(delay_s=0.004))
     budget = sum(s.tokens for s in run.steps[:step])
@@ -85,7 +85,7 @@ async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path:
 
 async def test_margin_and_entropy_come_from_the_rivals_that_the_server_lists(tmp_path: Path) -> None:
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe())
         probes = [c.request.body for c in fake.calls if c.request.is_raw]
     assert {body["logprobs"] for body in probes} == {5}
     steps = only(tmp_path / "t.jsonl").steps(0)
@@ -101,14 +101,14 @@ async def test_margin_and_entropy_come_from_the_rivals_that_the_server_lists(tmp
 async def test_behind_words_of_ours_the_entropy_of_the_closed_thought_is_unknown(tmp_path: Path) -> None:
     how = recipe(probe=Probe(max_tokens=6, answer_prefix="The answer is"))
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), how)
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), how)
     steps = only(tmp_path / "t.jsonl").steps(0)
     assert all(s.closed_entropy is None and s.entropy is not None for s in steps[:4])
 
 
 async def test_a_chain_that_its_cap_cuts_is_closed_as_a_stop_would_close_it(tmp_path: Path) -> None:
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe(max_tokens=8))
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe(max_tokens=8))
     (run,) = rows(tmp_path / "t.jsonl")
     assert json.loads(run.meta or "")["unclosed"] is True
     assert run.full_tokens == 8
@@ -120,7 +120,7 @@ async def test_samples_stand_in_launch_order_and_the_vote_is_the_full_answer(tmp
     first = Samples(["7", "4", "4", "nothing", "7"])
     model = Questions({"question 0": first, "question 1": Samples(["none"])}, otherwise=Samples(["4"]))
     async with FakeUpstream(model, ServerBehaviour(slots=1)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe("samples"), concurrency=1)
+        await recorded(fake, tmp_path / "t.jsonl", request_of(3), recipe("samples"), concurrency=1)
         total = fake.total_completion_tokens
     runs = {r.question_id: r for r in rows(tmp_path / "t.jsonl")}
     assert [s.answer for s in runs["q0"].steps] == ["7", "4", "4", None, "7"]
@@ -136,7 +136,7 @@ async def test_samples_stand_in_launch_order_and_the_vote_is_the_full_answer(tmp
 
 async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Path) -> None:
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", asked(6), recipe())
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(6), recipe())
         total = fake.total_completion_tokens
     runs = rows(tmp_path / "t.jsonl")
     spent = sum(r.full_tokens + sum(s.probe_tokens or 0 for s in r.steps) for r in runs)
@@ -146,18 +146,18 @@ async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Pa
 
 
 async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_path: Path) -> None:
-    told = Told()
+    report = Report()
     async with FakeUpstream(FirstFails(CHAIN, (Fault(status=503),), n_calls=2), ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", asked(2), recipe(), told=told, concurrency=1)
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(2), recipe(), told=report, concurrency=1)
     assert (progress.n_recorded, progress.failed) == (2, {})
-    assert told.pauses_s == [0.0, 1.0]
+    assert report.pauses_s == [0.0, 1.0]
     assert sorted(r.question_id for r in rows(tmp_path / "t.jsonl")) == ["q0", "q1"]
 
 
 async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_gateways(tmp_path: Path) -> None:
     model = FirstFails(Samples(["4"]), (Fault(status=503),), n_calls=1)
     async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe("samples"), concurrency=1)
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe("samples"), concurrency=1)
         seeds = [c.request.body["seed"] for c in fake.calls]
     assert len(seeds) == 6  # five samples, and the first one twice
     assert seeds[1:] == [seeds[0] + k for k in range(5)]
@@ -165,16 +165,16 @@ async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_g
 
 async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_recorded(tmp_path: Path) -> None:
     model = Questions({"question 1?": lambda _: failing(400)}, otherwise=CHAIN)
-    told = Told()
+    report = Report()
     async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe(), told=told)
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(3), recipe(), told=report)
     assert progress.n_recorded == 2
     assert progress.n_left == 1
     assert progress.failed == {"q1": "the upstream answered 400"}
-    assert told.pauses_s == []  # what is refused for what it says is not asked again
-    assert told.n_calls == 3
+    assert report.pauses_s == []  # what is refused for what it says is not asked again
+    assert report.n_calls == 3
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe())
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(3), recipe())
         assert {c.request.text.strip() for c in fake.calls if not c.request.is_raw} >= {"question 1?"}
     assert (progress.n_before, progress.n_recorded, progress.n_left) == (2, 1, 0)
     assert sorted(r.question_id for r in rows(tmp_path / "t.jsonl")) == ["q0", "q1", "q2"]
@@ -182,7 +182,7 @@ async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_rec
 
 async def test_a_server_that_is_gone_is_not_asked_for_every_question(tmp_path: Path) -> None:
     async with FakeUpstream(failing(500), ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", asked(100), recipe(), concurrency=2)
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(100), recipe(), concurrency=2)
     assert progress.n_recorded == 0
     assert progress.n_left == 100
     assert 8 <= len(progress.failed) <= 9
@@ -200,20 +200,20 @@ def failing(code: int) -> Reply:
 
 async def test_a_model_without_thought_gives_one_step(tmp_path: Path) -> None:
     async with FakeUpstream(Reply(answer=("it", " is", " 4")), ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
+        await recorded(fake, tmp_path / "t.jsonl", request_of(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     assert [(s.tokens, s.answer, s.text) for s in run.steps] == [(3, "4", "it is 4")]
 
 
 async def test_a_thought_between_tags_gives_the_same_steps(tmp_path: Path) -> None:
-    found = {}
+    result = {}
     for name in ("reasoning_content", "inline"):
         model = ScriptedThought(CHAIN.steps, "4", reply=Reply(reasoning_field=name))
         async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
-            await recorded(fake, tmp_path / f"{name}.jsonl", asked(1), recipe())
+            await recorded(fake, tmp_path / f"{name}.jsonl", request_of(1), recipe())
         (run,) = rows(tmp_path / f"{name}.jsonl")
-        found[name] = [(s.answer, s.text) for s in run.steps]
-    assert found["inline"][:-1] == found["reasoning_content"][:-1]
+        result[name] = [(s.answer, s.text) for s in run.steps]
+    assert result["inline"][:-1] == result["reasoning_content"][:-1]
 
 
 def test_questions_keep_what_their_lines_say() -> None:

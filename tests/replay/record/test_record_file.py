@@ -22,7 +22,7 @@ from suffice.replay.record import open_recording
 from suffice.replay.traces.rows import RunRow, StepRow
 from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.drawn import examples
-from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
+from tests.replay.record.recording import CHAIN, ids, recipe, recorded, request_of
 
 
 def row(question: str, text: str = "") -> RunRow:
@@ -159,12 +159,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Pat
 async def test_what_is_done_is_never_asked_for_again(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
     async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
-        await recorded(fake, out, asked(4), recipe())
+        await recorded(fake, out, request_of(4), recipe())
         first = len(fake.calls)
-        progress = await recorded(fake, out, asked(4), recipe())
+        progress = await recorded(fake, out, request_of(4), recipe())
         assert len(fake.calls) == first
         assert (progress.n_before, progress.n_recorded, progress.n_left) == (4, 0, 0)
-        await recorded(fake, out, asked(6), recipe())
+        await recorded(fake, out, request_of(6), recipe())
     assert sorted(ids(gzip.decompress(out.read_bytes()).splitlines())) == [f"q{i}" for i in range(6)]
 
 
@@ -216,5 +216,5 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
     assert second.returncode == 0, second.stderr
     summary = json.loads(second.stdout)
     assert (summary["n_before"], summary["n_recorded"], summary["n_left"]) == (n_before, 30 - n_before, 0)
-    found = ids(gzip.decompress(out.read_bytes()).splitlines())
-    assert sorted(found) == sorted(f"q{i}" for i in range(30))
+    result = ids(gzip.decompress(out.read_bytes()).splitlines())
+    assert sorted(result) == sorted(f"q{i}" for i in range(30))

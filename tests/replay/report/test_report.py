@@ -179,9 +179,9 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_result_is_told_in_words(case: str) -> None:
     changes, expected = SENTENCES[case]
     report = a_report(lines=(a_line("m", "ours", "frozen", **changes),))
-    told = describe_result(report)
-    assert told[0].startswith("At most 1 point of Exact Match: ours saves ")
-    assert expected in " ".join(told).replace("\u00a0", " ")
+    payload = describe_result(report)
+    assert payload[0].startswith("At most 1 point of Exact Match: ours saves ")
+    assert expected in " ".join(payload).replace("\u00a0", " ")
 
 
 def test_the_headline_is_the_first_line_and_never_picked_by_its_result() -> None:
@@ -205,11 +205,11 @@ def test_json_has_the_promised_keys_first_and_is_strict() -> None:
     report = a_report(lines=(*a_report().lines, a_line("=1+1", em=math.nan, em_drop_interval=None, note="@x")))
     objects = [json.loads(line, parse_constant=pytest.fail) for line in dump_lines([report]).splitlines()]
     assert len(objects) == len(report.lines)
-    for found, line in zip(objects, report.lines, strict=True):
-        assert list(found)[: len(KEYS)] == KEYS
-        assert found.keys() > {"family", "choice", "spec", "token_reduction_interval", "miss_share", "note"}
-        assert found["frozen"] == (line.choice != "hindsight")
-        assert found["token_reduction"] == line.token_reduction
+    for result, line in zip(objects, report.lines, strict=True):
+        assert list(result)[: len(KEYS)] == KEYS
+        assert result.keys() > {"family", "choice", "spec", "token_reduction_interval", "miss_share", "note"}
+        assert result["frozen"] == (line.choice != "hindsight")
+        assert result["token_reduction"] == line.token_reduction
     assert objects[1]["em_drop_interval"] == pytest.approx([-0.003, 0.014])
     assert objects[-1]["em"] is None
     assert objects[-1]["em_drop_interval"] is None
@@ -261,9 +261,9 @@ def test_figures_are_valid_say_what_they_show_and_are_the_same_every_time(tmp_pa
     for drawn in (draw_frontier(report), draw_classes(report)):
         assert drawn is not None
         assert drawn.png.startswith(b"\x89PNG")
-        shown = "".join(ElementTree.fromstring(drawn.svg).itertext())
-        assert "target: 1 point" in shown
-        assert "beta" in shown
+        displayed = "".join(ElementTree.fromstring(drawn.svg).itertext())
+        assert "target: 1 point" in displayed
+        assert "beta" in displayed
     hostile = draw_classes(renamed(report, "<b>&$x_1^2$"))
     assert hostile is not None
     assert "<b>&$x_1^2$" in "".join(ElementTree.fromstring(hostile.svg).itertext())

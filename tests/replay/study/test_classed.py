@@ -35,11 +35,11 @@ def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
 
 def test_found_classes_divide_the_runs_by_what_was_known_beforehand() -> None:
     runs = many()
-    found = number_classes(runs, np.ones(len(runs), dtype=bool), 8)
-    assert len(found.names) >= 2
-    assert any("model" in name for name in found.names)
-    assert found.classes is not None
-    told = np.array([found.classes.of(query) for query in runs.queries])
-    for number, name in enumerate(found.names):
-        assert (found.number == number).sum() >= 200
-        assert ((told == name) == (found.number == number)).all()
+    result = number_classes(runs, np.ones(len(runs), dtype=bool), 8)
+    assert len(result.names) >= 2
+    assert any("model" in name for name in result.names)
+    assert result.classes is not None
+    report = np.array([result.classes.of(query) for query in runs.queries])
+    for number, name in enumerate(result.names):
+        assert (result.number == number).sum() >= 200
+        assert ((report == name) == (result.number == number)).all()

@@ -30,12 +30,12 @@ def test_parts_together_are_the_set(kind: Kind) -> None:
     lost, gained, tokens, *_ = columns_of(runs, judged["some"])
     parts = Parts(["some", "full"])
     parts.add(runs, judged)
-    for found in (parts.by_class()["some"], parts.by_step()["some"]):
-        n = np.array([part.n_episodes for part in found])
+    for result in (parts.by_class()["some"], parts.by_step()["some"]):
+        n = np.array([part.n_episodes for part in result])
         assert n.sum() == len(runs)
-        assert sum(part.em_drop * part.n_episodes for part in found) == pytest.approx((lost - gained).sum())
-        assert sum(part.lost * part.n_episodes for part in found) == pytest.approx(lost.sum())
-        assert sum(part.full_em * part.n_episodes for part in found) == pytest.approx(runs.full_ok.sum())
+        assert sum(part.em_drop * part.n_episodes for part in result) == pytest.approx((lost - gained).sum())
+        assert sum(part.lost * part.n_episodes for part in result) == pytest.approx(lost.sum())
+        assert sum(part.full_em * part.n_episodes for part in result) == pytest.approx(runs.full_ok.sum())
     (only,) = parts.by_step()["full"]
     assert (only.name, only.n_episodes, only.em_drop) == ("to the end", len(runs), 0)
     assert only.token_reduction == pytest.approx(1 - runs.cost[runs.last].sum() / runs.full_tokens.sum())
@@ -94,7 +94,7 @@ def test_of_many_classes_the_largest_are_shown() -> None:
     parts = Parts(["full"])
     runs = replace(runs, queries=queries)
     parts.add(runs, halted(runs))
-    shown = parts.by_class()["full"]
-    assert len(shown) == MOST_CLASSES
-    assert [part.n_episodes for part in shown] == sorted((part.n_episodes for part in shown), reverse=True)
-    assert all(1 <= part.n_questions <= part.n_episodes for part in shown)
+    displayed = parts.by_class()["full"]
+    assert len(displayed) == MOST_CLASSES
+    assert [part.n_episodes for part in displayed] == sorted((part.n_episodes for part in displayed), reverse=True)
+    assert all(1 <= part.n_questions <= part.n_episodes for part in displayed)

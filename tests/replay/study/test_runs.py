@@ -67,10 +67,10 @@ def other_ends(batch: Batch, k: int) -> Batch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_label_reaches_a_policy(kind: Kind) -> None:
     batch = batch_of(kind)
-    shown, hidden = runs_of(batch), runs_of(other_labels(batch))
-    assert shown.ok.tolist() != hidden.ok.tolist()
+    displayed, hidden = runs_of(batch), runs_of(other_labels(batch))
+    assert displayed.ok.tolist() != hidden.ok.tolist()
     for rung in rungs_of(build_ladders(kind, longest=longest_of(batch))):
-        a, b = halts_of(rung, shown), halts_of(rung, hidden)
+        a, b = halts_of(rung, displayed), halts_of(rung, hidden)
         assert a.row.tolist() == b.row.tolist(), rung.label
         assert a.code.tolist() == b.code.tolist(), rung.label
 
@@ -126,13 +126,13 @@ def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
     risk = np.round(rng.random(sum(lengths)), 1)
     risk[rng.random(len(risk)) < 0.2] = np.nan
     rising = np.sort(np.array(levels))
-    found = find_first_passages(risk, runs.starts, rising)
+    result = find_first_passages(risk, runs.starts, rising)
     for j, level in enumerate(rising):
         for i in range(len(lengths)):
             rows = range(int(runs.starts[i]), int(runs.starts[i + 1]))
             reached = [row for row in rows if risk[row] <= level]  # not a number compares as false
-            assert found[j, i] == (reached[0] if reached else rows[-1])
-    assert (np.diff(found, axis=0) <= 0).all()  # a higher level never stops later
+            assert result[j, i] == (reached[0] if reached else rows[-1])
+    assert (np.diff(result, axis=0) <= 0).all()  # a higher level never stops later
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=8), seed=st.integers(0, 10**6))
@@ -141,8 +141,8 @@ def test_a_bit_is_first_set_where_its_setting_first_stops(lengths: list[int], se
     runs, places = with_lengths(lengths), np.array([0, 5, 63])
     stops = np.random.default_rng(seed).random((len(places), sum(lengths))) < 0.3
     bits = sum(row.astype(np.uint64) << np.uint64(place) for row, place in zip(stops, places, strict=True))
-    for found, row in zip(find_first_bits(np.asarray(bits, dtype=np.uint64), runs, places), stops, strict=True):
-        assert found.tolist() == find_first_stops(row.astype(np.int8), runs).row.tolist()
+    for result, row in zip(find_first_bits(np.asarray(bits, dtype=np.uint64), runs, places), stops, strict=True):
+        assert result.tolist() == find_first_stops(row.astype(np.int8), runs).row.tolist()
 
 
 def with_lengths(lengths: list[int]) -> Runs:

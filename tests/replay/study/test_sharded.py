@@ -20,8 +20,8 @@ def report(file: Path, executor: Executor, **options: object) -> str:
     (data,) = survey([file], most_steps=1_500, executor=executor)
     assert data.share < 1
     assert len(data.shards) > 2
-    asked = ReplayOptions(max_em_drop=0.05, n_draws=50, **options)  # type: ignore[arg-type]  # fields of the question
-    whole = replay_set(data, asked, executor=executor)
+    request = ReplayOptions(max_em_drop=0.05, n_draws=50, **options)  # type: ignore[arg-type]  # fields of the question
+    whole = replay_set(data, request, executor=executor)
     return f"{dump_lines([whole])}{whole.by_class}{whole.by_step}{whole.notes}"
 
 
@@ -35,8 +35,8 @@ def write(folder: Path, n_runs: int) -> Path:
 
 def test_two_workers_give_the_bytes_of_this_process(tmp_path: Path) -> None:
     file = write(tmp_path, 300)
-    asked = {"families": ("beta", "esc")}
-    assert report(file, PoolExecutor(2), **asked) == report(file, SerialExecutor(), **asked)
+    request = {"families": ("beta", "esc")}
+    assert report(file, PoolExecutor(2), **request) == report(file, SerialExecutor(), **request)
 
 
 @pytest.mark.slow
@@ -53,8 +53,8 @@ def test_above_5120_questions_shards_sum_by_random_groups_as_one_pass_does(tmp_p
     reports = list[object]()
     for most_steps in (9_000, 10**9):
         (data,) = survey([file], most_steps=most_steps)
-        asked = ReplayOptions(max_em_drop=0.05, n_draws=20, families=("esc",), policies={"own": {"policy": "never"}})
-        (line,) = [one for one in replay_set(data, asked).lines if one.policy == "own"]
+        request = ReplayOptions(max_em_drop=0.05, n_draws=20, families=("esc",), policies={"own": {"policy": "never"}})
+        (line,) = [one for one in replay_set(data, request).lines if one.policy == "own"]
         reports.append(line)
     assert reports[0] == reports[1]
 

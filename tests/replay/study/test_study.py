@@ -77,8 +77,8 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
             mine = select_runs(runs, study.fold == v)
             summing.add(mine, [study.applied.halts(frozen[v], mine)[pool.name]])
         expected = summing.sums().values.sum(axis=(0, 1))
-        found = nested.frozen(pool, study.options.max_em_drop).values.sum(axis=(0, 1))
-        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        result = nested.frozen(pool, study.options.max_em_drop).values.sum(axis=(0, 1))
+        np.testing.assert_allclose(result, expected, rtol=1e-9)
 
 
 def test_a_point_that_nobody_dares_is_the_full_run() -> None:
@@ -163,12 +163,12 @@ def test_a_difference_is_paired_by_question(nested: NestedRungs) -> None:
     nothing = compare_nested(some, some, n_draws=50, rng=rng)
     assert (nothing.saved, nothing.drop) == (0, 0)
     assert nothing.saved_interval == nothing.drop_interval == Interval(0, 0)
-    found = compare_nested(full, some, n_draws=400, rng=rng)
-    assert found.saved == pytest.approx(1 - some.of("tokens").sum() / some.full_tokens.sum())
-    assert found.drop == pytest.approx(float(share_of(some, "lost")[0] - share_of(some, "gained")[0]))
-    assert found.saved_interval.low < found.saved < found.saved_interval.high
+    result = compare_nested(full, some, n_draws=400, rng=rng)
+    assert result.saved == pytest.approx(1 - some.of("tokens").sum() / some.full_tokens.sum())
+    assert result.drop == pytest.approx(float(share_of(some, "lost")[0] - share_of(some, "gained")[0]))
+    assert result.saved_interval.low < result.saved < result.saved_interval.high
     back = compare_nested(some, full, n_draws=400, rng=np.random.default_rng(1))
-    assert back.saved == pytest.approx(-found.saved)
+    assert back.saved == pytest.approx(-result.saved)
     with pytest.raises(ValueError, match="same questions"):
         compare_nested(some, nest(study_of(runs_for("reasoning", seed=5))).all.sums.columns([0]), n_draws=5, rng=rng)
 

@@ -41,8 +41,8 @@ def counted(runs: Runs, row: int, *, asks: bool) -> dict[str, float]:
 
 def test_a_policy_that_reads_answers_pays_for_every_probe_up_to_its_stop(tmp_path: Path) -> None:
     runs = runs_of(written(tmp_path, "reasoning", CHAIN), probe_tokens=3)
-    found = counted(runs, 1, asks=True)
-    assert found == {
+    result = counted(runs, 1, asks=True)
+    assert result == {
         "lost": 0,
         "gained": 0,
         "tokens": 30 + 2 * 3,
@@ -62,16 +62,21 @@ def test_a_policy_that_reads_none_asks_once_where_it_stops(tmp_path: Path) -> No
 
 def test_a_run_that_is_never_stopped_costs_its_probes_if_any_were_asked(tmp_path: Path) -> None:
     runs = runs_of(written(tmp_path, "reasoning", CHAIN), probe_tokens=3)
-    asked, silent = counted(runs, 3, asks=True), counted(runs, 3, asks=False)
-    assert (asked["tokens"], asked["probes"], asked["resent"], asked["stopped"]) == (100 + 9, 9, 10 + 30 + 60, 0)
+    request, silent = counted(runs, 3, asks=True), counted(runs, 3, asks=False)
+    assert (request["tokens"], request["probes"], request["resent"], request["stopped"]) == (
+        100 + 9,
+        9,
+        10 + 30 + 60,
+        0,
+    )
     assert (silent["tokens"], silent["probes"], silent["resent"], silent["stopped"]) == (100, 0, 0, 0)
 
 
 def test_context_counts_as_spent_and_as_sent_again(tmp_path: Path) -> None:
     runs = runs_of(written(tmp_path, "rounds", CHAIN, ctx_tokens=1_000), probe_tokens=5)
-    found = counted(runs, 1, asks=True)
-    assert found["tokens"] == 2_030 + 10
-    assert found["resent"] == 1_010 + 2_030
+    result = counted(runs, 1, asks=True)
+    assert result["tokens"] == 2_030 + 10
+    assert result["resent"] == 1_010 + 2_030
 
 
 def test_lost_and_gained_are_told_apart(tmp_path: Path) -> None:

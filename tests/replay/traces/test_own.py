@@ -46,12 +46,12 @@ def test_the_files_are_small_enough_for_a_wheel() -> None:
 def test_each_task_has_its_runs_and_its_recorded_exact_match(kind: Kind) -> None:
     batch = batch_of(kind)
     assert batch.kind == kind
-    found = {
+    result = {
         task: (n, round(float(np.mean([em for em, t in zip(batch.full_em, batch.task, strict=True) if t == task])), 3))
         for task, n in Counter(batch.task).items()
     }
-    assert found == RECORDED[kind]
-    assert set(found) == set(TRACED[kind])
+    assert result == RECORDED[kind]
+    assert set(result) == set(TRACED[kind])
 
 
 def test_there_are_three_hundred_questions_over_four_tasks_and_a_hundred_votes_of_sixteen() -> None:

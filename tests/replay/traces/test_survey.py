@@ -28,20 +28,20 @@ def ids(batches: list[Batch]) -> list[tuple[str, str, str]]:
 
 def test_what_is_counted_is_what_is_read(tmp_path: Path) -> None:
     path = made(tmp_path, "a.parquet", "reasoning")
-    (found,) = survey([path])
-    batches = list(found.batches())
-    assert (found.set, found.kind, found.share) == ("a", "reasoning", 1.0)
-    assert found.n_runs == len(ids(batches)) == 600
-    assert found.n_steps == sum(len(b.tokens) for b in batches)
-    assert found.longest == max(int(np.diff(b.offset).max()) for b in batches)
+    (result,) = survey([path])
+    batches = list(result.batches())
+    assert (result.set, result.kind, result.share) == ("a", "reasoning", 1.0)
+    assert result.n_runs == len(ids(batches)) == 600
+    assert result.n_steps == sum(len(b.tokens) for b in batches)
+    assert result.longest == max(int(np.diff(b.offset).max()) for b in batches)
 
 
 def test_files_of_one_name_are_one_set_in_the_order_in_which_they_come(tmp_path: Path) -> None:
     first, second = made(tmp_path, "b.dev.parquet"), made(tmp_path, "a.parquet")
     more = made(tmp_path, "b.heldout.parquet", n_runs=30, dataset="others")
-    found = survey([first, second, more])
-    assert [(one.set, one.files, one.n_runs) for one in found] == [("b", (first, more), 630), ("a", (second,), 600)]
-    assert len(ids(list(found[0].batches()))) == 630
+    result = survey([first, second, more])
+    assert [(one.set, one.files, one.n_runs) for one in result] == [("b", (first, more), 630), ("a", (second,), 600)]
+    assert len(ids(list(result[0].batches()))) == 630
 
 
 def test_a_run_that_stands_twice_in_a_set_is_refused(tmp_path: Path) -> None:

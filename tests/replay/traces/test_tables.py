@@ -47,8 +47,8 @@ def test_what_our_exports_quote_is_no_formula_and_is_read_as_it_was(
     texts = [head + cell for cell in cells]
     written = format_csv(["a"], [{"a": text} for text in texts])
     (tmp_path / "t.csv").write_text(written, "utf-8", newline="")
-    shown = [cell for row in csv.reader(io.StringIO(written, newline="")) for cell in row][1:]
-    assert not [cell for cell in shown if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
+    displayed = [cell for row in csv.reader(io.StringIO(written, newline="")) for cell in row][1:]
+    assert not [cell for cell in displayed if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
     assert [row["a"] for _, row in read_rows(tmp_path / "t.csv")] == texts
 
 

@@ -174,10 +174,10 @@ def test_a_policy_sees_neither_labels_nor_the_end(tmp_path: Path, rows: list[Run
     assert other.steps(i) == batch.steps(i)[:kept]
     if batch.kind != "samples":  # there the number of samples is asked for, and known
         assert other.query(i) == batch.query(i)
-    for step, shown in zip(row.steps, other.steps(i), strict=True):
-        assert (shown.answer, shown.tokens, shown.ctx_tokens) == (step.answer, step.tokens, step.ctx_tokens)
-        said = shown.stated_confidence if row.setting == "self_revision" else shown.confidence
-        assert said == step.confidence
+    for step, displayed in zip(row.steps, other.steps(i), strict=True):
+        assert (displayed.answer, displayed.tokens, displayed.ctx_tokens) == (step.answer, step.tokens, step.ctx_tokens)
+        output = displayed.stated_confidence if row.setting == "self_revision" else displayed.confidence
+        assert output == step.confidence
 
 
 def a_row(**changes: Any) -> dict[str, Any]:
@@ -248,12 +248,12 @@ def test_what_is_wrong_is_told_by_file_row_and_column(tmp_path: Path, case: str,
     if suffix == ".parquet" and case in OF_THE_SCHEMA:
         rows = [a_row(**changes)]
     write_raw(path, rows)
-    with pytest.raises(TraceError) as told:
+    with pytest.raises(TraceError) as report:
         list(read_traces([path]))
-    assert told.value.file == str(path)
-    assert told.value.column == column
-    assert told.value.row == 2 or (len(rows) == 1 and told.value.row is None)
-    assert str(path) in str(told.value)
+    assert report.value.file == str(path)
+    assert report.value.column == column
+    assert report.value.row == 2 or (len(rows) == 1 and report.value.row is None)
+    assert str(path) in str(report.value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -316,15 +316,15 @@ def test_settings_in_one_file_come_apart_and_keep_their_rows(tmp_path: Path) -> 
     path = tmp_path / "mixed.parquet"
     names = ["reasoning", "agent", "reasoning", "self_revision"]
     write_raw(path, [a_row(setting=name, run=f"{i}", full_em=i == 2) for i, name in enumerate(names)])
-    found = {(batch.setting[0], batch.kind): batch for batch in read_traces([path])}
-    assert {key: batch.row.tolist() for key, batch in found.items()} == {
+    result = {(batch.setting[0], batch.kind): batch for batch in read_traces([path])}
+    assert {key: batch.row.tolist() for key, batch in result.items()} == {
         ("reasoning", "reasoning"): [1, 3],
         ("agent", "rounds"): [2],
         ("self_revision", "rounds"): [4],
     }
-    assert found["reasoning", "reasoning"].full_em.tolist() == [False, True]
-    assert found["self_revision", "rounds"].steps(0)[0].stated_confidence == 0.5
-    assert found["agent", "rounds"].steps(0)[0].confidence == 0.5
+    assert result["reasoning", "reasoning"].full_em.tolist() == [False, True]
+    assert result["self_revision", "rounds"].steps(0)[0].stated_confidence == 0.5
+    assert result["agent", "rounds"].steps(0)[0].confidence == 0.5
 
 
 def test_a_query_is_what_a_live_route_would_know(tmp_path: Path) -> None:
@@ -344,8 +344,8 @@ def test_a_parquet_file_need_not_say_how_many_steps_its_runs_have(tmp_path: Path
     path = tmp_path / "made.parquet"
     Synthetic(kind=kind, n_runs=250, seed=3, n_questions=40).write(path)
     pq.write_table(pq.read_table(path).drop_columns(["n_steps"]), tmp_path / "made.dev.parquet", row_group_size=70)
-    said, counted = (list(read_traces([one], batch_rows=100)) for one in (path, tmp_path / "made.dev.parquet"))
-    runs = [[run for batch in batches for run in run_rows(batch)] for batches in (said, counted)]
+    output, counted = (list(read_traces([one], batch_rows=100)) for one in (path, tmp_path / "made.dev.parquet"))
+    runs = [[run for batch in batches for run in run_rows(batch)] for batches in (output, counted)]
     assert runs[0] == runs[1]
 
 
@@ -376,9 +376,9 @@ def test_files_that_are_no_traces_are_named(tmp_path: Path) -> None:
     files = {"x.parquet": b"PAR1 not", "x.jsonl.gz": b"not gzip", "x.jsonl": b"\xff\xfe{", "y.jsonl": b"[]\n"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(TraceError) as told:
+        with pytest.raises(TraceError) as report:
             list(read_traces([tmp_path / name]))
-        assert told.value.file == str(tmp_path / name)
+        assert report.value.file == str(tmp_path / name)
     cut = gzip.compress(b"".join(json.dumps(a_row(run=f"{i}")).encode() + b"\n" for i in range(300)))
     (tmp_path / "cut.jsonl.gz").write_bytes(cut[:-20])
     with pytest.raises(TraceError, match="cannot be read"):
@@ -457,8 +457,8 @@ def test_the_reference_lists_the_columns_as_they_are() -> None:
         section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
         lines = [line for line in section.splitlines() if line.startswith("| `")]
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        shown = {row[0].strip("`"): row[1:4] for row in rows if row[0] != "`steps`"}
-        assert shown == {
+        displayed = {row[0].strip("`"): row[1:4] for row in rows if row[0] != "`steps`"}
+        assert displayed == {
             name: [column.type, "yes" if column.required else "no", "no" if column.never_null else "yes"]
             for name, column in table.items()
         }

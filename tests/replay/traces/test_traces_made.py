@@ -25,9 +25,9 @@ def whole(made: Synthetic) -> Batch:
 def surplus(batch: Batch) -> tuple[float, float]:
     """(mean of confidence minus being right, its standard error) over steps with an answer, a run counted once."""
     run = np.repeat(np.arange(len(batch)), np.diff(batch.offset))
-    told = batch.answer_code >= 0
-    gap = np.where(told, batch.confidence - batch.correct, 0.0)
-    sums, counts = np.bincount(run, gap), np.bincount(run, told)
+    report = batch.answer_code >= 0
+    gap = np.where(report, batch.confidence - batch.correct, 0.0)
+    sums, counts = np.bincount(run, gap), np.bincount(run, report)
     mean = float(sums.sum() / counts.sum())
     return mean, float(np.std(sums - mean * counts) * np.sqrt(len(batch)) / counts.sum())
 

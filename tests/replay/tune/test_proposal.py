@@ -47,12 +47,12 @@ KINDS: tuple[Kind, ...] = ("reasoning", "samples", "rounds")
 @pytest.fixture(scope="module")
 def benches(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, tuple[Bench, list[Batch]]]:
     """Some runs of each kind, as replay reads them and as they are recorded."""
-    found: dict[Kind, tuple[Bench, list[Batch]]] = {}
+    result: dict[Kind, tuple[Bench, list[Batch]]] = {}
     for kind in KINDS:
         file = tmp_path_factory.mktemp("traces") / f"{kind}.parquet"
         Synthetic(kind=kind, n_runs=300, n_questions=100, seed=3, p_no_answer=0.2).write(file)
-        found[kind] = (make_bench(survey([file])[0], TuneOptions()), list(read_traces([file])))
-    return found
+        result[kind] = (make_bench(survey([file])[0], TuneOptions()), list(read_traces([file])))
+    return result
 
 
 def spec_of(bench: Bench, model: str, share: float) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def test_the_live_policy_ends_unseen_runs_where_the_replay_did(
     spec = spec_of(bench, model, share)
     runs, expected, risk = frozen_halts(bench, spec)
     proposal = build_proposal(spec, bench.scores, left_out=(HELD_OUT,))
-    found, scores = live_halts(proposal, kind, runs, batches)
+    result, scores = live_halts(proposal, kind, runs, batches)
     assert len(runs) > 30
-    assert found.row.tolist() == expected.row.tolist()
-    assert found.code.tolist() == expected.code.tolist()
-    told = {at: score for at, score in enumerate(scores) if score is not None}
-    assert told
-    np.testing.assert_allclose(list(told.values()), risk[list(told)], atol=1e-6)
+    assert result.row.tolist() == expected.row.tolist()
+    assert result.code.tolist() == expected.code.tolist()
+    report = {at: score for at, score in enumerate(scores) if score is not None}
+    assert report
+    np.testing.assert_allclose(list(report.values()), risk[list(report)], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,10 +133,10 @@ def test_compositions_with_a_learned_part_are_carried_over_whole(
         {"policy": "guarded", "inner": learned, "min_steps": 3, "max_tokens": 1_200},
     ):
         runs, expected, _ = frozen_halts(bench, spec)
-        found, _ = live_halts(build_proposal(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
+        result, _ = live_halts(build_proposal(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
         assert (expected.row < runs.last).any()
-        assert found.row.tolist() == expected.row.tolist()
-        assert found.code.tolist() == expected.code.tolist()
+        assert result.row.tolist() == expected.row.tolist()
+        assert result.code.tolist() == expected.code.tolist()
 
 
 def scored(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> tuple[Bench, ScoreTable]:

@@ -65,10 +65,12 @@ def never() -> float:
     raise AssertionError("no time limit, no question for the time")
 
 
-def bench_of(folder: Path, asked: TuneOptions, *, kind: Kind = "samples", n_runs: int = 1_500, seed: int = 0) -> Bench:
+def bench_of(
+    folder: Path, requested: TuneOptions, *, kind: Kind = "samples", n_runs: int = 1_500, seed: int = 0
+) -> Bench:
     file = folder / f"{kind}-{seed}.parquet"
     Synthetic(kind=kind, n_runs=n_runs, n_questions=n_runs // 3, seed=seed).write(file)
-    return make_bench(survey([file])[0], asked)
+    return make_bench(survey([file])[0], requested)
 
 
 class Dice:
@@ -79,25 +81,25 @@ class Dice:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         drawn = choices[int(self._rng.integers(len(choices)))]
-        found = self._fixed.get(name, drawn)
-        assert found in choices
-        return found
+        result = self._fixed.get(name, drawn)
+        assert result in choices
+        return result
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         assert 0 < low < high if log else low < high
         ends = np.log([low, high]) if log else np.array([low, high])
         drawn = float(self._rng.uniform(*ends))
-        found = float(self._fixed[name]) if name in self._fixed else float(np.exp(drawn) if log else drawn)
-        assert low <= found * (1 + 1e-9)
-        assert found <= high * (1 + 1e-9)
-        return found
+        result = float(self._fixed[name]) if name in self._fixed else float(np.exp(drawn) if log else drawn)
+        assert low <= result * (1 + 1e-9)
+        assert result <= high * (1 + 1e-9)
+        return result
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         assert low <= high
         assert low > 0 or not log
-        found = int(self._fixed.get(name, self._rng.integers(low, high + 1)))
-        assert low <= found <= high
-        return found
+        result = int(self._fixed.get(name, self._rng.integers(low, high + 1)))
+        assert low <= result <= high
+        return result
 
 
 # ---- what is tried --------------------------------------------------------------------------------
@@ -191,13 +193,13 @@ def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_t
 def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_not_seen(
     kind: Kind, tmp_path: Path
 ) -> None:
-    asked = replace(WITHOUT_LEARNING, probe_tokens=0, margin=2.0)
-    bench = bench_of(tmp_path, asked, kind=kind)
+    requested = replace(WITHOUT_LEARNING, probe_tokens=0, margin=2.0)
+    bench = bench_of(tmp_path, requested, kind=kind)
     tuned = tune_runs(bench, clock=never)
-    found = tuned.optimism
-    assert found.token_reduction_unseen.value > 0.1
-    assert found.em_drop_unseen.value <= tuned.max_em_drop
-    assert found.em_drop_unseen.interval.low <= found.em_drop_unseen.value <= found.em_drop_unseen.interval.high
+    result = tuned.optimism
+    assert result.token_reduction_unseen.value > 0.1
+    assert result.em_drop_unseen.value <= tuned.max_em_drop
+    assert result.em_drop_unseen.interval.low <= result.em_drop_unseen.value <= result.em_drop_unseen.interval.high
     assert tuned.proposal is not None
     assert tuned.proposal_in_search.em_drop + 2 * tuned.proposal_in_search.error <= tuned.max_em_drop
     assert sum(tuned.winners.values()) == len(tuned.folds) == N_FOLDS
@@ -233,8 +235,8 @@ def noise(bench: Bench, seed: int) -> Bench:
 
 @pytest.mark.slow
 def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_path: Path) -> None:
-    asked = TuneOptions(trials=60, max_em_drop=0.0, margin=0.0, scores=(), n_draws=50)
-    bench = bench_of(tmp_path, asked, n_runs=120)
+    requested = TuneOptions(trials=60, max_em_drop=0.0, margin=0.0, scores=(), n_draws=50)
+    bench = bench_of(tmp_path, requested, n_runs=120)
     drops = []
     for seed in range(4):
         tuned = tune_runs(noise(bench, seed), clock=never)
@@ -246,12 +248,12 @@ def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_p
 
 @pytest.mark.slow
 def test_nothing_of_an_unseen_question_reaches_the_search_that_must_not_see_it(tmp_path: Path) -> None:
-    asked = TuneOptions(
+    requested = TuneOptions(
         trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds")
     )
-    bench = bench_of(tmp_path, asked, n_runs=600)
+    bench = bench_of(tmp_path, requested, n_runs=600)
     fold = folds_of(bench.runs)
-    other = with_scores(spoilt(bench.runs, fold == 1), asked, bench.names)
+    other = with_scores(spoilt(bench.runs, fold == 1), requested, bench.names)
     honest, blind = (search(one, 1, until=None, clock=never, tick=lambda: None) for one in (bench, other))
     assert honest.spec == blind.spec
     assert honest.spec is not None
@@ -265,14 +267,14 @@ def spoilt(runs: Runs, where: Any) -> Runs:
     return replace(runs, ok=runs.ok ^ rows, full_ok=runs.full_ok ^ where)
 
 
-def with_scores(runs: Runs, asked: TuneOptions, names: tuple[str, ...]) -> Bench:
-    return Bench(runs, asked, ScoreTable(runs, asked.scores, seed=asked.seed), names)
+def with_scores(runs: Runs, requested: TuneOptions, names: tuple[str, ...]) -> Bench:
+    return Bench(runs, requested, ScoreTable(runs, requested.scores, seed=requested.seed), names)
 
 
 @pytest.mark.slow
 def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried(tmp_path: Path) -> None:
-    asked = TuneOptions(trials=30, max_em_drop=0.02, scores=LINEAR, n_draws=50)
-    first, second = (with_scores_again(tmp_path, asked) for _ in range(2))
+    requested = TuneOptions(trials=30, max_em_drop=0.02, scores=LINEAR, n_draws=50)
+    first, second = (with_scores_again(tmp_path, requested) for _ in range(2))
     assert first == second
     assert any("learned" in title for title in first.winners)
     quick = replace(WITHOUT_LEARNING, trials=20)
@@ -284,16 +286,18 @@ def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried
 @pytest.mark.slow
 def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_model(tmp_path: Path) -> None:
     score = Score(name="suffices", target="suffices", parts="linear")
-    asked = TuneOptions(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)
-    bench = bench_of(tmp_path, asked, n_runs=1_500)
+    requested = TuneOptions(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)
+    bench = bench_of(tmp_path, requested, n_runs=1_500)
     tuned = tune_runs(bench, clock=never)
     assert any("by class" in title for title in tuned.winners) == (tuned.by_class is not None)
-    found = bench.classes(None)
-    assert found.classes is not None
-    levels = {name: 0.05 * (at + 1) for at, name in enumerate(found.names)}
+    result = bench.classes(None)
+    assert result.classes is not None
+    levels = {name: 0.05 * (at + 1) for at, name in enumerate(result.names)}
     assert len(levels) >= 2
     spec = {"policy": LEARNED, "model": score.name, "threshold": 0.1, "classes": levels}
-    proposal = build_proposal({"policy": "guarded", "inner": spec, "min_steps": 2}, bench.scores, classes=found.classes)
+    proposal = build_proposal(
+        {"policy": "guarded", "inner": spec, "min_steps": 2}, bench.scores, classes=result.classes
+    )
     assert proposal.model is not None
     assert dict(proposal.model.classes) == levels
     assert "classes" not in str(proposal.spec)
@@ -302,14 +306,14 @@ def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_mo
     assert bench.scores is not None
     model = bench.scores.model(("suffices", "linear"))
     risk = 1 - score_rows(model, features_of(bench.runs, bench.scores.chosen))
-    level = np.array([levels.get(found.classes.of(query), 0.1) for query in bench.runs.queries])
+    level = np.array([levels.get(result.classes.of(query), 0.1) for query in bench.runs.queries])
     passed = risk <= level[bench.runs.run_of_row] * (1 + 1e-9)
     late = passed & (bench.runs.columns.values["step"] >= 2) & ~np.isnan(bench.runs.columns.answer)
     assert live.row.tolist() == find_first_stops(late.astype(np.int8), bench.runs).row.tolist()
 
 
-def with_scores_again(folder: Path, asked: TuneOptions) -> TunedSet:
-    return tune_runs(bench_of(folder, asked, kind="reasoning", n_runs=300), clock=never)
+def with_scores_again(folder: Path, requested: TuneOptions) -> TunedSet:
+    return tune_runs(bench_of(folder, requested, kind="reasoning", n_runs=300), clock=never)
 
 
 def test_a_time_limit_ends_every_search_after_at_least_one_trial(tmp_path: Path) -> None:
@@ -346,9 +350,9 @@ def test_what_cannot_be_tuned_is_said_before_anything_is_searched(tmp_path: Path
 def test_a_set_too_long_for_memory_is_searched_on_part_of_its_questions_and_says_so(tmp_path: Path) -> None:
     file = tmp_path / "long.parquet"
     Synthetic(kind="samples", n_runs=300, n_questions=300, seed=0).write(file)
-    asked = replace(WITHOUT_LEARNING, trials=3, n_draws=20)
-    part = tune_runs(make_bench(survey([file], most_steps=800)[0], asked), clock=never)
-    whole = tune_runs(make_bench(survey([file])[0], asked), clock=never)
+    requested = replace(WITHOUT_LEARNING, trials=3, n_draws=20)
+    part = tune_runs(make_bench(survey([file], most_steps=800)[0], requested), clock=never)
+    whole = tune_runs(make_bench(survey([file])[0], requested), clock=never)
     assert (whole.share, whole.n_questions) == (1.0, 300)
     assert part.share == pytest.approx(800 / (300 * 8))
     assert 60 < part.n_questions < 140

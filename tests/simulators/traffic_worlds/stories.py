@@ -95,11 +95,11 @@ def unfold(stories: Stories, p_lucky: Floats, rng: np.random.Generator) -> Rows:
     phase[(step >= stories.plateau_from[run]) & (phase == SEARCHING)] = PLATEAU
     phase[step >= stories.leads_away[run]] = LED_AWAY
 
-    found = np.where(
+    result = np.where(
         rng.random(len(run)) < p_lucky[run], stories.settled[run], rng.integers(1, N_DISTRACTORS + 1, len(run))
     )
     new = (step == 1) | (rng.random(len(run)) < P_MOVES_ON)
     # A searching run keeps the answer of its last draw.
-    kept = found[np.maximum.accumulate(np.where(new, np.arange(len(run)), 0))]
+    kept = result[np.maximum.accumulate(np.where(new, np.arange(len(run)), 0))]
     answer = np.choose(phase, [kept, np.full(len(run), HELD), stories.settled[run], stories.away[run]])
     return Rows(run, step, phase, answer)

@@ -125,7 +125,7 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
     same = _same_as_last(rows)
     streak = _streak(same)
     at = rows.step / LONGEST  # a live route has this cap
-    told = [kinds[rows.run] == kind for kind in range(1, N_KINDS)]
+    report = [kinds[rows.run] == kind for kind in range(1, N_KINDS)]
     columns = [
         confidence,
         entropy,
@@ -137,8 +137,8 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
         streak / rows.step,
         confidence * np.log(streak),
         confidence * at,
-        *told,
-        *(confidence * t for t in told),
+        *report,
+        *(confidence * t for t in report),
     ]
     return np.column_stack(columns)
 
@@ -146,12 +146,12 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
 def _confidence(stories: Stories, rows: Rows, of: Blend, rng: np.random.Generator) -> Floats:
     """The model's confidence as a logit: by phase, with a bias of the run, a bias of its class, and noise."""
     run, phase = rows.run, rows.phase
-    said = (of("searching") + of("false_boldness"))[run]
-    said = np.where(phase == PLATEAU, of("on_plateau")[run], said)
+    output = (of("searching") + of("false_boldness"))[run]
+    output = np.where(phase == PLATEAU, of("on_plateau")[run], output)
     firmness = 1.7 + 0.18 * np.clip(rows.step - stories.settles[run], 0, 6)
-    said = np.where(phase >= SETTLED, firmness - 0.6 * (phase == LED_AWAY), said)
+    output = np.where(phase >= SETTLED, firmness - 0.6 * (phase == LED_AWAY), output)
     bias = of("boldness") + of("shift") + rng.normal(0, 0.7, len(stories))
-    return np.asarray(said + bias[run] + rng.normal(0, 0.6, len(run)))
+    return np.asarray(output + bias[run] + rng.normal(0, 0.6, len(run)))
 
 
 def _same_as_last(rows: Rows) -> Bools:

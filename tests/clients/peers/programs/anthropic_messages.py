@@ -12,18 +12,18 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 def ask(case: Case, seen: Seen) -> None:
     base_url = case.base_url.removesuffix("/v1")
     client = anthropic.Anthropic(base_url=base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s)
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": case.model,
         "max_tokens": 1000,
         "messages": [{"role": "user", "content": QUESTION}],
     }
     if case.tool:
         described = {"name": TOOL["name"], "description": TOOL["description"]}
-        asked["tools"] = [described | {"input_schema": TOOL["parameters"]}]
+        request["tools"] = [described | {"input_schema": TOOL["parameters"]}]
     if not case.stream:
-        _note(client.messages.create(**asked), seen)
+        _note(client.messages.create(**request), seen)
         return
-    with client.messages.stream(**asked) as stream:
+    with client.messages.stream(**request) as stream:
         for event in stream:
             # Each delta comes twice: as it is, and as what it means.
             if event.type not in ("content_block_delta", *seen.parts[-1:]):

@@ -62,19 +62,19 @@ class Seen:
         """Take usage in OpenAI's shape: an object or a table."""
         if usage is None:
             return
-        told = usage if isinstance(usage, dict) else usage.model_dump()
-        inner = told.get("completion_tokens_details") or {}
+        report = usage if isinstance(usage, dict) else usage.model_dump()
+        inner = report.get("completion_tokens_details") or {}
         self.usage = {
-            "prompt": told.get("prompt_tokens"),
-            "completion": told.get("completion_tokens"),
-            "total": told.get("total_tokens"),
+            "prompt": report.get("prompt_tokens"),
+            "completion": report.get("completion_tokens"),
+            "total": report.get("total_tokens"),
             "reasoning": inner.get("reasoning_tokens"),
         }
 
     def calls(self, name: str, arguments: Any) -> None:
         """Note a tool call; arguments as an object, or as the JSON that the model wrote."""
-        told = json.loads(arguments) if isinstance(arguments, str) else arguments
-        self.tools.append({"name": name, "arguments": told})
+        report = json.loads(arguments) if isinstance(arguments, str) else arguments
+        self.tools.append({"name": name, "arguments": report})
 
 
 Ask = Callable[[Case, Seen], Awaitable[None] | None]

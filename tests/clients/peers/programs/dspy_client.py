@@ -16,12 +16,12 @@ def ask(case: Case, seen: Seen) -> None:
         num_retries=0,
         timeout=case.timeout_s,
     )
-    told = model(QUESTION)[0]
-    if isinstance(told, str):
-        seen.text = told
+    report = model(QUESTION)[0]
+    if isinstance(report, str):
+        seen.text = report
     else:
-        seen.text = told["text"]
-        seen.thinks(told.get("reasoning_content"))
+        seen.text = report["text"]
+        seen.thinks(report.get("reasoning_content"))
     entry = model.history[-1]
     seen.counts(dict(entry["usage"]))
     response = entry.get("response")

@@ -27,8 +27,8 @@ def measured(exam: dict[str, Any]) -> dict[str, Any]:
         log = inspect_ai.eval(task, model=model, display="none", log_dir=folder, max_connections=exam["n_at_once"])[0]
     if log.status != "success":
         raise RuntimeError(f"inspect-ai ended with {log.status}: {log.error}")
-    told = log.results.scores[0].metrics["accuracy"].value
-    return {"em": told, "n": log.results.completed_samples}
+    report = log.results.scores[0].metrics["accuracy"].value
+    return {"em": report, "n": log.results.completed_samples}
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ def ask(case: Case, seen: Seen) -> None:
         return
     seen.finish = message.response_metadata.get("finish_reason")
     seen.thinks(message.additional_kwargs.get("reasoning_content"))
-    told = message.usage_metadata
-    if told is not None:
+    report = message.usage_metadata
+    if report is not None:
         seen.usage = {
-            "prompt": told["input_tokens"],
-            "completion": told["output_tokens"],
-            "total": told["total_tokens"],
-            "reasoning": told.get("output_token_details", {}).get("reasoning"),
+            "prompt": report["input_tokens"],
+            "completion": report["output_tokens"],
+            "total": report["total_tokens"],
+            "reasoning": report.get("output_token_details", {}).get("reasoning"),
         }
     for call in message.tool_calls:
         seen.calls(call["name"], call["args"])

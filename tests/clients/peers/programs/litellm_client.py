@@ -10,7 +10,7 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 
 def ask(case: Case, seen: Seen) -> None:
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": f"openai/{case.model}",
         "api_base": case.base_url,
         "api_key": KEY,
@@ -20,13 +20,13 @@ def ask(case: Case, seen: Seen) -> None:
         "messages": [{"role": "user", "content": QUESTION}],
     }
     if case.tool:
-        asked["tools"] = [{"type": "function", "function": TOOL}]
+        request["tools"] = [{"type": "function", "function": TOOL}]
     if not case.stream:
-        _note_whole(litellm.completion(**asked), seen)
+        _note_whole(litellm.completion(**request), seen)
         return
     parts: list[Any] = []
     try:
-        for chunk in litellm.completion(stream=True, stream_options={"include_usage": True}, **asked):
+        for chunk in litellm.completion(stream=True, stream_options={"include_usage": True}, **request):
             parts.append(chunk)
             seen.counts(getattr(chunk, "usage", None))
             for choice in chunk.choices:

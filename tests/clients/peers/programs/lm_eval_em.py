@@ -44,7 +44,7 @@ def measured(exam: dict[str, Any]) -> dict[str, Any]:
         rows = folder / "sums.jsonl"
         rows.write_text("".join(json.dumps(item) + "\n" for item in exam["items"]), encoding="utf-8")
         (folder / "sums.yaml").write_text(TASK.format(file=json.dumps(str(rows))), encoding="utf-8")
-        told = lm_eval.simple_evaluate(
+        report = lm_eval.simple_evaluate(
             model="local-chat-completions",
             tasks=["sums"],
             apply_chat_template=True,
@@ -58,7 +58,7 @@ def measured(exam: dict[str, Any]) -> dict[str, Any]:
             },
             task_manager=TaskManager(include_path=str(folder)),
         )
-    return {"em": told["results"]["sums"]["exact_match,number"], "n": told["n-samples"]["sums"]["effective"]}
+    return {"em": report["results"]["sums"]["exact_match,number"], "n": report["n-samples"]["sums"]["effective"]}
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ def _note(result: Any, seen: Seen) -> None:
         if item.type == "reasoning_item":
             for piece in item.raw_item.summary:
                 seen.thinks(piece.text)
-    told = result.context_wrapper.usage
+    report = result.context_wrapper.usage
     seen.usage = {
-        "prompt": told.input_tokens,
-        "completion": told.output_tokens,
-        "total": told.total_tokens,
-        "reasoning": told.output_tokens_details.reasoning_tokens,
+        "prompt": report.input_tokens,
+        "completion": report.output_tokens,
+        "total": report.total_tokens,
+        "reasoning": report.output_tokens_details.reasoning_tokens,
     }
 
 

@@ -10,14 +10,14 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 
 async def ask(case: Case, seen: Seen) -> None:
-    asked: dict[str, Any] = {"model": case.model, "messages": [{"role": "user", "content": QUESTION}]}
+    request: dict[str, Any] = {"model": case.model, "messages": [{"role": "user", "content": QUESTION}]}
     if case.tool:
-        asked["tools"] = [{"type": "function", "function": TOOL}]
+        request["tools"] = [{"type": "function", "function": TOOL}]
     async with openai.AsyncOpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s) as client:
         if not case.stream:
-            whole: Any = await client.chat.completions.create(**asked)
+            whole: Any = await client.chat.completions.create(**request)
         else:
-            async with client.chat.completions.stream(stream_options={"include_usage": True}, **asked) as events:
+            async with client.chat.completions.stream(stream_options={"include_usage": True}, **request) as events:
                 async for event in events:
                     if event.type not in ("chunk", *seen.parts[-1:]):
                         seen.parts.append(event.type)

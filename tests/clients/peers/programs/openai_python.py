@@ -11,13 +11,13 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 def ask(case: Case, seen: Seen) -> None:
     client = openai.OpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s)
-    asked: dict[str, Any] = {"model": case.model, "messages": [{"role": "user", "content": QUESTION}]}
+    requested: dict[str, Any] = {"model": case.model, "messages": [{"role": "user", "content": QUESTION}]}
     if case.tool:
-        asked["tools"] = [{"type": "function", "function": TOOL}]
+        requested["tools"] = [{"type": "function", "function": TOOL}]
     if case.stream:
-        _streamed(client, asked, seen)
+        _streamed(client, requested, seen)
         return
-    whole = client.chat.completions.create(**asked)
+    whole = client.chat.completions.create(**requested)
     message = whole.choices[0].message
     seen.text, seen.finish = message.content or "", whole.choices[0].finish_reason
     seen.thinks(getattr(message, "reasoning_content", None))
@@ -26,9 +26,9 @@ def ask(case: Case, seen: Seen) -> None:
         seen.calls(call.function.name, call.function.arguments)
 
 
-def _streamed(client: openai.OpenAI, asked: dict[str, Any], seen: Seen) -> None:
+def _streamed(client: openai.OpenAI, requested: dict[str, Any], seen: Seen) -> None:
     calls: dict[int, list[str]] = {}
-    for chunk in client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **asked):
+    for chunk in client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **requested):
         seen.counts(chunk.usage)
         for choice in chunk.choices:
             seen.text += choice.delta.content or ""

@@ -11,13 +11,13 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 def ask(case: Case, seen: Seen) -> None:
     client = openai.OpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s)
-    asked: dict[str, Any] = {"model": case.model, "input": QUESTION}
+    request: dict[str, Any] = {"model": case.model, "input": QUESTION}
     if case.tool:
-        asked["tools"] = [{"type": "function", "strict": False, **TOOL}]
+        request["tools"] = [{"type": "function", "strict": False, **TOOL}]
     if not case.stream:
-        _note(client.responses.create(**asked), seen)
+        _note(client.responses.create(**request), seen)
         return
-    for event in client.responses.create(stream=True, **asked):
+    for event in client.responses.create(stream=True, **request):
         kind = event.type.removeprefix("response.")
         if kind != (seen.parts[-1:] or [""])[0]:
             seen.parts.append(kind)

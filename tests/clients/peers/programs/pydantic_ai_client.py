@@ -45,12 +45,12 @@ def _note(messages: list[Any], seen: Seen) -> None:
 
 
 def _count(usage: Any, seen: Seen) -> None:
-    told = usage() if callable(usage) else usage
+    report = usage() if callable(usage) else usage
     seen.usage = {
-        "prompt": told.input_tokens,
-        "completion": told.output_tokens,
-        "total": told.total_tokens,
-        "reasoning": told.details.get("reasoning_tokens"),
+        "prompt": report.input_tokens,
+        "completion": report.output_tokens,
+        "total": report.total_tokens,
+        "reasoning": report.details.get("reasoning_tokens"),
     }
 
 
