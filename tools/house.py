@@ -297,7 +297,8 @@ def check_all() -> tuple[list[Violation], list[str]]:
     by_rule: dict[str, list[Violation]] = defaultdict(list)
     texts = [path for suffix in ("html", "sql") for path in sorted((ROOT / "src").rglob(f"*.{suffix}"))]
     trees = [(file.path, file.tree) for file in sources]
-    for rule_name, path, line, what, allowed in vocabulary.check(trees, texts):
+    tests = [(file.path, file.tree) for file in others if file.path.is_relative_to(ROOT / "tests")]
+    for rule_name, path, line, what, allowed in (*vocabulary.check(trees, texts), *vocabulary.check_tests(tests)):
         by_rule[rule_name].append(Violation(short(path), line, what, allowed))
     notes = []
     for rule_name in sorted({*by_rule, *vocabulary.CEILINGS}):

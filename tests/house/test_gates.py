@@ -76,6 +76,12 @@ def test_old_words_are_seen_in_what_people_read_or_type(tmp_path: Path, name: st
     assert [row[0] for row in rows] == [rule]
 
 
+def test_old_words_are_seen_in_tests_but_for_the_sentence_that_names_a_test() -> None:
+    tree = ast.parse("def test_what_is_said_twice():\n    found = 1\nclass Keeper: ...\ndef helper(told): ...\n")
+    rows = list(vocabulary.check_tests([(Path("tests/store/test_lottery.py"), tree)]))
+    assert [row[3] for row in rows] == ["the name test_lottery", "the name Keeper", "the name found", "the name told"]
+
+
 def test_prose_and_what_cannot_change_are_not_counted(tmp_path: Path) -> None:
     text = '"""He said so."""\nMESSAGE = "no run was found"\nKIND = "review_asked"\nx = r"\\bmade (a|the) mistake"\n'
     assert rules_broken(tmp_path, a=text) == []
