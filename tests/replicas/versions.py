@@ -29,6 +29,7 @@ from tests.replicas.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "src/suffice/store/database/schema.py"
+POSTGRES = "src/suffice/store/database/postgres.py"
 OLD = "0.0.1"  # what the old tree says it is: both would say the same between two releases
 WITHIN_S = 30.0
 
@@ -57,7 +58,7 @@ def commit_before_last_migration() -> str:
     now, after = version((ROOT / SCHEMA).read_text(encoding="utf-8")), "HEAD"
     for commit in git("log", "--format=%H", "--", SCHEMA).decode().split():
         text = git("show", f"{commit}:{SCHEMA}").decode()
-        if "def migrate_postgres" not in text:
+        if not git("ls-tree", commit, "--", POSTGRES):
             break
         if version(text) < now:
             return git("rev-parse", f"{after}^").decode().strip()

@@ -116,11 +116,11 @@ PAIRED = frozenset(NAMES)
 
 def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
-    found = analyse(
+    result = analyse(
         made(margins=((EM, 0.02),)),
         material({TOKENS: tokens}, audits=audits(3_000, lost=12, gained=6), paired=PAIRED),
     )
-    (arm,) = found.arms
+    (arm,) = result.arms
     assert arm.verdict == "better"
     assert arm.of(TOKENS).verdict == "better"
     assert arm.of(EM).paired
@@ -128,7 +128,7 @@ def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
     between = arm.of(TOKENS).between
     assert between is not None
     assert between.low <= -300 <= between.high
-    first, second, *_ = summarize_arm(found, arm)
+    first, second, *_ = summarize_arm(result, arm)
     begins = "'brisk' against 'full' is better, and nothing with a margin loses more than you allow: a request uses"
     assert first.startswith(begins)
     assert "fewer tokens (33%), between" in first
@@ -137,11 +137,11 @@ def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
 
 def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
-    found = analyse(
+    result = analyse(
         made(margins=((EM, 0.02),)), material({TOKENS: tokens}, audits=audits(3_000, lost=200), paired=PAIRED)
     )
-    assert found.arms[0].verdict == "worse"
-    report = summarize_arm(found, found.arms[0])
+    assert result.arms[0].verdict == "worse"
+    report = summarize_arm(result, result.arms[0])
     assert report[0].startswith("'brisk' against 'full' is worse in em: ")
     assert "more than the 2.00 points that you allow" in report[1]
 
@@ -240,18 +240,17 @@ def test_earlier_values_of_a_caller_predict_later_ones_and_narrow_the_interval()
 
 def test_with_a_margin_no_difference_is_an_answer() -> None:
     one = made(primary=SATISFACTION, margins=((SATISFACTION, 0.05),))
-    found = analyse(one, material({SATISFACTION: values(6_000, 5, full=0.7, brisk=0.7)}))
-    assert found.arms[0].verdict == "no worse"
-    assert "is not worse than you allow" in summarize_arm(found, found.arms[0])[0]
+    result = analyse(one, material({SATISFACTION: values(6_000, 5, full=0.7, brisk=0.7)}))
+    assert result.arms[0].verdict == "no worse"
+    assert "is not worse than you allow" in summarize_arm(result, result.arms[0])[0]
 
 
 def test_nothing_measured_is_inconclusive_and_said_so() -> None:
-    found = analyse(made(), material({}))
-    assert found.arms[0].verdict == "inconclusive"
-    assert (
-        summarize_arm(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
-    )
-    assert summarize_arm(found, found.arms[0])[-1].endswith("can be said once there is something to measure.")
+    result = analyse(made(), material({}))
+    assert result.arms[0].verdict == "inconclusive"
+    sentence = summarize_arm(result, result.arms[0])[0]
+    assert sentence == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
+    assert summarize_arm(result, result.arms[0])[-1].endswith("can be said once there is something to measure.")
     one_arm = [MetricValue(arm="full", odds=HALF, query_class="", value=1.0)] * 50
     lone = analyse(made(), material({}, values={TOKENS: one_arm}))
     assert lone.arms[0].of(TOKENS).effect is None
@@ -312,8 +311,8 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
 def test_an_arm_that_lost_its_weight_is_still_told() -> None:
     arms = (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=0), Arm(name="never", weight=0))
     liked = values(4_000, 1, full=0.8, brisk=0.6)
-    found = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: liked}))
-    assert [(arm.arm, arm.verdict) for arm in found.arms] == [("brisk", "worse")]
+    result = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: liked}))
+    assert [(arm.arm, arm.verdict) for arm in result.arms] == [("brisk", "worse")]
 
 
 def test_a_class_that_is_harmed_is_named_though_the_whole_is_fine() -> None:
@@ -321,12 +320,12 @@ def test_a_class_that_is_harmed_is_named_though_the_whole_is_fine() -> None:
     easy = values(6_000, 7, full=0.5, brisk=0.8, classes=("easy",))
     hard = values(2_000, 8, full=0.6, brisk=0.45, classes=("hard",), warmup=0)
     mixed = [one for four in zip(*[iter(easy)] * 3, hard, strict=False) for one in four]
-    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: mixed}))
-    arm = found.arms[0]
+    result = analyse(made(primary=SATISFACTION), material({SATISFACTION: mixed}))
+    arm = result.arms[0]
     assert arm.verdict == "mixed"
     assert arm.of(SATISFACTION).verdict == "better"
     assert arm.of(SATISFACTION).harmed == ("hard",)
-    assert "is mixed, for it is worse in satisfaction for class hard: on the whole, " in summarize_arm(found, arm)[0]
+    assert "is mixed, for it is worse in satisfaction for class hard: on the whole, " in summarize_arm(result, arm)[0]
     aside = analyse(made(), material({SATISFACTION: mixed, TOKENS: values(8_000, 9, full=900, brisk=600, high=4_000)}))
     assert aside.arms[0].verdict == "better", "what has no margin and does not decide is told, and decides nothing"
     assert "worse in satisfaction for class hard, whatever the whole says" in summarize_arm(aside, aside.arms[0])[-1]
@@ -357,15 +356,15 @@ def test_audits_without_a_label_widen_and_those_not_seen_count_for_nobody() -> N
 @pytest.mark.no_cover
 def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
     liked = values(20_000, 9, full=0.75, brisk=0.69)
-    found = analyse(
+    result = analyse(
         made(primary=SATISFACTION),
         material({SATISFACTION: liked}, audits=audits(4_000, lost=140, gained=20), paired=PAIRED),
     )
-    arm = found.arms[0]
+    arm = result.arms[0]
     assert arm.per_point is not None
     assert arm.per_point_between is not None
     assert arm.per_point_between.low < 2.0 < arm.per_point_between.high
-    assert summarize_arm(found, arm)[-1].startswith("Each EM point lost goes with ")
+    assert summarize_arm(result, arm)[-1].startswith("Each EM point lost goes with ")
     won = analyse(
         made(primary=SATISFACTION),
         material({SATISFACTION: liked}, audits=audits(4_000, lost=20, gained=140), paired=PAIRED),
@@ -381,8 +380,8 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
 @pytest.mark.no_cover
 def test_simpson_is_shown_and_not_hidden() -> None:
     """F40: the brisk arm loses 5 points in each class, and its plain mean is higher."""
-    found = simpson(20_000, 0, broken=False)
-    displayed = found.arms[0].of(SATISFACTION)
+    result = simpson(20_000, 0, broken=False)
+    displayed = result.arms[0].of(SATISFACTION)
     assert displayed.plain is not None
     assert displayed.effect is not None
     assert displayed.stratified is not None
@@ -392,7 +391,7 @@ def test_simpson_is_shown_and_not_hidden() -> None:
     assert displayed.misleading
     assert {part.query_class for part in displayed.classes} == {"hard", "easy"}
     assert all(part.effect < 0 for part in displayed.classes)
-    last = summarize_arm(found, found.arms[0])[-1]
+    last = summarize_arm(result, result.arms[0])[-1]
     assert "and mislead: the arms had different mixes of questions, and weighed by class satisfaction is 5." in last
 
 
@@ -413,20 +412,20 @@ def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
 
 
 def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
-    found = simpson(20_000, 1, broken=True)
-    assert found.withheld is not None
-    assert re.search(r"units are split in class \w+ brisk \d,\d+, full \d,\d+; in class \w+ brisk", found.withheld)
+    result = simpson(20_000, 1, broken=True)
+    assert result.withheld is not None
+    assert re.search(r"units are split in class \w+ brisk \d,\d+, full \d,\d+; in class \w+ brisk", result.withheld)
 
 
 def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:
     """People of one arm rate twice as often: who rates is another crowd, so nothing is said of it."""
     liked = [one for one in values(6_000, 11, full=0.7, brisk=0.7) if one.arm == "full" or one.value < 0.7]
     tokens = values(6_000, 11, full=900, brisk=600, spread=150, high=4_000)
-    found = analyse(made(), material({TOKENS: tokens, SATISFACTION: liked}))
-    arm = found.arms[0]
+    result = analyse(made(), material({TOKENS: tokens, SATISFACTION: liked}))
+    arm = result.arms[0]
     assert arm.of(SATISFACTION).verdict == "withheld"
     assert arm.verdict == "better"
-    assert "satisfaction is withheld, because" in summarize_arm(found, arm)[1]
+    assert "satisfaction is withheld, because" in summarize_arm(result, arm)[1]
 
 
 def test_the_warm_up_is_left_out() -> None:
@@ -438,8 +437,8 @@ def test_the_warm_up_is_left_out() -> None:
     novel = [
         MetricValue(arm=one.arm, odds=one.odds, query_class="", value=one.value, warmup=one.warmup) for one in steady
     ]
-    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: first + novel}))
-    assert found.arms[0].verdict == "inconclusive"
+    result = analyse(made(primary=SATISFACTION), material({SATISFACTION: first + novel}))
+    assert result.arms[0].verdict == "inconclusive"
     without = [MetricValue(arm=one.arm, odds=one.odds, query_class="", value=one.value) for one in first] + novel
     assert analyse(made(primary=SATISFACTION), material({SATISFACTION: without})).arms[0].verdict == "better"
 
@@ -447,8 +446,8 @@ def test_the_warm_up_is_left_out() -> None:
 def test_what_comes_late_from_the_warm_up_does_not_count_either() -> None:
     late = [MetricValue(arm="brisk", odds=HALF, query_class="", value=1.0, warmup=True)] * 500
     steady = values(2_000, 13, full=0.7, brisk=0.7)
-    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: steady + late}, drawn=[]))
-    assert found.arms[0].of(SATISFACTION).n == 1_900
+    result = analyse(made(primary=SATISFACTION), material({SATISFACTION: steady + late}, drawn=[]))
+    assert result.arms[0].of(SATISFACTION).n == 1_900
 
 
 def test_a_run_that_costs_more_than_anybody_knew_counts_as_the_cap() -> None:
