@@ -226,7 +226,8 @@ def test_a_rollout_of_a_log_without_rules_has_the_usual_ones(world: World) -> No
     world.begin({"policy": "stable-answer", "streak": 3})
     with world.writer.transaction() as connection:
         connection.execute(
-            "UPDATE events SET body = json_remove(body, '$.beginning.rules') WHERE kind = 'rollout_begun'"
+            "UPDATE events SET body = json_remove(body, '$.beginning.rules', '$.start.rules')"
+            " WHERE kind = 'rollout_begun'"
         )
     assert world.held.rules == Rules()
 

@@ -92,7 +92,7 @@ async def refused_soon(url: str) -> float:
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # reset: it closed its socket while we connected
                 return time.monotonic() - start_s
             writer.close()
             await asyncio.sleep(0.01)
