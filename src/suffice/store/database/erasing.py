@@ -21,9 +21,6 @@ from suffice.store.rows.events import Erasure, to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction; other writers wait that long
 
-# Kinds whose key is the episode.
-_BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureOrder:
