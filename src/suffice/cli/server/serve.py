@@ -422,10 +422,10 @@ def _wait_for_log(
             with open_decisions(settings, create=False):
                 return True
         except StoreError as error:
+            health.waits = str(error)  # before it is said: who reads the line may probe at once
             if str(error) != why or monotonic_s() - warned_s >= SAY_S:
                 why, warned_s = str(error), monotonic_s()
                 warn(f"{why}; waiting for it")
-            health.waits = why
         event.wait(LOG_S)
     return False
 
