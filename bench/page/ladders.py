@@ -43,6 +43,11 @@ _OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     },
     "sprt": _tested(Sprt),
     "msprt": _tested(MixtureSprt),
+    **{
+        f"cisc, {n} votes": [{"threshold": round(1 - 0.05 * step, 2), "min_samples": n} for step in range(10)]
+        for n in (8, 5, 3, 2)
+    },
+    "cges": [{"threshold": t} for t in (*_SURE, 0.4, 0.3)],
     "momentum": [{"dial": 0.5}],  # two settings would need two different moving means of one signal
     "dynasor": [{"effort": effort} for effort in ("mild", "low", "mid", "high", "crazy")],
     "deer, arithmetic": [{"threshold": t, "mean": "arithmetic"} for t in _SURE],
@@ -52,6 +57,7 @@ _OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         f"eat, {n} steps": [{"delta": float(f"{d:.3g}"), "warm_up_steps": n} for d in np.geomspace(1e-6, 1.0, 13)]
         for n in (20, 10, 4, 2)
     },
+    "cusum": [{"threshold": float(f"{h:.3g}")} for h in np.geomspace(8.0, 0.1, 16)],
     "halt-cot": [{"theta": float(f"{t:.3g}")} for t in np.geomspace(1e-3, 2.0, 16)],
     **{
         f"tasr, streak {n}": [{"streak": n, "margin": round(0.9 - 0.1 * step, 1)} for step in range(15)]

@@ -43,6 +43,9 @@ CLAIMS = (
     Claim("code-stop", "Qwen3-4B, mean of several sets", "28.6 %", "0.0", "cot_gemma12b"),
     Claim("eat", "MATH-500 and AIME25", "12 to 22 %", "“unchanged”", "cot_gemma12b"),
     Claim("halt-cot", "GSM8K, StrategyQA and CommonsenseQA", "15 to 30 %", "0.4 at most", "cot_gemma12b"),
+    Claim("cusum", "mean of several sets; 3.3 points above DEER", "11.1 %", "not in the abstract", "cot_gemma12b"),
+    Claim("cges", "five benchmarks, against 16 samples (arXiv:2511.02603)", "58 % of calls", "0.4", "own_samples"),
+    Claim("cisc", "nine models, four sets, at equal accuracy", "over 40 % of samples", "0.0", "own_samples"),
     Claim("tasr", "iterative retrieval, against five rounds", "37.4 % of calls", "5.2 % of F1", "rag_hotpot_decomp"),
     Claim("semantic-distance", "HotpotQA, 60 questions (arXiv:2606.27009)", "38 %", "not EM", "loop_revise_gsm8k"),
 )

@@ -55,6 +55,7 @@ class Source(NamedTuple):
 
 
 _AUTO_TTS = "zhengkid/AutoTTS"
+_CONSOL = "LiuzLab/consol"
 _EPOCH = "Epoch AI's public logs, as kept in feruiloba/miri-fellowship-inference-scaling"
 SOURCES = {
     "sc_epoch_gpqa": Source("votes of 8 or 16, GPQA-Diamond, 43 runs of many models", _EPOCH, "CC BY 4.0"),
@@ -64,6 +65,8 @@ SOURCES = {
         "votes of 10, GSM8K, Qwen2.5-1.5B", "nikbrus0112-sketch/self-consistency-study", "none stated"
     ),
     "sc_lastletters_gpt35": Source("votes of 40, last letters, GPT-3.5", "Yiwei98/ESC", "none stated"),
+    "sc_consol_gsm": Source("votes of 40, GSM8K, gpt-4o-mini, the API's own tokens", _CONSOL, "none stated"),
+    "sc_consol_medqa": Source("votes of 40, MedQA, gpt-4o-mini, the API's own tokens", _CONSOL, "none stated"),
     "cot_gemma12b": Source(
         "chains probed at 11 points, MMLU-Pro and GPQA, gemma-4-12B", "tobypullan/logit_cot_overthinking", "none stated"
     ),

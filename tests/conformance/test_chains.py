@@ -122,6 +122,20 @@ def test_eat_waits_until_the_moving_variance_of_the_entropy_is_small(alpha: floa
     compare(build_policy({"policy": "eat", "alpha": alpha, "delta": delta}), rule)
 
 
+@pytest.mark.parametrize("threshold", [0.8, 3.0])
+def test_cusum_is_the_largest_sum_over_the_latest_steps_of_how_far_the_entropy_lies_below_the_reference(
+    threshold: float,
+) -> None:
+    reference = 0.1
+
+    def rule(steps: list[Step]) -> Verdict:
+        below = [reference - (step.closed_entropy or 0.0) for step in steps]
+        latest = max(0.0, *(sum(below[at:]) for at in range(len(below))))
+        return "suffices" if steps[-1].answer is not None and latest >= threshold else None
+
+    compare(build_policy({"policy": "cusum", "reference": reference, "threshold": threshold}), rule)
+
+
 def test_halt_cot_asks_for_an_entropy_below_theta() -> None:
     theta_nats = 0.05
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
 
 from suffice.policy.base import Policy, build_policy
 from suffice.policy.sequential import log_mean_ratio, p_mode
+from suffice.types import Step
 from tests.conformance.runs import SEEDS, first_stop, sampled, votes, with_gaps
 
 RECORDED = json.loads(Path(__file__).with_name("adaptive_consistency.json").read_text("utf-8"))
@@ -250,3 +254,57 @@ def test_momentum_waits_for_a_smoothed_lead_that_does_not_fall(dial: float) -> N
     result = by_definition(stop, seeds)
     assert with_gaps_stops(build_policy({"policy": "momentum", "dial": dial}), seeds) == result
     assert len(set(result)) > 3
+
+
+# ---- weighted votes ------------------------------------------------------------------------------
+
+
+def surely(seed: int) -> list[Step]:
+    """Samples with gaps, each with the mean probability of its tokens."""
+    rng = random.Random(seed + 3_000_000)
+    steps = sampled(with_gaps(votes(seed, 16), seed))
+    return [replace(step, logprob=math.log(rng.uniform(0.05, 0.98))) for step in steps]
+
+
+Vote: TypeAlias = tuple[str, float]  # answer and confidence
+
+
+def leader_of(given: Sequence[Vote]) -> str:
+    """The most frequent answer; of equals the first."""
+    return max(given, key=lambda vote: sum(answer == vote[0] for answer, _ in given))[0]
+
+
+def weighted_stops(policy: Policy, stop_now: Callable[[list[Vote], str], bool]) -> tuple[list[int], list[int]]:
+    """Where the policy stops, and where a rule over the votes so far and the leader would; 0: nowhere."""
+    actual, expected = list[int](), list[int]()
+    for seed in SEEDS:
+        steps = surely(seed)
+        actual.append((first_stop(policy, steps, "samples") or (0, None))[0])
+        given = [[(s.answer, math.exp(s.logprob or 0.0)) for s in steps[:n] if s.answer] for n in range(1, 17)]
+        expected.append(next((n for n, votes in enumerate(given, 1) if votes and stop_now(votes, leader_of(votes))), 0))
+    return actual, expected
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_cisc_asks_for_a_share_of_the_softmax_of_the_confidences(temperature: float) -> None:
+    def stop(given: list[Vote], leader: str) -> bool:
+        total = sum(math.exp(c / temperature) for _, c in given)
+        return len(given) >= 2 and sum(math.exp(c / temperature) / total for a, c in given if a == leader) >= 0.8
+
+    actual, expected = weighted_stops(build_policy({"policy": "cisc", "temperature": temperature}), stop)
+    assert actual == expected
+    assert len(set(actual)) > 3
+
+
+def test_cges_asks_for_the_posterior_of_the_leader_among_the_answers_seen_and_one_more() -> None:
+    def stop(given: list[Vote], leader: str) -> bool:
+        seen = {answer for answer, _ in given}
+        like = {
+            right: math.prod(c if answer == right else (1 - c) / len(seen) for answer, c in given)
+            for right in [*seen, "none of them"]
+        }
+        return like[leader] / sum(like.values()) >= 0.95
+
+    actual, expected = weighted_stops(build_policy({"policy": "cges"}), stop)
+    assert actual == expected
+    assert len(set(actual)) > 3

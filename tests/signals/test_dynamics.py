@@ -48,6 +48,15 @@ def test_the_trial_answers_entropy_stands_in_and_an_unknown_step_is_passed_over(
     ]
 
 
+def test_the_entropys_fall_is_summed_by_hand_and_an_unknown_step_is_passed_over() -> None:
+    steps = [
+        step(i, answer, entropy=e)
+        for i, (answer, e) in enumerate([("a", 2.0), ("a", 0.25), (None, 0.0), ("b", 0.0), ("b", 1.0), ("b", 9.0)], 1)
+    ]
+    sums = [(0.0,), (0.25,), (None,), (0.75,), (0.25,), (0.0,)]
+    assert seen("entropy-change(reference=0.5)", steps) == sums
+
+
 def test_the_trend_follows_the_known_confidences() -> None:
     steps = [step(i, confidence=c) for i, c in enumerate([0.5, None, 0.75, 0.25], 1)]
     assert seen("trend(alpha=0.5)", steps) == [(0.5, None), UNKNOWN, (0.625, 0.25), (0.4375, -0.5)]

@@ -203,6 +203,33 @@ class HaltCot(Conditions):
 
 
 @dataclass(frozen=True, slots=True)
+class EntropyCusum(Conditions):
+    """Stop when the entropy has fallen for good: its cumulative sum below a reference reaches a threshold.
+
+    Change-point detection by CUSUM (Xu et al. 2026, ICML, arXiv:2606.02020): a chain goes over from a region of doubt
+    to one of certainty, and S = max(0, S + reference - entropy) detects it. The authors read the entropy of each token;
+    here it is that of each trial answer. No constants are in the text that we could read; both are ours.
+    """
+
+    name: ClassVar[str] = "cusum"
+    source: ClassVar[str] = "CUSUM, Xu et al. 2026, [arXiv:2606.02020](https://arxiv.org/abs/2606.02020)"
+    threshold: Annotated[float, ParameterRange(0.0, 10_000.0, low_open=True)] = 0.8  # on the sum, nats
+    reference: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.5  # between doubt and certainty, nats
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (need("entropy-change", reference=self.reference),)
+
+    def conditions(self) -> Iterator[Condition]:
+        yield (
+            "entropy_cusum",
+            ge,
+            self.threshold,
+            "entropy fell below the reference by {value:.3f}, {bound:g} required",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SemanticDistance(Conditions):
     """Stop when the drafts of a loop have hardly moved for some rounds.
 

@@ -109,6 +109,8 @@ class Dice:
 FIXED = {
     "stable-answer": {"min_tokens": "guarded draws it", "min_steps": "guarded draws it"},
     "eat": {"alpha": "of the signal"},
+    "cusum": {"reference": "of the signal"},
+    "cisc": {"temperature": "of the signal"},
     "code-stop": {"give_up": "of the signal", "delta": "of the signal"},
     "momentum": {"dial": "of the signal"},
     "tasr": {"calibration": "a curve of its own, fitted elsewhere"},

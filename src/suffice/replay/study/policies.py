@@ -108,6 +108,7 @@ _NARROWED: Final[Mapping[str, Family]] = {
         kinds=("reasoning",), draws={"start": _near_1(0.3), "top": _near_1(0.4), "ramp_steps": _whole(1)}
     ),
     "eat": Family(kinds=("reasoning",), draws={"delta": _between(1e-6, 1.0, log=True), "warm_up_steps": _whole(1)}),
+    "cusum": Family(kinds=PROBED, draws={"threshold": _between(0.05, 20.0, log=True)}),
     "halt-cot": Family(kinds=PROBED, draws={"theta": _between(1e-3, 2.0, log=True)}),
     "beta": Family(draws={"threshold": _near_1(0.6), "min_samples": _whole(1, 8)}),
     "vote-entropy": Family(kinds=("samples",), draws={"threshold": _between(0.0, 1.0)}),
@@ -116,6 +117,8 @@ _NARROWED: Final[Mapping[str, Family]] = {
     "sprt": Family(kinds=("samples",), draws={"p1": _between(0.5001, 0.9), **_ERRORS}),
     "msprt": Family(kinds=("samples",), draws={"prior_top": _PRIOR, "prior_second": _PRIOR, **_ERRORS}),
     "momentum": Family(kinds=("samples",)),
+    "cisc": Family(kinds=("samples",), draws={"threshold": _between(0.51, 1.0), "min_samples": _whole(2)}),
+    "cges": Family(kinds=("samples",), draws={"threshold": _near_1(0.5)}),
     "think-brake": Family(kinds=("reasoning",), draws={"threshold": _between(0.01, 8.0, log=True)}),
     "redundant": Family(kinds=("reasoning",), draws={"threshold": _between(0.4, 0.95)}),
     "confident-sample": Family(kinds=("samples",), draws={"threshold": _near_1(0.4)}),

@@ -409,9 +409,7 @@ class ClosingEntropy:
         self._mean = self._variance = 0.0
 
     def update(self, step: Step) -> None:
-        self._closed = entropy = nats(step.closed_entropy)
-        if entropy is None and step.answer is not None:
-            entropy = nats(step.entropy)
+        self._closed, entropy = nats(step.closed_entropy), checkpoint_entropy(step)
         self._known = entropy is not None
         if entropy is None:
             return
@@ -428,3 +426,41 @@ class ClosingEntropy:
             "entropy_ema": self._mean if self._known else None,
             "entropy_emv": self._variance if self._known and self._n_known > 1 else None,
         }
+
+
+class EntropyChange:
+    """Page's cumulative sum of how far the entropy lies below a reference: max(0, S + reference - entropy), from 0.
+
+    For a normal entropy whose mean falls once, this is the log-likelihood ratio of "it fell" up to a factor, if the
+    reference lies in the middle between the two means. A step without an entropy leaves the sum as it is, unknown.
+    """
+
+    name = "entropy-change"
+    looks_at = "the same entropy as `closing`, from step to step"
+    source = "CUSUM, Xu et al. 2026, [arXiv:2606.02020](https://arxiv.org/abs/2606.02020)"
+    parameters: ClassVar[Mapping[str, str]] = {"reference": "entropy between doubt and certainty, in nats"}
+    fields: ClassVar[Fields] = {
+        "entropy_cusum": SignalField(
+            "S: max(0, S + reference − entropy), begun with 0, in nats", unknown="no entropy at this step"
+        )
+    }
+
+    def __init__(self, *, reference: float = 0.5) -> None:
+        self._reference = parse_parameter("entropy-change.reference", reference, most=_MOST_NATS)
+        self._sum = 0.0
+        self._known = False  # whether the last step had an entropy
+
+    def update(self, step: Step) -> None:
+        entropy = checkpoint_entropy(step)
+        self._known = entropy is not None
+        if entropy is not None:
+            self._sum = max(0.0, self._sum + self._reference - entropy)
+
+    def values(self) -> dict[str, float | None]:
+        return {"entropy_cusum": self._sum if self._known else None}
+
+
+def checkpoint_entropy(step: Step) -> float | None:
+    """Return the entropy behind the closed thought; where it is unknown, that of the trial answer's first token."""
+    closed = nats(step.closed_entropy)
+    return nats(step.entropy) if closed is None and step.answer is not None else closed
