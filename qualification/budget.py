@@ -26,6 +26,7 @@ from tests.simulators.traffic_worlds.worlds import WORLDS as REGIMES
 
 from suffice.arrays import Floats
 from suffice.assurance.certify import window_audits
+from suffice.assurance.clusters import own_clusters
 from suffice.certification.certifier import Certifier
 from suffice.certification.plan import HORIZON, Plan, full_runs
 from suffice.learn.audits import AuditRuns
@@ -88,6 +89,7 @@ def draw_votes(rng: np.random.Generator, n: int, *, clear: float, even: float) -
         share=np.ones(n),
         label_at=np.zeros(n),
         query_class=np.zeros(n, dtype=np.int64),
+        clusters=own_clusters(n),
         abandoned=np.zeros(n, dtype=bool),
     )
     return RecordedTraffic(

@@ -1,10 +1,7 @@
 """Check what a certificate of Suffice rests on. Needs Python 3.11 or newer, and nothing of Suffice.
 
-    python verify_bundle.py BUNDLE [--head FILE]
-
 BUNDLE is written by `suffice audit bundle`; FILE holds heads of the audit log that nobody who writes the log can write.
-Exits with 0 if everything holds, with 1 if something does not, and with 2 if nobody can tell: the bundle cannot be
-read, or no head was kept, without which whoever owns the log could have written all of it anew.
+Exits with 0 if all holds, with 1 if something does not, with 2 if nobody can tell: no readable bundle, or no kept head.
 """
 
 from __future__ import annotations
@@ -39,30 +36,44 @@ class Bundle:
                 seal = sha256(seal + text).digest()
                 self.starts += [line] * (line["type"] != "header")
         self.seal, (self.header,), self.head = seal.hex(), parts["header"], parts["head"][0]["head"]
-        if self.header["form"] != 2 or not 0 < self.header["n_levels"] <= 10_000:
+        if self.header["form"] != 3 or not 0 < self.header["n_levels"] <= 10_000:
             raise ValueError("its form is not known here, or its number of levels is out of range")
         self.requests, self.links = parts.get("request", []), parts["link"]
         self.rows = {line["seq"]: line for line in parts["row"]}
         self.bodies = {READ(row["told"])[1]: READ(row["kept"]) for row in parts["row"]}  # one a kind
         told = sorted((seq, READ(row["told"])[1], row["kept"]) for seq, row in self.rows.items())
         self.salts = [(seq, READ(kept)["salt"]) for seq, kind, kept in told if kind == "salt_published"]
+        self.known_salts = {one["day"]: one["salt"] for _, one in self.salts[-1:]}  # each is the digest of the next
+        for day in [one - n for one in self.known_salts for n in range(10_000)]:
+            self.known_salts[day - 1] = sha256(bytes.fromhex(self.known_salts[day])).hexdigest()
         self.firsts = [line for line in self.requests if line.get("delivery", 1) == 1 and line["unit"]]
         self.window: Line = self.header["window"] or {"start": 1, "end": 1, "share": 1.0, "until": 0}
         self.end = min(self.window["end"] or inf, floor(self.window["until"]) + 1)
         self.promise, self.charges, self.n_levels = (self.header[name] for name in ("promise", "charges", "n_levels"))
         self.audits = [line for line in self.requests if self.is_audit(line)]
         self.counted = [line for line in self.audits if line["status"] != "no answer"]  # a stop cannot lose there
-        left = self.promise["max_em_drop"] - self.charges["judge"]["charge"]
         finish = self.at_levels([[one["from_level"], one["upper"]] for one in self.charges["finish"]])
-        self.budgets = [left - one for one in finish]
-        counts: list[Counter[tuple[float, float]]] = [Counter() for _ in range(self.n_levels)]
-        for line in self.counted:
-            weight = min(1.0, self.window["share"] / self.share(line))
-            for level, z in enumerate(self.mean(line)):
-                counts[level][weight, z] += 1
-        self.wealth = [log_wealth(one, eps) for one, eps in zip(counts, self.budgets, strict=True)]
+        self.budgets = [self.promise["max_em_drop"] - self.charges["judge"]["charge"] - one for one in finish]
+        claims = [self.tested(unit) for unit in range(4)]
+        self.n_clusters = {"conversations": claims[0][0], "prompts": claims[1][0]}
+        self.n_clusters["callers"] = len({line["clusters"][2] for line in self.counted if "clusters" in line} - {""})
+        if claims[2][0] < (round(16 / max(self.budgets)) if max(self.budgets) > 0 else inf):
+            del claims[2]  # too few callers to speak for others
+        self.wealth = [min(one) for one in zip(*(each for _, each in claims), strict=True)]  # all of them have to hold
         failed = (level for level, one in enumerate(self.wealth[1:]) if not one >= log(1 / self.promise["delta"]))
         self.level = next(failed, self.n_levels - 1)  # the last of the unbroken run of levels that pass
+
+    def tested(self, unit: int) -> tuple[int, list[float]]:
+        """How many clusters there are by conversation, prompt, caller or audit, and their log wealth by level."""
+        clusters, counts = dict[Any, list[Line]](), [Counter[tuple[float, float]]() for _ in self.budgets]
+        for line in self.counted:
+            clusters.setdefault([*line.get("clusters", [""] * 3), ""][unit] or line["n"], []).append(line)
+        for lines in clusters.values():
+            each = [(min(1.0, self.window["share"] / self.share(line)), self.mean(line)) for line in lines]
+            total = sum(weight for weight, _ in each)  # one observation: its mean, and at most one request
+            for level, one in enumerate(counts):
+                one[min(1.0, total), sum(weight * z[level] for weight, z in each) / total] += 1
+        return len(clusters), [log_wealth(one, eps) for one, eps in zip(counts, self.budgets, strict=True)]
 
     def is_audit(self, line: Line) -> bool:
         """Does this request show what its stop would cost? A retry does not: it shares the draw of the first."""
@@ -234,17 +245,9 @@ def check_draws(bundle: Bundle) -> Wrong:
         yield f"audits do not come as often as the logged probabilities say (log e-value {log_e:.1f})"
 
 
-def day_salts(bundle: Bundle) -> dict[int, str]:
-    """The salts of all days that are over: each is the digest of the next day's."""
-    known = {one["day"]: one["salt"] for _, one in bundle.salts[-1:]}
-    for day in [one - n for one in known for n in range(10_000)]:
-        known[day - 1] = sha256(bytes.fromhex(known[day])).hexdigest()
-    return known
-
-
 def redrawn(bundle: Bundle) -> Iterator[tuple[Line, bool]]:
     """First deliveries of days whose salts are published, and whether these make them audits."""
-    known, since = day_salts(bundle), max((one["since_s"] for _, one in bundle.salts), default=inf)
+    known, since = bundle.known_salts, max((one["since_s"] for _, one in bundle.salts), default=inf)
     for line in bundle.firsts:
         if line["at"] >= since and (salt := known.get(line["at"] // DAY_S)):
             key = blake2b(salt.encode()).digest()
@@ -254,7 +257,7 @@ def redrawn(bundle: Bundle) -> Iterator[tuple[Line, bool]]:
 
 def check_salts(bundle: Bundle) -> Wrong:
     """Draws come out as logged by the salts of their days, which were bound before and published afterwards."""
-    known, latest = day_salts(bundle), 0.0
+    known, latest = bundle.known_salts, 0.0
     for _, one in bundle.salts:
         if (known.get(one["day"]), bundle.salts[0][1]["since_s"]) != (one["salt"], one["since_s"]):
             yield f"the salt of day {one['day']} is not the one that those of later days lead to"
@@ -283,8 +286,7 @@ def check_claim(bundle: Bundle) -> Wrong:
     made, epoch = bundle.bodies["policy_published"]["publication"], bundle.bodies["epoch_began"]["epoch"]
     if made["certified"] and made["level"] > bundle.level:
         yield f"level {made['level']} was published as certified; the rows certify level {bundle.level}"
-    z = Counter(bundle.outcome(line)[made["level"]] for line in bundle.counted)
-    said = made["evidence"]
+    z, said = Counter(bundle.outcome(line)[made["level"]] for line in bundle.counted), made["evidence"]
     window = {**header["window"], "end": bundle.end} if header["window"] else dict.fromkeys(("start", "end", "share"))
     claims: dict[str, tuple[Any, Any]] = {
         **{name: (header[name], made[name]) for name in ("route", "level", "n_levels", "at", "fit")},
@@ -295,6 +297,7 @@ def check_claim(bundle: Bundle) -> Wrong:
         "budget of the test": (bundle.budgets[max(1, made["level"])], said["max_em_drop"]),
         "judge's charge": (bundle.charges["judge"]["charge"], said["judge_charge"]),
         **{f"{name} of the window": (window[name], said[f"window_{name}"]) for name in ("start", "end", "share")},
+        **{name: (n, said[f"n_{name}"]) for name, n in bundle.n_clusters.items()},
         **{name: (n, said[f"n_{name}"]) for name, n in (("audits", z.total()), ("lost", z[1]), ("gained", z[-1]))},
         "pending audits": (sum(line["status"] == "pending" for line in bundle.audits), said["n_pending"]),
         "log wealth": (min(700.0, wealth[made["level"]]), log(said["e_value"])) if made["level"] else (0, 0),
@@ -333,9 +336,6 @@ def compare_heads(bundle: Bundle, content: str) -> Wrong:
         raise LookupError("the head behind the bundle was not kept, so nothing vouches for its seal")
 
 
-CHECKS = [check_window, check_audits, check_orders, check_charges, check_draws, check_salts, check_claim, check_chain]
-
-
 def show(*lines: str) -> None:
     """Print lines; what a terminal would obey is replaced, since names in a bundle are somebody else's words."""
     print(*("".join(c if c.isprintable() else "\ufffd" for c in one) for one in lines), sep="\n")
@@ -345,10 +345,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check what a certificate of Suffice rests on.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--head", type=Path, help="heads of the audit log that were kept elsewhere")
+    checks = check_window, check_audits, check_orders, check_charges, check_draws, check_salts, check_claim, check_chain
     options, wrong = parser.parse_args(arguments), list[str]()
     try:
         bundle = Bundle(options.bundle.read_bytes())
-        for check in CHECKS:
+        for check in checks:
             wrong += check(bundle)
         if options.head:
             wrong += compare_heads(bundle, options.head.read_text(encoding="utf-8"))
@@ -357,15 +358,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if wrong else 2
     header, n, charges = bundle.header, sum(line.get("count", 1) for line in bundle.starts), bundle.charges
     risk = FINISH_RISK * bool(charges["finish"]) + 2 * JUDGE_RISK * bool(charges["judge"]["charge"])
+    n_clusters = ", ".join(f"{n:,} {name}" for name, n in bundle.n_clusters.items() if n)
     rows = f"route {header['route']}, publication {header['publication']}: {n:,} requests"
-    rows += f", {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes"
+    rows += f", {len(bundle.counted):,} audits of {n_clusters}; level {bundle.level} of {bundle.n_levels - 1} passes"
     holds = f"holds: with confidence {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
     holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}; alarms guard later ones"
     draws = f"draws: {sum(1 for _ in redrawn(bundle)):,} of {len(bundle.firsts):,} made again by published salts"
-    unknown = (
-        "nobody can tell: nothing here contradicts itself, but no head was kept elsewhere (--head), and without one"
-    )
-    unknown += " whoever owns the log could have written all of it anew"
+    unknown = "nobody can tell: nothing here contradicts itself, but no head was kept elsewhere (--head), and without"
+    unknown += " one whoever owns the log could have written all of it anew"
     found = f"does NOT hold: {len(wrong)} things are wrong" if wrong else holds if options.head else unknown
     show(*(f"WRONG: {one}" for one in wrong), rows, draws, found)
     return 1 if wrong else 0 if options.head else 2

@@ -14,6 +14,7 @@ from tests.simulators import traffic_worlds as simulated
 from tests.simulators.traffic_worlds.traffic import PROBE_TOKENS
 
 from suffice.arrays import Bools, Floats, Small
+from suffice.assurance.clusters import own_clusters
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
 from suffice.learn.version import N_FOLDS
@@ -122,6 +123,7 @@ def online(made: simulated.SimulatedTraffic, label_at: Floats, *, seed: int) -> 
             share=np.ones(n),
             label_at=label_at,
             query_class=made.query_class,
+            clusters=own_clusters(n),
             abandoned=np.zeros(n, dtype=bool),
         ),
         probes=probes,

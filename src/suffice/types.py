@@ -421,6 +421,9 @@ class RouteFindings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceSummary:
     n_audits: int = 0  # counted
+    n_conversations: int | None = None  # of these audits; one without a conversation is its own; None: not counted …
+    n_prompts: int | None = None  # … and their distinct prompts …
+    n_callers: int | None = None  # … and known callers
     n_gained: int = 0  # at the level, only the stop was right
     n_lost: int = 0  # at the level, lost by the stop or assumed lost
     n_pending: int = 0  # without an outcome yet; count as lost

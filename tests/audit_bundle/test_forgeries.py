@@ -162,6 +162,13 @@ def say_that_a_lost_audit_had_no_answer(lines: Lines) -> None:
     audit(lines, "lost")["status"] = "no answer"
 
 
+def put_audits_into_one_conversation(lines: Lines) -> None:
+    """Which proves less, and is not what the log says."""
+    for line in requests(lines):
+        if "clusters" in line:
+            line["clusters"][0] = "c"
+
+
 def swap_two(lines: Lines) -> None:
     at = lines.index(audit(lines, differs=True))
     lines[at], lines[at + 1] = lines[at + 1], lines[at]
@@ -252,6 +259,7 @@ FORGERIES: list[tuple[Callable[[Lines], None], str]] = [
     (leave_a_pending_audit_out, "pending audits: 0 by the bundle, 1 by the log"),
     (say_that_a_pending_audit_returned, "counts as returned, and the log does not have its end"),
     (say_that_a_lost_audit_had_no_answer, "audits: "),
+    (put_audits_into_one_conversation, "the rows certify level 0"),
     (swap_two, "stands where request"),
     (swap_two_and_their_numbers, "the order was changed"),
     (raise_a_propensity, "the log wealth of the levels is not what the rows come to"),
@@ -329,6 +337,7 @@ def publish_anew(lines: Lines) -> None:
     def agree(body: Line) -> None:
         body["publication"]["evidence"] |= {
             "n_audits": len(z),
+            **{f"n_{name}": n for name, n in forged.n_clusters.items()},
             "n_lost": z.count(1),
             "n_gained": z.count(-1),
             "e_value": exp(forged.wealth[level]),
@@ -371,7 +380,7 @@ def test_a_link_that_is_left_out_is_missed(whole: Lines, folder: Path, capsys: p
     assert "the chain does not lead to the head that the bundle carries" in output
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"type":"header","form":2}\n', b'{"type":"row"}\n'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"type":"header","form":3}\n', b'{"type":"row"}\n'])
 def test_what_is_no_bundle_is_said_with_another_exit_code(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

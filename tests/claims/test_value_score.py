@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from suffice.arrays import Bools, Floats
+from suffice.assurance.clusters import own_clusters
 from suffice.certification.certifier import Certifier
 from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
@@ -53,6 +54,7 @@ def drawn(n: int, seed: int, *, differ: bool = True) -> AuditRuns:
         share=np.ones(n),
         label_at=np.arange(n, dtype=np.float64),
         query_class=np.zeros(n, dtype=np.int64),
+        clusters=own_clusters(n),
         abandoned=np.zeros(n, dtype=bool),
     )
 

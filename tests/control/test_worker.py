@@ -332,7 +332,7 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
     level = read_decided(folder / "log.db").of("r").level
     then = lines()
     assert then["phase"] == f"certified, level {level} of 40: a drop below 8 points at 90%"
-    assert " audits in the window: " in then["evidence"]
+    assert " audits in the window (" in then["evidence"]
     assert then["next level"] == "none: this is the last"
     assert (then["last alarm"], then["control loop"][:11]) == ("none", "NOT RUNNING")
     assert int(then["labels wanted"].partition(":")[0]) > 3

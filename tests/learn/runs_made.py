@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from suffice.arrays import Bools, Floats
+from suffice.assurance.clusters import own_clusters
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, fit_served
 
@@ -57,6 +58,7 @@ def audits(
         share=np.ones(len(scores)),
         label_at=np.full(len(scores), label_at) if label_at is not None else number.astype(float),
         query_class=np.zeros(len(scores), np.int64),
+        clusters=own_clusters(len(scores)),
         abandoned=np.zeros(len(scores), dtype=bool),
     )
 

@@ -26,6 +26,7 @@ class Guarantee:
     max_em_drop: float  # epsilon, a fraction
     confidence: float  # 1 - delta, a fraction
     n_window: int  # audits of the certificate
+    clusters: str = ""  # how many these come from, in words; "": not counted
     requests: tuple[int, int] | None  # numbers of the first and last request covered; None: unknown
     labels: Labels
     detection: str  # clause about the delay until a silent loss is noticed; "": unknown
@@ -51,10 +52,11 @@ with under 200 audits: law.
     which = "all requests of the window"
     if claim.requests is not None:
         which = f"all requests from number {claim.requests[0]:,} to {claim.requests[1]:,}"
+    audits = f"{claim.n_window:,} audits" + f" ({claim.clusters})" * bool(claim.clusters)
     promise = (
         f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} {which} would have lost less than"
         f" {_points(claim.max_em_drop)} of EM on average over all classes, with"
-        f" {100 * claim.confidence:g} % confidence, shown by {claim.n_window:,} audits {_LABELS[claim.labels]}"
+        f" {100 * claim.confidence:g} % confidence, shown by {audits} {_LABELS[claim.labels]}"
     )
     noticed = claim.detection or "how soon a silent loss would be noticed is not known"
     parts = [promise, f"later requests are guarded by alarms: {noticed}"]

@@ -47,6 +47,7 @@ class Certificate:
     counted: Floats  # (n, M): what the wealth counts: `z`, or its mean over the orders of a vote's samples
     in_all_orders: bool  # it is that mean
     weight: Floats  # (n,): c/rho
+    clusters: Ints  # (n, units), see `AuditRuns`; each pending one is a cluster of its own
     inside: Bools  # (N,): which audits of the epoch these are; pending ones follow them in `z`
     window: Window | None  # None: no audit yet
     until: float  # the claim covers requests of the window that began before

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from suffice.arrays import Bools, Ints
-from suffice.assurance.certify import Window, certified_level, weighted_log_wealth
+from suffice.assurance.certify import Window, certified_level
+from suffice.assurance.clusters import log_wealth_by_cluster, own_clusters
 from suffice.certification.certificate import Certificate
 from suffice.certification.certifier_epoch import CertifierEpoch
 from suffice.certification.evidence import Evidence
@@ -60,7 +61,8 @@ def _claim_until(
     counted = z.astype(np.float64) if mean is None else mean
     lost = pending.lost(z.shape[1])[late]
     counted, z = np.concatenate([counted, lost]), np.concatenate([z, lost])
-    wealth = weighted_log_wealth(counted, weight, max_em_drop=plan.max_em_drop - epoch.charge)
+    clusters = np.concatenate([runs.clusters[which], own_clusters(len(lost))])
+    wealth = log_wealth_by_cluster(counted, weight, clusters, max_em_drop=plan.max_em_drop - epoch.charge)
     return Certificate(
         level=certified_level(wealth, delta=plan.delta * epoch.delta_share),
         log_e=wealth,
@@ -68,6 +70,7 @@ def _claim_until(
         counted=counted,
         in_all_orders=mean is not None,
         weight=weight,
+        clusters=clusters,
         inside=inside,
         window=window,
         until=until,

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.assurance.certify import e_value_of, missing_audits
+from suffice.assurance.certify import e_value_of
+from suffice.assurance.clusters import count_clusters, missing_clustered_audits
 from suffice.certification.certifier import Certifier
 from suffice.certification.evidence import Change
 from suffice.types import EvidenceSummary, Publication
@@ -48,9 +49,20 @@ def summarize_evidence(certifier: Certifier, *, most: int | None = None) -> Evid
     n_missing = None
     if level == certifier.level != certifier.latest.cap and level + 1 < certificate.z.shape[1]:
         budget = budget_at(certifier, level + 1)
-        n_missing = missing_audits(certificate.counted, level + 1, max_em_drop=budget, delta=plan.delta)
+        n_missing = missing_clustered_audits(
+            certificate.counted,
+            certificate.weight,
+            certificate.clusters,
+            level + 1,
+            max_em_drop=budget,
+            delta=plan.delta,
+        )
+    clusters = count_clusters(certificate.clusters)
     return EvidenceSummary(
         n_audits=len(at),
+        n_conversations=clusters.conversations,
+        n_prompts=clusters.prompts,
+        n_callers=clusters.callers,
         n_gained=int((at < 0).sum()),
         n_lost=int((at > 0).sum()),
         n_pending=certificate.n_pending,

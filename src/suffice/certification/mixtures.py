@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 
 from suffice.arrays import Floats
-from suffice.assurance.certify import certified_level, weighted_log_wealth
+from suffice.assurance.certify import certified_level
+from suffice.assurance.clusters import log_wealth_by_cluster
 from suffice.certification.certificate import Certificate
 
 LevelsOf: TypeAlias = Callable[[str, int], Sequence[int]]  # that a class may get, at a level of the route
@@ -44,5 +45,6 @@ class MixtureTest:
         return self._passes(np.maximum.accumulate(self.certificate.counted, axis=1))
 
     def _passes(self, counted: Floats) -> int:
-        wealth = weighted_log_wealth(counted, self.certificate.weight, max_em_drop=self.max_em_drop)
+        known = self.certificate
+        wealth = log_wealth_by_cluster(counted, known.weight, known.clusters, max_em_drop=self.max_em_drop)
         return certified_level(wealth, delta=self.delta)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlencode
 
 from suffice import formatting
+from suffice.assurance.clusters import describe_clusters
 from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.console.views.precision import describe_needed, says_nothing
 from suffice.extras import how_to_install
@@ -98,6 +99,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "query": lambda fields: urlencode({key: str(value) for key, value in fields.items()}),
     "difference": format_difference,
     "plural": plural,
+    "clusters": describe_clusters,
     "verdict": format_verdict,
     "is_rate": is_rate,
     "bucket": format_bucket,

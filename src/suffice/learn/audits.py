@@ -10,6 +10,7 @@ import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import is_order_refuted
+from suffice.assurance.clusters import own_clusters
 from suffice.assurance.labels import count_losses
 from suffice.episode.vote import count_votes, deciding_sample
 from suffice.policy.folded_version import place_of
@@ -83,6 +84,7 @@ class AuditRuns(RaggedRuns):
     share: Floats  # (N,): P(audit) at the draw, in (0, 1]
     label_at: Floats  # (N,): time of its label, in the unit of `at`; infinite: none yet
     query_class: Ints  # (N,): index of its class
+    clusters: Ints  # (N, units): keys of its conversation, prompt and caller, see `assurance.clusters`
     abandoned: Bools  # (N,): its client left, or we failed: a loss at every level
     orders: SampleOrders | None = None  # of votes, see `learn.audits`; None: none are known
 
@@ -157,7 +159,7 @@ class LevelEnds(NamedTuple):
 
 
 _BY_ROW = ("x", "z", "d", "may_stop", "cost", "per_step")
-_BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned")
+_BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "clusters", "abandoned")
 
 
 def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
@@ -199,6 +201,7 @@ NO_AUDITS: Final = AuditRuns(
     share=np.zeros(0),
     label_at=np.zeros(0),
     query_class=np.zeros(0, dtype=np.int64),
+    clusters=own_clusters(0),
     abandoned=np.zeros(0, dtype=np.bool_),
 )
 

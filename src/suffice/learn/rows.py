@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.arrays import Bools, Floats, Small
 from suffice.assurance.bounds import exact_binomial
+from suffice.assurance.clusters import own_clusters
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import Dataset
@@ -194,6 +195,7 @@ def audit_runs(data: Dataset) -> AuditRuns:
         share=np.ones(len(data)),
         label_at=np.where(data.full_right >= 0, data.seq.astype(np.float64), np.inf),
         query_class=np.array([names.index(name) for name in data.query_class], dtype=np.int64),
+        clusters=own_clusters(len(data)),
         abandoned=data.abandoned,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, Literal, TypeAlias, get_args
 
+from suffice.assurance.clusters import describe_clusters
 from suffice.assurance.drift import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, Labels, average_sentence, sentence
@@ -135,6 +136,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         max_em_drop=budget,
         confidence=round((evidence.confidence or 0) - at_risk, 6),
         n_window=evidence.n_audits,
+        clusters=describe_clusters(evidence),
         requests=request_window(evidence),
         labels=labels,
         detection=_detection(route, budget, made, labelled=labelled),

@@ -100,7 +100,8 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> Lines:
         runs = f"{one.n_requests:,} of {one.n_burst:,} full runs{rest}" if one.n_burst else "nothing was looked at yet"
         yield "evidence", runs
     elif one.n_audits:
-        yield "evidence", f"{one.n_audits:,} audits in the window: {one.reason}"
+        clusters = f" ({one.clusters})" if one.clusters else ""
+        yield "evidence", f"{one.n_audits:,} audits in the window{clusters}: {one.reason}"
         yield ("next level", _next(one, per_s)) if one.spending is None else ("budget", _spent(one.spending))
     if one.classes:
         each = ", ".join(f"{name or 'none'} at level {level}" for name, level in one.classes)

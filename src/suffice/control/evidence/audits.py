@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from suffice.assurance.clusters import UNITS, cluster_key
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import NO_ANSWER_ENDS, Match, SequencedLabel, is_audit, is_right
@@ -124,6 +125,11 @@ def audited_at(request: Request, *, probes: bool) -> float:
     if request.mode == "observe" and not probes:
         return 1.0
     return request.propensity if request.audit else 1.0 - request.propensity
+
+
+def cluster_names(request: Request) -> tuple[str, str, str]:
+    """The names of its clusters by the units of `assurance.clusters`; "": it is one of its own."""
+    return request.conversation, request.question_key, request.sender
 
 
 def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
@@ -300,8 +306,11 @@ def _single_rows(audits: Sequence[Audit], n_features: int) -> AuditRuns:
 
 def _assignments(audits: Sequence[Audit]) -> dict[str, Any]:
     """The columns of `AuditRuns` that are known before a run begins."""
-    folds = [prompt_fold(audit.episode.request.question_key, N_FOLDS) for audit in audits]
+    requests = [audit.episode.request for audit in audits]
+    folds = [prompt_fold(request.question_key, N_FOLDS) for request in requests]
+    clusters = [list(map(cluster_key, cluster_names(request))) for request in requests]
     return {
+        "clusters": np.array(clusters, dtype=np.int64).reshape(-1, len(UNITS)),
         "fold": np.array(folds, dtype=np.int8),
         "at": np.array([audit.at for audit in audits], dtype=np.float64),
         "share": np.array([audit.share for audit in audits], dtype=np.float64),

@@ -20,7 +20,7 @@ from suffice.arrays import Bools, Ints, Small
 from suffice.assurance.certify import BETS
 from suffice.assurance.runs import NO_ANSWER_ENDS, Match, is_audit
 from suffice.certification.certificate import Certificate
-from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.audits import Audit, cluster_names
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.certify import loop_of
 from suffice.control.loop.epoch import ReplayMismatch, RouteContext
@@ -36,7 +36,7 @@ from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.rows.events import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
-FORM: Final = 2  # version of the line format
+FORM: Final = 3  # version of the line format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,9 +249,15 @@ class _View:
         if one is None:
             return {"status": "left out", "why": "the loop does not have it any more"}
         z = _changes(one.z.tolist())
+        clusters = list(cluster_names(request))
         if one.is_lost:
-            return {"status": "lost", "why": outcome.end_reason, "z": z}
-        line: Line = {"status": "returned", "d": _changes(one.differs.astype(int).tolist()), "z": z}
+            return {"status": "lost", "why": outcome.end_reason, "z": z, "clusters": clusters}
+        line: Line = {
+            "status": "returned",
+            "clusters": clusters,
+            "d": _changes(one.differs.astype(int).tolist()),
+            "z": z,
+        }
         if one.n_orders > 1:
             line |= {"orders": one.n_orders, "sum": _changes(one.total.tolist())}
         differs = bool(one.differs.any()) or one.n_orders > 1

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
+from suffice.assurance.clusters import own_clusters
 from suffice.assurance.drift import BATCH
 from suffice.certification.certificate import PendingAudits
 from suffice.certification.evidence import CertifierDecision, Change, Evidence, RunDurations
@@ -92,6 +93,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
             share=np.ones(len(runs)),
             label_at=at.copy(),
             query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
+            clusters=own_clusters(len(runs)),
             abandoned=np.zeros(len(runs), dtype=bool),
         ),
         probes=runs.probes,

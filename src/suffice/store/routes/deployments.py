@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, fleet_sentence
+from suffice.assurance.clusters import describe_clusters
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window
@@ -227,6 +228,7 @@ class Phase:
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
     n_burst: int  # initial governed requests that run in full
     n_audits: int = 0  # after the latest publication
+    clusters: str = ""  # how many they come from, in words; "": not counted
     n_missing: int | None = None  # audits to the next level, at the rates seen
     share: float | None = None  # of tokens that the level would have saved on these audits
     e_value: float | None = None
@@ -284,6 +286,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         known = {name: getattr(made, name) for name in _OF_PUBLICATION}
         known |= {name: getattr(made.evidence, name) for name in _OF_EVIDENCE}
         known |= {"audit_share": made.share, "window": request_window(made.evidence)}
+        known["clusters"] = describe_clusters(made.evidence)
     latest = held.pause or made or epoch
     return Phase(
         phase=_phase_name(held),
