@@ -89,6 +89,8 @@ def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Pat
     assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
     assert outlook.whole.em_full is not None
     assert (outlook.whole.em_full.value, outlook.whole.em_full.n) == (1.0, 60)
+    assert outlook.served is not None
+    assert (outlook.served.n_audits, outlook.served.loss) == (300, 0), "full runs served no stop"
 
 
 def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.forecast import CrossingForecast, Forecast, RouteForecast
 from suffice.assurance.forecast_grades import Of
+from suffice.assurance.served import ServedLoss
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
@@ -337,6 +339,11 @@ def test_a_budget_is_nearly_spent_from_four_fifths_on_and_a_breach_is_told_by_it
     assert notice is not None
     assert (notice.kind, notice.path) == ("budget_nearly_spent", "/route?route=math")
     assert "85% of it" in notice.sentence
+    loss = ServedLoss(n_audits=300, loss=0.05, e_value=21.0, max_em_drop=0.02, confidence=0.95)
+    notice = alerts_of(replace(monitored(0.001), served=loss))
+    assert notice is not None
+    assert (notice.kind, notice.sentence) == ("budget_nearly_spent", loss.sentence)
+    assert alerts_of(replace(monitored(0.001), served=replace(loss, e_value=19.0))) is None
 
 
 def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> None:

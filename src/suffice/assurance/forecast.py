@@ -19,6 +19,7 @@ from suffice.assurance.estimate import Account
 from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.satisfaction import SATISFACTION, EMPrice, SatisfactionEffect
 from suffice.assurance.seasons import Season, find_seasons, strongest
+from suffice.assurance.served import ServedLoss
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted
@@ -443,6 +444,7 @@ class RouteForecast:
     grades: tuple[ForecastGrade, ...] = ()  # of earlier forecasts, given at this look
     records: tuple[TrackRecord, ...] = ()  # all grades so far
     seq: int = 0  # place in the log up to which it read; 0: an earlier version wrote it
+    served: ServedLoss | None = None  # since the accounts began; None: no audit yet
 
     @property
     def whole(self) -> Account | None:

@@ -371,6 +371,8 @@ def _forecast_lines(one: RouteForecast) -> Lines:
             yield f"  class {part.query_class or 'none'}", _account_part(part, sure)
         for part in one.versions:
             yield f"  {part.version or 'no version'}", _account_part(part, sure)
+    if one.served is not None:
+        yield "served", f"{'ALERT: ' * one.served.is_over}{one.served.sentence}"
     yield from satisfaction_effect_lines(one)
     for forecast in (one.drop, one.em):
         if forecast is not None:

@@ -10,6 +10,7 @@ from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, saving_of
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.satisfaction import SatisfactionEffect
+from suffice.assurance.served import ServedLoss
 from suffice.console.context import DAY_S, LogView, ViewRecord
 from suffice.console.scope import TimeRange
 from suffice.console.views.history import History
@@ -54,6 +55,7 @@ class RouteState(ViewRecord, frozen=True):
     em_full: IntervalEstimate | None  # of the scope, valid for one look
     em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
     em_drop: IntervalEstimate | None  # paired, on audits, from `monitor`: since its accounts began, at every look
+    served: ServedLoss | None  # from `monitor`, since its accounts began; None: no audit yet
     saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
     satisfaction: SatisfactionEffect | None  # from `monitor`; None: no ratings
     seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
@@ -184,6 +186,7 @@ def state_of(one: RouteSnapshot, period: Period, *, audits_a_day: float | None) 
         em_full=estimate_rate(sums.n_full_right, sums.n_full_marked),
         em_stopped=estimate_rate(*sums.stopped_marks),
         em_drop=forecast.whole.em_drop if forecast is not None and forecast.whole is not None else None,
+        served=forecast.served if forecast is not None else None,
         saving=saving_of(one.tally, one.confidence),
         satisfaction=forecast.satisfaction if forecast is not None else None,
         seen_at=forecast.at if forecast is not None else None,

@@ -28,6 +28,7 @@ from suffice.assurance.satisfaction import (
     estimate_satisfaction,
     satisfaction_of_people,
 )
+from suffice.assurance.served import ServedLoss, measure_served_loss
 from suffice.assurance.spending import DAY_HOURS, MOST_DAYS, SpendForecast, find_spike, next_forecast
 from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.feedback import feedback_of, measures
@@ -95,6 +96,15 @@ class RunAccounts:
         of_classes = [one for one in result if one.query_class is not None and one.version is None]
         largest = [one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]]
         return self._displayed(result, largest)
+
+    def served_loss(self) -> ServedLoss | None:
+        route = self.settings.routes[self.name]
+        return measure_served_loss(
+            (one.numbers for one in self.runs.values()),
+            usual_share=route.later_audit_share,
+            max_em_drop=route.max_em_drop,
+            confidence=route.confidence,
+        )
 
     def satisfaction(self) -> tuple[SatisfactionEffect, ...]:
         route, metrics = self.settings.routes[self.name], self.settings.metrics
@@ -230,6 +240,7 @@ class RouteWatch:
             confidence=self.route.confidence,
             cap_tokens=self.book.cap_tokens,
             accounts=self.book.accounts(),
+            served=self.book.served_loss(),
             drop=seen.drop,
             em=seen.em,
             alerts=forecaster.alerts,

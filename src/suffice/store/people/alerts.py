@@ -162,6 +162,8 @@ def _alert_of_serving(
     event: RouteForecast | events.FailOpenCount | events.VersionRefusal | events.LogOutage,
 ) -> RaisedAlert | None:
     match event:
+        case RouteForecast(route=route, served=served) if served is not None and served.is_over:
+            return _notice("budget_nearly_spent", route, served.sentence), AlertCause("budget", route)
         case RouteForecast(route=route, drop=drop):
             # A forecast breach was reported already, by its own row.
             if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in event.alerts:
