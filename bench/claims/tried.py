@@ -319,6 +319,7 @@ class Trial(Life):
             self.runs.at[seen],
             self.runs.share[seen],
             told,
+            self.runs.clusters[seen],
             NO_PENDING,
             self.windows,
             window=window_audits(PLAN.max_em_drop),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from suffice.arrays import Floats, Ints, Small
-from suffice.assurance.certify import certified_level, weighted_log_wealth, window_audits
+from suffice.assurance.certify import Window, Windows, certified_level, weighted_log_wealth, window_audits
 from suffice.assurance.clusters import (
     UNKNOWN,
+    audits_per_cluster,
     cluster_key,
     count_clusters,
     describe_clusters,
@@ -87,6 +90,22 @@ def test_sixty_conversations_of_twenty_turns_cannot_prove_two_points() -> None:
     longer[:, 0] = 1 + np.arange(n) // 20
     wealth = log_wealth_by_cluster(np.zeros((n, 2), np.int8), np.ones(n), longer, max_em_drop=EPS)
     assert certified_level(wealth, delta=0.05) == 1
+
+
+def test_a_window_of_whole_conversations_takes_more_audits_and_one_of_spread_ones_does_not() -> None:
+    """Else a route that runs in full until it is certified would never gather enough conversations."""
+    n, wanted = 6_000, window_audits(EPS)
+    clusters, at, share = own_clusters(n), np.arange(1.0, n + 1), np.ones(n)
+    windows = Windows([Window(start=1.0, share=1.0)])
+    for size, start in ((1, n - 1.5 * wanted + 1), (20, 1.0)):
+        clusters[:, 0] = 1 + np.arange(n) // size
+        assert audits_per_cluster(clusters, np.ones(n, np.bool_)) == size
+        chosen = windows.chosen(at, share, wanted=wanted, size_of=partial(audits_per_cluster, clusters))
+        assert chosen is not None
+        assert chosen.start == start
+    clusters[:, 0] = 1
+    assert audits_per_cluster(clusters, np.ones(n, np.bool_)) == 20, "however long, memory is bounded"
+    assert audits_per_cluster(clusters, np.zeros(n, np.bool_)) == 1
 
 
 def test_callers_count_only_where_they_are_as_many_as_the_audits_of_a_window() -> None:

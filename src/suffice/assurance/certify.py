@@ -9,7 +9,7 @@ Theorem and proof: docs/reference/assurance.md. Betting: Waudby-Smith and Ramdas
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, exp, floor, inf, log
 from typing import Final
@@ -286,26 +286,28 @@ class Windows:
         if all(share < one.share for one in self.known if one.end == inf):
             self.note(at, share)
 
-    def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
+    def chosen(
+        self, at: Floats, share: Floats, *, wanted: float, size_of: Callable[[Bools], float] | None = None
+    ) -> Window | None:
         """The newest window with `wanted` weighted audits, else the one with the most; None without windows.
 
         One with more than STRETCH times `wanted` is cut to a later start on an even grid, so that a long-running route
-        forgets.
+        forgets. `size_of` some audits is how many of them are one observation, by which a window takes more.
         """
         best, most = None, -1.0
         for base in reversed(self.known):
-            total = base.n_audits(at, share)
-            if total >= wanted:
-                if total <= STRETCH * wanted:
+            inside = base.holds(at)
+            total, enough = base.n_audits(at, share), wanted * (size_of(inside) if size_of else 1.0)
+            if total >= enough:
+                if total <= STRETCH * enough:
                     return base
-                inside = base.holds(at)
-                return _moved_up(base, at[inside], base.weights(share[inside]), wanted)
+                return _moved_up(base, at[inside], base.weights(share[inside]), enough)
             if total > most:
                 best, most = base, total
         return best
 
 
-def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Window:
+def _moved_up(base: Window, began: Floats, weight: Floats, wanted: float) -> Window:
     order = np.argsort(-began, kind="stable")
     latest = began[order][int(np.searchsorted(np.cumsum(weight[order]), STRETCH * wanted - SAME_SHARE))]
     step = wanted / (STARTS * base.share)

@@ -17,12 +17,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from suffice.arrays import Floats, Ints, Small
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import missing_audits, weighted_log_wealth, window_audits
 from suffice.sanitize import plural
 from suffice.types import EvidenceSummary
 
 UNITS: Final = ("conversation", "prompt", "caller")
+MOST_PER_CLUSTER: Final = 20.0  # by which a window of audits grows at most
 UNKNOWN: Final = 0  # the key of a request that is a cluster of its own
 
 
@@ -57,6 +58,13 @@ def number_clusters(keys: Ints) -> tuple[Ints, int]:
     if len(own):  # the first of them keeps the number of UNKNOWN
         cluster[own[1:]] = len(known) + np.arange(len(own) - 1)
     return cluster.astype(np.int64), len(known) + max(0, len(own) - 1)
+
+
+def audits_per_cluster(clusters: Ints, inside: Bools) -> float:
+    """How many of these audits are one observation at the units that always count, at most `MOST_PER_CLUSTER`."""
+    conversations, prompts, _ = clusters[inside].T
+    fewest = min(number_clusters(conversations)[1], number_clusters(prompts)[1])
+    return min(MOST_PER_CLUSTER, len(prompts) / max(1, fewest)) or 1.0
 
 
 def count_clusters(clusters: Ints) -> ClusterCounts:
@@ -104,15 +112,24 @@ def tested_observations(
 
 
 def missing_clustered_audits(
-    z: Small | Floats, weight: Floats, clusters: Ints, level: int, *, max_em_drop: float, delta: float
+    z: Small | Floats,
+    weight: Floats,
+    clusters: Ints,
+    level: int,
+    *,
+    max_em_drop: float,
+    delta: float,
+    most: int | None = None,
 ) -> int | None:
-    """Further audits until a level passes if outcomes and the sizes of clusters go on; None: never."""
+    """Further audits until a level passes if outcomes and clusters' sizes go on; None: never, or over `most` in all."""
     known = [
         (missing_audits(one.z, level, max_em_drop=max_em_drop, delta=delta), len(z) / max(1, len(one.z)))
         for one in tested_observations(z, weight, clusters, max_em_drop=max_em_drop)
     ]
     each = [ceil(n * size) for n, size in known if n is not None]
-    return max(each) if len(each) == len(known) else None
+    if len(each) < len(known) or (most is not None and len(z) + max(each) > most):
+        return None
+    return max(each)
 
 
 def describe_clusters(evidence: EvidenceSummary) -> str:

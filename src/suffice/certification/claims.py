@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from suffice.arrays import Bools, Ints
 from suffice.assurance.certify import Window, certified_level
-from suffice.assurance.clusters import log_wealth_by_cluster, own_clusters
+from suffice.assurance.clusters import audits_per_cluster, log_wealth_by_cluster, own_clusters
 from suffice.certification.certificate import Certificate
 from suffice.certification.certifier_epoch import CertifierEpoch
 from suffice.certification.evidence import Evidence
@@ -23,6 +24,7 @@ def certify_audits(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, p
     The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
     `ends` are where the levels of a version end the audits.
     """
+    clusters = np.concatenate([epoch.runs.clusters, own_clusters(len(evidence.pending.at))])
     age = evidence.run_timeout if plan.label_free else plan.label_age(evidence.run_timeout)
     at = np.concatenate([epoch.runs.at, evidence.pending.at])
     share = np.concatenate([epoch.runs.share, evidence.pending.share])
@@ -30,7 +32,8 @@ def certify_audits(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, p
     for least_age in (age, evidence.run_timeout):  # with slow labels, too few audits may reach that age
         if window is None or window.n_audits(at[old], share[old]) < plan.window:
             old = at <= evidence.at - least_age
-            window = epoch.windows.chosen(at[old], share[old], wanted=plan.window)
+            size_of = partial(audits_per_cluster, clusters[old])
+            window = epoch.windows.chosen(at[old], share[old], wanted=plan.window, size_of=size_of)
     untils = sorted({evidence.at - age, evidence.at})
     claims = [_claim_until(epoch, ends, evidence, plan, until=until, window=window) for until in untils]
     best, last = best_claim(claims), epoch.certificate

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import log
 from typing import Final
 
 import numpy as np
 
-from suffice.arrays import Bools, Floats, Small
+from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import (
     BETS,
     FleetRequirement,
@@ -18,11 +19,10 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     log_bets,
-    missing_audits,
     mixed,
     spent_delta,
-    weighted_log_wealth,
 )
+from suffice.assurance.clusters import audits_per_cluster, log_wealth_by_cluster, missing_clustered_audits, own_clusters
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.certification.certificate import PendingAudits
@@ -88,6 +88,7 @@ class _JudgedAudit:
     disagrees: Bools  # (M,)
     z: Small  # (M,): EM drop as it counts now
     is_labelled: bool  # a label names the right answer
+    clusters: Ints  # (units,): see `AuditRuns`
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -129,6 +130,7 @@ class CandidateEvidence:
             np.array([one.audit.at for one in judged], dtype=np.float64),
             np.array([one.audit.share for one in judged]),
             np.array([one.is_labelled for one in judged], dtype=np.bool_),
+            np.array([one.clusters for one in judged], dtype=np.int64) if judged else own_clusters(0),
             pending,
             windows,
             window=self.window,
@@ -155,8 +157,8 @@ class CandidateEvidence:
         at = version.rows(rows)
         disagrees = rows.d[at] & ~rows.abandoned[:, np.newaxis]
         disagrees[:, 0] = False
-        for audit, losses, apart in zip(audits, rows.losses(at), disagrees, strict=True):
-            self._judged[audit.id] = _JudgedAudit(audit, apart, losses, audit.id in counts)
+        for audit, losses, apart, clusters in zip(audits, rows.losses(at), disagrees, rows.clusters, strict=True):
+            self._judged[audit.id] = _JudgedAudit(audit, apart, losses, audit.id in counts, clusters)
 
 
 def certify_candidate(
@@ -164,6 +166,7 @@ def certify_candidate(
     at: Floats,
     share: Floats,
     is_labelled: Bools,
+    clusters: Ints,
     pending: PendingAudits,
     windows: Windows,
     *,
@@ -177,18 +180,21 @@ def certify_candidate(
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
     at, share   number of each request, and the audit share when it was drawn, shape (n,)
     is_labelled whether a label names the right answer, shape (n,): only such audits are evidence of harm
+    clusters    keys of each audit's clusters, shape (n, units)
     harm_delta  probability of giving up a candidate that keeps the budget at its safest level
     """
     known = z
     z, at = np.concatenate([z, pending.lost(z.shape[1])]), np.concatenate([at, pending.at])
     share = np.concatenate([share, pending.share])
-    chosen = windows.chosen(at, share, wanted=window)
+    clusters = np.concatenate([clusters, own_clusters(len(pending.at))])
+    chosen = windows.chosen(at, share, wanted=window, size_of=partial(audits_per_cluster, clusters))
     if chosen is None or not len(known):
         return CandidateCertificate(
             level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta
         )
     inside = chosen.holds(at)
-    wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
+    tested = z[inside], chosen.weights(share[inside]), clusters[inside]
+    wealth = log_wealth_by_cluster(*tested, max_em_drop=max_em_drop)
     level = certified_level(wealth, delta=delta)
     over = not level and _surely_over(np.where(is_labelled, known[:, 1], 0), max_em_drop, harm_delta)
     reported, z = max(1, level), known if over else z[inside]
@@ -197,7 +203,7 @@ def certify_candidate(
         n=len(z),
         n_lost=int((z[:, reported] > 0).sum()),
         n_gained=int((z[:, reported] < 0).sum()),
-        n_missing=missing_audits(z, level + 1, max_em_drop=max_em_drop, delta=delta),
+        n_missing=missing_clustered_audits(*tested, level + 1, max_em_drop=max_em_drop, delta=delta),
         max_em_drop=max_em_drop,
         delta=delta,
         surely_over=over,

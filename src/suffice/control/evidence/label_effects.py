@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count_outcomes, log_wealth, missing_audits
+from suffice.assurance.certify import certified_level
+from suffice.assurance.clusters import log_wealth_by_cluster, missing_clustered_audits
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import audits_needed
 from suffice.assurance.labels import find_first_disagreements
@@ -90,15 +91,15 @@ class _Evaluation:
         counts = verdicts([one for one in audits if one.labels], self.match)
         runs = version_rows(served, audits, match=self.match, wave=route.wave, counts=counts)
         rows = served.rows(runs)
-        z, delta = runs.losses(rows), 1 - route.confidence
+        tested, delta = (runs.losses(rows), np.ones(len(runs)), runs.clusters), 1 - route.confidence
         budget = (None if made is None else made.evidence.max_em_drop) or route.max_em_drop
-        level = certified_level(log_wealth(count_outcomes(z), max_em_drop=budget), delta=delta)
+        level = certified_level(log_wealth_by_cluster(*tested, max_em_drop=budget), delta=delta)
         waits = (find_first_disagreements(runs.d[rows], deployed=level) > 0) & np.isinf(runs.label_at)
         return LabelEffect(
             n_audits=len(runs),
             n_pending=int(waits.sum()),
             level=level,
-            n_missing=missing_audits(z, level + 1, max_em_drop=budget, delta=delta, most=self.window),
+            n_missing=missing_clustered_audits(*tested, level + 1, max_em_drop=budget, delta=delta, most=self.window),
             em=em,
         )
 
