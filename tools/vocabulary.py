@@ -62,7 +62,7 @@ _SIGNAL = "a signal's name: in settings, and in features of learned versions"
 STRINGS_ALLOWED: dict[str, tuple[str, str]] = {
     "/experiments/shown": ("app.py", _PATH),
     "/policies/weighed": ("app.py", _PATH),
-    "asked": ("types.py runs.py live_run.py live_costs.py", "an end of runs, in every log"),
+    "asked": ("types.py runs.py stream_relay.py live_costs.py", "an end of runs, in every log"),
     "cannot_be_asked": ("operations.py actions.py", "an error's code, which clients compare"),
     "kept": ("chain.py personal.py events.py .sql", f"{_EXTRACT}; of the chain; of texts, too long to write twice"),
     "kept_by": ("bundle.py .sql", f"{_EXTRACT}; a column of the view `requests`"),

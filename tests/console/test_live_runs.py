@@ -7,7 +7,7 @@ from dataclasses import replace
 from suffice.assurance.bounds import Interval
 from suffice.console.context import LiveRequests
 from suffice.console.views.policies import plot_interval
-from suffice.episode.live_run import LiveRunView
+from suffice.episode.stream_relay import LiveRunView
 from suffice.rollout.results import ArmComparison
 from tests.console.conftest import Site
 

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import Ledger
-from suffice.episode.reasoning_run import ReasoningRun
-from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
+from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay
 from suffice.errors import UpstreamDown
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps

@@ -23,8 +23,7 @@ from suffice.episode.apis.messages import MESSAGES
 from suffice.episode.apis.responses import RESPONSES
 from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reasoning_run import ReasoningRun
-from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
+from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay
 from suffice.gateway.exchange import HANG_UP, WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps

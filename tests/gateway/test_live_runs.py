@@ -12,7 +12,7 @@ import pytest
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence.audits import recorded_audit
 from suffice.episode.ledger import StopState
-from suffice.episode.live_run import LiveRun
+from suffice.episode.stream_relay import LiveRun
 from suffice.learn.dataset import fate
 from suffice.store.database.views import read_events
 from suffice.store.database.writer import LogWriter

@@ -13,7 +13,7 @@ import msgspec
 from suffice.console.auth import NOBODY, ConsoleAuth, Needs, Principal, Role
 from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
 from suffice.console.scope import ScopePart, TimeRange, ViewScope, parse_scope
-from suffice.episode.live_run import LiveRunView
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
 from suffice.rollout.experiment import RunningExperiment

@@ -1,18 +1,22 @@
-"""Relays one chain of thought to its client, unchanged, and passes each frame to the reader."""
+"""Relays one chain of thought to its client, unchanged, passes each frame to the reader, and schedules the probes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from suffice.episode.apis.events import ChatEvents, NativeEvents, data_frame
 from suffice.episode.chain_reader import ChainReader, StreamState, first_choice
-from suffice.episode.checkpoints import Checkpoint
-from suffice.episode.ledger import suffice_object
+from suffice.episode.checkpoints import Checkpoint, missing_step, visible_step
+from suffice.episode.extra_calls import Prober, Vectors
+from suffice.episode.ledger import Ledger, suffice_object
+from suffice.episode.line_signals import LineSignals
 from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.types import Step, Wish
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import ARGUMENTS, TextPattern
 from suffice.upstream.wire import REASONING_FIELDS, Choice, Chunk, Frame, SseSplitter, decode_json, is_given
@@ -420,3 +424,174 @@ class StreamRelay:
         closing = self.reader.close_tag if alias.inline and alias.phase != "answering" else ""
         alias.phase = "answering"
         return closing + answer
+
+
+class ReasoningRun:
+    """Yields the steps of one chain of thought while relaying it, and schedules their probes.
+
+    prober     None: no step is probed, and a step's answer is read from its text
+    additions  made to each step, in this order
+    drain      every scheduled step is probed, even after the end, as in an audit
+    """
+
+    def __init__(
+        self,
+        relay: StreamRelay,
+        *,
+        prober: Prober | None = None,
+        additions: Sequence[LineSignals | Vectors] = (),
+        drain: bool = False,
+    ) -> None:
+        self.relay, self.reader = relay, relay.reader
+        self._prober = prober
+        self._additions = additions
+        self._drain = drain
+        self._probes_are_off = prober is None
+        self._visible: str | None = None  # the answer in the text so far
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        state = self.reader.state
+        waiting: deque[Checkpoint] = deque()
+        probing: asyncio.Task[Step] | None = None
+        try:
+            # A probe already sent is paid for, so it may finish; the client no longer waits for it.
+            while not state.ended or probing or (self._drain and waiting):
+                if self.reader.must_close:
+                    break
+                if probing is None and waiting and (self._drain or not state.ended):
+                    point = waiting.popleft()
+                    probing = self._begin_probe(point)
+                    if probing is None:
+                        yield self._build_unprobed_step(point)
+                elif probing is None:
+                    waiting.extend(await self.relay.advance(to_step=True))
+                else:
+                    await self._wait_for_probe_or_read(probing, waiting)
+                    if probing.done():
+                        step, probing = probing.result(), None
+                        yield step
+            for left in waiting:
+                yield self._build_unprobed_step(left)  # the run ended before they could be probed
+        finally:
+            if probing is not None:
+                probing.cancel()
+                await asyncio.gather(probing, return_exceptions=True)
+
+    def _begin_probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
+        prober = None if self._probes_are_off else self._prober
+        try:
+            prober = prober if prober is not None and prober.ready() else None
+        except Exception:  # noqa: BLE001 - as for the probe itself
+            self._disable_probes()
+            prober = None
+        if prober is None and not self._additions:
+            return None
+        return asyncio.create_task(self._probe(point, prober))
+
+    async def _probe(self, point: Checkpoint, prober: Prober | None) -> Step:
+        """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
+        try:
+            step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
+            for addition in self._additions:
+                step = await addition.add_to(step)
+            return step
+        except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
+            self._disable_probes()
+            return missing_step(point)
+
+    def _disable_probes(self) -> None:
+        self.reader.ledger.fail_open("probe")
+        self._probes_are_off = True
+
+    def _build_unprobed_step(self, point: Checkpoint) -> Step:
+        if self._prober is not None:
+            return missing_step(point)
+        step = visible_step(point, self.reader.extract_from_thought(point.text), self._visible)
+        self._visible = step.answer
+        return step
+
+    async def _wait_for_probe_or_read(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
+        tasks: set[asyncio.Task[Any]] = {probing}
+        if not self.reader.state.ended:
+            tasks.add(self.relay.begin_read())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self.relay.has_read:
+            waiting.extend(await self.relay.advance())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRunView:
+    """A run as its client sees it."""
+
+    id: str  # of the episode, as `x-suffice-episode-id` of its response
+    route: str
+    model: str
+    mode: str
+    kind: str
+    began_at_s: float  # Unix time
+    tokens: int  # generated so far: as relayed, of a vote's samples, or as the caller's loop reports
+    state: str  # "thinking", "answering", "sampling", "looping" or, where there is nothing to cut, "running"
+    wish: str | None  # what was asked of it: "answer_now" or "think_more"
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """A request that is running now, and what a person may ask of it: the answer at once, or no stop.
+
+    What a person asks of a run is evidence of nothing but that: the run ends as "asked", whatever its route and its
+    draw, and an audit that ends so counts as lost at every level, like one whose client left. So nobody can improve a
+    certificate by asking, and the caller, who cannot know which runs are audits, gets the same reply and stream in all.
+    """
+
+    ledger: Ledger
+    reader: ChainReader | None = None  # of the thought that is relayed; None: there is none
+    cut: Callable[[], None] | None = None  # ends the thought, the vote or the loop; None: there is no way to
+
+    @property
+    def state(self) -> str:
+        """As its client can see it."""
+        if self.reader is not None:
+            is_over = self.reader.state.phase == "answering" or self.reader.state.ended
+            return "answering" if is_over else "thinking"
+        if self.cut is None:
+            return "running"
+        return "sampling" if self.ledger.request.kind == "samples" else "looping"
+
+    @property
+    def _n_tokens(self) -> int:
+        ledger, usage = self.ledger, self.ledger.reply.caller_usage
+        if self.reader is not None:
+            return self.reader.account.received_tokens
+        return sum(c.completion_tokens for c in ledger.calls) if usage is None else usage.completion_tokens
+
+    def view(self) -> LiveRunView:
+        request = self.ledger.request
+        return LiveRunView(
+            id=request.episode_id,
+            route=request.route,
+            model=request.model,
+            mode=request.mode,
+            kind=request.kind,
+            began_at_s=request.received_at_s,
+            tokens=self._n_tokens,
+            state=self.state,
+            wish=self.ledger.stop.wish,
+        )
+
+    def ask(self, wish: Wish) -> str | None:
+        """Take a person's wish; return why that cannot be done, or None. The same wish again changes nothing."""
+        before = self.ledger.stop.wish
+        if before == wish:
+            return None
+        if before is not None:
+            return f"this run was asked for something else before: {before.replace('_', ' ')}"
+        if self.state == "running":
+            return "it passes through, or its vote is over: there is nothing to cut or to prolong"
+        if self.state == "answering":
+            return "its answer has begun"
+        if wish == "answer_now" and self.cut is None:
+            return "its upstream has no way to close a thought; see suffice doctor"
+        self.ledger.stop.wish, self.ledger.end_reason = wish, "asked"
+        if wish == "answer_now" and self.cut is not None:
+            self.cut()
+        return None

@@ -12,8 +12,8 @@ from suffice.episode.apis.events import CHAT, ApiFormat, ChatEvents
 from suffice.episode.checkpoints import LISTED_TOKENS
 from suffice.episode.extra_calls import Continuer, HeldCall
 from suffice.episode.ledger import CostBasis, Ledger
-from suffice.episode.live_run import LiveRun
 from suffice.episode.samples import SampleRefusal
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import token_header
 from suffice.gateway.context import GatewayState, is_read_on

@@ -17,10 +17,9 @@ from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paire
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.line_signals import LineSignals
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
-from suffice.episode.reasoning_run import ReasoningRun
 from suffice.episode.samples import SampleRun, as_chunks, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, StreamRelay
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.admitted import AdmittedRequest, GovernedRequest, serve_request
 from suffice.gateway.context import GatewayState, is_measured

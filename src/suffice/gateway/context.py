@@ -19,8 +19,8 @@ from suffice.assurance.saving import saved_tokens, saved_usd
 from suffice.assurance.thoughts import SavingTrial
 from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.live_run import LiveRun
 from suffice.episode.loop import StopRight
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import RequestKey, forget_oldest, sign_token
 from suffice.gateway.clients import Clients

@@ -1,7 +1,7 @@
 """What operators ask of a running gateway over HTTP: its kill switch, its settings, and the runs in progress.
 
 `/v1/admin/kill`, `/v1/admin/reload`, `/v1/runs`, and `/v1/runs/{id}/answer-now` and `/think-more`. A reply about a run
-depends on what the caller's own stream shows, never on the draw: see `episode.live_run.LiveRun`.
+depends on what the caller's own stream shows, never on the draw: see `episode.stream_relay.LiveRun`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.assurance.labels import BEHAVIOUR
-from suffice.episode.live_run import LiveRun
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest, StoreError, SufficeError
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState

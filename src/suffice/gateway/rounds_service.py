@@ -11,9 +11,9 @@ import msgspec
 
 from suffice.asgi import ClientGone
 from suffice.episode.ledger import Ledger
-from suffice.episode.live_run import LiveRun
 from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport
+from suffice.episode.stream_relay import LiveRun
 from suffice.errors import BadRequest
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import ANYONE, Caller, token_header

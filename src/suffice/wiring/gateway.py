@@ -17,7 +17,7 @@ from functools import partial
 from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.console.context import LiveRequests, ReloadNow
-from suffice.episode.live_run import LiveRunView
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import installed_version
 from suffice.gateway import kill, lease, lifecycle, rounds_service

@@ -13,7 +13,7 @@ from suffice.assurance.saving import saved_tokens
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.console.views.decision_path import AnswerTwin, DecisionPath, read_path, summarize_end
 from suffice.edge.math import match_by
-from suffice.episode.live_run import LiveRunView
+from suffice.episode.stream_relay import LiveRunView
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
