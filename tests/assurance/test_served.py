@@ -26,8 +26,10 @@ AUDIT = replace(measure_run(EPISODE, eq), disagrees=False, drop=0)
 LOST = replace(AUDIT, disagrees=True, drop=1)
 
 
-def measured(*runs: RunNumbers, usual_share: float = 0.05) -> ServedLoss | None:
-    return measure_served_loss(runs, usual_share=usual_share, max_em_drop=EPS, confidence=0.95)
+def measured(
+    *runs: RunNumbers, usual_share: float = 0.05, max_em_drop: float = EPS, confidence: float = 0.95
+) -> ServedLoss | None:
+    return measure_served_loss(runs, usual_share=usual_share, max_em_drop=max_em_drop, confidence=confidence)
 
 
 @given(z=st.floats(-1, 1), share=st.floats(0.01, 1.0), usual=st.floats(0.01, 1.0), eps=st.floats(0.001, 0.5))
@@ -67,3 +69,11 @@ def test_full_runs_served_nothing_and_an_unlabelled_difference_accuses_nobody() 
         assert (seen.loss, seen.e_value < 1) == (0, True)
     live, observed = replace(LOST, audit=False, full=False), replace(LOST, enforce=False)
     assert measured(live, observed) is None
+
+
+@pytest.mark.parametrize(
+    "allowed", [{"max_em_drop": 0.0}, {"max_em_drop": 1.0}, {"confidence": 1.0}, {"usual_share": 0.0}], ids=str
+)
+def test_settings_that_leave_nothing_to_test_are_no_error(allowed: dict[str, float]) -> None:
+    """A route may have them, and its other accounts have to go on."""
+    assert measured(*[AUDIT] * 99, LOST, **allowed) is None

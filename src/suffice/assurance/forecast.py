@@ -444,7 +444,7 @@ class RouteForecast:
     grades: tuple[ForecastGrade, ...] = ()  # of earlier forecasts, given at this look
     records: tuple[TrackRecord, ...] = ()  # all grades so far
     seq: int = 0  # place in the log up to which it read; 0: an earlier version wrote it
-    served: ServedLoss | None = None  # since the accounts began; None: no audit yet
+    served: ServedLoss | None = None  # since the accounts began; None: nothing to tell
 
     @property
     def whole(self) -> Account | None:

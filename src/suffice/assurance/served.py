@@ -59,21 +59,32 @@ def grow_served_loss(z: Floats, share: Floats, *, usual_share: float, max_em_dro
     share        P(audit) at each draw; the weights are these, and at most `usual_share`
     """
     check_budget(max_em_drop)
-    stakes = np.minimum(1.0, usual_share / share) * ((1 - share) * z - max_em_drop)
+    stakes = _weights(share, usual_share) * ((1 - share) * z - max_em_drop)
     return np.asarray(np.log1p(np.array(BETS)[:, np.newaxis] / (1 + max_em_drop) * stakes))
+
+
+def _weights(share: Floats, usual_share: float) -> Floats:
+    """w/rho of audits that were drawn at these shares."""
+    return np.minimum(1.0, usual_share / share)
 
 
 def measure_served_loss(
     runs: Iterable[RunNumbers], *, usual_share: float, max_em_drop: float, confidence: float
 ) -> ServedLoss | None:
-    """Weigh the audits among a route's runs; None: there are none. What nobody has labelled is no loss here."""
+    """Weigh the audits among a route's runs. What nobody has labelled is no loss here.
+
+    None: there are no audits, or the route's settings leave nothing to test: no budget below 1, no certainty below 1,
+    or no audits drawn.
+    """
+    if not 0 < max_em_drop < 1 or confidence == 1 or not usual_share:
+        return None
     audits = [run for run in runs if run.enforce and run.audit and run.full]
     if not audits:
         return None
     z = np.array([run.drop or 0 for run in audits], dtype=np.float64)
     share = np.array([1 / run.weight for run in audits])
     each = grow_served_loss(z, share, usual_share=usual_share, max_em_drop=max_em_drop)
-    weight = np.minimum(1.0, usual_share / share)
+    weight = _weights(share, usual_share)
     return ServedLoss(
         n_audits=len(audits),
         loss=float((weight * (1 - share) * z).sum() / weight.sum()),

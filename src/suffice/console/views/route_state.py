@@ -55,7 +55,7 @@ class RouteState(ViewRecord, frozen=True):
     em_full: IntervalEstimate | None  # of the scope, valid for one look
     em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
     em_drop: IntervalEstimate | None  # paired, on audits, from `monitor`: since its accounts began, at every look
-    served: ServedLoss | None  # from `monitor`, since its accounts began; None: no audit yet
+    served: ServedLoss | None  # from `monitor`, since its accounts began; None: nothing to tell
     saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
     satisfaction: SatisfactionEffect | None  # from `monitor`; None: no ratings
     seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
