@@ -297,11 +297,12 @@ class Windows:
         best, most = None, -1.0
         for base in reversed(self.known):
             inside = base.holds(at)
-            total, enough = base.n_audits(at, share), wanted * (size_of(inside) if size_of else 1.0)
+            weight = base.weights(share[inside])
+            total = float(weight.sum())
+            # A size is 1 or more, and counting clusters takes longer than adding weights.
+            enough = inf if total < wanted else wanted * (size_of(inside) if size_of else 1.0)
             if total >= enough:
-                if total <= STRETCH * enough:
-                    return base
-                return _moved_up(base, at[inside], base.weights(share[inside]), enough)
+                return base if total <= STRETCH * enough else _moved_up(base, at[inside], weight, enough)
             if total > most:
                 best, most = base, total
         return best
