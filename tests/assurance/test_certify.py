@@ -25,6 +25,7 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
+from suffice.assurance.clusters import missing_clustered_audits, own_clusters
 from tests.drawn import examples
 
 LIMIT: Final = log(20)
@@ -305,7 +306,10 @@ def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() ->
 def test_a_level_out_of_reach_misses_no_number_of_audits() -> None:
     reached = outcomes_of(700, (0, 0, 9))
     assert missing_audits(reached, 2, max_em_drop=0.02, delta=0.05) is not None
-    assert missing_audits(reached, 2, max_em_drop=0.02, delta=0.05, most=800) is None, "the window holds 800"
+    single = reached, np.ones(700), own_clusters(700)
+    assert missing_clustered_audits(*single, 2, max_em_drop=0.02, delta=0.05) is not None
+    beyond = missing_clustered_audits(*single, 2, max_em_drop=0.02, delta=0.05, most=800)
+    assert beyond is None, "the window holds 800"
     assert missing_audits(outcomes_of(700, (0, 0, 20)), 2, max_em_drop=0.02, delta=0.05) is None, "too near"
     assert missing_audits(reached, 3, max_em_drop=0.02, delta=0.05) is None, "there is no such level"
     assert missing_audits(reached[:0], 2, max_em_drop=0.02, delta=0.05) is None, "nothing is known"

@@ -161,10 +161,8 @@ def _needed(per_audit: Floats, *, max_em_drop: float, delta: float) -> int:
     return 1 + bisect_left(range(1, enough), True, key=passes)
 
 
-def missing_audits(
-    z: Small | Floats, level: int, *, max_em_drop: float, delta: float, most: int | None = None
-) -> int | None:
-    """Further audits until a level passes if outcomes continue as z, (n, M); None: never, or over `most` in all."""
+def missing_audits(z: Small | Floats, level: int, *, max_em_drop: float, delta: float) -> int | None:
+    """Further audits until a level passes if outcomes continue as z, (n, M); None: never."""
     n = len(z)
     if level >= z.shape[1] or not n:
         return None
@@ -175,7 +173,7 @@ def missing_audits(
         needed = _needed(per_audit, max_em_drop=max_em_drop, delta=delta)
     except ValueError:
         return None
-    return None if most is not None and needed > most else max(1, needed - n)
+    return max(1, needed - n)
 
 
 def check_budget(max_em_drop: float) -> None:
