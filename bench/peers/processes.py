@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -77,6 +78,13 @@ def wait_for_port(port: int, child: subprocess.Popen[str], log: Path, within_s: 
 
 def environment(name: str) -> Path:
     """The Python of a peer's own environment, made when it is not there. Raises RuntimeError with a sentence."""
+    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:  # several workers of the tests ask for it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(name)
+
+
+def _made(name: str) -> Path:
     pins = HERE / f"{name}.txt"
     folder = ENVIRONMENTS / name
     python = folder / "bin" / "python"
