@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.page import competitor, streams, study
+from bench.page import bargain, bpac, competitor, streams, study
 from bench.page.sets import Case
 from bench.page.store import Cell, Line
 
@@ -18,6 +18,16 @@ STREAM_PARTS: Final = {
     "rules": streams.serve_rules,
     "reference": streams.serve_reference,
     "e-valuator": competitor.serve,
+    "b-pac": bpac.serve,
+}
+STREAMED: Final = (
+    *((budget, part) for budget in BUDGETS for part in STREAM_PARTS),
+    *((streams.LOOSE, part) for part in ("ours", "b-pac")),
+)
+FROZEN_PARTS: Final[dict[str, Callable[[Case, Sequence[float]], Line]]] = {
+    "study": study.judge,
+    "e-valuator": competitor.judge,
+    "bargain": bargain.judge,
 }
 
 
@@ -30,20 +40,18 @@ def list_cells(names: Sequence[str], *, n_seeds: int, n_again: int) -> list[Cell
         Cell(name, part, "once", budget, seed)
         for first in range(0, n_seeds, SEEDS_AT_ONCE)
         for name in names
-        for budget in BUDGETS
-        for part in STREAM_PARTS
+        for budget, part in STREAMED
         for seed in range(first, min(first + SEEDS_AT_ONCE, n_seeds))
     ]
     again = [
         Cell(name, part, "again", budget, seed)
         for seed in range(n_again)
         for name in names
-        for budget in BUDGETS
-        for part in STREAM_PARTS
+        for budget, part in STREAMED
         if part != "e-valuator"  # repeated questions would be in both of its halves
     ]
-    frozen = [Cell(name, part) for name in names for part in ("study", "e-valuator")]
-    first = SEEDS_AT_ONCE * len(names) * len(BUDGETS) * len(STREAM_PARTS)
+    frozen = [Cell(name, part) for name in names for part in FROZEN_PARTS]
+    first = SEEDS_AT_ONCE * len(names) * len(STREAMED)
     return [*frozen, *once[:first], *again, *once[first:]]
 
 
@@ -60,8 +68,7 @@ class Maker:
             return None
         if cell.stream:
             return STREAM_PARTS[cell.part](self._opened(cell.set), cell.stream, cell.budget, cell.seed)
-        make: Callable[[Case, Sequence[float]], Line] = study.judge if cell.part == "study" else competitor.judge
-        return make(self.cases[cell.set], BUDGETS)
+        return FROZEN_PARTS[cell.part](self.cases[cell.set], BUDGETS)
 
     def _opened(self, name: str) -> streams.OpenSet:
         if name not in self._open:

@@ -134,7 +134,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 def test_every_set_gets_some_streams_before_any_gets_more() -> None:
     order = cells.list_cells(["a", "b"], n_seeds=10, n_again=2)
-    assert [cell.part for cell in order[:4]] == ["study", "e-valuator"] * 2
+    assert [cell.part for cell in order[:6]] == ["study", "e-valuator", "bargain"] * 2
     place = {cell: at for at, cell in enumerate(order)}
     ours = [Cell(name, "ours", "once", 0.01, seed) for name in "ab" for seed in range(10)]
     early, late = (
