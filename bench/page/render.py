@@ -11,6 +11,7 @@ from bench.claims.results import ROOT
 from bench.page.cells import BUDGETS
 from bench.page.found import DASH, GAP, NOT_RUN, Found, Streams, name_budget, percent, points, table
 from bench.page.papers import CLAIMS, Claim
+from bench.page.prior import frozen_table, online_tables
 from bench.page.sets import SOURCES
 from bench.page.store import Line
 from bench.page.study import MARGINS, PUBLISHED
@@ -34,6 +35,8 @@ def render(page: str, found: Found) -> str:
         "sets": _sets,
         "details": _details,
         "again": _again,
+        "prior_online": online_tables,
+        "prior_frozen": frozen_table,
         "papers": _papers,
         "margins": _margins,
         "cells": _cells,

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from bench.page.cells import BUDGETS
 from bench.page.found import Found, name_budget, percent, points
+from bench.page.prior import EVEN
+from bench.page.prior import sentences as prior_sentences
 from bench.page.study import PUBLISHED
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.replay.study.sets import OURS
-
-EVEN = 5e-4  # of the tokens: less is no difference
 
 
 def sentences(found: Found) -> Iterator[str]:
@@ -21,6 +21,7 @@ def sentences(found: Found) -> Iterator[str]:
     for budget in BUDGETS:
         yield from _online(found, budget)
     yield from _evaluator(found)
+    yield from prior_sentences(found)
 
 
 def _frozen(found: Found, budget: float) -> Iterator[str]:

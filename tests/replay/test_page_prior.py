@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.page import bargain, bpac
+from bench.page import bargain, bpac, prior
+from bench.page.found import NOT_RUN, Found
 from bench.page.sets import Case
+from bench.page.store import Cell
 from bench.page.streams import LOOSE, risk_at
 
 from suffice.arrays import Bools, Floats
@@ -132,3 +134,40 @@ def test_a_share_that_all_records_reach_is_exact_when_all_are_drawn() -> None:
     right: Floats = np.array([1.0] * 24 + [0.0])
     assert bargain.accepts(right.astype(bool), 0.96) == (True, 25)
     assert bargain.accepts(right.astype(bool), 0.97) == (False, 25)
+
+
+# ---- on the page
+
+
+def streamed(saved: float, drop: float) -> dict[str, float]:
+    return {"saved": saved, "saved_late": saved, "drop_late": drop}
+
+
+def test_the_page_says_who_saves_more_and_who_is_over() -> None:
+    cells = {
+        Cell("a", "b-pac", "once", LOOSE, 0): streamed(0.5, 0.09),
+        Cell("a", "ours", "once", LOOSE, 0): streamed(0.4, 0.01),
+        Cell("b", "b-pac", "once", LOOSE, 0): streamed(0.1, 0.0),
+        Cell("b", "ours", "once", LOOSE, 0): streamed(0.3, 0.0),
+        Cell("b", "b-pac", "once", 0.02, 0): streamed(0.2, 0.0),  # without one of ours
+    }
+    once, again = "\n".join(prior.online_tables(Found(cells))).split("**10,000 requests")
+    rows = [line.replace("\N{NO-BREAK SPACE}", " ") for line in once.splitlines() if line.startswith(("| a", "| b"))]
+    assert rows[0].startswith("| a | **50.0 %** (+9.00 **!**) | 40.0 % (+1.00) | not run |")
+    assert rows[1].startswith("| b | 10.0 % (0.00) | **30.0 %** (0.00) | not run |")
+    assert NOT_RUN.capitalize() in again
+    (sentence,) = prior.sentences(Found(cells))
+    assert "before request 607" in sentence
+    assert "more than ours on 1 of 2 sets and less on 1" in sentence
+    assert "1 of 2 of its streams lose more than the budget there, 0 of 2 of ours" in sentence
+
+
+def test_the_page_says_what_each_rule_of_choosing_misses() -> None:
+    rules = {
+        rule: {"saved": 0.3 - 0.1 * at, "misses": 0.5 - 0.2 * at, "misses_own": 0.0, "labels": 0.25}
+        for at, rule in enumerate(bargain.RULES)
+    }
+    page = Found({Cell("a", "bargain"): {"budgets": {"0.01": rules, "0.02": rules}}})
+    (table,) = prior.frozen_table(page)
+    assert "| 30.0 % / 50 % | 20.0 % / 30 % | 10.0 % / 10 % | 25 % |" in table.replace("\N{NO-BREAK SPACE}", " ")
+    assert all("less on 1" in sentence for sentence in prior.sentences(page))
