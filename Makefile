@@ -127,7 +127,7 @@ bench: $(VENV)/.ready-dev ## cost beside TensorZero and LiteLLM, and the wall cl
 	@set -e; for program in $(if $(filter all,$(BENCH)),$(wildcard bench/*.py),$(BENCH:%=bench/%.py)); do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
 
-benchmarks: $(VENV)/.ready-bench ## every published rule, ours and e-valuator on recorded runs; writes docs/reference/benchmarks.md (resumable)
+benchmarks: $(VENV)/.ready-bench ## every published rule, ours, e-valuator, B-PAC and BARGAIN on recorded runs; writes docs/reference/benchmarks.md (resumable)
 	$(PY) -m bench.page $(ARGS)
 
 claims-full: $(VENV)/.ready-dev ## the control loop and naive designs on 200 seeds of every simulated drift (hours; resumable)

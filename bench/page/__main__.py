@@ -1,4 +1,4 @@
-"""One page of benchmarks: every published rule, ours, the oracles and e-valuator on every set of recorded runs.
+"""One page of benchmarks: every published rule, ours, oracles and three competitors on every set of recorded runs.
 
     SUFFICE_TRACES=folder python -m bench.page [--only SET ...] [--seeds N] [--minutes M] [--fresh] [--table]
 
