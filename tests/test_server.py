@@ -33,8 +33,8 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
     tells, waits = list[Callable[[], None]](), list[float]()
 
     @asynccontextmanager
-    async def beside(_: Settings, told: Callable[[], None], *, first_s: float) -> AsyncIterator[None]:
-        tells.append(told)
+    async def beside(_: Settings, notify: Callable[[], None], *, first_s: float) -> AsyncIterator[None]:
+        tells.append(notify)
         waits.append(first_s)
         yield
 

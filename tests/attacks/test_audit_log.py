@@ -25,7 +25,7 @@ from suffice.store.rows.events import Erasure, to_row
 from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written
-from tests.store.made_chain import copied, cut_tail, found_head, made, published, rebuild, said, write
+from tests.store.made_chain import copied, cut_tail, feedback, head_of, made, published, rebuild, write
 
 N = 24
 PLACES = 33
@@ -188,7 +188,7 @@ def _drop_the_last(log: SqliteConnection) -> None:
 def test_a_log_that_fits_in_itself_is_found_by_a_head_that_was_kept(
     whole: SqliteConnection, attack: Callable[[SqliteConnection], None]
 ) -> None:
-    kept = found_head(whole)
+    kept = head_of(whole)
     with closing(copied(whole)) as log:
         attack(log)
         assert verify_chain(log).ok, "this is what the page of the threat model says does not hold"
@@ -203,7 +203,7 @@ KEY = signing_key("the deployment's own")
 @pytest.fixture
 def heads(whole: SqliteConnection, tmp_path: Path) -> Path:
     file = tmp_path / "heads.jsonl"
-    append_line(file, line_of(found_head(whole), at="2026-11-26T09:00:00Z", key=KEY))
+    append_line(file, line_of(head_of(whole), at="2026-11-26T09:00:00Z", key=KEY))
     return file
 
 
@@ -267,7 +267,7 @@ def _verify(folder: Path, *words: str) -> Result:
 
 def _write_log(folder: Path) -> None:
     with closing(made(folder / "log.db", N)) as log:
-        append_line(folder / "heads.jsonl", line_of(found_head(log), at="2026-11-26T09:00:00Z", key=KEY))
+        append_line(folder / "heads.jsonl", line_of(head_of(log), at="2026-11-26T09:00:00Z", key=KEY))
 
 
 def _torn_page(folder: Path) -> None:
@@ -487,7 +487,7 @@ def test_a_bundle_of_another_log_is_not_vouched_for_by_these_heads(
     bundle: tuple[Lines, Path], whole: SqliteConnection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "heads.jsonl"
-    append_line(file, line_of(found_head(whole), at="2026-11-26T09:00:00Z", key=KEY))
+    append_line(file, line_of(head_of(whole), at="2026-11-26T09:00:00Z", key=KEY))
     code, report = _checked(written(bundle[0]), tmp_path, capsys, "--head", str(file))
     assert code in {1, 2}, report
 
@@ -501,7 +501,7 @@ def test_an_older_bundle_shown_again_says_which_publication_it_is_of(
 
 def test_said_twice_is_still_one_row(whole: SqliteConnection) -> None:
     with closing(copied(whole)) as log:
-        before = found_head(log)
-        write(log, [said(1), published(1)])  # replayed: both keys are there
-        assert found_head(log) == before
+        before = head_of(log)
+        write(log, [feedback(1), published(1)])  # replayed: both keys are there
+        assert head_of(log) == before
         assert verify_chain(log, [before]).ok

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.store.made_chain import asked, cut_tail, edit, published, rebuild, remove_and_close_up, reorder_places, story
+from tests.store.made_chain import (
+    cut_tail,
+    edit,
+    named_request,
+    published,
+    rebuild,
+    remove_and_close_up,
+    reorder_places,
+    story,
+)
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
 from suffice.cli.main import main
@@ -245,11 +254,11 @@ def with_words(config: Path, *, sender: str = "") -> None:
     fill(
         settings,
         [
-            asked("w1", unit="u1", conversation=talk, sender=sender),
+            named_request("w1", unit="u1", conversation=talk, sender=sender),
             ended("w1", answer=f"{CANARY} one"),
-            asked("w2", unit="u2", conversation=talk, sender=sender),
+            named_request("w2", unit="u2", conversation=talk, sender=sender),
             ended("w2", answer=f"{CANARY} two"),
-            asked("w3", unit="u3", conversation="another"),
+            named_request("w3", unit="u3", conversation="another"),
             ended("w3", answer=f"{CANARY} three"),
             FeedbackEvent(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
         ],
@@ -284,7 +293,7 @@ def test_a_conversation_is_erased_by_the_id_that_clients_send(config: Path) -> N
 def test_an_id_that_two_senders_used_names_two_conversations(config: Path) -> None:
     with_words(config, sender="a1")
     talk = conversation_key("b2", "talk-7", salt=deployment_salt(load_settings(config)))
-    other = [asked("w9", conversation=talk, sender="b2"), ended("w9", answer=f"{CANARY} nine")]
+    other = [named_request("w9", conversation=talk, sender="b2"), ended("w9", answer=f"{CANARY} nine")]
     fill(load_settings(config), other)
     before = left(config)
     refused = call("erase", "--config", config, "--unit", "talk-7", "--reason", "asked to")

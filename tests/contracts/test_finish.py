@@ -188,7 +188,7 @@ async def test_a_stop_reads_as_the_thought_so_far_and_its_answer(
         assert outcome.answer == text
         assert outcome.would_answer == "4"
         assert outcome.handover_ms is not None
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         if way.method == "native":
             assert thought != "".join(text for text, _ in STEPS)
             assert g.fake.completions[0].thought_ended_by == "control"
@@ -308,7 +308,7 @@ async def test_an_answer_that_holds_the_rest_of_the_thought_is_repaired_or_told(
         assert outcome.stopped
         assert outcome.answer == "4"
         assert outcome.degraded == (("torn",) if stream else ())
-        assert answer.told["degraded"] == list(outcome.degraded)
+        assert answer.report["degraded"] == list(outcome.degraded)
         if not stream:
             thought, text = parts(answer, where)
             assert text == "4"
@@ -323,6 +323,6 @@ async def test_a_run_whose_every_probe_lacked_a_slot_says_so(serve: Serve) -> No
         client.n_open += 2  # two requests of others
         answer = await g.ask(asking(stream=True) | {"suffice": {}})
         client.n_open -= 2
-        assert answer.told["stopped"] is False
-        assert answer.told["degraded"] == ["slots"]
+        assert answer.report["stopped"] is False
+        assert answer.report["degraded"] == ["slots"]
         assert (await g.outcome()).degraded == ("slots",)

@@ -140,9 +140,9 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
         answers = [await g.ask(chat(f"question {at}?", suffice={})) for at in range(20)]
         assert len(g.fake.completions) - before < 6 * 20, "it acts"
         for answer in answers:
-            assert answer.told["certified"] is False
-            assert "No confidence belongs to it" in answer.told["promise"]
-            assert answer.told["policy_version"] == f"{made.fit}@{made.level}"
+            assert answer.report["certified"] is False
+            assert "No confidence belongs to it" in answer.report["promise"]
+            assert answer.report["policy_version"] == f"{made.fit}@{made.level}"
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == made.level - 1
         request = (await g.episodes(N + 20))[-1].episode.request
         assert (request.certified, request.promise) == (False, "budgeted")
@@ -158,7 +158,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
     assert f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid" in told
     assert "a mean drop of 10.00 of 12.00 points over 900 audits" in told
     assert "3 of them with a guess" in told
-    assert answers[-1].told["promise"] in told, "the same sentence"
+    assert answers[-1].report["promise"] in told, "the same sentence"
     shown = CliRunner().invoke(main, ["config", "show", str(config)]).output
     assert '"promise": "budgeted"' in shown
     assert any("it has no confidence" in one for one in check_routes(settings))

@@ -124,8 +124,8 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert {episode.request.policy_version for episode in live} == {version}
         assert not any(episode.outcome.stopped for episode in live if episode.request.audit)
         answer = await g.ask(chat("one more?", suffice={}))
-        assert answer.told["certified"] is True
-        assert answer.headers["x-suffice-policy-version"] == answer.told["policy_version"] == version
+        assert answer.report["certified"] is True
+        assert answer.headers["x-suffice-policy-version"] == answer.report["policy_version"] == version
 
         model.name = "m-2"
         await ask(g, N + 61, 1)

@@ -42,11 +42,11 @@ async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path:
 
         before = len(g.fake.completions)
         answer = await g.ask(chat("What is three and four?", suffice={}))
-        assert answer.told["policy_version"] == f"{made.fit}@0"
-        assert answer.told["certified"] is True
+        assert answer.report["policy_version"] == f"{made.fit}@0"
+        assert answer.report["certified"] is True
         assert len(g.fake.completions) - before >= 4, "level 0 never stops, and no fewer samples decide the vote of six"
         other = await g.ask(chat("Tell me of three and four.", suffice={}))
-        assert other.told["policy_version"] == f"{made.fit}@{made.level}"
+        assert other.report["policy_version"] == f"{made.fit}@{made.level}"
 
 
 async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:

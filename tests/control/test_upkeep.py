@@ -32,7 +32,7 @@ from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.startup import open_log
 from suffice.wiring.worker import open_decisions, open_worker
-from tests.store.made_chain import asked, published, said
+from tests.store.made_chain import feedback, named_request, published
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
 SECRET = "secret"
@@ -213,7 +213,7 @@ def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Ite
 def labelled(name: str) -> list[Event]:
     words = f"{CANARY}-{name}"
     return [
-        asked(name),
+        named_request(name),
         ended(name, answer=f"{words} 1", would=f"{words} 2"),
         FeedbackEvent(Feedback(feedback_id=f"f-{name}", episode_id=name, gold=f"{words} 1", comment=f"{words} no")),
     ]
@@ -301,7 +301,7 @@ def settings_for(folder: Path, **tables: Any) -> Settings:
 
 
 def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path) -> None:
-    append(tmp_path / "log.db", said(1))
+    append(tmp_path / "log.db", feedback(1))
     settings = settings_for(tmp_path, audit={"file": str(tmp_path / "heads.jsonl")})
     with open_worker(settings) as here:
         reports = here.once("audit")
@@ -319,7 +319,7 @@ def publisher(database: Path, now: Clock) -> PublishSalts:
 
 def test_the_salt_of_a_day_is_published_once_the_day_is_over_and_binds_the_next(tmp_path: Path) -> None:
     database, now, written = tmp_path / "log.db", Clock(9 * DAY_S + OVER_S - 1), list[DaySalt]()
-    append(database, said(1))
+    append(database, feedback(1))
 
     def look() -> int:
         with Decisions(database, now=now, monotonic_s=now) as decisions:
@@ -346,7 +346,7 @@ def test_the_salt_of_a_day_is_published_once_the_day_is_over_and_binds_the_next(
 def test_draws_of_gateways_that_may_be_older_are_not_made_again(tmp_path: Path) -> None:
     for name, waits_s in (("empty", 60.0), ("used", DAY_S)):
         database, now, desk = tmp_path / f"{name}.db", Clock(9 * DAY_S), Desk()
-        append(database, said(1))
+        append(database, feedback(1))
         if name == "used":
             append(database, *labelled("one"))
         publisher(database, now).run(desk)

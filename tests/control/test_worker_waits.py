@@ -17,7 +17,7 @@ from suffice.cli.server import serve
 from suffice.control.health import WorkerHealth
 from suffice.settings import Store
 from suffice.wiring.files import load_settings
-from tests.faults.test_worker_health import asked
+from tests.faults.test_worker_health import fetch
 from tests.postgres import connect, database_of, empty_log
 from tests.replicas.cluster import environment
 from tests.replicas.postgres import PostgresServer, binaries, free_port
@@ -50,7 +50,7 @@ class Waiting:
         while time.monotonic() < end_s:
             assert self.process.poll() is None
             with contextlib.suppress(OSError):
-                if asked(self.port, "/readyz")[0] == status:
+                if fetch(self.port, "/readyz")[0] == status:
                     return
             time.sleep(0.05)
         raise AssertionError(f"/readyz did not become {status}")
@@ -80,7 +80,7 @@ def test_a_worker_that_starts_before_the_database_waits_for_it(tmp_path: Path) -
     with worker(file) as waiting:
         assert waiting.line().endswith("; waiting for it\n")
         waiting.until(503)
-        assert asked(waiting.port, "/healthz")[0] == 200, "starting it again brings no database"
+        assert fetch(waiting.port, "/healthz")[0] == 200, "starting it again brings no database"
         with server:
             assert "holds no event log" in waiting.line()
             database_of(load_settings(file).store).migrate(now_s=1.0)
@@ -98,7 +98,7 @@ def test_a_worker_that_starts_before_a_migration_waits_for_it(tmp_path: Path) ->
             line = waiting.line()
             assert "`suffice store migrate`" in line
             waiting.until(503)
-            (why,) = asked(waiting.port, "/readyz")[1]["failing"]
+            (why,) = fetch(waiting.port, "/readyz")[1]["failing"]
             assert f"{why}; waiting for it\n" in line
             before.close()
             waiting.until(200)

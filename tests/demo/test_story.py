@@ -76,11 +76,11 @@ class Notes:
     """Keeps what a screen would have shown."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.sentences: list[str] = []
         self.seen: list[Snapshot] = []
 
     def say(self, sentence: str) -> None:
-        self.said.append(sentence)
+        self.sentences.append(sentence)
 
     def look(self, now: Snapshot) -> None:
         self.seen.append(now)
@@ -90,8 +90,8 @@ async def report_of(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoRep
     notes = Notes()
     pool = [replace(one, gold="it is four") for one in POOL]
     async with FakeUpstream(model) as fake:
-        world = DemoServer(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
-        return await story.run_story(plan, world, folder, pool, notes, first_s=0.0), notes
+        server = DemoServer(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
+        return await story.run_story(plan, server, folder, pool, notes, first_s=0.0), notes
 
 
 def of(report: DemoReport, period: story.Period) -> list[CourseRun]:
@@ -121,13 +121,13 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     later = swapped[2 * PLAN.n_at_once :]  # those that were on their way may still stop
     assert not any(run.episode.outcome.stopped for run in later), "all run in full"
     assert {run.episode.outcome.model for run in swapped} == {"second"}
-    assert report.held.alarm is not None, notes.said
+    assert report.held.alarm is not None, notes.sentences
     assert report.held.alarm.cause == "change"
     assert report.held.level == 0
     assert story.n_reconciled(report.runs) == len(report.runs)
     # What is seen on the way is the same story: it stands in the sentences, in order.
     order = [
-        next(n for n, output in enumerate(notes.said) if word in output)
+        next(n for n, output in enumerate(notes.sentences) if word in output)
         for word in ("measured on 20 full runs", "smallest budget", "certified:", "the swap", "alarm, change")
     ]
     assert order == sorted(order)
@@ -140,7 +140,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     console = Console(file=page, width=80)
     with followed(console) as screen:
         assert isinstance(screen, LineScreen)
-        for output, now in zip(notes.said, notes.seen, strict=False):
+        for output, now in zip(notes.sentences, notes.seen, strict=False):
             screen.say(output)
             screen.look(now)
     figures = show.print_story(console, report)
@@ -149,9 +149,9 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
     with followed(terminal) as screen:
         assert isinstance(screen, LiveScreen)
-        screen.say(notes.said[0])
+        screen.say(notes.sentences[0])
         screen.look(notes.seen[-1])
-    assert notes.said[0][:40] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
+    assert notes.sentences[0][:40] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
     alone = Console(file=io.StringIO(), width=80, record=True)
     alone.print(show.format_story_table(figures))
     text = alone.export_text()
@@ -278,7 +278,7 @@ def test_the_swap_of_the_local_model_keeps_its_address_and_changes_its_name(tmp_
         with urllib.request.urlopen(request) as reply:
             return str(json.load(reply)["model"])
 
-    with demo_servers(Console(file=io.StringIO()), tmp_path) as world:
-        before = named(world.url)
-        world.swap()
-        assert (before, named(world.url)) == ALIASES
+    with demo_servers(Console(file=io.StringIO()), tmp_path) as server:
+        before = named(server.url)
+        server.swap()
+        assert (before, named(server.url)) == ALIASES

@@ -78,9 +78,9 @@ def lies() -> dict[str, Any]:
 
 @pytest.mark.parametrize("field", LIES)
 def test_a_field_that_is_accepted_and_ignored_is_found_out(lies: dict[str, Any], field: str) -> None:
-    experiment, said = LIES[field]
+    experiment, evidence_text = LIES[field]
     assert lies["verdicts"][experiment] == "ignored"
-    assert said in evidence(lies["findings"], experiment)
+    assert evidence_text in evidence(lies["findings"], experiment)
 
 
 def test_what_was_ignored_is_not_used(lies: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ LENGTHS = {"none": 0, "minimal": 5, "low": 10, "medium": 20, "high": 40}
 
 
 @pytest.mark.parametrize(
-    ("obeys", "refuses", "verdict", "said"),
+    ("obeys", "refuses", "verdict", "evidence_text"),
     [
         (True, (), "yes", "takes none, minimal, low, medium, high; 0 tokens of thought at none, 40 at high"),
         (True, ("none", "minimal"), "yes", "takes low, medium, high; refuses none (400"),
@@ -218,7 +218,7 @@ LENGTHS = {"none": 0, "minimal": 5, "low": 10, "medium": 20, "high": 40}
     ],
 )
 async def test_an_effort_is_taken_refused_or_ignored(
-    obeys: bool, refuses: tuple[str, ...], verdict: str, said: str
+    obeys: bool, refuses: tuple[str, ...], verdict: str, evidence_text: str
 ) -> None:
     def think(seen: FakeRequest) -> Reply:
         level = str(seen.body.get("reasoning_effort"))
@@ -231,7 +231,7 @@ async def test_an_effort_is_taken_refused_or_ignored(
         upstream = Upstream(url=fake.url, models={"fake": facts})
         async with UpstreamClient("up", upstream, None) as client:
             result = await EXPERIMENTS["effort"][1](ServerSession(client, model="fake", timeout_s=30.0))
-    assert (result.verdict, said in result.evidence) == (verdict, True), result.evidence
+    assert (result.verdict, evidence_text in result.evidence) == (verdict, True), result.evidence
 
 
 @pytest.mark.parametrize("way", ["native", "prefill"])

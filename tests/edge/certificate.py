@@ -27,8 +27,8 @@ def certified(folder: Path, *names: str) -> tuple[Path, Path]:
     public = times(private, G)
     assert public is not None
     point = b"\x04" + public[0].to_bytes(32, "big") + public[1].to_bytes(32, "big")
-    told = unsigned(point, names)
-    certificate = pem("CERTIFICATE", sequence(told, ECDSA_SHA256, bits(signature(private, told))))
+    body = unsigned(point, names)
+    certificate = pem("CERTIFICATE", sequence(body, ECDSA_SHA256, bits(signature(private, body))))
     key = pem("EC PRIVATE KEY", sequence(whole(1), tagged(0x04, private.to_bytes(32, "big")), tagged(0xA0, CURVE)))
     alone, both = folder / "certificate.pem", folder / "with-key.pem"
     alone.write_text(certificate)
@@ -59,8 +59,8 @@ def times(k: int, point: Point) -> Point:
     return result
 
 
-def signature(private: int, told: bytes) -> bytes:
-    digest = int.from_bytes(hashlib.sha256(told).digest(), "big")
+def signature(private: int, body: bytes) -> bytes:
+    digest = int.from_bytes(hashlib.sha256(body).digest(), "big")
     nonce = secrets.randbelow(N - 1) + 1
     point = times(nonce, G)
     assert point is not None

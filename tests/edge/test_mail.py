@@ -74,7 +74,7 @@ def test_on_the_port_of_smtps_all_of_it_is_hidden(trusted: Path, monkeypatch: py
     assert (served.bare, len(served.mails)) == ([], 1)
 
 
-@pytest.mark.parametrize(("tls", "said"), [("none", NO_TLS), ("promised only", "the mail server answered 454")])
+@pytest.mark.parametrize(("tls", "message"), [("none", NO_TLS), ("promised only", "the mail server answered 454")])
 @pytest.mark.parametrize(
     ("login", "asks"),
     [
@@ -85,10 +85,10 @@ def test_on_the_port_of_smtps_all_of_it_is_hidden(trusted: Path, monkeypatch: py
     ],
 )
 def test_a_server_without_encryption_gets_no_password_and_no_mail_that_must_be_hidden(
-    tls: Tls, said: str, login: tuple[str, str] | None, asks: MailTls
+    tls: Tls, message: str, login: tuple[str, str] | None, asks: MailTls
 ) -> None:
     with Faked(tls=tls, login=login).serving() as served:
-        assert send(served, login, asks) == said
+        assert send(served, login, asks) == message
     assert served.mails == []
     assert {line[:4].upper() for line in served.bare} <= {b"EHLO", b"STAR", b"QUIT"}, "no password and no address"
 

@@ -86,7 +86,7 @@ class Kept(Delivery):
                 result += [c["delta"] for c in json.loads(frame.data).get("choices") or ()]
         return result
 
-    def said(self, key: str) -> str:
+    def joined(self, key: str) -> str:
         return "".join(delta.get(key) or "" for delta in self.deltas)
 
 

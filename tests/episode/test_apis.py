@@ -23,7 +23,7 @@ from suffice.types import Usage
 from suffice.upstream.client import Call
 from suffice.upstream.wire import Choice, Delta, Frame
 from tests.episode.runs import BytesCall, Kept, request
-from tests.gateway.api_streams import read_said
+from tests.gateway.api_streams import read_answer
 
 # Texts that look like the events around them, and what JSON writes as escapes.
 TEXTS = st.lists(
@@ -122,7 +122,7 @@ async def test_every_byte_goes_through_and_every_text_is_read(
         assert relay.reader.answer_text == "".join(answer).rpartition("</think>")[2]
         assert relay.reader.account.completion_tokens == len(thought) + len(answer)
         if isinstance(relay.events, NativeEvents):
-            output = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
+            output = read_answer(api.path, json.dumps(relay.events.body()).encode(), stream=False)
             assert (output.thought, output.text) == ("".join(thought), "".join(answer))
 
 
@@ -157,12 +157,12 @@ async def test_a_stop_anywhere_in_the_thought_is_closed_as_the_api_wants_it(
     frames: list[Frame] = [*relay.events.text(state, "4"), *relay.events.text(state, "2")]
     frames += relay.events.closing(state, "stop", usage=usage, report={"stopped": True})
     assert kept.raw == seen
-    output = read_said(api.path, seen + b"".join(frame.raw for frame in frames), stream=True)
+    output = read_answer(api.path, seen + b"".join(frame.raw for frame in frames), stream=True)
     assert output.text == "42"
     assert "".join([*thought, "end"]).startswith(output.thought)
     assert (output.usage["output_tokens"], output.report) == (9, {"stopped": True})
     assert isinstance(relay.events, NativeEvents)
-    whole = read_said(api.path, json.dumps(relay.events.body()).encode(), stream=False)
+    whole = read_answer(api.path, json.dumps(relay.events.body()).encode(), stream=False)
     assert (whole.thought, whole.text, whole.report) == (output.thought, output.text, output.report)
 
 

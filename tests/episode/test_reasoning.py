@@ -79,7 +79,7 @@ def has_more_than_thought(client: Any, field: str) -> bool:
             return True
         if field not in INLINE and delta.get("content"):
             return True
-    return field in INLINE and "</think>" in client.said("content")
+    return field in INLINE and "</think>" in client.joined("content")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -101,7 +101,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
             if not run.reader.is_in_thought:
                 continue
             assert not has_more_than_thought(client, field)
-            text = client.said("content" if field in INLINE else field)
+            text = client.joined("content" if field in INLINE else field)
             if field in INLINE and run.reader.state.phase == "thinking":
                 tag = "</think>"
                 assert not any(text.endswith(tag[:n]) for n in range(1, len(tag)))
@@ -215,9 +215,9 @@ async def test_the_usage_chunk_reaches_only_those_who_asked(usage: bool) -> None
     run, client, ledger = run_of([*frames[:-1], report, DONE], view=ClientView(usage=usage, object=False))
     await run.relay.rest()
     assert (report in client.raw) is usage
-    usage_told = ledger.usage()
-    assert usage_told is not None
-    assert (usage_told.prompt_tokens, usage_told.completion_tokens) == (3, 5)
+    usage_sent = ledger.usage()
+    assert usage_sent is not None
+    assert (usage_sent.prompt_tokens, usage_sent.completion_tokens) == (3, 5)
 
 
 async def test_a_broken_segmenter_is_not_asked_again() -> None:

@@ -96,7 +96,7 @@ async def follow(field: str, draw: random.Random) -> int:
             continue
         n_stoppable += 1
         assert not has_more_than_thought(client, field)
-        seen = client.said("content" if field in INLINE else field)
+        seen = client.joined("content" if field in INLINE else field)
         assert not has_open_call(seen)
         prefix, _ = run.reader.thought_at(last_step)
         assert not has_open_call(prefix)

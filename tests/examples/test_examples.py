@@ -146,7 +146,7 @@ def test_the_index_ranks_by_rare_words(example: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "answer"),
     [
         ("4 * 6 - 5", "19"),
         (" (1+2)*3 ", "9"),
@@ -160,8 +160,8 @@ def test_the_index_ranks_by_rare_words(example: type) -> None:
         ("(" * 500, "error"),
     ],
 )
-def test_the_calculator_reads_sums_and_nothing_else(example: type, written: str, said: str) -> None:
-    assert example("tool_agent").calculate(written).startswith(said)
+def test_the_calculator_reads_sums_and_nothing_else(example: type, written: str, answer: str) -> None:
+    assert example("tool_agent").calculate(written).startswith(answer)
 
 
 def test_every_example_is_run_by_make_and_pinned_where_it_needs_another_library() -> None:

@@ -188,13 +188,13 @@ async def test_whenever_a_stop_falls_the_answer_is_one_of_two_and_never_a_mixtur
         request = [(t, stream) for t in TIMES_S for stream in (True, False)]
         answers = await asyncio.gather(*(g.ask(chat(f"delay={t};", stream=s)) for t, s in request))
         for answer in answers:
-            stopped = answer.told is not None and answer.told["stopped"]
+            stopped = answer.report is not None and answer.report["stopped"]
             assert answer.text == ("4" if stopped else "5 dear")
             assert answer.finish == "stop"
             whole = "".join(text for text, _ in steps)
             assert whole.startswith(answer.thought) if stopped else answer.thought == whole
         outcomes = [e.episode.outcome for e in await g.episodes(len(request))]
-        assert sum(o.stopped for o in outcomes) == sum(a.told is not None for a in answers)
+        assert sum(o.stopped for o in outcomes) == sum(a.report is not None for a in answers)
 
 
 class RaisingScorer:

@@ -59,7 +59,7 @@ class Client:
         return time.monotonic()
 
 
-async def asked_upstream(g: Served, n: int = 1) -> None:
+async def wait_for_calls(g: Served, n: int = 1) -> None:
     async with asyncio.timeout(20):
         while len(g.fake.completions) < n:  # noqa: ASYNC110 - the fake has no event for it
             await asyncio.sleep(0.002)
@@ -103,7 +103,7 @@ async def test_when_the_client_leaves_the_upstream_is_closed(serve: Serve, name:
         n_tasks = len(asyncio.all_tasks())
         client = Client(g)
         await client.ask(chat(stream=stream))
-        await asked_upstream(g, 4 if route is SAMPLES else 1)
+        await wait_for_calls(g, 4 if route is SAMPLES else 1)
         if wait_for:
             await client.read_until(wait_for)
         else:
@@ -129,7 +129,7 @@ async def test_leaving_while_a_probe_is_asked_closes_both_calls(serve: Serve, st
         n_tasks = len(asyncio.all_tasks())
         client = Client(g)
         await client.ask(chat(stream=stream))
-        await asked_upstream(g, 2)
+        await wait_for_calls(g, 2)
         await assert_all_closed(g, client, n_tasks)
         outcome = await g.outcome()
         assert outcome.end_reason == "client_left"
@@ -147,7 +147,7 @@ async def test_leaving_in_the_middle_of_a_hand_over_closes_everything(serve: Ser
         n_tasks = len(asyncio.all_tasks())
         client = Client(g)
         await client.ask(chat(stream=True))
-        await asked_upstream(g, 6)  # the run, four probes, the continuation
+        await wait_for_calls(g, 6)  # the run, four probes, the continuation
         await assert_all_closed(g, client, n_tasks)
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.stopped) == ("client_left", False)
@@ -245,6 +245,6 @@ async def test_no_stop_gets_into_the_wrong_hands(serve: Serve) -> None:
         for n, answer in enumerate(answers):
             assert answer.text in (f"7{n:03}", "0")
             assert set(answer.thought.split()[::2]) == {f"n{n:03}"}
-            stopped += answer.told is not None
+            stopped += answer.report is not None
         assert stopped > 0
         await g.episodes(40)

@@ -55,14 +55,14 @@ def n_probes(g: Served) -> int:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
-@pytest.mark.parametrize("told", [{"retry-after": "60"}, {}], ids=["retry-after", "silent"])
+@pytest.mark.parametrize("headers", [{"retry-after": "60"}, {}], ids=["retry-after", "silent"])
 async def test_a_429_on_a_probe_leaves_the_client_what_it_would_have_got(
-    serve: Serve, stream: bool, told: dict[str, str]
+    serve: Serve, stream: bool, headers: dict[str, str]
 ) -> None:
     async with serve(ProbesGet(), upstream=RAW, route=watching(probe=None)) as g:
         plain = await g.ask(chat(stream=stream))
         assert n_probes(g) == 0
-    async with serve(ProbesGet(Fault(status=429, status_headers=told)), upstream=RAW, route=watching()) as g:
+    async with serve(ProbesGet(Fault(status=429, status_headers=headers)), upstream=RAW, route=watching()) as g:
         probed = await g.ask(chat(stream=stream))
         assert (probed.status, probed.raw) == (plain.status, plain.raw)
         assert "retry-after" not in probed.headers
@@ -91,7 +91,7 @@ async def test_a_429_on_the_main_call_is_the_clients_and_pauses_extra_calls(serv
         assert (answer.status, answer.raw) == (429, b'{"error":{"message":"slow down"}}')
         assert answer.headers["retry-after"] == "7"
         answer = await g.ask(chat(stream=True))
-        assert (answer.status, answer.told) == (200, None)
+        assert (answer.status, answer.report) == (200, None)
         await g.episodes(2)
         assert n_probes(g) == 0
         assert (refused(g), skipped(g, "paused")) == (0, len(STEPS))
@@ -302,7 +302,7 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
     }
     async with serve(says, route=route) as g:
         answer = await g.ask(chat(suffice={}, seed=1))
-        assert (answer.text, answer.told["degraded"]) == ("it is 4", ["sample"])
+        assert (answer.text, answer.report["degraded"]) == ("it is 4", ["sample"])
         assert len(g.fake.completions) == n_drawn
         outcome = await g.outcome()
         assert [step.answer for step in outcome.steps].count(None) == 1

@@ -365,7 +365,7 @@ async def test_where_others_wait_for_the_slot_an_original_is_given_up_once_and_n
             assert [call.purpose for call in governed[-1].calls] == calls
         assert g.gateway.metrics.value("suffice_extra_calls_skipped_total", route="r", reason="crowded") == 1
         answer = await g.ask(chat(stream=True, suffice={}))
-        assert answer.told["stopped"], "alone again, it gives its slot up and gets it back"
+        assert answer.report["stopped"], "alone again, it gives its slot up and gets it back"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
@@ -410,7 +410,7 @@ async def test_a_probe_that_still_runs_at_the_end_is_left_out_of_the_object_whol
 
     async with serve(says, upstream={"finish": ["raw"]}, route=enforcing(policy={"policy": "never"})) as g:
         answer = await g.ask(chat(stream=stream, suffice={}))
-        assert answer.told["probe_tokens"] == answer.told["extra_prompt_tokens"] == 0
+        assert answer.report["probe_tokens"] == answer.report["extra_prompt_tokens"] == 0
         outcome = await g.outcome()
         assert outcome.overhead.probe_tokens > 0
         assert outcome.overhead.extra_prompt_tokens > 0
@@ -420,7 +420,7 @@ async def test_an_engine_that_caches_by_slot_may_let_the_originals_slot_go(serve
     """Asked at once, llama.cpp would take another slot and read the whole prompt again."""
     upstream = {"driver": "llama.cpp", "finish": ["prefill"], "slots": 1}
     async with serve(chain(delay_s=0.05), upstream=upstream, route=enforcing()) as g:
-        assert (await g.ask(chat(stream=True))).told["stopped"]
+        assert (await g.ask(chat(stream=True))).report["stopped"]
         await g.quiet()
         original, continuation = g.fake.calls[0], g.fake.calls[-1]
         assert original.closed_at_s is not None

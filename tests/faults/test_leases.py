@@ -71,7 +71,7 @@ async def report_of(g: Served) -> Any:
     answer = await g.ask(chat("a question", suffice={}))
     assert answer.status == 200
     await g.quiet()
-    return answer.told
+    return answer.report
 
 
 async def readiness(g: Served) -> tuple[int, Any]:
@@ -291,12 +291,12 @@ async def test_a_written_policy_that_was_proved_runs_in_full_when_its_lease_ends
 async def test_a_certified_effort_is_not_asked_for_when_its_lease_ends(serve: Serve) -> None:
     async with serve(Model(), route=test_several_efforts.ROUTE, **VLLM) as g:
         clock = await certified(g, made=test_several_efforts.proved(g.gateway.settings, 3))
-        assert await test_several_efforts.asked(g) == "low"
+        assert await test_several_efforts.sent_effort(g) == "low"
         clock.s += RULES.lease_s
-        assert await test_several_efforts.asked(g) is None
+        assert await test_several_efforts.sent_effort(g) is None
         assert (await report_of(g))["certified"] is False
         await look(g)
-        assert await test_several_efforts.asked(g) == "low"
+        assert await test_several_efforts.sent_effort(g) == "low"
 
 
 async def test_a_certified_budget_is_not_asked_for_when_its_lease_ends(serve: Serve) -> None:

@@ -7,7 +7,7 @@ import pytest
 from suffice.settings import Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice_testing import Reply
-from tests.faults.test_upstream import assert_told
+from tests.faults.test_upstream import assert_error
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.simulators.fault_proxy import FaultProxy, LinkFaults
@@ -57,7 +57,7 @@ async def test_a_slow_line_changes_nothing_but_time(serve: Serve, name: str, mod
 async def test_a_line_that_breaks_is_told_and_mended_by_itself(serve: Serve, name: str, mode: str) -> None:
     async with serve(SAYS, route={"mode": mode}) as g, FaultProxy(g.fake.url, to_client=BREAKS[name]) as up:
         await behind(g, up)
-        assert_told(await g.ask(chat(stream=True)), stream=True)
+        assert_error(await g.ask(chat(stream=True)), stream=True)
         up.to_client = LinkFaults()
         assert (await g.ask(chat(stream=True))).done
         await up.down()

@@ -28,7 +28,7 @@ from suffice.store.database.writer import LogWriter
 from suffice.store.routes.deployments import read_decided
 from suffice_testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
-from tests.store.made_chain import found_head, made, open_made, said, story, write
+from tests.store.made_chain import feedback, head_of, made, open_made, story, write
 
 # A process that forks one publisher after the other: each publishes without end until it is killed.
 PUBLISHER = """
@@ -80,7 +80,7 @@ def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tm
         parent.stdin.close()
     assert len(seen) == 40, "each published something before it died"
     log = LogWriter(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
-    log.append(said(1))
+    log.append(feedback(1))
     log.close()
     assert checked(database).ok
 
@@ -167,10 +167,10 @@ def test_a_gateway_on_a_damaged_log_serves_all_the_same_and_says_what_to_do(whol
             )
             with urllib.request.urlopen(requested) as reply:
                 assert "it is 4" in reply.read().decode()
-            while "damaged" not in (said := gateway.stderr().decode()):  # its log is read through meanwhile
+            while "damaged" not in (errors := gateway.stderr().decode()):  # its log is read through meanwhile
                 time.sleep(0.05)
-    assert "restore a backup or name a new file: everything runs in full until it can be opened" in said
-    assert "Traceback" not in said
+    assert "restore a backup or name a new file: everything runs in full until it can be opened" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.9, 0.97])
@@ -182,7 +182,7 @@ def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for event in list(story(40))[1:]:
             write(connection, [event])
-        head = found_head(connection)
+        head = head_of(connection)
         wal = source.with_name("log.db-wal").read_bytes()
         assert len(wal) > 50_000
         shutil.copy(source, target)
@@ -215,14 +215,14 @@ def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_
     source, backup = tmp_path / "log.db", tmp_path / "backup.db"
     log = LogWriter(Store(url=f"sqlite:///{source}"), now=time.time)
     for number in range(300):
-        log.append(said(number))
+        log.append(feedback(number))
         if number == 150:
             assert log.drain()
             with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(backup)) as copy:
                 live.backup(copy)
     log.close()
     with closing(SqliteConnection(source, isolation_level=None)) as connection:
-        head = found_head(connection)
+        head = head_of(connection)
     LogWriter(Store(url=f"sqlite:///{backup}"), now=time.time).close()
     with open_reader(backup) as connection:
         assert verify_chain(connection).ok

@@ -20,7 +20,7 @@ ROUTE = {"uncertified": True, "audit_share": 0.0, "policy": {"policy": "stable-a
 TEXT = "The answer is 42 北🙂"
 
 
-def assert_told(answer: Answer, *, stream: bool, code_number: int = 502) -> None:
+def assert_error(answer: Answer, *, stream: bool, code_number: int = 502) -> None:
     """One error in OpenAI's shape: a frame behind what was sent, or a whole JSON body; never a fake end."""
     if stream and answer.status == 200:
         assert len(answer.errors) == 1
@@ -47,7 +47,7 @@ async def test_an_upstream_that_dies_is_never_taken_for_one_that_finished(
     async with serve(lambda seen: faulty[seen.body["seed"]], route=ROUTE | {"mode": mode}) as g:
         for n in places:
             answer = await g.ask(chat(stream=stream, seed=n))
-            assert_told(answer, stream=stream)
+            assert_error(answer, stream=stream)
             if stream:
                 # A reset may overtake what was sent before it; nothing may be invented or torn.
                 assert "".join(SAYS.reasoning).startswith(answer.thought)
@@ -71,7 +71,7 @@ async def test_a_missing_end_is_told_and_a_missing_done_is_made_up_for(serve: Se
     ]
     async with serve(lambda seen: replace(SAYS, faults=faulty[seen.body["seed"]]), route=ROUTE | {"mode": mode}) as g:
         for n in (0, 1):
-            assert_told(await g.ask(chat(stream=stream, seed=n)), stream=stream)
+            assert_error(await g.ask(chat(stream=stream, seed=n)), stream=stream)
         answer = await g.ask(chat(stream=stream, seed=2))
         assert (answer.status, answer.text, answer.finish) == (200, "It is four", "stop")
         assert not stream or answer.data.count("[DONE]") == 1
@@ -89,7 +89,7 @@ async def test_every_odd_stream_becomes_an_ordinary_one_or_an_error(serve: Serve
         for name in scripts:
             answer = await g.ask(chat(stream=stream) | {"model": name})
             if name in FAILS:
-                assert_told(answer, stream=stream)
+                assert_error(answer, stream=stream)
                 continue
             assert (answer.status, answer.text) == (200, TEXT), name
             assert answer.finish == FINISHES.get(name, "stop"), name
@@ -126,7 +126,7 @@ async def test_a_stop_works_byte_by_byte(serve: Serve) -> None:
     slow = chain(faults=(Fault(piece_bytes=1), Fault(stall_after=22, stall_s=3.0)))
     async with serve(slow, upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True))
-        assert (answer.text, answer.done, answer.told["stopped"]) == ("4", True, True)
+        assert (answer.text, answer.done, answer.report["stopped"]) == ("4", True, True)
 
 
 INTERNAL = "http://169.254.169.254/latest"
@@ -156,7 +156,7 @@ async def test_an_upstream_that_speaks_another_protocol_is_a_502(serve: Serve, n
     says = WRONG[name]
     async with serve(lambda _: says, route=ROUTE) as g:
         answer = await g.ask(chat(stream=stream))
-        assert_told(answer, stream=stream)
+        assert_error(answer, stream=stream)
         assert "location" not in answer.headers
         assert b"169.254" not in answer.raw
         assert (await g.outcome()).end_reason == "upstream_error"
@@ -168,7 +168,7 @@ async def test_redirects_and_odd_heads_do_not_pass_through_either(serve: Serve, 
     says = WRONG[name]
     async with serve(lambda _: says, route={"mode": "off"}) as g:
         answer = await g.ask(chat())
-        assert_told(answer, stream=False)
+        assert_error(answer, stream=False)
         assert "location" not in answer.headers
 
 
@@ -230,9 +230,9 @@ async def test_silence_beyond_the_limit_is_a_timeout(serve: Serve, mode: str) ->
     )
     async with serve(says, upstream=limits, route={"mode": mode}) as g:
         streamed, body = await g.ask(chat(stream=True)), await g.ask(chat())
-        assert_told(streamed, stream=True)
+        assert_error(streamed, stream=True)
         assert streamed.errors[0]["code"] == "upstream_timeout"
-        assert_told(body, stream=False, code_number=504)
+        assert_error(body, stream=False, code_number=504)
         assert body.json["error"]["code"] == "upstream_timeout"
         assert {e.episode.outcome.end_reason for e in await g.episodes(2)} == {"timeout"}
         await g.quiet()

@@ -119,23 +119,23 @@ async def test_a_gateway_that_starts_without_its_log_serves_what_it_served_and_s
 async def test_people_are_told_by_the_gateway_itself_as_the_job_that_does_it_reads_the_log(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[Notice]()
+    notices = list[Notice]()
 
     class Kept:
         name = "kept"
 
         def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
             assert (at_s > 0, link) == (True, None)
-            told.append(notice)
+            notices.append(notice)
             return None
 
     port = await served_before(serve)
     spoil(tmp_path / "log.db")
     monkeypatch.setattr(startup, "sinks_of", lambda _: (Kept(),))
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
-        await until(g, lambda _: bool(told))
-    assert [one.kind for one in told] == ["log_missed"]
-    assert told[0].sentence.endswith("the last-good file is served")
+        await until(g, lambda _: bool(notices))
+    assert [one.kind for one in notices] == ["log_missed"]
+    assert notices[0].sentence.endswith("the last-good file is served")
 
 
 async def test_a_folder_that_is_gone_with_the_log_is_survived_by_a_file_on_another_disk(
@@ -202,10 +202,10 @@ def test_a_real_gateway_starts_on_a_full_disk_and_serves_what_it_served(
 
     with FakeUpstream.in_thread(FOUR) as fake:
         raw |= {"upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}}}
-        told = settings_for(fake.url, tmp_path, routes=raw["routes"])
-        with open_decisions(told):
+        settings = settings_for(fake.url, tmp_path, routes=raw["routes"])
+        with open_decisions(settings):
             pass
-        write(told, began(), published(told, 2))
+        write(settings, began(), published(settings, 2))
         with GatewayProcess.serving(tmp_path, raw) as gateway:
             end_s = time.monotonic() + 30
             while not (tmp_path / "log.db.good").exists() and time.monotonic() < end_s:
@@ -318,24 +318,24 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
     def refused(gw: GatewayState) -> float:
         return gw.metrics.value("suffice_versions_refused_total", route="m")
 
-    def bad(told: Settings, fit: str, number: int, *more: Event) -> None:
-        with open_decisions(told) as writer:
-            events = [published(told, 2, number=number, name="m", fit=fit), *more]
+    def bad(settings: Settings, fit: str, number: int, *more: Event) -> None:
+        with open_decisions(settings) as writer:
+            events = [published(settings, 2, number=number, name="m", fit=fit), *more]
             writer.write(None, events, {crashes: "[" * 200_000, broken: '{"schema": 1}'})
 
     async with serve(FOUR, routes=routes) as g:
-        told = g.gateway.settings
+        settings = g.gateway.settings
         known = (("n", "m", "fake-1"),)
         await decide(
             g,
             began(name="m"),
-            published(told, 1, name="m"),
+            published(settings, 1, name="m"),
             began(name="n"),
-            published(told, 1, name="n", upstream=known),
+            published(settings, 1, name="n", upstream=known),
         )
         assert (await drawn(g), await drawn(g, model="n")) == (5, 5)
         for number, fit in enumerate((broken, crashes), 2):
-            bad(told, fit, number, began(number, name="n"))
+            bad(settings, fit, number, began(number, name="n"))
             g.gateway.deployment.notify()
             while refused(g.gateway) < number - 1:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
@@ -352,9 +352,9 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
         await unchanged(g.good_file)
     async with serve(FOUR, routes=routes, fake={"port": port}) as g:
         assert await drawn(g) == 5, "the last-good file knows it after a restart, too"
-        await decide(g, published(told, 0, number=4, name="m"))
+        await decide(g, published(settings, 0, number=4, name="m"))
         assert await drawn(g) == 8, "what is taken back is taken back"
-        bad(told, broken, 5)
+        bad(settings, broken, 5)
         g.gateway.deployment.notify()
         await until(g, lambda gw: refused(gw) == 2)
         assert await drawn(g) == 8, "and does not come back for a version that is broken"
@@ -412,7 +412,7 @@ async def test_a_rollback_without_the_log_is_refused_with_the_way_out_which_work
                 n += 1
                 answer = await g.ask(chat(f"question {name} {n}", suffice={}))
                 assert answer.status == 200
-                if (answer.told or {}).get("stopped"):
+                if (answer.report or {}).get("stopped"):
                     stops.append(time.monotonic())
 
         async def command(*words: str) -> Any:

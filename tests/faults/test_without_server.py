@@ -139,11 +139,11 @@ async def test_a_rollback_without_the_server_is_refused_with_the_way_out_which_w
             refused = await command(*words, "r", "--reason", "wrong answers")
             assert refused.exit_code == 2
             assert "Nothing was written. `suffice kill` needs no database." in refused.output
-        stopped = (await g.ask(chat("before", suffice={}))).told or {}
+        stopped = (await g.ask(chat("before", suffice={}))).report or {}
         assert stopped.get("stopped")
         assert (await command("kill", "--reason", "wrong answers")).exit_code == 0
         pulled_s = time.monotonic()
-        while (await g.ask(chat("after", suffice={}))).told.get("stopped"):
+        while (await g.ask(chat("after", suffice={}))).report.get("stopped"):
             assert time.monotonic() - pulled_s < 1.0 + stalls.total_s
         assert await drawn(g) == 8
         await asyncio.to_thread(bring_back, server)

@@ -17,7 +17,7 @@ from tests.control.test_worker import fill
 from tests.faults.test_looks import Clock, Matches, Scripted, certify, worker_of
 
 
-def asked(port: int, path: str) -> tuple[int, dict[str, Any]]:
+def fetch(port: int, path: str) -> tuple[int, dict[str, Any]]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
             return reply.status, json.loads(reply.read())
@@ -33,20 +33,20 @@ def test_readiness_says_whether_it_looks_what_fails_and_how_far_behind_it_is(tmp
         worker_of(tmp_path, job, broken, clock=clock) as here,
         serve_health(WorkerHealth(here), "127.0.0.1", 0) as port,
     ):
-        assert asked(port, "/readyz")[0] == 503, "it has not looked yet"
+        assert fetch(port, "/readyz")[0] == 503, "it has not looked yet"
         here.round_if_due()
-        status, details = asked(port, "/readyz")
+        status, details = fetch(port, "/readyz")
         assert (status, details["status"], details["job"]) == (200, "ok", None)
         (failure,) = details["failing"]
         assert failure.startswith("notify has failed once since ")
         fill(tmp_path, traffic(10, seed=1, first=20))
-        assert asked(port, "/readyz")[1]["behind_rows"] >= 20
+        assert fetch(port, "/readyz")[1]["behind_rows"] >= 20
         clock.s += READY_S
-        assert asked(port, "/readyz")[0] == 503
-        assert asked(port, "/healthz")[0] == 200, "it does not hang: it waits"
+        assert fetch(port, "/readyz")[0] == 503
+        assert fetch(port, "/healthz")[0] == 200, "it does not hang: it waits"
         here.round_if_due()
-        assert asked(port, "/readyz")[0] == 200
-        assert asked(port, "/health")[0] == 404
+        assert fetch(port, "/readyz")[0] == 200
+        assert fetch(port, "/health")[0] == 404
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as scraped:
             assert b"\nprocess_resident_memory_bytes " in scraped.read()
 
@@ -57,12 +57,12 @@ def test_a_job_that_hangs_makes_the_worker_unhealthy(tmp_path: Path) -> None:
     with worker_of(tmp_path, clock=clock) as here, serve_health(WorkerHealth(here), "127.0.0.1", 0) as port:
         here.doing = "certify", clock.s
         clock.s += HANGS_S - 1
-        assert asked(port, "/healthz")[0] == 200
+        assert fetch(port, "/healthz")[0] == 200
         clock.s += 1
-        status, details = asked(port, "/healthz")
+        status, details = fetch(port, "/healthz")
         assert (status, details["job"], details["for_s"]) == (503, "certify", HANGS_S)
         here.doing = None
-        assert asked(port, "/healthz")[0] == 200
+        assert fetch(port, "/healthz")[0] == 200
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def run(**outcome: Any) -> EpisodeWithLabels:
     return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **report)))
 
 
-def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
+def labelled(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
     return replace(item, labels=(StoredLabel(seq=99, feedback=Feedback(feedback_id="f", **what)),))
 
 
@@ -95,8 +95,8 @@ def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
     ("item", "why"),
     [
         (run(would_answer="7"), "stop and full run differ, and nobody said which is right"),
-        (said(run(would_answer="7", answer="8"), gold=GOLD), "wrong both ways"),
-        (said(run(), correct=False), "wrong both ways"),
+        (labelled(run(would_answer="7", answer="8"), gold=GOLD), "wrong both ways"),
+        (labelled(run(), correct=False), "wrong both ways"),
         (run(answer=None, would_answer=None), "wrong both ways"),
         (run(stop_reason="hopeless"), "stopped as hopeless"),
         (run(stop_step=None), "never stopped, nor would have been"),
@@ -115,7 +115,7 @@ def test_what_is_not_known_is_not_taught(item: EpisodeWithLabels, why: str) -> N
 def test_agreement_needs_no_label_and_a_gain_teaches_the_stops_own_answer() -> None:
     (agreed,) = cut_all([run()], texts_for([run()]))[0].values()
     assert (agreed.kept, agreed.labelled, agreed.answer) == (True, False, "So: 42")
-    gained = said(run(answer="8"), gold=GOLD)
+    gained = labelled(run(answer="8"), gold=GOLD)
     (cut,) = cut_all([gained], texts_for([gained]), replace(ALL, answer="It is {answer}."))[0].values()
     assert (cut.kept, cut.labelled, cut.answer, cut.full_answer) == (True, True, "It is 42.", "So: 8")
 

@@ -27,7 +27,7 @@ LOST = replace(CUT, thought="6 * 7 is 48?", stopped_answer="48", kept=False)
 PREFER = LineFormat(format="preference", val_share=0.0)
 
 
-def asked(question: str, **changes: object) -> CutRun:
+def cut_run(question: str, **changes: object) -> CutRun:
     return replace(CUT, messages=({"role": "user", "content": question},), **changes)  # type: ignore[arg-type]
 
 
@@ -80,11 +80,11 @@ def test_a_preference_needs_both_ways_and_says_so() -> None:
     ("cut", "why"),
     [
         (replace(CUT, messages=()), "no prompt"),
-        (asked("  "), "no prompt"),
+        (cut_run("  "), "no prompt"),
         (replace(CUT, thought="\n"), "no thought before the stop"),
         (replace(CUT, answer=""), "no answer to teach"),
         (replace(CUT, thought="so </think> it is"), "a tag inside the thought"),
-        (asked("my key is sk-abcdefghijklmnop1234"), "holds what looks like a key"),
+        (cut_run("my key is sk-abcdefghijklmnop1234"), "holds what looks like a key"),
         (replace(CUT, rest="password: hunter2hunter2"), "holds what looks like a key"),
         (
             replace(CUT, messages=({"role": "user", "content": [{"type": "text", "text": "AKIAABCDEFGHIJKLMNOP"}]},)),
@@ -142,7 +142,7 @@ def test_planted_duplicates_are_written_once_and_never_cross_the_split() -> None
     """Two hundred prompts, each in several spellings, with several thoughts, and everything twice."""
     spellings = (str, str.upper, lambda q: f"  {q}\n", lambda q: q.replace(" ", "\u00a0 "))
     cuts = [
-        asked(spell(f"What is {n} plus one?"), thought=f"thought {k}", answer=f"{n + 1}")
+        cut_run(spell(f"What is {n} plus one?"), thought=f"thought {k}", answer=f"{n + 1}")
         for n in range(200)
         for k in range(2)
         for spell in spellings
@@ -164,7 +164,7 @@ TEXTS = st.text(max_size=30)
 def test_any_text_makes_lines_that_are_json_with_the_thought_in_them(
     given_texts: list[tuple[str, str, str, bool]], thought_as: str
 ) -> None:
-    cuts = [asked(q, thought=t, answer=a, kept=k) for q, t, a, k in given_texts]
+    cuts = [cut_run(q, thought=t, answer=a, kept=k) for q, t, a, k in given_texts]
     result = make_pairs(cuts, LineFormat(thought_as=thought_as))  # type: ignore[arg-type]
     lines = [*result.train, *result.val]
     assert len(lines) + result.left_out.total() == len(cuts)

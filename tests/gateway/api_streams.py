@@ -43,14 +43,14 @@ def events_of(raw: bytes) -> list[dict[str, Any]]:
 
 
 def read_messages(raw: bytes) -> Answered:
-    said, blocks, open_index = Answered(), list[dict[str, Any]](), -1
+    answer, blocks, open_index = Answered(), list[dict[str, Any]](), -1
     events = events_of(raw)
     for n, event in enumerate(events):
         match event["type"]:
             case "message_start":
                 assert n == 0
-                said.ids.add(event["message"]["id"])
-                said.usage = event["message"]["usage"]
+                answer.ids.add(event["message"]["id"])
+                answer.usage = event["message"]["usage"]
             case "content_block_start":
                 assert open_index == -1
                 assert event["index"] == len(blocks)
@@ -68,34 +68,34 @@ def read_messages(raw: bytes) -> Answered:
                 open_index = -1
             case "message_delta":
                 assert open_index == -1
-                said.finish, said.report = event["delta"]["stop_reason"], event.get("suffice")
-                said.usage = {**said.usage, **event["usage"]}
+                answer.finish, answer.report = event["delta"]["stop_reason"], event.get("suffice")
+                answer.usage = {**answer.usage, **event["usage"]}
             case "message_stop":
-                assert said.finish is not None
+                assert answer.finish is not None
                 assert n == len(events) - 1
             case "error":
-                said.error = event["error"]
-    return _of_blocks(said, blocks)
+                answer.error = event["error"]
+    return _of_blocks(answer, blocks)
 
 
-def _of_blocks(said: Answered, blocks: list[dict[str, Any]]) -> Answered:
-    said.thought = "".join(b["thinking"] for b in blocks if b["type"] == "thinking")
-    said.text = "".join(b["text"] for b in blocks if b["type"] == "text")
-    said.calls = [
+def _of_blocks(answer: Answered, blocks: list[dict[str, Any]]) -> Answered:
+    answer.thought = "".join(b["thinking"] for b in blocks if b["type"] == "thinking")
+    answer.text = "".join(b["text"] for b in blocks if b["type"] == "text")
+    answer.calls = [
         (b["name"], json.loads(b["json"] or "{}") if "json" in b else b["input"])
         for b in blocks
         if b["type"] == "tool_use"
     ]
-    return said
+    return answer
 
 
 def read_message(body: dict[str, Any]) -> Answered:
-    said = Answered(finish=body["stop_reason"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
-    return _of_blocks(said, body["content"])
+    answer = Answered(finish=body["stop_reason"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
+    return _of_blocks(answer, body["content"])
 
 
 def read_responses(raw: bytes) -> Answered:
-    said, events, added, done = Answered(), events_of(raw), list[dict[str, Any]](), list[dict[str, Any]]()
+    answer, events, added, done = Answered(), events_of(raw), list[dict[str, Any]](), list[dict[str, Any]]()
     texts: dict[str, str] = {}
     numbers = [event["sequence_number"] for event in events if "sequence_number" in event]
     assert numbers == list(range(len(numbers)))
@@ -122,10 +122,10 @@ def read_responses(raw: bytes) -> Answered:
             assert len(ids) == 1
             return read_response(event["response"])
         elif kind == "error":
-            said.error = event
-    said.thought = "".join(texts[item["id"]] for item in added if item["type"] == "reasoning")
-    said.text = "".join(texts[item["id"]] for item in added if item["type"] == "message")
-    return said
+            answer.error = event
+    answer.thought = "".join(texts[item["id"]] for item in added if item["type"] == "reasoning")
+    answer.text = "".join(texts[item["id"]] for item in added if item["type"] == "message")
+    return answer
 
 
 def _text_of(item: Mapping[str, Any]) -> str:
@@ -134,18 +134,18 @@ def _text_of(item: Mapping[str, Any]) -> str:
 
 def read_response(body: dict[str, Any]) -> Answered:
     details = body["incomplete_details"]
-    said = Answered(finish=body["status"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
-    said.finish = details["reason"] if details else said.finish
+    answer = Answered(finish=body["status"], usage=body["usage"], report=body.get("suffice"), ids={body["id"]})
+    answer.finish = details["reason"] if details else answer.finish
     items = body["output"]
-    said.thought = "".join(_text_of(item) for item in items if item["type"] == "reasoning")
-    said.text = "".join(_text_of(item) for item in items if item["type"] == "message")
-    said.calls = [(i["name"], json.loads(i["arguments"])) for i in items if i["type"] == "function_call"]
-    return said
+    answer.thought = "".join(_text_of(item) for item in items if item["type"] == "reasoning")
+    answer.text = "".join(_text_of(item) for item in items if item["type"] == "message")
+    answer.calls = [(i["name"], json.loads(i["arguments"])) for i in items if i["type"] == "function_call"]
+    return answer
 
 
 STREAMS = {"/v1/messages": read_messages, "/v1/responses": read_responses}
 WHOLES = {"/v1/messages": read_message, "/v1/responses": read_response}
 
 
-def read_said(path: str, raw: bytes, *, stream: bool) -> Answered:
+def read_answer(path: str, raw: bytes, *, stream: bool) -> Answered:
     return STREAMS[path](raw) if stream else WHOLES[path](json.loads(raw))

@@ -63,13 +63,13 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer's content, of a body or of a stream."""
-        return self._said("content")
+        return self._joined("content")
 
     @property
     def thought(self) -> str:
-        return self._said("reasoning_content")
+        return self._joined("reasoning_content")
 
-    def _said(self, key: str) -> str:
+    def _joined(self, key: str) -> str:
         if "event-stream" in self.headers.get("content-type", ""):
             deltas = [choice.get("delta") or {} for chunk in self.chunks for choice in chunk.get("choices") or ()]
             return "".join(delta.get(key) or "" for delta in deltas)
@@ -90,7 +90,7 @@ class Answer:
         return reason
 
     @property
-    def told(self) -> Any:
+    def report(self) -> Any:
         """The object `suffice`, wherever it stands; None: it was not sent."""
         if "event-stream" in self.headers.get("content-type", ""):
             return next((c["suffice"] for c in self.chunks if "suffice" in c), None)

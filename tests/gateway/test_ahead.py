@@ -29,7 +29,7 @@ async def test_a_budget_that_binds_is_a_stop_by_budget(serve: Serve, setup: dict
         outcome = await reconciled(g)
         assert (outcome.stopped, outcome.stop_reason, outcome.finish_method) == (True, "budget", "budget")
         assert (outcome.end_reason, outcome.degraded) == ("stopped", ())
-        assert answer.told["stop_reason"] == "budget"
+        assert answer.report["stop_reason"] == "budget"
         assert len(g.fake.calls) == 1
 
 
@@ -37,7 +37,7 @@ async def test_a_budget_that_does_not_bind_leaves_a_full_run(serve: Serve) -> No
     async with serve(chain(), route=enforcing(**NEVER, budget_tokens=500), **VLLM) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.text == "5 dear"
-        assert answer.told is None
+        assert answer.report is None
         outcome = await reconciled(g)
         assert (outcome.stopped, outcome.stop_reason, outcome.finish_method) == (False, None, None)
 
@@ -79,9 +79,9 @@ async def test_a_level_that_the_model_does_not_take_is_reported_and_not_replaced
         answer = await g.ask(chat(stream=stream, suffice={}))
         (call,) = g.fake.completions
         assert "reasoning_effort" not in str(call.body)
-        assert answer.told is not None
-        assert answer.told["degraded"] == ["effort"]
-        (warning,) = answer.told["warnings"]
+        assert answer.report is not None
+        assert answer.report["degraded"] == ["effort"]
+        (warning,) = answer.report["warnings"]
         assert "does not take 'max'; it takes low, high" in warning
         assert (await reconciled(g)).degraded == ("effort",)
 
@@ -93,9 +93,9 @@ async def test_a_model_that_thinks_at_effort_none_is_reported(serve: Serve, stre
         answer = await g.ask(chat(stream=stream, suffice={}))
         assert g.fake.completions[0].body["chat_template_kwargs"] == {"thoughtful": False}
         assert answer.text == "5 dear"
-        assert answer.told is not None
-        assert answer.told["degraded"] == ["effort"]
-        assert "'none' was ignored" in answer.told["warnings"][0]
+        assert answer.report is not None
+        assert answer.report["degraded"] == ["effort"]
+        assert "'none' was ignored" in answer.report["warnings"][0]
         assert (await reconciled(g)).finish_method == "effort"
 
 
@@ -157,7 +157,7 @@ async def test_the_clients_own_choice_stands(serve: Serve) -> None:
 async def test_a_policy_may_stop_before_the_budget_of_the_route(serve: Serve) -> None:
     slow = chain(delay_s=0.006)
     async with serve(slow, route=enforcing(budget_tokens=500), **LLAMA) as g:
-        assert (await g.ask(chat(stream=True))).told["stop_reason"] == "suffices"
+        assert (await g.ask(chat(stream=True))).report["stop_reason"] == "suffices"
 
 
 def test_what_a_driver_has_no_field_for_is_refused_at_the_start() -> None:

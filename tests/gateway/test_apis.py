@@ -12,7 +12,7 @@ from suffice.episode.apis.responses import responses_as_chat
 from suffice.gateway.auth import Caller
 from suffice.gateway.kept_responses import KEPT_S, KeptResponses
 from suffice_testing import Answerer, FakeUpstream, Fault, Reply, ScriptedThought, ServerBehaviour, ToolCall
-from tests.gateway.api_streams import BODIES, read_said
+from tests.gateway.api_streams import BODIES, read_answer
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 from tests.gateway.test_stop import N_THOUGHT, STEPS, STOP, chain, enforcing, held, reconciled
@@ -52,7 +52,7 @@ async def test_in_off_and_observe_the_client_gets_what_the_engine_sends(
         assert through.raw == direct.raw
     else:
         assert through.json == direct.json
-    output = read_said(path, through.raw, stream=stream)
+    output = read_answer(path, through.raw, stream=stream)
     assert (output.thought, output.text, output.finish) == (THOUGHT, "5 dear", finished(path))
     assert output.report is None
 
@@ -69,7 +69,7 @@ async def test_a_stop_is_written_in_the_apis_own_events(
     options["upstream"] |= {"slots": slots}
     async with serve(held(), route=enforcing(), **options) as g:
         answer = await ask(g, path, stream=stream)
-        output = read_said(path, answer.raw, stream=stream)
+        output = read_answer(path, answer.raw, stream=stream)
         # SGLang counts no prompt for us, and a cut stream of Responses names none: there it is an estimate.
         outcome = await (g.outcome() if (driver, path) == ("sglang", RESPONSES) else reconciled(g))
         assert (output.text, output.finish, outcome.stop_step) == ("4", finished(path), 4)
@@ -87,7 +87,7 @@ async def test_a_stop_is_written_in_the_apis_own_events(
 @BOTH
 async def test_the_options_object_is_taken_out_and_answered(serve: Serve, path: str) -> None:
     async with serve(chain()) as g:
-        output = read_said(path, (await ask(g, path, stream=True, suffice={})).raw, stream=True)
+        output = read_answer(path, (await ask(g, path, stream=True, suffice={})).raw, stream=True)
         assert output.report is not None
         assert (output.report["mode"], output.report["stopped"]) == ("observe", False)
         assert "suffice" not in g.fake.calls[0].body
@@ -118,7 +118,7 @@ async def test_where_the_continuation_fails_a_full_run_answers(serve: Serve, pat
     upstream = {"finish": ["raw"], "slots": 1}
     async with serve(says, upstream=upstream, route=enforcing()) as g:
         answer = await ask(g, path, stream=stream)
-        output = read_said(path, answer.raw, stream=stream)
+        output = read_answer(path, answer.raw, stream=stream)
         assert (output.text, output.finish) == ("5 dear", finished(path))
         assert THOUGHT.startswith(output.thought)
         outcome = await g.outcome()
@@ -137,7 +137,7 @@ TOOLS = {
 async def test_calls_come_through_in_observe(serve: Serve, path: str, stream: bool) -> None:
     says = ScriptedThought(STEPS, "5 dear", reply=Reply(tool_calls=(CALL,)))
     async with serve(says) as g:
-        output = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
+        output = read_answer(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
         assert (output.calls, output.text) == ([("weather", {"city": "Rome"})], "5 dear")
         assert output.finish == ("tool_use" if path == MESSAGES else "completed")
 
@@ -147,7 +147,7 @@ async def test_a_run_that_its_cap_cut_is_told_so(serve: Serve, path: str) -> Non
     cap: dict[str, Any] = {"max_tokens": 6} if path == MESSAGES else {"max_output_tokens": 6}
     async with serve(chain()) as g:
         for stream in (True, False):
-            output = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
+            output = read_answer(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
             assert output.finish == ("max_tokens" if path == MESSAGES else "max_output_tokens")
             assert output.text == ""
         assert {e.episode.outcome.end_reason for e in await g.episodes(2)} == {"truncated"}
@@ -159,7 +159,7 @@ async def test_an_unclosed_thought_gets_a_forced_answer(serve: Serve, path: str)
     route = enforcing(policy={"policy": "never"}, finish_unclosed=True)
     async with serve(chain(), upstream={"finish": ["raw"]}, route=route) as g:
         for stream in (True, False):
-            output = read_said(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
+            output = read_answer(path, (await ask(g, path, stream=stream, **cap)).raw, stream=stream)
             assert (output.text, output.finish) == ("4", finished(path))
         assert not any(e.episode.outcome.stopped for e in await g.episodes(2))
 
@@ -249,7 +249,7 @@ async def test_any_cut_of_the_bytes_is_stopped_alike(
     says, options = ScriptedThought(STEPS, "5 dear", reply=reply), engine(driver)
     options["upstream"] |= {"slots": 3}
     async with serve(says, route=enforcing(), **options) as g:
-        output = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        output = read_answer(path, (await ask(g, path, stream=stream)).raw, stream=stream)
         assert (output.text, output.finish, (await g.outcome()).stop_step) == ("4", finished(path), 4)
 
 
@@ -270,7 +270,7 @@ async def test_a_hosted_api_gets_an_effort_in_its_own_fields_and_audits_call_twi
     ignores = ("thinking", "reasoning")  # the fake's own reading of these fields
     setup = {"upstream": {"driver": driver}, "fake": {"dialect": "openai", "ignores": ignores}}
     async with serve(chain(), route=route | arm, **setup) as g:
-        output = read_said(path, (await ask(g, path, stream=stream)).raw, stream=stream)
+        output = read_answer(path, (await ask(g, path, stream=stream)).raw, stream=stream)
         assert (output.text, output.thought) == ("5 dear", THOUGHT)  # its thought is never cut
         outcome = await g.outcome()
         sent = [json.loads(call.raw_body) for call in g.fake.calls]
@@ -302,7 +302,7 @@ async def test_a_response_is_referred_to_by_its_id(serve: Serve, stream: bool, m
     options["upstream"] |= {"slots": 3}
     thinks = chain() if mode == "observe" else held()  # nobody waits for the end of a run that is stopped
     async with serve(conversing(thinks), route=enforcing(mode=mode), **options) as g:
-        first = read_said(RESPONSES, (await ask(g, RESPONSES, stream=stream)).raw, stream=stream)
+        first = read_answer(RESPONSES, (await ask(g, RESPONSES, stream=stream)).raw, stream=stream)
         (name,) = first.ids
         assert first.text == ("4" if mode == "enforce" else "5 dear")
         await g.quiet()
@@ -331,7 +331,7 @@ async def test_a_response_is_referred_to_by_its_id(serve: Serve, stream: bool, m
 
 async def test_what_must_not_be_stored_is_not_kept(serve: Serve) -> None:
     async with serve(held(), route=enforcing(), **engine("llama.cpp")) as g:
-        output = read_said(RESPONSES, (await ask(g, RESPONSES, store=False)).raw, stream=False)
+        output = read_answer(RESPONSES, (await ask(g, RESPONSES, store=False)).raw, stream=False)
         (name,) = output.ids
         assert (output.text, g.gateway.responses.get(name, Caller(), now_s=0.0)) == ("4", None)
 
@@ -358,7 +358,7 @@ async def test_a_stop_before_a_call_delivers_the_call_in_the_apis_own_events(
         return ScriptedThought(STEPS, "5", reply=Reply(tool_calls=(CALL,), faults=held().reply.faults))(seen)
 
     async with serve(says, route=enforcing(policy=STOP | {"streak": 3}), **engine("vllm")) as g:
-        output = read_said(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
+        output = read_answer(path, (await ask(g, path, stream=stream, tools=TOOLS[path])).raw, stream=stream)
         episode = await g.episode()
         assert episode.request.ungoverned is None
         assert episode.outcome.stopped

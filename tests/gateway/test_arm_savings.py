@@ -25,7 +25,7 @@ async def test_an_arm_saved_what_full_runs_take_less_what_it_took(serve: Serve, 
         for k in range(MIN_RUNS):
             lengths.add(Usage(prompt_tokens=9, completion_tokens=99 + 2 * (k % 2), reasoning_tokens=90))
         await decide(g, began(), proved(g.gateway.settings, 3) if is_effort else arm(g))
-        report = (await g.ask(chat(suffice={}))).told
+        report = (await g.ask(chat(suffice={}))).report
         await g.quiet()
         (episode,) = [one.episode for one in await g.episodes(1)]
         assert report["stopped"] is not is_effort, "an engine that keeps a budget stops the run"

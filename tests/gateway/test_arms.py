@@ -66,13 +66,13 @@ async def test_full_runs_until_it_is_published_then_the_arm_and_full_runs_when_i
         await decide(g, began(), arm(g))
         assert await budget(g) == 3
         answer = await g.ask(chat(suffice={}))
-        assert (answer.told["certified"], answer.told["policy_version"]) == (True, ARM)
-        assert f"asked with {ARM}" in answer.told["promise"]
+        assert (answer.report["certified"], answer.report["policy_version"]) == (True, ARM)
+        assert f"asked with {ARM}" in answer.report["promise"]
         assert answer.headers["x-suffice-policy-version"] == ARM
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == 1
         await decide(g, began(2))
         assert await budget(g) is None
-        assert (await g.ask(chat(suffice={}))).told["certified"] is False
+        assert (await g.ask(chat(suffice={}))).report["certified"] is False
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == 0
 
 
@@ -137,7 +137,7 @@ async def test_under_slack_the_load_may_leave_the_arm_out(serve: Serve) -> None:
     async with serve(Model(), route=ROUTE | {"pressure": pressure}, **VLLM) as g:
         await decide(g, began(), arm(g))
         assert await budget(g) is None
-        assert (await g.ask(chat(suffice={}))).told["certified"] is False
+        assert (await g.ask(chat(suffice={}))).report["certified"] is False
 
 
 async def test_from_pairs_to_the_certificate_to_short_thoughts(serve: Serve) -> None:
@@ -157,7 +157,7 @@ async def test_from_pairs_to_the_certificate_to_short_thoughts(serve: Serve) -> 
         g.gateway.deployment.routes = (msgspec_replace(route_now, audit_share=0.0),)
         assert await budget(g, "one more?") == 3
         answer = await g.ask(chat("and one?", suffice={}))
-        assert answer.told["certified"] is True
+        assert answer.report["certified"] is True
         assert answer.usage["completion_tokens"] < 8
 
 

@@ -353,7 +353,7 @@ def shape(answer: Answer) -> Any:
     chunks = answer.chunks if answer.headers["content-type"].startswith("text/event-stream") else [answer.json]
     keys = [(sorted(c), sorted(c.get("suffice") or ()), sorted(c.get("usage") or ())) for c in chunks]
     # A token is made of the id and a time alone.
-    report = {k: v for k, v in (answer.told or {}).items() if k not in ("episode_id", "feedback_token")}
+    report = {k: v for k, v in (answer.report or {}).items() if k not in ("episode_id", "feedback_token")}
     its_own = ("x-suffice-episode-id", "x-suffice-feedback-token")
     own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k not in its_own}
     return answer.status, sorted(answer.headers), own, keys, report, answer.text
@@ -416,7 +416,7 @@ async def test_a_failing_probe_does_not_tell_an_audit_while_observing(serve: Ser
         for name, share in (("audit", 1.0), ("plain", 0.0))
     }
     async with serve(failing, upstream=RAW, routes=routes, **RETRIES) as g:
-        report = [(await g.ask(chat(suffice={}), headers={"x-suffice-route": name})).told for name in routes]
+        report = [(await g.ask(chat(suffice={}), headers={"x-suffice-route": name})).report for name in routes]
     assert {(one["probe_tokens"], one["extra_prompt_tokens"], tuple(one["degraded"])) for one in report} == {(0, 0, ())}
 
 

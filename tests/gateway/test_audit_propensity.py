@@ -88,9 +88,9 @@ async def test_the_policy_version_of_the_reply_is_that_of_the_record(serve: Serv
         assert answer.headers["x-suffice-policy-version"].startswith("p-")
         assert answer.headers["x-suffice-episode-id"] == request.episode_id
         assert answer.headers["x-suffice-mode"] == request.mode == mode
-        if answer.told is not None:
-            assert answer.told["policy_version"] == request.policy_version
-            assert answer.told["certified"] is request.certified is False
+        if answer.report is not None:
+            assert answer.report["policy_version"] == request.policy_version
+            assert answer.report["certified"] is request.certified is False
         else:
             assert mode == "off"
 
@@ -101,7 +101,7 @@ async def test_an_audit_in_enforce_runs_in_full(serve: Serve) -> None:
             answer = await g.ask(chat(stream=stream))
             assert answer.text == "it is 5"
             assert answer.thought == "".join(text for text, _ in STEPS)
-            assert answer.told is None
+            assert answer.report is None
         for episode in await drawn(g, 2):
             outcome = episode.outcome
             assert (episode.request.audit, outcome.stopped, outcome.end_reason) == (True, False, "done")

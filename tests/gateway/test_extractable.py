@@ -188,7 +188,7 @@ async def test_a_refused_route_stops_nothing(tmp_path: Path, n_unreadable: int) 
     write(tmp_path, *runs(n_unreadable, None, "bad"))
     async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": ROUTE}) as g:
         answer = await g.ask(chat("what is two and two", suffice={}))
-        assert answer.told["stopped"] is (n_unreadable == 0)
+        assert answer.report["stopped"] is (n_unreadable == 0)
         assert answer.json["choices"][0]["message"]["content"] == "4"
 
 
@@ -204,7 +204,7 @@ async def test_a_running_route_is_checked_again(tmp_path: Path) -> None:
         g.gateway.deployment.check_answers("math", tuple(seen.extracted))
         assert not g.gateway.deployment.routes[0].acts
         answer = await g.ask(chat("what is two and two", suffice={}))
-        assert answer.told["stopped"] is False
+        assert answer.report["stopped"] is False
 
 
 @pytest.mark.parametrize(

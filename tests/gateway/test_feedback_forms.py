@@ -43,7 +43,7 @@ async def say(g: Served, body: Any, path: str = "/v1/feedback", **headers: str) 
     return await post(g.session, g.url + path, body, headers)
 
 
-def said(**fields: Any) -> dict[str, Any]:
+def feedback(**fields: Any) -> dict[str, Any]:
     return {"feedback_id": "f", "episode_id": "ep", "source": "user", **fields}
 
 
@@ -54,7 +54,7 @@ def kept(g: Served) -> list[Feedback]:
 async def test_declared_metrics_and_surveys_are_stored_with_what_they_say_of_satisfaction(serve: Serve) -> None:
     async with declare(serve) as g:
         given = {"solved": True, "minutes": 12, "tone": "warm", "clear": 5, "slow": 2}
-        assert (await say(g, said(metrics=given))).json["accepted"] is True
+        assert (await say(g, feedback(metrics=given))).json["accepted"] is True
         (one,) = kept(g)
         assert one.metrics == (("clear", 5.0), ("minutes", 12.0), ("slow", 2.0), ("solved", True), ("tone", "warm"))
         assert one.satisfaction == pytest.approx((1.0 + 0.75) / 2), "a low number of a lower-is-better question is good"
@@ -81,10 +81,10 @@ def test_a_value_that_its_declaration_does_not_allow_is_refused_by_name(metrics:
     from suffice.errors import BadRequest
 
     with pytest.raises(BadRequest) as refused:
-        read_feedback(said(metrics=metrics), DECLARED)
+        read_feedback(feedback(metrics=metrics), DECLARED)
     assert refused.value.param == param
     assert says in str(refused.value)
-    assert read_feedback(said(metrics={"nps": 9}, user="ann"), DECLARED).metrics == (("nps", 9.0),)
+    assert read_feedback(feedback(metrics={"nps": 9}, user="ann"), DECLARED).metrics == (("nps", 9.0),)
 
 
 async def test_what_a_user_did_has_a_source_of_its_own_and_says_nothing_else(serve: Serve) -> None:
@@ -97,10 +97,10 @@ async def test_what_a_user_did_has_a_source_of_its_own_and_says_nothing_else(ser
             ("abandon", "behaviour"),
         ]
         refused = {
-            "left": (said(event="left", source="behaviour"), "event"),
-            "as a reviewer": (said(event="abandon", source="reviewer"), "source"),
-            "with a rating": (said(event="abandon", source="behaviour", rating=1), "event"),
-            "behaviour with words": (said(source="behaviour", thumbs="up"), "source"),
+            "left": (feedback(event="left", source="behaviour"), "event"),
+            "as a reviewer": (feedback(event="abandon", source="reviewer"), "source"),
+            "with a rating": (feedback(event="abandon", source="behaviour", rating=1), "event"),
+            "behaviour with words": (feedback(source="behaviour", thumbs="up"), "source"),
         }
         for name, (body, param) in refused.items():
             answer = await say(g, body)
@@ -112,20 +112,20 @@ def test_a_share_of_people_asked_is_a_fraction(share: Any) -> None:
     from suffice.errors import BadRequest
 
     with pytest.raises(BadRequest, match="propensity: must be a number above 0"):
-        read_feedback(said(rating=1, propensity=share))
-    assert read_feedback(said(rating=1, propensity=1)).propensity == 1.0
+        read_feedback(feedback(rating=1, propensity=share))
+    assert read_feedback(feedback(rating=1, propensity=1)).propensity == 1.0
 
 
 async def test_a_person_is_stored_under_a_keyed_hash_and_no_request_says_how_it_came(serve: Serve) -> None:
     async with serve() as g:
         for n, user in enumerate(("ann@example.com", "bob", "ann@example.com")):
-            assert (await say(g, said(feedback_id=f"u{n}", rating=4, user=user))).status == 200
+            assert (await say(g, feedback(feedback_id=f"u{n}", rating=4, user=user))).status == 200
         users = [one.user for one in kept(g)]
         assert users[0] == users[2] != users[1]
         assert all(len(user) == 16 and "ann" not in user for user in users)
         assert {one.door for one in kept(g)} == {"open"}
         for field in ("door", "satisfaction", "sender"):
-            answer = await say(g, said(rating=1, **{field: "x"}))
+            answer = await say(g, feedback(rating=1, **{field: "x"}))
             assert answer.status == 400
             assert f"{field}: unknown field" in answer.json["error"]["message"]
 
@@ -138,11 +138,11 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
         await g.ask(chat())
         await g.episodes(1)
         rows = [
-            said(feedback_id="a", rating=5),
-            said(feedback_id="b", rating=9),
+            feedback(feedback_id="a", rating=5),
+            feedback(feedback_id="b", rating=9),
             "no object",
-            said(feedback_id="a", rating=1),
-            said(feedback_id="c", episode_id="other", thumbs="up"),
+            feedback(feedback_id="a", rating=1),
+            feedback(feedback_id="c", episode_id="other", thumbs="up"),
         ]
         answer = await say(g, {"feedback": rows}, "/v1/feedback/batch")
         assert answer.status == 200
@@ -167,7 +167,7 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
 
 async def test_a_thousand_go_in_one_call_and_not_one_more(serve: Serve) -> None:
     async with serve() as g:
-        rows = [said(feedback_id=f"f{n}", episode_id=f"ep{n}", rating=1 + n % 5) for n in range(1_000)]
+        rows = [feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", rating=1 + n % 5) for n in range(1_000)]
         answer = await say(g, {"feedback": rows}, "/v1/feedback/batch")
         assert (answer.status, answer.json["accepted"], len(answer.json["results"])) == (200, 1_000, 1_000)
         assert len(kept(g)) == 1_000
@@ -186,8 +186,8 @@ async def test_a_thousand_go_in_one_call_and_not_one_more(serve: Serve) -> None:
 
 async def test_fifty_senders_of_one_piece_at_once_have_one_effect_in_either_form(serve: Serve) -> None:
     async with serve() as g:
-        one = [say(g, said(feedback_id="x", rating=2)) for _ in range(25)]
-        many = [say(g, {"feedback": [said(feedback_id="x", rating=2)]}, "/v1/feedback/batch") for _ in range(25)]
+        one = [say(g, feedback(feedback_id="x", rating=2)) for _ in range(25)]
+        many = [say(g, {"feedback": [feedback(feedback_id="x", rating=2)]}, "/v1/feedback/batch") for _ in range(25)]
         answers = await asyncio.gather(*one, *many)
         report = [a.json if "duplicate" in a.json else a.json["results"][0] for a in answers]
         assert {a.status for a in answers} == {200}
@@ -198,7 +198,7 @@ async def test_fifty_senders_of_one_piece_at_once_have_one_effect_in_either_form
 async def test_batches_need_a_key_where_there_are_keys(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYS", "sk-one")
     async with serve(server={"api_keys_env": "KEYS"}) as g:
-        body = {"feedback": [said(rating=1)]}
+        body = {"feedback": [feedback(rating=1)]}
         assert (await say(g, body, "/v1/feedback/batch")).status == 401
         assert (await say(g, body, "/v1/feedback/batch", authorization="Bearer sk-one")).status == 200
         assert [one.door for one in kept(g)] == ["key"]
@@ -215,7 +215,7 @@ async def test_what_the_settings_declare_is_what_the_gateway_asks_for(serve: Ser
 
 
 async def test_nothing_of_any_form_is_lost_on_its_way_to_the_log(serve: Serve) -> None:
-    everything = said(
+    everything = feedback(
         correct=False,
         gold="4",
         answer="four",

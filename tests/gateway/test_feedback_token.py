@@ -52,8 +52,8 @@ async def test_every_reply_carries_it_in_a_header_and_where_the_object_is_sent_i
         )
         assert b"feedback_token" not in plain.raw
         request = await g.ask(chat(stream=stream, suffice={}), headers=KEY)
-        if request.told is not None:
-            assert request.told["feedback_token"] == request.headers[HEADER] != plain.headers[HEADER]
+        if request.report is not None:
+            assert request.report["feedback_token"] == request.headers[HEADER] != plain.headers[HEADER]
 
 
 async def test_with_it_a_vote_needs_no_key_and_binds_to_its_answer(serve: Serve) -> None:
@@ -187,7 +187,7 @@ async def test_none_is_given_out_where_the_owner_says_so(serve: Serve) -> None:
     async with serve(change=off) as g:
         answer = await g.ask(chat(suffice={}))
         assert HEADER not in answer.headers
-        assert answer.told["feedback_token"] is None
+        assert answer.report["feedback_token"] is None
 
 
 async def test_a_loop_of_the_callers_own_gets_one_too(serve: Serve) -> None:

@@ -44,7 +44,7 @@ async def test_full_runs_until_it_is_proved_then_the_policy_and_full_runs_when_i
         await decide(g, began(), proof(g))
         assert await drawn(g) == N_DRAWN
         answer = await g.ask(chat(suffice={}))
-        assert (answer.told["certified"], answer.told["stopped"]) == (True, True)
+        assert (answer.report["certified"], answer.report["stopped"]) == (True, True)
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == 1
         await decide(g, began(2))
         assert await drawn(g) == 8
@@ -120,7 +120,7 @@ async def test_who_acts_uncertified_needs_no_proof_and_gets_none(serve: Serve) -
     async with serve(FOUR, route=ROUTE | {"uncertified": True}) as g:
         assert await drawn(g) == N_DRAWN
         answer = await g.ask(chat(suffice={}))
-        assert (answer.told["certified"], answer.told["stopped"]) == (False, True)
+        assert (answer.report["certified"], answer.report["stopped"]) == (False, True)
 
 
 async def test_from_full_runs_to_the_proof_to_stops(serve: Serve) -> None:

@@ -68,9 +68,9 @@ async def test_a_fivefold_load_takes_the_published_level_within_ten_seconds_and_
         assert levels_of(await asyncio.gather(*thrifty)) == {"2"}
         answers = await asyncio.gather(*quiet, *spike, *thrifty, *after, *calm)
         for answer in answers:
-            assert (answer.status, answer.told["certified"]) == (200, True)
-            assert answer.told["steps"] == STEPS[level_of(answer)], "the level that it began with, to its end"
-            assert answer.told["policy_version"] == answer.headers["x-suffice-policy-version"]
+            assert (answer.status, answer.report["certified"]) == (200, True)
+            assert answer.report["steps"] == STEPS[level_of(answer)], "the level that it began with, to its end"
+            assert answer.report["policy_version"] == answer.headers["x-suffice-policy-version"]
         moves = {k: v for k, v in (await scraped(g)).items() if k.startswith("suffice_operating_moves_total{")}
         assert moves == {
             'suffice_operating_moves_total{route="r",stance="spike"}': 1,
@@ -138,7 +138,7 @@ async def stopped_runs(g: Served) -> None:
     """Publish, and serve stopped runs for a moment."""
     await decide(g, began(), published(g.gateway.settings, 2))
     answers = await asyncio.gather(*(g.ask(chat(f"warm {n}", suffice={})) for n in range(12)))
-    assert {(a.told["certified"], a.told["steps"]) for a in answers} == {(True, STEPS[2])}
+    assert {(a.report["certified"], a.report["steps"]) for a in answers} == {(True, STEPS[2])}
     # Against the vote over all 15 samples: how many a full run would draw, a run that was stopped does not tell.
     assert operation(g).ratio(g.gateway.monotonic_s()) == pytest.approx(15 / STEPS[2], rel=0.01)
 
@@ -166,13 +166,15 @@ async def test_where_quality_comes_first_the_end_of_a_certificate_sheds_until_th
         answers = await crowd(g, 30)
         taken = [answer for answer in answers if answer.status == 200]
         assert {answer.status for answer in answers} == {200, 429}
-        assert {(a.told["certified"], a.told["stopped"], a.told["steps"]) for a in taken} == {(False, False, STEPS[0])}
+        assert {(a.report["certified"], a.report["stopped"], a.report["steps"]) for a in taken} == {
+            (False, False, STEPS[0])
+        }
         assert len(answers) - len(taken) >= 8, "more than half of those that found no slot free"
 
         await releases(g)
         assert operation(g).fallback is None
         again = await asyncio.gather(*(g.ask(chat(f"again {n}", suffice={})) for n in range(8)))
-        assert {(a.status, a.told["certified"], a.told["steps"]) for a in again} == {(200, True, STEPS[2])}
+        assert {(a.status, a.report["certified"], a.report["steps"]) for a in again} == {(200, True, STEPS[2])}
 
 
 @pytest.mark.slow(keep=1)
@@ -183,7 +185,7 @@ async def test_where_availability_comes_first_the_next_safer_level_serves_and_ev
     async with braked(serve, fires, "availability_first") as g:
         answers = await crowd(g, 10)
         await g.quiet()
-        assert {(a.status, level_of(a), a.told["certified"], a.told["steps"]) for a in answers} == {
+        assert {(a.status, level_of(a), a.report["certified"], a.report["steps"]) for a in answers} == {
             (200, 1, False, STEPS[1])
         }
         requested = [one.episode.request for one in (await g.episodes(12 + (fires is another_model) + 20))[-20:]]
@@ -191,7 +193,7 @@ async def test_where_availability_comes_first_the_next_safer_level_serves_and_ev
 
         await releases(g)
         assert level_of(again := await g.ask(chat("again", suffice={}))) == 2
-        assert again.told["certified"] is True
+        assert again.report["certified"] is True
 
 
 async def test_what_the_loop_decides_while_the_brake_holds_does_not_put_it_harder(serve: Serve) -> None:
@@ -202,4 +204,4 @@ async def test_what_the_loop_decides_while_the_brake_holds_does_not_put_it_harde
         for decision in (began(2), published(g.gateway.settings, 0, number=2, epoch=2)):  # nothing passes yet
             await decide(g, decision)
             answer = await g.ask(chat(f"then {key_of(decision)}", suffice={}))
-            assert (level_of(answer), answer.told["certified"], answer.told["steps"]) == (1, False, STEPS[1])
+            assert (level_of(answer), answer.report["certified"], answer.report["steps"]) == (1, False, STEPS[1])

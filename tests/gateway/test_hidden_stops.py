@@ -38,7 +38,7 @@ def paths(value: Any, before: str = "") -> Iterator[str]:
 def shape(answer: Answer, *, stream: bool) -> tuple[Any, ...]:
     """All that a reply says but texts, counts, ids and times: names of headers and fields, and the object."""
     values = answer.chunks if stream else [answer.json]
-    report = answer.told or {}
+    report = answer.report or {}
     own = {name: value for name, value in report.items() if name not in ("episode_id", "feedback_token")}
     return answer.status, sorted(answer.headers), {name for value in values for name in paths(value)}, own
 
@@ -84,7 +84,7 @@ async def test_a_reply_does_not_tell_an_audit_from_a_stopped_run(
 
 async def test_by_default_a_reply_says_so(serve: Serve) -> None:
     payload = [
-        (await reply(serve, run, CHAT, stream=False, options=True, tells=True, n_before=n)).told["stopped"]
+        (await reply(serve, run, CHAT, stream=False, options=True, tells=True, n_before=n)).report["stopped"]
         for n, run in enumerate(("live", "audit"))
     ]
     assert payload == [True, False]

@@ -31,9 +31,9 @@ def enter(limits: KeyLimits, who: Caller, *, now_s: float = 0.0, wall_s: float =
 
 def refused(limits: KeyLimits, who: Caller, *, now_s: float = 0.0, wall_s: float = NOON_S) -> tuple[str, int]:
     """Which limit refuses, and for how long."""
-    with pytest.raises(KeyLimitError) as told:
+    with pytest.raises(KeyLimitError) as caught:
         enter(limits, who, now_s=now_s, wall_s=wall_s)
-    return told.value.limit, told.value.retry_after_s
+    return caught.value.limit, caught.value.retry_after_s
 
 
 def test_no_minute_has_more_requests_than_a_key_may_send() -> None:
@@ -67,14 +67,17 @@ def test_a_day_of_tokens_ends_at_midnight_and_outlives_a_restart() -> None:
     limits.spend("another", 10**9, wall_s=NOON_S)
     assert refused(limits, who) == ("tokens_per_day", 43_200)
     enter(limits, who, spends=False)
-    (told,) = limits.take_unwritten()
-    assert (told, limits.take_unwritten()) == (KeyUsage(usage_id="", sender="c", day=utc_day(NOON_S), n_tokens=120), [])
+    (usage,) = limits.take_unwritten()
+    assert (usage, limits.take_unwritten()) == (
+        KeyUsage(usage_id="", sender="c", day=utc_day(NOON_S), n_tokens=120),
+        [],
+    )
     fresh = KeyLimits([who])
-    fresh.restore([told])
+    fresh.restore([usage])
     assert refused(fresh, who)[0] == "tokens_per_day"
     enter(fresh, who, wall_s=NOON_S + 43_200)
     stale = KeyLimits([who])
-    stale.restore([told])
+    stale.restore([usage])
     stale.spend("c", 1, wall_s=NOON_S + 86_400)
     enter(stale, who, wall_s=NOON_S + 86_400)
 
@@ -83,8 +86,8 @@ def test_what_was_spent_before_midnight_is_logged_on_its_own_day() -> None:
     limits, midnight_s = KeyLimits([caller(tokens_per_day=100)]), NOON_S + 43_200
     limits.spend("c", 60, wall_s=midnight_s - 1)
     limits.spend("c", 7, wall_s=midnight_s + 1)
-    told = [(one.day, one.n_tokens) for one in limits.take_unwritten()]
-    assert told == [(utc_day(NOON_S), 60), (utc_day(midnight_s), 7)]
+    usages = [(one.day, one.n_tokens) for one in limits.take_unwritten()]
+    assert usages == [(utc_day(NOON_S), 60), (utc_day(midnight_s), 7)]
     assert limits.take_unwritten() == []
 
 
@@ -179,7 +182,7 @@ GOOD = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {"up
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
         ({"key_env": ""}, "keys.team.key_env: must name the environment variable"),
         ({"key_env": "K", "routes": ["x"]}, "keys.team.routes: unknown route 'x'; known: r"),
@@ -189,10 +192,10 @@ GOOD = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {"up
         ({}, "key_env must be given"),
     ],
 )
-def test_a_key_that_cannot_be_is_refused_with_its_place(key: dict[str, object], told: str) -> None:
+def test_a_key_that_cannot_be_is_refused_with_its_place(key: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_settings({**GOOD, "keys": {"team": key}})
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     with pytest.raises(ConfigError, match="keys: got 'a b'"):
         parse_settings({**GOOD, "keys": {"a b": {"key_env": "K"}}})
 

@@ -76,7 +76,7 @@ GOOD = LastGood(
 SEALED = seal_last_good(GOOD, secret="ours")
 
 
-def asked(source: bytes, *, now_s: float = 1_060.0) -> LastGood:
+def opened(source: bytes, *, now_s: float = 1_060.0) -> LastGood:
     return open_sealed(source, secret="ours", now_s=now_s, most_s=HOUR_S)
 
 
@@ -112,11 +112,11 @@ def test_a_changed_byte_of_any_part_is_refused(part: str) -> None:
         changed = bytearray(SEALED)
         changed[at] ^= rng.randrange(1, 256)
         with pytest.raises(ConfigError):
-            asked(bytes(changed))
+            opened(bytes(changed))
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (b"", "first line is broken"),
         (SEALED[:100], "first line is broken"),
@@ -128,18 +128,18 @@ def test_a_changed_byte_of_any_part_is_refused(part: str) -> None:
         (seal_last_good(GOOD, secret="theirs"), "not made with this deployment's secret"),
     ],
 )
-def test_what_is_no_file_of_this_deployment_is_refused_with_a_sentence(source: bytes, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        asked(source)
+def test_what_is_no_file_of_this_deployment_is_refused_with_a_sentence(source: bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        opened(source)
 
 
 def test_a_file_is_served_for_so_long_by_the_time_that_was_signed_and_not_from_the_future() -> None:
-    asked(SEALED, now_s=1_000.0 + HOUR_S - 1)
+    opened(SEALED, now_s=1_000.0 + HOUR_S - 1)
     with pytest.raises(ConfigError, match="may be served for 3,600 s"):
-        asked(SEALED, now_s=1_000.0 + HOUR_S)
-    asked(SEALED, now_s=1_000.0 - MOST_AHEAD_S)
+        opened(SEALED, now_s=1_000.0 + HOUR_S)
+    opened(SEALED, now_s=1_000.0 - MOST_AHEAD_S)
     with pytest.raises(ConfigError, match="ahead of this computer's clock"):
-        asked(SEALED, now_s=1_000.0 - MOST_AHEAD_S - 1)
+        opened(SEALED, now_s=1_000.0 - MOST_AHEAD_S - 1)
 
 
 def test_nothing_is_signed_without_a_secret() -> None:

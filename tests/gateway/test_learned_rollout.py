@@ -273,5 +273,5 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         await work(g, settings, "certify")
         await until(lambda: g.gateway.deployment.routes[0].serving.version == proposal.address)
         answer = await g.ask(chat("What is three and four?", suffice={}))
-        assert answer.told["policy_version"].startswith(f"{proposal.address}@")
-        assert answer.told["certified"] is True
+        assert answer.report["policy_version"].startswith(f"{proposal.address}@")
+        assert answer.report["certified"] is True

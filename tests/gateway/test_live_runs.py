@@ -53,7 +53,7 @@ async def say(g: Served, run: str, what: str, headers: dict[str, str] | None = N
     return await post(g.session, f"{g.url}/v1/runs/{run}/{what}", b"", headers or {})
 
 
-async def asked(g: Served, what: str, **body: Any) -> tuple[Answer, Answer]:
+async def answer_and_report(g: Served, what: str, **body: Any) -> tuple[Answer, Answer]:
     """The run's answer, and the reply to what was asked of it while it ran."""
     asking = asyncio.ensure_future(g.ask(chat(stream=True, **body)))
     run = await running(g)
@@ -66,7 +66,7 @@ async def asked(g: Served, what: str, **body: Any) -> tuple[Answer, Answer]:
 @pytest.mark.parametrize("route", ROUTES)
 async def test_the_answer_comes_at_the_next_place_where_the_thought_may_be_cut(serve: Serve, route: str) -> None:
     async with serve(slow(), upstream={"slots": 3}, route=ROUTES[route]) as g:
-        answer, report = await asked(g, "answer-now")
+        answer, report = await answer_and_report(g, "answer-now")
         assert report.status == 202
         assert_one_ordinary_stream(answer, wants_usage=False)
         assert answer.text
@@ -82,7 +82,7 @@ async def test_nothing_that_a_caller_sees_tells_an_audit_from_another_run(serve:
     seen = []
     for route in ("live", "audit"):
         async with serve(slow(), upstream={"slots": 3}, route=ROUTES[route]) as g:
-            answer, report = await asked(g, "answer-now")
+            answer, report = await answer_and_report(g, "answer-now")
             late = await say(g, answer.headers["x-suffice-episode-id"], "think-more")
             view = {name: value for name, value in report.json.items() if name not in ("id", "began_at_s", "tokens")}
             seen.append((report.status, view, late.status, late.raw, answer.text, answer.thought, answer.finish))
@@ -93,7 +93,7 @@ async def test_nothing_that_a_caller_sees_tells_an_audit_from_another_run(serve:
 async def test_an_audit_of_which_something_was_asked_counts_as_lost_at_every_level(serve: Serve, what: str) -> None:
     """Whatever its answers say: nobody can make a certificate better by asking."""
     async with serve(slow(), upstream={"slots": 3}, route=ROUTES["audit"]) as g:
-        await asked(g, what)
+        await answer_and_report(g, what)
         (item,) = await g.episodes(1)
         assert item.episode.request.audit
         assert fate(item.episode.request, item.episode.outcome) == "abandoned"
@@ -104,7 +104,7 @@ async def test_an_audit_of_which_something_was_asked_counts_as_lost_at_every_lev
 
 async def test_a_run_that_was_asked_to_think_on_is_not_stopped_by_its_policy(serve: Serve) -> None:
     async with serve(slow(6), upstream={"slots": 3}, route=enforcing()) as g:
-        answer, report = await asked(g, "think-more")
+        answer, report = await answer_and_report(g, "think-more")
         assert (report.status, report.json["wish"]) == (202, "think_more")
         outcome = await g.outcome()
         assert (outcome.stopped, outcome.end_reason) == (False, "asked")

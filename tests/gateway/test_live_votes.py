@@ -44,7 +44,7 @@ async def once(g: Served, holds: Callable[[dict[str, Any]], bool]) -> dict[str, 
             await asyncio.sleep(0.01)
 
 
-async def asked(g: Served, what: str, holds: Callable[[dict[str, Any]], bool]) -> tuple[Answer, Answer]:
+async def answer_and_report(g: Served, what: str, holds: Callable[[dict[str, Any]], bool]) -> tuple[Answer, Answer]:
     asking = asyncio.ensure_future(g.ask(seeded()))
     run = await once(g, holds)
     report = await say(g, run["id"], what)
@@ -57,10 +57,12 @@ async def test_a_vote_is_taken_over_the_samples_so_far(serve: Serve, way: str) -
     says = BySeed(["it is 4", STALLED, "no, 5", "now 5", *[STALLED] * 5])
     async with serve(says, upstream={"slots": 9}, route=VOTES[way]) as g:
         # Three answers of three tokens or fewer, and one token of each that stalls.
-        answer, report = await asked(g, "answer-now", lambda run: run["state"] == "sampling" and run["tokens"] >= 13)
+        answer, report = await answer_and_report(
+            g, "answer-now", lambda run: run["state"] == "sampling" and run["tokens"] >= 13
+        )
         assert (report.status, report.json["wish"], answer.text) == (202, "answer_now", "no, 5")
-        assert answer.told["vote"] == {"5": 2, "4": 1}
-        assert answer.told["stopped"] is False
+        assert answer.report["vote"] == {"5": 2, "4": 1}
+        assert answer.report["stopped"] is False
         await g.quiet()
         assert sum(call.cancelled for call in g.fake.completions) == 6
         (item,) = await g.episodes(1)
@@ -76,7 +78,7 @@ async def test_a_vote_is_taken_over_the_samples_so_far(serve: Serve, way: str) -
 async def test_a_vote_without_a_sample_waits_for_the_first_to_come(serve: Serve) -> None:
     says = BySeed([STALLED, "it is 4", *[STALLED] * 7], [0.0, 0.6, *[0.0] * 7])
     async with serve(says, upstream={"slots": 9}, route=VOTES["live"]) as g:
-        answer, _ = await asked(g, "answer-now", lambda run: run["tokens"] >= 1)
+        answer, _ = await answer_and_report(g, "answer-now", lambda run: run["tokens"] >= 1)
         assert answer.text == "it is 4"
         assert (await g.outcome()).end_reason == "asked"
 
@@ -84,7 +86,7 @@ async def test_a_vote_without_a_sample_waits_for_the_first_to_come(serve: Serve)
 async def test_a_vote_that_was_asked_to_think_on_draws_until_it_is_decided(serve: Serve) -> None:
     says = BySeed(NINE, [0.3] * 9)
     async with serve(says, upstream={"slots": 9}, route=enforcing(9, wave=1)) as g:
-        answer, report = await asked(g, "think-more", lambda run: run["state"] == "sampling")
+        answer, report = await answer_and_report(g, "think-more", lambda run: run["state"] == "sampling")
         outcome = await g.outcome()
         assert (report.status, answer.text) == (202, "no, 5")
         assert (outcome.end_reason, outcome.stopped, len(outcome.steps)) == ("asked", False, 9)
@@ -95,10 +97,10 @@ async def test_nothing_about_a_vote_tells_its_caller_that_it_was_an_audit(serve:
     seen = []
     for way in ("live", "audit"):
         async with serve(BySeed(["it is 4", *[STALLED] * 8]), upstream={"slots": 9}, route=VOTES[way]) as g:
-            answer, report = await asked(g, "answer-now", lambda run: run["tokens"] >= 11)
-            told_of = {name: value for name, value in report.json.items() if name not in ("id", "began_at_s")}
-            object_of = {k: v for k, v in answer.told.items() if k not in ("episode_id", "feedback_token")}
-            seen.append((report.status, told_of, answer.text, answer.usage, object_of))
+            answer, report = await answer_and_report(g, "answer-now", lambda run: run["tokens"] >= 11)
+            fields = {name: value for name, value in report.json.items() if name not in ("id", "began_at_s")}
+            object_of = {k: v for k, v in answer.report.items() if k not in ("episode_id", "feedback_token")}
+            seen.append((report.status, fields, answer.text, answer.usage, object_of))
     assert seen[0] == seen[1]
 
 

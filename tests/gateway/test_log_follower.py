@@ -202,7 +202,7 @@ async def test_a_running_request_keeps_its_version(serve: Serve) -> None:
                 await asyncio.sleep(0.001)
         await decide(g, published(g.gateway.settings, 2, number=2))
         answer = await running
-        assert answer.told["policy_version"] == answer.headers["x-suffice-policy-version"] == f"{VERSION.address}@1"
+        assert answer.report["policy_version"] == answer.headers["x-suffice-policy-version"] == f"{VERSION.address}@1"
         assert len(g.fake.completions) == 5
 
 

@@ -47,10 +47,10 @@ async def test_a_stop_that_is_not_worth_it_leaves_the_run_to_its_own_end(
     async with serve(slow, upstream=upstream(INPUT_DEAR, method), route=enforcing(), change=before) as g:
         answer = await g.ask(chat(stream=stream, suffice={}))
         assert answer.text == "5 dear"
-        assert answer.told["stopped"] is False
-        assert answer.told["stop_reason"] is None
-        assert answer.told["degraded"] == []
-        assert answer.told["saved_usd_estimate"] is None
+        assert answer.report["stopped"] is False
+        assert answer.report["stop_reason"] is None
+        assert answer.report["degraded"] == []
+        assert answer.report["saved_usd_estimate"] is None
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.stopped, outcome.stop_step) == ("done", False, None)
         assert {c.purpose for c in outcome.calls} == {"main", "probe"}
@@ -61,7 +61,7 @@ async def test_a_stop_that_is_not_worth_it_leaves_the_run_to_its_own_end(
         assert all(step.action == "continue" and "finishing costs about $" in step.reason for step in blocked)
         # A probe that still ran when the object was written is in the log alone.
         assert outcome.cost_usd is not None
-        assert 0 < answer.told["cost_usd"] <= outcome.cost_usd * (1 + 1e-9)
+        assert 0 < answer.report["cost_usd"] <= outcome.cost_usd * (1 + 1e-9)
 
 
 CASES: dict[str, tuple[dict[str, float] | None, Any]] = {
@@ -80,7 +80,7 @@ async def test_a_stop_that_is_worth_it_or_unknown_is_made(serve: Serve, case: st
     async with serve(held(), upstream=upstream(prices, "raw"), route=enforcing(), change=before) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.text == "4"
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         assert skipped(g) == 0
         assert (await g.outcome()).stop_step == 4
 
@@ -92,7 +92,7 @@ async def test_later_stops_are_judged_anew(serve: Serve) -> None:
     prices = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1.0}
     async with serve(held(), upstream=upstream(prices, "raw"), route=enforcing(), change=before) as g:
         answer = await g.ask(chat(stream=True))
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         assert skipped(g) == 1
         outcome = await g.outcome()
         assert outcome.stop_step == 5
@@ -106,7 +106,7 @@ async def test_closing_in_place_is_always_worth_it(serve: Serve) -> None:
     route = enforcing()
     async with serve(slow, upstream=upstream(INPUT_DEAR, "native", "raw"), route=route, change=before) as g:
         answer = await g.ask(chat(stream=True))
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         assert (await g.outcome()).finish_method == "native"
         assert skipped(g) == 0
 
@@ -191,9 +191,9 @@ async def test_a_budget_that_the_engine_keeps_says_what_it_saved(serve: Serve) -
     up, before = upstream(OUTPUT_DEAR, "native"), seen_before((500, 30))
     async with serve(chain(delay_s=0.003), upstream=up, route=route, change=before) as g:
         answer = await g.ask(chat())
-        assert answer.told["stop_reason"] == "budget"
-        assert answer.told["tokens_saved_estimate"] == 502 - g.fake.total_completion_tokens
-        assert answer.told["saved_usd_estimate"] > 0
+        assert answer.report["stop_reason"] == "budget"
+        assert answer.report["tokens_saved_estimate"] == 502 - g.fake.total_completion_tokens
+        assert answer.report["saved_usd_estimate"] > 0
         await assert_reconciled(g, OUTPUT_DEAR, 1)
 
 
@@ -202,8 +202,8 @@ async def test_a_budget_that_was_not_reached_saved_nothing(serve: Serve) -> None
     up, before = upstream(OUTPUT_DEAR, "native"), seen_before((500, 30))
     async with serve(chain(), upstream=up, route=route, change=before) as g:
         answer = await g.ask(chat(suffice={}))
-        assert answer.told["stopped"] is False
-        assert answer.told["tokens_saved_estimate"] is answer.told["saved_usd_estimate"] is None
+        assert answer.report["stopped"] is False
+        assert answer.report["tokens_saved_estimate"] is answer.report["saved_usd_estimate"] is None
         outcome = await g.outcome()
         assert (outcome.tokens_saved_estimate, outcome.estimate_method) == (None, None)
 
@@ -241,7 +241,7 @@ async def test_full_runs_with_probes_and_a_cache_reconcile(serve: Serve) -> None
         answers = [await g.ask(chat(stream=stream, suffice={})) for stream in (True, False, True)]
         outcomes = await assert_reconciled(g, OUTPUT_DEAR, 3)
         assert sum(c.cached_tokens for o in outcomes for c in o.calls) > 0
-        report = sorted(a.told["cost_usd"] for a in answers)
+        report = sorted(a.report["cost_usd"] for a in answers)
         for less, all_of_it in zip(report, sorted(o.cost_usd or 0 for o in outcomes), strict=True):
             assert 0 < less <= all_of_it * (1 + 1e-9)  # a probe that still ran is in the log alone
         for o in outcomes:
@@ -264,8 +264,8 @@ async def test_stopped_runs_reconcile_and_say_what_they_saved(serve: Serve, slot
         answer = await g.ask(chat(stream=True))
         outcome = (await assert_reconciled(g, prices, 1))[0]
         assert outcome.stopped
-        assert answer.told["cost_usd"] == pytest.approx(outcome.cost_usd)
-        assert answer.told["saved_usd_estimate"] == pytest.approx(outcome.saved_usd_estimate)
+        assert answer.report["cost_usd"] == pytest.approx(outcome.cost_usd)
+        assert answer.report["saved_usd_estimate"] == pytest.approx(outcome.saved_usd_estimate)
         # In full, a thought of 500 tokens and an answer of 2; the upstream counts what was generated instead of them.
         assert outcome.tokens_saved_estimate == 502 - g.fake.total_completion_tokens
         assert outcome.overhead.probe_tokens > 0
@@ -300,27 +300,27 @@ async def test_samples_reconcile_and_say_what_they_saved(serve: Serve) -> None:
         assert n < 8, "behind the eighth the vote is decided"
         assert outcome.cost_usd is not None
         assert outcome.overhead_usd == 0.0, "a sample's prompt is read in a full run too"
-        assert answer.told["cost_usd"] == pytest.approx(outcome.cost_usd)
-        assert answer.told["saved_usd_estimate"] == pytest.approx(outcome.cost_usd / n * (15 - n))
+        assert answer.report["cost_usd"] == pytest.approx(outcome.cost_usd)
+        assert answer.report["saved_usd_estimate"] == pytest.approx(outcome.cost_usd / n * (15 - n))
 
 
 async def test_free_is_zero_and_unknown_is_null(serve: Serve) -> None:
     free = {"prices": {"input_usd_per_mtok": 0, "output_usd_per_mtok": 0}}
     async with serve(chain(), upstream=free, route={"scorer": "number"}) as g:
-        assert (await g.ask(chat(suffice={}))).told["cost_usd"] == 0.0
+        assert (await g.ask(chat(suffice={}))).report["cost_usd"] == 0.0
         assert (await g.outcome()).cost_usd == 0.0
 
 
 async def test_without_prices_money_is_left_out(serve: Serve) -> None:
     async with serve(chain(), route={"scorer": "number"}) as g:
-        assert (await g.ask(chat(suffice={}))).told["cost_usd"] is None
+        assert (await g.ask(chat(suffice={}))).report["cost_usd"] is None
         outcome = await g.outcome()
         assert (outcome.cost_usd, outcome.overhead_usd, outcome.saved_usd_estimate) == (None, None, None)
 
 
 async def test_a_prompt_that_nobody_counted_has_no_price(serve: Serve) -> None:
     async with serve(chain(usage="none"), upstream={"prices": OUTPUT_DEAR}, route={"scorer": "number"}) as g:
-        assert (await g.ask(chat(stream=True, suffice={}))).told["cost_usd"] is None
+        assert (await g.ask(chat(stream=True, suffice={}))).report["cost_usd"] is None
         assert (await g.outcome()).cost_usd is None
 
 

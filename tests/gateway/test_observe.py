@@ -65,7 +65,7 @@ async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(
                 }
             else:
                 assert answer.usage is None
-            assert answer.told is None
+            assert answer.report is None
     # The gateway is closed: what it knew is on disk.
     outcomes = [e.episode.outcome for e in read_episodes(tmp_path / "log.db")]
     assert len(outcomes) == N_REQUESTS
@@ -154,7 +154,7 @@ async def test_enforce_without_a_certificate_behaves_as_observe(serve: Serve) ->
     route = {"mode": "enforce", "policy": {"policy": "stable-answer", "streak": 2}, "audit_share": 0.0}
     async with serve(says, upstream={"finish": ["native", "raw"]}, route=route) as g:
         answer = await g.ask(chat())
-        assert answer.told is None
+        assert answer.report is None
         assert len(g.fake.calls) == 1
         assert "reasoning_control" not in g.fake.calls[0].body
         assert not (await g.outcome()).stopped
@@ -198,10 +198,10 @@ async def test_a_request_that_carries_suffice_gets_the_object_and_the_upstream_n
     async with serve(says) as g:
         for stream in (True, False):
             answer = await g.ask(chat(stream=stream, suffice={}), headers={"x-suffice-route": "r"})
-            assert answer.told["episode_id"] == answer.headers["x-suffice-episode-id"]
-            assert answer.told["stopped"] is False
-            assert answer.told["mode"] == "observe"
-            assert set(answer.told) == {
+            assert answer.report["episode_id"] == answer.headers["x-suffice-episode-id"]
+            assert answer.report["stopped"] is False
+            assert answer.report["mode"] == "observe"
+            assert set(answer.report) == {
                 "episode_id",
                 "mode",
                 "stopped",

@@ -131,7 +131,7 @@ async def test_an_upstream_that_refuses_log_probabilities_is_asked_again_without
     async with serve(refuses, upstream={"finish": ["raw"]}, route=options, change=lists_logprobs) as g:
         answer = await g.ask(chat(suffice={}))
         assert (answer.status, answer.text) == (200, "5 dear")
-        assert "logprobs" in answer.told["degraded"]
+        assert "logprobs" in answer.report["degraded"]
 
 
 async def test_a_confident_first_sample_is_drawn_alone(serve: Serve) -> None:
@@ -140,11 +140,11 @@ async def test_a_confident_first_sample_is_drawn_alone(serve: Serve) -> None:
     sure = Samples(["it is 4"], reply=Reply(answer_logprobs=(-0.01,) * 9))
     async with serve(sure, route=options, change=lists_logprobs) as g:
         answer = await g.ask(chat(suffice={}))
-        assert answer.told["vote"] == {"4": 1}
+        assert answer.report["vote"] == {"4": 1}
         assert len(g.fake.completions) == 1
         assert answer.json["choices"][0].get("logprobs") is None
     async with serve(sure, route=options) as g:  # unknown: every sample is drawn
-        assert (await g.ask(chat(suffice={}))).told["stopped"] is False
+        assert (await g.ask(chat(suffice={}))).report["stopped"] is False
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ USER = {"role": "user", "content": QUESTION}
 
 
 @pytest.mark.parametrize(
-    ("messages", "found"),
+    ("messages", "question"),
     [
         ([{"role": "system", "content": "be brief"}, USER], QUESTION),
         ([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, USER], QUESTION),
@@ -30,9 +30,9 @@ USER = {"role": "user", "content": QUESTION}
         (None, None),
     ],
 )
-def test_the_question_is_the_last_users(messages: Any, found: str | None) -> None:
-    assert last_question({"messages": messages}) == found
-    assert query_of({"messages": messages}, "reasoning", 1).n_chars == (None if found is None else len(found))
+def test_the_question_is_the_last_users(messages: Any, question: str | None) -> None:
+    assert last_question({"messages": messages}) == question
+    assert query_of({"messages": messages}, "reasoning", 1).n_chars == (None if question is None else len(question))
 
 
 async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: Serve) -> None:
@@ -48,8 +48,8 @@ async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: 
     }
     async with serve(Reply(answer=("54",)), route=route) as gateway:
         await gateway.ask(chat(QUESTION, metadata={"name": "somebody"}))
-        (found,) = await gateway.episodes(1)
-    query, outcome = found.episode.request.query, found.episode.outcome
+        (stored,) = await gateway.episodes(1)
+    query, outcome = stored.episode.request.query, stored.episode.outcome
     assert query is not None
     assert (query.n_numbers, query.question_type, query.planned_steps, query.metadata) == (2, "number", 8, ())
     assert (outcome.stopped, outcome.stop_step) == (True, 3)  # 3 of 8 is the first share of at least 0.35
@@ -58,5 +58,5 @@ async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: 
 async def test_of_a_request_that_passes_through_nothing_is_read(serve: Serve) -> None:
     async with serve(Reply(answer=("54",)), route={"mode": "off"}) as gateway:
         await gateway.ask(chat(QUESTION))
-        (found,) = await gateway.episodes(1)
-    assert found.episode.request.query is None
+        (stored,) = await gateway.episodes(1)
+    assert stored.episode.request.query is None

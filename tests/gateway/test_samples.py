@@ -77,9 +77,9 @@ async def test_observe_returns_the_vote_over_all_samples(serve: Serve) -> None:
     async with serve(BySeed(NINE), route=observing(9)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "no, 5"
-        assert answer.told["vote"] == {"5": 5, "4": 4}
-        assert answer.told["stopped"] is False
-        assert answer.told["stop_reason"] is None
+        assert answer.report["vote"] == {"5": 5, "4": 4}
+        assert answer.report["stopped"] is False
+        assert answer.report["stop_reason"] is None
         assert len(g.fake.completions) == 9
         outcome = await finished(g, answer)
         assert (outcome.end_reason, outcome.stopped, outcome.answer) == ("done", False, "5")
@@ -92,7 +92,7 @@ async def test_enforce_stops_after_four_of_four_and_saves(serve: Serve) -> None:
         answer = await g.ask(chat(seed=SEED))
         assert answer.text == "it is 4"
         assert len(g.fake.completions) == 4
-        report = answer.told
+        report = answer.report
         assert (report["stopped"], report["stop_reason"], report["certified"]) == (True, "suffices", False)
         assert (report["vote"], report["steps"]) == ({"4": 4}, 4)
         assert report["tokens_saved_estimate"] == 5 * 3
@@ -105,7 +105,7 @@ async def test_enforce_stops_after_four_of_four_and_saves(serve: Serve) -> None:
 async def test_a_stop_at_the_last_sample_is_no_stop(serve: Serve) -> None:
     async with serve(BySeed(NINE), route=enforcing(7, wave=1)) as g:
         answer = await g.ask(seeded())
-        assert answer.told["stopped"] is False
+        assert answer.report["stopped"] is False
         assert (await finished(g, answer)).end_reason == "done"
 
 
@@ -146,7 +146,7 @@ async def test_a_tie_goes_to_the_answer_launched_first_not_to_the_quickest(serve
     async with serve(BySeed(["7", "8", "8", "7"], [0.06, 0.0, 0.0, 0.04]), route=observing(4)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "7"
-        assert list(answer.told["vote"].items()) == [("7", 2), ("8", 2)]
+        assert list(answer.report["vote"].items()) == [("7", 2), ("8", 2)]
 
 
 async def test_the_winners_text_is_that_of_its_earliest_sample_verbatim(serve: Serve) -> None:
@@ -162,7 +162,7 @@ async def test_a_null_answer_does_not_vote(serve: Serve) -> None:
     async with serve(BySeed(["who knows", "no idea", "hmm", "it is 7"]), route=observing(4)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "it is 7"
-        assert answer.told["vote"] == {"7": 1}
+        assert answer.report["vote"] == {"7": 1}
         assert [s.answer for s in (await g.outcome()).steps] == [None, None, None, "7"]
 
 
@@ -170,7 +170,7 @@ async def test_when_nobody_votes_sample_one_is_delivered_verbatim(serve: Serve) 
     async with serve(BySeed(["who knows", "no idea", "hmm"], [0.05, 0.0, 0.0]), route=enforcing(3)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "who knows"
-        assert answer.told["vote"] is None
+        assert answer.report["vote"] is None
         outcome = await finished(g, answer)
         assert (outcome.answer, outcome.vote, outcome.stopped) == (None, (), False)
 
@@ -182,7 +182,7 @@ async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_
     async with serve(says, route=enforcing(9, wave=6)) as g:
         answer = await g.ask(chat(seed=SEED))
         assert answer.text == "it is 4"
-        assert answer.told["vote"] == {"4": 4}
+        assert answer.report["vote"] == {"4": 4}
         outcome = await finished(g, answer)
         assert answer.usage["completion_tokens"] == 4 * 3 + 2 * n_reported
         assert sum(c.cancelled for c in outcome.calls) == 2
@@ -216,8 +216,8 @@ async def test_one_failing_sample_leaves_the_vote_to_the_rest(serve: Serve, mode
     async with serve(BySeed(["it is 4", bad, "so 3", "it is 4"]), route=mode(4)) as g:
         answer = await g.ask(seeded())
         assert (answer.status, answer.text) == (200, "it is 4")
-        assert answer.told["vote"] == {"4": 2, "3": 1}
-        assert answer.told["degraded"] == ["sample"]
+        assert answer.report["vote"] == {"4": 2, "3": 1}
+        assert answer.report["degraded"] == ["sample"]
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.degraded) == ("done", ("sample",))
         assert g.failed_open("sample") == 1
@@ -251,8 +251,8 @@ async def test_at_temperature_zero_one_sample_is_drawn_and_said_so(serve: Serve,
         answer = await g.ask(chat(temperature=temperature))
         assert answer.text == "4"
         assert len(g.fake.completions) == 1
-        assert len(answer.told["warnings"]) == 1
-        assert "temperature" in answer.told["warnings"][0]
+        assert len(answer.report["warnings"]) == 1
+        assert "temperature" in answer.report["warnings"][0]
         assert (await finished(g, answer)).end_reason == "done"
 
 
@@ -345,7 +345,7 @@ async def test_one_sample_or_several_choices_pass_through(
     async with serve(Reply(answer=("4",)), route=route) as g:
         answer = await g.ask(body)
         assert answer.status == 200
-        assert answer.told is None
+        assert answer.report is None
         (call,) = g.fake.completions
         assert call.body == {k: v for k, v in body.items() if k != "suffice"}
         assert len(answer.json["choices"]) == body.get("n", 1)
@@ -359,14 +359,14 @@ async def test_the_requests_number_of_samples_wins_over_the_routes(
     async with serve(Reply(answer=("who knows",)), route=observing(route_says)) as g:
         answer = await g.ask(chat(suffice={"samples": request_says}))
         assert len(g.fake.completions) == request_says
-        assert answer.told["steps"] == request_says
+        assert answer.report["steps"] == request_says
         assert (await g.episode()).request.n_samples == request_says
         assert not any("suffice" in c.body for c in g.fake.completions)
 
 
-@pytest.mark.parametrize("lot", range(4))
-async def test_a_live_stop_sees_what_the_audit_sees_up_to_its_step(serve: Serve, lot: int) -> None:
-    draw = random.Random(lot)
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_live_stop_sees_what_the_audit_sees_up_to_its_step(serve: Serve, seed: int) -> None:
+    draw = random.Random(seed)
     answers = [f"it is {draw.choice('4445')}" for _ in range(12)]
     delays_s = [draw.random() * 0.03 for _ in range(12)]
     seen: list[Outcome] = []
@@ -424,9 +424,9 @@ async def test_a_decided_vote_draws_no_more(serve: Serve, way: str, stream: bool
     assert answer.usage["completion_tokens"] == 5 * 3 + 2
 
 
-@pytest.mark.parametrize("lot", range(6))
-async def test_a_vote_that_was_cut_short_delivers_what_the_vote_over_all_samples_would(serve: Serve, lot: int) -> None:
-    draw = random.Random(lot)
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_vote_that_was_cut_short_delivers_what_the_vote_over_all_samples_would(serve: Serve, seed: int) -> None:
+    draw = random.Random(seed)
     answers = [draw.choice(["4", "4", "5", "6", None]) for _ in range(10)]
     texts = ["nothing" + "!" * n if a is None else f"so {a}" + "." * n for n, a in enumerate(answers)]
     async with serve(BySeed([Reply(answer=(text,)) for text in texts]), route=observing(10, wave=1)) as g:

@@ -26,7 +26,7 @@ from tests.gateway.test_log_follower import write
 SAMPLED: dict[str, Any] = ENFORCE | {"sample_rate": 0.3, "audit_share": 0.1}
 
 
-async def asked(g: Served, n: int, **headers: str) -> None:
+async def send_requests(g: Served, n: int, **headers: str) -> None:
     for number in range(n):
         assert (await g.ask(chat(f"question {number}"), headers=headers)).status == 200
 
@@ -37,7 +37,7 @@ def kept(database: Path) -> list[Episode]:
 
 async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(serve: Serve) -> None:
     async with serve(CHAIN, route=SAMPLED, upstream=RAW) as g:
-        await asked(g, 60)
+        await send_requests(g, 60)
         n_audits = g.gateway.metrics.value("suffice_audits_total", route="r")
         database = g.database
     rows, cells = kept(database), list(counted_cells(database, "r"))
@@ -62,7 +62,7 @@ async def test_a_retry_is_kept_with_its_first_delivery_and_each_turn_of_a_conver
     server = {"retry_window_s": 600.0}
     async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW, server=server) as g:
         for _ in range(3):
-            await asked(g, 12)
+            await send_requests(g, 12)
         for turn in range(40):
             await g.ask(chat(f"turn {turn}"), headers={"x-conversation-id": "talk"})
         database = g.database
@@ -87,10 +87,10 @@ async def test_what_fails_has_rows_though_it_was_not_drawn(serve: Serve) -> None
 
 async def test_what_observes_keeps_everything_and_what_passes_through_is_sampled(serve: Serve) -> None:
     async with serve(route={"mode": "observe", "sample_rate": 0.02}) as g:
-        await asked(g, 12)
+        await send_requests(g, 12)
         assert len(await g.episodes(12)) == 12
     async with serve(route={"mode": "off", "sample_rate": 0.02}) as g:
-        await asked(g, 12)
+        await send_requests(g, 12)
         database = g.database
     passed = [one for one in kept(database) if one.request.mode == "off"]
     assert len(passed) + sum(cell.n for cell in counted_cells(database, "r")) == 12
@@ -156,7 +156,7 @@ async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve:
         async with asyncio.timeout(30):
             while not g.gateway.sampling.rates:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
-        await asked(g, 8)
+        await send_requests(g, 8)
         assert len(await g.episodes(8)) == 8, "of classes that are not named all are kept now"
         assert {item.episode.request.keep_rate for item in await g.episodes(8)} == {1.0}
 
@@ -176,7 +176,7 @@ async def test_rates_for_another_rate_of_the_owners_are_void(serve: Serve) -> No
                 author="w",
             )
         }
-        await asked(g, 30)
+        await send_requests(g, 30)
         database = g.database
     assert len(kept(database)) < 30
 

@@ -53,7 +53,7 @@ def served(level: int, plan: AgentPlan | None = None, **changes: Any) -> BuiltRo
     return deploy_route(base, RouteDeployment(publication=made, plan=plan))
 
 
-async def asked(g: Served, text: str = "a question") -> str | None:
+async def sent_effort(g: Served, text: str = "a question") -> str | None:
     answer = await g.ask(chat(text))
     assert answer.status == 200
     await g.quiet()
@@ -63,12 +63,12 @@ async def asked(g: Served, text: str = "a question") -> str | None:
 
 async def test_the_client_gets_the_effort_that_is_proved(serve: Serve) -> None:
     async with serve(Model(), route=ROUTE, **VLLM) as g:
-        assert await asked(g) is None, "nothing is proved"
+        assert await sent_effort(g) is None, "nothing is proved"
         await decide(g, began(), proved(g.gateway.settings, 3))
-        assert await asked(g) == "low"
+        assert await sent_effort(g) == "low"
         await decide(g, proved(g.gateway.settings, 2, number=2))
-        assert await asked(g) == "medium"
-        report = (await g.ask(chat(suffice={}))).told
+        assert await sent_effort(g) == "medium"
+        report = (await g.ask(chat(suffice={}))).report
         assert (report["certified"], report["policy_version"]) == (True, "effort=medium")
 
 
@@ -77,15 +77,15 @@ async def test_while_a_class_is_held_in_full_others_get_what_is_proved_for_any_c
 ) -> None:
     async with serve(Model(), route=ROUTE, **VLLM) as g:
         await decide(g, began(), proved(g.gateway.settings, 3, any_level=2))
-        assert await asked(g) == "low"
+        assert await sent_effort(g) == "low"
         await held(g, kind="observe", query_class="choice")
-        assert await asked(g, "Which one?\nA) 3\nB) 4") is None
-        assert await asked(g) == "medium"
+        assert await sent_effort(g, "Which one?\nA) 3\nB) 4") is None
+        assert await sent_effort(g) == "medium"
         mixture = (("choice", (0,)),)
         await decide(g, proved(g.gateway.settings, 3, number=2, any_level=2, mixture=mixture))
-        assert await asked(g) == "low"
+        assert await sent_effort(g) == "low"
         await decide(g, proved(g.gateway.settings, 3, number=3))
-        assert await asked(g) is None, "publications of earlier releases were not tested so"
+        assert await sent_effort(g) is None, "publications of earlier releases were not tested so"
 
 
 async def test_audits_draw_each_effort_as_often_and_say_with_which_odds(serve: Serve) -> None:

@@ -74,19 +74,19 @@ def test_the_evidence_counts_one_draw_once() -> None:
     assert list(seen.repeats) == ["e2"]
 
 
-def pass_rate(*, twice: bool, n_streams: int = 4_000) -> float:
+def pass_rate(*, counts_both: bool, n_streams: int = 4_000) -> float:
     """How often a level at exactly its budget passes if every request reaches two replicas at once."""
     rng, budget, share, bet, n = np.random.default_rng(5), 0.2, 0.1, 1.2, 200
     lost = (rng.random((n_streams, n)) < budget).astype(float)
     audit = rng.random((n_streams, n)) < share
     factor = 1 + bet * (budget - lost)
-    logs = np.where(audit, (2 if twice else 1) * np.log(factor), 0.0)
+    logs = np.where(audit, (2 if counts_both else 1) * np.log(factor), 0.0)
     return float((np.cumsum(logs, axis=1).max(axis=1) >= np.log(20)).mean())
 
 
 def test_counting_both_deliveries_of_one_draw_would_break_the_promise_and_counting_one_keeps_it() -> None:
-    assert pass_rate(twice=False) <= 0.05
-    assert pass_rate(twice=True) > 0.05
+    assert pass_rate(counts_both=False) <= 0.05
+    assert pass_rate(counts_both=True) > 0.05
 
 
 async def test_a_retry_at_another_gateway_runs_in_full(serve: Serve) -> None:

@@ -103,7 +103,7 @@ async def test_a_fivefold_spike_takes_the_certified_level_within_ten_seconds_and
         assert levels_of(await asyncio.gather(*quiet, *arrived(spike))) == {"1"}
         assert levels_of(await asyncio.gather(*thrifty)) == {"2"}
         answers = await asyncio.gather(*quiet, *spike, *thrifty, *after)
-        assert all(answer.status == 200 and answer.told["certified"] is True for answer in answers)
+        assert all(answer.status == 200 and answer.report["certified"] is True for answer in answers)
 
         last = await scraped(g)
         moves = {name: value for name, value in last.items() if name.startswith("suffice_operating_moves_total{")}
@@ -146,7 +146,7 @@ async def test_quality_first_turns_part_of_the_new_requests_away_and_runs_the_re
         assert len(shed) >= 10
         assert len(taken) >= 1
         assert len(shed) + len(taken) == len(answers)
-        assert {answer.told["steps"] for answer in taken} == {8}, "in full"
+        assert {answer.report["steps"] for answer in taken} == {8}, "in full"
         error = shed[0].json["error"]
         assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "fallback_capacity", None)
         assert all(5 <= int(answer.headers["retry-after"]) <= 15 for answer in shed)
@@ -163,7 +163,7 @@ async def test_quality_first_turns_part_of_the_new_requests_away_and_runs_the_re
         here.resume()
         again = await asyncio.gather(*(g.ask(chat(f"again {at}", suffice={})) for at in range(8)))
         assert {answer.status for answer in again} == {200}
-        assert {answer.told["steps"] for answer in again} == {4}
+        assert {answer.report["steps"] for answer in again} == {4}
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ async def test_availability_first_takes_everybody_at_the_next_safer_level_and_ca
         await braked(g)
         answers = await crowd(g, 12)
         assert {answer.status for answer in answers} == {200}
-        assert {(a.told["certified"], a.told["stopped"], a.told["steps"]) for a in answers} == {(False, True, 6)}
+        assert {(a.report["certified"], a.report["stopped"], a.report["steps"]) for a in answers} == {(False, True, 6)}
         assert levels_of(answers) == {"1"}
 
 
@@ -189,4 +189,4 @@ async def test_a_failure_of_the_measurement_leaves_the_level_where_it_is_and_is_
             while g.failed_open("load") < 2:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.05)
         g.gateway.upstreams["up"].n_open = 0
-        assert (await g.ask(chat(suffice={}))).told["steps"] == 4
+        assert (await g.ask(chat(suffice={}))).report["steps"] == 4

@@ -111,7 +111,7 @@ async def test_a_message_is_continued_behind_the_tag_that_doctor_saw(serve: Serv
     upstream, fake = {"finish": ["prefill"], "driver": "sglang", "slots": 3}, {"dialect": "sglang"}
     async with serve(held(), upstream=upstream, fake=fake, route=enforcing(), change=opens_thoughts) as g:
         answer = await g.ask(chat(suffice={}))
-        assert (answer.text, answer.told["stopped"], answer.told["degraded"]) == ("4", True, [])
+        assert (answer.text, answer.report["stopped"], answer.report["degraded"]) == ("4", True, [])
 
 
 @pytest.mark.slow(keep=11)
@@ -133,7 +133,7 @@ async def test_a_stop_by_continuation_delivers_the_answer_at_its_step(
             assert ["suffice" in chunk for chunk in answer.chunks].count(True) == 1
             assert next(c for c in answer.chunks if "suffice" in c)["choices"][0]["finish_reason"] == "stop"
         outcome = await reconciled(g)
-        report = answer.told
+        report = answer.report
         assert report["stopped"] is True
         assert report["stop_reason"] == "suffices"
         assert report["certified"] is False
@@ -159,7 +159,7 @@ async def test_a_native_stop_goes_on_in_the_same_stream(serve: Serve, stream: bo
         assert answer.text == "".join(slow.answer_after(answer.thought).tokens)
         assert g.fake.completions[0].thought_ended_by == "control"
         assert not any(c.cancelled for c in g.fake.completions)
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         if stream:
             assert_one_ordinary_stream(answer, wants_usage=False)
         outcome = await reconciled(g)
@@ -180,8 +180,8 @@ async def test_a_fixed_budget_is_kept_by_the_engine_itself(serve: Serve, budget:
         assert len(g.fake.calls) == 1
         outcome = await reconciled(g, answer)
         assert (outcome.stopped, outcome.stop_reason, outcome.finish_method) == (True, "budget", "budget")
-        assert answer.told["stop_reason"] == "budget"
-        assert answer.told["certified"] is False
+        assert answer.report["stop_reason"] == "budget"
+        assert answer.report["certified"] is False
 
 
 async def test_a_budget_that_the_engine_ignores_is_kept_by_the_loop(serve: Serve) -> None:
@@ -198,7 +198,7 @@ async def test_a_budget_that_the_engine_ignores_is_kept_by_the_loop(serve: Serve
     async with serve(forget, upstream={"finish": ["native"]}, route=route) as g:
         answer = await g.ask(chat(stream=True))
         assert g.fake.completions[0].thought_ended_by == "control"
-        assert answer.told["stop_reason"] == "budget"
+        assert answer.report["stop_reason"] == "budget"
         assert len(answer.thought.split("\n")) < 35
 
 

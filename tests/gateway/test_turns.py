@@ -18,7 +18,7 @@ from suffice.wiring.keys import kill_file
 from suffice_testing import Questions, Reply, ToolCall
 from suffice_testing.reply import FakeRequest
 from tests.control.test_owned import counted
-from tests.gateway.api_streams import read_said
+from tests.gateway.api_streams import read_answer
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, post, served
 
@@ -90,7 +90,7 @@ class Agent:
         if self.path == CHAT:
             calls = calls_of(answer)
             return answer.text, calls
-        output = read_said(self.path, answer.raw, stream=self.stream)
+        output = read_answer(self.path, answer.raw, stream=self.stream)
         return output.text, [(f"call_{len(self.answers) - 1}", name, given) for name, given in output.calls]
 
     async def run(self, most: int = 9) -> str:
@@ -187,11 +187,11 @@ async def test_the_reply_that_ends_a_run_names_the_run(serve: Serve) -> None:
         agent = Agent(g)
         await agent.run()
         run, _ = await loop_and_turns(g, 4)
-        report = agent.answers[-1].told["turns"]
+        report = agent.answers[-1].report["turns"]
         assert report["episode_id"] == run.request.episode_id
         assert (report["route"], report["turn"], report["stopped"]) == ("loop", 4, True)
-        assert agent.answers[-1].told["stopped"] is False  # its thought was not cut
-        assert all(one.told is None for one in agent.answers[:-1])
+        assert agent.answers[-1].report["stopped"] is False  # its thought was not cut
+        assert all(one.report is None for one in agent.answers[:-1])
 
 
 async def test_an_audit_says_of_a_stop_what_a_live_client_gets(tmp_path: Path) -> None:

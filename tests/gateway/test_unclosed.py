@@ -111,7 +111,7 @@ async def test_where_the_route_says_so_the_client_gets_the_forced_answer(
         assert (outcome.unclosed, outcome.answer, outcome.end_reason) == (True, "4", "done")
         assert (outcome.stopped, outcome.finish_method) == (False, way)
         assert answer.usage["completion_tokens"] == CAP + 1
-        assert answer.told is None  # nothing was stopped, and nobody asked
+        assert answer.report is None  # nothing was stopped, and nobody asked
 
 
 async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) -> None:
@@ -120,7 +120,7 @@ async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) ->
     async with serve(talks, route=route, **RAW) as g:
         answer = await g.ask(capped(stream=True, suffice={}))
         assert (answer.text, answer.finish) == ("4 and", "length")
-        assert answer.told["stopped"] is False
+        assert answer.report["stopped"] is False
         assert (await g.outcome()).end_reason == "truncated"
 
 

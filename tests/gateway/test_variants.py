@@ -187,7 +187,7 @@ async def test_without_the_log_what_a_rollout_brought_serves_unless_the_owner_ha
 async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_the_last_good_one_in_force(
     serve: Serve, tmp_path: Path
 ) -> None:
-    brought = list[str]()
+    addresses = list[str]()
 
     def spoil(address: str) -> None:
         with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
@@ -196,12 +196,12 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
 
     async with serve(FOUR, route=ROUTE) as g:
         for policy in (BOLDER, {**OWN, "streak": 3}):
-            brought.append(await bring(g, policy, name=f"r-{len(brought)}"))
+            addresses.append(await bring(g, policy, name=f"r-{len(addresses)}"))
         assert await drawn(g) == 3
         await asyncio.to_thread(begin, g, {**OWN, "streak": 4}, name="r-2")
         port = int(g.fake.url.rpartition(":")[2])
-    spoil(brought[1])
-    before, own = f"version {brought[0]} stays active", "the settings' own policy serves"
+    spoil(addresses[1])
+    before, own = f"version {addresses[0]} stays active", "the settings' own policy serves"
     for serves, n_drawn in (("", 3), (before, 2), (own, 5)):
         async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
             assert await drawn(g) == n_drawn, serves or "the last-good file has it still"
@@ -212,9 +212,9 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
             file = await g.kept()
         file.unlink()
         if serves:
-            spoil(brought[0])
+            spoil(addresses[0])
     rows = [one.event for one in read_events(tmp_path / "log.db") if isinstance(one.event, VersionRefusal)]
-    assert [(one.number, one.fit, one.serves) for one in rows] == [(0, brought[1], before)]
+    assert [(one.number, one.fit, one.serves) for one in rows] == [(0, addresses[1], before)]
 
 
 async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serve) -> None:

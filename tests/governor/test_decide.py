@@ -502,9 +502,9 @@ def test_a_decision_about_another_run_counts_as_none() -> None:
 
 def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
     with loops.local(tmp_path) as gov:
-        local_desk = gov._state.backend
-        assert hasattr(local_desk, "gateway")
-        gw: context.GatewayState = local_desk.gateway
+        local_backend = gov._state.backend
+        assert hasattr(local_backend, "gateway")
+        gw: context.GatewayState = local_backend.gateway
         run = rounds_service.open_run(gw, gw.deployment.routes[0], rounds_service.RunStart(question="q"))
         for _ in range(3):
             rounds_service.close_run(gw, run)

@@ -99,8 +99,8 @@ def test_many_loops_at_once_and_an_event_loop_share_one_embedder(tmp_path: Path)
 
     async def both() -> None:
         async with gov.episode("awaited") as one, gov.episode("too") as two:
-            both_said = await asyncio.gather(adrive(one, SAME), adrive(two, SAME))
-            stops.extend([d.stop for d in output] for output in both_said)
+            both_answers = await asyncio.gather(adrive(one, SAME), adrive(two, SAME))
+            stops.extend([d.stop for d in output] for output in both_answers)
 
     stops: list[list[bool]] = []
     with served(letters, []) as url, local(tmp_path, policy=NEAR, embeddings=table(url)) as gov:

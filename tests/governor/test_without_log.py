@@ -46,7 +46,7 @@ def held(folder: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def said_last(folder: Path, route: RouteDeployment, *, age_s: float = 60.0) -> None:
+def write_last_state(folder: Path, route: RouteDeployment, *, age_s: float = 60.0) -> None:
     """What a gateway of the same log has left."""
     good = LastGood(at_s=time.time() - age_s, seq=1, routes={ROUTE: GoodRoute(held=route)})
     write_last_good(folder / "log.db.good", good, secret="ours")
@@ -71,7 +71,7 @@ def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, left: RouteDeployment | None, age_s: float, n: int, served: str
 ) -> None:
     if left is not None:
-        said_last(tmp_path, left, age_s=age_s)
+        write_last_state(tmp_path, left, age_s=age_s)
     with held(tmp_path), local(tmp_path) as gov:
         assert [n_steps(gov) for _ in range(3)] == [n] * 3
         with pytest.raises(StoreError, match="send it again with the same id"):
@@ -114,7 +114,7 @@ def test_a_loop_that_ends_before_the_log_was_tried_again_tries_once_more(
 
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_loop_on_a_log_that_is_gone_or_damaged_makes_no_new_one_in_its_place(tmp_path: Path, is_gone: bool) -> None:
-    said_last(tmp_path, PAUSED)
+    write_last_state(tmp_path, PAUSED)
     if not is_gone:
         (tmp_path / "log.db").write_bytes(b"no database" * 1_000)
     with local(tmp_path) as gov:

@@ -180,18 +180,18 @@ def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
         _, results, text = text.partition(f"\n## {heading}\n")
         assert results, f"{short(path)}: no section ## {heading}"
         text = text.split("\n## ")[0]
-    found_rows: dict[str, list[str]] = {}
+    by_word: dict[str, list[str]] = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
         for word in re.findall(r"`([^`]+)`", cells[0]) if cells else ():
-            found_rows[word] = cells
-    return found_rows
+            by_word[word] = cells
+    return by_word
 
 
 SECTIONS = {heading_of(level): model for level, model in LEVELS.items() if level}
 
 
-def shown_default(field: msgspec.structs.FieldInfo) -> str:
+def default_text(field: msgspec.structs.FieldInfo) -> str:
     """A default as the reference writes it."""
     if field.required:
         return "must be given"
@@ -209,7 +209,7 @@ def test_every_setting_is_documented_with_its_default(section: str) -> None:
     fields = msgspec.structs.fields(SECTIONS[section])
     assert list(documented) == [field.name for field in fields]
     for field in fields:
-        assert documented[field.name][1] == shown_default(field), field.name
+        assert documented[field.name][1] == default_text(field), field.name
         assert len(documented[field.name][2]) > 5
         needs_restart = documented[field.name][2].endswith("*Restart.*")
         assert needs_restart != can_reload(SECTIONS[section], field.name), field.name

@@ -144,7 +144,7 @@ def point(group: str, name: str, value: str) -> EntryPoint:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         (point("signals", "votes", "Quiet"), "the name is taken; taken are closing, confidence"),
         (point("policies", "beta", "Stranger"), "the name is taken"),
@@ -166,11 +166,11 @@ def point(group: str, name: str, value: str) -> EntryPoint:
         (point("scorers", "leaves", "sys:exit"), "SystemExit"),
     ],
 )
-def test_what_is_unfit_is_reported_by_name_and_left_out(entry: EntryPoint, said: str) -> None:
+def test_what_is_unfit_is_reported_by_name_and_left_out(entry: EntryPoint, message: str) -> None:
     before = {group: dict(table) for group, (table, _) in GROUPS.items()}
     (plugin,) = register_all([entry])
     assert plugin.problem is not None
-    assert re.search(said, plugin.problem), plugin.problem
+    assert re.search(message, plugin.problem), plugin.problem
     assert f"plug-in {entry.name!r} in {entry.group} of unknown: left out: " in plugin.warning()
     assert {group: dict(table) for group, (table, _) in GROUPS.items()} == before
 

@@ -144,12 +144,12 @@ def test_the_first_step_that_passes_is_where_the_running_minimum_of_the_risk_wou
     seed=st.integers(0, 2**32),
     on_hopeless=st.sampled_from(["stop", "continue"]),
     by_cost=st.booleans(),
-    found=st.booleans(),
+    with_rules=st.booleans(),
 )
-def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool, found: bool) -> None:
+def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool, with_rules: bool) -> None:
     rng = np.random.default_rng(seed)
     changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": StepCost(0.5 if by_cost else 0.0, 5.0)}
-    if found:
+    if with_rules:
         changes |= {"classes": (("n_words > 20", 0.6),), "class_rules": RESULTS}
     policy = LearnedPolicy(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
     queries = [Query(query_class="easy", n_words=5), None, Query(query_class="hard", n_words=30)]

@@ -16,14 +16,14 @@ class FakeLlama(BaseHTTPRequestHandler):
     """Speaks llama.cpp's completion API as far as the recorder needs it."""
 
     generated: ClassVar[list[tuple[int, str | bytes, float]]] = []
-    asked: ClassVar[list[dict[str, Any]]] = []
+    requests: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
             reply: dict[str, Any] = {"tokens": [END] if body["content"] == "<|im_end|>" else [1, 2]}
         else:
-            self.asked.append(body)
+            self.requests.append(body)
             reply = {"completion_probabilities": [self._token(*one) for one in self.generated]}
         raw = json.dumps(reply).encode()
         self.send_response(200)
@@ -44,7 +44,7 @@ class FakeLlama(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[LlamaServer]:
-    FakeLlama.asked = []
+    FakeLlama.requests = []
     with HTTPServer(("127.0.0.1", 0), FakeLlama) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -60,8 +60,8 @@ def test_a_reply_ends_with_its_line_or_its_turn(server: LlamaServer, end: tuple[
     assert (reply.text, reply.tokens) == (" Port of", (10, 11))
     assert reply.logprobs == (-0.2, 0.0)  # rounding may leave a probability above 1
     assert reply.rivals == ((" Port", -0.2), ("?", -4.0))
-    (asked,) = FakeLlama.asked
-    assert (asked["prompt"], asked["n_predict"], asked["temperature"]) == ([5, 6], 24, 0)
+    (request,) = FakeLlama.requests
+    assert (request["prompt"], request["n_predict"], request["temperature"]) == ([5, 6], 24, 0)
 
 
 def test_a_letter_of_two_tokens_is_one_letter(server: LlamaServer) -> None:

@@ -95,7 +95,7 @@ def test_every_way_of_writing_a_day_is_the_same_answer(day: datetime.date) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "answer"),
     [
         ("Yes.", "yes"),
         ("**No**, because", "no"),
@@ -113,8 +113,8 @@ def test_every_way_of_writing_a_day_is_the_same_answer(day: datetime.date) -> No
         ("maybe", None),
     ],
 )
-def test_what_was_said(text: str, said: str | None) -> None:
-    assert YesNoScorer().extract(text) == said
+def test_what_was_said(text: str, answer: str | None) -> None:
+    assert YesNoScorer().extract(text) == answer
 
 
 @pytest.mark.parametrize(

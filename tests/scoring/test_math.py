@@ -15,10 +15,10 @@ class Judge:
     """A judge that knows one thing, and remembers what it was asked."""
 
     verdict: bool | None
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
 
     def equivalent(self, one: str, other: str) -> bool | None:
-        self.asked.append((one, other))
+        self.questions.append((one, other))
         return self.verdict
 
 
@@ -103,10 +103,10 @@ def test_a_judge_is_asked_only_what_strings_and_numbers_cannot_tell() -> None:
     assert not scorer.match("1/2", "0.51")
     assert not scorer.match("Evelyn", "Levyne")
     assert not scorer.match(None, "x")
-    assert judge.asked == []
+    assert judge.questions == []
     assert scorer.match("x+1", "1+x")
     assert scorer.match("1+x", "x+1")
-    assert judge.asked == [("1+x", "x+1")] * 2, "the order must not matter"
+    assert judge.questions == [("1+x", "x+1")] * 2, "the order must not matter"
 
 
 @pytest.mark.parametrize("verdict", [False, None])
@@ -120,4 +120,4 @@ def test_the_judge_reaches_a_scorer_inside_another_one() -> None:
     answer = scorer.extract('{"answer": "$x+1$"}')
     assert answer == "x+1"
     assert scorer.match(answer, "1+x")
-    assert judge.asked
+    assert judge.questions

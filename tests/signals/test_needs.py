@@ -40,14 +40,14 @@ def test_whatever_is_written_a_need_is_read_or_refused_with_a_way_out(text: str)
     try:
         check_need(text).build()
     except ConfigError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = "known: "
-    assert any(way in said for way in ("known: ", "such as closing(alpha=0.2)", "a number", "once"))
+        message = "known: "
+    assert any(way in message for way in ("known: ", "such as closing(alpha=0.2)", "a number", "once"))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "needs: got ''; write name or name"),
         ("Votes", "needs: got 'Votes'; write name or name"),
@@ -65,13 +65,13 @@ def test_whatever_is_written_a_need_is_read_or_refused_with_a_way_out(text: str)
         ("a" * 600, "needs: got 'aaa"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_is_allowed(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_wrong_is_said_with_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Observer([text], "reasoning")
 
 
 def test_a_fold_that_must_be_told_something_or_cannot_be_built_is_refused_by_name() -> None:
-    class Told:
+    class Parametrised:
         fields: tuple[str, ...] = ("told.value",)
 
         def __init__(self, *, model: str) -> None:
@@ -83,7 +83,7 @@ def test_a_fold_that_must_be_told_something_or_cannot_be_built_is_refused_by_nam
         def values(self) -> dict[str, float]:
             return {"told.value": self._model}
 
-    FOLDS["told"] = Told
+    FOLDS["told"] = Parametrised
     try:
         signals = Observer(["told(model=known)"], "rounds").observe(step())
         assert signals.values == {"told.value": 1.0}

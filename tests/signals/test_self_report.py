@@ -10,7 +10,7 @@ from suffice.types import Query, Step
 from tests.signals.steps import seen
 
 
-def said(
+def reported(
     stated: float | None = None, done: bool | None = None, action: str | None = None, logprob: float | None = None
 ) -> Step:
     return Step(
@@ -27,11 +27,13 @@ def said(
 
 @pytest.mark.parametrize(("stated", "kept"), [(0.0, 0.0), (1.0, 1.0), (5.0, None), (-0.1, None), (math.nan, None)])
 def test_a_stated_confidence_counts_if_it_is_a_probability(stated: float, kept: float | None) -> None:
-    assert seen("said", [said(stated)]) == [(kept, None, None)]
+    assert seen("said", [reported(stated)]) == [(kept, None, None)]
 
 
 def test_the_flag_is_a_number_and_equal_actions_have_equal_codes() -> None:
-    rows = seen("said", [said(done=True, action="tool"), said(done=False, action="tool"), said(action="propose")])
+    rows = seen(
+        "said", [reported(done=True, action="tool"), reported(done=False, action="tool"), reported(action="propose")]
+    )
     assert [row[1] for row in rows] == [1.0, 0.0, None]
     assert rows[0][2] == rows[1][2] == action_code("tool") != rows[2][2]
     assert action_code("tool") == 0.3781503086562097  # the same in every process, today and tomorrow
@@ -42,7 +44,7 @@ def test_the_flag_is_a_number_and_equal_actions_have_equal_codes() -> None:
     ("logprob", "kept"), [(-1.5, -1.5), (1e-4, 0.0), (0.5, None), (-math.inf, None), (math.nan, None), (None, None)]
 )
 def test_a_mean_log_probability_counts_if_it_can_be_one(logprob: float | None, kept: float | None) -> None:
-    assert seen("wording", [said(logprob=logprob)]) == [(kept,)]
+    assert seen("wording", [reported(logprob=logprob)]) == [(kept,)]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def feedback(feedback_id: str) -> FeedbackEvent:
     return FeedbackEvent(Feedback(feedback_id=feedback_id, correct=True))
 
 
-def send_feedback(store: Store, run: str, n_feedback: int, told: Connection) -> None:
+def send_feedback(store: Store, run: str, n_feedback: int, sender: Connection) -> None:
     """Leave a request open, send feedback from four tasks at once and tell each name once it is acknowledged."""
     log = LogWriter(store, now=time.time)
     log.append(seen(f"open-{run}"))
@@ -33,11 +33,11 @@ def send_feedback(store: Store, run: str, n_feedback: int, told: Connection) -> 
             name = f"{run}-{worker}-{i}"
             receipt = await log.append_durable(feedback(name))
             assert not receipt.duplicate
-            told.send(name)
+            sender.send(name)
 
     async def send_all() -> None:
         await asyncio.gather(*map(send, range(4)))
 
     asyncio.run(send_all())
-    told.send(FINISHED)
+    sender.send(FINISHED)
     time.sleep(600)  # until it is killed

@@ -34,11 +34,11 @@ def published(number: int, *, route: str = "math", level: int | None = None) -> 
     )
 
 
-def asked(name: str, **more: str) -> Request:
+def named_request(name: str, **more: str) -> Request:
     return plain_request(name, route="math", **more)
 
 
-def said(number: int) -> FeedbackEvent:
+def feedback(number: int) -> FeedbackEvent:
     return FeedbackEvent(
         Feedback(
             feedback_id=f"f{number}",
@@ -56,8 +56,8 @@ def story(n: int) -> Iterable[Event]:
     """Requests, labels, publications, epochs and alarms, mixed."""
     yield Epoch(route="math", number=1, at=0, since_seq=0, reason="cold start", author=AUTHOR)
     for i in range(n):
-        yield asked(f"e{i}")
-        yield said(i)
+        yield named_request(f"e{i}")
+        yield feedback(i)
         if i % 4 == 0:
             yield published(i // 4 + 1)
     yield Alarm(route="math", epoch=1, at=n, cause="change", reason="another model answers")
@@ -89,7 +89,7 @@ def copied(source: SqliteConnection) -> SqliteConnection:
     return target
 
 
-def found_head(connection: SqliteConnection) -> Head:
+def head_of(connection: SqliteConnection) -> Head:
     result = head(connection)
     assert result is not None
     return result

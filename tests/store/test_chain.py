@@ -28,11 +28,11 @@ from tests.store.made_chain import (
     copied,
     cut_tail,
     erase_in_silence,
-    found_head,
+    feedback,
+    head_of,
     made,
     published,
     rebuild,
-    said,
     write,
 )
 
@@ -49,10 +49,10 @@ def whole() -> Iterator[SqliteConnection]:
 
 
 def test_a_log_that_nobody_touched_is_what_was_written(whole: SqliteConnection) -> None:
-    verdict = verify_chain(whole, [found_head(whole)])
+    verdict = verify_chain(whole, [head_of(whole)])
     assert verdict.ok
     assert (verdict.n_rows, verdict.n_heads, verdict.n_erased) == (PLACES, 1, 0)
-    assert verdict.head == found_head(whole)
+    assert verdict.head == head_of(whole)
     assert verdict.beginning is not None
     assert (verdict.beginning.after_seq, verdict.beginning.n_before) == (0, 0)
 
@@ -78,7 +78,7 @@ def test_each_way_of_tampering_is_found_and_its_first_row_is_named(
 
 @pytest.mark.parametrize("place", [2, 5, PLACES])
 def test_a_cut_tail_fits_in_itself_and_a_head_that_was_exported_names_it(whole: SqliteConnection, place: int) -> None:
-    exported = found_head(whole)
+    exported = head_of(whole)
     with closing(copied(whole)) as log:
         cut_tail(log, place)
         assert verify_chain(log).ok, "the file alone cannot know"
@@ -95,14 +95,14 @@ def test_a_cut_tail_fits_in_itself_and_a_head_that_was_exported_names_it(whole: 
 @pytest.mark.parametrize("place", [2, 9, PLACES - 2])
 def test_a_chain_that_was_written_anew_fits_in_itself_and_exported_heads_close_in_on_it(place: int) -> None:
     with closing(made(":memory:", 0)) as whole:
-        heads = [found_head(whole)]
+        heads = [head_of(whole)]
         for number in range(1, N):
-            write(whole, [said(number)])
+            write(whole, [feedback(number)])
             if number % 5 == 0:
-                heads.append(found_head(whole))
-        heads.append(found_head(whole))
+                heads.append(head_of(whole))
+        heads.append(head_of(whole))
         with closing(copied(whole)) as log:
-            where = min(place, found_head(whole).place)
+            where = min(place, head_of(whole).place)
             rebuild(log, where)
             assert verify_chain(log).ok, "the file alone cannot know"
             bad = verify_chain(log, heads).bad
@@ -114,7 +114,7 @@ def test_a_chain_that_was_written_anew_fits_in_itself_and_exported_heads_close_i
 
 def test_another_chain_altogether_is_not_the_one_that_was_exported(whole: SqliteConnection) -> None:
     with closing(made(":memory:", N)) as other:
-        bad = verify_chain(other, [found_head(whole)]).bad
+        bad = verify_chain(other, [head_of(whole)]).bad
     assert bad is not None
     assert bad.place == 1
     assert "begins otherwise" in bad.what
@@ -237,8 +237,8 @@ async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[...,
         for number in range(1, 6):
             assert writer.write(None, [published(number)]) == [True]
             assert writer.write(None, [published(number)]) == [False], "a row that is there is not chained again"
-            assert not (await log.append_durable(said(number))).duplicate
-            assert (await log.append_durable(said(number))).duplicate
+            assert not (await log.append_durable(feedback(number))).duplicate
+            assert (await log.append_durable(feedback(number))).duplicate
     with closing(SqliteConnection(database, isolation_level=None)) as connection:
         verdict = verify_chain(connection)
     assert verdict.ok
@@ -249,16 +249,16 @@ async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
     open_log: Callable[..., LogWriter], database: Path
 ) -> None:
     log = open_log()
-    await log.append_durable(said(1))
+    await log.append_durable(feedback(1))
     with Decisions(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
         assert writer.write(None, [published(1), published(1)], all_new=True) == [True, False]
         with pytest.raises(ZeroDivisionError), writer.transaction() as connection:
             connection.execute("DELETE FROM chain")
             raise ZeroDivisionError
-    await log.append_durable(said(2))
+    await log.append_durable(feedback(2))
     with closing(SqliteConnection(database, isolation_level=None)) as connection:
         assert verify_chain(connection).ok
-        assert found_head(connection).place == 3
+        assert head_of(connection).place == 3
 
 
 WRITER = """
@@ -289,5 +289,5 @@ def test_two_chains_never_begin_alike() -> None:
     heads = list[Head]()
     for _ in range(3):
         with closing(made(":memory:", 0)) as log:
-            heads.append(found_head(log))
+            heads.append(head_of(log))
     assert len({one.begin for one in heads}) == 3

@@ -58,20 +58,20 @@ def report_of(*more: Event) -> list[Event]:
     ]
 
 
-def asked(decision: Any, **changes: Any) -> IncidentForm:
+def decision_form(decision: Any, **changes: Any) -> IncidentForm:
     return IncidentForm(**({"incident": "r:p1", "decision": decision, "reason": "seen", "author": "ann"} | changes))
 
 
 def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: Decisions, database: LogLocation) -> None:
     writer.write(None, report_of())
-    result = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
+    result = decide_incident(writer, ROUTE, "r", decision_form("roll_back"), now_s=20.0, publication=2)
     assert isinstance(result, DecisionRows), result
     assert read_decided(database).of("r").pause is None
     pin = read_holds(database).of("r").in_effect(21.0).pin
     assert pin is not None
     assert pin.pinned == publication(number=2, epoch=2, level=4)
     for number, wrong in ((1, "is of epoch 1"), (9, "unknown publication 9")):
-        again = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=number)
+        again = decide_incident(writer, ROUTE, "r", decision_form("roll_back"), now_s=20.0, publication=number)
         assert wrong in str(again) or "decided already" in str(again)
 
 
@@ -81,7 +81,7 @@ def test_a_roll_back_that_does_not_fit_changes_nothing(
 ) -> None:
     writer.write(None, report_of())
     before = query("SELECT count(*) FROM events")
-    assert wrong in str(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=number))
+    assert wrong in str(decide_incident(writer, ROUTE, "r", decision_form("roll_back"), now_s=20.0, publication=number))
     assert query("SELECT count(*) FROM events") == before
 
 
@@ -95,11 +95,13 @@ def test_a_roll_back_while_the_file_is_locked_loses_nothing(
     with closing(sqlite3.connect(str(database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another process has held it"):
-            decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
+            decide_incident(writer, ROUTE, "r", decision_form("roll_back"), now_s=20.0, publication=2)
         other.execute("ROLLBACK")
     assert query("SELECT count(*) FROM events") == before
     assert [case.is_open for case in read_holds(database).of("r").cases] == [True]
-    assert isinstance(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=21.0, publication=2), DecisionRows)
+    assert isinstance(
+        decide_incident(writer, ROUTE, "r", decision_form("roll_back"), now_s=21.0, publication=2), DecisionRows
+    )
 
 
 def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: LogLocation, writer: Decisions) -> None:
@@ -109,7 +111,7 @@ def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: LogLo
     def act(name: str, decision: str) -> None:
         with Decisions(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
             more = {"level": 1} if decision == "tighten" else {}
-            result.append(decide_incident(own, ROUTE, "r", asked(decision, author=name, **more), now_s=20.0))
+            result.append(decide_incident(own, ROUTE, "r", decision_form(decision, author=name, **more), now_s=20.0))
 
     threads = [threading.Thread(target=act, args=(f"admin {n}", ("resume", "tighten")[n % 2])) for n in range(6)]
     for thread in threads:
@@ -170,7 +172,7 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: LogLoc
     assert quiet.evidence[1].startswith("held then: promise: none is needed: no control loop has begun with the route")
     assert read_decided(database).of("r").pause is not None
     assert "an author and a sentence" in str(open_incident(writer, "r", ROUTE, " ", "ann", now_s=7.0))
-    result = decide_incident(writer, ROUTE, "r", asked("resume", incident="r:m2"), now_s=8.0)
+    result = decide_incident(writer, ROUTE, "r", decision_form("resume", incident="r:m2"), now_s=8.0)
     assert isinstance(result, DecisionRows)
     assert read_decided(database).of("r").pause is None
 

@@ -36,7 +36,7 @@ from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, 
 from suffice.types import Episode, Feedback, Outcome, Query, Usage
 from tests.drawn import examples
 from tests.records import plain_step
-from tests.store.made_chain import asked, copied, cut_tail, found_head, made
+from tests.store.made_chain import copied, cut_tail, head_of, made, named_request
 
 CANARY = "canary-7f3a"
 Open = Callable[..., LogWriter]
@@ -64,7 +64,7 @@ def ended(name: str, *, answer: str, would: str | None = None) -> Outcome:
 def fill(log: LogWriter, names: list[str]) -> None:
     """Runs whose every word is a canary, with labels that name them by either id."""
     for name in names:
-        request = asked(name, unit=f"unit-{name[0]}")
+        request = named_request(name, unit=f"unit-{name[0]}")
         log.append(replace(request, query=Query(metadata=(("customer", f"{CANARY}-{name}"),))))
         log.append(ended(name, answer=f"{CANARY}-{name} 408", would=f"{CANARY}-{name} 407"))
         log.append(
@@ -111,7 +111,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     assert len(rows) == 4
     assert erase_words(writer, order(), rows) == 4
     assert purge(database)
-    log.append(asked("later"))
+    log.append(named_request("later"))
     assert log.drain(), "the gateway goes on"
     assert not [name for name, content in bytes_of(database.parent).items() if f"{CANARY}-a7".encode() in content]
     assert query("SELECT route, correct, rating, joined FROM feedback ORDER BY seq") == before
@@ -282,7 +282,7 @@ def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, dat
     fill(open_log(), ["a1", "b1"])
     with closing(SqliteConnection(database, isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"))
-        exported = found_head(connection)
+        exported = head_of(connection)
         cut_tail(connection, exported.place)
         alone, bad = verify_chain(connection).bad, verify_chain(connection, [exported]).bad
     assert alone is not None
@@ -367,7 +367,7 @@ def test_evidence_without_references_is_what_it_was(answers: list[str | None], s
     def measured(one: Outcome) -> Any:
         item = EpisodeWithLabels(
             seq=1,
-            episode=Episode(request=asked("e"), outcome=one),
+            episode=Episode(request=named_request("e"), outcome=one),
             labels=(StoredLabel(seq=2, feedback=label),),
         )
         return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)

@@ -37,16 +37,16 @@ class Sender:
     """Another process: one open request, then feedback for ever, each told once acknowledged."""
 
     def __init__(self, store: Store, run: str, n_feedback: int = 1_000_000) -> None:
-        self.told, theirs = PROCESSES.Pipe(duplex=False)
+        self.receiver, theirs = PROCESSES.Pipe(duplex=False)
         self.process = PROCESSES.Process(target=send_feedback, args=(store, run, n_feedback, theirs))
         self.process.start()
         theirs.close()
 
     def rest(self) -> Iterator[str]:
         """What else it tells before it ends or is killed; half a name is none."""
-        with self.told, suppress(EOFError, OSError, pickle.UnpicklingError):
+        with self.receiver, suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
-                yield self.told.recv()
+                yield self.receiver.recv()
 
     def kill(self) -> None:
         self.process.kill()
@@ -70,7 +70,7 @@ def test_acknowledged_feedback_survives_kill_9(
     rng, acknowledged = random.Random(1), list[str]()
     for run in range(20):
         sender = Sender(store, str(run))
-        acknowledged += [sender.told.recv() for _ in range(rng.randint(1, 12))]
+        acknowledged += [sender.receiver.recv() for _ in range(rng.randint(1, 12))]
         time.sleep(rng.uniform(0, 0.005))
         sender.kill()
         acknowledged += sender.rest()
@@ -92,7 +92,7 @@ def test_requests_of_a_living_process_are_not_lost(
     open_log: Open, store: Store, database: LogLocation, query: Query
 ) -> None:
     sender = Sender(store, "living", n_feedback=5)
-    while sender.told.recv() != FINISHED:
+    while sender.receiver.recv() != FINISHED:
         pass
     log = open_log()
     log.append(seen("mine"))
@@ -121,7 +121,7 @@ def test_a_process_that_closed_in_order_may_leave_requests_too(open_log: Open, q
 def test_several_processes_write_one_log(store: Store, query: Query) -> None:
     senders = [Sender(store, name, n_feedback=40) for name in ("a", "b", "c")]
     for sender in senders:
-        while sender.told.recv() != FINISHED:
+        while sender.receiver.recv() != FINISHED:
             pass
         sender.kill()
     assert query("SELECT count(*), count(DISTINCT feedback_id) FROM feedback") == [(3 * 4 * 40,) * 2]

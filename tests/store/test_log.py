@@ -18,7 +18,7 @@ from suffice.store.database.views import last_place, open_reader, read_episodes,
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import FeedbackEvent, to_row
 from suffice.types import Feedback, Outcome
-from tests.store.made_chain import asked, published
+from tests.store.made_chain import named_request, published
 
 Open = Callable[..., LogWriter]
 
@@ -88,7 +88,7 @@ def test_a_poller_beside_many_writers_misses_nothing_and_the_chain_holds(open_lo
 
 async def test_a_key_is_written_once_whoever_sends_it(open_log: Open, database: LogLocation) -> None:
     one, other = open_log(), open_log()
-    one.append(asked("e1"))
+    one.append(named_request("e1"))
     first = await one.append_durable(label(1, comment="good"))
     again = await other.append_durable(label(1, comment="good"))
     changed = await other.append_durable(label(1, comment="bad"))
@@ -124,7 +124,7 @@ def test_a_snapshot_shows_one_state(open_log: Open, database: LogLocation) -> No
 )
 def test_any_answer_comes_back_as_it_was(open_log: Open, database: LogLocation, answer: str) -> None:
     log = open_log()
-    log.append(asked("e1"))
+    log.append(named_request("e1"))
     log.append(ended("e1", answer))
     assert log.drain()
     assert log.n_failed == 0
@@ -133,8 +133,8 @@ def test_any_answer_comes_back_as_it_was(open_log: Open, database: LogLocation, 
 
 def test_requests_of_a_process_that_ended_are_lost_once(open_log: Open, database: LogLocation) -> None:
     gone, here = open_log(), open_log()
-    gone.append(asked("open"))
-    gone.append(asked("done"))
+    gone.append(named_request("open"))
+    gone.append(named_request("done"))
     gone.append(ended("done"))
     assert gone.drain()
     assert here.recover() == 0, "it lives"
@@ -157,7 +157,7 @@ def test_whoever_watches_gets_a_reader_at_first_and_after_each_write(open_log: O
     log, is_over = open_log(), threading.Event()
     seen = (last_place(reader) for reader in database_at(database).watch(is_over))
     before = next(seen)
-    log.append(asked("e1"))
+    log.append(named_request("e1"))
     assert log.drain()
     assert next(one for one in seen if one > before) == before + 1
     is_over.set()

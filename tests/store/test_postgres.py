@@ -37,7 +37,7 @@ from suffice.store.database.views import last_place, open_reader, query_number, 
 from suffice.store.database.writer import LogWriter
 from suffice.store.sql import NamedQuery, load_queries
 from tests.postgres import connect, empty_log
-from tests.store.made_chain import asked, published, story
+from tests.store.made_chain import named_request, published, story
 from tests.store.test_log import ended, label
 
 
@@ -81,7 +81,7 @@ async def test_a_failover_in_the_middle_of_a_batch_loses_and_doubles_nothing(sto
     failing.start()
     try:
         while n < 300 or (log.n_retries == 0 and time.monotonic() < until_s):
-            log.append(asked(f"e{n}"))
+            log.append(named_request(f"e{n}"))
             log.append(ended(f"e{n}"))
             if n % 10 == 0:
                 receipt = await log.append_durable(label(n))
@@ -111,7 +111,7 @@ async def test_a_commit_whose_answer_is_lost_counts_once(store: Store, monkeypat
             raise PostgresError("connection was closed in the middle of operation")
 
     monkeypatch.setattr(PostgresConnection, "commit", commit_and_lose)
-    log.append(asked("e1"))
+    log.append(named_request("e1"))
     receipt = await log.append_durable(label(1))
     assert lost
     assert not receipt.duplicate
@@ -173,7 +173,7 @@ def test_a_process_without_a_beat_is_dead_and_comes_back_with_one(
     database: PostgresDatabase, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = opened(store), opened(store)
-    one.append(asked("e1"))
+    one.append(named_request("e1"))
     assert one.drain()
     with database.transaction() as connection:
         connection.execute("UPDATE owners SET beat_s = beat_s - 61")
@@ -288,7 +288,7 @@ def test_a_gateway_survives_one_version_of_the_schema_and_not_two(
     assert database.migrate(now_s=2.0) == 1
     assert database.migrate(now_s=2.0) == 0, "again does nothing"
     monkeypatch.setattr(schema, "MIGRATIONS", REAL)
-    old.append(asked("e1"))
+    old.append(named_request("e1"))
     assert old.drain()
     opened(store).close()
     monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, ADDITION, CHANGE))
@@ -398,7 +398,7 @@ def filled_file(path: Path) -> SqliteDatabase:
     log = LogWriter(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
     for event in story(60):
         log.append(event)
-    log.append(asked("open"))
+    log.append(named_request("open"))
     log.close()
     return SqliteDatabase(path)
 

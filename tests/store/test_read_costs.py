@@ -115,7 +115,7 @@ def costs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, i
         visitor = Visitor(app)
         assert visitor.login(secret).status == 303
         for place in ("status", *PLACES):
-            ask = status if place == "status" else partial(asked, visitor, place, secret)
+            ask = status if place == "status" else partial(read_page, visitor, place, secret)
             ask()
             read.clear()
             with counted(read, monkeypatch):
@@ -124,7 +124,7 @@ def costs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, i
     return taken
 
 
-def asked(visitor: Visitor, place: str, secret: str) -> None:
+def read_page(visitor: Visitor, place: str, secret: str) -> None:
     headers = {"authorization": f"Bearer {secret}"} if place.startswith("/api") else {}
     assert visitor.get(place, **headers).status == 200, place
 

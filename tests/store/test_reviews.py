@@ -40,13 +40,13 @@ def writer(database: LogLocation) -> Iterator[Decisions]:
         yield opened
 
 
-def said(reviewer: str = "ann", *, full: bool = True, name: str = "ep_1", **more: Any) -> VerdictForm:
+def verdict(reviewer: str = "ann", *, full: bool = True, name: str = "ep_1", **more: Any) -> VerdictForm:
     return VerdictForm(item=name, reviewer=reviewer, word="full" if full else "early", **more)
 
 
-def given(found: Submission | str) -> Submission:
-    assert isinstance(found, Submission), found
-    return found
+def given(answer: Submission | str) -> Submission:
+    assert isinstance(answer, Submission), answer
+    return answer
 
 
 def labels(database: LogLocation) -> list[Any]:
@@ -61,9 +61,9 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: LogLo
     assert isinstance(lease, ReviewLease)
     assert lease_next(writer, "ann", now_s=2.0) == lease
     assert lease_next(writer, "bob", now_s=2.0) is None
-    found = given(submit_verdict(writer, said(reason="carry"), now_s=3.0))
-    assert found.label is not None
-    assert labels(database) == [found.label]
+    submission = given(submit_verdict(writer, verdict(reason="carry"), now_s=3.0))
+    assert submission.label is not None
+    assert labels(database) == [submission.label]
     place = read_reviews(database).queue.places["ep_1"]
     assert place.state(4.0) == "settled"
     assert isinstance(place.verdicts[0], Verdict)
@@ -72,10 +72,10 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: LogLo
 def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: LogLocation, query: Query) -> None:
     writer.write_new(item())
     for _ in range(3):
-        given(submit_verdict(writer, said(), now_s=3.0))
+        given(submit_verdict(writer, verdict(), now_s=3.0))
     assert query("SELECT count(*) FROM events WHERE kind = 'review_verdict'") == [(1,)]
     assert len(labels(database)) == 1
-    changed = given(submit_verdict(writer, said(full=False), now_s=4.0))
+    changed = given(submit_verdict(writer, verdict(full=False), now_s=4.0))
     assert changed.verdict is not None
     assert [one.correct for one in labels(database)] == [True, False], "the last one is the one that counts"
 
@@ -88,7 +88,7 @@ def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: L
     def reach(name: str) -> None:
         with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
             got.append(lease_next(own, name, now_s=1.0))
-            words.append(submit_verdict(own, said(name), now_s=2.0))
+            words.append(submit_verdict(own, verdict(name), now_s=2.0))
 
     threads = [threading.Thread(target=reach, args=(f"reviewer {n}",)) for n in range(6)]
     for thread in threads:
@@ -109,7 +109,7 @@ def test_one_form_sent_by_many_windows_at_once_is_one_verdict(
 
     def send() -> None:
         with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
-            given(submit_verdict(own, said(), now_s=2.0))
+            given(submit_verdict(own, verdict(), now_s=2.0))
 
     threads = [threading.Thread(target=send) for _ in range(6)]
     for thread in threads:
@@ -130,10 +130,10 @@ def test_a_locked_file_loses_nothing_and_says_what_to_do(
     with closing(sqlite3.connect(str(database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another process has held it"):
-            submit_verdict(writer, said(), now_s=2.0)
+            submit_verdict(writer, verdict(), now_s=2.0)
         other.execute("ROLLBACK")
     assert query("SELECT count(*) FROM events") == before
-    assert given(submit_verdict(writer, said(), now_s=3.0)).label is not None
+    assert given(submit_verdict(writer, verdict(), now_s=3.0)).label is not None
 
 
 def test_giving_back_is_for_whoever_has_it(writer: Decisions) -> None:
@@ -152,14 +152,14 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
     writer.write_new(item("ep_2", priority=9.0))
     assert lease_next(writer, "cas", now_s=1.0, third=True) is None
     for name, full in (("ann", True), ("bob", False)):
-        given(submit_verdict(writer, said(name, full=full), now_s=2.0))
+        given(submit_verdict(writer, verdict(name, full=full), now_s=2.0))
     lease = lease_next(writer, "cas", now_s=3.0, third=True)
     assert lease is not None
     assert (lease.item, lease.slot) == ("ep_1", 0)
-    assert submit_verdict(writer, said("cas", name="ep_7"), now_s=4.0) == (
+    assert submit_verdict(writer, verdict("cas", name="ep_7"), now_s=4.0) == (
         "unknown item 'ep_7': no review was requested for such a run"
     )
-    assert "needs the reviewer's name" in str(submit_verdict(writer, said(""), now_s=4.0))
+    assert "needs the reviewer's name" in str(submit_verdict(writer, verdict(""), now_s=4.0))
 
 
 def test_only_what_is_new_is_read(writer: Decisions, database: LogLocation) -> None:

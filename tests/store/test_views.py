@@ -63,7 +63,7 @@ def ended(episode_id: str) -> Outcome:
     )
 
 
-def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
+def feedback(feedback_id: str, **fields: Any) -> FeedbackEvent:
     return FeedbackEvent(Feedback(feedback_id=feedback_id, **fields))
 
 
@@ -77,20 +77,20 @@ def read_after(events: Sequence[Event]) -> list[EpisodeWithLabels]:
         return list(read_episodes(log.path))
 
 
-def plain(found: EpisodeWithLabels) -> tuple[Request, Outcome, list[str]]:
+def plain(run: EpisodeWithLabels) -> tuple[Request, Outcome, list[str]]:
     """An episode without its places in the log."""
-    labels = [label.feedback.feedback_id for label in found.labels]
-    return found.episode.request, found.episode.outcome, labels
+    labels = [label.feedback.feedback_id for label in run.labels]
+    return run.episode.request, run.episode.outcome, labels
 
 
 EPISODE: list[Event] = [seen("a"), ended("a"), seen("b"), ended("b")]
 LABELS: list[Event] = [
-    said("1", episode_id="a", correct=True),
-    said("2", response_id="r-a", correct=False),
-    said("3", episode_id="b", gold="4"),
-    said("4", response_id="r-a", gold="5"),
-    said("5", episode_id="a", thumbs="up"),
-    said("6", episode_id="nobody", correct=True),
+    feedback("1", episode_id="a", correct=True),
+    feedback("2", response_id="r-a", correct=False),
+    feedback("3", episode_id="b", gold="4"),
+    feedback("4", response_id="r-a", gold="5"),
+    feedback("5", episode_id="a", thumbs="up"),
+    feedback("6", episode_id="nobody", correct=True),
 ]
 
 
@@ -98,8 +98,8 @@ LABELS: list[Event] = [
 @settings(max_examples=examples(40))
 def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order: list[int]) -> None:
     events = [(EPISODE + LABELS)[i] for i in order]
-    found = {episode.episode.request.episode_id: episode for episode in read_after(events)}
-    assert sorted(found) == ["a", "b"]
+    runs = {episode.episode.request.episode_id: episode for episode in read_after(events)}
+    assert sorted(runs) == ["a", "b"]
     for name, response in (("a", "r-a"), ("b", "r-b")):
         received = [
             event.feedback.feedback_id
@@ -107,8 +107,8 @@ def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order:
             if isinstance(event, FeedbackEvent)
             and (event.feedback.episode_id == name or event.feedback.response_id == response)
         ]
-        assert plain(found[name]) == (seen(name), ended(name), received)
-        places = [label.seq for label in found[name].labels]
+        assert plain(runs[name]) == (seen(name), ended(name), received)
+        places = [label.seq for label in runs[name].labels]
         assert places == sorted(places)
 
 
@@ -120,7 +120,7 @@ SLOTS = ["label"] * len(LABELS) + ["row"] * len(EPISODE)
 def test_the_same_labels_in_the_same_order_give_the_same_state(slots: list[str], rows: list[Event]) -> None:
     labels, others = iter(LABELS), iter(rows)
     events = [next(labels) if slot == "label" else next(others) for slot in slots]
-    state = {found.episode.request.episode_id: plain(found) for found in read_after(events)}
+    state = {run.episode.request.episode_id: plain(run) for run in read_after(events)}
     assert {name: ids for name, (_, _, ids) in state.items()} == {"a": ["1", "2", "4", "5"], "b": ["3"]}
 
 
@@ -183,16 +183,19 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Lo
         seen("b"),
         seen("c", mode="enforce"),
         seen("d", route=""),
-        said("1", episode_id="a"),
-        said("2", response_id="r-a"),
-        said("3", episode_id="b"),
+        feedback("1", episode_id="a"),
+        feedback("2", response_id="r-a"),
+        feedback("3", episode_id="b"),
     ):
         log.append(event)
     assert log.drain()
     with open_reader(database) as connection:
-        found = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
+        tallies = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
         assert newest_request(connection, "math") == seen("c", mode="enforce")
-    assert {name: (one.n_begun, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
+    assert {name: (one.n_begun, sum(one.ends.values())) for name, one in tallies.items()} == {
+        "": (1, 0),
+        "math": (3, 1),
+    }
 
 
 def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with_them(
@@ -378,11 +381,11 @@ WHOLE_OUTCOME = Outcome(
     has_less_effort=True,
 )
 AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
-SAID_BY_BOTH = {"route", "status", "answer"}  # of every run
+IN_BOTH = {"route", "status", "answer"}  # of every run
 Row = dict[str, Any]
 RUN = {"seq", "at_s", "route"}
 # What a view shows beside the fields of its record, and the question that has them all.
-SHOWN: dict[str, tuple[set[str], str]] = {
+COLUMNS: dict[str, tuple[set[str], str]] = {
     "feedback": (RUN | {"joined"}, "SELECT * FROM feedback ORDER BY seq"),
     "requests": (RUN - {"route"}, "SELECT * FROM requests ORDER BY seq"),
     "outcomes": (RUN, "SELECT * FROM outcomes JOIN costs USING (seq, at_s, episode_id, route, stopped) ORDER BY seq"),
@@ -402,8 +405,8 @@ def report_of(record: Feedback | Request | Outcome | StepRecord) -> Row:
         usage = row.pop("usage")
         row |= dict.fromkeys(one.name for one in fields(Usage)) if usage is None else usage
         row |= row.pop("overhead")
-    found: Row = json.loads(json.dumps(row))
-    return found
+    report: Row = json.loads(json.dumps(row))
+    return report
 
 
 def rows_of(database: LogLocation, view: str, record: Row) -> list[Row]:
@@ -415,7 +418,7 @@ def rows_of(database: LogLocation, view: str, record: Row) -> list[Row]:
                 name: json.loads(value) if isinstance(record.get(name), list | dict) and value is not None else value
                 for name, value in dict(row).items()
             }
-            for row in connection.execute(SHOWN[view][1])
+            for row in connection.execute(COLUMNS[view][1])
         ]
 
 
@@ -454,15 +457,15 @@ def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
 
 
 @pytest.mark.sqlite_only
-@pytest.mark.parametrize("view", sorted(SHOWN))
+@pytest.mark.parametrize("view", sorted(COLUMNS))
 def test_a_view_has_everything_that_its_record_can_say(open_log: Open, database: LogLocation, view: str) -> None:
     records = log_whole_and_bare(open_log)[view]
-    beside, _ = SHOWN[view]
+    beside, _ = COLUMNS[view]
     for record, row in zip(records, rows_of(database, view, records[0]), strict=True):
         assert set(row) == set(record) | beside
         assert {name: row[name] for name in record} == record
     whole, bare = records
-    assert all(whole[name] != bare[name] for name in whole if name not in SAID_BY_BOTH), "each field says much"
+    assert all(whole[name] != bare[name] for name in whole if name not in IN_BOTH), "each field says much"
 
 
 @pytest.mark.sqlite_only

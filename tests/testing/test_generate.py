@@ -45,7 +45,7 @@ def run(seen: FakeRequest, says: Any = CHAIN, budget: int | None = None) -> tupl
     return started, tokens
 
 
-def said(tokens: list[Token], *channels: str) -> str:
+def text_of(tokens: list[Token], *channels: str) -> str:
     return "".join(t.text for t in tokens if t.channel in (channels or ("answer",)))
 
 
@@ -60,8 +60,8 @@ def prefill(thought: str) -> FakeRequest:
 
 def test_a_full_run_says_everything() -> None:
     ended, tokens = run(request())
-    assert said(tokens, "reasoning") == "first I guess\nthen I count to 4\nso I check it\n"
-    assert said(tokens) == "4!"
+    assert text_of(tokens, "reasoning") == "first I guess\nthen I count to 4\nso I check it\n"
+    assert text_of(tokens) == "4!"
     assert ended.finish_reason == "stop"
     assert ended.n_tokens == len(tokens) == ended.n_reasoning_tokens + 1
 
@@ -82,7 +82,7 @@ def test_every_way_to_close_a_thought_gives_the_answer_of_its_last_whole_step(
     thought: str, closing: str, make: Any
 ) -> None:
     _, tokens = run(make(thought.rstrip() + closing))
-    assert said(tokens, "reasoning", "tag", "answer") == THOUGHTS[thought]
+    assert text_of(tokens, "reasoning", "tag", "answer") == THOUGHTS[thought]
 
 
 @pytest.mark.parametrize("n_tokens", [0, 2, 3, 7, 8, 12])
@@ -103,11 +103,11 @@ def test_control_and_budget_close_it_like_a_probe_at_the_same_place(n_tokens: in
 
 def test_an_open_thought_goes_on_where_the_request_left_it() -> None:
     _, tokens = run(raw("first I gu"))
-    assert said(tokens, "reasoning") == "ess\nthen I count to 4\nso I check it\n"
-    assert said(tokens, "tag", "answer") == "</think>4!"
+    assert text_of(tokens, "reasoning") == "ess\nthen I count to 4\nso I check it\n"
+    assert text_of(tokens, "tag", "answer") == "</think>4!"
     message = {"role": "assistant", "reasoning_content": "first I guess", "content": ""}
     _, tokens = run(request(messages=[*QUESTION, message]))
-    assert said(tokens, "reasoning").split()[0] == "then"
+    assert text_of(tokens, "reasoning").split()[0] == "then"
 
 
 def test_a_thought_that_is_not_its_own_is_refused() -> None:
@@ -117,8 +117,8 @@ def test_a_thought_that_is_not_its_own_is_refused() -> None:
 
 def test_words_of_the_answer_in_the_request_are_not_said_again() -> None:
     says = ScriptedThought([("a", "The answer is 4")], "x")
-    assert said(run(raw("a</think>The answer"), says)[1]) == " is 4"
-    assert said(run(raw("a</think>Answer:"), says)[1]) == "The answer is 4"
+    assert text_of(run(raw("a</think>The answer"), says)[1]) == " is 4"
+    assert text_of(run(raw("a</think>Answer:"), says)[1]) == "The answer is 4"
 
 
 def test_inline_thoughts_stand_in_tags() -> None:
@@ -126,25 +126,25 @@ def test_inline_thoughts_stand_in_tags() -> None:
         return Reply(reasoning=("a", "b"), answer=("c",), reasoning_field="inline")
 
     ended, tokens = run(request(), inline)
-    assert said(tokens, "reasoning", "tag", "answer") == "<think>ab</think>c"
+    assert text_of(tokens, "reasoning", "tag", "answer") == "<think>ab</think>c"
     assert (ended.n_tokens, ended.n_reasoning_tokens) == (5, 4)
-    assert said(run(request(), inline, budget=0)[1], "reasoning", "tag", "answer") == "c"
+    assert text_of(run(request(), inline, budget=0)[1], "reasoning", "tag", "answer") == "c"
     opened = Reply(reasoning=("a",), answer=("c",), reasoning_field="inline-opened")
     _, tokens = run(request(), lambda _: opened)
-    assert said(tokens, "reasoning", "tag", "answer") == "a</think>c"
+    assert text_of(tokens, "reasoning", "tag", "answer") == "a</think>c"
 
 
 def test_caps_stops_and_thinking_switched_off() -> None:
     ended, tokens = run(request(max_tokens=4))
     assert (len(tokens), ended.finish_reason) == (4, "length")
-    assert said(tokens) == ""
+    assert text_of(tokens) == ""
     plain = Samples(["one two\nthree"])
     ended, tokens = run(request(stop="\n"), plain)
-    assert (said(tokens), ended.finish_reason, ended.n_tokens) == ("one two", "stop", 3)
+    assert (text_of(tokens), ended.finish_reason, ended.n_tokens) == ("one two", "stop", 3)
     ended, _ = run(request(stop=["e t", ""]), plain)  # found across two tokens: what was said stays
-    assert (said(ended.shown), ended.n_tokens) == ("one", 2)
+    assert (text_of(ended.shown), ended.n_tokens) == ("one", 2)
     _, tokens = run(request(chat_template_kwargs={"enable_thinking": False}))
-    assert (said(tokens, "reasoning"), said(tokens)) == ("", "3")
+    assert (text_of(tokens, "reasoning"), text_of(tokens)) == ("", "3")
 
 
 def test_tool_calls_come_behind_the_text() -> None:
@@ -160,9 +160,9 @@ def test_tool_calls_come_behind_the_text() -> None:
 
 def test_samples_take_turns_and_nonces_are_echoed() -> None:
     says = Samples(["a", "b"])
-    assert [said(run(request(nth_same=n), says)[1]) for n in range(3)] == ["a", "b", "a"]
+    assert [text_of(run(request(nth_same=n), says)[1]) for n in range(3)] == ["a", "b", "a"]
     seen = request(messages=[{"role": "user", "content": "nonce=n17 please"}])
-    assert said(run(seen, EchoNonce(n_answer=2))[1]) == "n17 n17 "
+    assert text_of(run(seen, EchoNonce(n_answer=2))[1]) == "n17 n17 "
 
 
 def test_first_fails_stops_failing() -> None:
@@ -196,10 +196,10 @@ messages = st.lists(
 
 
 @settings(max_examples=examples(80))
-@given(found=messages, thought=st.text("ab \n", max_size=12))
-def test_the_template_costs_nothing_and_a_prefix_is_read_back(found: list[Any], thought: str) -> None:
-    seen = request(messages=found)
-    prompt = apply_template(found, continue_last=False, opens_thought=True)
+@given(tokens=messages, thought=st.text("ab \n", max_size=12))
+def test_the_template_costs_nothing_and_a_prefix_is_read_back(tokens: list[Any], thought: str) -> None:
+    seen = request(messages=tokens)
+    prompt = apply_template(tokens, continue_last=False, opens_thought=True)
     assert len(count_words(prompt)) == len(token_ids(prompt)) == len(seen.text.split())
     prefix = prefix_of_prompt(prompt + thought + "</think>yes")
     assert prefix is not None

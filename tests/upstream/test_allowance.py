@@ -88,15 +88,15 @@ def test_continuations_take_slots_but_no_probe_s_share() -> None:
 
 @given(
     share=st.floats(0, 1),
-    told=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 30), st.floats(0, 5)), min_size=1, max_size=30),
+    windows=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 30), st.floats(0, 5)), min_size=1, max_size=30),
 )
 def test_within_a_window_extra_calls_take_their_share_of_what_remained(
-    share: float, told: list[tuple[int, int, float]]
+    share: float, windows: list[tuple[int, int, float]]
 ) -> None:
     """However the main calls use up the window: never beyond the share of all that was there for both."""
     allowance = Allowance(Extra(rate_limit_share=share, concurrency_share=1.0), 1_000)
-    used, most = 0, told[0][0]
-    for left, tries, _ in told:
+    used, most = 0, windows[0][0]
+    for left, tries, _ in windows:
         note(allowance, 200, *remaining(left, "3600"), now_s=0.0)
         most = max(most, left + used)
         for _ in range(tries):

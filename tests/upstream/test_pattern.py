@@ -52,16 +52,16 @@ def text_in(pattern: TextPattern, raw: bytes) -> str:
 def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spaced: bool) -> None:
     pattern = learnt(frame(chunk(field, first), spaced=spaced))
     again = frame(chunk(field, second), spaced=spaced)
-    found = text_in(pattern, again.raw)
-    if found:
+    text = text_in(pattern, again.raw)
+    if text:
         assert again.data is not None
         read = decode_chunk(again.data).choices
         assert read is not None
         assert read[0].delta is not None
         if field == ARGUMENTS:
-            assert json.loads(bytes(read[0].delta.tool_calls)) == [call_part(pattern.call, found)]
+            assert json.loads(bytes(read[0].delta.tool_calls)) == [call_part(pattern.call, text)]
         else:
-            assert getattr(read[0].delta, pattern.field) == found
+            assert getattr(read[0].delta, pattern.field) == text
         assert pattern.run_in(again.raw, 0)[1] is again.raw
 
 

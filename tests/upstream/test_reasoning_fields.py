@@ -88,18 +88,18 @@ def test_every_driver_can_be_told_not_to_think_and_is_understood(driver: Driver)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [{name: 1} for name in THINKING_FIELDS]
     + [{outer: {name: False}} for outer, names in NESTED_THINKING_FIELDS.items() for name in names],
     ids=str,
 )
-def test_what_the_client_says_itself_stands(said: dict[str, Any]) -> None:
-    assert chosen("vllm", said, budget_tokens=2000, effort="low").fields == {}
+def test_what_the_client_says_itself_stands(fields: dict[str, Any]) -> None:
+    assert chosen("vllm", fields, budget_tokens=2000, effort="low").fields == {}
 
 
-@pytest.mark.parametrize("said", [{}, {"chat_template_kwargs": {"language": "fr"}}, {"reasoning_effort": None}])
-def test_what_says_nothing_of_thinking_does_not(said: dict[str, Any]) -> None:
-    assert chosen("vllm", said, budget_tokens=2000).fields == BUDGETS["vllm"]
+@pytest.mark.parametrize("fields", [{}, {"chat_template_kwargs": {"language": "fr"}}, {"reasoning_effort": None}])
+def test_what_says_nothing_of_thinking_does_not(fields: dict[str, Any]) -> None:
+    assert chosen("vllm", fields, budget_tokens=2000).fields == BUDGETS["vllm"]
 
 
 def test_a_policy_that_is_a_budget_is_left_to_an_engine_whose_native_way_comes_first() -> None:

@@ -39,9 +39,9 @@ def test_steps_may_be_repeated_or_lost_and_the_text_is_whole(
     assert run.next_forced(len(output), lambda: output, at_once) is None
     assert table.end("r")
     for again, gone in zip(repeats, lost, strict=True):
-        said = {run.next_forced(len(output), lambda: output, at_once) for _ in range(again)}
-        assert len(said) == 1
-        (token,) = said
+        tokens = {run.next_forced(len(output), lambda: output, at_once) for _ in range(again)}
+        assert len(tokens) == 1
+        (token,) = tokens
         if token is None:
             break
         output.append(token)
@@ -64,14 +64,14 @@ def test_a_thought_that_ended_by_itself_is_left_alone() -> None:
     assert not table.end("r")
 
 
-def ended(said: str, written: str = "") -> str:
+def ended(wanted: str, written: str = "") -> str:
     """A thought that is to end after `written`, where the model would say `said`, a character a token."""
     table = RunTable(lambda text: [ord(char) for char in text])
     run = table.enter({"suffice_run": "r", "suffice_text": TEXT, "suffice_tag": TAG})
     assert run is not None
     assert table.end("r")
     output = [ord(char) for char in written]
-    for own in said:
+    for own in wanted:
         token = run.next_forced(len(output), lambda: output, chr)
         if bool(run.is_over):
             break

@@ -39,10 +39,10 @@ class Stream:
         return self.head["request"].split(" ")[1]
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """The request's body."""
-        asked: dict[str, Any] = json.loads(self.head["request"].split(" ", 2)[2])
-        return asked
+        request: dict[str, Any] = json.loads(self.head["request"].split(" ", 2)[2])
+        return request
 
     @property
     def expect(self) -> dict[str, Any]:

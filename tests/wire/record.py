@@ -147,7 +147,7 @@ RAW = "<|im_start|>user\nWhat is 30 + 4?<|im_end|>\n<|im_start|>assistant\n" + T
 COUNTED = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
 # The streams that vLLM and SGLang have in common.
-ENGINE_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+ENGINE_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat_reasoning": (CHAT, chat(**USAGE)),
     "chat_continuous_usage": (CHAT, chat(**USAGE | COUNTED)),
     "chat_no_usage": (CHAT, chat(stream=True)),
@@ -189,7 +189,7 @@ def record_engine(name: str, url: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/version" if name == "vllm" else "/get_server_info")
     version = json.loads(connection.getresponse().read())["version"]
-    for shape, (path, body) in (ENGINE_ASKED | ENGINES[name]).items():
+    for shape, (path, body) in (ENGINE_REQUESTS | ENGINES[name]).items():
         watch: Watch = (lambda got: got.count(b"data: ") < 12) if shape == "chat_cancelled" else to_the_end
         try:
             got = ask(port, path, body, watch)

@@ -17,8 +17,8 @@ from tests.wire.read import Stream, all_streams
 
 STREAMS = {stream.name: stream for stream in all_streams()}
 CHATS = [name for name, s in STREAMS.items() if s.is_chat and s.expect.get("finish")]
-GOVERNED = [name for name in CHATS if not {"tools", "logprobs", "structured_outputs"} & set(STREAMS[name].asked)]
-GOVERNED = [n for n in GOVERNED if STREAMS[n].asked["messages"][-1]["role"] != "assistant" and STREAMS[n].is_events]
+GOVERNED = [name for name in CHATS if not {"tools", "logprobs", "structured_outputs"} & set(STREAMS[name].request)]
+GOVERNED = [n for n in GOVERNED if STREAMS[n].request["messages"][-1]["role"] != "assistant" and STREAMS[n].is_events]
 OTHER_APIS = [n for n, s in STREAMS.items() if s.path in ("/v1/messages", "/v1/responses") and s.is_events]
 STOPPABLE = [name for name in GOVERNED if STREAMS[name].expect["thought"]]
 
@@ -37,7 +37,7 @@ def played(stream: Stream, piece: int = 0) -> dict[str, Any]:
 
 
 async def send(g: Served, one: Stream, **changes: Any) -> Answer:
-    raw = json.dumps(one.asked | changes).encode()
+    raw = json.dumps(one.request | changes).encode()
     async with g.session.post(g.url + one.path, data=raw, headers={"content-type": "application/json"}) as answer:
         return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read())
 
@@ -115,7 +115,7 @@ async def test_observed_it_says_the_same(serve: Serve, name: str, piece: int) ->
     stream = STREAMS[name]
     async with serve(fake=played(stream, piece), route={"mode": "observe"}) as g:
         answer = await send(g, stream)
-        assert said(answer) == (stream.expect["text"], stream.expect["thought"])
+        assert text_and_thought(answer) == (stream.expect["text"], stream.expect["thought"])
         assert answer.finish == stream.expect["finish"]
         assert answer.done
         outcome = await g.outcome()
@@ -129,7 +129,7 @@ async def test_observed_it_says_the_same(serve: Serve, name: str, piece: int) ->
         assert body.json["choices"][0]["finish_reason"] == stream.expect["finish"]
 
 
-def said(answer: Answer) -> tuple[str, str]:
+def text_and_thought(answer: Answer) -> tuple[str, str]:
     """Text and thought of a stream, under all the names and in parts, as a client of that engine reads them."""
     text = thought = ""
     for delta in [c.get("delta") or {} for chunk in answer.chunks for c in chunk.get("choices") or ()]:
@@ -154,9 +154,9 @@ async def test_enforced_a_stop_ends_it_and_the_answer_is_the_continuations(serve
     }
     async with serve(fake=played(stream, 200), route=route, upstream={"finish": ["raw"]}) as g:
         answer = await send(g, stream)
-        text, thought = said(answer)
+        text, thought = text_and_thought(answer)
         assert stream.expect["thought"].startswith(thought)
         assert (text, answer.finish, answer.done) == ("ok", "stop", True)
-        assert answer.told["stopped"] is True
+        assert answer.report["stopped"] is True
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.stopped, outcome.finish_method) == ("stopped", True, "raw")

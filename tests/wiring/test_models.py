@@ -63,7 +63,7 @@ def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_
 
 
 @pytest.mark.parametrize(
-    ("policy", "model", "place", "said"),
+    ("policy", "model", "place", "message"),
     [
         (LEARNED, None, "policy.learned.model", "cannot be read (No such file or directory)"),
         (LEARNED, b"\x00", "policy.learned.model", "cannot be read as JSON"),
@@ -84,13 +84,13 @@ def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_
     ],
 )
 def test_a_model_that_cannot_be_used_is_named_with_its_file_and_both_places(
-    tmp_path: Path, policy: str, model: bytes | None, place: str, said: str
+    tmp_path: Path, policy: str, model: bytes | None, place: str, message: str
 ) -> None:
     file = write(tmp_path, policy, model)
     checked = CliRunner().invoke(main, ["config", "check", str(file)])
     assert checked.exit_code == 2
     assert checked.stderr.startswith(f"suffice config check: {file}: routes.r.{place}: {tmp_path / 'models'}")
-    assert said in checked.stderr
+    assert message in checked.stderr
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,14 @@ INSERT = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) V
 STEP = 100  # instructions of SQLite between two counts
 
 
-def told_of(folder: Path) -> Settings:
+def settings_in(folder: Path) -> Settings:
     folder.mkdir()
     return settings_for("http://127.0.0.1:1", folder, routes={"r": ROUTE, "other": OTHER})
 
 
 def made(folder: Path, n_episodes: int) -> Settings:
     """A log of so many episodes on two routes; of one no run was full."""
-    report = told_of(folder)
+    report = settings_in(folder)
     with open_decisions(report):
         pass
     seen, ended = traffic(1, seed=9)

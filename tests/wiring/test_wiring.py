@@ -248,7 +248,7 @@ async def test_enforce_without_a_certificate_observes_and_warns(
             answer = await g.ask(chat(suffice={}))
             outcome = await g.outcome()
     warned = any("runs in full until" in record.getMessage() for record in caplog.records)
-    assert answer.told["certified"] is False
+    assert answer.report["certified"] is False
     assert answer.headers["x-suffice-mode"] == "enforce"
     assert warned is not uncertified
     assert outcome.stopped is uncertified

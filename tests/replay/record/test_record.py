@@ -79,7 +79,7 @@ async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path:
     how = {"slots": 8, "finish": ["raw"]}
     async with served(tmp_path, slow, fake={"slots": 8}, upstream=how, route=acts) as s:
         answer = await s.ask(chat(stream=True, suffice={}))
-        assert answer.told["stopped"]
+        assert answer.report["stopped"]
     assert answer.text == run.steps[step - 1].answer
 
 
