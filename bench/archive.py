@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.learn.made import World, episodes, match
+from tests.learn.made import Simulation, episodes, match
 
 from suffice.executor import Executor, PoolExecutor, RayExecutor, SerialExecutor
 from suffice.replay.archive.days import RouteFiles, archive_row, expand_archives
@@ -48,7 +48,7 @@ def write(folder: Path, n: int) -> tuple[float, int]:
     made_s = 0.0
     for number, start in enumerate(range(0, n, DAY_ROWS)):
         at = time.process_time()
-        items = episodes(min(DAY_ROWS, n - start), seed=number, world=World(mode="observe"))
+        items = episodes(min(DAY_ROWS, n - start), seed=number, simulation=Simulation(mode="observe"))
         runs = []
         for place, item in enumerate(items, start + 1):
             episode_id = f"e{place}"

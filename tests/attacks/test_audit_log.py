@@ -344,8 +344,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Path]:
     return lines, folder / "heads.jsonl"
 
 
-def _drown_the_lottery(lines: Lines) -> None:
-    """Odds that no audit has, beside one request whose odds are no number: the test of the lottery drowns in it."""
+def _drown_the_ratio(lines: Lines) -> None:
+    """Odds that no audit has, beside one request whose odds are no number: in it drowns the test of the ratio."""
     lines[0]["window"]["share"] = 0.7
     for line in requests(lines):
         line["p"] = 0.7 if line["audit"] else 0.3
@@ -397,7 +397,7 @@ def _field(*way: str | int, value: object) -> Callable[[Lines], None]:
 
 
 BUNDLES: dict[str, Callable[[Lines], None]] = {
-    "odds that drown the test of the lottery": _drown_the_lottery,
+    "odds that drown the test of the sample ratio": _drown_the_ratio,
     "odds of NaN": _odds(float("nan")),
     "odds of infinity": _odds(float("inf")),
     "odds below 0": _odds(-3.0),

@@ -427,7 +427,7 @@ def session(g: Stage) -> dict[str, str]:
     return {"cookie": cookie, "csrf": result.group(1).decode()}
 
 
-DEEDS = [
+ACTIONS = [
     "/console/routes/pause",
     "/console/routes/resume",
     "/console/incidents/open",
@@ -439,17 +439,17 @@ DEEDS = [
 ]
 
 
-@pytest.mark.parametrize("deed", DEEDS)
-def test_a_session_that_a_page_of_another_site_rides_does_nothing(g: Stage, session: dict[str, str], deed: str) -> None:
+@pytest.mark.parametrize("path", ACTIONS)
+def test_a_session_that_a_page_of_another_site_rides_does_nothing(g: Stage, session: dict[str, str], path: str) -> None:
     form = f"route=off&reason=x&csrf={session['csrf']}".encode()
     for name, foreign in FOREIGN.items():
         headers = {key: value.replace("{port}", str(g.port)) for key, value in foreign.items()}
         if name == "localhost, asked by address" or len(str(headers)) < 2_000:
-            answer = g.ask("POST", deed, {**FORM, "cookie": session["cookie"], **headers}, form)
+            answer = g.ask("POST", path, {**FORM, "cookie": session["cookie"], **headers}, form)
             assert answer.status == 403, name
-    without = g.ask("POST", deed, {**FORM, "cookie": session["cookie"]}, b"route=off&reason=x")
+    without = g.ask("POST", path, {**FORM, "cookie": session["cookie"]}, b"route=off&reason=x")
     assert without.status == 403, "a form without its token"
-    assert g.ask("GET", deed, {"cookie": session["cookie"]}).status in (404, 405), "a GET changes nothing"
+    assert g.ask("GET", path, {"cookie": session["cookie"]}).status in (404, 405), "a GET changes nothing"
 
 
 INCLUDED = {

@@ -117,7 +117,7 @@ def test_a_header_that_a_browser_or_proxy_acts_on_stays_upstream(g: Stage, name:
         assert_inert(answer)
 
 
-ASKED_FOR = {
+WANTED_HEADERS = {
     "retry-after": "7",
     "retry-after-ms": "7000",
     "x-should-retry": "false",
@@ -137,10 +137,10 @@ ASKED_FOR = {
 }
 
 
-@pytest.mark.parametrize("name", ASKED_FOR)
+@pytest.mark.parametrize("name", WANTED_HEADERS)
 def test_what_clients_read_is_relayed(g: Stage, name: str) -> None:
-    g.upstream.answer = answer_of(headers=[*JSON.items(), (name, ASKED_FOR[name])])
-    assert g.ask("POST", CHAT, JSON, chat())[name] == ASKED_FOR[name]
+    g.upstream.answer = answer_of(headers=[*JSON.items(), (name, WANTED_HEADERS[name])])
+    assert g.ask("POST", CHAT, JSON, chat())[name] == WANTED_HEADERS[name]
 
 
 # --------------------------------------------------------------------------- types that run

@@ -189,7 +189,7 @@ async def test_no_reply_is_a_grade(stub: Stub, monkeypatch: pytest.MonkeyPatch) 
     assert grade.n_calls <= 1 + judge_module.RETRIES
 
 
-def said(content: Any) -> dict[str, Any]:
+def completion(content: Any) -> dict[str, Any]:
     return {"choices": [{"message": {"role": "assistant", "content": content}}]}
 
 
@@ -197,20 +197,20 @@ GRADES: dict[str, Any] = {
     "choices of no list": {"choices": {"0": "Grade: 1"}},
     "a choice of no object": {"choices": ["Grade: 1"]},
     "a message of no object": {"choices": [{"message": "Grade: 1"}]},
-    "a list of parts": said([{"type": "text", "text": "Grade: 1"}]),
-    "a number": said(1),
-    "true": said(True),
-    "inside an endless thought": said("<think>Grade: 1"),
-    "another scale": said("Grade: 9/10"),
-    "per cent": said("Grade: 95%"),
-    "beyond the scale": said("Grade: 1.01"),
-    "no number": said("Grade: nan"),
-    "without end": said("Grade: inf"),
-    "out of ten": said("Grade: 1 out of 10"),
-    "of two": said("Grade: 1 of 2"),
-    "per cent in words": said("Grade: 1 per cent"),
-    "behind two spaces": said("Grade: 1  / 10"),
-    "a version": said("Grade: 1.0.0"),
+    "a list of parts": completion([{"type": "text", "text": "Grade: 1"}]),
+    "a number": completion(1),
+    "true": completion(True),
+    "inside an endless thought": completion("<think>Grade: 1"),
+    "another scale": completion("Grade: 9/10"),
+    "per cent": completion("Grade: 95%"),
+    "beyond the scale": completion("Grade: 1.01"),
+    "no number": completion("Grade: nan"),
+    "without end": completion("Grade: inf"),
+    "out of ten": completion("Grade: 1 out of 10"),
+    "of two": completion("Grade: 1 of 2"),
+    "per cent in words": completion("Grade: 1 per cent"),
+    "behind two spaces": completion("Grade: 1  / 10"),
+    "a version": completion("Grade: 1.0.0"),
 }
 
 

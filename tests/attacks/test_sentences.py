@@ -128,8 +128,8 @@ def written(folder: Path, events: Iterable[Event]) -> Path:
 def config_of(folder: Path, route: dict[str, Any]) -> Path:
     lines = []
     for key, value in ({"upstream": "up", "mode": "enforce", "scorer": "number"} | route).items():
-        shown = "{policy = " + json.dumps(value["policy"]) + "}" if key == "policy" else json.dumps(value)
-        lines.append(f"{key} = {shown}")
+        toml_value = "{policy = " + json.dumps(value["policy"]) + "}" if key == "policy" else json.dumps(value)
+        lines.append(f"{key} = {toml_value}")
     file = folder / "suffice.toml"
     file.write_text(
         '[upstreams.up]\nurl = "http://127.0.0.1:9"\ndriver = "vllm"\n[routes.r]\n'
@@ -142,8 +142,8 @@ def config_of(folder: Path, route: dict[str, Any]) -> Path:
 
 def status(*arguments: str | Path) -> tuple[str, dict[str, Any]]:
     """What a person and a program read of the one route."""
-    said = [str(argument) for argument in arguments]
-    text, plain = (CliRunner().invoke(main, ["status", *said, *more]) for more in (["--all"], ["--json"]))
+    words = [str(argument) for argument in arguments]
+    text, plain = (CliRunner().invoke(main, ["status", *words, *more]) for more in (["--all"], ["--json"]))
     assert (text.exit_code, plain.exit_code) == (0, 0), text.output + plain.output
     return text.output, json.loads(plain.stdout.splitlines()[0])
 
@@ -257,10 +257,10 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
         pause=pause,
         publication=published(level=0),
     )
-    found = resolve_incident(
+    result = resolve_incident(
         IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
     )
-    assert not isinstance(found, DecisionRows) or is_so in found.decision.after
+    assert not isinstance(result, DecisionRows) or is_so in result.decision.after
     assert is_so in describe_state(replace(now, pause=None), now_s=2.0)
 
 
@@ -304,8 +304,8 @@ def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
     from suffice.types import Feedback
     from suffice.wiring.worker import open_worker
 
-    said = [FeedbackEvent(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
-    written(tmp_path, [*AUDITS, *said])
+    labels = [FeedbackEvent(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
+    written(tmp_path, [*AUDITS, *labels])
     with open_worker(settings_of(tmp_path, {**RISKY, "scorer": "text"}), learning=False) as here:
         assert here.once("rollup") is not None
     _, letters = status("--config", config_of(tmp_path, {**RISKY, "scorer": "text"}))
@@ -317,16 +317,16 @@ def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
     """It said "certified level 40 … because no level passes"."""
 
     certifier = SimpleNamespace(level=40, share=0.05, idle=False, epoch=SimpleNamespace(n_audits=400))
-    said = explain_level(cast(Certifier, certifier), (), None, level=40, most=None, fit="m-1")
-    assert said == "level 40 passes on 400 audits"
+    sentence = explain_level(cast(Certifier, certifier), (), None, level=40, most=None, fit="m-1")
+    assert sentence == "level 40 passes on 400 audits"
 
 
 def test_a_certified_level_that_nobody_acts_on_says_so() -> None:
     made = published()
-    found = RouteDeployment(epoch=began(), publication=made, last=made, n_epochs=1)
-    said = dict(phase_lines(phase_of(found), per_s=None, acts=False))
-    assert said["phase"].endswith("; not acted on")
-    assert "saves" not in said["phase"]
+    deployment = RouteDeployment(epoch=began(), publication=made, last=made, n_epochs=1)
+    phase = dict(phase_lines(phase_of(deployment), per_s=None, acts=False))
+    assert phase["phase"].endswith("; not acted on")
+    assert "saves" not in phase["phase"]
 
 
 @pytest.mark.parametrize("beside", [("experiment dearer",), ("a rollout",)], ids=["experiment", "rollout"])

@@ -85,10 +85,10 @@ def _refused(file: Path) -> str:
 def test_a_hostile_file_is_refused_in_one_short_line(tmp_path: Path, attack: str) -> None:
     file = tmp_path / "suffice.toml"
     file.write_text(FILES[attack], encoding="utf-8")
-    said = _refused(file)
-    assert said.startswith(str(file))
-    assert said.isprintable() or "\x00" in FILES[attack] or "u0000" in FILES[attack]
-    assert len(said) < len(str(file)) + 500
+    message = _refused(file)
+    assert message.startswith(str(file))
+    assert message.isprintable() or "\x00" in FILES[attack] or "u0000" in FILES[attack]
+    assert len(message) < len(str(file)) + 500
 
 
 @pytest.mark.parametrize("attack", ["endless", "a folder", "a link to itself", "a name with a null byte", "UTF-16"])
@@ -246,7 +246,7 @@ def test_a_secret_under_a_key_that_there_is_not_is_not_repeated(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "said",
+    "policy",
     [
         "{" + '"a":{' * 20_000,
         '{"policy":"never","a":' + "[" * 20_000,
@@ -259,12 +259,12 @@ def test_a_secret_under_a_key_that_there_is_not_is_not_repeated(tmp_path: Path, 
         "{\0}",
         "{" + ".".join(["a"] * 50_000) + " = 1}",
     ],
-    ids=lambda said: repr(said[:24]),
+    ids=lambda policy: repr(policy[:24]),
 )
-def test_a_hostile_policy_on_the_command_line_is_refused(said: str) -> None:
+def test_a_hostile_policy_on_the_command_line_is_refused(policy: str) -> None:
     began_s = time.process_time()
     with pytest.raises(ConfigError):
-        policy_table(said)
+        policy_table(policy)
     assert time.process_time() - began_s < CPU_S
 
 

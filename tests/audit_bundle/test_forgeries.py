@@ -228,11 +228,11 @@ def borrow_a_label(lines: Lines) -> None:
 
 
 def overrule_a_label(lines: Lines) -> None:
-    line = next(line for line in requests(lines) if "label" in line and _said(lines, line)["correct"])
+    line = next(line for line in requests(lines) if "label" in line and _feedback_of(lines, line)["correct"])
     line["z"] = []
 
 
-def _said(lines: Lines, line: Line) -> Line:
+def _feedback_of(lines: Lines, line: Line) -> Line:
     row = next(row for row in lines if row["type"] == "row" and row["seq"] == line["label"])
     output: Line = json.loads(row["kept"])["feedback"]
     return output

@@ -119,11 +119,11 @@ def bundles(settings: Settings, folder: Path) -> Iterator[tuple[list[dict[str, A
 
 
 @pytest.mark.slow(keep=1)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", WORLDS)
 def test_every_publication_is_rebuilt_and_verified(
-    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log, route = WORLDS[world]
+    log, route = WORLDS[case]
     settings, n, seen = made_log(tmp_path, None if log is plain else log(), **route), 0, set[str]()
     for lines, file in bundles(settings, tmp_path):
         code = verifier.main([str(file), "--head", str(tmp_path / "heads.jsonl")])
@@ -141,7 +141,7 @@ def test_every_publication_is_rebuilt_and_verified(
         "named by response": "response_id",
         "owned": "end_seq",
     }
-    assert marks.get(world, "label") in seen, "the world has not happened"
+    assert marks.get(case, "label") in seen, "the world has not happened"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_runs
 from suffice.learn.version import as_served, fold_version
 from suffice.policy.folded_version import FoldedVersion
 from suffice.store.database.views import EpisodeWithLabels
-from tests.learn.made import World, episodes, match
+from tests.learn.made import Simulation, episodes, match
 
 SEEDS = (0, 1, 2)
 N_REQUESTS = 5_000
@@ -35,7 +35,9 @@ Bias = dict[str, tuple[float, float]]  # data set → too sure at the stops of t
 
 @pytest.fixture(scope="module")
 def truth() -> Dataset:
-    return build_dataset(episodes(5_000, seed=99, world=World(mode="observe")), match=match, most_audits=5_000)
+    return build_dataset(
+        episodes(5_000, seed=99, simulation=Simulation(mode="observe")), match=match, most_audits=5_000
+    )
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +137,16 @@ def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float
 @pytest.mark.slow
 def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
     """Confidence turns round halfway. The old version has nothing left to save; one refit later the new one has."""
-    world = World(mode="observe")
+    simulation = Simulation(mode="observe")
     before = retrain(
-        build_dataset(episodes(900, seed=61, world=world), match=match), max_em_drop=0.02, recipe=QUICK
+        build_dataset(episodes(900, seed=61, simulation=simulation), match=match), max_em_drop=0.02, recipe=QUICK
     ).version
     assert before is not None
     names = before.models[0].features
-    turned = build_dataset(turned_round(episodes(900, seed=62, world=world)), match=match, also=names)
+    turned = build_dataset(turned_round(episodes(900, seed=62, simulation=simulation)), match=match, also=names)
     refit = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICK)
     assert refit.version is not None
-    fresh = build_dataset(turned_round(episodes(2_000, seed=63, world=world)), match=match, also=names)
+    fresh = build_dataset(turned_round(episodes(2_000, seed=63, simulation=simulation)), match=match, also=names)
     (none_saved, none_lost), (saved, lost) = (at_target(one, turned, fresh) for one in (before, refit.version))
     print(f"after the drift: saved {none_saved:.3f}, lost {none_lost:.4f}; with a refit {saved:.3f}, {lost:.4f}")
     assert refit.verdict == "better"
@@ -155,7 +157,7 @@ def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
 @pytest.mark.slow
 def test_a_refit_on_three_thousand_audits_takes_less_than_two_seconds() -> None:
     """Of CPU, as wall time sees what else the machine does. One of three tries: a full cache costs CPU, too."""
-    data = build_dataset(episodes(3_000, seed=7, world=World(mode="observe")), match=match)
+    data = build_dataset(episodes(3_000, seed=7, simulation=Simulation(mode="observe")), match=match)
     taken_s = list[float]()
     while not taken_s or (taken_s[-1] >= 2.0 and len(taken_s) < 3):
         began_s = time.process_time()

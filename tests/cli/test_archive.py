@@ -59,8 +59,8 @@ def test_days_are_written_once_verified_and_replayed(folder: Path) -> None:
     lines = [json.loads(line) for line in output.splitlines()]
     assert {line["set"] for line in lines} == {"r"}
     assert {line["n_episodes"] for line in lines} == {120}
-    shown_days = run("audit", "show", "--kind", "day_archived").output
-    assert shown_days.count("2026-01-0") >= 3
+    archived_days = run("audit", "show", "--kind", "day_archived").output
+    assert archived_days.count("2026-01-0") >= 3
 
 
 def test_a_poisoned_archive_is_one_sentence_and_exit_code_2(folder: Path) -> None:

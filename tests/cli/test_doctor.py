@@ -83,7 +83,7 @@ def test_a_server_that_answers_no_chat_ends_with_1() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ((), "name either --upstream or --route"),
         (("--upstream", "http://127.0.0.1:9", "--route", "math"), "name either"),
@@ -93,13 +93,13 @@ def test_a_server_that_answers_no_chat_ends_with_1() -> None:
     ],
 )
 def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = doctor(*options)
     assert result.exit_code == 2
     assert result.stderr.startswith("suffice doctor: ")
-    assert said in result.stderr or "no connection to" in result.stderr
+    assert message in result.stderr or "no connection to" in result.stderr
 
 
 def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def log(folder: Path, answers: list[list[str]]) -> Path:
     """One request with several choices a minute."""
     file = folder / "log.jsonl"
     rows = []
-    for i, said in enumerate(answers):
-        usage = {"prompt_tokens": 100, "completion_tokens": 20 * len(said)}
-        response = {"model": "m", "choices": [{"message": {"content": a}} for a in said], "usage": usage}
-        request = {"messages": [{"role": "user", "content": f"question {i}"}], "n": len(said)}
+    for i, choices in enumerate(answers):
+        usage = {"prompt_tokens": 100, "completion_tokens": 20 * len(choices)}
+        response = {"model": "m", "choices": [{"message": {"content": a}} for a in choices], "usage": usage}
+        request = {"messages": [{"role": "user", "content": f"question {i}"}], "n": len(choices)}
         rows.append(json.dumps({"timestamp": 1.7e9 + 60 * i, "request": request, "response": response}))
     file.write_text("\n".join(rows), "utf-8")
     return file
@@ -85,7 +85,7 @@ def test_no_socket_is_opened(votes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--max-em-drop", "2"), "--max-em-drop: got 2.0; a fraction between 0 and 1"),
         (("--confidence", "1"), "--confidence: got 1.0"),
@@ -94,11 +94,11 @@ def test_no_socket_is_opened(votes: Path) -> None:
     ],
 )
 def test_what_cannot_be_estimated_exits_with_two_and_a_sentence(
-    options: tuple[str, ...], said: str, votes: Path
+    options: tuple[str, ...], message: str, votes: Path
 ) -> None:
     result = estimate(votes, *options)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 def test_a_log_that_says_nothing_names_the_way_out(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def right(task: dict[str, Any], which: str) -> str:
 
 
 @pytest.fixture
-def asked(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def review_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     install_contrib("suffice-label-studio", tmp_path_factory.mktemp("site"), monkeypatch)
     write(folder, wanted(0, "5"), wanted(1, "6"), wanted(3, "7"))
     reported = Feedback(feedback_id="x", episode_id="ep_3", correct=True, source="reviewer")
@@ -349,11 +349,11 @@ def asked(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     return folder
 
 
-def test_a_round_trip_through_plain_files(asked: Path) -> None:
+def test_a_round_trip_through_plain_files(review_folder: Path) -> None:
     out = report_of("export", "label-studio", "--route", "r", "--out", "tasks.json", "--label-config", "view.xml")
     assert (out["n_runs"], out["n_added"], out["n_without_question"]) == (2, 2, 2)
-    assert (asked / "view.xml").read_text("utf-8").startswith("<View>")
-    tasks = json.loads((asked / "tasks.json").read_text("utf-8"))
+    assert (review_folder / "view.xml").read_text("utf-8").startswith("<View>")
+    tasks = json.loads((review_folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["suffice_episode"] for task in tasks] == ["ep_0", "ep_1"]
     with FakeLabelStudio(token="t") as studio:
         assert studio.answer("POST", "/api/projects/1/import", "Token t", tasks)[0] == 201
@@ -361,10 +361,10 @@ def test_a_round_trip_through_plain_files(asked: Path) -> None:
         studio.annotate(2, {"verdict": [right(tasks[1], "other")], "comment": "hm"}, by=2)
         status, exported = studio.answer("GET", "/api/projects/1/export?exportType=JSON", "Token t", None)
     assert status == 200
-    (asked / "export.json").write_text(json.dumps(exported), "utf-8")
+    (review_folder / "export.json").write_text(json.dumps(exported), "utf-8")
     back = report_of("feedback", "import", "export.json", "--form", "label-studio")
     assert (back["n_new"], back["n_joined"]) == (2, 2)
-    labels = {item.episode.request.episode_id: item.labels for item in read_episodes(asked / "log.db", "r")}
+    labels = {item.episode.request.episode_id: item.labels for item in read_episodes(review_folder / "log.db", "r")}
     (first,), (second,) = labels["ep_0"], labels["ep_1"]
     assert (first.feedback.correct, first.feedback.gold) == (True, "4")
     assert (second.feedback.correct, second.feedback.gold, second.feedback.comment) == (False, "6", "hm")
@@ -373,7 +373,7 @@ def test_a_round_trip_through_plain_files(asked: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["legacy", "head.body.signature"])
-def test_a_round_trip_over_its_interface(asked: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_round_trip_over_its_interface(review_folder: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", key)
     with FakeLabelStudio(token="legacy", refresh="head.body.signature") as studio:
         where = ("--url", studio.url, "--project", "1")
@@ -392,17 +392,19 @@ def test_a_round_trip_over_its_interface(asked: Path, monkeypatch: pytest.Monkey
         assert report_of("feedback", "label-studio", *where)["n_known"] == 2
         studio.annotate(1, {"verdict": ["Neither is right"], "gold": "42"}, annotation=1, when="2026-02-01T00:00:00Z")
         assert report_of("feedback", "label-studio", *where)["n_new"] == 1, "a changed mind is another word"
-    given = [one for one in kept(asked) if one.feedback_id.startswith("label-studio:")]
+    given = [one for one in kept(review_folder) if one.feedback_id.startswith("label-studio:")]
     assert [(one.correct, one.gold) for one in given] == [(False, "5"), (False, "6"), (False, "42")]
     assert len({one.user for one in given}) == 1
 
 
-def test_a_webhook_and_an_export_of_the_same_annotation_count_once(asked: Path) -> None:
+def test_a_webhook_and_an_export_of_the_same_annotation_count_once(review_folder: Path) -> None:
     from suffice.review.imported_feedback import read_event, read_export
 
     call("export", "label-studio", "--route", "r", "--out", "tasks.json")
     with FakeLabelStudio(token="t") as studio:
-        studio.answer("POST", "/api/projects/1/import", "Token t", json.loads((asked / "tasks.json").read_text()))
+        studio.answer(
+            "POST", "/api/projects/1/import", "Token t", json.loads((review_folder / "tasks.json").read_text())
+        )
         event = studio.annotate(1, {"verdict": ["Both are right"], "rating_a": 3})
         _, exported = studio.answer("GET", "/api/projects/1/export", "Token t", None)
     assert read_event(event).rows == read_export(exported).rows
@@ -417,7 +419,7 @@ def test_a_webhook_and_an_export_of_the_same_annotation_count_once(asked: Path) 
     ],
 )
 def test_a_server_that_refuses_is_a_sentence(
-    asked: Path, monkeypatch: pytest.MonkeyPatch, project: str, key: str, says: str
+    review_folder: Path, monkeypatch: pytest.MonkeyPatch, project: str, key: str, says: str
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", key)
     with FakeLabelStudio(token="t") as studio:
@@ -427,7 +429,7 @@ def test_a_server_that_refuses_is_a_sentence(
             assert "wrong" not in result.stderr, "no message carries a key"
 
 
-def test_a_server_that_is_gone_is_a_sentence(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_gone_is_a_sentence(review_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "t")
     with FakeLabelStudio(token="t") as studio:
         url = studio.url
@@ -435,22 +437,22 @@ def test_a_server_that_is_gone_is_a_sentence(asked: Path, monkeypatch: pytest.Mo
     assert "could not be asked" in result.stderr
 
 
-def test_tasks_need_somewhere_to_go(asked: Path) -> None:
+def test_tasks_need_somewhere_to_go(review_folder: Path) -> None:
     for more in ((), ("--out", "t.json", "--url", "http://x", "--project", "1"), ("--url", "http://x")):
         assert "where to?" in call("export", "label-studio", "--route", "r", *more, code=2).stderr
     assert "unknown route 'q'; known: r" in call("export", "label-studio", "--route", "q", "--out", "t", code=2).stderr
 
 
-def test_questions_are_shown_where_their_owner_brings_them(asked: Path) -> None:
+def test_questions_are_shown_where_their_owner_brings_them(review_folder: Path) -> None:
     from suffice.wiring.files import question_texts
 
-    settings = load_settings(asked / "suffice.toml")
-    key = next(key for key, text in question_texts(asked / "questions.jsonl", settings).items() if text)
+    settings = load_settings(review_folder / "suffice.toml")
+    key = next(key for key, text in question_texts(review_folder / "questions.jsonl", settings).items() if text)
     request, outcome = ran(11)
     assert isinstance(request, Request)
-    write(asked, replace(request, question_key=key), outcome, wanted(11, "5"))
+    write(review_folder, replace(request, question_key=key), outcome, wanted(11, "5"))
     call("export", "label-studio", "--route", "r", "--out", "tasks.json", "--questions", "questions.jsonl")
-    tasks = json.loads((asked / "tasks.json").read_text("utf-8"))
+    tasks = json.loads((review_folder / "tasks.json").read_text("utf-8"))
     displayed = {task["data"]["suffice_episode"]: task["data"]["question"] for task in tasks}
     assert displayed["ep_11"] == "How much is 2 + 2?"
     assert "the log keeps no question" in displayed["ep_0"]

@@ -91,7 +91,7 @@ def test_questions_that_are_left_are_told_and_end_with_one(questions: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--upstream", "nowhere"), "--upstream: got 'nowhere'; need http://"),
         ((), "--upstream: name a server"),
@@ -102,12 +102,12 @@ def test_questions_that_are_left_are_told_and_end_with_one(questions: Path, tmp_
     ],
 )
 def test_what_cannot_be_recorded_exits_with_two_and_leaves_nothing(
-    options: tuple[str, ...], said: str, questions: Path, tmp_path: Path
+    options: tuple[str, ...], message: str, questions: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "t.jsonl"
     result = record(questions, *options, "--out", out)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
     assert not out.exists()
 
 

@@ -123,7 +123,7 @@ def test_learned_scores_are_left_out_or_asked_for_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--policies", "betta"), "unknown rule 'betta' for samples; known:"),
         (("--policy", "no-such-rule"), "unknown name 'no-such-rule'"),
@@ -137,11 +137,11 @@ def test_learned_scores_are_left_out_or_asked_for_by_name(tmp_path: Path) -> Non
     ],
 )
 def test_what_cannot_be_replayed_is_said_in_a_sentence_and_nothing_is_written(
-    options: tuple[str, ...], said: str, tmp_path: Path
+    options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     result = replay(made(tmp_path), *options, *(FEW if "--policies" not in options else ()))
     assert result.exit_code == 2, result.output
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stderr.startswith("suffice replay: ")
     assert "Traceback" not in result.output
     assert not result.stdout

@@ -75,13 +75,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Rule, bool, bool]] = [
 
 
 @pytest.mark.parametrize(
-    ("direct", "through", "rule", "stopped", "found"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+    ("direct", "through", "rule", "stopped", "differs"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
 def test_the_comparison_finds_what_differs(
-    direct: dict[str, Any], through: dict[str, Any], rule: Rule, stopped: bool, found: bool
+    direct: dict[str, Any], through: dict[str, Any], rule: Rule, stopped: bool, differs: bool
 ) -> None:
     wrong = differences(SEEN | direct, SEEN | direct | through, rule=rule, stopped=stopped)
-    assert bool(wrong) is found, wrong
+    assert bool(wrong) is differs, wrong
 
 
 def test_a_result_that_lacks_a_field_is_no_result() -> None:
@@ -126,8 +126,8 @@ def test_every_client_is_pinned_and_asked_something_in_every_mode() -> None:
     assert len({client.name for client in CLIENTS}) == len(CLIENTS)
     assert len(MODES) == 3
     for client in CLIENTS:
-        assert client.asked()
-        assert {scene.name for scene in client.asked()} == set(client.scenes)
+        assert client.own_scenes()
+        assert {scene.name for scene in client.own_scenes()} == set(client.scenes)
         if client.runtime == "node":
             assert (HERE / "node" / client.program).is_file()
             continue
@@ -170,7 +170,7 @@ def test_the_exam_is_one_that_an_early_stop_can_fail() -> None:
 def test_a_client_finds_nothing_of_the_machine_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-owner")
-    found = environments.clean_environment(tmp_path)
-    assert "HTTPS_PROXY" not in found
-    assert "sk-owner" not in found.values()
-    assert found["HOME"] == str(tmp_path)
+    environment = environments.clean_environment(tmp_path)
+    assert "HTTPS_PROXY" not in environment
+    assert "sk-owner" not in environment.values()
+    assert environment["HOME"] == str(tmp_path)

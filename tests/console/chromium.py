@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+PROGRAM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 START_S = 30.0
 WAIT_S = 15.0
 # Noted before anything of the page runs; a page's own policy does not concern the protocol.
@@ -42,33 +42,33 @@ class Tab:
         self._socket, self._n = socket, 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._loaded = asyncio.Event()
-        self.said: list[str] = []  # errors of scripts, and what the browser reports of security
+        self.errors: list[str] = []  # errors of scripts, and what the browser reports of security
         self.dialogs: list[str] = []
         self.weight: dict[str, int] = {}  # bytes of each address that the last page asked for
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         async for message in self._socket:
-            told = json.loads(message.data)
-            if "id" in told:
-                waiting = self._waiting.pop(told["id"])
+            message_read = json.loads(message.data)
+            if "id" in message_read:
+                waiting = self._waiting.pop(message_read["id"])
                 if not waiting.done():
-                    waiting.set_result(told)
+                    waiting.set_result(message_read)
                 continue
-            self._heard(told["method"], told["params"])
+            self._heard(message_read["method"], message_read["params"])
 
-    def _heard(self, method: str, told: dict[str, Any]) -> None:
+    def _heard(self, method: str, params: dict[str, Any]) -> None:
         if method == "Page.loadEventFired":
             self._loaded.set()
         elif method == "Page.javascriptDialogOpening":
-            self.dialogs.append(told["message"])
+            self.dialogs.append(params["message"])
         elif method == "Runtime.exceptionThrown":
-            self.said.append(told["exceptionDetails"].get("exception", {}).get("description", "an exception"))
-        elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
-            entry = told["entry"]
-            self.said.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
+            self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "an exception"))
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            entry = params["entry"]
+            self.errors.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
         elif method == "Network.loadingFinished":
-            self.weight[told["requestId"]] = int(told["encodedDataLength"])
+            self.weight[params["requestId"]] = int(params["encodedDataLength"])
 
     async def send(self, method: str, **params: Any) -> Any:
         """One command; its result."""
@@ -76,9 +76,9 @@ class Tab:
         waiting = self._waiting[self._n] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._n, "method": method, "params": params})
         async with asyncio.timeout(WAIT_S):
-            told = await waiting
-        assert "error" not in told, f"{method}: {told['error']}"
-        return told["result"]
+            reply = await waiting
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
 
     async def prepare(self) -> None:
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -99,9 +99,9 @@ class Tab:
 
     async def run(self, script: str) -> Any:
         """What an expression comes to on the page."""
-        told = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        result = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
 
     async def until(self, script: str) -> None:
         """Wait until an expression is true."""
@@ -149,16 +149,16 @@ class Tab:
         """The page as a PNG, from its top."""
         size = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most_height), "scale": 1}
-        told = await self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        return base64.b64decode(told["data"])
+        reply = await self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        return base64.b64decode(reply["data"])
 
-    async def shown(self) -> bytes:
+    async def screenshot(self) -> bytes:
         """What the screen shows now, as a PNG."""
         return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
 
     async def complaints(self) -> list[str]:
         """Everything that should not have happened on this page."""
-        return [*await self.run("window.complaints"), *self.said, *self.dialogs]
+        return [*await self.run("window.complaints"), *self.errors, *self.dialogs]
 
     async def close(self) -> None:
         self._reader.cancel()

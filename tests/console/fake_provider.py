@@ -38,7 +38,7 @@ class Provider:
     issuer: str | None = None  # that the configuration names; None: the right one
     is_down: bool = False
     says: dict[str, Any] = field(default_factory=dict)  # content by path, instead of the right one
-    asked: dict[str, dict[str, str]] = field(default_factory=dict)  # queries of authorizations, by code
+    queries: dict[str, dict[str, str]] = field(default_factory=dict)  # queries of authorizations, by code
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,17 +55,17 @@ class Provider:
         """As its login page does for a person who agrees: the query of the way back."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert query["code_challenge_method"] == "S256"
-        code = f"code-{len(self.asked)}"
-        self.asked[code] = query
+        code = f"code-{len(self.queries)}"
+        self.queries[code] = query
         return {"code": code, "state": query["state"]}
 
     def token_for(self, form: dict[str, str]) -> tuple[int, dict[str, Any]]:
-        asked = self.asked.pop(form.get("code", ""), None)
-        if asked is None:
+        query = self.queries.pop(form.get("code", ""), None)
+        if query is None:
             return 400, {"error": "invalid_grant"}
         challenge = hashlib.sha256(form["code_verifier"].encode()).digest()
-        right = base64.urlsafe_b64encode(challenge).decode().rstrip("=") == asked["code_challenge"]
-        if not right or form["redirect_uri"] != asked["redirect_uri"]:
+        right = base64.urlsafe_b64encode(challenge).decode().rstrip("=") == query["code_challenge"]
+        if not right or form["redirect_uri"] != query["redirect_uri"]:
             return 400, {"error": "invalid_grant"}
         now_s = int(time.time())
         claims = {
@@ -74,7 +74,7 @@ class Provider:
             "sub": "4711",
             "iat": now_s,
             "exp": now_s + 300,
-            "nonce": asked["nonce"],
+            "nonce": query["nonce"],
             "email": "rita@example.com",
             "groups": ["staff", "reviewers"],
             **self.claims,

@@ -52,7 +52,7 @@ HOSTILE = (
 
 def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Event]:
     """Runs with labels; `texts` stand wherever somebody else's words can stand."""
-    rng, found = random.Random(1), list[Event]()
+    rng, log = random.Random(1), list[Event]()
     for number in range(n):
         request, outcome = run(number, rng)
         text = texts[number % len(texts)] if texts else None
@@ -76,10 +76,10 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
             )
         if number % 4 == 0:  # a loop that its caller runs, with what it read
             request = replace(request, kind="rounds")
-            found.append(_kept_sources(request, text, is_cut=number == 0))
-        found += [request, outcome]
+            log.append(_kept_sources(request, text, is_cut=number == 0))
+        log += [request, outcome]
         if number % 3 == 0:
-            found.append(
+            log.append(
                 FeedbackEvent(
                     Feedback(
                         feedback_id=f"f{number}",
@@ -92,7 +92,7 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
                     )
                 )
             )
-    return found
+    return log
 
 
 def _everywhere(text: str, outcome: Outcome) -> Outcome:
@@ -158,7 +158,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
     assert log.drain(20)
     log.close()
     with open_decisions(settings) as writer:
-        said = open_incident(
+        incident = open_incident(
             writer,
             route,
             settings.routes[route],
@@ -167,7 +167,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
             now_s=now_s - 60,
             evidence=texts[:3],
         )
-        assert not isinstance(said, str), said
+        assert not isinstance(incident, str), incident
         for number in range(0, 24, 2):
             text = texts[number % len(texts)] if texts else None
             assert writer.write_new(

@@ -170,9 +170,9 @@ async def review_ten(person: Person) -> None:
         assert "full run" not in text, "which is which is not said"
         assert "early" not in text, "which is which is not said"
         if number == 0:
-            shown_s = time.monotonic()
+            displayed_s = time.monotonic()
             await person.arrive(".verdict-bar")
-            began_s += time.monotonic() - shown_s  # showing it is no reviewing
+            began_s += time.monotonic() - displayed_s  # showing it is no reviewing
         tops.add(await page.run("Math.round(document.querySelector('.verdict-bar').getBoundingClientRect().top)"))
         keys = await page.run(
             "[...document.querySelectorAll('.verdict-bar [name=verdict]')].map((one) => one.dataset.key)"
@@ -193,11 +193,11 @@ async def find_who_changed_a_threshold(person: Person) -> None:
     await person.click('.side a[href^="/console/changes"]')
     await person.click('.chips a[href*="group=thresholds"]')
     await person.arrive("#changes")
-    told = await person.page.text("#changes")
+    text = await person.page.text("#changes")
     made = person.latest("policy_published")
-    assert "policy published" in told
-    assert made.who in told
-    assert made.why in told
+    assert "policy published" in text
+    assert made.who in text
+    assert made.why in text
 
 
 @task("Compare two policies", "What each saved and lost on its audits, side by side.", 2)
@@ -205,9 +205,9 @@ async def compare_two_policies(person: Person) -> None:
     await person.click(TO_ROUTE)
     await person.click("#compare button")
     await person.arrive('[aria-label="Two policies beside each other"]')
-    told = await person.page.text("#policies")
-    assert "Publication" in told
-    assert "Saved on its audits" in told
+    text = await person.page.text("#policies")
+    assert "Publication" in text
+    assert "Saved on its audits" in text
 
 
 @task("Export a month", "The month's report, ready to print; its runs are a CSV file.", 1)

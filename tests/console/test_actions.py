@@ -67,9 +67,9 @@ def test_each_command_that_changes_something_has_an_action_or_a_reason() -> None
 def command_named(words: str) -> click.Command:
     group, _, name = words.partition(" ")
     command = getattr(importlib.import_module(f"suffice.cli.{COMMANDS[group][0]}"), group)
-    found = command.get_command(click.Context(command), name) if name else command
-    assert isinstance(found, click.Command)
-    return found
+    named = command.get_command(click.Context(command), name) if name else command
+    assert isinstance(named, click.Command)
+    return named
 
 
 # Actions with a form or a path whose command is declared by itself, each with its reason.
@@ -171,10 +171,10 @@ def test_a_preview_changes_nothing_and_says_what_the_change_then_does(here: Site
     admin = here.visitor("admin")
     form = {"csrf": admin.token(), **fields}
     before, people = last(here), here.people.listed()
-    told = admin.post(f"/api{path}", {**form, "preview": "true"}).json
-    assert told["done"] is False
-    assert words in told["preview"]["message"]
-    assert len(told["preview"]["rows"]) >= 1
+    reply = admin.post(f"/api{path}", {**form, "preview": "true"}).json
+    assert reply["done"] is False
+    assert words in reply["preview"]["message"]
+    assert len(reply["preview"]["rows"]) >= 1
     assert (last(here), here.people.listed()) == (before, people)
     assert not here.app.context.services.killed()
     assert "What it would do" in admin.post(f"/console{path}", {**form, "preview": "1"}).text
@@ -184,7 +184,7 @@ def test_a_preview_changes_nothing_and_says_what_the_change_then_does(here: Site
     assert last(here) == before
     done = admin.post(f"/api{path}", {**form, "reason": "a drill"}).json
     assert done["done"] is True
-    kinds = [one["kind"] for one in told["preview"]["rows"]]
+    kinds = [one["kind"] for one in reply["preview"]["rows"]]
     rows = admin.get("/api/changes").json["lines"]
     assert [one["kind"] for one in rows[: len(kinds)]] == kinds[::-1]
     assert (rows[0]["author"], rows[0]["reason"]) == ("admin", "a drill")
@@ -244,9 +244,9 @@ def test_an_experiment_is_created_by_form_and_ends_as_it_says(here: Site) -> Non
         "end_when_worse": "true",
         "reason": "to learn what level 2 costs",
     }
-    told = admin.post("/api/experiments/create", {**form, "preview": "true"}).json
-    assert "20% of the units; it ends after 14 days, or once an arm is proved worse" in told["preview"]["message"]
-    assert "ith 4,000 units" in told["preview"]["message"] or "plan of 4,000 units" in told["preview"]["message"]
+    reply = admin.post("/api/experiments/create", {**form, "preview": "true"}).json
+    assert "20% of the units; it ends after 14 days, or once an arm is proved worse" in reply["preview"]["message"]
+    assert "ith 4,000 units" in reply["preview"]["message"] or "plan of 4,000 units" in reply["preview"]["message"]
     assert admin.get("/api/experiments").json["lines"] == []
     wrong = admin.post("/console/experiments/create", {**form, "planned_units": "150"})
     assert 'id="problem-planned_units"' in wrong.text

@@ -38,20 +38,20 @@ def admin(file: str, *words: str) -> tuple[int, str, str]:
 
 def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: str) -> None:
     known = People.of(load_settings(file))
-    code, first, told = admin(file, "reset-secret")
+    code, first, errors = admin(file, "reset-secret")
     assert code == 0
-    assert "shown once" in told
+    assert "shown once" in errors
     code, secret, _ = admin(file, "add", "rita", "--role", "reviewer")
     roster = known.now()
     assert code == 0
     assert roster is not None
-    found = auth.authenticate(roster, secret)
-    assert found is not None
-    assert (found.name, found.role) == ("rita", "reviewer")
+    person = auth.authenticate(roster, secret)
+    assert person is not None
+    assert (person.name, person.role) == ("rita", "reviewer")
     assert admin(file, "list")[1].splitlines()[1].startswith("rita")
     assert admin(file, "remove", "rita")[0] == 0
-    said = [(one.after, one.who != "") for one in entries(Path(file).parent / "log.db", kind="access_changed")]
-    assert said == [("admin: reset as admin", True), ("rita: added as reviewer", True), ("rita: removed", True)]
+    changes = [(one.after, one.who != "") for one in entries(Path(file).parent / "log.db", kind="access_changed")]
+    assert changes == [("admin: reset as admin", True), ("rita: added as reviewer", True), ("rita: removed", True)]
     text = (Path(file).parent / "log.db").read_bytes() + known.file.read_bytes()
     for one in (first, secret):
         assert one.rpartition("_")[2].encode() not in text
@@ -66,7 +66,7 @@ def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: s
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_exit_2(file: str, words: tuple[str, ...], why: str) -> None:
-    code, out, told = admin(file, *words)
+    code, out, errors = admin(file, *words)
     assert (code, out) == (2, "")
-    assert why in told
-    assert "Traceback" not in told
+    assert why in errors
+    assert "Traceback" not in errors

@@ -51,9 +51,9 @@ def safety(*states: Any, drop: IntervalEstimate | None = None) -> tuple[str, str
     sums = SimpleNamespace(n_requests=9, n_priced=0)
     total = SimpleNamespace(em_drop=drop, saving=None, would_save=None, sums=sums)
     history: Any = SimpleNamespace(total=total, budget=0.02, markers=(), is_empty=False)
-    said = answer_questions(history, WEEK, states, 0)
-    assert said.needs == "Nothing."
-    return said.tone, said.safe
+    answers = answer_questions(history, WEEK, states, 0)
+    assert answers.needs == "Nothing."
+    return answers.tone, answers.safe
 
 
 def test_safe_is_said_only_where_all_that_acts_is_certified() -> None:
@@ -163,9 +163,9 @@ def test_a_capped_level_is_shown_as_what_acts_wherever_it_is_named(tmp_path: Pat
             assert re.search(r"by override 1 of admin, until [\d :-]+ UTC: a launch", page), one
             assert not re.search(r"level 3 of \d+</span>(?! <span class=\"pill good\">certified)", page), one
         settings = settings_in(tmp_path)
-        told = visitor.get("/api/route?route=math").json["route"]
+        state = visitor.get("/api/route?route=math").json["route"]
         (status,) = read_statuses(log_location(settings.store), settings, "math")
-        assert (told["served_level"], told["cap_reason"]) == (status.served_level, status.cap_reason)
+        assert (state["served_level"], state["cap_reason"]) == (status.served_level, status.cap_reason)
         certified = replace(status, guarantee=RouteGuarantee(state="certified"))
         assert "level 1 of 8 (capped by override 1 of admin" in summarize(certified).now
 
@@ -211,9 +211,9 @@ def test_the_page_of_a_route_names_who_left_its_audits_as_the_status_does(tmp_pa
     log.close()
     with filled_site(tmp_path) as visitor:
         (status,) = read_statuses(log_location(settings.store), settings, "math")
-        told, page = visitor.get("/api/route?route=math").json, visitor.get("/console/route?route=math").text
-    assert told["leavers"] == [msgspec.to_builtins(one) for one in status.report.leavers]
-    assert [tuple(one.values()) for one in told["leavers"]] == [("app", 3, 2, 1, 1), ("<b>", 1, 1, 1, 0)]
+        state, page = visitor.get("/api/route?route=math").json, visitor.get("/console/route?route=math").text
+    assert state["leavers"] == [msgspec.to_builtins(one) for one in status.report.leavers]
+    assert [tuple(one.values()) for one in state["leavers"]] == [("app", 3, 2, 1, 1), ("<b>", 1, 1, 1, 0)]
     assert "app: 3 audits, 2 left, 1 finished unread, 1 counted as lost" in page
     assert "&lt;b&gt;: 1 audit, 1 left, 1 finished unread, 0 counted as lost" in page
     assert "calm: 1 audit" not in page

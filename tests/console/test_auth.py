@@ -55,8 +55,8 @@ def test_every_route_of_the_whole_application_has_its_guard(here: Site) -> None:
 
 def test_a_reviewer_passes_where_reviewers_may_and_nowhere_else(here: Site) -> None:
     reviewer, admin = here.visitor("rita"), here.visitor("admin")
-    asked = [(door, door.needs) for door in here.app.endpoints if door.needs != "nobody"]
-    for door, needs in asked:
+    guarded = [(door, door.needs) for door in here.app.endpoints if door.needs != "nobody"]
+    for door, needs in guarded:
         if door.path == "/console/logout":
             continue
         got, best = reviewer.ask(door.method, concrete(door)), admin.ask(door.method, concrete(door))
@@ -67,7 +67,7 @@ def test_a_reviewer_passes_where_reviewers_may_and_nowhere_else(here: Site) -> N
             assert got.status == 403, f"{door.path}: a change without a token"
         else:
             assert got.status not in (401, 403), door.path
-    assert {needs for _, needs in asked} == set(auth.ROLES)
+    assert {needs for _, needs in guarded} == set(auth.ROLES)
 
 
 def test_every_change_without_its_token_is_refused_and_changes_nothing(here: Site) -> None:
@@ -175,9 +175,9 @@ def test_the_first_secret_is_made_once_and_kept_as_a_hash_that_only_its_owner_ma
     assert stat.S_IMODE(people_file.file.stat().st_mode) == 0o600
     roster = people_file.now()
     assert roster is not None
-    found = auth.authenticate(roster, secret)
-    assert found is not None
-    assert (found.name, found.role) == ("admin", "admin")
+    person = auth.authenticate(roster, secret)
+    assert person is not None
+    assert (person.name, person.role) == ("admin", "admin")
     for wrong in (
         "",
         "x",
@@ -289,8 +289,8 @@ def test_a_login_leads_nowhere_else(here: Site, back: str) -> None:
 def test_guessing_is_slowed_down_for_who_guesses_and_for_nobody_else(here: Site) -> None:
     guesser, other = Visitor(here.app, address="192.0.2.1"), Visitor(here.app, address="192.0.2.2")
     wrong = f"Bearer sfc_{'0' * 12}_{'0' * 64}"
-    told = [guesser.get("/api/overview", authorization=wrong).status for _ in range(7)]
-    assert told == [401] * 5 + [429] * 2
+    statuses = [guesser.get("/api/overview", authorization=wrong).status for _ in range(7)]
+    assert statuses == [401] * 5 + [429] * 2
     assert guesser.get("/api/overview", authorization=wrong).headers["retry-after"]
     right = f"Bearer {here.secrets['admin']}"
     assert guesser.get("/api/overview", authorization=right).status == 200, "the right one never waits"

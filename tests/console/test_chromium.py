@@ -104,9 +104,9 @@ async def test_a_person_walks_from_the_overview_to_the_audit_log_by_keyboard(tmp
         await _review(page, url)  # … reviews ten items by keyboard
         await _incident(page, url)  # … opens an incident, rolls back
         await page.go(f"{url}/console/changes")  # … and finds it in the audit log
-        told = await page.text("#changes")
-        for said in ("incident decided", "incident opened", "a drill of ours", "admin"):
-            assert said in told, told[:2_000]
+        text = await page.text("#changes")
+        for words in ("incident decided", "incident opened", "a drill of ours", "admin"):
+            assert words in text, text[:2_000]
         assert await page.complaints() == []
 
 

@@ -50,10 +50,10 @@ def test_who_watches_is_told_what_changed_and_it_is_rendered_once_for_all(
     more(settings, now_s=time.time())
     with open_worker(settings, learning=False) as here:
         here.once("rollup")
-    told = [one.get(f"/console/live?days=30&mark={mark}") for one in watchers]
-    (now,) = {got.headers["x-mark"] for got in told}
+    replies = [one.get(f"/console/live?days=30&mark={mark}") for one in watchers]
+    (now,) = {got.headers["x-mark"] for got in replies}
     assert now != mark
-    assert all("41 requests" in got.text for got in told)
+    assert all("41 requests" in got.text for got in replies)
     assert rendered == ["_overview.html"]
     assert watchers[0].get(f"/console/live?days=30&mark={now}").body == b""
     assert b"41 requests" in watchers[0].get(f"/console/live?days=all&mark={mark}").body, "each time range has its own"

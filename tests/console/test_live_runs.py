@@ -28,26 +28,26 @@ RUNS = [
 
 
 def with_runs(here: Site) -> list[tuple[str, str, str]]:
-    asked: list[tuple[str, str, str]] = []
+    wishes: list[tuple[str, str, str]] = []
 
     def ask(name: str, wish: str, author: str) -> str | None:
-        asked.append((name, wish, author))
+        wishes.append((name, wish, author))
         return None if name == "ep_2" else "it has ended, or another replica has it"
 
     context = here.app.context
     context.services = replace(context.services, live=LiveRequests(runs=lambda: RUNS, ask=ask))
-    return asked
+    return wishes
 
 
 def test_what_runs_is_listed_and_asked_by_who_may(here: Site) -> None:
-    asked, admin = with_runs(here), here.visitor("admin")
+    wishes, admin = with_runs(here), here.visitor("admin")
     page = admin.get("/console/runs/live").text
     assert all(page.count(f"Answer now: ep_{n}") == 1 for n in (2, 3, 4))
     assert "Answer now: ep_1" not in page, "an answer that has begun is not cut"
     assert [one["id"] for one in admin.get("/api/runs/live").json["lines"]] == ["ep_1", "ep_2", "ep_3", "ep_4"]
     form = {"csrf": admin.token(), "run": "ep_2", "back": "/console/runs/live"}
     assert admin.post("/console/runs/answer-now", form).headers["location"] == "/console/runs/live"
-    assert asked == [("ep_2", "answer_now", "console admin")]
+    assert wishes == [("ep_2", "answer_now", "console admin")]
     assert admin.post("/api/runs/think-more", {**form, "run": "ep_9"}).code == "cannot_be_asked"
     rita = here.visitor("rita")
     assert "Answer now" not in rita.get("/console/runs/live").text

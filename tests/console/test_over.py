@@ -158,12 +158,12 @@ MISSED = LogOutage(
 
 def standing(*events: Event) -> list[OpenAlert]:
     """What stands behind these rows, an hour and more apart: nothing is the same again."""
-    told = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate(events, 1)))
-    return [one for one in told.raised if one.over(len(events) * 4_000.0) is None]
+    alerts = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate(events, 1)))
+    return [one for one in alerts.raised if one.over(len(events) * 4_000.0) is None]
 
 
 @pytest.mark.parametrize(
-    ("raised", "goes_on", "ends", "said"),
+    ("raised", "goes_on", "ends", "because"),
     [
         # A drift's alert stands while the route runs in full: through the epoch that it began, and what stops nothing.
         (
@@ -200,15 +200,15 @@ def standing(*events: Event) -> list[OpenAlert]:
     ],
 )
 def test_an_alert_stands_until_the_row_that_ends_it(
-    raised: Event, goes_on: tuple[Event, ...], ends: Event, said: str
+    raised: Event, goes_on: tuple[Event, ...], ends: Event, because: str
 ) -> None:
     before = [raised, *goes_on]
     for n in range(len(before)):
         assert 1 in [one.seq for one in standing(*before[: n + 1])], before[n]
-    told = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate([*before, ends], 1)))
-    over = told.raised[0].ended
+    alerts = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate([*before, ends], 1)))
+    over = alerts.raised[0].ended
     assert over is not None
-    assert said in over.because
+    assert because in over.because
     assert over.at_s == (len(before) + 1) * 4_000.0, "when the row was written"
 
 
@@ -245,9 +245,9 @@ def test_what_stands_is_remembered_longer_than_what_is_over() -> None:
     rows: list[tuple[int, float, Event]] = [(1, 1.0, incident("math:m1"))]
     for n in range(2, MOST + 2):
         rows += [(2 * n, 2.0 * n, incident(f"math:m{n}")), (2 * n + 1, 2.0 * n + 1, decided(f"math:m{n}"))]
-    told = after(AlertLog(repeat_s=HOUR_S), rows)
-    assert len(told.raised) == MOST
-    assert [one.seq for one in told.raised if one.ended is None] == [1]
+    alerts = after(AlertLog(repeat_s=HOUR_S), rows)
+    assert len(alerts.raised) == MOST
+    assert [one.seq for one in alerts.raised if one.ended is None] == [1]
 
 
 @pytest.mark.slow(keep=4)
@@ -304,8 +304,8 @@ def test_what_stands_is_shown_first_and_what_is_over_with_its_end_on_the_page_an
         assert page.index("<h2>Open<") < page.index("signals moved") < page.index("<h2>Over") < page.index("units")
         assert "after 2.0 hours" in page
         assert "bob decided to roll back: a drill" in page
-        told = visitor.get("/api/overview").json["alerts"]
-        assert [(one["kind"], one["over"] is None) for one in told] == [("drift", True), ("incident", False)]
+        alerts = visitor.get("/api/overview").json["alerts"]
+        assert [(one["kind"], one["over"] is None) for one in alerts] == [("drift", True), ("incident", False)]
         first = visitor.get("/console").text
         assert "open</span>" in first
         assert "over after 2.0 hours" in first

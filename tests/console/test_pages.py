@@ -65,36 +65,36 @@ class Tags(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
     parser = Tags()
     parser.feed(page)
-    return parser.found
+    return parser.tags
 
 
 @pytest.mark.parametrize("place", PAGES)
 def test_what_others_wrote_is_text_on_every_page(hostile: Visitor, place: str) -> None:
-    found = tags(hostile.get(place).text)
-    for tag, attributes in found:
+    pairs = tags(hostile.get(place).text)
+    for tag, attributes in pairs:
         assert tag not in ("iframe", "base", "style", "template", "math", "x", "object", "embed"), tag
         assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc")], attributes
         for name in ("href", "src", "action", "hx-get"):
             value = attributes.get(name)
             assert value is None or value.startswith(("/console", "#")), (tag, value)
-    scripts = [attributes.get("src") for tag, attributes in found if tag == "script"]
+    scripts = [attributes.get("src") for tag, attributes in pairs if tag == "script"]
     assert all(one is not None and one.startswith("/console/static/") for one in scripts)
-    assert sum(tag == "form" for tag, _ in found) == hostile.get(place).text.count("<form ")
+    assert sum(tag == "form" for tag, _ in pairs) == hostile.get(place).text.count("<form ")
 
 
 def test_every_pair_of_text_and_ground_can_be_told_apart_in_both_themes() -> None:
     style = (HERE / "static" / "console.css").read_text()
-    told = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", one)) for one in style.split("color-scheme:")]
-    themes = [one for one in told if one]
+    palettes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", one)) for one in style.split("color-scheme:")]
+    themes = [one for one in palettes if one]
     assert len(themes) == 3, "light, dark by the system, dark by choice"
     assert themes[1] == themes[2]
     for theme in themes:
@@ -128,13 +128,13 @@ def test_no_template_lets_text_through_unescaped_or_carries_code() -> None:
 @pytest.mark.parametrize("place", PAGES)
 def test_every_page_can_be_used_without_seeing_it(usual: Visitor, place: str) -> None:
     page = usual.get(place).text
-    found = tags(page)
-    names = [tag for tag, _ in found]
+    pairs = tags(page)
+    names = [tag for tag, _ in pairs]
     assert names.count("main") == names.count("h1") == names[: names.index("body")].count("title") == 1, place
     assert page.startswith('<!doctype html>\n<html lang="en"')
-    ids = [attributes["id"] for _, attributes in found if attributes.get("id")]
+    ids = [attributes["id"] for _, attributes in pairs if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    for tag, attributes in found:
+    for tag, attributes in pairs:
         if tag == "svg":
             assert attributes.get("aria-label") or attributes.get("aria-hidden"), "a picture says what it shows"
         if tag == "img":
@@ -149,10 +149,10 @@ def test_every_page_can_be_used_without_seeing_it(usual: Visitor, place: str) ->
 
 
 def test_the_page_and_the_api_say_the_same(usual: Visitor) -> None:
-    told, page = usual.get("/api/overview").json, usual.get("/console").text
-    assert told["history"]["total"]["sums"]["n_requests"] == 40
+    overview, page = usual.get("/api/overview").json, usual.get("/console").text
+    assert overview["history"]["total"]["sums"]["n_requests"] == 40
     assert "40 requests" in page
-    (math,) = [one for one in told["routes"] if one["name"] == "math"]
+    (math,) = [one for one in overview["routes"] if one["name"] == "math"]
     assert math["phase"]["level"] == 3
     assert "level 3 of" in page
     route = usual.get("/api/route?route=math").json
@@ -179,11 +179,11 @@ def test_filters_show_what_fits_and_all_of_it(usual: Visitor, query: str, fits: 
     everything = usual.get("/api/episodes?limit=500").json["lines"]
     wanted, place = [], f"/api/episodes?{query}"
     while True:
-        told = usual.get(place).json
-        wanted += told["lines"]
-        if told["older"] is None:
+        lines = usual.get(place).json
+        wanted += lines["lines"]
+        if lines["older"] is None:
             break
-        place = f"/api/episodes?{query}&before={told['older']}"
+        place = f"/api/episodes?{query}&before={lines['older']}"
     assert [one["episode_id"] for one in wanted] == [one["episode_id"] for one in everything if fits(one)]
     assert 0 < len(wanted) <= len(everything) == 40
 
@@ -214,11 +214,11 @@ def test_every_page_begins_with_what_holds_on_the_whole_deployment(here: Site, p
     held = Announcement((kill_file(here.settings),), process="serve")
     assert b"NO GATEWAY" not in visitor.get(place).body
     set_switch(kill_file(here.settings), "<b>wrong</b>", "ann")
-    shown = visitor.get(place).body.decode()
+    text = visitor.get(place).body.decode()
     held.release()
     waits = f"(gateway PID {os.getpid()} has not confirmed)"
-    assert f"KILLED: nothing is stopped on any route {waits}: &lt;b&gt;wrong&lt;/b&gt; (ann)" in shown
-    assert shown.index("KILLED") < shown.index("<h1")
+    assert f"KILLED: nothing is stopped on any route {waits}: &lt;b&gt;wrong&lt;/b&gt; (ann)" in text
+    assert text.index("KILLED") < text.index("<h1")
     assert b"KILLED" not in here.visitor().get("/console/login").body, "nobody who has not logged in is told"
 
 
@@ -280,14 +280,14 @@ def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
 
 
 def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:
-    told = here.visitor("admin").get("/api/openapi.json").json
+    description = here.visitor("admin").get("/api/openapi.json").json
     wanted = {(door.path, door.method.lower()) for door in ENDPOINTS if door.path.startswith("/api")}
-    assert {(path, method) for path, methods in told["paths"].items() for method in methods} == wanted
+    assert {(path, method) for path, methods in description["paths"].items() for method in methods} == wanted
     text = here.visitor("admin").get("/api/openapi.json").text
     names = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', text))
-    assert names <= set(told["components"]["schemas"])
-    assert {"Overview", "RoutePage", "EpisodePage", "Changes"} <= set(told["components"]["schemas"])
-    assert all(one["x-role"] in ROLES for path in told["paths"].values() for one in path.values())
+    assert names <= set(description["components"]["schemas"])
+    assert {"Overview", "RoutePage", "EpisodePage", "Changes"} <= set(description["components"]["schemas"])
+    assert all(one["x-role"] in ROLES for path in description["paths"].values() for one in path.values())
 
 
 def test_static_files_are_kept_for_ever_under_an_address_of_their_content(here: Site) -> None:

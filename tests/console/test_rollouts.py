@@ -25,22 +25,22 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         routes={"r": {**msgspec.to_builtins(ROUTE), "upstream": "local"}},
         control=msgspec.to_builtins(CONTROL),
     )
-    world, secret = World(tmp_path / "log.db"), people_of(settings).first()
+    trial, secret = World(tmp_path / "log.db"), people_of(settings).first()
     assert secret is not None
-    world.write(proposed())
+    trial.write(proposed())
     with site(settings) as app:
         ann = Visitor(app)
         assert ann.login(secret).status == 303
         assert "Try it in steps" in ann.get("/console/policies").text
         assert "learned version of 1 January" in titles(ann.get("/console/policies").text), "the day of its refit"
-        asked = {"route": "r", "address": BOLDER.address, "reason": "saves more"}
-        refused = ann.post("/console/rollouts/propose", {**asked, "address": "v-nothing", "csrf": ann.token()})
+        form = {"route": "r", "address": BOLDER.address, "reason": "saves more"}
+        refused = ann.post("/console/rollouts/propose", {**form, "address": "v-nothing", "csrf": ann.token()})
         assert (refused.status, "was never proposed" in refused.text) == (409, True)
-        ann.post("/console/rollouts/propose", {**asked, "csrf": ann.token()})
-        held = world.held
+        ann.post("/console/rollouts/propose", {**form, "csrf": ann.token()})
+        held = trial.held
         assert (held.state.fit, held.author, held.reason) == (BOLDER.address, "admin", "saves more")
-        world.audits(100)
-        world.look()
+        trial.audits(100)
+        trial.look()
         page = ann.get("/console/policies").text
         learned = "learned version of 1 January, level 2"
         assert learned in titles(page)
@@ -52,12 +52,12 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         assert "not enough data" in ann.get("/console/policies/assessment?route=r").text
         for stage in ("canary", "ramp", "ramp", "full"):
             ann.post("/console/rollouts/move", {"route": "r", "move": "promote", "reason": "go", "csrf": ann.token()})
-            assert read_rollouts(world.path)[-1].state.stage == stage
-        world.write(published(BOLDER, number=2))
+            assert read_rollouts(trial.path)[-1].state.stage == stage
+        trial.write(published(BOLDER, number=2))
         ann.post("/console/rollouts/move", {"route": "r", "move": "rollback", "reason": "no", "csrf": ann.token()})
-        undone = read_rollouts(world.path)[-1].undone
+        undone = read_rollouts(trial.path)[-1].undone
         assert undone is not None
         assert undone.reason == "no"
-        world.write(published(FIVE, number=3))
+        trial.write(published(FIVE, number=3))
         again = {"route": "r", "move": "rollback", "reason": "no", "csrf": ann.token()}
         assert "came by no rollout" in ann.post("/console/rollouts/move", again).text

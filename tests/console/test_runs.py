@@ -95,8 +95,8 @@ def lines(log: Log, query: str) -> list[dict[str, Any]]:
 
 def test_a_run_is_found_by_its_id_and_by_the_beginning_of_it(log: Log) -> None:
     name = lines(log, "limit=1")[0]["episode_id"]
-    told = log[0].get(f"/api/episodes?q={name[:-2]}").json
-    assert name in [one["episode_id"] for one in told["named"]]
+    episodes = log[0].get(f"/api/episodes?q={name[:-2]}").json
+    assert name in [one["episode_id"] for one in episodes["named"]]
     assert log[0].get(f"/api/episodes?q={name[:-2]}%25").json["named"] == []
     assert lines(log, "q=chatcmpl-00042")[0]["episode_id"] == made(42)[0].episode_id
 
@@ -132,8 +132,8 @@ def test_an_export_has_every_run_that_matches_and_is_sent_in_parts(log: Log) -> 
     assert len(rows) == N_RUNS / 2
     assert len({row["episode"] for row in rows}) == N_RUNS / 2
     assert "content-length" not in got.headers
-    told = admin.get("/api/changes?kind=exported").json["lines"][0]
-    assert (told["author"], "350 rows" in told["after"]) == ("admin", True)
+    entry = admin.get("/api/changes?kind=exported").json["lines"][0]
+    assert (entry["author"], "350 rows" in entry["after"]) == ("admin", True)
 
 
 def test_views_are_saved_for_each_person(log: Log) -> None:
@@ -153,9 +153,9 @@ def test_views_are_saved_for_each_person(log: Log) -> None:
 def test_a_stopped_run_says_why_and_what_its_audit_twin_answered(log: Log) -> None:
     page = log[0].get(f"/console/runs/{made(41)[0].episode_id}").text
     assert "Stopped at step 4: risk 0.012, allowed 0.02; the audit twin went on to the same answer." in page
-    told = log[0].get(f"/api/episodes/{made(41)[0].episode_id}").json
-    assert [(one["value"], one["limit"]) for one in told["path"]["points"]] == [(risk, 0.02) for risk in RISKS]
-    assert [one["episode_id"] for one in told["twins"]] == [made(40)[0].episode_id]
+    run = log[0].get(f"/api/episodes/{made(41)[0].episode_id}").json
+    assert [(one["value"], one["limit"]) for one in run["path"]["points"]] == [(risk, 0.02) for risk in RISKS]
+    assert [one["episode_id"] for one in run["twins"]] == [made(40)[0].episode_id]
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_every_audit_with_a_stop_is_compared_as_lost_or_kept(tmp_path: Path) -> 
             outcome = replace(outcome, stop_step=2, would_answer="7" if number % 10 else "8")
         events += request, outcome
     with console_on(tmp_path, events) as (admin, _, _):
-        told = admin.get("/api/route/losses?route=math&days=all").json
-    assert (told["n_lost"], told["n_kept"]) == (8, 32)
-    assert told["examples"][0] == made(70)[0].episode_id, "the latest first"
-    assert all(one["low"] <= one["difference"] <= one["high"] for one in told["contrasts"])
+        losses = admin.get("/api/route/losses?route=math&days=all").json
+    assert (losses["n_lost"], losses["n_kept"]) == (8, 32)
+    assert losses["examples"][0] == made(70)[0].episode_id, "the latest first"
+    assert all(one["low"] <= one["difference"] <= one["high"] for one in losses["contrasts"])
 
 
 @pytest.mark.parametrize(("n_stopped", "n_listed"), [(0, 0), (1, 50)])

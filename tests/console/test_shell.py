@@ -103,18 +103,18 @@ def test_addresses_of_before_lead_to_the_same_page(usual: Visitor) -> None:
 
 
 def test_the_palette_finds_pages_routes_runs_and_what_may_be_done(usual: Visitor, here: Site) -> None:
-    def found(visitor: Visitor, text: str) -> list[tuple[str, str]]:
+    def listed(visitor: Visitor, text: str) -> list[tuple[str, str]]:
         return [(one["kind"], one["title"]) for one in visitor.get(f"/api/find?q={text}").json["entries"]]
 
-    assert ("page", "Experiments") in found(usual, "exper")
-    assert found(usual, "ep_0001")[:2] == [("run", "Run ep_00010"), ("run", "Run ep_00011")]
-    assert ("action", "Pause math") in found(usual, "pause%20math")
-    assert ("setting", "routes.math.max_em_drop") in found(usual, "max_em_drop")
-    assert found(usual, "no-such-thing") == []
+    assert ("page", "Experiments") in listed(usual, "exper")
+    assert listed(usual, "ep_0001")[:2] == [("run", "Run ep_00010"), ("run", "Run ep_00011")]
+    assert ("action", "Pause math") in listed(usual, "pause%20math")
+    assert ("setting", "routes.math.max_em_drop") in listed(usual, "max_em_drop")
+    assert listed(usual, "no-such-thing") == []
     for one in usual.get("/api/find?q=").json["entries"]:
         assert usual.get(one["href"].partition("#")[0]).status == 200, one
     rita = here.visitor("rita")
-    assert not [kind for kind, _ in found(rita, "") if kind in ("action", "setting")], "she may change nothing of it"
+    assert not [kind for kind, _ in listed(rita, "") if kind in ("action", "setting")], "she may change nothing of it"
     part = usual.get("/console/find?q=math", hx_request="true").text
     assert "<html" not in part
 

@@ -59,7 +59,7 @@ def phase(made: Publication | None) -> Phase:
 
 
 @pytest.mark.parametrize(
-    ("route", "made", "said"),
+    ("route", "made", "sentence"),
     [
         (LEARNED, MADE, "About 40 more audits"),
         (EFFORT, ARM, "Nothing: effort=low is proved."),
@@ -67,8 +67,8 @@ def phase(made: Publication | None) -> Phase:
         (LEARNED, AVERAGE, "Certified is level 2; above it the drop is kept on average, with no confidence."),
     ],
 )
-def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Publication | None, said: str) -> None:
-    assert describe_missing(phase(made), route, None).startswith(said)
+def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Publication | None, sentence: str) -> None:
+    assert describe_missing(phase(made), route, None).startswith(sentence)
 
 
 def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
@@ -81,12 +81,12 @@ def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
     )
     read_to: Any = SimpleNamespace(lag="")
 
-    def said(now_s: float) -> list[str]:
+    def texts(now_s: float) -> list[str]:
         look: Any = SimpleNamespace(now_s=now_s, begun_s=1_000.0, settings=SimpleNamespace(routes={"r": LEARNED}))
         return [one.text for one in notices((alone,), read_to, look, ())]
 
-    assert said(1_000.0 + STARTS_S) == []
-    assert said(1_001.0 + STARTS_S) == ["r: no control loop looks after it now"]
+    assert texts(1_000.0 + STARTS_S) == []
+    assert texts(1_001.0 + STARTS_S) == ["r: no control loop looks after it now"]
 
 
 def test_a_page_calls_an_average_certified_nowhere() -> None:

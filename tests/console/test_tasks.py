@@ -91,19 +91,19 @@ async def test_the_palette_opens_what_it_finds_by_keyboard_alone(tmp_path: Path)
 @in_a_browser
 async def test_a_setting_that_the_palette_finds_is_all_that_its_page_shows(tmp_path: Path) -> None:
     async with small_log(tmp_path) as page:
-        shown = "document.querySelectorAll('.setting:not([hidden])').length"
+        displayed = "document.querySelectorAll('.setting:not([hidden])').length"
         await page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'k', ctrlKey: true }))")
         await page.until("document.querySelector('#palette').open")
         await page.write("routes.math.max_em_drop")
         await page.until("document.querySelector('#palette .found a')?.textContent.includes('math.max_em_drop')")
         await page.press("Enter", leads_on=True)
         assert await page.place() == "/console/settings?q=routes.math.max_em_drop"
-        assert await page.run(shown) == 1
+        assert await page.run(displayed) == 1
         assert "max_em_drop" in await page.text("main")
         assert "host" not in await page.text("#file")
         await page.run("document.querySelector('[data-filter] input').select()")
         await page.write("nothing has this")
-        await page.until(f"{shown} === 0")
+        await page.until(f"{displayed} === 0")
         assert await page.text("[data-filter] [role=status]") == "0 fit"
         assert "People with access" in await page.text("main")  # which is no setting
 

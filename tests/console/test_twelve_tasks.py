@@ -238,8 +238,8 @@ def test_export_this_month(newcomer: Newcomer) -> None:
 
 def assert_equal_to_page(row: dict[str, str], newcomer: Newcomer) -> None:
     """Every figure of an exported route is the one that the report's page prints."""
-    (shown,) = [one for one in newcomer.page.nodes() if one.tag == "tr" and one.text.startswith(row["route"])]
-    cells = {one.attributes.get("data-l", "Route"): one.text for one in shown.nodes() if one.tag in ("td", "th")}
+    (displayed,) = [one for one in newcomer.page.nodes() if one.tag == "tr" and one.text.startswith(row["route"])]
+    cells = {one.attributes.get("data-l", "Route"): one.text for one in displayed.nodes() if one.tag in ("td", "th")}
     figure = {name: float(value) if value else None for name, value in row.items() if name not in ("month", "route")}
     assert (cells["Requests"], cells["Stopped"]) == (row["requests"], row["stopped"])
     saved = f"{format_large(figure['saved tokens'])} tokens, {format_large(figure['saved certified tokens'])} of them"
@@ -267,8 +267,8 @@ def test_a_reviewer_is_invited_from_the_settings_and_by_the_palette(tmp_path: Pa
         assert newcomer.sees("^People and keys$")
         newcomer.click("Invite a reviewer", within="people")
         assert newcomer.sees("^reviewer$")
-        found = [(one["title"], one["href"]) for one in visitor.get("/api/find?q=invite").json["entries"]]
-        assert ("Invite a reviewer", "/console/change/people/add") in found
+        entries = [(one["title"], one["href"]) for one in visitor.get("/api/find?q=invite").json["entries"]]
+        assert ("Invite a reviewer", "/console/change/people/add") in entries
         assert visitor.get("/api/find?q=people").json["entries"][0]["href"] == "/console/settings#people"
 
 

@@ -56,16 +56,16 @@ class Visitor:
     address: str = "127.0.0.1"
 
     def get(self, place: str, **headers: str) -> Got:
-        return asyncio.run(self.asked("GET", place, b"", headers))
+        return asyncio.run(self._exchange("GET", place, b"", headers))
 
     def post(self, place: str, form: Mapping[str, str], **headers: str) -> Got:
         headers.setdefault("content_type", "application/x-www-form-urlencoded")
-        return asyncio.run(self.asked("POST", place, urlencode(form).encode(), headers))
+        return asyncio.run(self._exchange("POST", place, urlencode(form).encode(), headers))
 
     def ask(self, method: str, place: str, body: bytes = b"", **headers: str) -> Got:
-        return asyncio.run(self.asked(method, place, body, headers))
+        return asyncio.run(self._exchange(method, place, body, headers))
 
-    async def asked(self, method: str, place: str, body: bytes, headers: Mapping[str, str]) -> Got:
+    async def _exchange(self, method: str, place: str, body: bytes, headers: Mapping[str, str]) -> Got:
         parts = urlsplit(place)
         named = {"host": self.host, **{name.replace("_", "-"): value for name, value in headers.items()}}
         if self.cookies:
@@ -79,10 +79,10 @@ class Visitor:
             "client": (self.address, 1),
         }
         sent: list[Any] = []
-        told = [{"type": "http.request", "body": body, "more_body": False}]
+        requests = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Any:
-            return told.pop(0) if told else await asyncio.Event().wait()
+            return requests.pop(0) if requests else await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -111,9 +111,9 @@ class Visitor:
 
     def token(self) -> str:
         """That a page of this session shows."""
-        found = TOKEN.search(self.get("/console").text)
-        assert found is not None
-        return found.group(1)
+        match = TOKEN.search(self.get("/console").text)
+        assert match is not None
+        return match.group(1)
 
 
 def settings_in(folder: Path, **tables: Any) -> Settings:

@@ -117,7 +117,7 @@ async def until_attended(page: Tab, url: str) -> None:
         while "no control loop looks after" in await page.text("main"):
             await asyncio.sleep(2.0)
             await page.go(f"{url}/console")
-    page.said.clear()  # a console that begins may be busy
+    page.errors.clear()  # a console that begins may be busy
 
 
 async def picture_pages(page: Tab, url: str, album: Album, names: Sequence[str]) -> None:
@@ -137,7 +137,7 @@ async def picture_pages(page: Tab, url: str, album: Album, names: Sequence[str])
             if name != "no-such-page":  # whose 404 the browser notes
                 complaints = await page.complaints()
                 assert not complaints, f"{name}: {complaints}"
-            page.said.clear()
+            page.errors.clear()
     await page.look(width=1_280, height=800, dark=False)
 
 
@@ -163,7 +163,7 @@ async def walk(person: Person, album: Album, *, slow_s: float = 0.0) -> None:
             await asyncio.sleep(0.4)
             clicks = f"{person.n_clicks} click{'' if person.n_clicks == 1 else 's'}" if person.n_clicks else "keys only"
             await say(f"{title} ({clicks}). {task.caption}")
-            album.keep(f"walkthrough/{number:02}-{task.name}.png", await page.shown())
+            album.keep(f"walkthrough/{number:02}-{task.name}.png", await page.screenshot())
 
         person.before_click, person.on_arrival = mark, arrive
         await person.start()
@@ -219,24 +219,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("walkthrough-out"), help="folder of the pictures")
     parser.add_argument("--visible", action="store_true", help="open a window, and go slowly")
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"only pictures of these: {', '.join(PLACES)}")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if PROGRAM is None:
         sys.exit("walkthrough: chromium is not installed; on Debian: apt-get install chromium")
-    if unknown := set(asked.pages) - set(PLACES):
+    if unknown := set(options.pages) - set(PLACES):
         sys.exit(f"walkthrough: no page {', '.join(sorted(unknown))}; there are {', '.join(PLACES)}")
     with tempfile.TemporaryDirectory() as folder:
         made_up_month(Console(), Path(folder))
         made = asyncio.run(
             take_pictures(
                 Path(folder),
-                asked.out,
-                pages=asked.pages or tuple(PLACES),
-                walks=not asked.pages,
-                visible=asked.visible,
+                options.out,
+                pages=options.pages or tuple(PLACES),
+                walks=not options.pages,
+                visible=options.visible,
                 works=True,
             )
         )
-    print(f"{len(made)} pictures in {asked.out}")
+    print(f"{len(made)} pictures in {options.out}")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6
     stream=st.booleans(),
     slots=st.sampled_from([1, 3]),
     lines=LINES,
-    said=st.lists(WORDS, max_size=3),
+    words=st.lists(WORDS, max_size=3),
     size=st.integers(1, 200),
 )
 @settings(
@@ -241,10 +241,10 @@ LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6
     phases=[Phase.explicit, Phase.generate],  # to shrink a failure, each step a whole gateway, takes minutes
 )
 def test_any_thought_in_any_pieces_is_closed_without_a_seam(
-    name: str, where: Where, stream: bool, slots: int, lines: list[list[str]], said: list[str], size: int
+    name: str, where: Where, stream: bool, slots: int, lines: list[list[str]], words: list[str], size: int
 ) -> None:
     way = WAYS[name]
-    steps = [(" ".join(line) + "\n", " ".join(["7", *said])) for line in lines]
+    steps = [(" ".join(line) + "\n", " ".join(["7", *words])) for line in lines]
     whole = "".join(text for text, _ in steps)
     n_thought = len([t for text, _ in steps for t in cut(text)]) + (where == "inline")
     reply = Reply(**WHERE[where], faults=(Fault(stall_after=n_thought, stall_s=60.0), Fault(piece_bytes=size)))

@@ -57,7 +57,7 @@ from tests.console.visitor import Visitor, people_of, site
 from tests.contracts.generated_logs import Made, Truth, make
 
 N_LOGS, BLOCKS = 1_000, 16  # so that a block has about 60
-SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own application
+PAGES_EVERY = 25  # of the logs their pages are asked for over the console's own application
 MONTH: Final = "2023-11"  # of every row of a generated log
 
 
@@ -167,7 +167,7 @@ def check(made: Made) -> dict[str, tuple[RouteSnapshot, str]]:
         pages = {one.name: one for one in route_states(look, each, window)}
         report = report_on(look)
         home, _ = read_history(asking(look, days="all"), None)
-        told_at_home = describe_saving(home, window)
+        home_saving = describe_saving(home, window)
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():
@@ -193,7 +193,7 @@ def check(made: Made) -> dict[str, tuple[RouteSnapshot, str]]:
             assert "runs in full" not in one.promise
         assert_one_alert(one, pages[name].figures)
     assert_one_total([one.report.measured for one in statuses.values()], whole, gauges)
-    assert_one_report(report, {name: one.figures for name, one in pages.items()}, whole, told_at_home)
+    assert_one_report(report, {name: one.figures for name, one in pages.items()}, whole, home_saving)
     return {name: (one, one.promise_state) for name, one in statuses.items()}
 
 
@@ -245,7 +245,7 @@ def report_on(look: LogView) -> MonthReport:
     return month_report(asking(look, month=MONTH))
 
 
-def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whole: Period, told_at_home: str) -> None:
+def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whole: Period, home_saving: str) -> None:
     """The month holds the whole log, so its figures are those of the whole log, and so is its sentence."""
     known = {name: one for name, one in pages.items() if one.sums.n_requests}
     assert {one.name for one in report.routes} == known.keys()
@@ -263,7 +263,7 @@ def assert_one_report(report: MonthReport, pages: dict[str, PeriodFigures], whol
             figures.saved_tokens,
             figures.saved_certified_tokens,
         )
-    assert told_at_home.partition(", ")[2] == report.headline.partition(", ")[2]
+    assert home_saving.partition(", ")[2] == report.headline.partition(", ")[2]
 
 
 def assert_one_alert(one: RouteSnapshot, figures: PeriodFigures) -> None:
@@ -327,7 +327,7 @@ def test_every_surface_of_a_generated_log_shows_the_same_saving_and_promise_and_
         for name, (one, _) in displayed.items():
             assert before[name].promise == one.promise
             assert before[name].report == one.report, "with rows that nobody has summed up it is the same"
-        if number % SHOWN_EVERY == 0:
+        if number % PAGES_EVERY == 0:
             check_pages(made, {name: one for name, (one, _) in displayed.items()})
 
 

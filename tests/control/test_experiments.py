@@ -323,9 +323,9 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
     assert made.level > 1
     shown = {level: one.arm(Arm(name="a", weight=1, level=level), audits) for level in (0, made.level, 99, None)}
     full = [audit.episode.outcome.answer for audit in audits]
-    assert [told.answer for told in shown[0] if told is not None] == full
+    assert [arm.answer for arm in shown[0] if arm is not None] == full
     assert shown[99] == shown[made.level] == shown[None], "a level is never above what was certified"
-    answers = [told.answer for told in shown[made.level] if told is not None]
+    answers = [arm.answer for arm in shown[made.level] if arm is not None]
     assert answers[:11] == full[:11], "nothing was in force yet"
     halts = one._levels(Arm(name="a", weight=1), audits)
     stops = [halts.get(audit.id) for audit in audits]
@@ -336,7 +336,7 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
             assert votes.count(halt[1]) == max(votes.count(answer) for answer in votes)
     gone = replace(made, fit="another")
     lost = AuditReplay(route=ROUTE, match=one.match, published=lambda _: gone, load=lambda _: None)
-    assert [told.answer for told in lost.arm(Arm(name="a", weight=1), audits) if told is not None] == full
+    assert [arm.answer for arm in lost.arm(Arm(name="a", weight=1), audits) if arm is not None] == full
 
 
 def test_one_key_that_asks_the_model_speaks_for_a_share_of_the_units(told: Story) -> None:

@@ -46,9 +46,9 @@ def rendered(values: dict[str, Any], chart: Path = CHART) -> Objects:
             continue  # of an operator
         for version in VERSIONS:
             validate(one, version, strict=True)
-    found = {(one["kind"], one["metadata"]["name"]): one for one in objects}
-    assert len(found) == len(objects)
-    return found
+    by_name = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    assert len(by_name) == len(objects)
+    return by_name
 
 
 def refusal(values: dict[str, Any]) -> str:

@@ -28,15 +28,15 @@ class Instruction:
 
 def instructions(file: Path) -> list[Instruction]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    found, stage = list[Instruction](), -1
+    lines_of_stages, stage = list[Instruction](), -1
     for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
         if not line.strip():
             continue
         name, _, text = line.partition(" ")
         stage += name.upper() == "FROM"
-        found.append(Instruction(stage, name.upper(), text.strip()))
-    return found
+        lines_of_stages.append(Instruction(stage, name.upper(), text.strip()))
+    return lines_of_stages
 
 
-def of_stage(found: list[Instruction], stage: int, name: str) -> list[Instruction]:
-    return [one for one in found if (one.stage, one.name) == (stage, name)]
+def of_stage(lines: list[Instruction], stage: int, name: str) -> list[Instruction]:
+    return [one for one in lines if (one.stage, one.name) == (stage, name)]

@@ -315,16 +315,16 @@ def test_a_route_of_the_gateway_api_lets_runs_take_their_time() -> None:
 def test_network_policies_admit_each_to_what_is_for_them() -> None:
     def of(**options: Any) -> dict[str, dict[str, Any]]:
         objects = rendered(deployed(networkPolicy={"enabled": True, **options}))
-        found = {name: one["spec"] for (kind, name), one in objects.items() if kind == "NetworkPolicy"}
+        specs = {name: one["spec"] for (kind, name), one in objects.items() if kind == "NetworkPolicy"}
         for component in ("gateway", "console", "worker"):
             labels = objects["Deployment", f"x-{component}"]["spec"]["template"]["metadata"]["labels"]
             selected = [
-                name for name, one in found.items() if one["podSelector"]["matchLabels"].items() <= labels.items()
+                name for name, one in specs.items() if one["podSelector"]["matchLabels"].items() <= labels.items()
             ]
             assert selected == [f"x-{component}"]
-            for rule in found[f"x-{component}"].get("ingress", ()):
+            for rule in specs[f"x-{component}"].get("ingress", ()):
                 assert rule["ports"][0]["port"] in [port["name"] for port in container(objects, component)["ports"]]
-        return found
+        return specs
 
     default = of()
     assert default["x-gateway"]["ingress"][0]["from"] == [{"podSelector": {}}]
@@ -366,14 +366,14 @@ def test_changed_secrets_restart_the_pods_at_the_next_upgrade(tmp_path: Path) ->
     chart = Path(shutil.copytree(CHART, tmp_path / "chart"))
     helpers = chart / "templates" / "_helpers.tpl"
     text = helpers.read_text(encoding="utf-8")
-    asked = 'lookup "v1" "Secret" $.Release.Namespace .'
-    assert asked in text
+    lookup = 'lookup "v1" "Secret" $.Release.Namespace .'
+    assert lookup in text
     # The cluster's answer comes from the values: this test has none to ask.
-    helpers.write_text(text.replace(asked, "dig . (dict) ($.Values.global | default dict)"), encoding="utf-8")
+    helpers.write_text(text.replace(lookup, "dig . (dict) ($.Values.global | default dict)"), encoding="utf-8")
 
     def checksum(**versions: str) -> str:
-        found = {name: {"metadata": {"resourceVersion": version}} for name, version in versions.items()}
-        return annotations_of(rendered(deployed(**{"global": found}), chart))["checksum/secrets"]
+        secrets = {name: {"metadata": {"resourceVersion": version}} for name, version in versions.items()}
+        return annotations_of(rendered(deployed(**{"global": secrets}), chart))["checksum/secrets"]
 
     assert checksum(suffice="7") == checksum(suffice="7") != checksum(suffice="8")
     assert checksum(**{"suffice-database": "7"}) not in {checksum(suffice="7"), checksum()}

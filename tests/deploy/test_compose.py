@@ -167,14 +167,14 @@ class Names(socketserver.UDPServer):
         self.server_close()
 
     def finish_request(self, request: Any, client: Any) -> None:
-        asked, socket = request
-        name_end = asked.index(b"\0", 12) + 1
-        question = asked[12 : name_end + 4]
-        is_known = self.address is not None and asked[name_end : name_end + 2] == b"\0\1"
+        packet, socket = request
+        name_end = packet.index(b"\0", 12) + 1
+        question = packet[12 : name_end + 4]
+        is_known = self.address is not None and packet[name_end : name_end + 2] == b"\0\1"
         flags = b"\x81\x80" if is_known else b"\x81\x83"  # an answer, or no such name
         answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + inet_aton(self.address or "0") if is_known else b""
         counts = b"\0\1" + (b"\0\1" if is_known else b"\0\0") + b"\0\0\0\0"
-        socket.sendto(asked[:2] + flags + counts + question + answer, client)
+        socket.sendto(packet[:2] + flags + counts + question + answer, client)
 
 
 def until(url: str, answer: str, context: ssl.SSLContext | None = None) -> None:

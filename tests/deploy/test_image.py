@@ -25,24 +25,24 @@ from tests.deploy.dockerfile import Instruction, instructions, of_stage
 from tests.house.tree import ROOT
 
 FILE = ROOT / "deploy" / "Dockerfile"
-FOUND = instructions(FILE)
-FINAL = max(one.stage for one in FOUND)
+INSTRUCTIONS = instructions(FILE)
+FINAL = max(one.stage for one in INSTRUCTIONS)
 USER = 10001
 
 
 def environment() -> dict[str, str]:
-    return {name: value for one in of_stage(FOUND, FINAL, "ENV") for name, value in one.pairs.items()}
+    return {name: value for one in of_stage(INSTRUCTIONS, FINAL, "ENV") for name, value in one.pairs.items()}
 
 
 def only(name: str) -> Instruction:
-    (one,) = of_stage(FOUND, FINAL, name)
+    (one,) = of_stage(INSTRUCTIONS, FINAL, name)
     return one
 
 
 def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
-    (version,) = [one.text.partition("=")[2] for one in of_stage(FOUND, -1, "ARG")]
+    (version,) = [one.text.partition("=")[2] for one in of_stage(INSTRUCTIONS, -1, "ARG")]
     assert re.fullmatch(r"3\.1[123]\.\d+-slim-[a-z]+", version)
-    assert {one.text.split()[0] for one in FOUND if one.name == "FROM"} == {"python:${PYTHON}"}
+    assert {one.text.split()[0] for one in INSTRUCTIONS if one.name == "FROM"} == {"python:${PYTHON}"}
 
 
 def test_it_runs_as_a_numbered_user_in_the_exec_form() -> None:
@@ -50,13 +50,13 @@ def test_it_runs_as_a_numbered_user_in_the_exec_form() -> None:
     for name in ("ENTRYPOINT", "CMD"):
         assert json.loads(only(name).text)
     assert "CMD [" in only("HEALTHCHECK").text
-    assert not [one for one in FOUND if one.name == "ADD"]
-    after = FOUND[FOUND.index(only("USER")) :]
+    assert not [one for one in INSTRUCTIONS if one.name == "ADD"]
+    after = INSTRUCTIONS[INSTRUCTIONS.index(only("USER")) :]
     assert not [one for one in after if one.name in {"RUN", "COPY"}], "these would run as another user"
 
 
 def test_no_secret_is_built_in() -> None:
-    words = [word for one in FOUND if one.name in {"ENV", "ARG"} for word in one.pairs]
+    words = [word for one in INSTRUCTIONS if one.name in {"ENV", "ARG"} for word in one.pairs]
     assert not [word for word in words if re.search(r"KEY|SECRET|PASSWORD|TOKEN|SALT", word)]
 
 
@@ -73,13 +73,13 @@ def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
     allowed = [line[1:] for line in lines if line.startswith("!")]
     assert "*" in lines
     copied = set[str]()
-    for one in (one for one in FOUND if one.name == "COPY" and "--from" not in one.text):
+    for one in (one for one in INSTRUCTIONS if one.name == "COPY" and "--from" not in one.text):
         for source in one.words[:-1]:
             pattern = source.replace("${REQUIREMENTS}", "image*")
-            found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
-            assert found, source
-            assert all(any(name == ok or name.startswith(f"{ok}/") for ok in allowed) for name in found), source
-            copied |= set(found)
+            paths = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
+            assert paths, source
+            assert all(any(name == ok or name.startswith(f"{ok}/") for ok in allowed) for name in paths), source
+            copied |= set(paths)
     unused = [ok for ok in allowed if not any(name == ok or fnmatch.fnmatch(name, f"{ok}/*") for name in copied)]
     assert not unused
 
@@ -87,7 +87,7 @@ def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
 def steps(context: Path, prefix: Path) -> None:
     """Do what the first stage does, in a folder, with another prefix than the image's."""
     values = {"REQUIREMENTS": "image"}
-    for one in (one for one in FOUND if one.stage == 0):
+    for one in (one for one in INSTRUCTIONS if one.stage == 0):
         if one.name == "COPY":
             *sources, target = [word.replace("${REQUIREMENTS}", values["REQUIREMENTS"]) for word in one.words]
             for source in sources:
@@ -166,12 +166,12 @@ def test_it_serves_as_its_user_from_a_read_only_file_system(image: Path) -> None
         process = subprocess.Popen(command, stderr=subprocess.PIPE, **everything)
         try:
             assert process.stderr is not None
-            said = ""
-            while "listening on" not in said:
+            output = ""
+            while "listening on" not in output:
                 line = process.stderr.readline()
-                assert line, said
-                said += line
-            url = re.search(r"listening on http://0\.0\.0\.0:(\d+)/v1", said)
+                assert line, output
+                output += line
+            url = re.search(r"listening on http://0\.0\.0\.0:(\d+)/v1", output)
             assert url is not None
             variables["SUFFICE__SERVER__PORT"] = url[1]
             subprocess.run(only("HEALTHCHECK").words, check=True, timeout=60, **everything)
@@ -191,7 +191,7 @@ def test_it_serves_as_its_user_from_a_read_only_file_system(image: Path) -> None
             if process.stderr is not None:
                 process.stderr.close()
         assert process.returncode == 0, rest
-        assert "Traceback" not in said + rest
+        assert "Traceback" not in output + rest
         assert (data / "suffice.db").exists()
         assert not [path for path in settings.iterdir() if path.name != "suffice.toml"]
         refused = subprocess.run(only("HEALTHCHECK").words, check=False, capture_output=True, **everything)

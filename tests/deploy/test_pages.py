@@ -83,14 +83,14 @@ def test_files_of_the_systemd_page_exist_and_its_settings_need_what_it_makes() -
     unit = (ROOT / "deploy" / "systemd" / "suffice.service").read_text(encoding="utf-8")
     assert "/etc/suffice/environment" in text
     assert "EnvironmentFile=-/etc/suffice/environment" in unit
-    (shown,) = [block.text for block in blocks(HOW_TO / "deploy-systemd.md") if block.language == "toml"]
-    settings = parse_settings(tomllib.loads(shown))
+    (settings_text,) = [block.text for block in blocks(HOW_TO / "deploy-systemd.md") if block.language == "toml"]
+    settings = parse_settings(tomllib.loads(settings_text))
     assert f"{settings.server.api_keys_env}=" in text
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_of_our_commands_exist(page: str) -> None:
-    found = 0
+    n_commands = 0
     for text in shell_blocks(page):
         for line in text.replace("\\\n", " ").splitlines():
             called = re.search(r"(?:^|exec [\w-]+ |-- |bin/)suffice ([a-z].*)", line)
@@ -104,5 +104,5 @@ def test_options_of_our_commands_exist(page: str) -> None:
                 assert command is not None, line
             known = {option for one in command.params for option in one.opts}
             assert {word for word in words if word.startswith("--")} <= known, line
-            found += 1
-    assert found or page in {"release.md", "upgrade.md", "deploy-systemd.md"}
+            n_commands += 1
+    assert n_commands or page in {"release.md", "upgrade.md", "deploy-systemd.md"}

@@ -36,7 +36,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_names_the_same_version() -> None:
     assert set(release.versions()) == set(release.PLACES)
-    assert {name: found for name, found in release.versions().items() if found != {__version__}} == {}
+    assert {name: versions for name, versions in release.versions().items() if versions != {__version__}} == {}
 
 
 def test_preparing_a_version_changes_every_file_and_dates_the_changelog(
@@ -99,8 +99,8 @@ def test_the_packed_chart_brings_alert_rules_and_a_dashboard(dist: Path) -> None
     objects = rendered(values, dist / f"suffice-chart-{__version__}.tgz")
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
     assert objects["PrometheusRule", "x"]["spec"] == rules
-    shown = json.loads(objects["ConfigMap", "x-dashboard"]["data"]["suffice.json"])
-    assert shown == json.loads((ROOT / "deploy" / "grafana" / "suffice.json").read_text(encoding="utf-8"))
+    dashboard = json.loads(objects["ConfigMap", "x-dashboard"]["data"]["suffice.json"])
+    assert dashboard == json.loads((ROOT / "deploy" / "grafana" / "suffice.json").read_text(encoding="utf-8"))
 
 
 def test_a_wheel_built_from_the_sdist_is_the_wheel(dist: Path, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_the_wheel_runs_outside_the_tree(dist: Path, tmp_path: Path) -> None:
     assert __version__ in run("--version").stdout
     variables = {"SUFFICE__UPSTREAMS__UP__URL": "http://127.0.0.1:9", "SUFFICE__ROUTES__CHAT__UPSTREAM": "up"}
     assert run("config", "check", **variables).stdout.endswith(": ok\n")
-    shown = json.loads(run("config", "show", **variables).stdout)
-    assert shown["store"]["url"] == f"sqlite:///{tmp_path / 'suffice' / 'suffice.db'}"
+    settings = json.loads(run("config", "show", **variables).stdout)
+    assert settings["store"]["url"] == f"sqlite:///{tmp_path / 'suffice' / 'suffice.db'}"
     nothing = run("serve")
     assert nothing.returncode == 2
     assert "suffice.toml" in nothing.stderr

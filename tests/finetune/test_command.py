@@ -22,7 +22,7 @@ from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring.files import load_settings
 from suffice.wiring.worker import open_decisions
-from tests.learn.made import World, episodes
+from tests.learn.made import Simulation, episodes
 from tests.simulators.contrib import install_contrib
 
 STABLE = json.dumps({"policy": "stable-answer", "streak": 2})
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def log(folder: Path) -> Path:
     """A log of 120 runs, its settings beside it, and texts of all of them in which every other one agrees."""
-    runs = episodes(120, seed=9, world=World(audit_share=0.5))
+    runs = episodes(120, seed=9, simulation=Simulation(audit_share=0.5))
     database = LogWriter(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
     texts = []
     for n, item in enumerate(runs):

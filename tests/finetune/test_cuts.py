@@ -27,7 +27,7 @@ from suffice_finetune.cuts import (
     read_texts,
 )
 from suffice_finetune.pairs import CutRun
-from tests.learn.made import GOLD, World, episodes, match
+from tests.learn.made import GOLD, Simulation, episodes, match
 
 ALL = Terms(consent=Consent(everybody=True))
 
@@ -81,7 +81,7 @@ def test_a_cut_is_what_the_stop_saw_and_is_called_kept_or_lost_as_the_labels_say
 
 def run(**outcome: Any) -> EpisodeWithLabels:
     """An audit of five steps that would have been stopped at its second."""
-    item = episodes(1, seed=0, world=World(audit_share=1.0, labels="none", p_astray=0.0, p_fails=0.0))[0]
+    item = episodes(1, seed=0, simulation=Simulation(audit_share=1.0, labels="none", p_astray=0.0, p_fails=0.0))[0]
     steps = tuple(replace(item.episode.outcome.steps[0], index=n, answer=GOLD) for n in range(1, 6))
     report: dict[str, Any] = {"steps": steps, "stop_step": 2, "would_answer": GOLD, "answer": GOLD} | outcome
     return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **report)))

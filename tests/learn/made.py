@@ -24,7 +24,7 @@ LabelsOf = Literal["all", "audits", "disagreements", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class Simulation:
     """How runs go. Rates are fractions."""
 
     p_astray: float = 0.25  # a run holds a wrong answer from its first step to its last but one
@@ -41,10 +41,10 @@ def match(answer: str | None, gold: str) -> bool:
     return answer == gold
 
 
-def episodes(n: int, seed: int = 0, world: World | None = None) -> list[EpisodeWithLabels]:
+def episodes(n: int, seed: int = 0, simulation: Simulation | None = None) -> list[EpisodeWithLabels]:
     """n runs in their order; the same for the same seed."""
-    world, rng = world or World(), random.Random(seed)
-    return [_one(number, rng, world) for number in range(1, n + 1)]
+    simulation, rng = simulation or Simulation(), random.Random(seed)
+    return [_one(number, rng, simulation) for number in range(1, n + 1)]
 
 
 def would_stop(steps: tuple[StepRecord, ...]) -> int | None:
@@ -55,25 +55,25 @@ def would_stop(steps: tuple[StepRecord, ...]) -> int | None:
     return None
 
 
-def _one(number: int, rng: random.Random, world: World) -> EpisodeWithLabels:
-    astray, fails = rng.random() < world.p_astray, rng.random() < world.p_fails
-    audit = rng.random() < world.audit_share
+def _one(number: int, rng: random.Random, simulation: Simulation) -> EpisodeWithLabels:
+    astray, fails = rng.random() < simulation.p_astray, rng.random() < simulation.p_fails
+    audit = rng.random() < simulation.audit_share
     steps, final = _steps(rng, astray=astray, fails=fails)
     stop = would_stop(steps)
-    stopped = stop is not None and world.mode == "enforce" and not audit
+    stopped = stop is not None and simulation.mode == "enforce" and not audit
     would = None if stop is None else steps[stop - 1].answer
     taken = steps[:stop] if stopped else steps
-    prompt = number if world.n_prompts is None else rng.randrange(world.n_prompts)
+    prompt = number if simulation.n_prompts is None else rng.randrange(simulation.n_prompts)
     request = plain_request(
         f"e{number}",
-        mode=world.mode,
+        mode=simulation.mode,
         audit=audit,
-        propensity=world.audit_share if audit else 1 - world.audit_share,
+        propensity=simulation.audit_share if audit else 1 - simulation.audit_share,
         policy_version="p-1",
         certified=True,
         question_key=f"q{prompt}",
         received_at_s=float(number),
-        query=Query(query_class=world.astray_class if astray else ""),
+        query=Query(query_class=simulation.astray_class if astray else ""),
     )
     thought = STEP_TOKENS * len(taken)
     outcome = Outcome(
@@ -89,17 +89,17 @@ def _one(number: int, rng: random.Random, world: World) -> EpisodeWithLabels:
         would_answer=would,
         steps=taken,
     )
-    asked = {
+    is_labelled = {
         "all": True,
         "none": False,
-        "audits": audit or world.mode == "observe",
+        "audits": audit or simulation.mode == "observe",
         "disagreements": stop is not None and would != final,
-    }[world.labels]
+    }[simulation.labels]
     label = StoredLabel(
         seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match")
     )
     return EpisodeWithLabels(
-        seq=10 * number, episode=Episode(request=request, outcome=outcome), labels=(label,) if asked else ()
+        seq=10 * number, episode=Episode(request=request, outcome=outcome), labels=(label,) if is_labelled else ()
     )
 
 

@@ -87,21 +87,25 @@ def gap(here: Spender) -> float:
 def test_the_account_explains_itself_whatever_happens_and_however_the_budget_moves(
     looks: list[tuple[list[str], int, float]], first: int
 ) -> None:
-    here, level, told = running(first), first, list[str]()
+    here, level, outcomes = running(first), first, list[str]()
     for new, affordable, budget in looks:
-        told += new
-        z = [[int(what in {"lost", "silent"}), 0] for what in told]
-        runs = audits([[0.9, 0.9]] * len(told), z=z, d=[[what != "same", False] for what in told]) if told else None
+        outcomes += new
+        z = [[int(what in {"lost", "silent"}), 0] for what in outcomes]
+        runs = (
+            audits([[0.9, 0.9]] * len(outcomes), z=z, d=[[what != "same", False] for what in outcomes])
+            if outcomes
+            else None
+        )
         if runs is not None:
-            known = np.array([np.inf if what == "silent" else 0.0 for what in told])
+            known = np.array([np.inf if what == "silent" else 0.0 for what in outcomes])
             runs = replace(runs, label_at=known)
-            booked(here, runs, level=level, max_em_drop=budget, now=float(len(told)), timeout=5)
+            booked(here, runs, level=level, max_em_drop=budget, now=float(len(outcomes)), timeout=5)
         lost = [0] * (affordable + 1) + [50] * (N_LEVELS - affordable - 1)
         level = here.place(counts(lost), certified=1, max_em_drop=budget)
         assert 1 <= level <= max(1, affordable)
         if here.account.n_audits:
             assert gap(here) == pytest.approx(0, abs=1e-12)
-    assert here.account.n_audits == len(told)
+    assert here.account.n_audits == len(outcomes)
 
 
 def test_before_anything_is_certified_nothing_is_booked_and_everything_runs_in_full() -> None:
@@ -187,30 +191,30 @@ def traffic(n: int, seed: int) -> AuditRuns:
 
 def lived(plan: Plan, runs: AuditRuns) -> tuple[Certifier, list[int], list[int]]:
     """The keeper behind all runs, and at each look the level in force and the one that is certified."""
-    keeper, levels, floors = Certifier(plan, believing), [], []
+    certifier, levels, floors = Certifier(plan, believing), [], []
     for begin in range(0, len(runs), 100):
-        keeper.add_audits(runs.take(np.arange(begin, begin + 100)))
-        keeper.look(Evidence(at=float(begin + 100)))
-        levels.append(keeper.level)
-        floors.append(keeper.level if plan.promise == "certified" else keeper.epoch.spender.floor)
-    return keeper, levels, floors
+        certifier.add_audits(runs.take(np.arange(begin, begin + 100)))
+        certifier.look(Evidence(at=float(begin + 100)))
+        levels.append(certifier.level)
+        floors.append(certifier.level if plan.promise == "certified" else certifier.epoch.spender.floor)
+    return certifier, levels, floors
 
 
 def test_the_keeper_runs_above_what_is_certified_and_certifies_the_same_as_ever() -> None:
     runs = traffic(3_000, 3)
     _, levels, certified = lived(PLAN, runs)
-    keeper, budgeted, floors = lived(replace(PLAN, promise="budgeted"), runs)
+    certifier, budgeted, floors = lived(replace(PLAN, promise="budgeted"), runs)
     assert floors == certified, "the certificate is no other one"
     assert all(mine >= proved for mine, proved in zip(budgeted, certified, strict=True))
     assert sum(budgeted[5:]) > sum(levels[5:])
-    account = keeper.epoch.spender.account
+    account = certifier.epoch.spender.account
     assert account.n_audits > 2_000
-    assert gap(keeper.epoch.spender) == pytest.approx(0, abs=1e-9)
+    assert gap(certifier.epoch.spender) == pytest.approx(0, abs=1e-9)
     assert abs((account.em_drop or 0) - 0.05) < (9 + 4 + abs(account.clipped)) / (4 * account.n_audits) + 1e-9
 
 
 def test_a_new_epoch_begins_a_new_account() -> None:
-    keeper, *_ = lived(replace(PLAN, promise="budgeted"), traffic(900, 4))
-    assert keeper.level > 0
-    keeper.reset("another model")
-    assert (keeper.level, keeper.epoch.spender.account.n_audits) == (0, 0)
+    certifier, *_ = lived(replace(PLAN, promise="budgeted"), traffic(900, 4))
+    assert certifier.level > 0
+    certifier.reset("another model")
+    assert (certifier.level, certifier.epoch.spender.account.n_audits) == (0, 0)

@@ -28,7 +28,7 @@ def traffic(n: int, seed: int) -> tuple[list[Query], np.ndarray[tuple[int], np.d
     return queries, good
 
 
-FOUND = find_classes(*traffic(2_000, 3))
+CLASSES = find_classes(*traffic(2_000, 3))
 
 
 def test_the_division_that_matters_is_found_and_can_be_read() -> None:
@@ -56,7 +56,7 @@ def test_where_nothing_divides_the_runs_there_is_one_class() -> None:
 def test_every_query_has_a_class_and_plain_data_builds_the_same_classes(
     words: int | None, numbers: int | None, model: str
 ) -> None:
-    classes = FOUND
+    classes = CLASSES
     query = Query(n_words=words, n_numbers=numbers, metadata=(("model", model),))
     assert classes.of(query) in classes.names
     assert Classes(classes.rules).of(query) == classes.of(query)

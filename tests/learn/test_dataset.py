@@ -19,10 +19,10 @@ from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Decision, Feedback, Signals, Step, StepRecord, Usage
-from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
+from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, Simulation, episodes, match
 
 LIVE = episodes(400, seed=1)
-OBSERVED = World(mode="observe")
+OBSERVED = Simulation(mode="observe")
 
 
 def changed(item: EpisodeWithLabels, **outcome: Any) -> EpisodeWithLabels:
@@ -30,7 +30,7 @@ def changed(item: EpisodeWithLabels, **outcome: Any) -> EpisodeWithLabels:
     return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **outcome)))
 
 
-def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
+def labelled(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
     """The same run with one label."""
     label = StoredLabel(seq=item.seq + 1, feedback=Feedback(feedback_id=f"f{item.seq}", **what))
     return replace(item, labels=(label,))
@@ -69,9 +69,9 @@ def test_the_order_in_which_episodes_and_labels_are_read_changes_nothing() -> No
 
 
 def test_a_label_more_is_another_dataset() -> None:
-    plain = episodes(100, seed=1, world=replace(OBSERVED, labels="none"))
-    labelled = [said(plain[0], gold=GOLD), *plain[1:]]
-    first, second = build_dataset(plain, match=match), build_dataset(labelled, match=match)
+    plain = episodes(100, seed=1, simulation=replace(OBSERVED, labels="none"))
+    one_more = [labelled(plain[0], gold=GOLD), *plain[1:]]
+    first, second = build_dataset(plain, match=match), build_dataset(one_more, match=match)
     assert first.digest() != second.digest()
     assert (first.last_seq, second.last_seq) == (plain[-1].seq, plain[-1].seq)
     assert second.labelled.sum() == 1
@@ -88,12 +88,12 @@ def test_a_label_more_is_another_dataset() -> None:
     ],
 )
 def test_an_answer_is_right_wrong_or_unknown(label: dict[str, Any], right: list[int]) -> None:
-    item = episodes(1, seed=0, world=replace(OBSERVED, p_astray=0.0, p_fails=0.0, labels="none"))[0]
+    item = episodes(1, seed=0, simulation=replace(OBSERVED, p_astray=0.0, p_fails=0.0, labels="none"))[0]
     steps = tuple(
         replace(item.episode.outcome.steps[0], index=index, answer=answer)
         for index, answer in enumerate(["5", GOLD, GOLD, GOLD], 1)
     )
-    data = build_dataset([said(changed(item, steps=steps, answer=GOLD), **label)], match=match)
+    data = build_dataset([labelled(changed(item, steps=steps, answer=GOLD), **label)], match=match)
     assert data.right.tolist() == right
     assert data.same.tolist() == [False, True, True, True]
 
@@ -108,7 +108,7 @@ def test_features_of_the_version_in_force_stand_behind_its_own() -> None:
 
 
 def test_costs_are_what_a_stop_would_have_paid() -> None:
-    item = episodes(1, seed=2, world=OBSERVED)[0]
+    item = episodes(1, seed=2, simulation=OBSERVED)[0]
     n = len(item.episode.outcome.steps)
     data = build_dataset([item], match=match)
     step = np.arange(1, n + 1)
@@ -118,7 +118,7 @@ def test_costs_are_what_a_stop_would_have_paid() -> None:
 
 
 def test_a_stop_inside_a_wave_of_samples_pays_for_the_wave() -> None:
-    item = episodes(1, seed=2, world=OBSERVED)[0]
+    item = episodes(1, seed=2, simulation=OBSERVED)[0]
     steps = tuple(replace(item.episode.outcome.steps[0], index=i, probe_tokens=0) for i in range(1, 7))
     request = replace(item.episode.request, kind="samples", n_samples=6)
     votes = changed(item, steps=steps, usage=replace(item.episode.outcome.usage, completion_tokens=600))  # type: ignore[type-var]
@@ -128,7 +128,7 @@ def test_a_stop_inside_a_wave_of_samples_pays_for_the_wave() -> None:
 
 def test_a_decided_vote_is_measured_against_all_its_samples_and_paid_for_as_drawn() -> None:
     """Nine samples of 10 tokens were asked for; five decided it, and 5 tokens came of a sixth that was cancelled."""
-    item = episodes(1, seed=2, world=OBSERVED)[0]
+    item = episodes(1, seed=2, simulation=OBSERVED)[0]
     first = replace(item.episode.outcome.steps[0], tokens=10, answer="4", probe_tokens=0)
     usage = Usage(prompt_tokens=10, completion_tokens=55)
     item = changed(
@@ -189,13 +189,13 @@ def test_live_runs_that_nobody_asked_on_the_way_stand_for_nothing() -> None:
     ],
 )
 def test_a_run_without_a_telling_end_is_left_out(changes: dict[str, Any], reason: str) -> None:
-    observed = episodes(30, seed=4, world=replace(OBSERVED, audit_share=0.0))
+    observed = episodes(30, seed=4, simulation=replace(OBSERVED, audit_share=0.0))
     data = build_dataset([changed(observed[0], **changes), *observed[1:]], match=match)
     assert data.left_out == {reason: 1}
 
 
 def test_an_audit_that_was_broken_off_is_kept_as_a_loss() -> None:
-    audits = episodes(30, seed=4, world=World(audit_share=1.0))
+    audits = episodes(30, seed=4, simulation=Simulation(audit_share=1.0))
     data = build_dataset([changed(audits[0], end_reason="client_left"), *audits[1:]], match=match)
     assert data.abandoned.sum() == 1
     assert not data.full[data.abandoned].any()
@@ -211,11 +211,11 @@ def test_without_anything_to_learn_it_says_what_there_was() -> None:
 
 def test_drift_is_watched_on_the_first_step_of_all_traffic_stopped_or_not() -> None:
     """Later steps are missing where the policy stopped: their means move with the policy, not with the world."""
-    found = early_features(LIVE, ("logit(confidence)", "log1p(tokens_used)"))
-    assert found.shape == (len(LIVE), 2)
-    whole = build_dataset(episodes(400, seed=1, world=OBSERVED), match=match)
+    features = early_features(LIVE, ("logit(confidence)", "log1p(tokens_used)"))
+    assert features.shape == (len(LIVE), 2)
+    whole = build_dataset(episodes(400, seed=1, simulation=OBSERVED), match=match)
     first = whole.x[whole.starts[:-1], whole.chosen.names.index("logit(confidence)")]
-    assert np.sort(found[:, 0]) == pytest.approx(np.sort(first), abs=1e-9)
+    assert np.sort(features[:, 0]) == pytest.approx(np.sort(first), abs=1e-9)
     assert early_features([], ("has_answer",)).shape == (0, 1)
 
 
@@ -224,12 +224,12 @@ def test_drift_is_watched_on_the_first_step_of_all_traffic_stopped_or_not() -> N
 
 def test_planted_duplicates_never_cross_a_split() -> None:
     """Forty prompts asked again and again: no fold shares one with another, now or in a later version."""
-    data = build_dataset(episodes(600, seed=5, world=replace(OBSERVED, n_prompts=40)), match=match)
+    data = build_dataset(episodes(600, seed=5, simulation=replace(OBSERVED, n_prompts=40)), match=match)
     for fold in range(5):
         ours = [key for key, f in zip(data.key, data.fold, strict=True) if f == fold]
         theirs = [key for key, f in zip(data.key, data.fold, strict=True) if f != fold]
         assert not set(ours) & set(theirs)
-    later = build_dataset(episodes(600, seed=6, world=replace(OBSERVED, n_prompts=40)), match=match)
+    later = build_dataset(episodes(600, seed=6, simulation=replace(OBSERVED, n_prompts=40)), match=match)
     known = dict(zip(data.key, data.fold.tolist(), strict=True))
     assert all(known.get(key, fold) == fold for key, fold in zip(later.key, later.fold.tolist(), strict=True))
 

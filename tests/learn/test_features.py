@@ -45,16 +45,16 @@ def test_marks_are_bounded_however_many_models_there_are() -> None:
 
 
 def test_without_query_signals_nothing_of_the_question_is_read() -> None:
-    asked = [query("a", n_words=12)] * 30 + [query("b", n_words=9)] * 30
-    chosen = choose_features("reasoning", asked, query_signals=False)
+    queries = [query("a", n_words=12)] * 30 + [query("b", n_words=9)] * 30
+    chosen = choose_features("reasoning", queries, query_signals=False)
     assert chosen.marks == ()
     assert "query" not in FeatureSet(chosen.names).needs
-    assert "log1p(n_words)" in choose_features("reasoning", asked).marks
+    assert "log1p(n_words)" in choose_features("reasoning", queries).marks
 
 
 def test_a_class_that_was_found_is_marked_like_one_that_was_declared() -> None:
-    found = [Query(query_class=name) for name in ("x", "y") for _ in range(MIN_RUNS)]
-    marks = choose_features("samples", found).marks
+    queries = [Query(query_class=name) for name in ("x", "y") for _ in range(MIN_RUNS)]
+    marks = choose_features("samples", queries).marks
     assert any("x" in mark for mark in marks)
     assert any("y" in mark for mark in marks)
 

@@ -55,12 +55,12 @@ MIXED, EASY = (1, 1, 3, 8, 20), (8, 20)  # how sharp answer distributions are
 def questions(seed: int, n_questions: int, sharpness: tuple[int, ...]) -> list[list[float]]:
     """Answer distributions of some traffic, falling: the first answer is the model's most frequent one."""
     rng = random.Random(seed)
-    found = []
+    distributions = []
     for _ in range(n_questions):
         exponent = rng.choice(sharpness)
         weights = [rng.random() ** exponent for _ in range(rng.randint(2, 8))]
-        found.append(sorted((w / sum(weights) for w in weights), reverse=True))
-    return found
+        distributions.append(sorted((w / sum(weights) for w in weights), reverse=True))
+    return distributions
 
 
 def sample(shape: list[float], n: int, rng: random.Random) -> list[str]:

@@ -18,10 +18,10 @@ from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version, prompt_fold
 from suffice.store.database.views import EpisodeWithLabels
 from suffice_demo.replayed_runs import replay_run
-from tests.learn.made import World, episodes, match
+from tests.learn.made import Simulation, episodes, match
 
-WORLD = World(mode="observe", astray_class="trick")
-EPISODES = episodes(900, seed=21, world=WORLD)
+SIMULATION = Simulation(mode="observe", astray_class="trick")
+EPISODES = episodes(900, seed=21, simulation=SIMULATION)
 QUICK = FitRecipe(parts="linear", n_levels=11)
 
 
@@ -73,12 +73,12 @@ def test_the_same_data_parent_and_recipe_give_the_same_proposal(data: Dataset, p
 
 
 def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, version: FoldedVersion) -> None:
-    found = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICK).lineage
-    assert (found.parent, found.reason, found.digest) == (version.address, "drift", data.digest())
-    assert (found.first_seq, found.last_seq) == (EPISODES[0].seq, EPISODES[-1].labels[-1].seq)
-    assert (found.n_runs, found.n_by_design, found.n_prompts, found.n_labelled) == (900, 900, 900, 900)
-    assert [name for name, _ in found.versions] == ["numpy", "python", "scikit-learn", "suffice"]
-    assert found.recipe == QUICK
+    lineage = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICK).lineage
+    assert (lineage.parent, lineage.reason, lineage.digest) == (version.address, "drift", data.digest())
+    assert (lineage.first_seq, lineage.last_seq) == (EPISODES[0].seq, EPISODES[-1].labels[-1].seq)
+    assert (lineage.n_runs, lineage.n_by_design, lineage.n_prompts, lineage.n_labelled) == (900, 900, 900, 900)
+    assert [name for name, _ in lineage.versions] == ["numpy", "python", "scikit-learn", "suffice"]
+    assert lineage.recipe == QUICK
     assert {model.trained.digest for model in version.models} == {data.digest()}
 
 
@@ -89,11 +89,11 @@ def test_a_proposal_cannot_put_itself_in_force(proposal: VersionProposal) -> Non
 
 
 def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
-    few = build_dataset(episodes(30, seed=1, world=WORLD), match=match)
-    found = retrain(few, max_em_drop=0.02, recipe=QUICK)
-    assert (found.version, found.card, found.verdict) == (None, None, "inconclusive")
-    assert "fewer than" in found.why
-    assert found.lineage.n_runs == 30
+    few = build_dataset(episodes(30, seed=1, simulation=SIMULATION), match=match)
+    result = retrain(few, max_em_drop=0.02, recipe=QUICK)
+    assert (result.version, result.card, result.verdict) == (None, None, "inconclusive")
+    assert "fewer than" in result.why
+    assert result.lineage.n_runs == 30
 
 
 # --------------------------------------------------------------------------- version
@@ -138,11 +138,11 @@ def test_what_is_judged_is_what_is_served(data: Dataset, version: FoldedVersion,
     by_seq = {item.seq: item.episode for item in EPISODES}
     for number in range(0, len(data), 9):
         episode = by_seq[int(data.seq[number])]
-        found = replay_run(episode, build_policy(version.policy(episode.request.question_key, level)))
-        assert found is not None
+        replayed = replay_run(episode, build_policy(version.policy(episode.request.question_key, level)))
+        assert replayed is not None
         last = int(data.last[number])
         expected = None if row[number] == last else int(row[number] - data.starts[number]) + 1
-        assert (found.stop_step if found.stop_step != len(episode.outcome.steps) else None) == expected
+        assert (replayed.stop_step if replayed.stop_step != len(episode.outcome.steps) else None) == expected
 
 
 def test_a_level_that_there_is_not_is_refused(version: FoldedVersion) -> None:
@@ -155,11 +155,11 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
 
     Each prompt's runs are told apart by nothing but their prompt; across the split there is nothing to know.
     """
-    planted = build_dataset(episodes(900, seed=22, world=replace(WORLD, n_prompts=60)), match=match)
+    planted = build_dataset(episodes(900, seed=22, simulation=replace(SIMULATION, n_prompts=60)), match=match)
     coin = np.array([prompt_fold(key + "coin", 2) for key in planted.key])  # one toss a prompt
     number = np.array([int(key[1:]) for key in planted.key], dtype=np.float64)
     marks = (number[:, None] == np.arange(60)).astype(np.float64)  # a feature that names each prompt
-    told = replace(
+    named = replace(
         planted,
         x=np.hstack([planted.x * 0.0, marks[planted.run_of_row]]),
         chosen=replace(planted.chosen, dense=(), marks=tuple([f"q{i}" for i in range(planted.x.shape[1] + 60)])),
@@ -171,15 +171,15 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
     from suffice.learn.rows import good_rows_of_run
 
     within, across = [], []
-    inner = np.ones(len(told.x), dtype=bool)
-    inner[told.last] = False
+    inner = np.ones(len(named.x), dtype=bool)
+    inner[named.last] = False
     for fold in range(5):
-        seen = inner & (told.fold != fold)[told.run_of_row]
-        rows = Examples(told.own[seen], good_rows_of_run(told, "as-good")[seen])
-        model = fit(rows, told.chosen, parts="linear")
-        unseen = inner & (told.fold == fold)[told.run_of_row]
-        within.append(_skill(model.scores(told.x[seen]), told.same[seen]))
-        across.append(_skill(model.scores(told.x[unseen]), told.same[unseen]))
+        seen = inner & (named.fold != fold)[named.run_of_row]
+        rows = Examples(named.own[seen], good_rows_of_run(named, "as-good")[seen])
+        model = fit(rows, named.chosen, parts="linear")
+        unseen = inner & (named.fold == fold)[named.run_of_row]
+        within.append(_skill(model.scores(named.x[seen]), named.same[seen]))
+        across.append(_skill(model.scores(named.x[unseen]), named.same[unseen]))
     assert min(within) > 0.95  # a split by run would have measured this
     assert abs(np.mean(across)) < 0.05
 
@@ -203,7 +203,7 @@ def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
 ) -> None:
     """On two thousand fresh runs the card's numbers come true, within its own intervals and a little."""
     assert proposal.card is not None
-    fresh = build_dataset(episodes(2_000, seed=5, world=WORLD), match=match)
+    fresh = build_dataset(episodes(2_000, seed=5, simulation=SIMULATION), match=match)
     runs = as_served(audit_runs(fresh), version)
     for point in proposal.card.frontier:
         levels = np.array(point.levels)[runs.fold]
@@ -230,12 +230,12 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
     assert honest.ece.value < 0.06
     assert honest.ece.low <= honest.ece.value
     assert sum(b.n for b in honest.bins) == honest.ece.n
-    blind = replace(WORLD, astray_class="")
+    blind = replace(SIMULATION, astray_class="")
     learned = retrain(
-        build_dataset(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICK
+        build_dataset(episodes(600, seed=24, simulation=blind), match=match), max_em_drop=0.02, recipe=QUICK
     ).version
     assert learned is not None
-    harder = build_dataset(episodes(900, seed=23, world=replace(blind, p_astray=0.6)), match=match)
+    harder = build_dataset(episodes(900, seed=23, simulation=replace(blind, p_astray=0.6)), match=match)
     moved = make_card(harder, learned, None, max_em_drop=0.02, rng=np.random.default_rng(0)).calibration
     assert moved is not None
     assert moved.bias.low is not None
@@ -246,11 +246,13 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
 
 def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
     """A sixth of the runs are tricks that a stop loses; the pool alone would look bearable."""
-    plain = build_dataset(episodes(1_200, seed=31, world=replace(WORLD, p_astray=0.0, p_fails=0.0)), match=match)
+    plain = build_dataset(
+        episodes(1_200, seed=31, simulation=replace(SIMULATION, p_astray=0.0, p_fails=0.0)), match=match
+    )
     learned = retrain(plain, max_em_drop=0.02, recipe=QUICK).version
     assert learned is not None
     mixed = build_dataset(
-        episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)),
+        episodes(1_500, seed=32, simulation=replace(SIMULATION, p_astray=0.16, p_fails=0.0)),
         match=match,
         also=learned.models[0].features,
     )
@@ -272,7 +274,7 @@ def test_a_class_of_few_runs_is_unknown(data: Dataset, version: FoldedVersion) -
 
 def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Dataset, version: FoldedVersion) -> None:
     """Draws of runs without a loss hold none either: the end of the interval is the exact one."""
-    easy = episodes(100, seed=40, world=replace(WORLD, p_astray=0.0, p_fails=0.0))
+    easy = episodes(100, seed=40, simulation=replace(SIMULATION, p_astray=0.0, p_fails=0.0))
     few = build_dataset(easy, match=match, also=version.models[0].features)
     card = make_card(few, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
     lost = card.frontier[0].lost
@@ -294,9 +296,9 @@ def test_a_version_is_not_better_than_itself(data: Dataset, version: FoldedVersi
 def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_other_way_round() -> None:
     """In the second world confidence is worth nothing and a long streak is: what the first one taught is wrong."""
     before = retrain(
-        build_dataset(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICK
+        build_dataset(episodes(900, seed=51, simulation=SIMULATION), match=match), max_em_drop=0.02, recipe=QUICK
     ).version
-    turned = build_dataset([_turned(item) for item in episodes(1_500, seed=52, world=WORLD)], match=match)
+    turned = build_dataset([_turned(item) for item in episodes(1_500, seed=52, simulation=SIMULATION)], match=match)
     assert before is not None
     after = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICK)
     assert (after.verdict, after.lineage.reason) == ("better", "drift")
@@ -321,13 +323,13 @@ def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, 
     names = version.models[0].features
     renamed = tuple(msgspec.structs.replace(model, features=(*names[:-1], "n_chars")) for model in version.models)
     stranger = msgspec.structs.replace(version, models=renamed)
-    found = retrain(data, stranger, max_em_drop=0.02, recipe=QUICK)
-    assert found.verdict == "inconclusive"
-    assert "other features" in found.why
+    result = retrain(data, stranger, max_em_drop=0.02, recipe=QUICK)
+    assert result.verdict == "inconclusive"
+    assert "other features" in result.why
 
 
 def test_without_labels_there_is_a_version_and_nothing_is_known_of_failing_runs() -> None:
-    unlabelled = build_dataset(episodes(300, seed=8, world=replace(WORLD, labels="none")), match=match)
+    unlabelled = build_dataset(episodes(300, seed=8, simulation=replace(SIMULATION, labels="none")), match=match)
     without = retrain(unlabelled, max_em_drop=0.02, recipe=QUICK)
     assert without.version is not None
     assert without.card is not None

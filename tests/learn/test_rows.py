@@ -17,7 +17,7 @@ from suffice.learn.rows import (
     weigh_runs,
 )
 from suffice.store.database.views import EpisodeWithLabels
-from tests.learn.made import World, episodes, match
+from tests.learn.made import Simulation, episodes, match
 
 N = 3_000
 
@@ -30,7 +30,7 @@ def seen() -> list[EpisodeWithLabels]:
 @cache
 def in_full() -> Dataset:
     """The same runs, each seen in full."""
-    return build_dataset(episodes(N, seed=11, world=World(mode="observe")), match=match)
+    return build_dataset(episodes(N, seed=11, simulation=Simulation(mode="observe")), match=match)
 
 
 def everyone(data: Dataset) -> np.ndarray:
@@ -81,8 +81,10 @@ def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody(
 
 def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_or_say_that_they_cannot() -> None:
     """Disagreeing runs fail less often than agreeing ones here, so the plain mean of the labelled is off by far."""
-    asked = build_dataset(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
-    assert weigh_labels(asked) is None  # runs that agree have no label at all
+    observed = build_dataset(
+        episodes(N, seed=11, simulation=Simulation(mode="observe", labels="disagreements")), match=match
+    )
+    assert weigh_labels(observed) is None  # runs that agree have no label at all
     rng = np.random.default_rng(0)
     all_runs = in_full()
     dropped = rng.random(N) < np.where((all_runs.same | (all_runs.right == 1))[np.maximum(all_runs.stop, 0)], 0.9, 0.1)
@@ -129,7 +131,7 @@ def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
 
 
 def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
-    data = build_dataset(episodes(200, seed=3, world=World(mode="observe", labels="none")), match=match)
+    data = build_dataset(episodes(200, seed=3, simulation=Simulation(mode="observe", labels="none")), match=match)
     runs = audit_runs(data)
     assert runs.z.tolist() == runs.d.astype(int).tolist()
     assert np.isinf(runs.label_at).all()

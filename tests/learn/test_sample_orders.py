@@ -48,12 +48,12 @@ def decided(answers: list[str | None], n_samples: int) -> list[str | None]:
 def same_end(answers: list[str | None], n_samples: int) -> list[tuple[int, ...]]:
     """Every order that is decided at its last sample, for the same winner."""
     winner = count_votes(answers).answer
-    found = []
+    orders = []
     for order in itertools.permutations(range(len(answers))):
         moved = [answers[i] for i in order]
         if deciding_sample(moved, n_samples) == len(answers) and count_votes(moved).answer == winner:
-            found.append(order)
-    return found
+            orders.append(order)
+    return orders
 
 
 @settings(max_examples=examples(150))

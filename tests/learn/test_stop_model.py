@@ -29,11 +29,11 @@ def examples(n: int, seed: int = 0) -> Examples:
 def test_known_chances_are_recovered_on_rows_that_it_has_not_seen(parts: Parts, error: float) -> None:
     model = fit(examples(8_000), CHOSEN, parts=parts)
     x, p = drawn(4_000, seed=9)
-    found = model.scores(x)
-    assert np.sqrt(((found - p) ** 2).mean()) < error
+    scores = model.scores(x)
+    assert np.sqrt(((scores - p) ** 2).mean()) < error
     for low in (0.2, 0.4, 0.6, 0.8):  # and in each part of the range: it is calibrated
-        there = (found >= low - 0.1) & (found < low + 0.1)
-        assert abs(found[there].mean() - p[there].mean()) < 0.04
+        there = (scores >= low - 0.1) & (scores < low + 0.1)
+        assert abs(scores[there].mean() - p[there].mean()) < 0.04
 
 
 def test_trees_do_not_read_marks_and_the_linear_part_does() -> None:
@@ -98,11 +98,11 @@ def test_scores_are_chances() -> None:
 def test_a_weight_of_two_is_as_good_as_the_row_twice(parts: Parts, apart: float) -> None:
     """Nearly: the scale of features knows no weights, and trees count rows where they ask for enough in a leaf."""
     given = examples(3_000)
-    twice = np.repeat(np.arange(3_000), np.where(np.arange(3_000) % 2, 2, 1))
+    doubled = np.repeat(np.arange(3_000), np.where(np.arange(3_000) % 2, 2, 1))
     weight = np.where(np.arange(3_000) % 2, 2.0, 1.0)
     good = given.good
     weighted = fit(Examples(x=given.x, good=good, weight=weight), CHOSEN, parts=parts)
-    repeated = fit(Examples(x=given.x[twice], good=good[twice]), CHOSEN, parts=parts)
+    repeated = fit(Examples(x=given.x[doubled], good=good[doubled]), CHOSEN, parts=parts)
     x, _ = drawn(500, seed=5)
     assert np.abs(weighted.scores(x) - repeated.scores(x)).max() < apart
 

@@ -153,9 +153,9 @@ def test_a_run_that_weighs_nothing_teaches_nothing() -> None:
         tokens=np.concatenate([known.tokens, wrong.tokens * 9]),
         weight=np.repeat([1.0, 0.0], len(known.x)),
     )
-    found, alone = fit_values(both), fit_values(known)
-    assert found.mean_tokens == alone.mean_tokens
-    assert found.advantage(known.x) == pytest.approx(alone.advantage(known.x), abs=1e-9)
+    weighted, alone = fit_values(both), fit_values(known)
+    assert weighted.mean_tokens == alone.mean_tokens
+    assert weighted.advantage(known.x) == pytest.approx(alone.advantage(known.x), abs=1e-9)
 
 
 def test_a_loss_against_the_full_run_does_for_em_because_only_the_difference_decides() -> None:

@@ -69,8 +69,8 @@ def test_first_passages_equal_a_walk_and_what_is_unknown_never_stops(seed: int) 
     levels = np.array([-np.inf, 0.0, 0.25, 0.5, 1.0])
     rows = find_first_passages(risk, runs.starts, levels)
     assert (np.diff(rows, axis=0) <= 0).all()
-    for level, found in zip(levels, rows, strict=True):
-        assert found.tolist() == [walked(runs, risk, level, run) for run in range(len(runs))]
+    for level, stops in zip(levels, rows, strict=True):
+        assert stops.tolist() == [walked(runs, risk, level, run) for run in range(len(runs))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -122,20 +122,20 @@ def test_no_model_is_asked_about_a_run_of_those_it_learned_from() -> None:
     served = fit_served(runs, learner, now=np.inf)
     assert served is not None
     assert len(learner.learned) == N_FOLDS
-    for asked in learner.asked:
-        asked.clear()  # levels are cut on what was learned from, and on nothing else
+    for judged in learner.asked:
+        judged.clear()  # levels are cut on what was learned from, and on nothing else
     served.rows(runs)
-    for learned, asked in zip(learner.learned, learner.asked, strict=True):
-        assert asked
-        assert not learned & asked
+    for learned, judged in zip(learner.learned, learner.asked, strict=True):
+        assert judged
+        assert not learned & judged
     assert set().union(*learner.asked) == set(range(300)), "every run is judged by one of them"
 
 
 def test_levels_are_cut_on_the_runs_that_a_model_learned_from() -> None:
     runs, learner = drawn(300, np.random.default_rng(1)), Recording()
     fit_served(runs, learner, now=np.inf)
-    for fold, asked in enumerate(learner.asked):
-        assert not asked & set(range(fold, 300, N_FOLDS))
+    for fold, judged in enumerate(learner.asked):
+        assert not judged & set(range(fold, 300, N_FOLDS))
 
 
 def test_split_in_half_one_model_learns_from_the_even_folds_alone() -> None:

@@ -59,9 +59,9 @@ def solved(story: str) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_hundred_distinct_questions_are_there(kind: str) -> None:
-    found = questions(kind, N_AVAILABLE)
-    assert len({q.id for q in found}) == N_AVAILABLE
-    assert len({q.messages[-1]["content"] for q in found}) == N_AVAILABLE
+    tasks = questions(kind, N_AVAILABLE)
+    assert len({q.id for q in tasks}) == N_AVAILABLE
+    assert len({q.messages[-1]["content"] for q in tasks}) == N_AVAILABLE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,9 +98,9 @@ def test_one_scorer_reads_all_questions_of_a_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scorer_takes_the_gold_as_right_and_another_questions_gold_as_wrong(kind: str) -> None:
-    found = questions(kind, N_AVAILABLE)
-    scorer = build_scorer(found[0].scorer)
-    for one, other in zip(found, [*found[1:], found[0]], strict=True):
+    tasks = questions(kind, N_AVAILABLE)
+    scorer = build_scorer(tasks[0].scorer)
+    for one, other in zip(tasks, [*tasks[1:], tasks[0]], strict=True):
         assert scorer.match(scorer.extract(one.gold), one.gold)
         assert scorer.match(scorer.extract(f"Answer: {one.gold}"), one.gold)
         same = scorer.normalise(one.gold) == scorer.normalise(other.gold)
@@ -134,8 +134,8 @@ def test_the_prompt_says_that_the_model_is_asked_to_check() -> None:
 
 
 def test_samples_are_drawn_at_a_temperature_and_thoughts_are_not() -> None:
-    def temperatures(found: tuple[TaskQuestion, ...]) -> set[float]:
-        return {q.temperature for q in found}
+    def temperatures(tasks: tuple[TaskQuestion, ...]) -> set[float]:
+        return {q.temperature for q in tasks}
 
     assert temperatures(questions("samples", 60)) == {0.7}
     assert temperatures(questions("reasoning", 60)) == {0.0}
@@ -143,12 +143,12 @@ def test_samples_are_drawn_at_a_temperature_and_thoughts_are_not() -> None:
 
 @pytest.mark.parametrize("kind", TRACED)
 def test_traced_questions_are_distinct_and_come_task_after_task(kind: str) -> None:
-    found = traced(kind, 75)
-    assert [q.task for q in found] == [task for task in TRACED[kind] for _ in range(75)]
-    assert len({q.id for q in found}) == len({q.messages[-1]["content"] for q in found}) == len(found)
-    assert traced(kind, 20) == tuple(q for task in TRACED[kind] for q in [x for x in found if x.task == task][:20])
+    tasks = traced(kind, 75)
+    assert [q.task for q in tasks] == [task for task in TRACED[kind] for _ in range(75)]
+    assert len({q.id for q in tasks}) == len({q.messages[-1]["content"] for q in tasks}) == len(tasks)
+    assert traced(kind, 20) == tuple(q for task in TRACED[kind] for q in [x for x in tasks if x.task == task][:20])
     displayed = {m["content"] for task in TRACED[kind] for m in EXAMPLES[task] if m["role"] == "user"}
-    assert not displayed & {q.messages[-1]["content"] for q in found}
+    assert not displayed & {q.messages[-1]["content"] for q in tasks}
 
 
 def test_traced_samples_ask_questions_of_the_traced_chains() -> None:
@@ -175,9 +175,9 @@ def test_word_problems_have_the_answer_that_their_text_has(seed: int) -> None:
 @settings(max_examples=examples(20))
 def test_chains_have_the_value_that_their_text_has_and_never_fall_below_zero(seed: int) -> None:
     for item in drawn("chains", seed, 40):
-        found = re.fullmatch(r"Calculate (\d+(?: [+-] \d+){2,3})\.", item.ask)
-        assert found is not None, item.ask
-        words = found.group(1).split()
+        match = re.fullmatch(r"Calculate (\d+(?: [+-] \d+){2,3})\.", item.ask)
+        assert match is not None, item.ask
+        words = match.group(1).split()
         running = [int(words[0])]
         for sign, value in zip(words[1::2], words[2::2], strict=True):
             running.append(running[-1] + (int(value) if sign == "+" else -int(value)))
@@ -207,17 +207,17 @@ def test_a_series_goes_on_with_its_one_step_and_never_falls_below_zero(seed: int
 
 
 def test_sums_are_right_and_complete() -> None:
-    found = drawn("sums", 0, 1000)
-    assert len(found) == 81
-    for item in found:
+    tasks = drawn("sums", 0, 1000)
+    assert len(tasks) == 81
+    for item in tasks:
         a, b = numbers(item.ask)
         assert numbers(item.gold) == [a, b, a + b]
 
 
 def test_letters_are_right() -> None:
-    found = drawn("letters", 0, 1000)
-    assert len(found) == 2 * len(facts.WORDS)
-    for item in found:
+    tasks = drawn("letters", 0, 1000)
+    assert len(tasks) == 2 * len(facts.WORDS)
+    for item in tasks:
         word = item.ask.split('"')[1]
         assert item.gold == (word[:1] if " first " in item.ask else word[-1:])
 

@@ -19,9 +19,9 @@ Begin: TypeAlias = Callable[..., AbstractAsyncContextManager[Mission]]
 def begin(tmp_path: Path, record_property: Callable[[str, object], None]) -> Begin:
     @asynccontextmanager
     async def start(
-        world: World, routes: Mapping[str, Mapping[str, Any]] | None = None, **tables: Any
+        simulation: World, routes: Mapping[str, Mapping[str, Any]] | None = None, **tables: Any
     ) -> AsyncIterator[Mission]:
-        async with on_mission(world, tmp_path, routes, **tables) as mission:
+        async with on_mission(simulation, tmp_path, routes, **tables) as mission:
             try:
                 yield mission
             finally:

@@ -45,7 +45,7 @@ class Served:
     status: int
     episode_id: str
     answer: str | None
-    told: Mapping[str, Any]  # the reply's object `suffice`
+    report: Mapping[str, Any]  # the reply's object `suffice`
     tokens: int  # the client's usage and the probes
 
     @property
@@ -54,18 +54,18 @@ class Served:
 
     @property
     def stopped(self) -> bool:
-        return bool(self.told.get("stopped"))
+        return bool(self.report.get("stopped"))
 
     @property
     def level(self) -> int:
         """Of the pinned version; 0: none is active."""
-        _, mark, level = self.told.get("policy_version", "").rpartition("@")
+        _, mark, level = self.report.get("policy_version", "").rpartition("@")
         return int(level) if mark else 0
 
 
 @dataclass(slots=True)
 class Mission:
-    world: World
+    simulation: World
     fake: FakeUpstream
     gateway: GatewayProcess
     session: aiohttp.ClientSession
@@ -87,9 +87,9 @@ class Mission:
     ) -> list[Served]:
         """Ask n new questions as fast as possible, and send the gold answers of a share of them afterwards.
 
-        query_class  "": each drawn by the world's shares
+        query_class  "": each drawn by the simulation's shares
         """
-        questions = [self.world.ask(query_class) for _ in range(n)]
+        questions = [self.simulation.ask(query_class) for _ in range(n)]
         gate = asyncio.Semaphore(at_once)
 
         async def one(question: Question) -> Served:
@@ -108,7 +108,7 @@ class Mission:
         body = {"model": "m", "messages": [{"role": "user", "content": question.text}], "suffice": {}, **options}
         async with self.session.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers) as reply:
             output: dict[str, Any] = await reply.json()
-            told = output.get("suffice") or {}
+            report = output.get("suffice") or {}
             text = output["choices"][0]["message"]["content"] if reply.status == 200 else ""
             result = re.findall(r"\d+", text or "")
             return Served(
@@ -116,8 +116,8 @@ class Mission:
                 status=reply.status,
                 episode_id=reply.headers.get("x-suffice-episode-id", ""),
                 answer=result[-1] if result else None,
-                told=told,
-                tokens=(output.get("usage") or {}).get("completion_tokens", 0) + told.get("probe_tokens", 0),
+                report=report,
+                tokens=(output.get("usage") or {}).get("completion_tokens", 0) + report.get("probe_tokens", 0),
             )
 
     async def feedback(self, words: Sequence[Mapping[str, Any]], *, source: str = "exact-match") -> None:
@@ -235,15 +235,15 @@ def _environment() -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def on_mission(
-    world: World, folder: Path, routes: Mapping[str, Mapping[str, Any]] | None = None, **tables: Any
+    simulation: World, folder: Path, routes: Mapping[str, Mapping[str, Any]] | None = None, **tables: Any
 ) -> AsyncIterator[Mission]:
-    """Serve a world through a gateway with its worker.
+    """Serve a simulation through a gateway with its worker.
 
     routes  tables of the routes, each merged over the kind's defaults; None: one, `r`
     tables  further tables of the settings, merged over the defaults
     """
-    slots = 4 * AT_ONCE * max(world.votes, 1)
-    async with FakeUpstream(world) as fake:
+    slots = 4 * AT_ONCE * max(simulation.votes, 1)
+    async with FakeUpstream(simulation) as fake:
         upstream = {
             "url": fake.url,
             "driver": "llama.cpp",
@@ -255,7 +255,7 @@ async def on_mission(
         settings: dict[str, Any] = {
             "server": server | tables.pop("server", {}),
             "upstreams": {"up": upstream | tables.pop("upstream", {})},
-            "routes": {name: route_for(world) | dict(table) for name, table in (routes or {"r": {}}).items()},
+            "routes": {name: route_for(simulation) | dict(table) for name, table in (routes or {"r": {}}).items()},
             "store": {"flush_ms": 5},
             "control": {"period_s": 0.3} | tables.pop("control", {}),
             **tables,
@@ -264,7 +264,7 @@ async def on_mission(
         gateway = await asyncio.to_thread(serving.__enter__)
         try:
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-                mission = Mission(world, fake, gateway, session)
+                mission = Mission(simulation, fake, gateway, session)
                 await mission.until(lambda: len(mission.worker_pids()) == N_WORKERS, what="the workers have started")
                 for pid in mission.worker_pids():
                     with contextlib.suppress(OSError):  # these requests come faster than any real ones
@@ -274,11 +274,11 @@ async def on_mission(
             await asyncio.to_thread(serving.__exit__, *sys.exc_info())
 
 
-def route_for(world: World) -> dict[str, Any]:
-    """A route that learns and acts, for a world's kind."""
+def route_for(simulation: World) -> dict[str, Any]:
+    """A route that learns and acts, for a simulation's kind."""
     common = {"upstream": "up", "scorer": "number", "mode": "enforce"}
-    if world.votes:
-        return {**common, "kind": "samples", "samples": world.votes, "wave": 1}
+    if simulation.votes:
+        return {**common, "kind": "samples", "samples": simulation.votes, "wave": 1}
     probe = {"max_tokens": 8, "verified_by": "owner"}
     return {**common, "probe": probe, "steps": {"min_tokens": 3, "growth": 1.0}}
 

@@ -20,15 +20,15 @@ ROUTE = {"max_em_drop": BUDGET, "audit_share": 0.1}
 
 async def test_a_stop_that_costs_more_than_the_full_run_goes_and_returns_when_it_pays_again(begin: Begin) -> None:
     steady = Profile(p_first=0.8, line_tokens=12, finish_tokens=CHEAP, token_s=0.006)
-    world = World(seed=3, n_steps=7, profiles={"number": steady})
-    async with begin(world, {"r": ROUTE}) as mission:
+    simulation = World(seed=3, n_steps=7, profiles={"number": steady})
+    async with begin(simulation, {"r": ROUTE}) as mission:
         await mission.certified(at_once=AT_ONCE)
         await _until(mission, stops=True, within=1_000)
         before = await _send(mission, 100)
         full_tokens = tokens_of([one for one in mission.served[:100] if not one.stopped])
         assert tokens_of(before) < full_tokens
 
-        world.change("number", finish_tokens=DEAR)
+        simulation.change("number", finish_tokens=DEAR)
         n_dear = len(mission.served)
         await _until(mission, stops=False, within=MOST_UNTIL_INACTIVE)
         dear = await _send(mission, 200)
@@ -38,7 +38,7 @@ async def test_a_stop_that_costs_more_than_the_full_run_goes_and_returns_when_it
         assert plan["alert"], "a person is told that stopping costs more than full runs"
         mission.figures["inactive after"] = plan["at"] - n_dear
 
-        world.change("number", finish_tokens=CHEAP)
+        simulation.change("number", finish_tokens=CHEAP)
         n_cheap = len(mission.served)
         await _until(mission, stops=True, within=MOST_UNTIL_ACTIVE)
         again = await _send(mission, 200)

@@ -42,10 +42,10 @@ class Efforts(World):
 
 
 async def test_where_an_effort_becomes_dear_its_class_gets_the_other_one(begin: Begin) -> None:
-    world = Efforts(seed=5, profiles={"number": Profile(p_right=0.9)})
-    async with begin(world, {"r": ROUTE}, upstream={"driver": "openai"}) as mission:
+    simulation = Efforts(seed=5, profiles={"number": Profile(p_right=0.9)})
+    async with begin(simulation, {"r": ROUTE}, upstream={"driver": "openai"}) as mission:
         await _until(mission, "effort=low", within=MOST_UNTIL_BOTH)
-        world.steps = {**STEPS, "low": DEAR}
+        simulation.steps = {**STEPS, "low": DEAR}
         n_dear = len(mission.served)
         await _until(mission, "effort=medium", within=MOST_UNTIL_OTHER)
         after = await _send(mission, 200)
@@ -64,7 +64,7 @@ async def test_where_an_effort_becomes_dear_its_class_gets_the_other_one(begin: 
 
 def _over_best_fixed(served: list[Served], audits: set[str], n_dear: int, price: float) -> float:
     """What the best fixed effort would have gained above the agent, a request; audits run in full in any case."""
-    full = float(np.median([one.tokens - one.told["probe_tokens"] for one in served if one.episode_id in audits]))
+    full = float(np.median([one.tokens - one.report["probe_tokens"] for one in served if one.episode_id in audits]))
     own, fixed = 0.0, dict[str, float].fromkeys(("medium", "low"), 0.0)
     mine = [(n, one) for n, one in enumerate(served) if n >= FIRST_LOOK and one.episode_id not in audits]
     for n, one in mine:
@@ -88,4 +88,4 @@ async def _until(mission: Mission, effort: str, *, within: int) -> None:
 
 
 def _share(served: list[Served], effort: str) -> float:
-    return sum(1.0 for one in served if one.told.get("policy_version") == effort) / len(served)
+    return sum(1.0 for one in served if one.report.get("policy_version") == effort) / len(served)

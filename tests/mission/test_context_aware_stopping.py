@@ -16,11 +16,11 @@ STEADY, TURNING = Profile(p_same=1.0), Profile(p_same=1.0, p_turn=0.33)
 
 
 async def test_stops_early_where_that_loses_nothing_and_later_where_the_same_signals_mislead(begin: Begin) -> None:
-    world = World(seed=2, votes=VOTES, profiles={"number": STEADY, "which": TURNING})
-    async with begin(world, {"r": {"max_em_drop": BUDGET}}) as mission:
+    simulation = World(seed=2, votes=VOTES, profiles={"number": STEADY, "which": TURNING})
+    async with begin(simulation, {"r": {"max_em_drop": BUDGET}}) as mission:
         await mission.certified()
         served = await mission.send(1_200)
-        of = {name: [one for one in served if one.question.query_class == name] for name in world.profiles}
+        of = {name: [one for one in served if one.question.query_class == name] for name in simulation.profiles}
         # A rule that is blind to the class and stops at the third equal answer loses p_turn * p_right of one class.
         blind = TURNING.p_turn * TURNING.p_right * len(of["which"]) / len(served)
         assert blind > 2 * BUDGET

@@ -26,9 +26,9 @@ P_UP = {True: 0.55, False: 0.85}  # thumbs up of stopped and of full runs: peopl
 
 
 async def test_an_experiments_intervals_hold_the_true_effects(begin: Begin) -> None:
-    world = World(seed=4, votes=VOTES, profiles={"number": Profile(p_same=0.9)})
+    simulation = World(seed=4, votes=VOTES, profiles={"number": Profile(p_same=0.9)})
     chance = random.Random(4)
-    async with begin(world, {"r": ROUTE}, experiments={"e": EXPERIMENT}) as mission:
+    async with begin(simulation, {"r": ROUTE}, experiments={"e": EXPERIMENT}) as mission:
         await mission.api("/experiments/start", {"name": "e", "reason": "are two equal answers enough?"})
         await mission.rest()
         served = list[Served]()
@@ -68,8 +68,8 @@ async def test_an_experiments_intervals_hold_the_true_effects(begin: Begin) -> N
 
 
 async def test_feedback_counts_once_and_finds_its_run_in_any_order(begin: Begin) -> None:
-    world = World(seed=44, votes=VOTES)
-    async with begin(world, {"r": ROUTE}) as mission:
+    simulation = World(seed=44, votes=VOTES)
+    async with begin(simulation, {"r": ROUTE}) as mission:
         (first, second) = await mission.send(2)
         word = {"feedback_id": "ticket-1", "episode_id": first.episode_id, "rating": 5, "source": "user"}
         output = [await mission.post("/v1/feedback", word, key=FEEDBACK_KEY) for _ in range(2)]
@@ -77,7 +77,7 @@ async def test_feedback_counts_once_and_finds_its_run_in_any_order(begin: Begin)
             {"accepted": True, "duplicate": False, "joined": True},
             {"accepted": True, "duplicate": True, "joined": True},
         ]
-        by_token = {"thumbs": "down", "token": second.told["feedback_token"]}
+        by_token = {"thumbs": "down", "token": second.report["feedback_token"]}
         assert (await mission.post("/v1/feedback", by_token))["joined"]
         early = {"feedback_id": "ticket-2", "response_id": "a-response-to-come", "correct": True, "source": "reviewer"}
         assert not (await mission.post("/v1/feedback", early, key=FEEDBACK_KEY))["joined"]

@@ -18,13 +18,13 @@ FIRST_TURNS, RISE = 0.02, 0.00005  # p_turn at first, and what each request adds
 ROUTE = {"max_em_drop": BUDGET, "audit_share": 0.1}
 
 
-def _world(seed: int) -> World:
+def _simulation(seed: int) -> World:
     profiles = {"number": Profile(p_same=0.9, p_right=0.9), "which": Profile(p_same=0.8, p_right=0.6, p_turn=0.05)}
     return World(seed=seed, votes=VOTES, profiles=profiles, shares={"number": 0.6, "which": 0.4})
 
 
 async def test_what_the_console_shows_is_true(begin: Begin) -> None:
-    async with begin(_world(1), {"r": ROUTE}) as mission:
+    async with begin(_simulation(1), {"r": ROUTE}) as mission:
         for _ in range(10):
             await mission.send(200, labelled=1.0)
         await mission.rest()
@@ -52,8 +52,8 @@ def _holds(interval: dict[str, Any], truth: float) -> None:
 
 
 async def test_a_slowly_rising_loss_is_announced_before_it_exceeds_the_budget(begin: Begin) -> None:
-    world = World(seed=2, votes=VOTES, profiles={"number": Profile(p_same=1.0, p_turn=FIRST_TURNS)})
-    async with begin(world, {"r": ROUTE | {"audit_share": 0.2}}) as mission:
+    simulation = World(seed=2, votes=VOTES, profiles={"number": Profile(p_same=1.0, p_turn=FIRST_TURNS)})
+    async with begin(simulation, {"r": ROUTE | {"audit_share": 0.2}}) as mission:
         await mission.certified(labelled=1.0)
         while len(mission.served) < STEADY:
             await mission.send(250, labelled=1.0)
@@ -63,9 +63,9 @@ async def test_a_slowly_rising_loss_is_announced_before_it_exceeds_the_budget(be
         begun, announced = len(mission.served), list[dict[str, Any]]()
         while not announced:
             turns = FIRST_TURNS + RISE * (len(mission.served) - begun)
-            true_drop = turns * world.profiles["number"].p_right  # of requests that stop early
+            true_drop = turns * simulation.profiles["number"].p_right  # of requests that stop early
             assert true_drop <= BUDGET, "nobody was told"
-            world.change("number", p_turn=turns)
+            simulation.change("number", p_turn=turns)
             await mission.send(100, labelled=1.0)
             await mission.rest()
             announced = mission.rows("alert_raised") + mission.rows("alarm_raised")

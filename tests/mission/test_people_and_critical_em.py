@@ -14,15 +14,15 @@ ADMIN = {"reason": "the labels of this morning were of another quiz"}
 
 
 async def test_labels_below_the_critical_em_pause_the_route_until_a_person_resumes_it(begin: Begin) -> None:
-    world = World(seed=7, votes=VOTES, profiles={"number": Profile(p_same=0.95, p_right=0.9)})
-    async with begin(world, {"r": ROUTE}) as mission:
+    simulation = World(seed=7, votes=VOTES, profiles={"number": Profile(p_same=0.95, p_right=0.9)})
+    async with begin(simulation, {"r": ROUTE}) as mission:
         await mission.certified(labelled=1.0)
         served = await mission.send(200, labelled=1.0)
         await mission.rest()
         assert any(one.stopped for one in served)
         assert not mission.rows("enforcement_paused"), "nine in ten are right"
 
-        world.change("number", p_right=0.3)
+        simulation.change("number", p_right=0.3)
         n_before = len(mission.served)
         while not mission.rows("enforcement_paused"):
             assert len(mission.served) - n_before < 2_000, "it has paused by then"
@@ -37,7 +37,7 @@ async def test_labels_below_the_critical_em_pause_the_route_until_a_person_resum
         assert (incident["route"], incident["cause"]) == ("r", "critical_em")
         assert (await mission.metrics())['suffice_open_incidents{route="r"}'] == 1
 
-        world.change("number", p_right=0.9)
+        simulation.change("number", p_right=0.9)
         decision = {"incident": incident["incident"], "decision": "accept", "days": "1", **ADMIN}
         await mission.api("/incidents/decide", decision)
         await mission.rest()
@@ -47,8 +47,8 @@ async def test_labels_below_the_critical_em_pause_the_route_until_a_person_resum
 
 
 async def test_a_verdict_of_a_reviewer_is_a_label_that_outranks_others(begin: Begin) -> None:
-    world = World(seed=8, votes=VOTES, profiles={"number": Profile(p_same=0.8)})
-    async with begin(world, {"r": ROUTE}) as mission:
+    simulation = World(seed=8, votes=VOTES, profiles={"number": Profile(p_same=0.8)})
+    async with begin(simulation, {"r": ROUTE}) as mission:
         served = await mission.send(300)
         by_episode = {one.episode_id: one for one in served}
         await mission.rest()

@@ -13,16 +13,16 @@ BUDGET, VOTES, SAMPLE_TOKENS = 0.1, 9, 3
 
 
 async def test_a_swapped_model_runs_in_full_until_a_version_fitted_on_its_own_runs_is_certified(begin: Begin) -> None:
-    world = World(seed=6, votes=VOTES, profiles={"number": Profile(p_same=0.95)})
-    async with begin(world, {"r": {"max_em_drop": BUDGET}}, control={"refit_requests": 300}) as mission:
+    simulation = World(seed=6, votes=VOTES, profiles={"number": Profile(p_same=0.95)})
+    async with begin(simulation, {"r": {"max_em_drop": BUDGET}}, control={"refit_requests": 300}) as mission:
         first = await mission.certified()
         served = await mission.send(300)
         assert saving(served, VOTES * SAMPLE_TOKENS) > 0.3
         assert drop(served) <= BUDGET
 
         # The next model agrees far less with itself: what was enough before would lose.
-        world.model = "m-2"
-        world.change("number", p_same=0.6)
+        simulation.model = "m-2"
+        simulation.change("number", p_same=0.6)
         swapped = await mission.send(200)
         stopped = [one for one in swapped if one.stopped]
         assert len(stopped) <= 32, "those in flight when the first answer named another model"

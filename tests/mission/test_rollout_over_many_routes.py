@@ -38,8 +38,8 @@ CANDIDATE = '{policy = "stable-answer", streak = 2}'
 
 async def test_a_harmless_version_reaches_everybody_and_a_harmful_one_nobody(begin: Begin) -> None:
     turning = Profile(p_same=0.95, p_right=0.9, p_turn=0.3)
-    world = World(seed=8, votes=VOTES, profiles={"number": Profile(p_same=0.95), "which": turning})
-    async with begin(world, dict.fromkeys(CLASSES, ROUTE)) as mission:
+    simulation = World(seed=8, votes=VOTES, profiles={"number": Profile(p_same=0.95), "which": turning})
+    async with begin(simulation, dict.fromkeys(CLASSES, ROUTE)) as mission:
         for name in ("harmless", "harmful"):
             status, output = await mission.command(
                 "policy", "propose", name, CANDIDATE, "--reason", "it saves three samples"
@@ -63,7 +63,7 @@ async def test_a_harmless_version_reaches_everybody_and_a_harmful_one_nobody(beg
         }
         tokens = {name: tokens_of(served) for name, served in after.items()}
         assert tokens["harmless"] < tokens["untouched"] - 4, "two samples instead of five"
-        assert len({one.told["policy_version"] for one in after["untouched"]}) == 1
+        assert len({one.report["policy_version"] for one in after["untouched"]}) == 1
         assert not mission.rows("rollout_moved", "untouched")
         moves = [one["transition"]["move"] for one in mission.rows("rollout_moved", "harmless")]
         assert len(moves) >= 3, moves

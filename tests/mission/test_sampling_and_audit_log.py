@@ -27,14 +27,14 @@ ROUTE = {
 
 
 async def test_sums_are_exact_and_estimates_unbiased_at_a_tenth_of_the_rows(begin: Begin, tmp_path: Path) -> None:
-    world = World(
+    simulation = World(
         seed=9,
         votes=VOTES,
         profiles={"number": Profile(p_same=0.8, p_right=0.9), "which": Profile(p_same=0.8, p_right=0.5)},
         shares={"number": 0.8, "which": 0.2},
     )
     heads = tmp_path / "heads.jsonl"
-    async with begin(world, {"r": ROUTE}, audit={"file": str(heads)}) as mission:
+    async with begin(simulation, {"r": ROUTE}, audit={"file": str(heads)}) as mission:
         served = await mission.send(3_000)  # a count is written for each thousand requests at the latest
         labelled = served[::10]
         await mission.feedback(
@@ -78,10 +78,10 @@ DAMAGE = {
 
 
 async def test_a_certificate_is_recomputed_by_a_program_that_shares_no_code(begin: Begin, tmp_path: Path) -> None:
-    world = World(seed=10, votes=VOTES, profiles={"number": Profile(p_same=0.9), "which": Profile(p_same=0.8)})
+    simulation = World(seed=10, votes=VOTES, profiles={"number": Profile(p_same=0.9), "which": Profile(p_same=0.8)})
     heads, bundle = tmp_path / "heads.jsonl", tmp_path / "bundle.jsonl"
     route = {"max_em_drop": 0.1, "audit_share": 0.1}
-    async with begin(world, {"r": route}, audit={"file": str(heads)}) as mission:
+    async with begin(simulation, {"r": route}, audit={"file": str(heads)}) as mission:
         await mission.certified(labelled=0.5)
         served = await mission.send(200, labelled=0.5)
         assert any(one.stopped for one in served)

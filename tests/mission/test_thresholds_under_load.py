@@ -19,12 +19,12 @@ RUN_S = 0.03  # of one sample, once load is measured
 
 
 async def test_a_spike_takes_the_certified_level_within_seconds_and_gives_it_back(begin: Begin) -> None:
-    world = World(seed=5, votes=VOTES, profiles={"number": Profile(p_same=0.85)})
+    simulation = World(seed=5, votes=VOTES, profiles={"number": Profile(p_same=0.85)})
     route = {"max_em_drop": BUDGET, "pressure": PRESSURE}
-    async with begin(world, {"r": route}, upstream={"slots": SLOTS}) as mission:
+    async with begin(simulation, {"r": route}, upstream={"slots": SLOTS}) as mission:
         await mission.certified()
         assert (await mission.metrics())[CERTIFIED] > 1, "there is something to give back"
-        world.change("number", delay_s=RUN_S)
+        simulation.change("number", delay_s=RUN_S)
         certified = (await mission.metrics())[CERTIFIED]
         usual = await _level_at_load(mission, 2, lambda level: level < certified)
         calm = await mission.send(20, at_once=2)
@@ -36,7 +36,7 @@ async def test_a_spike_takes_the_certified_level_within_seconds_and_gives_it_bac
         assert again < spike
         # New evidence may move all levels by one meanwhile.
         assert 0 < max(one.level for one in calm) < min(one.level for one in busy)
-        assert all(one.told["certified"] for one in (*calm, *busy))
+        assert all(one.report["certified"] for one in (*calm, *busy))
         assert tokens_of(busy) < tokens_of(calm)
         assert drop(mission.served) <= BUDGET
         counters = "suffice_operating_moves_total{"

@@ -115,8 +115,8 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     results, wanted = tmp_path / "page.jsonl", cells.list_cells(["a", "b"], n_seeds=7, n_again=1)
     assert len(set(wanted)) == len(wanted)
 
-    def write(cell: Cell, found: Line, cpu_s: float) -> None:
-        write_cell(cell, found, cpu_s, results)
+    def write(cell: Cell, line: Line, cpu_s: float) -> None:
+        write_cell(cell, line, cpu_s, results)
 
     first: Any = Noting(missing="e-valuator")
     left = cells.compute(wanted, first, write, until=time.monotonic() + 60)

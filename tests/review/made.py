@@ -31,16 +31,16 @@ def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> ReviewIte
 
 def says(place: ItemState, reviewer: str, word: str, at_s: float = 1.0, **more: Any) -> Submission:
     output = VerdictForm(item=place.item.episode_id, reviewer=reviewer, word=word, **more)
-    found = accept_verdict(place, output, now_s=at_s)
-    assert isinstance(found, Submission), found
-    return found
+    submission = accept_verdict(place, output, now_s=at_s)
+    assert isinstance(submission, Submission), submission
+    return submission
 
 
-def after(place: ItemState, found: Submission) -> ItemState:
+def after(place: ItemState, submission: Submission) -> ItemState:
     """The place once what came of a submission is written."""
-    if found.lease is not None:
-        place = place.after(found.lease)
-    return place if found.verdict is None else place.after(found.verdict)
+    if submission.lease is not None:
+        place = place.after(submission.lease)
+    return place if submission.verdict is None else place.after(submission.verdict)
 
 
 def queue(*items: ReviewItem) -> Queue:

@@ -49,49 +49,51 @@ def now(**changes: Any) -> DecisionInputs:
     return DecisionInputs(**(known | changes))
 
 
-def asked(decision: Any, **changes: Any) -> IncidentForm:
+def decision_form(decision: Any, **changes: Any) -> IncidentForm:
     return IncidentForm(
         **({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes)
     )
 
 
-def decided(found: DecisionRows | str) -> DecisionRows:
-    assert isinstance(found, DecisionRows), found
-    return found
+def decided(rows: DecisionRows | str) -> DecisionRows:
+    assert isinstance(rows, DecisionRows), rows
+    return rows
 
 
 def test_resuming_ends_the_pause_as_before() -> None:
-    found = decided(resolve_incident(asked("resume"), now(), now_s=200.0))
-    assert found.override is None
-    assert found.resumption is not None
-    assert found.resumption.number == 3
-    assert found.decision.before == "paused: EM is too low"
-    assert found.decision.after.startswith("promise: Route 'r', scorer 'text': at the active level all requests")
+    rows = decided(resolve_incident(decision_form("resume"), now(), now_s=200.0))
+    assert rows.override is None
+    assert rows.resumption is not None
+    assert rows.resumption.number == 3
+    assert rows.decision.before == "paused: EM is too low"
+    assert rows.decision.after.startswith("promise: Route 'r', scorer 'text': at the active level all requests")
 
 
 def test_tightening_holds_a_level_or_a_smaller_budget_for_a_while() -> None:
-    cap = decided(resolve_incident(asked("tighten", level=2, days=7.0), now(), now_s=200.0))
+    cap = decided(resolve_incident(decision_form("tighten", level=2, days=7.0), now(), now_s=200.0))
     assert cap.override is not None
     assert (cap.override.kind, cap.override.level, cap.override.expires_at_s) == ("cap", 2, 200.0 + 7 * DAY_S)
     assert (cap.override.incident, cap.decision.override) == ("r:p3", 1)
-    budget = decided(resolve_incident(asked("tighten", max_em_drop=0.01), now(), now_s=200.0))
+    budget = decided(resolve_incident(decision_form("tighten", max_em_drop=0.01), now(), now_s=200.0))
     assert budget.override is not None
     assert (budget.override.kind, budget.override.max_em_drop) == ("budget", 0.01)
     assert budget.resumption is not None
     for wrong in ({}, {"level": 2, "max_em_drop": 0.01}):
-        found = resolve_incident(asked("tighten", **wrong), now(), now_s=1.0)
-        assert "either the highest level or the smaller EM budget" in str(found)
+        refusal = resolve_incident(decision_form("tighten", **wrong), now(), now_s=1.0)
+        assert "either the highest level or the smaller EM budget" in str(refusal)
     assert "below the 0.02 of the settings" in str(
-        resolve_incident(asked("tighten", max_em_drop=0.02), now(), now_s=1.0)
+        resolve_incident(decision_form("tighten", max_em_drop=0.02), now(), now_s=1.0)
     )
 
 
 def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
-    found = decided(resolve_incident(asked("roll_back", pinned=publication(number=2, level=4)), now(), now_s=200.0))
-    assert found.override is not None
-    assert found.override.pinned is not None
-    assert (found.override.kind, found.override.level, found.override.pinned.number) == ("pin", 4, 2)
-    assert found.decision.after.startswith("publication 2, level 4 for 30 days; promise: Route 'r'")
+    rows = decided(
+        resolve_incident(decision_form("roll_back", pinned=publication(number=2, level=4)), now(), now_s=200.0)
+    )
+    assert rows.override is not None
+    assert rows.override.pinned is not None
+    assert (rows.override.kind, rows.override.level, rows.override.pinned.number) == ("pin", 4, 2)
+    assert rows.decision.after.startswith("publication 2, level 4 for 30 days; promise: Route 'r'")
 
 
 @pytest.mark.parametrize(
@@ -109,35 +111,39 @@ def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
 def test_a_roll_back_that_does_not_fit_is_refused_with_its_reason(
     made: Any, changes: dict[str, Any], wrong: str
 ) -> None:
-    assert wrong in str(resolve_incident(asked("roll_back", pinned=made), now(**changes), now_s=200.0))
+    assert wrong in str(resolve_incident(decision_form("roll_back", pinned=made), now(**changes), now_s=200.0))
 
 
 def test_a_budget_that_is_held_already_bounds_what_can_be_rolled_back_to() -> None:
     held = replace(HELD, overrides=(override(1, "budget", max_em_drop=0.01),), n_overrides=1)
     assert "the route promises 1 points" in str(
-        resolve_incident(asked("roll_back", pinned=publication()), now(holds=held), now_s=1.0)
+        resolve_incident(decision_form("roll_back", pinned=publication()), now(holds=held), now_s=1.0)
     )
 
 
 def test_accepting_goes_on_until_a_date() -> None:
-    found = decided(resolve_incident(asked("accept", days=2.0), now(), now_s=200.0))
-    assert found.decision.until_s == 200.0 + 2 * DAY_S
-    held = HELD.after(found.decision, 200.0)
-    assert held.accepted(200.0 + DAY_S) == found.decision
+    rows = decided(resolve_incident(decision_form("accept", days=2.0), now(), now_s=200.0))
+    assert rows.decision.until_s == 200.0 + 2 * DAY_S
+    held = HELD.after(rows.decision, 200.0)
+    assert held.accepted(200.0 + DAY_S) == rows.decision
     assert held.accepted(200.0 + 2 * DAY_S) is None, "then it is watched as before"
     for days in (0.0, 31.0):
-        assert "at most 30" in str(resolve_incident(asked("accept", days=days), now(), now_s=1.0))
+        assert "at most 30" in str(resolve_incident(decision_form("accept", days=days), now(), now_s=1.0))
 
 
 @pytest.mark.parametrize("decision", DECISIONS)
 def test_an_incident_is_decided_once_and_with_a_reason(decision: Any) -> None:
     needs: dict[str, dict[str, Any]] = {"tighten": {"level": 1}, "roll_back": {"pinned": publication()}}
     more = needs.get(decision, {})
-    found = decided(resolve_incident(asked(decision, **more), now(), now_s=1.0))
-    held = HELD.after(found.decision, 1.0)
-    assert "is decided already" in str(resolve_incident(asked("resume"), now(holds=held), now_s=2.0))
-    assert "an author and a reason" in str(resolve_incident(asked(decision, reason=" ", **more), now(), now_s=1.0))
-    assert "unknown incident" in str(resolve_incident(asked(decision, incident="r:p9", **more), now(), now_s=1.0))
+    rows = decided(resolve_incident(decision_form(decision, **more), now(), now_s=1.0))
+    held = HELD.after(rows.decision, 1.0)
+    assert "is decided already" in str(resolve_incident(decision_form("resume"), now(holds=held), now_s=2.0))
+    assert "an author and a reason" in str(
+        resolve_incident(decision_form(decision, reason=" ", **more), now(), now_s=1.0)
+    )
+    assert "unknown incident" in str(
+        resolve_incident(decision_form(decision, incident="r:p9", **more), now(), now_s=1.0)
+    )
 
 
 def test_an_incident_without_a_pause_does_not_end_somebody_elses() -> None:
@@ -151,14 +157,16 @@ def test_an_incident_without_a_pause_does_not_end_somebody_elses() -> None:
         opened_at_s=1.0,
         author="a",
     )
-    found = decided(resolve_incident(asked("resume", incident="r:m1"), now(holds=HELD.after(by_hand, 1.0)), now_s=2.0))
-    assert found.resumption is None
+    rows = decided(
+        resolve_incident(decision_form("resume", incident="r:m1"), now(holds=HELD.after(by_hand, 1.0)), now_s=2.0)
+    )
+    assert rows.resumption is None
 
 
 def test_resuming_a_route_by_its_own_command_closes_its_incident() -> None:
     held = HELD.after(Resumption(route="r", number=3, reason="fine", author="bob"), 1.0)
     assert (held.open_cases, held.pause) == ((), None)
-    assert "bob resumed the route" in str(resolve_incident(asked("resume"), now(holds=held), now_s=2.0))
+    assert "bob resumed the route" in str(resolve_incident(decision_form("resume"), now(holds=held), now_s=2.0))
 
 
 def test_what_opens_an_incident_says_more_than_its_pause() -> None:
@@ -204,12 +212,12 @@ def wanted(kind: Any = "cap", **changes: Any) -> OverrideForm:
 def test_an_override_is_set_where_it_is_safer_or_certified(
     want: OverrideForm, changes: dict[str, Any], wrong: str | None
 ) -> None:
-    found = override_of(want, now(pause=None, holds=NO_HOLDS, **changes), now_s=5.0)
+    override = override_of(want, now(pause=None, holds=NO_HOLDS, **changes), now_s=5.0)
     if wrong is None:
-        assert isinstance(found, Override), found
-        assert (found.number, found.after != "", found.before != "") == (1, True, True)
+        assert isinstance(override, Override), override
+        assert (override.number, override.after != "", override.before != "") == (1, True, True)
     else:
-        assert wrong in str(found)
+        assert wrong in str(override)
 
 
 def test_ends_and_numbers_of_overrides_are_kept() -> None:
@@ -232,8 +240,8 @@ def test_what_holds_is_said_in_words() -> None:
 
 
 def test_a_decision_names_its_incident_and_is_found_again() -> None:
-    found = decided(resolve_incident(asked("resume"), now(), now_s=7.0)).decision
-    assert isinstance(found, IncidentDecision)
-    case = HELD.after(found, 7.0).case("r:p3")
+    decision = decided(resolve_incident(decision_form("resume"), now(), now_s=7.0)).decision
+    assert isinstance(decision, IncidentDecision)
+    case = HELD.after(decision, 7.0).case("r:p3")
     assert case is not None
-    assert (case.is_open, case.decision) == (False, found)
+    assert (case.is_open, case.decision) == (False, decision)

@@ -27,12 +27,12 @@ def run(episode: str = "ep_1", answer: str | None = "4", would: str | None = "5"
     return ToJudge(episode_id=episode, route="r", question="2+2?", answer=answer, would_answer=would, why="it differs")
 
 
-def annotated(judged: ToJudge, verdict: str | None, **said: Any) -> Any:
+def annotated(judged: ToJudge, verdict: str | None, **fields: Any) -> Any:
     """What is read of one annotation of that run's task."""
     event = copy.deepcopy(CREATED)
     event["task"]["data"] = task(judged)["data"]
     controls: dict[str, Any] = {"verdict": None if verdict is None else {"choices": [verdict]}}
-    controls |= {name: {"rating": v} if isinstance(v, int) else {"text": [v]} for name, v in said.items()}
+    controls |= {name: {"rating": v} if isinstance(v, int) else {"text": [v]} for name, v in fields.items()}
     event["annotation"]["result"] = [
         {"from_name": name, "to_name": "question", "type": "x", "value": value}
         for name, value in controls.items()

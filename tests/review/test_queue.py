@@ -204,7 +204,7 @@ def test_nobody_is_asked_about_what_is_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "wrong"),
+    ("form", "wrong"),
     [
         (VerdictForm(item="ep_1", reviewer=" ", word="both"), "the reviewer's name"),
         (VerdictForm(item="ep_1", reviewer="ann", word=""), "allowed: both, full, early, neither, unsure"),
@@ -212,8 +212,8 @@ def test_nobody_is_asked_about_what_is_over() -> None:
         (VerdictForm(item="ep_1", reviewer="ann", word="full", corrected="x" * 4_001), "at most 4,000 characters"),
     ],
 )
-def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wrong: str) -> None:
-    result = accept_verdict(ItemState(item=item()), said, now_s=1.0)
+def test_what_says_nothing_is_refused_with_what_is_allowed(form: VerdictForm, wrong: str) -> None:
+    result = accept_verdict(ItemState(item=item()), form, now_s=1.0)
     assert isinstance(result, str)
     assert wrong in result
 
@@ -257,7 +257,7 @@ def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
     steps: list[tuple[str, str, str, int]], n_reviewers: int
 ) -> None:
     rows: list[Record] = [item(n_reviewers=n_reviewers)]
-    now_s, said = 0.0, dict[str, str]()
+    now_s, words = 0.0, dict[str, str]()
     for reviewer, what, word, wait_s in steps:
         now_s += wait_s
         place = Queue().after(rows).places["ep_1"]
@@ -270,11 +270,11 @@ def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
         else:
             result = says(place, reviewer, word, at_s=now_s)
             rows += [one for one in (result.lease, result.verdict) if one is not None]
-            said[reviewer] = word
+            words[reviewer] = word
         place = Queue().after(rows).places["ep_1"]
         filled = [one.slot for one in place.verdicts if one.slot is not None]
         assert len(filled) == len(set(filled))
-        assert {one.reviewer: one.category for one in place.verdicts} == said
+        assert {one.reviewer: one.category for one in place.verdicts} == words
         third = place.filled(ADJUDICATOR)
         assert third is None or third.reviewer not in {one.reviewer for one in place.independent}
     assert Queue().after(rows) == Queue().after([*rows, *rows[1:]]), "rows that are read twice change nothing"

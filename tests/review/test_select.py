@@ -82,10 +82,10 @@ def test_every_reason_has_a_rank() -> None:
 
 @given(most=st.integers(0, 200), used=st.integers(0, 250), now_s=st.floats(0, 1e10))
 def test_a_day_opens_bit_by_bit_and_never_further_than_its_cap(most: int, used: int, now_s: float) -> None:
-    found = open_now(most, used, now_s=now_s)
-    assert 0 <= found <= max(0, most - used)
+    n_open = open_now(most, used, now_s=now_s)
+    assert 0 <= n_open <= max(0, most - used)
     later = open_now(most, used, now_s=(now_s // DAY_S) * DAY_S + DAY_S - 1)
-    assert found <= later
+    assert n_open <= later
 
 
 @given(per_day=st.integers(0, 300), share=st.floats(0, 1))
@@ -164,13 +164,13 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     for _ in range(150):
         report = a_day(right, cap, rng)
         assert sum(len(known) for _, known in report) <= n_control(cap)
-        found = estimate_em(report)
-        assert found is not None
-        assert found.low is not None
-        assert found.high is not None
-        values.append(found.value)
+        estimate = estimate_em(report)
+        assert estimate is not None
+        assert estimate.low is not None
+        assert estimate.high is not None
+        values.append(estimate.value)
         plain.append(sum(bool(known[0]) for _, known in report) / len(report))
-        missed += not found.low <= truth <= found.high
+        missed += not estimate.low <= truth <= estimate.high
     mean = sum(values) / len(values)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     assert abs(mean - truth) < 4 * error
@@ -197,10 +197,10 @@ def a_day(right: list[list[bool]], cap: Review, rng: random.Random) -> list[tupl
 
 
 def test_a_drawing_that_waits_for_a_reviewer_is_left_out_whole() -> None:
-    found = estimate_em([(drawing(1, 10, ("a", "b")), [True, None]), (drawing(2, 10, ("c",)), [False])])
-    assert found is not None
-    assert (found.value, found.n) == (0.0, 1)
-    assert found.note == "1 drawings wait for reviewers and are left out"
+    estimate = estimate_em([(drawing(1, 10, ("a", "b")), [True, None]), (drawing(2, 10, ("c",)), [False])])
+    assert estimate is not None
+    assert (estimate.value, estimate.n) == (0.0, 1)
+    assert estimate.note == "1 drawings wait for reviewers and are left out"
     assert estimate_em([(drawing(1, 0, ()), []), (drawing(2, 5, ("a",)), [None])]) is None
 
 
@@ -209,9 +209,9 @@ def test_the_estimate_reads_what_was_drawn_whatever_the_reason_it_was_asked_for(
     known = Queue().after([*request, drawing(1, 50, ("a", "b"))])
     for name, word in (("a", "right"), ("b", "wrong"), ("c", "neither")):
         place: ItemState = known.places[name]
-        found = says(place, "ann", word)
-        known = known.after([one for one in (found.lease, found.verdict) if one is not None])
-        assert known.places[name] == after(place, found)
+        submission = says(place, "ann", word)
+        known = known.after([one for one in (submission.lease, submission.verdict) if one is not None])
+        assert known.places[name] == after(place, submission)
     em = em_of(known, "r")
     assert em is not None
     assert (em.value, em.n) == (0.5, 2)
@@ -232,11 +232,11 @@ DEMANDS = st.lists(
         n_chosen=st.integers(0, 20),
         n_drawn=st.integers(0, 20),
         drawable=st.integers(0, 8),
-        priorities=st.lists(st.floats(1, 7), max_size=12).map(lambda found: sorted(found, reverse=True)),
+        priorities=st.lists(st.floats(1, 7), max_size=12).map(lambda drawn: sorted(drawn, reverse=True)),
         control_share=st.floats(0, 1),
     ),
     max_size=40,
-).map(lambda found: [make(route=f"r{number}") for number, make in enumerate(found)])
+).map(lambda makers: [make(route=f"r{number}") for number, make in enumerate(makers)])
 
 
 @given(st.integers(0, 300), DEMANDS, st.integers(0, 5))

@@ -68,12 +68,12 @@ def values(
 ) -> list[MetricValue]:
     """Values of two arms around their means."""
     rng = np.random.default_rng(seed)
-    found = []
+    values_of_units = []
     for at in range(n):
         arm = NAMES[int(rng.integers(2))]
         mean = full if arm == "full" else brisk
         value = float(np.clip(mean + spread * rng.normal(), 0, high))
-        found.append(
+        values_of_units.append(
             MetricValue(
                 arm=arm,
                 odds=HALF,
@@ -83,13 +83,13 @@ def values(
                 warmup=at < warmup,
             )
         )
-    return found
+    return values_of_units
 
 
-def material(found: dict[str, list[MetricValue]], **changes: Any) -> ExperimentData:
-    longest = max(found.values(), key=len, default=[])
+def material(by_metric: dict[str, list[MetricValue]], **changes: Any) -> ExperimentData:
+    longest = max(by_metric.values(), key=len, default=[])
     drawn = [UnitAssignment(arm=one.arm, odds=one.odds, query_class=one.query_class) for one in longest]
-    known: dict[str, Any] = {"n_requests": len(drawn), "drawn": drawn, "values": found}
+    known: dict[str, Any] = {"n_requests": len(drawn), "drawn": drawn, "values": by_metric}
     return ExperimentData(**(known | changes))
 
 
@@ -150,8 +150,8 @@ def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     """What it says is missing is about what it takes: twice as many such requests decide most experiments."""
 
     def look(n: int, seed: int) -> ExperimentResult:
-        found = values(n, seed, full=0.70, brisk=0.66)
-        return analyse(made(primary=SATISFACTION), material({SATISFACTION: found}))
+        measured = values(n, seed, full=0.70, brisk=0.66)
+        return analyse(made(primary=SATISFACTION), material({SATISFACTION: measured}))
 
     arms = {seed: look(600, seed).arms[0] for seed in range(12)}
     waiting = {seed: arm.n_missing for seed, arm in arms.items() if arm.n_missing is not None}
@@ -202,17 +202,17 @@ def test_the_first_half_of_the_units_predicts_the_differences_of_audits_at_the_p
     one = made(primary=EM, planned_units=4_000)
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
     seen = [replace(audit, place=place) for place in (1_000, 3_000) for audit in audits(2_000, lost=60, gained=60)]
-    found = [
+    analyses = [
         analyse(design, material({TOKENS: tokens}, audits=seen, paired=PAIRED)).arms[0].of(EM).between
         for design in (one, replace(one, planned_units=0))
     ]
-    planned, plain = (between.high - between.low for between in found if between is not None)
+    planned, plain = (between.high - between.low for between in analyses if between is not None)
     assert planned < 0.8 * plain
 
 
 def test_a_plan_narrows_the_interval_where_it_was_planned() -> None:
-    found = {SATISFACTION: values(3_000, 3, full=0.7, brisk=0.7)}
-    planned, without = (analyse(made(primary=SATISFACTION, planned_units=n), material(found)) for n in (3_000, 0))
+    measured = {SATISFACTION: values(3_000, 3, full=0.7, brisk=0.7)}
+    planned, without = (analyse(made(primary=SATISFACTION, planned_units=n), material(measured)) for n in (3_000, 0))
     of_planned, of_other = (one.arms[0].of(SATISFACTION).between for one in (planned, without))
     assert of_planned is not None
     assert of_other is not None
@@ -294,7 +294,7 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
     third = {"full": 1 / 3, "brisk": 1 / 3, "bold": 1 / 3}
     arms = tuple(Arm(name=name, weight=1, full=name == "full") for name in third)
     rng = np.random.default_rng(6)
-    found = [
+    analyses = [
         MetricValue(
             arm=name,
             odds=third,
@@ -303,7 +303,7 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
         )
         for name in rng.choice(list(third), 6_000).tolist()
     ]
-    result = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: found}))
+    result = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: analyses}))
     assert {arm.arm: arm.verdict for arm in result.arms} == {"brisk": "inconclusive", "bold": "worse"}
     assert result.arms[0].of(SATISFACTION).confidence > 0.975
 
@@ -403,12 +403,14 @@ def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
         for brisk in rng.random(20_000) < 0.53
     ]
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
-    found = analyse(made(), material({TOKENS: tokens}, drawn=drawn))
-    assert found.withheld is not None
-    assert re.search(r"20,000 units are split brisk 10,\d+, full 9,\d+, which does not fit the odds", found.withheld)
-    assert found.arms[0].verdict == "withheld"
-    assert all(one.effect is None for one in found.arms[0].comparisons)
-    assert summarize_arm(found, found.arms[0])[0].startswith("No result is given for 'brisk': 20,000 units are split")
+    analysis = analyse(made(), material({TOKENS: tokens}, drawn=drawn))
+    assert analysis.withheld is not None
+    assert re.search(r"20,000 units are split brisk 10,\d+, full 9,\d+, which does not fit the odds", analysis.withheld)
+    assert analysis.arms[0].verdict == "withheld"
+    assert all(one.effect is None for one in analysis.arms[0].comparisons)
+    assert summarize_arm(analysis, analysis.arms[0])[0].startswith(
+        "No result is given for 'brisk': 20,000 units are split"
+    )
 
 
 def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
@@ -500,14 +502,14 @@ def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
 @given(data=st.data())
 @settings(max_examples=examples(150))
 def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> None:
-    found = tuple(data.draw(comparisons(metric)) for metric in (TOKENS, EM, SATISFACTION, "solved"))
-    guarded = {one.verdict for one in found if one is found[0] or one.margin is not None}
+    compared = tuple(data.draw(comparisons(metric)) for metric in (TOKENS, EM, SATISFACTION, "solved"))
+    guarded = {one.verdict for one in compared if one is compared[0] or one.margin is not None}
     order: tuple[Verdict, ...] = ("withheld", "worse", "inconclusive")
-    verdict = next((word for word in order if word in guarded), found[0].verdict)
-    if verdict not in order[:2] and any(one.harmed for one in found if one is found[0] or one.margin is not None):
+    verdict = next((word for word in order if word in guarded), compared[0].verdict)
+    if verdict not in order[:2] and any(one.harmed for one in compared if one is compared[0] or one.margin is not None):
         verdict = "mixed"
     missing = data.draw(st.none() | st.integers(1, 10**6)) if verdict == "inconclusive" else None
-    arm = ArmResult(arm="brisk", verdict=verdict, comparisons=found, n_missing=missing)
+    arm = ArmResult(arm="brisk", verdict=verdict, comparisons=compared, n_missing=missing)
     result = ExperimentResult(
         experiment="e",
         run=1,
@@ -531,6 +533,6 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
     if verdict == "withheld":
         assert report[0].startswith("No result is given")
         assert "points" not in text
-    for one in found[1:]:
+    for one in compared[1:]:
         if verdict != "withheld" and one.verdict == "withheld":
             assert f"{one.metric} is withheld" in text

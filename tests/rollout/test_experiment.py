@@ -324,7 +324,7 @@ def parsed(changes: dict[str, Any], **others: Any) -> Written:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"routes": []}, r"experiments\.e\.routes: is empty"),
         ({"routes": ["x"]}, r"experiments\.e\.routes: unknown route 'x'; known: r, votes"),
@@ -351,8 +351,8 @@ def parsed(changes: dict[str, Any], **others: Any) -> Written:
         ({"arms": {"a": {"weight": "much"}, "b": {}}}, r"experiments\.e\.arms\.a\.weight: "),
     ],
 )
-def test_an_experiment_that_cannot_be_is_refused_with_its_place(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_experiment_that_cannot_be_is_refused_with_its_place(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         parsed(changes)
 
 

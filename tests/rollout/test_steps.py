@@ -9,7 +9,7 @@ from suffice.rollout.evidence import Rules
 from suffice.rollout.steps import Compare, Prove, Wait, plan_steps
 from tests.drawn import examples
 
-SHARES = st.lists(st.floats(0.01, 0.5), min_size=1, max_size=6, unique=True).map(lambda found: tuple(sorted(found)))
+SHARES = st.lists(st.floats(0.01, 0.5), min_size=1, max_size=6, unique=True).map(lambda shares: tuple(sorted(shares)))
 
 
 def test_the_default_rules_plan_shadow_canary_ramp_and_full() -> None:

@@ -67,7 +67,7 @@ class FakeLabelStudio:
     def annotate(
         self,
         task: int,
-        said: Mapping[str, Any],
+        verdict: Mapping[str, Any],
         *,
         project: int = 1,
         by: int = 1,
@@ -87,7 +87,7 @@ class FakeLabelStudio:
             made = {
                 "id": annotation or self._n_annotations,
                 "completed_by": by,
-                "result": _result(said),
+                "result": _result(verdict),
                 "task": task,
                 "was_cancelled": skipped,
                 "ground_truth": False,
@@ -95,7 +95,7 @@ class FakeLabelStudio:
                 "updated_at": when,
                 "lead_time": 4.2,
                 "prediction": {},
-                "result_count": len(said),
+                "result_count": len(verdict),
             }
             of["annotations"] = [one for one in of["annotations"] if one["id"] != made["id"]] + [made]
         action = "ANNOTATION_CREATED" if annotation is None else "ANNOTATION_UPDATED"
@@ -155,9 +155,9 @@ class FakeLabelStudio:
         }
 
 
-def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _result(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     result = []
-    for number, (name, value) in enumerate(said.items()):
+    for number, (name, value) in enumerate(verdict.items()):
         kind, inner = (
             ("rating", {"rating": value})
             if isinstance(value, int)
@@ -184,8 +184,8 @@ def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("content-length") or 0)
             raw = self.rfile.read(length)
             body = json.loads(raw) if raw else None
-            status, said = studio.answer(self.command, self.path, self.headers.get("authorization") or "", body)
-            report = json.dumps(said).encode()
+            status, reply = studio.answer(self.command, self.path, self.headers.get("authorization") or "", body)
+            report = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(report)))

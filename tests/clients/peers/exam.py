@@ -54,7 +54,7 @@ EM_FULL = Fraction(sum(q.final == q.gold for q in QUESTIONS), N_QUESTIONS)
 EM_STOPPED = Fraction(sum(q.early == q.gold for q in QUESTIONS), N_QUESTIONS)
 
 
-def asked(seen: FakeRequest) -> Question:
+def question_of(seen: FakeRequest) -> Question:
     """Which question a request asks. Raises ValueError for any other text."""
     results = [q for q in QUESTIONS if q.text in seen.text]
     if len(results) != 1:
@@ -64,7 +64,7 @@ def asked(seen: FakeRequest) -> Question:
 
 def answers(seen: FakeRequest) -> Reply:
     """What the fake says to a question."""
-    q = asked(seen)
+    q = question_of(seen)
     early, final = f"The answer is {q.early}.", f"The answer is {q.final}."
     steps = [("first I add the tens of both\n", early), ("then I add the ones of both\n", early)]
     steps += [(f"look at it once more, the {word} time now\n", early) for word in ("first", "second", "third")]
@@ -87,7 +87,7 @@ def examined(tool: Client, folder: Path, home: Path) -> list[Sitting]:
     """The tool's sittings: direct, off, observe, enforce. Raises ClientBroke as `matrix.compared` does."""
     with staged(home, answers) as stage:
         plans = [(None, stage.url("direct"), "observe"), *((mode, stage.url("gateway"), mode) for mode in MODES)]
-        told = _run(
+        results = _run(
             tool,
             folder,
             home,
@@ -103,25 +103,25 @@ def examined(tool: Client, folder: Path, home: Path) -> list[Sitting]:
         )
         n_stopped = _label(stage)
         status = _status(stage)
-    return [_sitting(plan[0], result, status, n_stopped) for plan, result in zip(plans, told, strict=True)]
+    return [_sitting(plan[0], result, status, n_stopped) for plan, result in zip(plans, results, strict=True)]
 
 
-def _sitting(mode: Mode | None, told: dict[str, Any], status: dict[str, Any], n_stopped: dict[str, int]) -> Sitting:
+def _sitting(mode: Mode | None, result: dict[str, Any], status: dict[str, Any], n_stopped: dict[str, int]) -> Sitting:
     measured = status.get(mode or "", {}).get("measured", {})
     ours = measured.get({"observe": "em_full", "enforce": "em_live"}.get(mode or "", "")) or {}
     em_status = ours.get("value")
     plan = EM_STOPPED if mode == "enforce" else EM_FULL
     stopped = n_stopped.get(mode or "", 0)
     wrong = []
-    if told["n"] != N_QUESTIONS:
-        wrong.append(f"{told['n']} questions were scored, not {N_QUESTIONS}")
-    if abs(told["em"] - plan) > 1e-6:
-        wrong.append(f"EM {told['em']:.4f}, planned {float(plan):.4f}")
-    if mode in ("observe", "enforce") and (em_status is None or abs(em_status - told["em"]) > 1e-6):
-        wrong.append(f"EM {told['em']:.4f}, suffice status says {em_status}")
+    if result["n"] != N_QUESTIONS:
+        wrong.append(f"{result['n']} questions were scored, not {N_QUESTIONS}")
+    if abs(result["em"] - plan) > 1e-6:
+        wrong.append(f"EM {result['em']:.4f}, planned {float(plan):.4f}")
+    if mode in ("observe", "enforce") and (em_status is None or abs(em_status - result["em"]) > 1e-6):
+        wrong.append(f"EM {result['em']:.4f}, suffice status says {em_status}")
     if (mode == "enforce") != (stopped == N_QUESTIONS):
         wrong.append(f"{stopped} runs were stopped")
-    return Sitting(mode=mode, em=told["em"], em_status=em_status, n_stopped=stopped, wrong=wrong)
+    return Sitting(mode=mode, em=result["em"], em_status=em_status, n_stopped=stopped, wrong=wrong)
 
 
 def _run(tool: Client, folder: Path, home: Path, exams: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def _label(stage: Stage) -> dict[str, int]:
         results = re.fullmatch(r"chatcmpl-fake-(\d+)", episode.outcome.response_id or "")
         if results is None:
             raise ClientBroke(f"an episode without the upstream's id: {episode.outcome.response_id!r}")
-        q = asked(stage.fake.calls[int(results[1])].request)
+        q = question_of(stage.fake.calls[int(results[1])].request)
         label = {
             "feedback_id": episode.request.episode_id,
             "episode_id": episode.request.episode_id,

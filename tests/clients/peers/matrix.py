@@ -53,9 +53,12 @@ def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pai
     """Run one client. Raises ClientBroke when its program does not answer every case."""
     n_before = len(stage.episodes())
     cases = [
-        _Case(mode=mode, scene=scene, place=place) for mode in MODES for scene in client.asked() for place in PLACES
+        _Case(mode=mode, scene=scene, place=place)
+        for mode in MODES
+        for scene in client.own_scenes()
+        for place in PLACES
     ]
-    seen = _run(client, folder, home, [_asked(case, stage) for case in cases])
+    seen = _run(client, folder, home, [_request_fields(case, stage) for case in cases])
     written = at_rest(stage, n_before)
     pairs = []
     for n in range(0, len(cases), 2):
@@ -80,7 +83,7 @@ def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pai
     return pairs
 
 
-def _asked(case: _Case, stage: Stage) -> dict[str, Any]:
+def _request_fields(case: _Case, stage: Stage) -> dict[str, Any]:
     return {
         "base_url": stage.url(case.place),
         "model": model_name(case.mode, case.scene.name),

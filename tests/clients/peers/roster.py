@@ -32,7 +32,7 @@ class Client:
     runtime: Literal["python", "node"] = "python"
     scenes: tuple[str, ...] = ALL
 
-    def asked(self) -> list[Scene]:
+    def own_scenes(self) -> list[Scene]:
         """Its scenes, in the order of the table."""
         return [scene for scene in SCENES if scene.name in self.scenes]
 

@@ -16,11 +16,11 @@ from suffice.store.database.location import LogLocation, log_location
 from suffice.store.database.views import EpisodeWithLabels, open_reader
 from suffice.store.database.writer import LogWriter
 from suffice.store.rows.events import DayArchive, Event, FeedbackEvent
-from tests.learn.made import World, episodes, match
+from tests.learn.made import Simulation, episodes, match
 
 DAY_1_S = 20_454.0 * DAY_S  # 2026-01-01
 CANARY = "canary-5c21"
-OBSERVED = World(mode="observe", audit_share=0.0)
+OBSERVED = Simulation(mode="observe", audit_share=0.0)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def open_archive(folder: Path, *, create: bool = False) -> Archive:
 
 
 def observed(n: int, seed: int = 4) -> list[EpisodeWithLabels]:
-    return episodes(n, seed=seed, world=OBSERVED)
+    return episodes(n, seed=seed, simulation=OBSERVED)
 
 
 def on_route(name: str, items: Sequence[EpisodeWithLabels]) -> list[EpisodeWithLabels]:

@@ -75,12 +75,12 @@ async def recorded(
     questions: Sequence[QuestionLine],
     how: RecordingRecipe,
     *,
-    told: Report | None = None,
+    report: Report | None = None,
     concurrency: int = 4,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> Progress:
     """Record at a fake, without ever waiting between tries."""
-    told = told or Report()
+    report = report or Report()
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
         with open_recording(out, how) as recording:
@@ -92,8 +92,8 @@ async def recorded(
                 scorer=build_scorer(how.scorer),
                 dataset="fakes",
                 concurrency=concurrency,
-                report=told.tell,
-                sleep=sleep or told.sleep,
+                report=report.tell,
+                sleep=sleep or report.sleep,
             )
 
 

@@ -148,7 +148,7 @@ async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Pa
 async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_path: Path) -> None:
     report = Report()
     async with FakeUpstream(FirstFails(CHAIN, (Fault(status=503),), n_calls=2), ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(2), recipe(), told=report, concurrency=1)
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(2), recipe(), report=report, concurrency=1)
     assert (progress.n_recorded, progress.failed) == (2, {})
     assert report.pauses_s == [0.0, 1.0]
     assert sorted(r.question_id for r in rows(tmp_path / "t.jsonl")) == ["q0", "q1"]
@@ -167,7 +167,7 @@ async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_rec
     model = Questions({"question 1?": lambda _: failing(400)}, otherwise=CHAIN)
     report = Report()
     async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
-        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(3), recipe(), told=report)
+        progress = await recorded(fake, tmp_path / "t.jsonl", request_of(3), recipe(), report=report)
     assert progress.n_recorded == 2
     assert progress.n_left == 1
     assert progress.failed == {"q1": "the upstream answered 400"}
@@ -232,7 +232,7 @@ def test_questions_keep_what_their_lines_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ([], "q: contains no questions"),
         (["{"], "q:1: is not JSON"),
@@ -248,6 +248,6 @@ def test_questions_keep_what_their_lines_say() -> None:
         ),
     ],
 )
-def test_a_question_file_that_cannot_be_used_names_its_line(lines: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_question_file_that_cannot_be_used_names_its_line(lines: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_recorded_questions(lines, "q")

@@ -89,7 +89,7 @@ def test_a_packed_recording_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"temperature": 0.7}, "temperature was None and is now 0.7"),
         ({"model": "other"}, "model was 'm' and is now 'other'"),
@@ -98,7 +98,7 @@ def test_a_packed_recording_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_by_name_and_the_file_stays(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "t.jsonl.gz"
     with open_recording(out, recipe()) as recording:
@@ -110,7 +110,7 @@ def test_other_settings_are_refused_by_name_and_the_file_stays(
         if isinstance(given, dict):
             changes = changes | {name: msgspec.structs.replace(getattr(known, name), **given)}
     other = open_recording(out, recipe(**changes))
-    with pytest.raises(ConfigError, match="was recorded with other settings: " + said), other:
+    with pytest.raises(ConfigError, match="was recorded with other settings: " + message), other:
         raise AssertionError("it was let in")
     with open_recording(out, recipe()) as recording:
         assert recording.question_ids == {"q1"}
@@ -204,10 +204,10 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
             while time.monotonic() < deadline and not (part.exists() and part.read_bytes().count(b"\n") >= 4):
                 time.sleep(0.005)
             os.kill(first.pid, how)
-            _, said = first.communicate(timeout=20)
+            _, errors = first.communicate(timeout=20)
         if how == signal.SIGINT:
-            assert first.returncode == 130, said
-            assert "interrupted" in said
+            assert first.returncode == 130, errors
+            assert "interrupted" in errors
             n_before = len(gzip.decompress(out.read_bytes()).splitlines())
         else:
             n_before = part.read_bytes().count(b"\n")

@@ -30,7 +30,7 @@ def made(folder: Path, kind: Kind = "reasoning", n_runs: int = 400, seed: int = 
     return path
 
 
-def asked(**changes: Any) -> ReplayOptions:
+def few_options(**changes: Any) -> ReplayOptions:
     few: dict[str, Any] = {"max_em_drop": 0.03, "scores": SCORES, "policies": GIVEN, "n_draws": 100}
     return ReplayOptions(**(few | changes))
 
@@ -47,7 +47,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(file: Path) -> SetReport:
     (data,) = survey([file])
-    return replay_set(data, asked())
+    return replay_set(data, few_options())
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_a_set_too_long_for_memory_is_judged_in_full(file: Path, report: SetRepo
     """Models and points come from a part of the questions; what was not picked from them is the same to the token."""
     (data,) = survey([file], most_steps=600)
     assert data.share < 0.5
-    streamed, whole = by_name(replay_set(data, asked())), by_name(report)
+    streamed, whole = by_name(replay_set(data, few_options())), by_name(report)
     assert list(streamed) == list(whole)
     for name in ("full", "oracle_agree", "oracle_correct", *GIVEN):
         a, b = streamed[name], whole[name]
@@ -157,7 +157,9 @@ def test_a_set_too_long_for_memory_is_judged_in_full(file: Path, report: SetRepo
 @pytest.mark.slow
 def test_streamed_says_so_and_what_is_too_small_too(file: Path, report: SetReport) -> None:
     (data,) = survey([file], most_steps=600)
-    assert any("of the questions, chosen by hash; all runs are judged" in n for n in replay_set(data, asked()).notes)
+    assert any(
+        "of the questions, chosen by hash; all runs are judged" in n for n in replay_set(data, few_options()).notes
+    )
     assert any(note.startswith("too small to certify: 400 runs of 100 questions") for note in report.notes)
     assert any("planned length" in note for note in report.notes)
     assert not any("turn-cap" in note for note in report.notes)
@@ -184,7 +186,7 @@ def test_fit_files_freeze_models_and_points(tmp_path: Path) -> None:
     judged = made(tmp_path, n_runs=300)
     (tmp_path / "other").mkdir()
     (a,), (b,) = survey([judged]), survey([labels_turned_round(judged, tmp_path / "other")])
-    first, second = (replay_set(one, asked(), fit=train) for one in (a, b))
+    first, second = (replay_set(one, few_options(), fit=train) for one in (a, b))
     assert first.fitted_on == ("train.parquet",)
     ones, others = by_name(first), by_name(second)
     for pool in pools_of(build_ladders("reasoning", longest=8), SCORES):
@@ -197,7 +199,7 @@ def test_fit_files_freeze_models_and_points(tmp_path: Path) -> None:
 def test_fitted_and_judged_on_the_same_file_hindsight_and_frozen_see_the_same_runs(tmp_path: Path) -> None:
     """With the training files as the judged ones and no margin, nothing is held out: the drop stays in the target."""
     data = survey([made(tmp_path, "rounds")])
-    report = replay_set(data[0], asked(margin=0.0, families=("beta", "esc"), policies={}), fit=data)
+    report = replay_set(data[0], few_options(margin=0.0, families=("beta", "esc"), policies={}), fit=data)
     lines = by_name(report)
     assert [line.policy for line in report.lines][:2] == ["full", "published"]
     assert lines["published"].em_drop <= 0.03 + 1e-9
@@ -213,22 +215,22 @@ def test_fitted_and_judged_on_the_same_file_hindsight_and_frozen_see_the_same_ru
 @pytest.mark.parametrize("kind", ["samples", "rounds"])
 def test_twice_is_the_same(kind: Kind, tmp_path: Path) -> None:
     (data,) = survey([made(tmp_path, kind, n_runs=200)])
-    few = asked(families=("learned", "beta"))
+    few = few_options(families=("learned", "beta"))
     assert replay_set(data, few) == replay_set(data, few)
 
 
 def test_rules_that_nobody_knows_are_named_with_those_that_are(file: Path) -> None:
     (data,) = survey([file])
     with pytest.raises(ConfigError, match=r"unknown rule 'betta' for reasoning; known: .*beta.*learned"):
-        replay_set(data, asked(families=("betta",)))
+        replay_set(data, few_options(families=("betta",)))
     with pytest.raises(ConfigError, match=r"no-such"):
-        replay_set(data, asked(policies={"mine": {"policy": "no-such"}}))
+        replay_set(data, few_options(policies={"mine": {"policy": "no-such"}}))
 
 
 def test_runs_of_a_single_step_have_nothing_to_stop(tmp_path: Path) -> None:
     path = tmp_path / "short.parquet"
     Synthetic(kind="rounds", n_runs=60, seed=1, n_questions=30, n_steps=1, name="short").write(path)
     (data,) = survey([path])
-    report = replay_set(data, asked(scores=()))
+    report = replay_set(data, few_options(scores=()))
     assert {line.token_reduction for line in report.lines} == {0.0}
     assert {line.em_drop for line in report.lines} == {0.0}

@@ -80,7 +80,7 @@ class Seen:
 Ask = Callable[[Case, Seen], Awaitable[None] | None]
 
 
-def told_of(error: BaseException, base_url: str) -> dict[str, Any]:
+def error_fields(error: BaseException, base_url: str) -> dict[str, Any]:
     """An exception as its user sees it: type, HTTP status, words without the address."""
     status = getattr(error, "status_code", None)
     root: BaseException | None = error
@@ -108,7 +108,7 @@ def answer(ask: Ask, case: Case) -> Seen:
         else:
             ask(case, seen)
     except (Exception, TooLong) as error:  # noqa: BLE001 - what it raises is what is compared
-        seen.error = told_of(error, case.base_url)
+        seen.error = error_fields(error, case.base_url)
         if os.environ.get("SUFFICE_PEERS_TRACEBACK"):
             traceback.print_exc()
     finally:

@@ -155,8 +155,8 @@ def test_kinds_that_are_left_out_are_shown_and_told_nobody(tmp_path: Path) -> No
         here.tell()
         here.add(alarm(1), killed(1))
         here.tell()
-        told = {one["kind"]: (one["wanted"], len(one["taken"]), one["waits_for"]) for one in here.alerts()["lines"]}
-        assert told == {"drift": (False, 0, []), "kill_switch": (True, 2, [])}
+        taken = {one["kind"]: (one["wanted"], len(one["taken"]), one["waits_for"]) for one in here.alerts()["lines"]}
+        assert taken == {"drift": (False, 0, []), "kill_switch": (True, 2, [])}
         assert "drift" in here.alerts()["unwanted"]
 
 
@@ -166,8 +166,8 @@ def test_the_first_page_shows_alerts_of_a_day_and_their_page_all_of_them(tmp_pat
         assert "No alerts yet" in here.visitor.get("/console/alerts").text
         here.add(alarm(1), ago_s=25 * HOUR_S)
         here.add(*(killed(stamp) for stamp in range(8)), ago_s=23 * HOUR_S)
-        told = here.visitor.get("/api/overview").json["alerts"]
-        assert [one["kind"] for one in told] == ["kill_switch"] * 5, "a few, and none that is older"
+        alerts = here.visitor.get("/api/overview").json["alerts"]
+        assert [one["kind"] for one in alerts] == ["kill_switch"] * 5, "a few, and none that is older"
         assert len(here.alerts()["lines"]) == 9
         assert "Open alerts, and those of the last 24 hours" in here.visitor.get("/console").text
 
@@ -196,7 +196,7 @@ def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path:
 # ---- what people say -------------------------------------------------------------------------------
 
 
-def liking(effect: IntervalEstimate | None = None, **changes: Any) -> SatisfactionEffect:
+def satisfaction_effect(effect: IntervalEstimate | None = None, **changes: Any) -> SatisfactionEffect:
     fields: dict[str, Any] = {
         "measure": "satisfaction",
         "better": "higher",
@@ -219,31 +219,31 @@ def effect(low: float, high: float) -> IntervalEstimate:
 
 
 @pytest.mark.parametrize(
-    ("one", "said"),
+    ("one", "verdict"),
     [
-        (liking(effect(-0.2, -0.05)), "worse"),
-        (liking(effect(0.05, 0.2)), "better"),
-        (liking(effect(-0.2, 0.1)), ""),
-        (liking(effect(0.05, 0.2), better="lower", measure="regenerated"), "worse"),
-        (liking(), ""),
-        (liking(effect(-0.2, -0.05), better="lower"), "better"),
+        (satisfaction_effect(effect(-0.2, -0.05)), "worse"),
+        (satisfaction_effect(effect(0.05, 0.2)), "better"),
+        (satisfaction_effect(effect(-0.2, 0.1)), ""),
+        (satisfaction_effect(effect(0.05, 0.2), better="lower", measure="regenerated"), "worse"),
+        (satisfaction_effect(), ""),
+        (satisfaction_effect(effect(-0.2, -0.05), better="lower"), "better"),
     ],
 )
-def test_a_difference_is_called_one_only_where_its_interval_says_so(one: SatisfactionEffect, said: str) -> None:
-    assert format_verdict(one) == said
+def test_a_difference_is_called_one_only_where_its_interval_says_so(one: SatisfactionEffect, verdict: str) -> None:
+    assert format_verdict(one) == verdict
     assert is_rate(one)
-    assert not is_rate(liking(measure="seconds to read"))
+    assert not is_rate(satisfaction_effect(measure="seconds to read"))
 
 
 def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_version(tmp_path: Path) -> None:
     for here in made(tmp_path):
         fill(tmp_path, here.settings, now_s=time.time())
         assert "it takes ratings of audits beside ratings of stopped runs" in here.visitor.get("/console").text
-        told = (
-            liking(effect(-0.2, -0.05)),
-            liking(effect(-0.3, -0.1), query_class="algebra"),
-            liking(version="v"),
-            liking(measure="regenerated", better="lower", effect=effect(-0.01, 0.03)),
+        effects = (
+            satisfaction_effect(effect(-0.2, -0.05)),
+            satisfaction_effect(effect(-0.3, -0.1), query_class="algebra"),
+            satisfaction_effect(version="v"),
+            satisfaction_effect(measure="regenerated", better="lower", effect=effect(-0.01, 0.03)),
         )
         seen = RouteForecast(
             route="math",
@@ -252,7 +252,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
             since=0,
             confidence=0.95,
             cap_tokens=None,
-            likings=told,
+            likings=effects,
         )
         here.add(seen, ago_s=0.0)
         overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?route=math").text
@@ -296,6 +296,6 @@ def test_a_reviewer_of_a_loop_sees_its_steps_and_what_they_read(tmp_path: Path, 
                 assert 'class="source"' in page
                 assert "<script>pwned" not in page
                 assert ("the end is cut off" in page) == (name == "ep_00000")
-            said = {"item": name, "verdict": "both", "csrf": here.visitor.token()}
-            assert here.visitor.post("/console/review/say", said).status == 303
+            answer_form = {"item": name, "verdict": "both", "csrf": here.visitor.token()}
+            assert here.visitor.post("/console/review/say", answer_form).status == 303
         assert len(loops) == 6
