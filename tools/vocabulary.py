@@ -98,7 +98,7 @@ KNOW_DATABASES = {
 }
 
 # Names that clash and may: a command may share the name of what it calls. At most so many; a number only goes down.
-CEILINGS: dict[str, int] = {"function defined twice": 7, "an old word in a name of tests": 386}
+CEILINGS: dict[str, int] = {"function defined twice": 7, "an old word in a name of tests": 91}
 
 Row = tuple[str, Path, int, str, str]  # rule, file, line, what is wrong, what is allowed
 Tree = tuple[Path, ast.Module]

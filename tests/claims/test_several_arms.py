@@ -15,7 +15,7 @@ import pytest
 from suffice.control.loop.paired import PairedEvidence
 from suffice.types import Alarm
 from tests.control.made import Story, rows
-from tests.control.test_several_arms import APART, ARMS, armed, asked_twice, given, replace_route
+from tests.control.test_several_arms import APART, ARMS, armed, given, paired_runs, replace_route
 
 BUDGET, DELTA, CHUNK = 0.055, 0.05, 500
 CROSSED = {("a", ARMS[0]): 0.06, ("b", ARMS[1]): 0.06}  # 3 % each, 6 % for the mixture that saves most
@@ -36,7 +36,7 @@ def served_drops(seed: int, lost: Mapping[tuple[str, str], float], *, n: int) ->
     """True EM drop of what the classes get by the plan, at each look at a life."""
     here, drops = armed(replace_route(max_em_drop=BUDGET, token_price=1.0)), list[float]()
     for at in range(0, n, CHUNK):
-        part = asked_twice(CHUNK, first=at, seed=seed, classes=("a", "b"), tokens=APART, lost=lost)
+        part = paired_runs(CHUNK, first=at, seed=seed, classes=("a", "b"), tokens=APART, lost=lost)
         drops.append(_served(here.feed(rows(part, first=1 + 3 * at)), lost))
     return drops
 
@@ -97,7 +97,7 @@ def attacked(seed: int, attack: Attack, *, n: int = 3_000) -> tuple[bool, int]:
     for at in range(0, n, 100):
         lost = attack(here.loop.level)
         rates += [[lost.get(("", arm), 0.0) for arm in THREE]] * 100
-        here.feed(rows(asked_twice(100, first=at, seed=seed, lost=lost, arms=THREE), first=1 + 4 * at))
+        here.feed(rows(paired_runs(100, first=at, seed=seed, lost=lost, arms=THREE), first=1 + 4 * at))
         source, now = here.loop.source, here.loop.state.n
         assert isinstance(source, PairedEvidence)
         windowed, true = source._windowed(), np.array(rates)

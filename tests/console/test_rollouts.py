@@ -10,7 +10,7 @@ import pytest
 
 from suffice.store.routes.rollouts import read_rollouts
 from tests.console.visitor import Visitor, people_of, settings_in, site
-from tests.control.tried import BOLDER, CONTROL, FIVE, ROUTE, SECRET, World, proposed, published
+from tests.control.tried import BOLDER, CONTROL, FIVE, ROUTE, SECRET, Trial, proposed, published
 
 
 def titles(page: str) -> set[str]:
@@ -25,7 +25,7 @@ def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, m
         routes={"r": {**msgspec.to_builtins(ROUTE), "upstream": "local"}},
         control=msgspec.to_builtins(CONTROL),
     )
-    trial, secret = World(tmp_path / "log.db"), people_of(settings).first()
+    trial, secret = Trial(tmp_path / "log.db"), people_of(settings).first()
     assert secret is not None
     trial.write(proposed())
     with site(settings) as app:

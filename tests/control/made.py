@@ -100,10 +100,10 @@ def traffic(n: int, seed: int = 0, *, first: int = 0, **options: Any) -> list[Ev
     return events
 
 
-def label(number: int, **said: Any) -> FeedbackEvent:
+def label(number: int, **given: Any) -> FeedbackEvent:
     """A reviewer's word on a run."""
-    fields = {"feedback_id": f"f{number}-{len(said)}-{said.get('gold')}", "source": "reviewer", **said}
-    return FeedbackEvent(Feedback(episode_id=said.pop("episode_id", f"ep_{number:05}"), **fields))
+    fields = {"feedback_id": f"f{number}-{len(given)}-{given.get('gold')}", "source": "reviewer", **given}
+    return FeedbackEvent(Feedback(episode_id=given.pop("episode_id", f"ep_{number:05}"), **fields))
 
 
 def began(route: Route = ROUTE, **changes: Any) -> RouteDeployment:

@@ -53,12 +53,12 @@ def matches(_: Route) -> Any:
     yield match
 
 
-def standing(connection: LogReader, world: World) -> Assessment:
+def standing(connection: LogReader, trial: Trial) -> Assessment:
     """What whoever asks is told."""
-    return standing_of(connection, world.held, SETTINGS, matches, secret=SECRET, now_s=1_000.0)
+    return standing_of(connection, trial.held, SETTINGS, matches, secret=SECRET, now_s=1_000.0)
 
 
-class World:
+class Trial:
     """A log, a clock that stands still, and the job."""
 
     def __init__(self, path: Path) -> None:
@@ -77,11 +77,11 @@ class World:
         )
         one = rollouts.own_candidate(read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE))
         assert not isinstance(one, str), one
-        found = rollouts.start_candidate(
+        started = rollouts.start_candidate(
             self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
         )
-        assert not isinstance(found, str), found
-        return found
+        assert not isinstance(started, str), started
+        return started
 
     def audits(self, n: int, **options: Any) -> None:
         """Full runs, each with a word that the full run was right."""
@@ -144,60 +144,60 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "log.db")
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path / "log.db")
 
 
-def test_a_candidate_that_loses_answers_goes_back_before_anybody_is_served_by_it(world: World) -> None:
-    world.begin({"policy": "fixed-rounds", "max_steps": 1})
+def test_a_candidate_that_loses_answers_goes_back_before_anybody_is_served_by_it(trial: Trial) -> None:
+    trial.begin({"policy": "fixed-rounds", "max_steps": 1})
     for _ in range(6):
-        world.audits(60, p_right=0.5)
-        (said,) = world.look()
-        if said:
+        trial.audits(60, p_right=0.5)
+        (summary,) = trial.look()
+        if summary:
             break
-    assert "roll back" in said
-    held = world.held
+    assert "roll back" in summary
+    held = trial.held
     assert held.state.stage == "rolled_back"
     assert [move.by for move in held.moves] == ["evidence"]
     assert held.moves[0].readings, "what it stood on is on record"
     assert held.state.share == 0
-    assert world.look() == []
+    assert trial.look() == []
 
 
-def test_a_harmless_candidate_leaves_shadow_when_it_is_proved_and_not_before(world: World) -> None:
-    world.begin({"policy": "stable-answer", "streak": 3})
-    world.audits(60, p_right=0.97)
-    assert not any(world.look())
-    assert world.held.state.stage == "shadow", "not enough data is a state"
-    world.audits(900, p_right=0.99)
-    (said,) = world.look()
-    assert "promote, canary at 10%" in said
-    assert world.held.state.share == 0.1
+def test_a_harmless_candidate_leaves_shadow_when_it_is_proved_and_not_before(trial: Trial) -> None:
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    trial.audits(60, p_right=0.97)
+    assert not any(trial.look())
+    assert trial.held.state.stage == "shadow", "not enough data is a state"
+    trial.audits(900, p_right=0.99)
+    (summary,) = trial.look()
+    assert "promote, canary at 10%" in summary
+    assert trial.held.state.share == 0.1
 
 
-def test_live_errors_send_a_canary_back_though_its_answers_are_right(world: World) -> None:
-    world.begin({"policy": "stable-answer", "streak": 3})
-    world.promote()
+def test_live_errors_send_a_canary_back_though_its_answers_are_right(trial: Trial) -> None:
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    trial.promote()
 
     def ends(arm: str, rng: random.Random) -> dict[str, Any]:
         fails = arm == "candidate" and rng.random() < 0.3
         return {"end_reason": "upstream_error", "answer": None, "status": 502} if fails else {}
 
-    world.live(400, ends)
-    (said,) = world.look()
-    assert "roll back" in said
-    assert "error" in world.held.moves[-1].reason
+    trial.live(400, ends)
+    (summary,) = trial.look()
+    assert "roll back" in summary
+    assert "error" in trial.held.moves[-1].reason
 
 
-def test_a_candidate_that_stops_everything_never_leaves_shadow(world: World) -> None:
-    world.begin({"policy": "fixed-rounds", "max_steps": 1})
-    world.audits(900, sure=True)
-    world.look()
-    assert world.held.state.stage in ("shadow", "rolled_back")
-    assert world.held.state.share == 0
+def test_a_candidate_that_stops_everything_never_leaves_shadow(trial: Trial) -> None:
+    trial.begin({"policy": "fixed-rounds", "max_steps": 1})
+    trial.audits(900, sure=True)
+    trial.look()
+    assert trial.held.state.stage in ("shadow", "rolled_back")
+    assert trial.held.state.share == 0
 
 
-def test_a_rule_that_changes_while_a_rollout_runs_holds_for_the_next_one(world: World) -> None:
+def test_a_rule_that_changes_while_a_rollout_runs_holds_for_the_next_one(trial: Trial) -> None:
     lax = msgspec.structs.replace(
         ROUTE,
         rollout=Rollout(
@@ -209,82 +209,82 @@ def test_a_rule_that_changes_while_a_rollout_runs_holds_for_the_next_one(world: 
             least_stage_s=0.0,
         ),
     )
-    world.begin({"policy": "stable-answer", "streak": 3})
-    world.audits(60, p_right=0.97)
-    assert not any(world.look(lax)), "evidence that was looked at is judged by the margins that stood before it"
-    assert world.held.rules == RULES
-    world.promote()
-    assert (world.held.state.share, world.held.rules.n_steps) == (0.1, 4), "a person's step is that of its own rules"
-    rollouts.step(world.writer, "r", "rollback", author="ann", reason="now under the new ones")
-    world.begin({"policy": "stable-answer", "streak": 3}, rules_of(lax))
-    world.audits(60, p_right=0.97)
-    (said,) = world.look()
-    assert "promote, canary at 50%" in said, "and they hold though the settings have others again"
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    trial.audits(60, p_right=0.97)
+    assert not any(trial.look(lax)), "evidence that was looked at is judged by the margins that stood before it"
+    assert trial.held.rules == RULES
+    trial.promote()
+    assert (trial.held.state.share, trial.held.rules.n_steps) == (0.1, 4), "a person's step is that of its own rules"
+    rollouts.step(trial.writer, "r", "rollback", author="ann", reason="now under the new ones")
+    trial.begin({"policy": "stable-answer", "streak": 3}, rules_of(lax))
+    trial.audits(60, p_right=0.97)
+    (summary,) = trial.look()
+    assert "promote, canary at 50%" in summary, "and they hold though the settings have others again"
 
 
-def test_a_rollout_of_a_log_without_rules_has_the_usual_ones(world: World) -> None:
-    world.begin({"policy": "stable-answer", "streak": 3})
-    with world.writer.transaction() as connection:
+def test_a_rollout_of_a_log_without_rules_has_the_usual_ones(trial: Trial) -> None:
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    with trial.writer.transaction() as connection:
         connection.execute(
             "UPDATE events SET body = json_remove(body, '$.beginning.rules', '$.start.rules')"
             " WHERE kind = 'rollout_begun'"
         )
-    assert world.held.rules == Rules()
+    assert trial.held.rules == Rules()
 
 
-def test_people_are_asked_about_audits_on_which_the_two_versions_differ(world: World) -> None:
-    world.begin({"policy": "fixed-rounds", "max_steps": 1})
+def test_people_are_asked_about_audits_on_which_the_two_versions_differ(trial: Trial) -> None:
+    trial.begin({"policy": "fixed-rounds", "max_steps": 1})
     events, rng = list[Event](), random.Random(3)
     for number in range(40):
         request, outcome = run(number, rng, sure=number < 30, p_right=0.5)
         events += [request, outcome]
-    world.writer.write(None, events)
-    (said,) = world.look()
-    with open_reader(world.path) as connection:
-        asked = label_requests(connection, "r")
-        pending = standing(connection, world).evidence.all_audits.pending
-    assert f"{len(asked)} labels wanted" in said
-    assert 0 < pending == len(asked) < 11
-    assert all(one.would_answer != one.answer for one in asked.values()), "a reviewer is shown two answers"
-    assert world.look() == [""], "once is enough"
+    trial.writer.write(None, events)
+    (summary,) = trial.look()
+    with open_reader(trial.path) as connection:
+        wanted = label_requests(connection, "r")
+        pending = standing(connection, trial).evidence.all_audits.pending
+    assert f"{len(wanted)} labels wanted" in summary
+    assert 0 < pending == len(wanted) < 11
+    assert all(one.would_answer != one.answer for one in wanted.values()), "a reviewer is shown two answers"
+    assert trial.look() == [""], "once is enough"
 
 
-def test_two_workers_that_look_at_the_same_log_write_one_step(world: World) -> None:
-    world.begin({"policy": "fixed-rounds", "max_steps": 1})
-    world.audits(360, p_right=0.5)
-    before = replace(world.held)
-    world.look()
-    world.look()
-    assert len(world.held.moves) == 1
+def test_two_workers_that_look_at_the_same_log_write_one_step(trial: Trial) -> None:
+    trial.begin({"policy": "fixed-rounds", "max_steps": 1})
+    trial.audits(360, p_right=0.5)
+    before = replace(trial.held)
+    trial.look()
+    trial.look()
+    assert len(trial.held.moves) == 1
     assert before.moves == ()
 
 
-def proved(world: World) -> None:
+def proved(trial: Trial) -> None:
     """A rollout with everything that it takes to leave shadow."""
-    world.begin({"policy": "stable-answer", "streak": 3})
-    world.audits(500, p_right=0.99)
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    trial.audits(500, p_right=0.99)
 
 
-def paused(world: World) -> None:
+def paused(trial: Trial) -> None:
     pause = Pause(route="r", number=1, cause="critical_em", reason="too many wrong answers", author="w")
-    world.writer.write(None, [pause])
+    trial.writer.write(None, [pause])
 
 
-def complained(world: World) -> None:
-    found = open_incident(world.writer, "r", ROUTE, "answers about tax look odd", "ann", now_s=1_000.0)
-    assert not isinstance(found, str), found
+def complained(trial: Trial) -> None:
+    incident = open_incident(trial.writer, "r", ROUTE, "answers about tax look odd", "ann", now_s=1_000.0)
+    assert not isinstance(incident, str), incident
 
 
-def overridden(world: World) -> None:
+def overridden(trial: Trial) -> None:
     wanted = OverrideForm(kind="observe", reason="exams", author="ann", days=1.0)
-    found = set_override(world.writer, "r", ROUTE, wanted, now_s=1_000.0)
-    assert not isinstance(found, str), found
+    override = set_override(trial.writer, "r", ROUTE, wanted, now_s=1_000.0)
+    assert not isinstance(override, str), override
 
 
-def began_anew(world: World) -> None:
-    seq = world.held.seq + 1
+def began_anew(trial: Trial) -> None:
+    seq = trial.held.seq + 1
     epoch = Epoch(route="r", number=1, at=0, since_seq=seq, reason="another model answers", author="w")
-    world.writer.write(None, [epoch])
+    trial.writer.write(None, [epoch])
 
 
 @pytest.mark.slow(keep=3)
@@ -298,66 +298,66 @@ def began_anew(world: World) -> None:
     ],
 )
 def test_nothing_goes_forward_while_something_is_wrong_on_the_route(
-    world: World, what: Callable[[World], None], says: str
+    trial: Trial, what: Callable[[Trial], None], says: str
 ) -> None:
-    proved(world)
-    what(world)
-    assert not any(world.look())
-    with open_reader(world.path) as connection:
-        seen = standing(connection, world)
+    proved(trial)
+    what(trial)
+    assert not any(trial.look())
+    with open_reader(trial.path) as connection:
+        seen = standing(connection, trial)
     assert says in "; ".join(seen.standing.missing)
-    assert world.held.state.stage == "shadow"
+    assert trial.held.state.stage == "shadow"
 
 
-def test_an_owner_who_writes_another_policy_ends_the_rollout(world: World) -> None:
-    proved(world)
-    (said,) = world.look(msgspec.structs.replace(ROUTE, policy={"policy": "stable-answer", "streak": 6}))
-    assert "roll back" in said
-    assert "publication 1 came in between" in said
+def test_an_owner_who_writes_another_policy_ends_the_rollout(trial: Trial) -> None:
+    proved(trial)
+    (summary,) = trial.look(msgspec.structs.replace(ROUTE, policy={"policy": "stable-answer", "streak": 6}))
+    assert "roll back" in summary
+    assert "publication 1 came in between" in summary
 
 
-def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withhold_it(world: World) -> None:
-    proved(world)
-    world.promote()
+def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withhold_it(trial: Trial) -> None:
+    proved(trial)
+    trial.promote()
     right = {"candidate": {"easy": 0.9, "hard": 0.2}, "control": {"easy": 0.99, "hard": 0.3}}
 
-    asked = {"candidate": {"easy": 0.9, "hard": 0.2}, "control": {"easy": 0.3, "hard": 0.9}}
+    labelled = {"candidate": {"easy": 0.9, "hard": 0.2}, "control": {"easy": 0.3, "hard": 0.9}}
 
     def says(arm: str, rng: random.Random) -> tuple[str, bool | None]:
         name = rng.choice(["easy", "hard"])
-        return name, rng.random() < right[arm][name] if rng.random() < asked[arm][name] else None
+        return name, rng.random() < right[arm][name] if rng.random() < labelled[arm][name] else None
 
-    world.live(600, lambda *_: {}, says)
-    with open_reader(world.path) as connection:
-        seen = standing(connection, world)
+    trial.live(600, lambda *_: {}, says)
+    with open_reader(trial.path) as connection:
+        seen = standing(connection, trial)
     assert any("look better over all" in one for one in seen.standing.missing)
-    world.look()
-    assert world.held.state.share == 0.1
+    trial.look()
+    assert trial.held.state.share == 0.1
 
 
-def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
-    world.begin({"policy": "fixed-rounds", "max_steps": 1})
-    with matches(ROUTE) as match, open_reader(world.path) as connection:
-        kept = RolloutAssessor(connection, world.held, AuditReplay(route=ROUTE, match=match), Control(), secret=SECRET)
+def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(trial: Trial) -> None:
+    trial.begin({"policy": "fixed-rounds", "max_steps": 1})
+    with matches(ROUTE) as match, open_reader(trial.path) as connection:
+        kept = RolloutAssessor(connection, trial.held, AuditReplay(route=ROUTE, match=match), Control(), secret=SECRET)
     for _ in range(4):
-        world.audits(30, p_right=0.97)
-        read_to, asked = kept.gathering.seq, list[str]()
-        with open_reader(world.path) as connection:
+        trial.audits(30, p_right=0.97)
+        read_to, queries = kept.gathering.seq, list[str]()
+        with open_reader(trial.path) as connection:
             assert isinstance(connection, SqliteConnection)
-            connection.set_trace_callback(asked.append)
-            seen = kept.see(connection, world.held, NOTHING, now_s=1_000.0)
-            fresh = standing(connection, world)
+            connection.set_trace_callback(queries.append)
+            seen = kept.see(connection, trial.held, NOTHING, now_s=1_000.0)
+            fresh = standing(connection, trial)
         assert (seen.evidence, seen.at, seen.standing) == (fresh.evidence, fresh.at, fresh.standing)
-        assert seen.evidence.n_audits == world.n
-        rows = [one for one in asked if "FROM events WHERE seq >" in one and "LIMIT" in one]
+        assert seen.evidence.n_audits == trial.n
+        rows = [one for one in queries if "FROM events WHERE seq >" in one and "LIMIT" in one]
         assert f"seq > {read_to}\n" in rows[0], "it goes on behind the last row that it read"
 
 
-def test_a_version_that_is_gone_leaves_the_rollout_where_it_is(world: World) -> None:
-    world.begin({"policy": "stable-answer", "streak": 3})
-    with world.writer.transaction() as connection:
+def test_a_version_that_is_gone_leaves_the_rollout_where_it_is(trial: Trial) -> None:
+    trial.begin({"policy": "stable-answer", "streak": 3})
+    with trial.writer.transaction() as connection:
         connection.execute("DELETE FROM artefacts")
-    world.audits(20)
-    (said,) = world.look()
-    assert "stays where it is" in said
-    assert world.held.state.stage == "shadow"
+    trial.audits(20)
+    (summary,) = trial.look()
+    assert "stays where it is" in summary
+    assert trial.held.state.stage == "shadow"

@@ -128,15 +128,15 @@ def test_second_full_runs_other_arms_and_audits_that_asked_once_prove_nothing() 
     assert len(here.loop.state.audits) == 400
 
 
-def asked_as(n: int, **changes: Any) -> list[Event]:
+def pairs_with(n: int, **changes: Any) -> list[Event]:
     """The log of n pairs whose requests say something else of themselves."""
     return [replace(event, **changes) if isinstance(event, Request) else event for event in pairs(n)]
 
 
 def test_each_turn_of_a_conversation_is_a_witness_and_a_repeated_delivery_is_none() -> None:
-    turns = armed().feed(rows(asked_as(400, conversation="talk"))).settle()
+    turns = armed().feed(rows(pairs_with(400, conversation="talk"))).settle()
     assert turns.published == armed().feed(rows(pairs(400))).settle().published != []
-    assert armed().feed(rows(asked_as(400, unit="one", delivery=2))).settle().decided == []
+    assert armed().feed(rows(pairs_with(400, unit="one", delivery=2))).settle().decided == []
 
 
 @pytest.mark.parametrize(("end", "n_lost"), [("client_left", 80), ("timeout", 0)])
@@ -246,7 +246,7 @@ def test_a_changed_promise_does_not_forget_the_pairs_that_have_not_returned() ->
 # --------------------------------------------------------------------------- words
 
 
-def said(**word: Any) -> FeedbackEvent:
+def reviewed(**word: Any) -> FeedbackEvent:
     fields = {"feedback_id": "f", "episode_id": "ep_00000", "source": "reviewer", **word}
     return FeedbackEvent(Feedback(**fields))
 
@@ -265,33 +265,33 @@ def said(**word: Any) -> FeedbackEvent:
 )
 def test_what_a_word_makes_of_a_pair(word: dict[str, Any], z: int | None) -> None:
     """The full run said 4 and the arm 7. A word on the full run alone never says that the arm was right."""
-    here = armed().feed(rows([*pairs(1, lost_each=1, labelled=False), said(**word)]))
+    here = armed().feed(rows([*pairs(1, lost_each=1, labelled=False), reviewed(**word)]))
     assert isinstance(here.loop.source, PairedEvidence)
     (pair,) = here.loop.source.pairs(here.loop.state.audits)
     assert (pair.disagrees, pair.z) == (True, z)
 
 
 def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
-    asked = list[str]()
+    compared = list[str]()
 
     def match(answer: str | None, gold: str) -> bool:
-        asked.append(f"{answer} {gold}")
+        compared.append(f"{answer} {gold}")
         return answer == gold
 
     here = armed().feed(rows(pairs(30, lost_each=1)))
     here.loop.state.context = replace(here.loop.context, match=match)
     source = PairedEvidence(here.loop.state)
     assert source.pairs(source.state.audits) == source.pairs(source.state.audits)
-    assert sorted(set(asked)) == sorted(asked)
+    assert sorted(set(compared)) == sorted(compared)
 
 
 def test_only_audits_can_be_pairs() -> None:
-    asked, ended = pairs(1)[:2]
-    assert isinstance(asked, Request)
+    request, ended = pairs(1)[:2]
+    assert isinstance(request, Request)
     assert isinstance(ended, Outcome)
-    assert is_pair(asked, ended, ROUTE.arms)
+    assert is_pair(request, ended, ROUTE.arms)
     for change in ({"audit": False}, {"ungoverned": "tools"}):
-        assert not is_pair(replace(asked, **change), ended, ROUTE.arms)
+        assert not is_pair(replace(request, **change), ended, ROUTE.arms)
 
 
 # --------------------------------------------------------------------------- as a job, and for people
@@ -341,22 +341,22 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
         for event in pairs(20, first=900, arm="full")
     ]
     fill(tmp_path, [*pairs(60), *repeats])
-    told = lines()
-    assert told["phase"] == "all in full: effort=low is not proved"
-    assert told["pairs"].startswith("60 audits run again with effort=low: EM drop +0.00 points, below ")
-    assert told["pairs"].endswith("0.0% of the answers differ")
-    assert told["pairs missing"].startswith("about ")
-    assert told["two full runs"] == "25.0% of 20 answered otherwise: so much is the model's own noise"
-    assert told["promise"].startswith("none is needed: ")
-    assert told["promise"].endswith("every request runs in full")
+    lines_of_status = lines()
+    assert lines_of_status["phase"] == "all in full: effort=low is not proved"
+    assert lines_of_status["pairs"].startswith("60 audits run again with effort=low: EM drop +0.00 points, below ")
+    assert lines_of_status["pairs"].endswith("0.0% of the answers differ")
+    assert lines_of_status["pairs missing"].startswith("about ")
+    assert lines_of_status["two full runs"] == "25.0% of 20 answered otherwise: so much is the model's own noise"
+    assert lines_of_status["promise"].startswith("none is needed: ")
+    assert lines_of_status["promise"].endswith("every request runs in full")
 
     fill(tmp_path, pairs(400, first=60))
     with open_worker(settings_for(tmp_path)) as here:
         only(here)
-    told = lines()
-    assert told["phase"] == "certified, effort=low: a drop below 5 points at 95%"
-    assert told["pairs missing"] == "none: these prove a drop below 5 points"
-    promise = told["promise"]
+    lines_of_status = lines()
+    assert lines_of_status["phase"] == "certified, effort=low: a drop below 5 points at 95%"
+    assert lines_of_status["pairs missing"] == "none: these prove a drop below 5 points"
+    promise = lines_of_status["promise"]
     assert "asked with effort=low all requests of the window would have lost less than 5 points of EM" in promise
     assert "with 95 % confidence" in promise
     result = CliRunner().invoke(main, ["status", "--config", str(config), "--json"])

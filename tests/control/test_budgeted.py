@@ -18,10 +18,10 @@ from suffice.store.routes.deployments import phase_of
 from suffice.types import BudgetAccount, Epoch
 from suffice.wiring.routes import build_route, check_routes
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
+from tests.control.test_live_decisions import certified, write
 from tests.control.test_story import CONTROL as LIVE_CONTROL
 from tests.control.test_story import ROUTE as LIVE_ROUTE
 from tests.control.test_story import Model, N, until
-from tests.control.test_told_live import certified, write
 from tests.gateway.served import Served, chat, served
 
 PLAIN = msgspec.structs.replace(ROUTE, max_em_drop=0.06, confidence=0.95)
@@ -83,7 +83,7 @@ def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None
     phase = phase_of(whole.loop.held)
     assert phase.phase == "budgeted"
     held = whole.loop.held
-    said = guarantee_of(
+    guarantee = guarantee_of(
         GuaranteeInputs(
             name="r",
             settings=msgspec.structs.replace(BUDGETED, mode="enforce"),
@@ -91,9 +91,9 @@ def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None
             publication=held.publication,
         )
     ).sentence
-    assert "budgeted: the mean EM drop of all audits of this epoch is steered to 6 points" in said
-    assert "No confidence belongs to it" in said
-    assert "loses less than" not in said
+    assert "budgeted: the mean EM drop of all audits of this epoch is steered to 6 points" in guarantee
+    assert "No confidence belongs to it" in guarantee
+    assert "loses less than" not in guarantee
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,14 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
             + f'\n[store]\nurl = "sqlite:///{g.database}"\n',
             "utf-8",
         )
-    told = CliRunner().invoke(main, ["status", "--all", "--config", str(config)]).output
-    assert f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid" in told
-    assert "a mean drop of 10.00 of 12.00 points over 900 audits" in told
-    assert "3 of them with a guess" in told
-    assert answers[-1].report["promise"] in told, "the same sentence"
-    shown = CliRunner().invoke(main, ["config", "show", str(config)]).output
-    assert '"promise": "budgeted"' in shown
+    status_text = CliRunner().invoke(main, ["status", "--all", "--config", str(config)]).output
+    assert (
+        f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid"
+        in status_text
+    )
+    assert "a mean drop of 10.00 of 12.00 points over 900 audits" in status_text
+    assert "3 of them with a guess" in status_text
+    assert answers[-1].report["promise"] in status_text, "the same sentence"
+    settings_text = CliRunner().invoke(main, ["config", "show", str(config)]).output
+    assert '"promise": "budgeted"' in settings_text
     assert any("it has no confidence" in one for one in check_routes(settings))

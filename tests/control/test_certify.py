@@ -91,14 +91,14 @@ def test_a_log_that_says_otherwise_is_not_built_on(whole: Story, change: dict[st
 
 
 def test_what_is_served_is_what_was_certified(whole: Story) -> None:
-    told = whole.published[0]
-    loaded = read_back(told.fit, whole.artefacts[told.fit])
-    assert loaded.version.address == told.fit
+    publication = whole.published[0]
+    loaded = read_back(publication.fit, whole.artefacts[publication.fit])
+    assert loaded.version.address == publication.fit
     with pytest.raises(ConfigError, match="what is kept under it is v-"):
-        read_back("v-000000000000", whole.artefacts[told.fit])
+        read_back("v-000000000000", whole.artefacts[publication.fit])
     for broken in (None, "no json", "[1]", "{}"):
         with pytest.raises(ConfigError):
-            read_back(told.fit, broken)
+            read_back(publication.fit, broken)
 
 
 # ---------------------------------------------------------------- labels
@@ -137,13 +137,13 @@ def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
 @pytest.mark.slow
 def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> None:
     log = traffic(180, seed=6, p_right=0.6)
-    asked = story().feed(rows(log)).settle().decided
-    names = [int(event.episode_id.removeprefix("ep_")) for event in asked if isinstance(event, LabelRequest)]
+    decisions = story().feed(rows(log)).settle().decided
+    names = [int(event.episode_id.removeprefix("ep_")) for event in decisions if isinstance(event, LabelRequest)]
     assert names
     right = [label(n, gold="1000") for n in names]
-    first_said = [label(n, gold=delivered(log)[n]) for n in names]
+    first_labels = [label(n, gold=delivered(log)[n]) for n in names]
     tail = traffic(20, first=180)
-    changed_mind = story().feed(rows([*log, *first_said, *right, *tail])).settle()
+    changed_mind = story().feed(rows([*log, *first_labels, *right, *tail])).settle()
     at_once = story().feed(rows([*log, *right, *tail])).settle()
     assert np.array_equal(changed_mind.loop.certifier.epoch.log_e, at_once.loop.certifier.epoch.log_e)
 
@@ -182,11 +182,11 @@ def late(log: list[Event], after: int, which: Callable[[int], bool]) -> list[Eve
     """The log with the ends of some runs so many requests later."""
     ends = [event for event in log if isinstance(event, Outcome)]
     begins = [event for event in log if isinstance(event, Request)]
-    found = list[Event]()
+    delayed = list[Event]()
     for n, begun in enumerate(begins):
-        found.append(begun)
-        found += [end for k, end in enumerate(ends) if k + (after if which(k) else 0) == n]
-    return found
+        delayed.append(begun)
+        delayed += [end for k, end in enumerate(ends) if k + (after if which(k) else 0) == n]
+    return delayed
 
 
 def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_return() -> None:
@@ -247,10 +247,10 @@ def test_an_abandoned_audit_is_a_loss_and_its_lost_evidence_is_never_dropped() -
     for number in range(240):
         request, outcome = run(number, rng, end_reason="client_left" if number % 4 == 0 else "done")
         log += [request, outcome]
-    told = story().feed(rows(log)).settle()
-    assert len(told.loop.state.audits) == 240
-    assert told.loop.level == 0
-    assert all(one.level == 0 and not one.certified for one in told.published)
+    history = story().feed(rows(log)).settle()
+    assert len(history.loop.state.audits) == 240
+    assert history.loop.level == 0
+    assert all(one.level == 0 and not one.certified for one in history.published)
 
 
 def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> None:
@@ -272,26 +272,28 @@ def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> N
 # ---------------------------------------------------------------- the brake
 
 
-def world(**changes: Any) -> list[Event]:
+def changed_traffic(**changes: Any) -> list[Event]:
     return traffic(30, seed=11, first=LONG, **changes)
 
 
 @pytest.mark.parametrize("changes", [{"model": "m-2"}, {"system_fingerprint": "fp-2"}, {"setup": "s2"}])
 def test_another_world_behind_the_same_name_begins_an_epoch_at_once(whole: Story, changes: dict[str, Any]) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows([*traffic(LONG), *world(**changes)]))
-    alarm, epoch = told.decided
+    history = story(expected=whole.published, artefacts=whole.artefacts)
+    history.feed(rows([*traffic(LONG), *changed_traffic(**changes)]))
+    alarm, epoch = history.decided
     assert isinstance(alarm, Alarm)
     assert isinstance(epoch, Epoch)
     assert (alarm.cause, alarm.epoch, alarm.at) == ("change", 1, LONG + 1)
     assert "changed from" in alarm.reason
     assert (epoch.number, epoch.since_seq, epoch.kept) == (2, 2 * LONG + 2, ())
-    assert (told.loop.level, told.loop.held.level, told.loop.held.in_burst) == (0, 0, True)
-    assert len(told.loop.state.audits) == 29
+    assert (history.loop.level, history.loop.held.level, history.loop.held.in_burst) == (0, 0, True)
+    assert len(history.loop.state.audits) == 29
 
 
 def test_a_name_that_nobody_asked_for_before_costs_no_burst_until_many_do(whole: Story) -> None:
-    strangers = [replace(event, model="typo") if isinstance(event, Request) else event for event in world(model="typo")]
+    strangers = [
+        replace(event, model="typo") if isinstance(event, Request) else event for event in changed_traffic(model="typo")
+    ]
     quiet = story(expected=whole.published, artefacts=whole.artefacts).feed(rows([*traffic(LONG), *strangers]))
     assert quiet.decided == []
 
@@ -301,15 +303,15 @@ def test_two_versions_that_answer_side_by_side_are_one_world_once_both_were_seen
         replace(event, system_fingerprint=f"fp-{n % 4}") if isinstance(event, Outcome) else event
         for n, event in enumerate(traffic(LONG, seed=12))
     ]
-    told = story().feed(rows(mixed)).settle()
-    assert not any(isinstance(event, Epoch) for event in told.decided)
-    assert told.published[0].upstream == (("m", "m", "fp-1"), ("m", "m", "fp-3"))
+    history = story().feed(rows(mixed)).settle()
+    assert not any(isinstance(event, Epoch) for event in history.decided)
+    assert history.published[0].upstream == (("m", "m", "fp-1"), ("m", "m", "fp-3"))
 
 
 def test_a_model_that_answers_worse_under_the_same_name_is_noticed_by_its_audits(whole: Story) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows([*traffic(LONG), *traffic(300, seed=13, first=LONG, sure=False, p_right=0.45)]))
-    alarm = next(event for event in told.decided if isinstance(event, Alarm))
+    history = story(expected=whole.published, artefacts=whole.artefacts)
+    history.feed(rows([*traffic(LONG), *traffic(300, seed=13, first=LONG, sure=False, p_right=0.45)]))
+    alarm = next(event for event in history.decided if isinstance(event, Alarm))
     assert alarm.cause in ("outcomes", "disagreement", "signals")
     assert alarm.at <= LONG + 200
 
@@ -323,10 +325,10 @@ def test_signals_that_moved_keep_the_latest_audits_and_a_new_worker_keeps_the_sa
         else event
         for event in traffic(600, seed=15, first=1_600)
     ]
-    told = story(control=quick).feed(rows([*calm, *moved]))
-    epoch = next(event for event in told.decided if isinstance(event, Epoch))
+    history = story(control=quick).feed(rows([*calm, *moved]))
+    epoch = next(event for event in history.decided if isinstance(event, Epoch))
     assert len(epoch.kept) == KEPT_BEFORE - 1, "at a look the latest request has not ended"
-    assert next(event.cause for event in told.decided if isinstance(event, Alarm)) == "signals"
+    assert next(event.cause for event in history.decided if isinstance(event, Alarm)) == "signals"
 
 
 def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many_audits() -> None:
@@ -338,9 +340,9 @@ def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many
         if number >= 1_600:
             outcome = replace(outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in outcome.steps))
         log += [request, outcome]
-    told = story(control=replace_control(refit_requests=100_000)).feed(rows(log))
-    alarm = next(event for event in told.decided if isinstance(event, Alarm))
-    epoch = next(event for event in told.decided if isinstance(event, Epoch))
+    history = story(control=replace_control(refit_requests=100_000)).feed(rows(log))
+    alarm = next(event for event in history.decided if isinstance(event, Alarm))
+    epoch = next(event for event in history.decided if isinstance(event, Epoch))
     assert alarm.cause == "signals"
     last = range(alarm.at - KEPT_BEFORE, alarm.at)
     assert list(epoch.kept) == [f"ep_{number:05}" for number in last if number % 4 == 0]
@@ -352,33 +354,33 @@ def replace_control(**changes: Any) -> Control:
 
 
 def test_a_lottery_that_forgets_audits_pauses_enforcement_until_a_person_decides(whole: Story) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
+    history = story(expected=whole.published, artefacts=whole.artefacts)
     rng, log = random.Random(16), list[Event]()
     for number in range(LONG, LONG + 400):  # one in ten was to be audited, and none is
         request, outcome = run(number, rng, audit=False, propensity=0.9)
         log += [request, outcome]
-    told.feed(rows([*traffic(LONG), *log])).settle()
-    pause = next(event for event in told.decided if isinstance(event, Pause))
+    history.feed(rows([*traffic(LONG), *log])).settle()
+    pause = next(event for event in history.decided if isinstance(event, Pause))
     assert (pause.cause, pause.number) == ("sample_ratio", 1)
     assert "where 440 were expected" in pause.reason
-    assert told.loop.held.level == 0
-    assert told.loop.settle() is None, "one pause is enough"
+    assert history.loop.held.level == 0
+    assert history.loop.settle() is None, "one pause is enough"
     over = Resumption(route="r", number=1, reason="sampler mended", author="ann")
-    told.feed(rows([over], first=2 * LONG + 801))
-    assert told.loop.held.level > 0
+    history.feed(rows([over], first=2 * LONG + 801))
+    assert history.loop.held.level > 0
 
 
 def test_an_em_below_the_critical_one_pauses_and_its_end_counts_anew(whole: Story) -> None:
     strict = replace_route(critical_em=0.8)
-    said = [label(n, correct=n % 2 == 0) for n in range(60)]
-    told = story(strict, expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows([*traffic(LONG), *said])).settle()
-    pause = next(event for event in told.decided if isinstance(event, Pause))
+    labels = [label(n, correct=n % 2 == 0) for n in range(60)]
+    history = story(strict, expected=whole.published, artefacts=whole.artefacts)
+    history.feed(rows([*traffic(LONG), *labels])).settle()
+    pause = next(event for event in history.decided if isinstance(event, Pause))
     assert pause.cause == "critical_em"
     assert "50.0% over the last 60 labels" in pause.reason
     over = Resumption(route="r", number=1, reason="known outage", author="ann")
-    told.feed(rows([over, label(61, correct=True)], first=2 * LONG + 61)).settle()
-    assert told.loop.held.pause is None
+    history.feed(rows([over, label(61, correct=True)], first=2 * LONG + 61)).settle()
+    assert history.loop.held.pause is None
     fine = [label(n, correct=n % 10 > 0) for n in range(60)]
     calm = story(strict, expected=whole.published, artefacts=whole.artefacts)
     calm.feed(rows([*traffic(LONG), *fine])).settle()
@@ -391,13 +393,13 @@ def replace_route(**changes: Any) -> Route:
 
 def test_another_promise_keeps_the_audits_and_certifies_anew_without_a_burst(whole: Story) -> None:
     stricter = replace_route(max_em_drop=0.02)
-    told = story(stricter, held=began(), expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows(traffic(LONG))).settle()
-    (event,) = told.decided
+    history = story(stricter, held=began(), expected=whole.published, artefacts=whole.artefacts)
+    history.feed(rows(traffic(LONG))).settle()
+    (event,) = history.decided
     assert isinstance(event, Epoch)
     assert (event.max_em_drop, event.burst, len(event.kept)) == (0.02, 0, LONG)
-    told.feed(rows(traffic(20, seed=17, first=LONG), first=2 * LONG + 1))
-    (published,) = [event for event in told.decided if isinstance(event, Publication)]
+    history.feed(rows(traffic(20, seed=17, first=LONG), first=2 * LONG + 1))
+    (published,) = [event for event in history.decided if isinstance(event, Publication)]
     assert published.at == LONG + 20
     assert published.evidence.max_em_drop == 0.02
     assert published.level < whole.loop.level
@@ -409,10 +411,10 @@ def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -
         replace(event, kind="reasoning", n_samples=1) if isinstance(event, Request) else event
         for event in traffic(240, seed=18)
     ]
-    told = story(thoughts).feed(rows(log)).settle()
-    assert told.loop.certifier.served is not None
-    assert {(one.level, one.certified) for one in told.published} == {(0, False)}
-    assert "the finish was never compared" in told.published[0].reason
+    history = story(thoughts).feed(rows(log)).settle()
+    assert history.loop.certifier.served is not None
+    assert {(one.level, one.certified) for one in history.published} == {(0, False)}
+    assert "the finish was never compared" in history.published[0].reason
 
 
 @pytest.mark.parametrize("n_changed", [0, 40])
@@ -425,16 +427,19 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
         elif isinstance(event, Outcome):
             answer = event.answer if number >= 2 * n_changed else "another"
             log.append(replace(event, finish_step=4, finish_answer=answer))
-    told = story(thoughts).feed(rows(log)).settle()
-    assert told.loop.state.epoch.max_em_drop == 0.12
-    charge = told.loop.certifier.plan.max_em_drop - budget_at(told.loop.certifier, 1)
+    history = story(thoughts).feed(rows(log)).settle()
+    assert history.loop.state.epoch.max_em_drop == 0.12
+    charge = history.loop.certifier.plan.max_em_drop - budget_at(history.loop.certifier, 1)
     if n_changed:
-        assert told.published[-1].level == 0
-        assert "use up the budget" in told.published[-1].reason
+        assert history.published[-1].level == 0
+        assert "use up the budget" in history.published[-1].reason
     else:
         assert 0.01 < charge < 0.05
-        assert told.published[-1].level > 0
-        tested, left = told.published[-1].evidence.max_em_drop, budget_at(told.loop.certifier, told.published[-1].level)
+        assert history.published[-1].level > 0
+        tested, left = (
+            history.published[-1].evidence.max_em_drop,
+            budget_at(history.loop.certifier, history.published[-1].level),
+        )
         assert tested is not None
         assert left - 0.01 < tested <= left < 0.11, "what is promised to a gateway is what was tested, some audits ago"
 

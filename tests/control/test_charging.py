@@ -31,14 +31,16 @@ def audit(number: int, *words: Feedback) -> Audit:
     """A full run that answered 4 where its stop would have said 7, and what was said of it."""
     request, outcome = run(number, random.Random(number))
     outcome = replace(outcome, answer="4", would_answer="7", stop_step=1)
-    said = tuple(StoredLabel(number * 10 + at, word) for at, word in enumerate(words))
-    return Audit(seq=number, at=number, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome), labels=said)
+    labels = tuple(StoredLabel(number * 10 + at, word) for at, word in enumerate(words))
+    return Audit(
+        seq=number, at=number, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome), labels=labels
+    )
 
 
 def judge(number: int, *, right: bool = True, counts: bool = True, model: str = MODEL, sender: str = "") -> Feedback:
     """What the judge said: that the full run is right and the stop is not, or the other way round."""
-    told = JudgeGrades(full=1.0 if right else -1.0, stopped=-1.0 if right else 1.0)
-    return replace(told.as_feedback(audit(number), model, counts=counts), sender=sender)
+    grades = JudgeGrades(full=1.0 if right else -1.0, stopped=-1.0 if right else 1.0)
+    return replace(grades.as_feedback(audit(number), model, counts=counts), sender=sender)
 
 
 def person(number: int, *, gold: str = "4", source: str = "reviewer", sender: str = "") -> Feedback:
@@ -114,7 +116,7 @@ def test_a_persons_word_stands_over_the_judges() -> None:
 JUDGED = msgspec.structs.replace(ROUTE, judge=Judge(url="http://h", model=MODEL), max_em_drop=0.3)
 
 
-def told(*, with_people: bool) -> list[Event]:
+def judged_log(*, with_people: bool) -> list[Event]:
     """Full runs whose stop at the first sample may answer otherwise; the judge says of each that both are wrong."""
     rng, events = random.Random(9), list[Event]()
     for number in range(200):
@@ -134,7 +136,7 @@ def told(*, with_people: bool) -> list[Event]:
 
 
 def test_what_a_judge_costs_stands_in_the_publication_and_without_people_it_counts_for_nothing() -> None:
-    alone, beside = (story(JUDGED).feed(rows(told(with_people=some))).settle() for some in (False, True))
+    alone, beside = (story(JUDGED).feed(rows(judged_log(with_people=some))).settle() for some in (False, True))
     silent, heard = alone.published[0].evidence, beside.published[0].evidence
     assert silent.judge_charge == 0
     assert silent.max_em_drop == JUDGED.max_em_drop

@@ -31,8 +31,8 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
     )
 
 
-def half_right(first: int = 0, **said: Any) -> list[Event]:
-    return [label(n, correct=n % 2 == 0, **said) for n in range(first, first + 60)]
+def half_right(first: int = 0, **fields: Any) -> list[Event]:
+    return [label(n, correct=n % 2 == 0, **fields) for n in range(first, first + 60)]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def here(tmp_path: Path) -> Iterator[Worker]:
         yield opened
 
 
-def said(here: Worker) -> str:
+def look_once(here: Worker) -> str:
     reports = here.once("critical")
     assert reports is not None
     return "; ".join(report.summary for report in reports)
@@ -49,8 +49,8 @@ def said(here: Worker) -> str:
 
 def test_an_em_below_the_critical_one_pauses_once_and_opens_an_incident(here: Worker, tmp_path: Path) -> None:
     fill(tmp_path, [*traffic(1), *half_right(), *traffic(59, first=1)])
-    assert said(here).startswith("enforcement paused (EM is 50.0% over the last 60 labels, surely below")
-    assert said(here) == "", "one pause is enough"
+    assert look_once(here).startswith("enforcement paused (EM is 50.0% over the last 60 labels, surely below")
+    assert look_once(here) == "", "one pause is enough"
     (case,) = read_holds(tmp_path / "log.db").of("r").open_cases
     assert case.incident.incident == "r:p1"
     assert case.incident.evidence == ("30 of the last 60 labelled answers were right",)
@@ -59,12 +59,12 @@ def test_an_em_below_the_critical_one_pauses_once_and_opens_an_incident(here: Wo
 
 def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) -> None:
     fill(tmp_path, [*traffic(120), *half_right()])
-    assert said(here)
+    assert look_once(here)
     with Decisions(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         writer.write(None, [Resumption(route="r", number=1, reason="seen", author="ann")])
-    assert said(here) == ""
+    assert look_once(here) == ""
     fill(tmp_path, half_right(60))
-    assert said(here).startswith("enforcement paused")
+    assert look_once(here).startswith("enforcement paused")
     assert read_decided(tmp_path / "log.db").of("r").n_pauses == 2
 
 
@@ -83,10 +83,10 @@ def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) 
 def test_nothing_is_paused_where_nothing_says_so(tmp_path: Path, changes: dict[str, Any], labels: list[Event]) -> None:
     fill(tmp_path, [*traffic(60), *labels])
     with open_worker(settings_for(tmp_path, **changes)) as opened:
-        assert not said(opened)
+        assert not look_once(opened)
     assert read_holds(tmp_path / "log.db").of("r").cases == ()
 
 
 def test_a_label_that_names_the_right_answer_is_compared(here: Worker, tmp_path: Path) -> None:
     fill(tmp_path, [*traffic(60), *(label(n, gold="no such number") for n in range(60))])
-    assert "EM is 0.0% over the last 60 labels" in said(here)
+    assert "EM is 0.0% over the last 60 labels" in look_once(here)

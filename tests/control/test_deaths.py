@@ -33,8 +33,8 @@ def later(n: int, *, first: int = BEFORE, **options: Any) -> list[Event]:
     return late(traffic(n, seed=first, first=first, **{"sure": True, **options}), OPEN, lambda _: True)
 
 
-def alarms(told: Story) -> list[Alarm]:
-    return [event for event in told.decided if isinstance(event, Alarm)]
+def alarms(history: Story) -> list[Alarm]:
+    return [event for event in history.decided if isinstance(event, Alarm)]
 
 
 @pytest.mark.slow(keep=1)
@@ -72,8 +72,8 @@ def test_the_worker_that_follows_decides_the_same() -> None:
 def test_losses_after_a_death_are_found_as_soon_as_without_one() -> None:
     worse = later(600, sure=False, p_right=0.4)
     calm = later(BEFORE, first=0)
-    found = alarms(story().feed(rows([*killed(), *worse])))[0].at
-    assert found <= alarms(story().feed(rows([*calm, *worse])))[0].at + 40
+    alarm_at = alarms(story().feed(rows([*killed(), *worse])))[0].at
+    assert alarm_at <= alarms(story().feed(rows([*calm, *worse])))[0].at + 40
 
 
 @pytest.mark.slow

@@ -21,13 +21,13 @@ class Live:
     """A route whose requests are drawn as its gateway draws them: by what the loop has published."""
 
     def __init__(self) -> None:
-        self.told, self.log, self.rng = story(), list[Event](), random.Random(3)
+        self.history, self.log, self.rng = story(), list[Event](), random.Random(3)
         self.n = self.n_wrong = 0
         self._n_full: tuple[int, int] = (0, 0)  # number of the publication, and requests of eve's that it still singles
 
     @property
     def made(self) -> Publication | None:
-        return self.told.loop.held.publication
+        return self.history.loop.held.publication
 
     def _share(self, caller: str) -> float:
         made = self.made
@@ -56,7 +56,7 @@ class Live:
                 self.n_wrong += not audit
             first = len(self.log) + 1
             self.log += [request, outcome]
-            self.told.feed(rows([request, outcome], first=first))
+            self.history.feed(rows([request, outcome], first=first))
             self.n += 1
 
 
@@ -68,7 +68,7 @@ def live() -> Live:
     assert one.made.level > 0
     assert one.made.callers == ()
     one.ask(1_500, harmful=True)
-    one.told.settle()
+    one.history.settle()
     return one
 
 
@@ -77,24 +77,24 @@ def test_the_caller_runs_in_full_and_the_level_of_the_others_stays(live: Live) -
     assert made is not None
     assert [name for name, _ in made.callers] == [EVE]
     assert made.level > 0
-    assert not [event for event in live.told.decided if isinstance(event, Alarm | Epoch)]
+    assert not [event for event in live.history.decided if isinstance(event, Alarm | Epoch)]
     assert live.n_wrong <= 60
-    first = next(one for one in live.told.published if one.callers)
+    first = next(one for one in live.history.published if one.callers)
     assert first.reason.startswith(f"audits of {EVE} lose: the next requests run in full")
 
 
 def test_its_audits_weigh_what_the_share_of_all_others_weighs(live: Live) -> None:
     """They are drawn for what it lost before, so they neither begin a window nor count for more than others do."""
-    assert all(one.share <= SHARE + 1e-9 for one in live.told.loop.certifier.epoch.windows.known[1:])
-    singled = live.told.loop.state.singled
+    assert all(one.share <= SHARE + 1e-9 for one in live.history.loop.certifier.epoch.windows.known[1:])
+    singled = live.history.loop.state.singled
     assert len(singled) > 50
-    asked = [event for event in live.log[::2] if event.sender == EVE]  # type: ignore[union-attr]
-    assert len(singled) <= sum(one.propensity == 1.0 for one in asked)  # type: ignore[union-attr]
+    requests = [event for event in live.log[::2] if event.sender == EVE]  # type: ignore[union-attr]
+    assert len(singled) <= sum(one.propensity == 1.0 for one in requests)  # type: ignore[union-attr]
 
 
 def test_a_replay_doubts_the_same_callers(live: Live) -> None:
-    told = live.told
-    again = story(expected=told.published, artefacts=told.artefacts).feed(rows(live.log)).settle()
+    history = live.history
+    again = story(expected=history.published, artefacts=history.artefacts).feed(rows(live.log)).settle()
     assert again.published == []
     assert again.loop.held.publication == live.made
 
@@ -108,4 +108,4 @@ def test_it_is_let_back_once_its_audits_lose_no_more() -> None:
     one.ask(1_500, harmful=False)
     assert one.made.callers == ()
     assert one.made.level > 0
-    assert any("callers in doubt may stop again" in made.reason for made in one.told.published)
+    assert any("callers in doubt may stop again" in made.reason for made in one.history.published)

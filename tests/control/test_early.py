@@ -39,10 +39,10 @@ def batches(episodes: Iterator[Episode]) -> list[Floats]:
     return list(DriftFeatures().batches(episodes))
 
 
-def first_alarm(found: list[Floats]) -> int | None:
+def first_alarm(columns: list[Floats]) -> int | None:
     """Batches behind the reference until the alarm."""
     cusum = Cusum(N_COLUMNS)
-    alarms = [cusum.add(batch) for batch in found]
+    alarms = [cusum.add(batch) for batch in columns]
     return alarms.index(True) - REFERENCE + 1 if True in alarms else None
 
 
@@ -61,7 +61,7 @@ def test_classes_have_columns_by_their_frequency_and_rare_ones_share_one() -> No
 def test_a_new_class_is_an_alarm_and_a_rare_one_is_none() -> None:
     rng = random.Random(2)
 
-    def found(share: float) -> int | None:
+    def alarm_at(share: float) -> int | None:
         return first_alarm(
             batches(
                 episode(n, rng, name="new" if n >= REFERENCE * BATCH and rng.random() < share else "law")
@@ -69,8 +69,8 @@ def test_a_new_class_is_an_alarm_and_a_rare_one_is_none() -> None:
             )
         )
 
-    assert found(0.01) is None
-    assert found(0.5) in {1, 2, 3}
+    assert alarm_at(0.01) is None
+    assert alarm_at(0.5) in {1, 2, 3}
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_turns_of_one_conversation_count_once_for_the_mix() -> None:
 def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
     rng = random.Random(4)
 
-    def found(longer: bool) -> int | None:
+    def alarm_at(longer: bool) -> int | None:
         def one(n: int) -> Episode:
             audit = n < REFERENCE * BATCH or rng.random() < 0.05
             usual = rng.choice((2, 3, 4))
@@ -105,8 +105,8 @@ def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
 
         return first_alarm(batches(one(n) for n in range((REFERENCE + 40) * BATCH)))
 
-    assert found(False) is None
-    alarm = found(True)
+    assert alarm_at(False) is None
+    alarm = alarm_at(True)
     assert alarm is not None
     assert alarm <= 10
 
@@ -114,7 +114,7 @@ def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
 def test_slow_runs_are_taken_where_they_began_and_one_that_hangs_holds_up_nothing_for_ever() -> None:
     """A third of the runs is slow and says little at first: in the order of their ends, all of the first are quick."""
     rng, features, starts = random.Random(5), DriftFeatures(), StartOrder(keeps_ended=True)
-    found, due, hung = list[Floats](), list[tuple[int, int, Episode]](), 0
+    taken, due, hung = list[Floats](), list[tuple[int, int, Episode]](), 0
     for n in range((REFERENCE + 20) * BATCH):
         slow = rng.random() < 1 / 3
         one = episode(n, rng, audit=n < REFERENCE * BATCH or rng.random() < 0.05, n_steps=2)
@@ -128,20 +128,20 @@ def test_slow_runs_are_taken_where_they_began_and_one_that_hangs_holds_up_nothin
         while due and due[0][0] <= n:
             starts.ended(due.pop(0)[2].outcome)
         assert hung + MOST_LATE <= n or not list(features.batches(starts.take_ended(n)))
-        found += features.batches(starts.take_ended(n))
-    assert len(found) > REFERENCE
-    assert first_alarm(found) is None
+        taken += features.batches(starts.take_ended(n))
+    assert len(taken) > REFERENCE
+    assert first_alarm(taken) is None
 
 
 def test_a_prompt_counts_once_in_a_batch_and_a_route_of_few_prompts_has_batches_too() -> None:
     rng = random.Random(6)
 
-    def asked(n: int, prompt: str) -> Episode:
+    def episode_of(n: int, prompt: str) -> Episode:
         one = episode(n, rng)
         return replace(one, request=replace(one.request, question_key=prompt))
 
-    assert len(batches(asked(n, "often" if n % 2 else f"once {n}") for n in range(2 * BATCH))) == 1
-    assert len(batches(asked(n, f"{n % 10}") for n in range(10 * BATCH))) == 1
+    assert len(batches(episode_of(n, "often" if n % 2 else f"once {n}") for n in range(2 * BATCH))) == 1
+    assert len(batches(episode_of(n, f"{n % 10}") for n in range(10 * BATCH))) == 1
 
 
 @pytest.mark.parametrize("n_unprobed", [0, 60, 100])

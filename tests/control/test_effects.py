@@ -54,15 +54,15 @@ OWN = msgspec.structs.replace(ROUTE, policy={"policy": "never"})
 
 
 def changed(folder: Path, name: str, route: Route = ROUTE) -> VerdictEffect:
-    found = verdict_effect(folder / "log.db", name, route, match, window=WINDOW)
-    assert found is not None
-    return found
+    effect = verdict_effect(folder / "log.db", name, route, match, window=WINDOW)
+    assert effect is not None
+    return effect
 
 
-def submitted(writer: Decisions, said: VerdictForm) -> Submission:
-    found = submit_verdict(writer, said, now_s=Clock().now_s + 5)
-    assert isinstance(found, Submission), found
-    return found
+def submitted(writer: Decisions, form: VerdictForm) -> Submission:
+    submission = submit_verdict(writer, form, now_s=Clock().now_s + 5)
+    assert isinstance(submission, Submission), submission
+    return submission
 
 
 def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> None:

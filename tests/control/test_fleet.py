@@ -118,8 +118,8 @@ def test_a_replay_decides_the_same_and_a_killed_worker_is_followed(cut: int) -> 
 
 def test_a_new_epoch_begins_under_the_requirement_in_force() -> None:
     log = [*traffic(BURST + 20), required(1e12), *traffic(60, seed=1, first=BURST + 20, model="another")]
-    told = story().feed(rows(log))
-    (epoch,) = [event for event in told.decided if isinstance(event, Epoch)]
+    history = story().feed(rows(log))
+    (epoch,) = [event for event in history.decided if isinstance(event, Epoch)]
     assert epoch.required_wealth == 1e12
     again = story(held=replace(began(), epoch=epoch, n_epochs=2))
     assert again.loop.state.delta == pytest.approx(1e-12)
@@ -156,9 +156,9 @@ def test_routes_that_reach_it_are_certified_together_and_the_log_says_by_what_ev
     assert last.wealth == pytest.approx(10)
     assert all(one.wealth >= last.wealth for one in last.evidence)
     assert read_fleet(both.path) == "fleet: 2 of 2 routes certified; expected wrong among them at most 10 %"
-    said = CliRunner().invoke(status, ["--db", str(both.path)])
-    assert said.exit_code == 0, said.output
-    assert said.output.endswith("fleet: 2 of 2 routes certified; expected wrong among them at most 10 %\n")
+    result = CliRunner().invoke(status, ["--db", str(both.path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith("fleet: 2 of 2 routes certified; expected wrong among them at most 10 %\n")
     n = len(both.rows(Publication, FleetRequirement, Epoch))
     both.look(2)
     assert len(both.rows(Publication, FleetRequirement, Epoch)) == n, "it has settled"

@@ -78,16 +78,16 @@ def test_doubt_raises_the_share_of_audits_until_it_ends(plain: Story, capped: St
 
 def test_cap_zero_runs_everything_in_full(plain: Story) -> None:
     del plain
-    found = story().feed(log_with((CAPPED, action(CAPPED, cap=0)))).settle()
-    assert (found.loop.level, made_after(found, CAPPED).level, made_after(found, CAPPED).share) == (0, 0, 1.0)
+    history = story().feed(log_with((CAPPED, action(CAPPED, cap=0)))).settle()
+    assert (history.loop.level, made_after(history, CAPPED).level, made_after(history, CAPPED).share) == (0, 0, 1.0)
 
 
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("changes", [{"epoch": 2}, {"route": "other"}])
 def test_the_forecast_of_another_epoch_or_route_changes_nothing(plain: Story, changes: dict[str, Any]) -> None:
     other = replace(action(CAPPED, cap=1, in_doubt=True), **changes)
-    found = story().feed(log_with((CAPPED, other))).settle()
-    assert [made.level for made in found.published] == [made.level for made in plain.published]
+    history = story().feed(log_with((CAPPED, other))).settle()
+    assert [made.level for made in history.published] == [made.level for made in plain.published]
 
 
 @pytest.mark.slow(keep=1)

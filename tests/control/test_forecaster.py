@@ -120,7 +120,7 @@ def test_memory_ends_with_the_windows_and_steps_with_the_audits_that_are_replaye
     end=st.sampled_from(["done", "stopped", "client_closed", "upstream_error"]),
     stop_step=st.none() | st.just(2),
     would=st.none() | st.just("other"),
-    said=st.sampled_from([{}, {"correct": True}, {"correct": False}, {"gold": "other"}, {"rating": 5}]),
+    label_fields=st.sampled_from([{}, {"correct": True}, {"correct": False}, {"gold": "other"}, {"rating": 5}]),
     keep_rate=st.sampled_from([1.0, 0.25]),
 )
 def test_what_is_kept_of_a_run_judges_and_rates_it_as_the_whole_run_does(
@@ -129,7 +129,7 @@ def test_what_is_kept_of_a_run_judges_and_rates_it_as_the_whole_run_does(
     end: Any,
     stop_step: int | None,
     would: str | None,
-    said: dict[str, Any],
+    label_fields: dict[str, Any],
     keep_rate: float,
 ) -> None:
     request, outcome = traffic(1)
@@ -138,7 +138,7 @@ def test_what_is_kept_of_a_run_judges_and_rates_it_as_the_whole_run_does(
     request = replace(request, audit=audit, delivery=delivery, propensity=0.5, certified=True, keep_rate=keep_rate)
     outcome = replace(outcome, end_reason=end, stop_step=stop_step, would_answer=would or outcome.answer)
     episode, match = Episode(request=request, outcome=outcome), lambda answer, gold: bool(answer == gold)
-    label = Feedback(feedback_id="f", episode_id=request.episode_id, source="user", **said)
+    label = Feedback(feedback_id="f", episode_id=request.episode_id, source="user", **label_fields)
     labels = (StoredLabel(seq=9, feedback=label),)
     kept = KeptRun.of(episode).episode()
     whole, later = (measure_run(EpisodeWithLabels(seq=1, episode=one, labels=labels), match) for one in (episode, kept))

@@ -41,29 +41,29 @@ def gathering() -> EvidenceFold:
 
 def replay(audits: Sequence[Audit], _levels: Sequence[int]) -> list[ReplayedPair | None]:
     """The candidate stops after the first sample, the version in force after the second; one in nine shows no pair."""
-    found = list[ReplayedPair | None]()
+    pairs = list[ReplayedPair | None]()
     for audit in audits:
         steps = audit.outcome.steps
         first, second = (ArmEvidence(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
-        found.append(None if hash_of(audit) == 0 else {"candidate": first, "in force": second})
-    return found
+        pairs.append(None if hash_of(audit) == 0 else {"candidate": first, "in force": second})
+    return pairs
 
 
 def hash_of(audit: Audit) -> int:
     return int(audit.id[3:]) % 9
 
 
-def judge(audits: Sequence[Audit], shown: Mapping[str, ReplayedPair], callers: set[str]) -> Mapping[str, ReplayedPair]:
+def judge(audits: Sequence[Audit], pairs: Mapping[str, ReplayedPair], callers: set[str]) -> Mapping[str, ReplayedPair]:
     """The latest gold of each audit; who asked the model does not count."""
-    assert all(len({one.answer for one in shown[audit.id].values()}) > 1 for audit in audits), "of those that differ"
-    found = dict[str, dict[str, ArmEvidence]]()
+    assert all(len({one.answer for one in pairs[audit.id].values()}) > 1 for audit in audits), "of those that differ"
+    judged = dict[str, dict[str, ArmEvidence]]()
     for audit in audits:
         gold = [one.feedback.gold for one in audit.labels if one.feedback.gold and one.feedback.sender not in callers]
         if gold:
-            found[audit.id] = {
-                name: replace(one, right=one.answer == gold[-1]) for name, one in shown[audit.id].items()
+            judged[audit.id] = {
+                name: replace(one, right=one.answer == gold[-1]) for name, one in pairs[audit.id].items()
             }
-    return found
+    return judged
 
 
 def see(one: EvidenceFold) -> RolloutEvidence:
@@ -99,13 +99,13 @@ def made(seed: int, n: int) -> list[StoredEvent]:
         request, outcome = run(number, rng, p_right=0.5, audit=audit, query=query, unit=f"v{rng.randrange(n)}")
         events.append(replace(request, arms=arms, sender=f"key-{rng.randrange(3)}"))
         later.append((number + rng.randrange(4), outcome))
-        for said in (
+        for fields in (
             {"gold": rng.choice([one.answer for one in outcome.steps])},
             {"correct": rng.random() < 0.5},
             {"rating": float(rng.randrange(1, 6)), "sender": f"key-{rng.randrange(6)}"},
         ):
             if rng.random() < 0.5:
-                later.append((number + rng.randrange(-1, 30), label(number, **said)))
+                later.append((number + rng.randrange(-1, 30), label(number, **fields)))
         later.sort(key=lambda one: one[0])
         while later and later[0][0] <= number:
             events.append(later.pop(0)[1])
@@ -131,11 +131,16 @@ def test_the_made_up_log_holds_everything_that_is_compared() -> None:
     whole = gathering()
     for stored in made(1, 300):
         whole.feed(stored)
-    found = see(whole)
-    assert set(found.audits) == {"easy", "hard"}
-    assert all(getattr(found.all_audits, what) for what in ("gained", "same", "lost", "pending"))
-    assert min(found.n_candidate, found.n_control, found.satisfaction.candidate.n, found.satisfaction.control.n) > 5
-    assert [cell.query_class for cell in found.labelled] == ["easy", "hard"]
+    evidence = see(whole)
+    assert set(evidence.audits) == {"easy", "hard"}
+    assert all(getattr(evidence.all_audits, what) for what in ("gained", "same", "lost", "pending"))
+    assert (
+        min(
+            evidence.n_candidate, evidence.n_control, evidence.satisfaction.candidate.n, evidence.satisfaction.control.n
+        )
+        > 5
+    )
+    assert [cell.query_class for cell in evidence.labelled] == ["easy", "hard"]
 
 
 def fed(events: Sequence[Event], one: EvidenceFold | None = None, *, first: int = 1) -> EvidenceFold:
@@ -152,22 +157,22 @@ def two_answers(number: int, **changes: Any) -> list[Event]:
     return [request, replace(outcome, steps=steps, answer="6")]
 
 
-@pytest.mark.parametrize(("said", "outcome"), [({"gold": "6"}, "lost"), ({"gold": "5"}, "gained")])
+@pytest.mark.parametrize(("fields", "outcome"), [({"gold": "6"}, "lost"), ({"gold": "5"}, "gained")])
 def test_an_audit_is_judged_anew_when_its_label_comes_and_again_when_a_later_one_does(
-    said: dict[str, Any], outcome: str
+    fields: dict[str, Any], outcome: str
 ) -> None:
     one = fed(two_answers(1))
     assert (see(one).n_audits, see(one).all_audits.pending) == (1, 1)
-    fed([label(1, **said)], one, first=3)
+    fed([label(1, **fields)], one, first=3)
     assert (see(one).n_audits, getattr(see(one).all_audits, outcome), see(one).all_audits.pending) == (1, 1, 0)
     other = {"lost": "gained", "gained": "lost"}[outcome]
-    fed([label(1, gold={"6": "5", "5": "6"}[said["gold"]])], one, first=4)
+    fed([label(1, gold={"6": "5", "5": "6"}[fields["gold"]])], one, first=4)
     assert (getattr(see(one).all_audits, outcome), getattr(see(one).all_audits, other)) == (0, 1)
 
 
 def test_a_label_that_came_before_the_run_was_written_counts() -> None:
-    asked, ended = two_answers(1)
-    assert see(fed([asked, label(1, gold="6"), ended])).all_audits.lost == 1
+    request, ended = two_answers(1)
+    assert see(fed([request, label(1, gold="6"), ended])).all_audits.lost == 1
 
 
 def test_requests_without_rows_are_part_of_the_traffic() -> None:
@@ -205,8 +210,8 @@ def promoted(at: int) -> RolloutMove:
 def test_live_runs_count_when_the_warm_up_of_their_step_is_over_and_a_unit_once() -> None:
     early = [event for n in range(3) for event in live(n, "candidate", f"u{n}")]
     late = [event for n in range(3, 6) for event in live(n, "candidate", "u3" if n < 5 else "u5")]
-    found = see(fed([*early, promoted(3), *live(9, "control", "u9"), *late]))
-    assert (found.n_candidate, found.n_control) == (2, 0), "two requests of the step still belong to its warm-up"
+    evidence = see(fed([*early, promoted(3), *live(9, "control", "u9"), *late]))
+    assert (evidence.n_candidate, evidence.n_control) == (2, 0), "two requests of the step still belong to its warm-up"
 
 
 def test_what_people_say_of_live_runs_is_told_by_arm_and_class() -> None:

@@ -28,7 +28,7 @@ QUIET = msgspec.structs.replace(CONTROL, refit_requests=5_000)
 N_HARMED, N_WELL = 1_100, 900
 
 
-def asked(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
+def class_traffic(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
     """One question in five is about law; if it is harmed, a third of those turn round behind three like samples."""
     rng, events = random.Random(first + 1), list[Event]()
     for number in range(first, first + n):
@@ -44,60 +44,66 @@ def asked(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
 
 @cache
 def events() -> list[Event]:
-    return [*asked(N_HARMED, harmed=True), *asked(N_WELL, harmed=False, first=N_HARMED)]
+    return [*class_traffic(N_HARMED, harmed=True), *class_traffic(N_WELL, harmed=False, first=N_HARMED)]
 
 
 @pytest.fixture(scope="module")
-def told() -> Story:
+def history() -> Story:
     return story(FIXED, control=QUIET).feed(rows(events())).settle()
 
 
-def held(told: Story) -> list[Publication]:
-    return [made for made in told.published if made.classes]
+def held(history: Story) -> list[Publication]:
+    return [made for made in history.published if made.classes]
 
 
 @pytest.mark.slow
-def test_the_harmed_class_goes_a_third_of_the_levels_down_and_no_other_does(told: Story) -> None:
-    first = held(told)[0]
+def test_the_harmed_class_goes_a_third_of_the_levels_down_and_no_other_does(history: Story) -> None:
+    first = held(history)[0]
     assert first.at <= N_HARMED
     assert first.reason.startswith("class law loses more than 20 points: now held back")
     assert first.level > 0, "the pool keeps its certificate"
     assert first.classes == (("law", max(0, first.level - 14)),), "a third of 41 levels"
-    assert all({name for name, _ in made.classes} <= {"law"} for made in told.published)
-    assert all(own < made.level for made in held(told) for _, own in made.classes)
+    assert all({name for name, _ in made.classes} <= {"law"} for made in history.published)
+    assert all(own < made.level for made in held(history) for _, own in made.classes)
 
 
-def test_it_is_let_back_by_fresh_audits_of_its_own(told: Story) -> None:
-    back = next(made for made in told.published if made.number > held(told)[0].number and not made.classes)
+def test_it_is_let_back_by_fresh_audits_of_its_own(history: Story) -> None:
+    back = next(made for made in history.published if made.number > held(history)[0].number and not made.classes)
     assert back.at > N_HARMED, "while it is harmed, nothing proves the opposite"
     assert "class law may stop again" in back.reason
 
 
 @pytest.mark.slow
-def test_a_replay_holds_the_same_classes(told: Story) -> None:
-    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(events())).settle()
+def test_a_replay_holds_the_same_classes(history: Story) -> None:
+    again = (
+        story(FIXED, control=QUIET, expected=history.published, artefacts=history.artefacts)
+        .feed(rows(events()))
+        .settle()
+    )
     assert again.published == []
-    assert again.loop.held.publication == told.published[-1]
+    assert again.loop.held.publication == history.published[-1]
 
 
 @pytest.fixture(scope="module")
-def in_force(told: Story) -> BuiltRoute:
+def active_route(history: Story) -> BuiltRoute:
     """The route as a gateway serves it while a class is held."""
-    made = held(told)[0]
+    made = held(history)[0]
     base = replace(build_route("r", FIXED, None), setup=made.setup)
-    version = read_back(made.fit, told.artefacts[made.fit]).version
+    version = read_back(made.fit, history.artefacts[made.fit]).version
     return deploy_route(base, replace(began(FIXED), publication=made, last=made), version)
 
 
-def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told: Story, in_force: BuiltRoute) -> None:
-    made = held(told)[0]
+def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(
+    history: Story, active_route: BuiltRoute
+) -> None:
+    made = held(history)[0]
     own = dict(made.classes)["law"]
     for query_class, level in (("law", own), ("easy", made.level), ("", made.level)):
-        mine = in_force.for_request("some key", "m", query_class)
+        mine = active_route.for_request("some key", "m", query_class)
         served = mine.placed(Admission(level=made.level, certified=True, reason=""))
         assert served.serving.version == f"{made.fit}@{level}"
         assert served.certified
-    slack = in_force.for_request("k", "m", "law").placed(Admission(level=0, certified=True, reason=""))
+    slack = active_route.for_request("k", "m", "law").placed(Admission(level=0, certified=True, reason=""))
     assert slack.serving.version == f"{made.fit}@0", "a ceiling, and no floor"
 
 

@@ -29,15 +29,15 @@ def whole() -> Story:
 
 def low(whole: Story, *, request_reason: str = "", holds: RouteHolds = NO_HOLDS, at_s: float = 0.0) -> Story:
     """A route of whose last sixty labelled answers half were right."""
-    said = [label(n, correct=n % 2 == 0, request_reason=request_reason) for n in range(60)]
-    told = story(STRICT, expected=whole.published, artefacts=whole.artefacts)
-    told.loop.holds, told.loop.at_s = holds, at_s
-    return told.feed(rows([*traffic(LONG), *said])).settle()
+    labels = [label(n, correct=n % 2 == 0, request_reason=request_reason) for n in range(60)]
+    history = story(STRICT, expected=whole.published, artefacts=whole.artefacts)
+    history.loop.holds, history.loop.at_s = holds, at_s
+    return history.feed(rows([*traffic(LONG), *labels])).settle()
 
 
 def test_a_critical_em_opens_an_incident_with_its_evidence(whole: Story) -> None:
-    told = low(whole)
-    paused, opened = told.decided[-2:]
+    history = low(whole)
+    paused, opened = history.decided[-2:]
     assert isinstance(paused, Pause)
     assert isinstance(opened, Incident)
     incident = opened
@@ -51,8 +51,8 @@ def test_a_critical_em_opens_an_incident_with_its_evidence(whole: Story) -> None
 def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
     whole: Story, request_reason: str, opens: int
 ) -> None:
-    told = low(whole, request_reason=request_reason)
-    assert sum(isinstance(event, Incident) for event in told.decided) == opens
+    history = low(whole, request_reason=request_reason)
+    assert sum(isinstance(event, Incident) for event in history.decided) == opens
 
 
 def accepting(until_s: float) -> RouteHolds:
@@ -80,26 +80,26 @@ def test_an_accepted_em_opens_no_incident_until_its_date(whole: Story) -> None:
 
 
 def test_resuming_counts_anew(whole: Story) -> None:
-    told = low(whole)
+    history = low(whole)
     over = Resumption(route="r", number=1, reason="labels were wrong", author="ann")
-    told.feed(rows([over], first=2 * LONG + 61)).settle()
-    assert told.loop.held.pause is None
-    assert told.loop.critical_em.verdicts == {}
+    history.feed(rows([over], first=2 * LONG + 61)).settle()
+    assert history.loop.held.pause is None
+    assert history.loop.critical_em.verdicts == {}
 
 
 def test_a_smaller_budget_keeps_the_audits_and_ends_by_itself(whole: Story) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
-    told.feed(rows(traffic(LONG)))
+    history = story(expected=whole.published, artefacts=whole.artefacts)
+    history.feed(rows(traffic(LONG)))
     held = NO_HOLDS.after(override(1, "budget", max_em_drop=0.02, expires_at_s=500.0), 0.0)
-    told.loop.holds, told.loop.at_s = held, 499.0
-    told.settle()
-    (event,) = told.decided
+    history.loop.holds, history.loop.at_s = held, 499.0
+    history.settle()
+    (event,) = history.decided
     assert isinstance(event, Epoch)
     assert (event.max_em_drop, event.burst, len(event.kept)) == (0.02, 0, LONG)
-    assert told.loop.settle() is None, "once is enough"
-    told.loop.at_s = 500.0
-    told.settle()
-    again = told.decided[-1]
+    assert history.loop.settle() is None, "once is enough"
+    history.loop.at_s = 500.0
+    history.settle()
+    again = history.decided[-1]
     assert isinstance(again, Epoch)
     assert (again.max_em_drop, len(again.kept)) == (ROUTE.max_em_drop, LONG)
 
@@ -111,8 +111,8 @@ def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
         assert here.once("certify")
         with Decisions(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
             wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
-            found = set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0)
-            assert isinstance(found, Override)
+            override = set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0)
+            assert isinstance(override, Override)
         assert here.once("certify")
     epoch = read_decided(tmp_path / "log.db").of("r").epoch
     assert epoch is not None

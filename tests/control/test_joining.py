@@ -23,12 +23,12 @@ def ended(name: str, response: str | None) -> Outcome:
     return Outcome(episode_id=name, end_reason="done", status=200, answer="4", response_id=response, usage=None)
 
 
-def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> StoredLabel:
+def stored_label(seq: int, episode_id: str | None = None, response_id: str | None = None) -> StoredLabel:
     return StoredLabel(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
 
 
 def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
-    labels = [said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
+    labels = [stored_label(1, episode_id="e"), stored_label(2, response_id="r"), stored_label(3, episode_id="e")]
     things: list[Outcome | StoredLabel] = [ended("e", "r"), *labels]
     for order in permutations(things):
         joined, heard = LabelJoin(), set[int]()
@@ -44,23 +44,23 @@ def test_a_response_id_that_two_runs_share_names_neither() -> None:
     joined = LabelJoin()
     joined.ended(ended("a", "same"))
     joined.ended(ended("b", "same"))
-    assert joined.find_episode(said(1, response_id="same")) is None
+    assert joined.find_episode(stored_label(1, response_id="same")) is None
     assert joined.ended(ended("c", "same")) == []
-    assert joined.find_episode(said(2, episode_id="a")) == "a"
+    assert joined.find_episode(stored_label(2, episode_id="a")) == "a"
 
 
 def test_a_run_that_is_seen_again_is_the_same_run() -> None:
     joined = LabelJoin()
     joined.ended(ended("a", "r"))
     joined.ended(ended("a", "r"))
-    assert joined.find_episode(said(1, response_id="r")) == "a"
+    assert joined.find_episode(stored_label(1, response_id="r")) == "a"
 
 
 def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_join, "MOST_WAITING", 10)
     joined = LabelJoin()
     for seq in range(100):
-        assert joined.find_episode(said(seq, episode_id=f"nobody-{seq}")) is None
+        assert joined.find_episode(stored_label(seq, episode_id=f"nobody-{seq}")) is None
     assert len(joined._waiting) == 10
     assert [one.seq for one in joined.ended(ended("nobody-99", None))] == [99]
     assert joined.ended(ended("nobody-0", None)) == []
@@ -70,25 +70,25 @@ def test_a_run_that_is_forgotten_joins_nothing() -> None:
     joined = LabelJoin(most=2)
     for name in "abc":
         joined.ended(ended(name, f"r{name}"))
-    assert [joined.find_episode(said(1, response_id=f"r{name}")) for name in "abc"] == [None, "b", "c"]
-    assert joined.find_episode(said(2, episode_id="a")) is None
+    assert [joined.find_episode(stored_label(1, response_id=f"r{name}")) for name in "abc"] == [None, "b", "c"]
+    assert joined.find_episode(stored_label(2, episode_id="a")) is None
 
 
 def test_lateness_is_what_the_owner_says_or_what_labels_took() -> None:
-    learnt, told = LabelDelay(), LabelDelay(fixed_s=50.0)
+    learnt, fixed = LabelDelay(), LabelDelay(fixed_s=50.0)
     for n in range(100, 1_001, 100):
-        for one in (learnt, told):
+        for one in (learnt, fixed):
             one.note_look(float(n), n)
     assert (learnt.timeout_s, learnt.timeout_requests(since=0)) == (0.0, 0.0)
-    assert (told.timeout_s, told.timeout_requests(since=0)) == (50.0, 100.0)
+    assert (fixed.timeout_s, fixed.timeout_requests(since=0)) == (50.0, 100.0)
     for delay_s in np.linspace(0, 200, 101):
         learnt.note_label(float(delay_s))
     assert learnt.timeout_s == pytest.approx(1.25 * 190)
     assert learnt.timeout_requests(since=0) == 300.0
     learnt.note_label(-5.0)
     assert LabelDelay(fixed_s=1e9)._at_s == []
-    told.note_look(10.0, 1_100)  # the clock steps back
-    assert told.timeout_requests(since=0) == 200.0
+    fixed.note_look(10.0, 1_100)  # the clock steps back
+    assert fixed.timeout_requests(since=0) == 200.0
 
 
 def test_a_time_out_longer_than_the_epoch_waits_for_its_beginning() -> None:

@@ -57,7 +57,7 @@ def _loop(gov: Governor, question: str, early: str, late: str) -> str:
     return ep.id
 
 
-def said(folder: Path, *given: Feedback) -> None:
+def write_feedback(folder: Path, *given: Feedback) -> None:
     async def append() -> None:
         for one in given:
             await log.append_durable(FeedbackEvent(one))
@@ -79,7 +79,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
         log = LogWriter(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
-                found = await judge_labels(
+                reports = await judge_labels(
                     list(read_episodes(folder / "log.db")),
                     judge,
                     lambda one: log.append_durable(FeedbackEvent(one)),
@@ -89,7 +89,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
                     confidence=0.975,
                     most_calls=most_calls,
                 )
-                return found, len(server.completions)
+                return reports, len(server.completions)
         finally:
             log.close()
 
@@ -104,10 +104,16 @@ def test_without_a_persons_word_nothing_is_asked_and_nothing_labelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observed(tmp_path, [("bad", "good")] * 5, monkeypatch)
-    found, n_calls = judged(tmp_path, 5)
-    assert (found.n_differing, found.n_graded, found.n_labelled, found.error, found.may_count) == (5, 0, 0, None, False)
+    reports, n_calls = judged(tmp_path, 5)
+    assert (reports.n_differing, reports.n_graded, reports.n_labelled, reports.error, reports.may_count) == (
+        5,
+        0,
+        0,
+        None,
+        False,
+    )
     assert n_calls == 0
-    assert "do not count" in found.reason
+    assert "do not count" in reports.reason
     assert all(not item.labels for item in read_episodes(tmp_path / "log.db"))
 
 
@@ -117,14 +123,14 @@ def test_a_measured_judge_labels_the_rest_and_its_error_stands_beside(
     differing = [("bad", "good"), ("good", "bad"), ("bad", "worse"), ("good", "good too")]
     ids = observed(tmp_path, differing * 12 + [("good", "good")] * 60, monkeypatch)
     n_people = 40  # gold says of both answers what they are
-    said(tmp_path, *(person(ids[n], gold="good") for n in range(n_people) if n % 4 != 3))
-    found, n_calls = judged(tmp_path, len(ids))
+    write_feedback(tmp_path, *(person(ids[n], gold="good") for n in range(n_people) if n % 4 != 3))
+    reports, n_calls = judged(tmp_path, len(ids))
     pairs = [(1.0, True)] * 60
-    assert (found.n_full, found.n_differing, found.n_unknown) == (108, 48, 0)
-    assert found.error == judge_error_bound(pairs, confidence=0.975, disagreement=found.disagreement)
-    assert 48 / 108 < found.disagreement < 0.6
-    assert found.may_count
-    assert found.n_labelled == 48 - 30
+    assert (reports.n_full, reports.n_differing, reports.n_unknown) == (108, 48, 0)
+    assert reports.error == judge_error_bound(pairs, confidence=0.975, disagreement=reports.disagreement)
+    assert 48 / 108 < reports.disagreement < 0.6
+    assert reports.may_count
+    assert reports.n_labelled == 48 - 30
     assert n_calls <= 2 * 48
     by_id = {item.episode.request.episode_id: item for item in read_episodes(tmp_path / "log.db")}
     for n, (early, late) in enumerate(differing * 12):
@@ -139,17 +145,17 @@ def test_a_measured_judge_labels_the_rest_and_its_error_stands_beside(
         else:
             assert (label.source, label.correct, label.gold) == ("judge", False, None)
     again, n_calls = judged(tmp_path, len(ids))
-    assert (n_calls, again.n_graded, again.error) == (0, 0, found.error)
+    assert (n_calls, again.n_graded, again.error) == (0, 0, reports.error)
 
 
 def test_a_judge_that_is_wrong_too_often_writes_no_label_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = observed(tmp_path, [("bad", "tricky"), ("bad", "good")] * 20, monkeypatch)
-    said(tmp_path, *(person(episode, correct=n % 2 == 1) for n, episode in enumerate(ids[:30])))
-    found, _ = judged(tmp_path, len(ids))
-    assert found.error is not None
-    assert (found.error.n, found.error.n_wrong, found.n_labelled, found.may_count) == (30, 15, 0, False)
+    write_feedback(tmp_path, *(person(episode, correct=n % 2 == 1) for n, episode in enumerate(ids[:30])))
+    reports, _ = judged(tmp_path, len(ids))
+    assert reports.error is not None
+    assert (reports.error.n, reports.error.n_wrong, reports.n_labelled, reports.may_count) == (30, 15, 0, False)
     for item in read_episodes(tmp_path / "log.db"):
         assert (telling(item) is None) == (item.episode.request.episode_id not in ids[:30])
         rows = [label.feedback for label in item.labels if label.feedback.source == "judge"]
@@ -160,7 +166,7 @@ def test_no_more_is_asked_than_allowed_and_the_next_go_takes_up_where_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = observed(tmp_path, [("bad", "good"), ("worse", "good")] * 15, monkeypatch)
-    said(tmp_path, *(person(episode, gold="good") for episode in ids[:20]))
+    write_feedback(tmp_path, *(person(episode, gold="good") for episode in ids[:20]))
     graded = [judged(tmp_path, len(ids), most_calls=17, max_em_drop=1.0)[0].n_graded for _ in range(5)]
     assert graded == [8, 8, 8, 6, 0]
 
@@ -178,7 +184,7 @@ def test_a_certificate_counts_no_word_of_a_judge_whose_charge_it_does_not_take_o
 ) -> None:
     ids = observed(tmp_path, [("bad", "good")] * 2, monkeypatch)
     judge = Feedback(feedback_id="j", episode_id=ids[0], source="judge", correct=True)
-    said(tmp_path, judge, person(ids[1], correct=True))
+    write_feedback(tmp_path, judge, person(ids[1], correct=True))
     audits = [
         Audit(
             seq=item.seq,
@@ -198,7 +204,7 @@ def test_the_command_reads_questions_from_a_file_and_says_what_came_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = observed(tmp_path, [("bad", "good")] * 30 + [("good", "good")] * 400, monkeypatch)
-    said(tmp_path, *(person(episode, gold="good") for episode in ids[:25]))
+    write_feedback(tmp_path, *(person(episode, gold="good") for episode in ids[:25]))
     (tmp_path / "questions.jsonl").write_text(
         "".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(28)), "utf-8"
     )
@@ -215,12 +221,12 @@ def test_the_command_reads_questions_from_a_file_and_says_what_came_of_it(
     with threaded(grading) as url:
         table = f'[routes.loop.judge]\nurl = "{url}"\nmodel = "grader"\n'
         assert "names no file" in run(base + table).output
-        shown = run(base + table + 'questions = "questions.jsonl"\n')
-    assert shown.exit_code == 0, shown.output
-    assert "430 full runs, 30 in which the stop would have answered otherwise" in shown.output
-    assert "2 of these have no question in the file" in shown.output
-    assert "28 runs graded, 0 without a grade, 3 labelled" in shown.output
-    assert "The judge: 0 of 50 grades differ from people's" in shown.output
+        output = run(base + table + 'questions = "questions.jsonl"\n')
+    assert output.exit_code == 0, output.output
+    assert "430 full runs, 30 in which the stop would have answered otherwise" in output.output
+    assert "2 of these have no question in the file" in output.output
+    assert "28 runs graded, 0 without a grade, 3 labelled" in output.output
+    assert "The judge: 0 of 50 grades differ from people's" in output.output
 
 
 @asynccontextmanager

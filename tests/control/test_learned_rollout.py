@@ -94,14 +94,14 @@ class Route:
 
     @property
     def proposal(self) -> ProposedVersion:
-        found = newest_event(self.log, ProposedVersion, route="r")
-        assert found is not None
-        return found
+        newest = newest_event(self.log, ProposedVersion, route="r")
+        assert newest is not None
+        return newest
 
     def says(self, *words: str) -> str:
-        found = CliRunner().invoke(main, ["policy", *words, "--config", str(self.file)])
-        assert found.exit_code == 0, found.output
-        return found.output
+        result = CliRunner().invoke(main, ["policy", *words, "--config", str(self.file)])
+        assert result.exit_code == 0, result.output
+        return result.output
 
     def decides(self, *words: str) -> str:
         return self.says(*words, "--reason", "because", "--author", "ann")
@@ -138,8 +138,8 @@ def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route:
     assert "is now being tried in shadow" in route.decides("propose", "r", address)
     assert (route.rollout.state.fit, route.rollout.state.active) == (address, before.fit)
     route.audits(200)
-    said = route.runs("certify", "advance")
-    assert "may act: level" in said
+    summaries = route.runs("certify", "advance")
+    assert "may act: level" in summaries
     held = route.held.publication
     assert held is not None
     assert held.fit == before.fit, "while one is tried, the loop fits nothing else"
@@ -205,15 +205,15 @@ def test_an_uncertified_one_reaches_nobody_even_where_a_person_promotes_it(route
 def reckless_of(route: Route) -> FoldedVersion:
     """The same models at levels so wide that they would stop whoever is served by them at the first sample."""
     with open_reader(route.log) as connection:
-        found = read_back(route.proposal.address, read_artefact(connection, route.proposal.address)).version
-    return msgspec.structs.replace(found, levels=tuple(tuple(900.0 for _ in one) for one in found.levels))
+        version = read_back(route.proposal.address, read_artefact(connection, route.proposal.address)).version
+    return msgspec.structs.replace(version, levels=tuple(tuple(900.0 for _ in one) for one in version.levels))
 
 
 def write(route: Route, version: FoldedVersion) -> None:
     """As if a refit had proposed it."""
     with Decisions(route.log, now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
-        told = replace(route.proposal, address=version.address, read_to_seq=route.proposal.read_to_seq + 1)
-        writer.write(None, [told], {version.address: written(version)})
+        proposal = replace(route.proposal, address=version.address, read_to_seq=route.proposal.read_to_seq + 1)
+        writer.write(None, [proposal], {version.address: written(version)})
 
 
 @pytest.mark.slow
@@ -223,8 +223,8 @@ def test_a_job_tries_what_is_better_only_where_its_owner_lets_it(certified: Path
         shutil.copy(certified / "log.db", folder / "log.db")
         fill(folder, traffic(200, first=N))
         with open_worker(settings_of(folder, automatic=automatic)) as here:
-            said = once(here, "retrain")
+            reports = once(here, "retrain")
         begun = read_rollouts(folder / "log.db")
         verdict = newest_event(folder / "log.db", ProposedVersion, route="r")
         assert verdict is not None
-        assert bool(begun) == (automatic and verdict.verdict == "better"), said
+        assert bool(begun) == (automatic and verdict.verdict == "better"), reports

@@ -31,7 +31,7 @@ N = 900
 TURNS = {"law": 0.16, "maths": 0.6}  # of a class's votes turn round behind three like samples
 
 
-def asked(n: int, *, first: int = 0) -> list[Event]:
+def mixed_traffic(n: int, *, first: int = 0) -> list[Event]:
     """Of four questions three are law, where the full vote is right, and one is maths, where the first answers are."""
     rng, events = random.Random(first + 1), list[Event]()
     for number in range(first, first + n):
@@ -80,22 +80,22 @@ def read(*parts: Iterable[Event], route: Route = FIXED) -> Story:
 
 @pytest.fixture(scope="module")
 def pooled() -> Story:
-    return read(asked(N))
+    return read(mixed_traffic(N))
 
 
-def truth(told: Story, made: Publication, full: str = "") -> float:
+def truth(history: Story, made: Publication, full: str = "") -> float:
     """The EM drop of all audits at the published level, with one class in full."""
-    outcomes = told.loop.certifier.outcomes()
+    outcomes = history.loop.certifier.outcomes()
     assert outcomes is not None
     z = outcomes[1]
-    names = np.array([audit.query_class for audit in told.loop.state.audits[: len(z)]])
+    names = np.array([audit.query_class for audit in history.loop.state.audits[: len(z)]])
     return float(np.where(names == full, 0, z[:, made.level]).mean())
 
 
-def served(told: Story, made: Publication, holding: ActiveOverrides, plan: AgentPlan | None = None) -> BuiltRoute:
-    version = read_back(made.fit, told.artefacts[made.fit]).version
+def served(history: Story, made: Publication, holding: ActiveOverrides, plan: AgentPlan | None = None) -> BuiltRoute:
+    version = read_back(made.fit, history.artefacts[made.fit]).version
     base = replace(build_route("r", FIXED), setup=made.setup, holding=holding)
-    held = RouteDeployment(epoch=told.loop.state.epoch, publication=made, last=made, plan=plan, n_epochs=1)
+    held = RouteDeployment(epoch=history.loop.state.epoch, publication=made, last=made, plan=plan, n_epochs=1)
     return deploy_route(base, held, version)
 
 
@@ -107,7 +107,7 @@ def ceiling(route: BuiltRoute, query_class: str) -> int | None:
 def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certificate(pooled: Story) -> None:
     before = pooled.published[-1]
     assert truth(pooled, before) < BUDGET < truth(pooled, before, full="maths"), "the case that was seen"
-    here = read(asked(N), [in_full()], asked(100, first=N))
+    here = read(mixed_traffic(N), [in_full()], mixed_traffic(100, first=N))
     made = here.published[-1]
     assert made.level < before.level
     assert "is proved with classes at levels of their own" in made.reason
@@ -116,9 +116,9 @@ def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certific
 
 
 def test_gains_of_an_alias_that_has_moved_prove_nothing_for_the_others() -> None:
-    before = read(of_an_alias(asked(N)))
+    before = read(of_an_alias(mixed_traffic(N)))
     assert {name for name, _, _ in before.published[-1].upstream} == {"alias", "m"}
-    here = read(of_an_alias(asked(N)), of_an_alias(asked(100, first=N), answered="m-2"))
+    here = read(of_an_alias(mixed_traffic(N)), of_an_alias(mixed_traffic(100, first=N), answered="m-2"))
     made = here.published[-1]
     assert {name for name, _, _ in made.upstream} == {"m"}
     assert made.level < before.published[-1].level
@@ -126,8 +126,8 @@ def test_gains_of_an_alias_that_has_moved_prove_nothing_for_the_others() -> None
 
 
 def test_on_average_too_nothing_above_the_proved_mixture_acts_while_a_class_is_held_in_full() -> None:
-    before = read(asked(N), route=AVERAGE).published[-1]
-    here = read(asked(N), [in_full()], asked(100, first=N), route=AVERAGE)
+    before = read(mixed_traffic(N), route=AVERAGE).published[-1]
+    here = read(mixed_traffic(N), [in_full()], mixed_traffic(100, first=N), route=AVERAGE)
     made = here.published[-1]
     assert before.spending is not None
     assert truth(here, before, full="maths") > BUDGET, "the case that was seen, up to the floor under a certificate"
@@ -137,25 +137,25 @@ def test_on_average_too_nothing_above_the_proved_mixture_acts_while_a_class_is_h
 
 def test_the_level_returns_when_the_override_ends(pooled: Story) -> None:
     end = OverrideEnd(route="r", number=1, reason="settled", author="ann", ended_at_s=0.0)
-    here = read(asked(N), [in_full()], asked(100, first=N), [end], asked(100, first=N + 100))
+    here = read(mixed_traffic(N), [in_full()], mixed_traffic(100, first=N), [end], mixed_traffic(100, first=N + 100))
     assert [made.level for made in here.published][-1] == pooled.published[-1].level
     assert here.published[-1].mixture == ()
 
 
 def test_an_override_that_was_set_before_the_epoch_is_known(pooled: Story) -> None:
     holds = story(FIXED, control=QUIET).loop.holds.after(in_full(), 0.0)
-    here = story(FIXED, control=QUIET, overrides=holds).feed(rows(asked(N))).settle()
+    here = story(FIXED, control=QUIET, overrides=holds).feed(rows(mixed_traffic(N))).settle()
     assert here.published[0].mixture == (("maths", (0,)),)
     assert here.published[-1].level < pooled.published[-1].level
 
 
 @pytest.mark.slow
 def test_a_replay_tests_the_same_mixtures() -> None:
-    log = rows([*asked(N), in_full(), *asked(200, first=N)])
-    told = story(FIXED, control=QUIET).feed(log).settle()
-    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(log).settle()
+    log = rows([*mixed_traffic(N), in_full(), *mixed_traffic(200, first=N)])
+    history = story(FIXED, control=QUIET).feed(log).settle()
+    again = story(FIXED, control=QUIET, expected=history.published, artefacts=history.artefacts).feed(log).settle()
     assert again.published == []
-    assert again.loop.held.publication == told.published[-1]
+    assert again.loop.held.publication == history.published[-1]
 
 
 def test_until_a_mixture_is_tested_no_class_is_above_what_any_mixture_may_have(pooled: Story) -> None:
@@ -181,7 +181,7 @@ def test_the_agents_plan_is_part_of_the_mixture(pooled: Story) -> None:
     assert mixture_of({}, plan, level=5) == (("maths", (0, 5)),)
     assert mixture_of({"maths": 3, "law": 7}, plan, level=5) == (("maths", (0, 3)),)
     assert ceiling(served(pooled, made, NO_OVERRIDES, plan), "law") == made.any_level
-    here = read(asked(N), [plan], asked(100, first=N))
+    here = read(mixed_traffic(N), [plan], mixed_traffic(100, first=N))
     assert here.published[-1].level < made.level
 
 
@@ -202,7 +202,7 @@ def test_what_is_announced_is_what_the_agents_draws_save() -> None:
         reason="",
         author="",
     )
-    alone, here = (read(asked(N), part, asked(100, first=N), route=route) for part in ([], [plan]))
+    alone, here = (read(mixed_traffic(N), part, mixed_traffic(100, first=N), route=route) for part in ([], [plan]))
     assert here.published[-1].level == alone.published[-1].level
     announced, whole = here.published[-1].evidence.share, alone.published[-1].evidence.share
     assert announced is not None

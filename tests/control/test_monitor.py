@@ -79,18 +79,18 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Path) -> None:
     with open_worker(settings_for(folder)) as here:
         report = only(here)
-    outlook = newest_event(folder / "log.db", RouteForecast, route="r")
-    assert outlook is not None
-    assert outlook.whole is not None
-    assert (report.ok, report.at, outlook.at, outlook.since, outlook.epoch) == (True, 400, 400, 100, 1)
-    assert (outlook.whole.n_runs, outlook.whole.n_audits, outlook.whole.n_cut) == (300, 300, 0)
+    seen = newest_event(folder / "log.db", RouteForecast, route="r")
+    assert seen is not None
+    assert seen.whole is not None
+    assert (report.ok, report.at, seen.at, seen.since, seen.epoch) == (True, 400, 400, 100, 1)
+    assert (seen.whole.n_runs, seen.whole.n_audits, seen.whole.n_cut) == (300, 300, 0)
     tokens = [event.usage.completion_tokens for event in events_of(folder, Outcome) if event.usage]
-    assert outlook.whole.tokens_full is not None
-    assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
-    assert outlook.whole.em_full is not None
-    assert (outlook.whole.em_full.value, outlook.whole.em_full.n) == (1.0, 60)
-    assert outlook.served is not None
-    assert (outlook.served.n_audits, outlook.served.loss) == (300, 0), "full runs served no stop"
+    assert seen.whole.tokens_full is not None
+    assert seen.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
+    assert seen.whole.em_full is not None
+    assert (seen.whole.em_full.value, seen.whole.em_full.n) == (1.0, 60)
+    assert seen.served is not None
+    assert (seen.served.n_audits, seen.served.loss) == (300, 0), "full runs served no stop"
 
 
 def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: Path) -> None:
@@ -103,8 +103,8 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     served, level = windows.replayed.served, windows.replayed.level
     assert served is not None
     assert level > 0
-    told = [window.predicted_drop for window in summaries]
-    assert all(one is not None and 0 < one < 1 for one in told)
+    drops = [window.predicted_drop for window in summaries]
+    assert all(one is not None and 0 < one < 1 for one in drops)
     audits = [audit for window in windows.windows for audit in window.audits.values()]
     rows = audits_to_rows(
         audits, chosen=served.features, match=windows.replayed.match, wave=8, counts=windows.replayed._counts
@@ -112,7 +112,7 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     assert rows is not None
     expected = served.expected(rows, served.rows_at(rows, level))
     assert expected is not None
-    assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)
+    assert sum(one or 0.0 for one in drops) / 4 == pytest.approx(float(expected.mean()), rel=0.02)
     relative = windows.relative_losses(level)
     assert (len(relative), relative[0], relative[-1]) == (level + 1, 0.0, 1.0)
     assert relative.tolist() == sorted(relative.tolist())
@@ -135,10 +135,10 @@ def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on
     monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
     with open_worker(settings_for(folder)) as here:
         assert only(here).at == 400
-    outlook = newest_event(folder / "log.db", RouteForecast, route="r")
-    assert outlook is not None
-    assert outlook.whole is not None
-    assert (outlook.at, outlook.since, outlook.whole.n_runs) == (400, 250, 150)
+    seen = newest_event(folder / "log.db", RouteForecast, route="r")
+    assert seen is not None
+    assert seen.whole is not None
+    assert (seen.at, seen.since, seen.whole.n_runs) == (400, 250, 150)
 
 
 @pytest.mark.parametrize(("cause", "n_windows"), [("signals", 4), ("change", 0), ("person", 0)])
@@ -200,19 +200,19 @@ def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise
 def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
     with open_worker(settings_for(folder)) as here:
         looked(here)
-    outlook, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
-    assert outlook is not None
-    assert outlook.whole is not None
-    assert outlook.whole.em_drop is not None
-    export_gauges(outlook, "r", metrics)
-    assert metrics.value("suffice_em_drop_upper_bound", route="r") == outlook.whole.em_drop.high
+    seen, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
+    assert seen is not None
+    assert seen.whole is not None
+    assert seen.whole.em_drop is not None
+    export_gauges(seen, "r", metrics)
+    assert metrics.value("suffice_em_drop_upper_bound", route="r") == seen.whole.em_drop.high
     assert metrics.value("suffice_alerts", route="r") == 0
 
 
 # ---- a drift that is announced ----------------------------------------------------------------------
 
 
-def asked(number: int, rng: random.Random, p_lost: float, **changes: Any) -> Iterator[Event]:
+def observed_run(number: int, rng: random.Random, p_lost: float, **changes: Any) -> Iterator[Event]:
     """One observed run of two steps, whose policy would have stopped behind the first. Harder ones take longer."""
     name, lost = f"ep_{number:05}", rng.random() < p_lost
     request = plain_request(
@@ -272,27 +272,31 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
             share = [0.005 + drifts * max(0, at - 4_000) * (BUDGET - 0.005) / 5_000 for at in range(number, until)]
             fill(
                 tmp_path,
-                [event for at, p in zip(range(number, until), share, strict=True) for event in asked(at, rng, p)],
+                [
+                    event
+                    for at, p in zip(range(number, until), share, strict=True)
+                    for event in observed_run(at, rng, p)
+                ],
             )
             number = until
             (report,) = looked(here)
             assert report.ok
     with open_reader(tmp_path / "log.db") as log:
-        alert, outlook = (
+        alert, seen = (
             next(iter(newest_events(log, Alert, 1, route="r")), None),
             newest_event(log, RouteForecast, route="r"),
         )
-    assert outlook is not None
+    assert seen is not None
     if not drifts:
         assert alert is None
-        assert outlook.alerts == ()
+        assert seen.alerts == ()
         return
     assert alert is not None
     assert alert.of == "em_drop"
     assert alert.at <= crossed - 1_000
     assert alert.expected is not None
     assert abs(alert.expected - crossed) < 1_000
-    assert outlook.alerts == ("em_drop",)
+    assert seen.alerts == ("em_drop",)
     assert len(events_of(tmp_path, Alert)) == 1, "an alert that stands is not raised again"
     assert any(run.summary.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
 
@@ -308,7 +312,7 @@ def test_a_breach_that_is_forecast_caps_the_level_before_it_comes_and_calm_lifts
         for until in range(500, 10_001, 250):
             for at in range(until - 250 if until > 500 else 0, until):
                 p_lost = 0.005 + (0 if at >= 8_000 else max(0, at - 4_000)) * (BUDGET - 0.005) / 5_000
-                request, outcome = asked(at, rng, p_lost, mode="enforce", kind="rounds", audit=True)
+                request, outcome = observed_run(at, rng, p_lost, mode="enforce", kind="rounds", audit=True)
                 assert isinstance(outcome, Outcome)
                 # No signal shows the drift, or its alarm would end the epoch first.
                 even = tuple(replace(step, tokens=rng.randrange(20, 60)) for step in outcome.steps)

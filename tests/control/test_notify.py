@@ -286,12 +286,12 @@ def test_a_sink_that_raises_is_one_that_failed(tmp_path: Path) -> None:
 def test_what_is_told_of_what() -> None:
     failed = FailOpenCount(route="math", hour=1, n_runs=100, n_degraded=7)
     pause = paused(3)
-    lots = Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing")
+    ratio_alarm = Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing")
     cases: list[tuple[Event, str | None]] = [
         (alarm(1), "drift"),
         (failed, "fail_open"),
         (pause, "incident"),
-        (lots, "sample_ratio"),
+        (ratio_alarm, "sample_ratio"),
         (moved("roll_back", "evidence"), "rollback"),
         (moved("pause", "evidence"), "sample_ratio"),
         (moved("pause", "ann"), None),

@@ -46,13 +46,13 @@ class Look:
         )
 
 
-def look(keeper: Certifier, at: int) -> Look:
-    served = keeper.served
+def look(certifier: Certifier, at: int) -> Look:
+    served = certifier.served
     return Look(
         at=at,
-        level=keeper.level,
-        share=keeper.share,
-        log_e=keeper.epoch.log_e.copy(),
+        level=certifier.level,
+        share=certifier.share,
+        log_e=certifier.epoch.log_e.copy(),
         thresholds=np.zeros((0, 0)) if served is None else served.levels.copy(),
     )
 
@@ -61,7 +61,7 @@ def look(keeper: Certifier, at: int) -> Look:
 class Lived:
     """What the live loop did, and the runs that it was shown or would have been."""
 
-    told: Story
+    history: Story
     looks: list[Look] = field(default_factory=list)
     runs: list[Audit] = field(default_factory=list)  # of all requests, as if each were an audit
 
@@ -75,7 +75,7 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
     here = Lived(story(ROUTE))
     seq = 1
     for begin in range(0, N, TICK):
-        share = here.told.loop.certifier.share
+        share = here.history.loop.certifier.share
         for number, drawn in enumerate((draws.random(TICK) < share).tolist(), begin):
             hard = number >= worse_from
             request, outcome = run(
@@ -86,10 +86,10 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
                 audit=drawn,
                 propensity=share if drawn else 1 - share,
             )
-            here.told.feed(rows([request], first=seq))
+            here.history.feed(rows([request], first=seq))
             if (number + 1) % TICK == 0:
-                here.looks.append(look(here.told.loop.certifier, number + 1))
-            here.told.feed(rows([outcome], first=seq + 1))
+                here.looks.append(look(here.history.loop.certifier, number + 1))
+            here.history.feed(rows([outcome], first=seq + 1))
             whole = Episode(request=replace(request, audit=True, propensity=1.0), outcome=outcome)
             here.runs.append(Audit(seq=seq + 1, at=number + 1, ended_at_s=0.0, episode=whole))
             seq += 2
@@ -106,7 +106,7 @@ class CountedFromOne(Certifier):
 
 def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     """The same runs through the replay: its looks, and when it raised alarms."""
-    loop, epoch = here.told.loop, began(ROUTE).epoch
+    loop, epoch = here.history.loop, began(ROUTE).epoch
     assert epoch is not None
     chosen = learned(loop).chosen
     assert chosen is not None
@@ -117,7 +117,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     runs = rows_in_all_orders(here.runs, {}, rows_of)
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(chosen), fit=fit_audited_version, first=1.0, earlier=Windows())
+    certifier = CountedFromOne(plan, LiveLearner(chosen), fit=fit_audited_version, first=1.0, earlier=Windows())
     traffic = RecordedTraffic(
         runs=runs,
         probes=np.zeros(len(runs.x)),
@@ -129,7 +129,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     looks: list[Look] = []
     stream = run_stream(
         traffic,
-        keeper,
+        certifier,
         np.random.default_rng(seed),
         period=TICK,
         watch=lambda one: looks.append(look(one, int(one.now))),
@@ -145,7 +145,7 @@ def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every
     assert looks == here.looks
     assert len(looks) == N // TICK
     assert alarms == []
-    published = {made.at: made.level for made in here.told.published}
+    published = {made.at: made.level for made in here.history.published}
     assert published == {one.at: one.level for one in looks if one.at in published}, "and says so"
     assert len(published) > 2, "there was something to say"
     assert max(one.level for one in looks) > 0
@@ -156,7 +156,7 @@ def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every
 def test_both_raise_their_alarm_at_the_same_request() -> None:
     here = lived(3, worse_from=1_000)
     looks, alarms = replayed(here, 3)
-    raised = [event.at for event in here.told.decided if isinstance(event, Alarm)]
+    raised = [event.at for event in here.history.decided if isinstance(event, Alarm)]
     assert raised
     assert raised[0] == alarms[0] > 1_000
     until = [one for one in looks if one.at < raised[0]]

@@ -182,7 +182,7 @@ def test_it_counts_what_the_policy_would_have_answered_live(seed: int, threshold
     rng, table = random.Random(seed), {"policy": "beta", "threshold": threshold}
     audits = [audit(number, rng, p_right=0.5) for number in range(8)]
     policy = build_policy(table)
-    told = []
+    differing = []
     for one in audits:
         observer, outcome = Observer(policy.needs, "samples"), one.episode.outcome
         answer = outcome.answer
@@ -191,8 +191,8 @@ def test_it_counts_what_the_policy_would_have_answered_live(seed: int, threshold
             if policy.decide(seen).stop:
                 answer = seen.answer
                 break
-        told.append(answer != outcome.answer)
-    assert [differs for _, differs, _ in counted(audits, table)] == told
+        differing.append(answer != outcome.answer)
+    assert [differs for _, differs, _ in counted(audits, table)] == differing
 
 
 def test_what_nobody_saw_counts_against_the_policy() -> None:
@@ -217,9 +217,9 @@ def test_in_a_loop_of_rounds_it_counts_the_answer_that_the_policy_returns() -> N
     one = audit(0, random.Random(0), rounds, kind="rounds", answer="b", n_samples=1)
     last: dict[str, Any] = {"policy": "fixed-rounds", "max_steps": 2}
     best = {"policy": "guarded", "returns": "most-confident", "inner": last}
-    said = {one.id: Feedback(feedback_id="f", source="reviewer", episode_id=one.id, gold="a")}
-    assert counted([one], last, kind="rounds", counts=said) == [(0, False, False)]
-    assert counted([one], best, kind="rounds", counts=said) == [(-1, True, False)]
+    feedback = {one.id: Feedback(feedback_id="f", source="reviewer", episode_id=one.id, gold="a")}
+    assert counted([one], last, kind="rounds", counts=feedback) == [(0, False, False)]
+    assert counted([one], best, kind="rounds", counts=feedback) == [(-1, True, False)]
     assert counted([one], best, kind="rounds") == [(1, True, False)]
 
 

@@ -36,9 +36,9 @@ def only(here: Worker) -> JobReport:
 
 
 def proposed(folder: Path) -> ProposedVersion:
-    found = newest_event(folder / "log.db", ProposedVersion, route="r")
-    assert found is not None
-    return found
+    newest = newest_event(folder / "log.db", ProposedVersion, route="r")
+    assert newest is not None
+    return newest
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +59,30 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 
 
 def test_a_proposal_has_its_version_its_parent_and_its_report_card(folder: Path) -> None:
-    found, held = proposed(folder), read_decided(folder / "log.db").of("r")
+    newest, held = proposed(folder), read_decided(folder / "log.db").of("r")
     assert held.publication is not None
-    assert (found.reason, found.parent) == ("schedule", held.publication.fit)
-    assert found.n_runs == N
-    assert found.card is not None
-    assert found.card["version"] == found.address
-    assert found.lineage["parent"] == found.parent
-    assert found.saving is not None
-    assert found.saving.low is not None
+    assert (newest.reason, newest.parent) == ("schedule", held.publication.fit)
+    assert newest.n_runs == N
+    assert newest.card is not None
+    assert newest.card["version"] == newest.address
+    assert newest.lineage["parent"] == newest.parent
+    assert newest.saving is not None
+    assert newest.saving.low is not None
     with open_reader(folder / "log.db") as connection:
-        assert read_back(found.address, read_artefact(connection, found.address)).version.address == found.address
+        assert read_back(newest.address, read_artefact(connection, newest.address)).version.address == newest.address
 
 
 def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
-    found, held = proposed(folder), read_decided(folder / "log.db").of("r")
+    newest, held = proposed(folder), read_decided(folder / "log.db").of("r")
     assert held.publication is not None
-    assert held.publication.fit != found.address
+    assert held.publication.fit != newest.address
     with open_worker(settings_for(folder)) as here:
         here.once("certify")
     assert read_decided(folder / "log.db").of("r") == held
     (one,) = read_statuses(folder / "log.db", settings_for(folder), "r")
     assert one.proposal is not None
     ((_, line),) = proposal_lines(one.proposal)
-    assert line.startswith(found.address)
+    assert line.startswith(newest.address)
     assert line.endswith("active nowhere")
 
 
@@ -125,8 +125,8 @@ def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None
         assert only(here).summary == "", "the burst is not over"
         fill(folder, traffic(20, seed=6, first=N + 150))
         assert only(here).summary.startswith("v-")
-    found = proposed(folder)
-    assert (found.reason, found.parent, found.n_runs) == ("drift", None, 170)
+    newest = proposed(folder)
+    assert (newest.reason, newest.parent, newest.n_runs) == ("drift", None, 170)
 
 
 def test_a_route_whose_fit_fails_is_said_and_left_alone(folder: Path) -> None:
@@ -199,8 +199,8 @@ def test_fits_in_two_processes_propose_what_one_proposes_and_a_failing_route_sto
             assert [one.route for one in reports] == list(names)
             assert all(one.summary.startswith("v-") for one in reports), reports
         with open_reader(folder / "log.db") as log:
-            found = [newest_event(log, ProposedVersion, route=name) for name in names]
-        proposals.append([replace(one, author="", read_to_seq=0) for one in found if one is not None])
+            newest = [newest_event(log, ProposedVersion, route=name) for name in names]
+        proposals.append([replace(one, author="", read_to_seq=0) for one in newest if one is not None])
     assert proposals[0] == proposals[1]
     assert len(proposals[0]) == len(names)
 

@@ -55,9 +55,9 @@ def rated(n: int, *, full: float, stopped: float, seed: int = 7, first: int = BU
     return events
 
 
-def log_of(**world: Any) -> list[StoredEvent]:
+def log_of(**shape: Any) -> list[StoredEvent]:
     """A cold start, then rated traffic."""
-    return rows([*traffic(BURST), *rated(400, **world)])
+    return rows([*traffic(BURST), *rated(400, **shape)])
 
 
 DISLIKED = {"full": 0.9, "stopped": 0.5}
@@ -87,25 +87,25 @@ def test_stopped_runs_that_are_rated_below_the_floor_and_below_audits_bring_the_
     assert all(made.level <= ceiling for made, ceiling in zip(lowered, ceilings, strict=True))
 
 
-@pytest.mark.parametrize("world", [{"full": 0.5, "stopped": 0.5}, {"full": 0.99, "stopped": 0.85}])
+@pytest.mark.parametrize("shape", [{"full": 0.5, "stopped": 0.5}, {"full": 0.99, "stopped": 0.85}])
 def test_a_bad_week_for_everybody_and_a_fall_that_stays_above_the_floor_take_nothing_off(
-    world: dict[str, float],
+    shape: dict[str, float],
 ) -> None:
-    found = story(RATED).feed(log_of(**world, seed=8)).settle()  # with 7, one of the few that chance gives
-    assert found.loop.level > 0
-    assert {made.ceiling for made in found.published} == {None}
+    history = story(RATED).feed(log_of(**shape, seed=8)).settle()  # with 7, one of the few that chance gives
+    assert history.loop.level > 0
+    assert {made.ceiling for made in history.published} == {None}
 
 
 @pytest.mark.slow
 def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_everybody_is_below_the_floor() -> None:
     n_seeds, n_begun = 80, 0
     for seed in range(n_seeds):
-        ratings, asked = Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), {}
+        ratings, requests = Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), {}
         for event in rated(200, full=0.5, stopped=0.5, seed=seed):
             if isinstance(event, Request):
-                asked[event.episode_id] = event
+                requests[event.episode_id] = event
             elif isinstance(event, Outcome):
-                ratings.ended(Episode(request=asked[event.episode_id], outcome=event))
+                ratings.ended(Episode(request=requests[event.episode_id], outcome=event))
             elif isinstance(event, FeedbackEvent):
                 ratings.note_label(event.feedback.episode_id or "", event.feedback)
         n_begun += ratings.asks is not None
@@ -113,9 +113,9 @@ def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_
 
 
 def test_without_a_floor_ratings_change_nothing(disliked: Story) -> None:
-    found = story(ROUTE).feed(log_of(**DISLIKED)).settle()
-    assert {made.ceiling for made in found.published} == {None}
-    assert found.loop.level > disliked.loop.level
+    history = story(ROUTE).feed(log_of(**DISLIKED)).settle()
+    assert {made.ceiling for made in history.published} == {None}
+    assert history.loop.level > disliked.loop.level
 
 
 @pytest.mark.slow(keep=2)
@@ -151,9 +151,9 @@ def test_another_world_begins_without_what_was_said_of_the_last(disliked: Story)
     assert learned(disliked.loop).floor.ceiling is not None
     log = log_of(**DISLIKED)
     request, outcome = run(BURST + 400, random.Random(1), audit=False, propensity=0.8, model="m-2")
-    found = story(RATED).feed([*log, *rows([request, outcome], first=len(log) + 1)])
-    assert isinstance(found.decided[-1], Epoch)
-    assert learned(found.loop).floor.ceiling is None
+    history = story(RATED).feed([*log, *rows([request, outcome], first=len(log) + 1)])
+    assert isinstance(history.decided[-1], Epoch)
+    assert learned(history.loop).floor.ceiling is None
 
 
 # ---- whose ratings count
@@ -177,10 +177,10 @@ def n_counted(*episodes: Episode) -> int:
     ratings = Ratings(floor=0.8, delta=0.05)
     audit = {"audit": True, "propensity": 0.2, "stopped": False, "end_reason": "done"}
     for number, episode in enumerate(episodes, 1):
-        for told in (episode, one(1_000 + number, **audit)):
-            ratings.ended(told)
-            ratings.note_label(told.request.episode_id, Feedback(feedback_id="f", rating=1))
-            ratings.note_label(told.request.episode_id, Feedback(feedback_id="g", rating=5))
+        for event in (episode, one(1_000 + number, **audit)):
+            ratings.ended(event)
+            ratings.note_label(event.request.episode_id, Feedback(feedback_id="f", rating=1))
+            ratings.note_label(event.request.episode_id, Feedback(feedback_id="g", rating=5))
     assert ratings.test is not None
     return ratings.test.n_pairs
 

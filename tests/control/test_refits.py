@@ -28,16 +28,16 @@ N_REQUESTS = 900
 def levels_at_fits(route: Route, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The level that is active at each fit of the loop over some requests, from a cold start."""
     levels = list[int]()
-    told = story(route, held=began(route, promise=route.promise))
+    history = story(route, held=began(route, promise=route.promise))
 
     def fit(*arguments: Any, **options: Any) -> Any:
-        levels.append(told.loop.certifier.level)
+        levels.append(history.loop.certifier.level)
         return fit_audited_version(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(learned, "fit_audited_version", fit)
-        told.feed(rows(traffic(N_REQUESTS, p_right=0.97)))
-    assert told.loop.level > 0
+        history.feed(rows(traffic(N_REQUESTS, p_right=0.97)))
+    assert history.loop.level > 0
     return levels
 
 

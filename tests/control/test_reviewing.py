@@ -80,7 +80,7 @@ def job(folder: Path, clock: Clock, **review: Any) -> tuple[ReviewJob, Decisions
     return made, writer
 
 
-def asked(folder: Path) -> list[ReviewItem]:
+def review_items(folder: Path) -> list[ReviewItem]:
     return [place.item for place in read_reviews(folder / "log.db").queue.places.values()]
 
 
@@ -123,11 +123,11 @@ def test_a_flood_is_asked_about_within_the_cap_whatever_happens_to_the_worker(fl
         review.run(Straight(writer))
         review.run(Straight(writer))
         writer.close()
-    items = asked(tmp_path)
+    items = review_items(tmp_path)
     by_day = {day: [one for one in items if one.day == day] for day in (20_000, 20_001)}
     # The control share had nothing more to draw from, and nobody else takes its room.
-    assert [len(found) for found in by_day.values()] == [25, 24]
-    assert [sum(one.why == "control" for one in found) for found in by_day.values()] == [1, 0]
+    assert [len(of_day) for of_day in by_day.values()] == [25, 24]
+    assert [sum(one.why == "control" for one in of_day) for of_day in by_day.values()] == [1, 0]
     chosen = [one for one in by_day[20_000] if one.why != "control"]
     assert {one.why for one in chosen} == {"disagreement"}, "the most urgent ones come first"
 
@@ -174,9 +174,9 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
         review.run(Straight(writer))
         review.run(Straight(writer))
         writer.close()
-        so_far = [one for one in asked(tmp_path) if one.day == 20_000]
+        so_far = [one for one in review_items(tmp_path) if one.day == 20_000]
         assert len(so_far) <= min(cap, math.ceil(cap * hour / 24)), "and it opens bit by bit"
-    items = asked(tmp_path)
+    items = review_items(tmp_path)
     for day in (20_000, 20_001):
         of_day = [one for one in items if one.day == day]
         assert len(of_day) <= cap
@@ -186,7 +186,7 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
     if cap == 40:
         assert len(first) >= 38, "the busy route did not take the room of the others"
     drawings = read_reviews(tmp_path / "log.db").queue.drawings
-    assert all(len(one.drawn) <= one.n_candidates for found in drawings.values() for one in found)
+    assert all(len(one.drawn) <= one.n_candidates for drawn in drawings.values() for one in drawn)
 
 
 def test_the_control_share_is_drawn_from_each_stretch_with_known_odds(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_control_share_is_drawn_from_each_stretch_with_known_odds(tmp_path: 
         assert before.until_seq == after.since_seq
     for one in drawings:
         assert one.propensity == len(one.drawn) / one.n_candidates
-    by_name = {one.episode_id: one for one in asked(tmp_path)}
+    by_name = {one.episode_id: one for one in review_items(tmp_path)}
     assert all(by_name[name].propensity == one.propensity for one in drawings for name in one.drawn)
 
 
@@ -235,10 +235,10 @@ def test_an_item_says_why_and_until_when_and_a_labelled_one_is_not_asked(tmp_pat
         ],
     )
     review, writer = job(tmp_path, Clock(), control_share=0.0, reviewers=2, lease_s=60.0)
-    said = [one.summary for one in review.run(Straight(writer))]
-    assert said == ["2 runs queued for review"]
+    summaries = [one.summary for one in review.run(Straight(writer))]
+    assert summaries == ["2 runs queued for review"]
     assert [one.summary for one in review.run(Straight(writer))] == [""]
-    items = asked(tmp_path)
+    items = review_items(tmp_path)
     assert [(one.episode_id, one.deadline_s) for one in items] == [("ep_00000", 99.0), ("ep_00002", None)]
     (first, _) = items
     assert first.because == "a stop at level 2 would have given a different answer; without a label it counts as a loss"
@@ -253,7 +253,7 @@ def test_what_was_wanted_before_a_worker_began_is_found_in_the_log(tmp_path: Pat
     review.run(Straight(writer))
     review.forget()
     review.run(Straight(writer))
-    assert [one.episode_id for one in asked(tmp_path)] == ["ep_00000"]
+    assert [one.episode_id for one in review_items(tmp_path)] == ["ep_00000"]
     writer.close()
 
 
@@ -261,7 +261,7 @@ def test_a_route_that_asks_nobody_is_left_alone(tmp_path: Path) -> None:
     fill(tmp_path, [*traffic(5), wanted(0)])
     review, writer = job(tmp_path, Clock(), per_day=0)
     assert review.run(Straight(writer)) == ()
-    assert asked(tmp_path) == []
+    assert review_items(tmp_path) == []
     writer.close()
 
 
@@ -271,7 +271,7 @@ def test_the_worker_has_the_job(tmp_path: Path) -> None:
         reports = here.once("review")
     assert reports is not None
     assert "drawn from 30" in reports[0].summary
-    assert asked(tmp_path)[0].because == "drawn at random from all runs"
+    assert review_items(tmp_path)[0].because == "drawn at random from all runs"
 
 
 def candidates(**changes: Any) -> Candidates:

@@ -70,7 +70,7 @@ def pair(number: int, **changes: Any) -> tuple[Request, Outcome]:
     return request, outcome
 
 
-def said(number: int, key: str, **what: Any) -> FeedbackEvent:
+def user_feedback(number: int, key: str, **what: Any) -> FeedbackEvent:
     by_response = what.pop("by_response", False)
     name: dict[str, Any] = {"response_id": f"r-ep_{number:05}"} if by_response else {"episode_id": f"ep_{number:05}"}
     return FeedbackEvent(Feedback(feedback_id=f"{key}-{number}", source="user", **name, **what))
@@ -88,7 +88,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
                     [{"correct": True}, {"correct": False}, {"gold": "3"}, {"rating": 4}, {"thumbs": "down"}]
                 )
             )
-            waiting.append([said(number, f"f{turn}", by_response=draw(st.booleans()), **what)])
+            waiting.append([user_feedback(number, f"f{turn}", by_response=draw(st.booleans()), **what)])
     events: list[Event] = []
     while waiting:
         at = draw(st.integers(0, len(waiting) - 1))
@@ -105,12 +105,12 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
     tmp_path_factory: pytest.TempPathFactory, events: list[Event], cuts: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("log")
-    begin, found = 0, NO_SUMS
+    begin, sums = 0, NO_SUMS
     for end in [*sorted(cuts), len(events)]:
         write(folder, events[begin:end])
         begin = max(begin, end)
-        found = summed(folder)
-    assert astuple(found) == pytest.approx(astuple(straight(folder)))
+        sums = summed(folder)
+    assert astuple(sums) == pytest.approx(astuple(straight(folder)))
     with open_reader(folder / "log.db") as connection:  # by the day it is what it is by the hour
         for by in (("route",), ("query_class",), ("version",)):
             hours: dict[tuple[str | int, ...], RollupSums] = {}
@@ -120,7 +120,7 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
             assert {key: astuple(one) for key, one in days.items()} == {
                 key: pytest.approx(astuple(one)) for key, one in hours.items()
             }
-    assert found.n_requests == sum(isinstance(event, Outcome) for event in events)
+    assert sums.n_requests == sum(isinstance(event, Outcome) for event in events)
 
 
 @pytest.mark.parametrize("by_response", [False, True])
@@ -132,7 +132,10 @@ def test_a_stretch_takes_as_many_queries_however_many_runs_and_labels_it_has(tmp
         for begin in (0, n):  # labels to runs of this stretch, and of the one before
             new = range(begin, begin + n)
             write(folder, [event for number in new for event in pair(number)])
-            write(folder, [said(number, f"l{begin}", by_response=by_response, gold="3") for number in range(begin + n)])
+            write(
+                folder,
+                [user_feedback(number, f"l{begin}", by_response=by_response, gold="3") for number in range(begin + n)],
+            )
         with open_reader(folder / "log.db") as connection:
             queries = list[str]()
             assert isinstance(connection, SqliteConnection)
@@ -145,7 +148,9 @@ def test_a_stretch_takes_as_many_queries_however_many_runs_and_labels_it_has(tmp
 
 
 def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:
-    write(tmp_path, [event for number in range(6) for event in (*pair(number), said(number, "g", correct=True))])
+    write(
+        tmp_path, [event for number in range(6) for event in (*pair(number), user_feedback(number, "g", correct=True))]
+    )
     before = summed(tmp_path)
     with closing(SqliteConnection(tmp_path / "log.db")) as connection, connection:
         rollups.clear(connection)
@@ -194,8 +199,10 @@ def test_classes_that_callers_make_up_without_end_are_booked_together(
     write(tmp_path, events)
     summed(tmp_path)
     with open_reader(tmp_path / "log.db") as connection:
-        found = {str(key[0]): one.n_requests for key, one in rollups.read_rollups(connection, ("query_class",)).items()}
-    assert found == {"c0": 1, "c1": 1, "c2": 1, OTHER: 5}
+        by_class = {
+            str(key[0]): one.n_requests for key, one in rollups.read_rollups(connection, ("query_class",)).items()
+        }
+    assert by_class == {"c0": 1, "c1": 1, "c2": 1, OTHER: 5}
     assert MOST_CLASSES == 100
 
 
@@ -251,10 +258,12 @@ def test_what_is_said_of_a_run_that_was_only_counted_counts_once_and_the_last_wo
     tmp_path: Path, cut: int
 ) -> None:
     events: list[Event] = [
-        about(said(1, "a", by_response=True, correct=False), recalled(1)),
-        about(said(1, "b", rating=5), recalled(1)),
-        said(1, "c", gold="3"),  # its gateway has forgotten the run, and the log knows by now which one is meant
-        said(2, "d", correct=True),  # nobody knows whose this is
+        about(user_feedback(1, "a", by_response=True, correct=False), recalled(1)),
+        about(user_feedback(1, "b", rating=5), recalled(1)),
+        user_feedback(
+            1, "c", gold="3"
+        ),  # its gateway has forgotten the run, and the log knows by now which one is meant
+        user_feedback(2, "d", correct=True),  # nobody knows whose this is
     ]
     write(tmp_path, events[:cut])
     if cut:
@@ -276,17 +285,17 @@ def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Pa
     for number in range(1_200):
         right = rng.random() < 0.7
         truth.append(right)
-        given, kept = said(number, "f", correct=right), rng.random() < 0.1
+        given, kept = user_feedback(number, "f", correct=right), rng.random() < 0.1
         if kept:
-            asked, ended = pair(number, audit=False, stopped=True, end_reason="stopped")
-            request = replace(asked, mode="enforce", keep_rate=0.1, kept_by="lot", arms=())
+            begun, ended = pair(number, audit=False, stopped=True, end_reason="stopped")
+            request = replace(begun, mode="enforce", keep_rate=0.1, kept_by="lot", arms=())
             events += [request, ended]
-        found = rng.random() < (0.4 if right else 0.8)
-        events.append(about(given, recalled(number)) if found else given)
+        recalls = rng.random() < (0.4 if right else 0.8)
+        events.append(about(given, recalled(number)) if recalls else given)
     write(tmp_path, events)
     total = summed(tmp_path)
-    n_found = sum(isinstance(one, FeedbackEvent) and one.about is not None for one in events)
-    n_others = len(truth) - n_found
+    n_recalled = sum(isinstance(one, FeedbackEvent) and one.about is not None for one in events)
+    n_others = len(truth) - n_recalled
     # Exact for those that found their run; the others are n/0.1 of a binomial: four standard deviations.
     assert abs(total.n_live_marked - len(truth)) <= 4 * (n_others * 0.1 * 0.9) ** 0.5 / 0.1
     assert total.n_live_right / total.n_live_marked == pytest.approx(sum(truth) / len(truth), abs=0.06)
@@ -309,8 +318,8 @@ def test_a_tenants_sums_are_those_of_its_requests_alone(tmp_path: Path) -> None:
     )
     owners = ["a", "b", "", "a", "b", "b"]
     events = [event for number, name in enumerate(owners) for event in of_tenant(number, name, stopped=number % 2 == 0)]
-    label = about(said(90, "f", correct=True), replace(recalled(90), tenant="a"))
-    write(tmp_path, [*events, counted, said(3, "f", correct=False), label])
+    label = about(user_feedback(90, "f", correct=True), replace(recalled(90), tenant="a"))
+    write(tmp_path, [*events, counted, user_feedback(3, "f", correct=False), label])
     assert summed(tmp_path).n_requests == len(owners) + 5
     with open_reader(tmp_path / "log.db") as log:
 

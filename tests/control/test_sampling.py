@@ -67,10 +67,10 @@ def logged(*episodes: Episode) -> list[Event]:
     return [event for one in episodes for event in (one.request, one.outcome)]
 
 
-def label(one: Episode, correct: bool, **said: Any) -> FeedbackEvent:
+def label(one: Episode, correct: bool, **fields: Any) -> FeedbackEvent:
     name = one.request.episode_id
     return FeedbackEvent(
-        Feedback(feedback_id=f"f-{name}-{said}", episode_id=name, correct=correct, source="reviewer", **said)
+        Feedback(feedback_id=f"f-{name}-{fields}", episode_id=name, correct=correct, source="reviewer", **fields)
     )
 
 
@@ -107,8 +107,8 @@ def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path
     with open_reader(database) as connection:
         assert requests_since(connection, "r", 0) == 100
         assert counts_since(connection, "r", 0) == (100, 0)
-        told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
-    assert (told.n_begun, sum(told.ends.values())) == (100, 100)
+        tally = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
+    assert (tally.n_begun, sum(tally.ends.values())) == (100, 100)
 
 
 def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_path: Path) -> None:
@@ -135,15 +135,15 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
 
 def test_the_control_loop_counts_them_and_looks_when_they_come() -> None:
     events = traffic(BURST)
-    told = story().feed(rows([*events, counted(1_000, senders=("key",))]))
-    assert told.loop.n == BURST + 1_000
-    assert told.loop.state.epoch.number == 1
-    assert "key" in told.loop.state.traffic.callers, (
+    history = story().feed(rows([*events, counted(1_000, senders=("key",))]))
+    assert history.loop.n == BURST + 1_000
+    assert history.loop.state.epoch.number == 1
+    assert "key" in history.loop.state.traffic.callers, (
         "whoever asks the model is a user, though none of his requests has rows"
     )
     again = story().feed(rows([*events, counted(1_000, senders=("key",))]))
-    assert again.published == told.published, "the same log, the same decisions"
-    assert told.published, "the evidence was there, and the next look came with the count"
+    assert again.published == history.published, "the same log, the same decisions"
+    assert history.published, "the evidence was there, and the next look came with the count"
 
 
 def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> None:
@@ -152,20 +152,20 @@ def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> Non
         folder = tmp_path / str(n)
         folder.mkdir()
         database = write(folder, logged(*(live(number) for number in range(n))))
-        asked = 0
+        n_steps = 0
 
         def step() -> int:
-            nonlocal asked
-            asked += 1
+            nonlocal n_steps
+            n_steps += 1
             return 0
 
         with open_reader(database) as connection:
             last = int(connection.execute("SELECT max(seq) FROM events").fetchone()[0])
             assert isinstance(connection, SqliteConnection)
             connection.set_progress_handler(step, 10)
-            found = list(drawn_runs(connection, "r", last - 40, last))
-        assert [one.episode.request.episode_id for one in found] == [f"ep_{k:05}" for k in range(n - 20, n)]
-        steps.append(asked)
+            runs_read = list(drawn_runs(connection, "r", last - 40, last))
+        assert [one.episode.request.episode_id for one in runs_read] == [f"ep_{k:05}" for k in range(n - 20, n)]
+        steps.append(n_steps)
     assert steps[1] < 1.2 * steps[0]
 
 
@@ -176,16 +176,16 @@ def test_classes_kept_at_different_rates_are_one_mean_again(tmp_path: Path) -> N
     # Easy questions, nine of ten, are all right and kept at one in twenty; hard ones are wrong and kept at one half.
     easy = [live(n, "easy", rate=0.05, stopped=True, end_reason="stopped") for n in range(45)]
     hard = [live(100 + n, "hard", rate=0.5, stopped=True, end_reason="stopped") for n in range(50)]
-    said = [label(one, True) for one in easy] + [label(one, False) for one in hard]
-    database = write(tmp_path, [*logged(*easy, *hard), *said])
+    labels = [label(one, True) for one in easy] + [label(one, False) for one in hard]
+    database = write(tmp_path, [*logged(*easy, *hard), *labels])
     report = estimate_route(read_episodes(database, "r"), route="r", match=lambda a, b: a == b)
-    for found in (report.measured.em_live, report.measured.em_stopped):
-        assert found is not None
-        assert found.value == pytest.approx(0.9)
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low < 0.9 < found.high
-        assert found.n == 95
+    for estimate in (report.measured.em_live, report.measured.em_stopped):
+        assert estimate is not None
+        assert estimate.value == pytest.approx(0.9)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.low < 0.9 < estimate.high
+        assert estimate.n == 95
     with open_worker(settings_for(tmp_path), learning=False) as here:
         assert here.once("rollup") is not None
     with open_reader(database) as connection:
@@ -202,25 +202,25 @@ def test_satisfaction_is_that_of_all_answers() -> None:
         one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
         rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
         runs.append(feedback_of(one, [StoredLabel(number, rating)], {}, uncertified=False))
-    told = next(one for one in estimate_satisfaction(runs, measures({})) if one.measure == SATISFACTION)
-    assert told.stopped is not None
-    assert told.stopped.value == pytest.approx(0.9)
+    estimate = next(one for one in estimate_satisfaction(runs, measures({})) if one.measure == SATISFACTION)
+    assert estimate.stopped is not None
+    assert estimate.stopped.value == pytest.approx(0.9)
 
 
 def test_ratings_that_steer_are_those_of_all_answers() -> None:
     # Stopped runs: many that stand for few and are liked less, few that stand for many and are liked as audits are.
     def ratings(*, weighed: bool) -> list[RatedRun]:
-        rng, found = random.Random(0), list[RatedRun]()
+        rng, rated = random.Random(0), list[RatedRun]()
         for _ in range(400):
-            found.append(RatedRun(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
-            found += [RatedRun(audit=False, satisfaction=0.2, weight=1.0) for _ in range(3)]
-            found.append(RatedRun(audit=False, satisfaction=0.55, weight=60.0 if weighed else 1.0))
-        return found
+            rated.append(RatedRun(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
+            rated += [RatedRun(audit=False, satisfaction=0.2, weight=1.0) for _ in range(3)]
+            rated.append(RatedRun(audit=False, satisfaction=0.55, weight=60.0 if weighed else 1.0))
+        return rated
 
     assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).step_down_reason
-    told = judge_satisfaction(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
-    assert told.step_down_reason is None
-    assert told.stopped == pytest.approx(0.53, abs=0.03)
+    judged = judge_satisfaction(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
+    assert judged.step_down_reason is None
+    assert judged.stopped == pytest.approx(0.53, abs=0.03)
 
 
 def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_them() -> None:

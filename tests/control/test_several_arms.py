@@ -30,7 +30,7 @@ ROUTE = Route(upstream="up", effort=("medium", "low"), mode="enforce", max_em_dr
 NOTHING: Mapping[tuple[str, str], float] = {}
 
 
-def asked_twice(
+def paired_runs(
     n: int,
     *,
     first: int = 0,
@@ -89,7 +89,7 @@ def every(arm: str, p: float) -> dict[tuple[str, str], float]:
 
 
 def test_the_cheapest_arm_acts_whose_predecessors_are_proved_too() -> None:
-    here = armed().feed(rows(asked_twice(1_000))).settle()
+    here = armed().feed(rows(paired_runs(1_000))).settle()
     made = here.published[-1]
     assert (made.level, made.n_levels, made.arm, made.version, made.certified) == (2, 3, ARMS[1], ARMS[1], True)
     assert made.pairs is not None
@@ -98,7 +98,7 @@ def test_the_cheapest_arm_acts_whose_predecessors_are_proved_too() -> None:
 
 @pytest.mark.parametrize(("broken", "level"), [(ARMS[0], 0), (ARMS[1], 1)])
 def test_an_arm_that_loses_too_much_ends_the_sequence(broken: str, level: int) -> None:
-    here = armed().feed(rows(asked_twice(1_200, lost=every(broken, 0.2)))).settle()
+    here = armed().feed(rows(paired_runs(1_200, lost=every(broken, 0.2)))).settle()
     assert here.loop.level == level
     assert [one.arm for one in here.published if one.level] == [ARMS[0]] * level
 
@@ -110,22 +110,22 @@ def test_each_arm_has_its_part_of_delta_and_a_single_one_has_all_of_it() -> None
 
 
 def test_an_arm_that_gets_worse_is_taken_away_and_the_one_before_stays_or_returns() -> None:
-    later = asked_twice(1_500, first=1_000, lost=every(ARMS[1], 0.07))
-    here = armed().feed(rows(asked_twice(1_000))).feed(rows(later, first=9_000)).settle()
+    later = paired_runs(1_500, first=1_000, lost=every(ARMS[1], 0.07))
+    here = armed().feed(rows(paired_runs(1_000))).feed(rows(later, first=9_000)).settle()
     assert [one.level for one in here.published if one.epoch == 1][0:1] == [2]
     assert (here.loop.level, here.published[-1].arm) == (1, ARMS[0])
 
 
 def test_losses_of_the_first_arm_end_the_epoch() -> None:
-    later = asked_twice(400, first=1_000, lost=every(ARMS[0], 0.5))
-    here = armed().feed(rows(asked_twice(1_000))).feed(rows(later, first=9_000)).settle()
+    later = paired_runs(400, first=1_000, lost=every(ARMS[0], 0.5))
+    here = armed().feed(rows(paired_runs(1_000))).feed(rows(later, first=9_000)).settle()
     assert any(isinstance(one, Epoch) for one in here.decided)
 
 
 def falls_and_returns() -> list[StoredEvent]:
     """The cheapest arm begins to lose a third of the answers, and is as good as before later on."""
-    later = asked_twice(500, first=1_000, lost=every(ARMS[1], 0.33))
-    return [*rows(asked_twice(1_000)), *rows(later, first=9_000), *rows(asked_twice(1_500, first=1_500), first=15_000)]
+    later = paired_runs(500, first=1_000, lost=every(ARMS[1], 0.33))
+    return [*rows(paired_runs(1_000)), *rows(later, first=9_000), *rows(paired_runs(1_500, first=1_500), first=15_000)]
 
 
 def test_an_alarm_about_a_later_arm_takes_that_one_and_leaves_the_ones_before() -> None:
@@ -169,12 +169,12 @@ def test_a_worker_that_joins_after_an_arm_was_taken_away_decides_the_same() -> N
 def test_a_lost_arm_whose_loss_stays_the_budget_hardly_acts_again_however_often_its_evidence_begins_anew() -> None:
     acted, n, began_anew = 0, 0, 0
     for seed in range(6):
-        here = armed().feed(rows(asked_twice(800, seed=seed)))
-        here.feed(rows(asked_twice(400, first=800, seed=seed, lost=every(ARMS[1], 0.33)), first=9_000))
+        here = armed().feed(rows(paired_runs(800, seed=seed)))
+        here.feed(rows(paired_runs(400, first=800, seed=seed, lost=every(ARMS[1], 0.33)), first=9_000))
         assert here.loop.level == 1
         source = here.loop.source
         assert isinstance(source, PairedEvidence)
-        for stored in rows(asked_twice(3_000, first=1_200, seed=seed, lost=every(ARMS[1], 0.05)), first=15_000):
+        for stored in rows(paired_runs(3_000, first=1_200, seed=seed, lost=every(ARMS[1], 0.05)), first=15_000):
             delta = source.delta_of(1)
             here.feed([stored])
             acted, n = acted + (here.loop.level == 2), n + 1
@@ -185,7 +185,7 @@ def test_a_lost_arm_whose_loss_stays_the_budget_hardly_acts_again_however_often_
 
 def test_clients_that_leave_cost_each_arm_its_share_of_them_only() -> None:
     """Three in a hundred leave. Counted against both arms in full, they would be six in a hundred pairs."""
-    here = armed().feed(rows(asked_twice(3_000, left=0.03))).settle()
+    here = armed().feed(rows(paired_runs(3_000, left=0.03))).settle()
     assert here.loop.level == 2
     source = here.loop.source
     assert isinstance(source, PairedEvidence)
@@ -193,7 +193,7 @@ def test_clients_that_leave_cost_each_arm_its_share_of_them_only() -> None:
 
 
 def test_a_replay_decides_the_same() -> None:
-    log = rows(asked_twice(1_000, lost=every(ARMS[1], 0.01), classes=("a", "b")))
+    log = rows(paired_runs(1_000, lost=every(ARMS[1], 0.01), classes=("a", "b")))
     whole = armed().feed(log).settle()
     assert len(whole.published) >= 1
     for cut in (900, 1_500):
@@ -226,13 +226,13 @@ def served_drop(here: Story, level: int, *, full: str = "") -> float:
 def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certificate(arms: Sequence[str]) -> None:
     effort = tuple(arm.removeprefix("effort=") for arm in arms)
     route = msgspec.structs.replace(ROUTE, effort=effort if len(arms) > 1 else effort[0], agent="off")
-    log = rows(asked_twice(1_200, arms=arms, **UNEQUAL))
+    log = rows(paired_runs(1_200, arms=arms, **UNEQUAL))
     pooled = armed(route).feed(log).settle().published[-1]
     assert pooled.level == len(arms)
     assert pooled.any_level == 0, "without its gains no effort keeps the budget"
     here = armed(route).feed(log)
     level = here.loop.level
-    held = [in_full(), *asked_twice(200, first=1_200, arms=arms, **UNEQUAL)]
+    held = [in_full(), *paired_runs(200, first=1_200, arms=arms, **UNEQUAL)]
     here.feed(rows(held, first=20_000)).settle()
     assert served_drop(here, level) < ROUTE.max_em_drop < served_drop(here, level, full="maths"), "as was seen"
     made = here.published[-1]
@@ -243,9 +243,9 @@ def test_a_class_that_a_person_holds_in_full_takes_its_gains_out_of_the_certific
 def test_a_class_without_gains_may_be_held_in_full_and_a_lower_effort_counts_as_such() -> None:
     route = msgspec.structs.replace(ROUTE, agent="off")
     for override, mixture in ((in_full(), (("maths", (0,)),)), (in_full(kind="cap", level=1), (("maths", (1,)),))):
-        here = armed(route).feed(rows(asked_twice(1_200, classes=("law", "maths"))))
+        here = armed(route).feed(rows(paired_runs(1_200, classes=("law", "maths"))))
         assert (here.loop.level, here.published[-1].any_level, here.published[-1].mixture) == (2, 2, ())
-        more = asked_twice(200, first=1_200, classes=("law", "maths"))
+        more = paired_runs(200, first=1_200, classes=("law", "maths"))
         here.feed(rows([override, *more], first=20_000)).settle()
         made = here.published[-1]
         assert (made.level, made.mixture, made.any_level) == (2, mixture, 2)
@@ -253,9 +253,9 @@ def test_a_class_without_gains_may_be_held_in_full_and_a_lower_effort_counts_as_
 
 def test_the_level_returns_when_the_override_ends() -> None:
     route = msgspec.structs.replace(ROUTE, agent="off")
-    log = [*asked_twice(1_200, **UNEQUAL), in_full(), *asked_twice(200, first=1_200, **UNEQUAL)]
+    log = [*paired_runs(1_200, **UNEQUAL), in_full(), *paired_runs(200, first=1_200, **UNEQUAL)]
     end = OverrideEnd(route="r", number=1, reason="settled", author="ann", ended_at_s=0.0)
-    here = armed(route).feed(rows([*log, end, *asked_twice(300, first=1_400, **UNEQUAL)])).settle()
+    here = armed(route).feed(rows([*log, end, *paired_runs(300, first=1_400, **UNEQUAL)])).settle()
     assert [made.level for made in here.published][-2:] == [0, 2]
 
 
@@ -275,7 +275,7 @@ APART = {("a", ARMS[0]): 80, ("a", ARMS[1]): 600, ("b", ARMS[0]): 700, ("b", ARM
 
 
 def test_each_class_gets_the_arm_that_pays_there_once_the_mixture_is_proved() -> None:
-    here = armed().feed(rows(asked_twice(2_000, classes=("a", "b"), tokens=APART)))
+    here = armed().feed(rows(paired_runs(2_000, classes=("a", "b"), tokens=APART)))
     assert given(here) == {"a": 1, "b": 2}
     plan = [one for one in here.decided if isinstance(one, AgentPlan)][-1]
     for query_class, arm in {"a": ARMS[0], "b": ARMS[1]}.items():
@@ -295,7 +295,7 @@ def test_a_mixture_that_breaks_the_budget_is_not_served_although_both_of_its_arm
         monkeypatch.setattr(PairedEvidence, "_admits", lambda *_: True)
     lost = {("a", ARMS[0]): 0.06, ("b", ARMS[1]): 0.06}
     route = replace_route(max_em_drop=0.055, token_price=1.0)  # so dear that the agent would pay with answers
-    here = armed(route).feed(rows(asked_twice(3_500, classes=("a", "b"), tokens=APART, lost=lost)))
+    here = armed(route).feed(rows(paired_runs(3_500, classes=("a", "b"), tokens=APART, lost=lost)))
     assert here.loop.level == 2
     assert (given(here) == {"a": 1, "b": 2}) is not checked
     if checked:
@@ -314,7 +314,7 @@ def test_the_job_writes_plans_where_the_owner_priced_tokens(arms: dict[str, Any]
         }
     )
     names = settings.routes["r"].arms
-    fill(tmp_path, asked_twice(600 * len(names), arms=names))
+    fill(tmp_path, paired_runs(600 * len(names), arms=names))
     with open_worker(settings) as here:
         report = only(here)
     assert report.ok, report.summary

@@ -75,7 +75,7 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
     plan = Plan(
         warm_up=200, burst=200, free_audits=False, share=share, n_levels=3, refit_every=1e9, watches_signals=False
     )
-    keeper = Certifier(plan, believing)
+    certifier = Certifier(plan, believing)
     place, certified = 0, None
     for now in range(100, int(2 * start.n_requests), 100):
         began = np.arange(now - 100, now, 1 if now <= 200 else round(1 / share))
@@ -83,9 +83,9 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
         came = audits([[0.9, 0.9]] * len(began), z=[[x, 0] for x in lost.tolist()])
         at, drawn_at = began.astype(float), np.full(len(began), 1.0 if now <= 200 else share)
         place += len(began)
-        keeper.add_audits(replace(came, at=at, label_at=at, share=drawn_at))
-        keeper.look(Evidence(at=float(now)))
-        if keeper.level and certified is None:
+        certifier.add_audits(replace(came, at=at, label_at=at, share=drawn_at))
+        certifier.look(Evidence(at=float(now)))
+        if certifier.level and certified is None:
             certified = now
     assert certified is not None
     assert certified == pytest.approx(start.n_requests, rel=0.25)
@@ -111,9 +111,11 @@ def warnings(**changes: Any) -> list[str]:
 
 
 def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
-    (said,) = warnings(audit_share=0.001)
-    assert said.startswith("routes.r.audit_share: at 0.001 a cold start stays at full runs for about 440,100 requests")
-    assert "some 440 audits" in said
+    (warning,) = warnings(audit_share=0.001)
+    assert warning.startswith(
+        "routes.r.audit_share: at 0.001 a cold start stays at full runs for about 440,100 requests"
+    )
+    assert "some 440 audits" in warning
     (never,) = warnings(audit_share=0.0)
     assert "at full runs for good" in never
 
@@ -128,4 +130,4 @@ def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
     ],
 )
 def test_nobody_else_is_warned(fine: dict[str, Any]) -> None:
-    assert not [said for said in warnings(**fine) if "audit_share" in said]
+    assert not [warning for warning in warnings(**fine) if "audit_share" in warning]

@@ -18,14 +18,14 @@ from tests.gateway.served import chat, post, served
 APPS, REVIEWERS = "a" * 16, "b" * 16
 
 
-def asked_by(sender: str, log: list[Event]) -> list[Event]:
+def sent_by(sender: str, log: list[Event]) -> list[Event]:
     """The same requests, sent with a key."""
     return [replace(event, sender=sender) if isinstance(event, Request) else event for event in log]
 
 
 def heard(*, sender: str, source: str, asks: str = APPS, door: str = "", users: bool = False) -> int:
     """How many of forty labels count, on runs that gave another answer on the way."""
-    log = asked_by(asks, traffic(40, seed=5, sure=False, p_right=0.3))
+    log = sent_by(asks, traffic(40, seed=5, sure=False, p_right=0.3))
     who = {n: f"user {n}" if users else "" for n in range(40)}
     labels = [label(n, gold="1000", source=source, sender=sender, door=door, user=who[n]) for n in range(40)]
     loop = story().feed(rows([*log, *labels])).loop
@@ -56,7 +56,7 @@ def test_without_keys_everybody_is_believed() -> None:
 def test_the_same_holds_for_pairs(sender: str, proved: bool) -> None:
     log = [
         replace(event, feedback=replace(event.feedback, sender=sender)) if isinstance(event, FeedbackEvent) else event
-        for event in asked_by(APPS, pairs(400, lost_each=10))
+        for event in sent_by(APPS, pairs(400, lost_each=10))
     ]
     assert bool(armed().feed(rows(log)).settle().published) is proved
 
@@ -69,15 +69,15 @@ async def test_requests_and_feedback_carry_the_same_name_for_the_same_key(
     server = {"api_keys_env": "TEST_KEYS", "feedback_keys_env": "TEST_LABELLERS"}
     route = {"kind": "reasoning", "scorer": "number"}
     async with served(tmp_path, server=server, route=route) as g:
-        asked = await g.ask(chat(), headers={"authorization": "Bearer app"})
+        answer = await g.ask(chat(), headers={"authorization": "Bearer app"})
         plain = {"model": "m", "prompt": "2 + 2 ="}
         passed = await post(g.session, g.url + "/v1/completions", plain, {"authorization": "Bearer app"})
         assert passed.status == 200
-        episode = asked.headers["x-suffice-episode-id"]
+        episode = answer.headers["x-suffice-episode-id"]
         for key, source in (("app", "exact-match"), ("people", "reviewer")):
             given = {"feedback_id": key, "episode_id": episode, "correct": True, "source": source}
-            said = await post(g.session, g.url + "/v1/feedback", given, {"authorization": f"Bearer {key}"})
-            assert said.status == 200
+            reply = await post(g.session, g.url + "/v1/feedback", given, {"authorization": f"Bearer {key}"})
+            assert reply.status == 200
         await g.episodes(2)
         item, other = read_episodes(g.database)
     assert other.episode.request.sender == item.episode.request.sender, "whatever was asked, and where"

@@ -25,7 +25,7 @@ from tests.control.tried import (
     RULES,
     SECRET,
     TIMID,
-    World,
+    Trial,
     began,
     matches,
     proposed,
@@ -34,128 +34,130 @@ from tests.control.tried import (
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "log.db")
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path / "log.db")
 
 
-def test_nothing_of_it_acts_before_audits_that_came_after_it_have_certified_it(world: World) -> None:
-    world.audits(300)
-    world.begin()
-    assert world.look() == [""], "what came before it was made, it may have learned from"
-    world.audits(40)
-    assert world.look() == [""]
-    assert world.held.state.level == 0
-    assert "no level passes on 40 audits" in "; ".join(world.asked().standing.missing)
-    world.audits(60)
-    (said,) = world.look()
-    assert "level 2 of the candidate may act: level 2 passes on 100 audits against the full run, 0 lost" in said
-    assert (world.held.state.level, world.held.state.stage) == (2, "shadow")
-    assert world.held.moves[-1].by == "evidence"
+def test_nothing_of_it_acts_before_audits_that_came_after_it_have_certified_it(trial: Trial) -> None:
+    trial.audits(300)
+    trial.begin()
+    assert trial.look() == [""], "what came before it was made, it may have learned from"
+    trial.audits(40)
+    assert trial.look() == [""]
+    assert trial.held.state.level == 0
+    assert "no level passes on 40 audits" in "; ".join(trial.assess().standing.missing)
+    trial.audits(60)
+    (summary,) = trial.look()
+    assert "level 2 of the candidate may act: level 2 passes on 100 audits against the full run, 0 lost" in summary
+    assert (trial.held.state.level, trial.held.state.stage) == (2, "shadow")
+    assert trial.held.moves[-1].by == "evidence"
 
 
-def test_what_it_is_compared_at_is_what_it_could_have_served_when_the_run_came(world: World) -> None:
-    world.begin()
-    world.audits(100)
-    world.look()
-    assert world.asked().evidence.n_audits == 0, "before that it would have stopped nobody, which is no comparison"
-    world.audits(20)
-    evidence = world.asked().evidence
+def test_what_it_is_compared_at_is_what_it_could_have_served_when_the_run_came(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100)
+    trial.look()
+    assert trial.assess().evidence.n_audits == 0, "before that it would have stopped nobody, which is no comparison"
+    trial.audits(20)
+    evidence = trial.assess().evidence
     assert evidence.n_audits == 20
     assert 0 < evidence.kept.candidate < evidence.kept.active < evidence.kept.full
 
 
-def test_a_harmless_one_leaves_shadow_and_stays_in_its_steps(world: World) -> None:
-    world.begin()
+def test_a_harmless_one_leaves_shadow_and_stays_in_its_steps(trial: Trial) -> None:
+    trial.begin()
     for _ in range(3):
-        world.audits(100)
-        said = world.look()
-    assert "promote, canary at 10%" in said[0]
-    assert (world.held.state.share, world.held.state.level) == (0.1, 2)
-    assert [move.move for move in world.held.moves] == ["certify", "promote"]
+        trial.audits(100)
+        summaries = trial.look()
+    assert "promote, canary at 10%" in summaries[0]
+    assert (trial.held.state.share, trial.held.state.level) == (0.1, 2)
+    assert [move.move for move in trial.held.moves] == ["certify", "promote"]
 
 
-def test_harm_takes_its_levels_back_and_then_the_rollout(world: World) -> None:
-    world.begin()
-    world.audits(100)
-    world.look()
-    world.step("promote")
-    world.wrong(20)
-    (said,) = world.look()
-    assert "roll back" in said
-    held = world.held
+def test_harm_takes_its_levels_back_and_then_the_rollout(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100)
+    trial.look()
+    trial.step("promote")
+    trial.wrong(20)
+    (summary,) = trial.look()
+    assert "roll back" in summary
+    held = trial.held
     assert (held.state.stage, held.state.level, held.state.share) == ("rolled_back", 0, 0.0)
     assert "its certificate is gone: even its safest level surely loses more than" in held.moves[-1].reason
 
 
-def test_the_audit_log_says_what_was_tried_what_could_act_and_why_it_went_back(world: World) -> None:
-    world.begin()
-    world.audits(100)
-    world.look()
-    world.step("promote")
-    world.wrong(20)
-    world.look()
-    told = [(one.who, one.before, one.after, one.why) for one in entries(world.path) if one.kind.startswith("rollout_")]
-    assert [who for who, *_ in told] == ["ann", "w", "person:ann", "w"]
-    assert told[0][1] == f"{FIVE.address} serves"
-    assert f"({BOLDER.address}) is tried, in shadow" in told[0][2]
-    assert told[1][2].endswith("level 2 of the candidate may act")
-    assert told[2][2].endswith("promote, canary at 10% of new units")
-    assert told[3][2].endswith("roll back, rolled back at 0% of new units")
-    assert "its certificate is gone" in told[3][3]
+def test_the_audit_log_says_what_was_tried_what_could_act_and_why_it_went_back(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100)
+    trial.look()
+    trial.step("promote")
+    trial.wrong(20)
+    trial.look()
+    rows_of_rollout = [
+        (one.who, one.before, one.after, one.why) for one in entries(trial.path) if one.kind.startswith("rollout_")
+    ]
+    assert [who for who, *_ in rows_of_rollout] == ["ann", "w", "person:ann", "w"]
+    assert rows_of_rollout[0][1] == f"{FIVE.address} serves"
+    assert f"({BOLDER.address}) is tried, in shadow" in rows_of_rollout[0][2]
+    assert rows_of_rollout[1][2].endswith("level 2 of the candidate may act")
+    assert rows_of_rollout[2][2].endswith("promote, canary at 10% of new units")
+    assert rows_of_rollout[3][2].endswith("roll back, rolled back at 0% of new units")
+    assert "its certificate is gone" in rows_of_rollout[3][3]
 
 
-def test_a_disagreement_counts_as_lost_until_somebody_says_otherwise(world: World) -> None:
-    world.begin()
-    world.audits(100, labels=False)
-    first = world.n
-    world.wrong(20, labels=False)
-    before = world.asked().certificate
+def test_a_disagreement_counts_as_lost_until_somebody_says_otherwise(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100, labels=False)
+    first = trial.n
+    trial.wrong(20, labels=False)
+    before = trial.assess().certificate
     assert before is not None
-    world.write(*(label(number, correct=False) for number in range(first, world.n)))
-    after = world.asked().certificate
+    trial.write(*(label(number, correct=False) for number in range(first, trial.n)))
+    after = trial.assess().certificate
     assert after is not None
     assert (before.n, before.level) == (after.n, 0)
     assert after.level == 2, "a full run that was wrong itself cannot be lost"
 
 
 def test_one_whose_safest_level_surely_breaks_the_budget_goes_back_and_one_without_labels_does_not(
-    world: World,
+    trial: Trial,
 ) -> None:
-    world.begin()
-    world.wrong(60, labels=False)
-    world.look()
-    assert world.held.state.stage == "shadow", "nobody knows"
-    world.write(*(label(number, correct=False) for number in range(10)))
-    world.look()
-    assert world.held.state.stage == "shadow", "a full run that was wrong itself cannot be lost"
-    world.write(*(label(number, correct=True) for number in range(10, 40)))
-    (said,) = world.look()
-    assert "roll back" in said
-    assert (world.held.state.stage, world.held.state.level) == ("rolled_back", 0)
-    assert "even its safest level surely loses more than 8.00%: of 60 audits" in world.held.moves[-1].reason
+    trial.begin()
+    trial.wrong(60, labels=False)
+    trial.look()
+    assert trial.held.state.stage == "shadow", "nobody knows"
+    trial.write(*(label(number, correct=False) for number in range(10)))
+    trial.look()
+    assert trial.held.state.stage == "shadow", "a full run that was wrong itself cannot be lost"
+    trial.write(*(label(number, correct=True) for number in range(10, 40)))
+    (summary,) = trial.look()
+    assert "roll back" in summary
+    assert (trial.held.state.stage, trial.held.state.level) == ("rolled_back", 0)
+    assert "even its safest level surely loses more than 8.00%: of 60 audits" in trial.held.moves[-1].reason
 
 
-def test_labels_are_asked_for_where_one_would_tell_something_and_once(world: World) -> None:
-    world.begin()
-    world.audits(30, labels=False)
-    world.wrong(4, labels=False)
-    assert world.look() == ["rollout r-0: 4 labels wanted"]
-    with open_reader(world.path) as connection:
-        asked = label_requests(connection, "r")
-    assert {(one.would_answer, one.level) for one in asked.values()} == {("77", 1)}
-    assert sorted(asked) == [f"ep_{number:05}" for number in range(30, 34)], "not where all levels agree"
-    world.wrong(2)
-    assert world.look() == [""]
+def test_labels_are_asked_for_where_one_would_tell_something_and_once(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(30, labels=False)
+    trial.wrong(4, labels=False)
+    assert trial.look() == ["rollout r-0: 4 labels wanted"]
+    with open_reader(trial.path) as connection:
+        wanted = label_requests(connection, "r")
+    assert {(one.would_answer, one.level) for one in wanted.values()} == {("77", 1)}
+    assert sorted(wanted) == [f"ep_{number:05}" for number in range(30, 34)], "not where all levels agree"
+    trial.wrong(2)
+    assert trial.look() == [""]
 
 
-def test_every_version_that_a_route_tries_has_less_of_delta(world: World) -> None:
-    world.begin()
-    world.audits(10)
-    first = world.asked().certificate
-    world.step("rollback")
-    world.begin()
-    world.audits(10)
-    second = world.asked().certificate
+def test_every_version_that_a_route_tries_has_less_of_delta(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(10)
+    first = trial.assess().certificate
+    trial.step("rollback")
+    trial.begin()
+    trial.audits(10)
+    second = trial.assess().certificate
     assert first is not None
     assert second is not None
     assert [first.delta, second.delta] == pytest.approx([spent_delta(0.1, 2), spent_delta(0.1, 3)])
@@ -163,98 +165,98 @@ def test_every_version_that_a_route_tries_has_less_of_delta(world: World) -> Non
 
 
 def test_its_part_of_delta_is_no_smaller_for_what_the_loop_publishes_with_its_own_part_while_it_is_tried(
-    world: World,
+    trial: Trial,
 ) -> None:
-    world.begin()
-    world.audits(60)
-    before = world.asked().certificate
+    trial.begin()
+    trial.audits(60)
+    before = trial.assess().certificate
     loops_part = EvidenceSummary(max_em_drop=0.08, confidence=1 - spent_delta(0.1, 1))
-    world.write(published(number=2, level=2, version=f"{FIVE.address}@2", evidence=loops_part))
-    assert world.asked().certificate == before
+    trial.write(published(number=2, level=2, version=f"{FIVE.address}@2", evidence=loops_part))
+    assert trial.assess().certificate == before
     assert before is not None
     assert before.delta + spent_delta(0.1, 1) == pytest.approx(0.1 * (1 + 1 / 4) * 6 / pi**2), "both together"
 
 
-def test_one_that_saves_less_than_what_is_in_force_goes_no_further(world: World) -> None:
-    world.begin(TIMID)
+def test_one_that_saves_less_than_what_is_in_force_goes_no_further(trial: Trial) -> None:
+    trial.begin(TIMID)
     for _ in range(3):
-        world.audits(100)
-        world.look()
-    assert (world.held.state.stage, world.held.state.level) == ("shadow", 2)
-    (said,) = world.asked().standing.missing
-    assert "tokens a run, the active version" in said
+        trial.audits(100)
+        trial.look()
+    assert (trial.held.state.stage, trial.held.state.level) == ("shadow", 2)
+    (missing,) = trial.assess().standing.missing
+    assert "tokens a run, the active version" in missing
 
 
-def test_where_a_saving_is_all_that_is_missing_it_does_not_wait_as_long_as_for_a_proof(world: World) -> None:
-    world.begin(TIMID, msgspec.structs.replace(RULES, most_idle_requests=301))
+def test_where_a_saving_is_all_that_is_missing_it_does_not_wait_as_long_as_for_a_proof(trial: Trial) -> None:
+    trial.begin(TIMID, msgspec.structs.replace(RULES, most_idle_requests=301))
     for _ in range(3):
-        world.audits(100)
-        world.look()
-    assert world.held.state.stage == "shadow"
-    world.audits(1)
-    (said,) = world.look()
-    assert read_rollouts(world.path)[-1].state.stage == "rolled_back"
-    assert "all that is missing is a saving: it keeps" in said
+        trial.audits(100)
+        trial.look()
+    assert trial.held.state.stage == "shadow"
+    trial.audits(1)
+    (summary,) = trial.look()
+    assert read_rollouts(trial.path)[-1].state.stage == "rolled_back"
+    assert "all that is missing is a saving: it keeps" in summary
 
 
-def test_another_version_in_force_ends_it_and_another_level_does_not(world: World) -> None:
-    world.begin()
-    world.write(published(number=2, level=2, version=f"{FIVE.address}@2"))
-    assert world.look() == [""]
-    world.write(published(TIMID, number=3))
-    (said,) = world.look()
-    assert "publication 3 came in between; this one follows 1" in said
-    assert world.held.state.stage == "rolled_back"
+def test_another_version_in_force_ends_it_and_another_level_does_not(trial: Trial) -> None:
+    trial.begin()
+    trial.write(published(number=2, level=2, version=f"{FIVE.address}@2"))
+    assert trial.look() == [""]
+    trial.write(published(TIMID, number=3))
+    (summary,) = trial.look()
+    assert "publication 3 came in between; this one follows 1" in summary
+    assert trial.held.state.stage == "rolled_back"
 
 
-def test_a_new_epoch_takes_its_certificate_away(world: World) -> None:
-    world.begin()
-    world.audits(100)
-    world.look()
-    world.write(began(2, since_seq=10_000))
-    (said,) = world.look()
-    assert "level 0 of the candidate may act: nothing can be tested now" in said
-    assert "epoch 2 began during the rollout" in "; ".join(world.asked().standing.missing)
+def test_a_new_epoch_takes_its_certificate_away(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100)
+    trial.look()
+    trial.write(began(2, since_seq=10_000))
+    (summary,) = trial.look()
+    assert "level 0 of the candidate may act: nothing can be tested now" in summary
+    assert "epoch 2 began during the rollout" in "; ".join(trial.assess().standing.missing)
 
 
-def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
-    world.begin()
-    world.audits(100)
+def test_a_route_with_less_budget_left_certifies_less(trial: Trial) -> None:
+    trial.begin()
+    trial.audits(100)
     strict = msgspec.structs.replace(ROUTE, max_em_drop=0.02)
-    with open_reader(world.path) as connection:
-        seen, less = world.standing(connection), world.standing(connection, strict)
+    with open_reader(trial.path) as connection:
+        seen, less = trial.standing(connection), trial.standing(connection, strict)
     assert seen.certificate is not None
     assert less.certificate is not None
     assert (seen.certificate.level, less.certificate.level, less.certificate.max_em_drop) == (2, 0, 0.02)
 
 
 @pytest.mark.slow
-def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
-    world.begin()
-    with matches(ROUTE) as match, open_reader(world.path) as connection:
-        kept = RolloutAssessor(connection, world.held, AuditReplay(route=ROUTE, match=match), CONTROL, secret=SECRET)
+def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(trial: Trial) -> None:
+    trial.begin()
+    with matches(ROUTE) as match, open_reader(trial.path) as connection:
+        kept = RolloutAssessor(connection, trial.held, AuditReplay(route=ROUTE, match=match), CONTROL, secret=SECRET)
     for at in range(6):
-        world.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
+        trial.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
         if at > 1:
-            world.write(*(label(number, correct=True) for number in range(world.n - 70, world.n - 40)))
-        with open_reader(world.path) as connection:
+            trial.write(*(label(number, correct=True) for number in range(trial.n - 70, trial.n - 40)))
+        with open_reader(trial.path) as connection:
             held = read_rollouts(connection)[-1]
             seen = kept.see(connection, held, read_decided(connection).of("r"), now_s=1_000.0)
-            fresh = world.standing(connection)
+            fresh = trial.standing(connection)
         assert (seen.evidence, seen.certificate, seen.moves) == (fresh.evidence, fresh.certificate, fresh.moves)
-        world.look()
+        trial.look()
 
 
-def test_what_cannot_be_compared_is_not_tried(world: World) -> None:
-    assert "was never proposed" in str(world.candidate())
-    world.write(proposed(FIVE))
-    assert "is already active on route r" in str(world.candidate(FIVE))
-    world.write(proposed(BOLDER, read_to_seq=2))
+def test_what_cannot_be_compared_is_not_tried(trial: Trial) -> None:
+    assert "was never proposed" in str(trial.candidate())
+    trial.write(proposed(FIVE))
+    assert "is already active on route r" in str(trial.candidate(FIVE))
+    trial.write(proposed(BOLDER, read_to_seq=2))
     average = msgspec.structs.replace(ROUTE, promise="budgeted")
-    assert "keeps its promise on average" in str(world.candidate(route=average))
+    assert "keeps its promise on average" in str(trial.candidate(route=average))
     owned = msgspec.structs.replace(ROUTE, policy={"policy": "beta"})
-    assert "its owner wrote down" in str(world.candidate(route=owned))
-    world.write(began(2, since_seq=3))
-    assert "nothing is certified on route r now" in str(world.candidate())
-    world.write(published(number=2, epoch=2))
-    assert "was learned before epoch 2 began" in str(world.candidate())
+    assert "its owner wrote down" in str(trial.candidate(route=owned))
+    trial.write(began(2, since_seq=3))
+    assert "nothing is certified on route r now" in str(trial.candidate())
+    trial.write(published(number=2, epoch=2))
+    assert "was learned before epoch 2 began" in str(trial.candidate())

@@ -40,7 +40,7 @@ KEY = signing_key(SECRET)
 
 
 @dataclass
-class Desk(base.JobWriter):
+class CollectingWriter(base.JobWriter):
     """Takes what a job writes; nobody else wants the lease."""
 
     renewed: int = 0
@@ -120,16 +120,16 @@ def texts(reports: Sequence[JobReport]) -> list[str]:
 def test_a_head_goes_out_on_its_schedule_and_only_when_it_has_moved(tmp_path: Path) -> None:
     database, file, clock = tmp_path / "log.db", tmp_path / "heads.jsonl", Clock()
     job = exporter(database, clock, file=file)
-    assert job.run(Desk()) == (), "there is no log yet"
+    assert job.run(CollectingWriter()) == (), "there is no log yet"
     append(database, published(1))
-    assert texts(job.run(Desk())) == [f"head at place 2 exported to {file}"]
+    assert texts(job.run(CollectingWriter())) == [f"head at place 2 exported to {file}"]
     append(database, published(2))
     clock.now_s = 59.0
-    assert job.run(Desk()) == ()
+    assert job.run(CollectingWriter()) == ()
     clock.now_s = 61.0
-    assert texts(job.run(Desk())) == [f"head at place 3 exported to {file}"]
+    assert texts(job.run(CollectingWriter())) == [f"head at place 3 exported to {file}"]
     clock.now_s = 130.0
-    assert job.run(Desk()) == [], "nothing has happened since"
+    assert job.run(CollectingWriter()) == [], "nothing has happened since"
     kept = read_heads(file, key=KEY)
     assert [(one.head.place, one.signed, one.at) for one in kept] == [
         (2, True, "2025-11-26T09:00:00Z"),
@@ -142,11 +142,11 @@ def test_a_head_goes_out_on_its_schedule_and_only_when_it_has_moved(tmp_path: Pa
 def test_a_worker_that_takes_over_reads_what_was_exported(tmp_path: Path) -> None:
     database, file, clock = tmp_path / "log.db", tmp_path / "heads.jsonl", Clock()
     append(database, published(1))
-    assert exporter(database, clock, file=file).run(Desk())
+    assert exporter(database, clock, file=file).run(CollectingWriter())
     second = exporter(database, clock, file=file)
-    assert second.run(Desk()) == []
+    assert second.run(CollectingWriter()) == []
     second.forget()
-    assert second.run(Desk()) == []
+    assert second.run(CollectingWriter()) == []
     assert len(file.read_bytes().splitlines()) == 1
 
 
@@ -156,22 +156,24 @@ def test_a_webhook_gets_the_signed_line_and_one_that_fails_gets_it_later(
     database, clock = tmp_path / "log.db", Clock()
     append(database, published(1))
     with receiver() as (url, came):
-        assert texts(exporter(database, clock, webhook=url).run(Desk())) == ["head at place 2 exported to the webhook"]
+        assert texts(exporter(database, clock, webhook=url).run(CollectingWriter())) == [
+            "head at place 2 exported to the webhook"
+        ]
         assert json.loads(came[0])["place"] == 2
         assert json.loads(came[0])["signature"]
     for status, problem in ((500, "answered 500"), (302, "answered 302")):
         with receiver(status) as (url, came):
             job = exporter(database, clock, webhook=url)
-            (report,) = job.run(Desk())
+            (report,) = job.run(CollectingWriter())
             assert not report.ok
             assert problem in report.summary
             clock.now_s += 61.0
-            assert len(job.run(Desk())) == 1, "tried again at the next round"
+            assert len(job.run(CollectingWriter())) == 1, "tried again at the next round"
             assert len(came) == 2, "a redirect is not followed"
-    (report,) = exporter(database, clock, webhook="http://127.0.0.1:9/hooks/s3cret").run(Desk())
+    (report,) = exporter(database, clock, webhook="http://127.0.0.1:9/hooks/s3cret").run(CollectingWriter())
     assert "could not be reached" in report.summary
     for nonsense in ("ftp://x", "http://", "no address", "http://127.0.0.1:99999/"):
-        (report,) = exporter(database, clock, webhook=nonsense).run(Desk())
+        (report,) = exporter(database, clock, webhook=nonsense).run(CollectingWriter())
         assert "address" in report.summary
     assert "s3cret" not in caplog.text
 
@@ -180,7 +182,9 @@ def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path)
     database, clock = tmp_path / "log.db", Clock()
     append(database, published(1))
     with receiver() as (url, came):
-        reports = exporter(database, clock, file=tmp_path / "nowhere" / "heads.jsonl", webhook=url).run(Desk())
+        reports = exporter(database, clock, file=tmp_path / "nowhere" / "heads.jsonl", webhook=url).run(
+            CollectingWriter()
+        )
         assert [report.ok for report in reports] == [False, True]
         assert len(came) == 1
 
@@ -224,21 +228,21 @@ def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -
     append(database, *labelled("old"), at_s=5 * DAY_S)
     append(database, *labelled("new"), at_s=80 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0, comments_days=30.0) as job:
-        desk = Desk()
-        assert texts(job.run(desk)) == [
+        writer = CollectingWriter()
+        assert texts(job.run(writer)) == [
             "answers older than 90 days: erased in 2 rows",
             "comments older than 30 days: erased in 1 rows",
         ]
-        assert desk.renewed
-        assert texts(job.run(desk)) == [], "it rests"
+        assert writer.renewed
+        assert texts(job.run(writer)) == [], "it rests"
         assert not [name for name, content in bytes_of(tmp_path).items() if f"{CANARY}-old".encode() in content]
         assert f"{CANARY}-new no".encode() in database.read_bytes()
         now.now_s, clock.now_s = 111 * DAY_S, 2 * DAY_S
-        assert texts(job.run(desk)) == ["", "comments older than 30 days: erased in 1 rows"]
+        assert texts(job.run(writer)) == ["", "comments older than 30 days: erased in 1 rows"]
     with closing(SqliteConnection(database, isolation_level=None)) as connection:
         assert verify_chain(connection).ok
-        found = connection.execute("SELECT gold, comment FROM feedback WHERE feedback_id = 'f-new'").fetchone()
-    assert found == (f"{CANARY}-new 1", None)
+        row = connection.execute("SELECT gold, comment FROM feedback WHERE feedback_id = 'f-new'").fetchone()
+    assert row == (f"{CANARY}-new 1", None)
 
 
 def test_a_reference_goes_with_the_answers_that_it_judges_however_young_it_is(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_reference_goes_with_the_answers_that_it_judges_however_young_it_is(tm
     append(database, *run, at_s=5 * DAY_S)
     append(database, label, at_s=99 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0) as job:
-        assert texts(job.run(Desk())) == ["answers older than 90 days: erased in 2 rows"]
+        assert texts(job.run(CollectingWriter())) == ["answers older than 90 days: erased in 2 rows"]
     with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT gold, comment FROM feedback").fetchone() == (None, f"{CANARY}-old no")
 
@@ -256,9 +260,9 @@ def test_a_worker_that_takes_over_goes_on_where_the_log_says(tmp_path: Path) -> 
     database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
     append(database, *labelled("old"), at_s=5 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0) as job:
-        assert job.run(Desk())[0].summary
+        assert job.run(CollectingWriter())[0].summary
     with retaining(database, clock, now, answers_days=90.0) as job:
-        assert texts(job.run(Desk())) == [""]
+        assert texts(job.run(CollectingWriter())) == [""]
     with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT count(*) FROM events WHERE kind = 'erased'").fetchone() == (1,)
 
@@ -271,7 +275,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
     epoch = Epoch(route="math", number=1, at=0, since_seq=since, reason="cold start", author="w")
     append(database, epoch, *labelled("within"), at_s=2 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0, steps_days=90.0) as job:
-        job.run(Desk())
+        job.run(CollectingWriter())
     with closing(SqliteConnection(database)) as connection:
         steps = dict(connection.execute("SELECT episode_id, count(*) FROM steps GROUP BY 1").fetchall())
         answers = [one for (one,) in connection.execute("SELECT answer FROM outcomes ORDER BY seq")]
@@ -280,7 +284,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
     later = Epoch(route="math", number=2, at=0, since_seq=since + 4, reason="drift", author="w")
     append(database, later, at_s=99 * DAY_S)
     with retaining(database, clock, now, steps_days=90.0) as job:
-        job.run(Desk())
+        job.run(CollectingWriter())
     with closing(SqliteConnection(database)) as connection:
         assert connection.execute("SELECT count(*) FROM steps").fetchone() == (0,)
 
@@ -345,12 +349,12 @@ def test_the_salt_of_a_day_is_published_once_the_day_is_over_and_binds_the_next(
 
 def test_draws_of_gateways_that_may_be_older_are_not_made_again(tmp_path: Path) -> None:
     for name, waits_s in (("empty", 60.0), ("used", DAY_S)):
-        database, now, desk = tmp_path / f"{name}.db", Clock(9 * DAY_S), Desk()
+        database, now, writer = tmp_path / f"{name}.db", Clock(9 * DAY_S), CollectingWriter()
         append(database, feedback(1))
         if name == "used":
             append(database, *labelled("one"))
-        publisher(database, now).run(desk)
-        (salt,) = desk.written
+        publisher(database, now).run(writer)
+        (salt,) = writer.written
         assert isinstance(salt, DaySalt)
         assert salt.since_s == now.now_s + waits_s
 
@@ -368,7 +372,7 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
 ) -> None:
     began: list[str] = []
 
-    async def kept(settings: Settings, told: Callable[[], None], first_s: float, part: str) -> None:
+    async def kept(settings: Settings, notify: Callable[[], None], first_s: float, part: str) -> None:
         began.append(part)
 
     monkeypatch.setattr(worker_process, "_supervise", kept)

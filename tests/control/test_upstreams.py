@@ -70,12 +70,12 @@ def test_a_model_that_many_callers_ask_for_is_a_change_at_a_twentieth() -> None:
     )
 )
 def test_whatever_one_caller_asks_for_with_a_quarter_of_the_traffic_is_its_own_affair(
-    asked: list[tuple[int, str, str]],
+    attempts: list[tuple[int, str, str]],
 ) -> None:
     route = Route("m", "alias")
     for _ in range(LATEST_RUNS):
         route.ask("m", caller="others")
-    for _, model, moved in asked:
+    for _, model, moved in attempts:
         route.ask(model, caller="eve", answered=moved or None) if model != "m" else None
         for _ in range(3):
             route.ask("m", caller="others")
@@ -137,24 +137,24 @@ def whole() -> Story:
 
 
 def test_runs_of_a_model_without_evidence_are_no_evidence(whole: Story) -> None:
-    told = story(expected=whole.published, artefacts=whole.artefacts)
+    history = story(expected=whole.published, artefacts=whole.artefacts)
     strange = mixed(600, first=LONG, seed=4, every=4, model="made-up", ends={"end_reason": "client_left"})
-    told.feed(rows([*traffic(LONG), *strange]))
-    assert not any(isinstance(event, Alarm | Epoch) for event in told.decided)
-    assert told.loop.level > 0
-    assert all(audit.episode.request.model == "m" for audit in told.loop.state.audits)
+    history.feed(rows([*traffic(LONG), *strange]))
+    assert not any(isinstance(event, Alarm | Epoch) for event in history.decided)
+    assert history.loop.level > 0
+    assert all(audit.episode.request.model == "m" for audit in history.loop.state.audits)
 
 
 def test_after_an_alias_has_moved_others_keep_a_level_that_is_proved_with_it_in_full() -> None:
     both = mixed(LONG, every=8, model="alias", answered="m")
-    told = story().feed(rows(both))
-    before = told.published[-1]
+    history = story().feed(rows(both))
+    before = history.published[-1]
     assert {name for name, _, _ in before.upstream} == {"alias", "m"}
     after = mixed(200, first=LONG, seed=5, every=8, model="alias", answered="m-2")
-    told.feed(rows([*both, *after]))
-    assert not any(isinstance(event, Alarm | Epoch) for event in told.decided)
-    made = told.published[-1]
+    history.feed(rows([*both, *after]))
+    assert not any(isinstance(event, Alarm | Epoch) for event in history.decided)
+    made = history.published[-1]
     assert {name for name, _, _ in made.upstream} == {"m"}
     assert 0 < made.level <= before.n_levels
-    again = story(expected=told.published, artefacts=told.artefacts).feed(rows([*both, *after])).settle()
+    again = story(expected=history.published, artefacts=history.artefacts).feed(rows([*both, *after])).settle()
     assert again.published == [], "a second worker comes to the same decisions"

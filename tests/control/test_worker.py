@@ -257,15 +257,15 @@ def test_routes_with_an_owners_policy_are_left_to_their_owner(folder: Path) -> N
 
 @pytest.fixture
 def command(folder: Path) -> Callable[..., click.testing.Result]:
-    told = msgspec.to_builtins(settings_for(folder))
-    for route in told["routes"].values():
+    tables = msgspec.to_builtins(settings_for(folder))
+    for route in tables["routes"].values():
         for name in [name for name, value in route.items() if value is None]:
             del route[name]
     from tests.gateway_process import nested_toml
 
-    told = {name: told[name] for name in ("store", "control")}
-    told["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}
-    told["routes"] = {
+    tables = {name: tables[name] for name in ("store", "control")}
+    tables["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}
+    tables["routes"] = {
         "r": {
             "upstream": "up",
             "kind": "samples",
@@ -276,7 +276,7 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
             "confidence": 0.9,
         }
     }
-    (folder / "suffice.toml").write_text(nested_toml(told), encoding="utf-8")
+    (folder / "suffice.toml").write_text(nested_toml(tables), encoding="utf-8")
 
     def run(*arguments: str) -> click.testing.Result:
         return click.testing.CliRunner().invoke(main, [*arguments, "--config", str(folder / "suffice.toml")])
@@ -321,9 +321,9 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
     command: Callable[..., click.testing.Result], folder: Path
 ) -> None:
     def lines() -> dict[str, str]:
-        shown = command("status", "--all", "--route", "r")
-        assert shown.exit_code == 0, shown.output
-        rows = [line for line in shown.stdout.splitlines() if line.startswith("  ")]
+        result = command("status", "--all", "--route", "r")
+        assert result.exit_code == 0, result.output
+        rows = [line for line in result.stdout.splitlines() if line.startswith("  ")]
         return {line[2:24].strip(): line[25:] for line in rows}
 
     before = lines()
@@ -341,8 +341,8 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
         assert "control loop" not in lines(), "somebody looks after it"
     command("pause", "r", "--reason", "maintenance")
     assert lines()["phase"] == "PAUSED until somebody resumes it: maintenance"
-    told = json.loads(command("status", "--route", "r", "--json").stdout)["control"]
-    assert (told["phase"], told["level"], told["epoch"], told["n_levels"]) == ("paused", 0, 1, 40)
+    state = json.loads(command("status", "--route", "r", "--json").stdout)["control"]
+    assert (state["phase"], state["level"], state["epoch"], state["n_levels"]) == ("paused", 0, 1, 40)
 
 
 # ---------------------------------------------------------------- beside a gateway
@@ -350,20 +350,20 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
 
 @pytest.mark.slow
 async def test_the_worker_beside_decides_tells_and_is_started_again_when_it_dies(folder: Path) -> None:
-    settings, n_told = settings_for(folder), 0
+    settings, n_notified = settings_for(folder), 0
     quick = msgspec.structs.replace(settings, control=msgspec.structs.replace(settings.control, period_s=0.1))
 
-    def told() -> None:
-        nonlocal n_told
-        n_told += 1
+    def notify() -> None:
+        nonlocal n_notified
+        n_notified += 1
 
     def owners() -> list[int]:
         with closing(sqlite3.connect(folder / "log.db")) as connection:
             return [pid for (pid,) in connection.execute("SELECT pid FROM owners WHERE pid <> ?", (os.getpid(),))]
 
-    async with worker_process.run_worker_process(quick, told, first_s=0.0):
+    async with worker_process.run_worker_process(quick, notify, first_s=0.0):
         async with asyncio.timeout(120):  # the child is of low priority, and on a busy machine its imports take long
-            while not n_told:  # noqa: ASYNC110 - there is no event
+            while not n_notified:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.02)
             assert read_decided(folder / "log.db").of("r").n_epochs == 1
             first = owners()[-1]

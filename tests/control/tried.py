@@ -109,7 +109,7 @@ def began(number: int = 1, since_seq: int = 0) -> Epoch:
     )
 
 
-class World:
+class Trial:
     """A log, a clock that stands still, and the job."""
 
     def __init__(self, path: Path) -> None:
@@ -136,11 +136,11 @@ class World:
         self.write(proposed(version))
         one = self.candidate(version)
         assert not isinstance(one, str), one
-        found = rollouts.start_candidate(
+        started = rollouts.start_candidate(
             self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
         )
-        assert not isinstance(found, str), found
-        return found
+        assert not isinstance(started, str), started
+        return started
 
     def audits(self, n: int, *, labels: bool = True, **options: Any) -> None:
         """Full runs, each with a word that the full run was right."""
@@ -176,7 +176,7 @@ class World:
         settings = Settings(routes={"r": route}, control=CONTROL)
         return standing_of(connection, self.held, settings, matches, secret=SECRET, now_s=1_000.0)
 
-    def asked(self) -> Assessment:
+    def assess(self) -> Assessment:
         with open_reader(self.path) as connection:
             return self.standing(connection)
 

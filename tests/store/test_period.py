@@ -20,7 +20,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Outcome, Request
 from tests.control.made import run
-from tests.control.test_rollup import said, summed, write
+from tests.control.test_rollup import summed, user_feedback, write
 
 AUDIT_SHARE = 0.25
 DAYS = 3
@@ -64,7 +64,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int,
             runs.append((hour, request, outcome))
             events += [request, outcome]
             if number % 3:
-                events.append(said(number, "g", gold="3" if number % 7 else "4"))
+                events.append(user_feedback(number, "g", gold="3" if number % 7 else "4"))
         write(folder, events, at_s=3_600.0 * hour + 60)
     summed(folder)
     return folder, runs
@@ -183,7 +183,7 @@ def test_observed_runs_show_what_stops_would_have_lost(tmp_path: Path) -> None:
         request, outcome = run(number, random.Random(number), audit=False)
         requested = replace(request, mode="observe", arms=())
         events += [requested, replace(outcome, stop_step=2, answer="3", would_answer="4" if number % 4 == 0 else "3")]
-        events.append(said(number, "g", gold="3"))
+        events.append(user_feedback(number, "g", gold="3"))
     write(tmp_path, events)
     summed(tmp_path)
     total = period(tmp_path).total

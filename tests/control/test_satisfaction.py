@@ -41,10 +41,10 @@ DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 def watch(events: list[Event], **options: Any) -> RouteForecast:
     """What a look behind all these events sees."""
-    found = route_watch(metrics=DECLARED, **options)
+    route = route_watch(metrics=DECLARED, **options)
     for stored in rows(events):
-        found.feed(stored)
-    return found.look()[0]
+        route.feed(stored)
+    return route.look()[0]
 
 
 def route_watch(**options: Any) -> RouteWatch:
@@ -52,8 +52,8 @@ def route_watch(**options: Any) -> RouteWatch:
     return RouteWatch(name="r", settings=settings, match=match, load=lambda _: None, author="w", epoch=1, n=0, seq=0)
 
 
-def feedback(number: int, **said: Any) -> FeedbackEvent:
-    fields = {"feedback_id": f"f{number}-{sorted(said.items())}", "source": "user", **said}
+def feedback(number: int, **given_fields: Any) -> FeedbackEvent:
+    fields = {"feedback_id": f"f{number}-{sorted(given_fields.items())}", "source": "user", **given_fields}
     return FeedbackEvent(Feedback(episode_id=f"ep_{number:05}", **fields))
 
 
@@ -83,7 +83,7 @@ def test_a_run_is_compared_where_the_lottery_could_have_made_it_the_other_kind()
 def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() -> None:
     names = [one.name for one in measures(DECLARED)]
     assert names == ["satisfaction", *EVENTS.values(), "solved", "minutes", "tone=warm", "tone=cold", "nps"]
-    outlook = watch(
+    seen = watch(
         [
             *traffic(130),
             feedback(120, rating=5),
@@ -97,10 +97,10 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
             feedback(128, rating=1, source="judge"),
         ]
     )
-    told = {one.measure: one for one in outlook.whole_effects}
-    assert set(told) == {"satisfaction", "regenerated", "solved", "minutes", "tone=warm", "tone=cold", "nps"}
-    assert {name: one.n_heard for name, one in told.items()} == {**dict.fromkeys(told, 1), "satisfaction": 3}
-    values = {name: one.everybody.value for name, one in told.items() if one.everybody is not None}
+    effects = {one.measure: one for one in seen.whole_effects}
+    assert set(effects) == {"satisfaction", "regenerated", "solved", "minutes", "tone=warm", "tone=cold", "nps"}
+    assert {name: one.n_heard for name, one in effects.items()} == {**dict.fromkeys(effects, 1), "satisfaction": 3}
+    values = {name: one.everybody.value for name, one in effects.items() if one.everybody is not None}
     assert values == {
         "satisfaction": 0.5,
         "regenerated": 1 / 30,
@@ -110,7 +110,7 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
         "tone=cold": 1.0,
         "nps": 9.0,
     }
-    assert told["minutes"].better == "lower"
+    assert effects["minutes"].better == "lower"
 
 
 @settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
@@ -118,29 +118,29 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
 def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -> None:
     """Any order that keeps each voice's own: before its run, long behind it, twice."""
     rng, base = random.Random(seed), traffic(115)
-    said: list[FeedbackEvent] = [
+    labels: list[FeedbackEvent] = [
         feedback(number, rating=1 + rng.randrange(5), user=f"u{rng.randrange(3)}", feedback_id=f"f{n}")
         for n, number in enumerate(rng.choices(range(100, 115), k=12))
     ]
     mixed: list[Event] = list(base)
     place = 0
-    for one in said:  # in their own order, at any later place
+    for one in labels:  # in their own order, at any later place
         place = rng.randrange(place, len(mixed) + 1)
         mixed.insert(place, one)
         place += 1
-    assert watch([*base, *said]).likings == watch(mixed).likings
-    assert watch([*base, *said]).likings == watch([*base, *said, *said]).likings
+    assert watch([*base, *labels]).likings == watch(mixed).likings
+    assert watch([*base, *labels]).likings == watch([*base, *labels, *labels]).likings
 
 
 @pytest.mark.parametrize("second_s", [0.0, 86_400.0, -86_400.0])
 def test_whatever_the_clocks_say_the_logs_own_order_counts(second_s: float) -> None:
     base = traffic(115)
-    said = [feedback(110, rating=1, user="u", feedback_id="a"), feedback(110, rating=5, user="u", feedback_id="b")]
-    found = [route_watch(), route_watch()]
-    for one, step_s in zip(found, (1.0, second_s), strict=True):
-        for stored in rows([*base, *said], second_s=step_s):
+    labels = [feedback(110, rating=1, user="u", feedback_id="a"), feedback(110, rating=5, user="u", feedback_id="b")]
+    watches = [route_watch(), route_watch()]
+    for one, step_s in zip(watches, (1.0, second_s), strict=True):
+        for stored in rows([*base, *labels], second_s=step_s):
             one.feed(stored)
-    usual, skewed = (one.look()[0].likings for one in found)
+    usual, skewed = (one.look()[0].likings for one in watches)
     assert usual == skewed
     assert usual[0].everybody is not None
     assert usual[0].everybody.value == 1.0, "the last word received"
@@ -154,39 +154,41 @@ def disliked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     """A log of certified traffic whose stopped answers are liked far less, and the settings that it is read with."""
     folder = tmp_path_factory.mktemp("disliked")
     fill(folder, rated(1_200, full=0.9, stopped=0.4, first=0))
-    found = settings_for(folder)
-    with open_worker(found) as here:
+    site = settings_for(folder)
+    with open_worker(site) as here:
         assert here.once("monitor")
-    return folder, found
+    return folder, site
 
 
 def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: tuple[Path, Settings]) -> None:
-    folder, found = disliked
-    (one,) = read_statuses(folder / "log.db", found, "r")
+    folder, site = disliked
+    (one,) = read_statuses(folder / "log.db", site, "r")
     assert one.forecast is not None
-    said = one.forecast.satisfaction
-    assert said is not None
-    assert said.effect is not None
-    assert said.effect.low is not None
-    assert said.effect.high is not None
-    assert said.effect.low <= -0.5 <= said.effect.high < 0
-    told = summarize_effect(one.forecast)
-    assert told.startswith(f"{said.effect.value:+.3f} [{said.effect.low:+.3f}, {said.effect.high:+.3f}] at 90%, ")
-    assert "worse where stopped" in told
-    assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in told
+    measured = one.forecast.satisfaction
+    assert measured is not None
+    assert measured.effect is not None
+    assert measured.effect.low is not None
+    assert measured.effect.high is not None
+    assert measured.effect.low <= -0.5 <= measured.effect.high < 0
+    sentence = summarize_effect(one.forecast)
+    assert sentence.startswith(
+        f"{measured.effect.value:+.3f} [{measured.effect.low:+.3f}, {measured.effect.high:+.3f}] at 90%, "
+    )
+    assert "worse where stopped" in sentence
+    assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in sentence
     names = [name.strip() for name, _ in satisfaction_effect_lines(one.forecast)]
     assert names[:3] == ["satisfaction, full", "satisfaction, stopped", "satisfaction, effect"]
 
 
 def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings]) -> None:
     folder, _ = disliked
-    outlook, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
-    assert outlook is not None
-    assert outlook.satisfaction is not None
-    effect, full = outlook.satisfaction.effect, outlook.satisfaction.full
+    seen, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
+    assert seen is not None
+    assert seen.satisfaction is not None
+    effect, full = seen.satisfaction.effect, seen.satisfaction.full
     assert effect is not None
     assert full is not None
-    export_gauges(outlook, "r", metrics)
+    export_gauges(seen, "r", metrics)
     assert metrics.value("suffice_satisfaction_effect", route="r") == effect.value
     assert metrics.value("suffice_satisfaction_effect_upper_bound", route="r") == effect.high
     assert metrics.value("suffice_satisfaction_effect_lower_bound", route="r") == effect.low
@@ -205,12 +207,12 @@ def test_without_votes_status_says_why_there_is_no_effect() -> None:
 
 
 def steered(ratings: Ratings, events: list[Event], **changes: Any) -> Ratings:
-    asked = {}
+    requests = {}
     for event in events:
         if isinstance(event, Request):
-            asked[event.episode_id] = event
+            requests[event.episode_id] = event
         elif isinstance(event, Outcome):
-            ratings.ended(Episode(request=asked[event.episode_id], outcome=event))
+            ratings.ended(Episode(request=requests[event.episode_id], outcome=event))
         elif isinstance(event, FeedbackEvent):
             ratings.note_label(event.feedback.episode_id or "", replace(event.feedback, **changes))
     return ratings
@@ -238,26 +240,26 @@ def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -
         for one in events
     ]
     assert steered(Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), by_survey).asks is not None
-    by_deeds = [
+    by_actions = [
         FeedbackEvent(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
         if isinstance(one, FeedbackEvent)
         else one
         for one in events
     ]
-    found = steered(Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), by_deeds)
-    assert found.test is not None
-    assert found.test.n_pairs == 0
+    steered_by = steered(Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), by_actions)
+    assert steered_by.test is not None
+    assert steered_by.test.n_pairs == 0
 
 
 def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> None:
     assert Route(upstream="up").min_satisfaction is None
     fill(tmp_path, rated(300, full=0.9, stopped=0.9, first=0))
-    found = settings_for(tmp_path)
-    with open_worker(found) as here:
+    site = settings_for(tmp_path)
+    with open_worker(site) as here:
         here.once("monitor")
-    outlook = newest_event(tmp_path / "log.db", RouteForecast, route="r")
-    assert outlook is not None
-    assert "no difference is proven" in summarize_effect(outlook)
+    seen = newest_event(tmp_path / "log.db", RouteForecast, route="r")
+    assert seen is not None
+    assert "no difference is proven" in summarize_effect(seen)
 
 
 # --------------------------------------------------------------------------- the price of EM
@@ -276,11 +278,11 @@ def test_the_price_of_em_stands_in_status_and_proposes_a_budget_once(tmp_path: P
     fill(tmp_path, events)
     plain = settings_for(tmp_path)
     route = msgspec.structs.replace(plain.routes["r"], min_satisfaction=0.8)
-    found = msgspec.structs.replace(plain, routes={"r": route})
-    with open_worker(found) as here:
+    site = msgspec.structs.replace(plain, routes={"r": route})
+    with open_worker(site) as here:
         assert here.once("monitor")
         reports = [here.once("budget") or ()]
-    with open_worker(found) as here:  # which knows nothing but the log
+    with open_worker(site) as here:  # which knows nothing but the log
         reports.append(here.once("budget") or ())
     first, again = ([report.summary for report in each] for each in reports)
     assert "proposed, instead of" in first[0]
@@ -289,7 +291,7 @@ def test_the_price_of_em_stands_in_status_and_proposes_a_budget_once(tmp_path: P
     assert made is not None
     assert 0.03 < made.max_em_drop < 0.3
     assert made.before == route.max_em_drop
-    (one,) = read_statuses(tmp_path / "log.db", found, "r")
+    (one,) = read_statuses(tmp_path / "log.db", site, "r")
     text = dict(line for section in status_sections(one) for line in section)
     assert text["price of EM"].startswith("a lost point of EM costs 0.")
     assert text["proposal"].startswith(

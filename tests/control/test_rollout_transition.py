@@ -15,17 +15,17 @@ DELTA = 0.05
 
 @pytest.mark.parametrize("fit", ["v-learned", ""])
 def test_the_loop_and_a_candidate_that_is_tried_keep_delta_together(fit: str) -> None:
-    brought = RolloutTransition()
-    assert brought.loops_share(DELTA) == DELTA
+    transition = RolloutTransition()
+    assert transition.loops_share(DELTA) == DELTA
     state = start_rollout(
         "r-1", route="r", candidate="c-1", active="v-before", follows=1, at=0, now_s=0.0, rules=Rules(), fit=fit
     )
-    brought.after(RolloutStart(state=state, number=1, author="ann", reason=""))
+    transition.after(RolloutStart(state=state, number=1, author="ann", reason=""))
     if fit:
         for number in (1, 7, 1_000):
-            assert brought.loops_share(DELTA) + spent_delta(DELTA, 1 + number) <= DELTA
+            assert transition.loops_share(DELTA) + spent_delta(DELTA, 1 + number) <= DELTA
     else:
-        assert brought.loops_share(DELTA) == DELTA, "a policy of the owner's has no certificate"
+        assert transition.loops_share(DELTA) == DELTA, "a policy of the owner's has no certificate"
     back = roll_back(state, StepOrder(by="ann", reason="enough", at=10, now_s=1.0))
-    brought.after(RolloutMove(route="r", author="ann", reason="enough", transition=back))
-    assert brought.loops_share(DELTA) == DELTA
+    transition.after(RolloutMove(route="r", author="ann", reason="enough", transition=back))
+    assert transition.loops_share(DELTA) == DELTA
