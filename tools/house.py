@@ -19,6 +19,24 @@ from tools import vocabulary
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
+MAX_METHODS = 20
+# Older classes with more methods. A number only falls, as a second object is found in the class.
+WIDE_CLASSES = {
+    "ChainReader": 25,
+    "Database": 29,
+    "Decisions": 24,
+    "LearnedEvidence": 39,
+    "Ledger": 24,
+    "LiveAgent": 25,
+    "NativeEvents": 21,
+    "PairedEvidence": 24,
+    "PostgresConnection": 24,
+    "PostgresDatabase": 34,
+    "RouteLoop": 24,
+    "SqliteDatabase": 34,
+    "StreamRelay": 26,
+    "UpstreamClient": 21,
+}
 MAX_BASE_DISTRIBUTIONS = 25
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 MAY_PRINT = (SRC / "cli",)
@@ -89,6 +107,19 @@ def check_sizes(file: PythonFile) -> Iterator[Violation]:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 yield file.at(node.lineno, f"{node.name} has {length} lines", f"at most {MAX_FUNCTION_LINES}")
+
+
+def check_classes(file: PythonFile) -> Iterator[Violation]:
+    """A class that does everything is several objects in one."""
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ClassDef):
+            n_methods = sum(isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) for one in node.body)
+            most = WIDE_CLASSES.get(node.name, MAX_METHODS)
+            if n_methods > most:
+                yield file.at(node.lineno, f"{node.name} has {n_methods} methods", f"at most {most}")
+            elif n_methods < most and node.name in WIDE_CLASSES:
+                lower = f"{n_methods} in WIDE_CLASSES" if n_methods > MAX_METHODS else "no line in WIDE_CLASSES"
+                yield file.at(node.lineno, f"{node.name} has only {n_methods} methods", lower)
 
 
 def check_file_name(file: PythonFile) -> Iterator[Violation]:
@@ -289,6 +320,7 @@ def check_all() -> tuple[list[Violation], list[str]]:
             violations += rule(file)
     for file in sources:
         violations += check_bans(file)
+        violations += check_classes(file)
         if is_core(file.path):
             violations += check_purity(file)
     violations += check_circles(sources)
