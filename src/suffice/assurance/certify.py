@@ -212,6 +212,9 @@ def mixed(each: Floats) -> Floats:
 # In a window every request was audited with probability rho >= c, its *share*; an audit has weight c/rho, so that each
 # request counts alike. A share below c closes the window; one of twice c or more opens another. The choice of window
 # depends on the draws and never on outcomes, so its claim has all of delta.
+#
+# In a ramp, where shares follow the evidence, a window has no such c: every audit weighs 1, and the claim is about its
+# requests, each weighed by its chance of an audit. Any weight that is fixed before the draw and at most rho will do.
 
 
 WINDOW_LAW: Final = 16.0  # audits of a window, times the budget
@@ -222,6 +225,7 @@ LEAST_DELTA_SHARE: Final = 1e-6  # of delta, for an epoch that begins immediatel
 LEAST_REQUESTS: Final = 10  # of a closed window: while a share changes, requests of both shares are in flight
 MOST_WINDOWS: Final = 32  # the latest that are kept
 SAME_SHARE: Final = 1e-9  # tolerance for rounding
+RAMP: Final = 0.0  # stands for the share of a window whose audits all weigh 1
 
 
 def window_audits(max_em_drop: float) -> int:
@@ -234,8 +238,12 @@ class Window:
     """Requests start <= t < end, each audited with probability `share` or more."""
 
     start: float
-    share: float  # c, in (0, 1]
+    share: float  # c, in (0, 1]; `RAMP`: every audit weighs 1
     end: float = inf  # infinite: the window is open
+
+    @property
+    def is_ramp(self) -> bool:
+        return self.share == RAMP
 
     def holds(self, at: Floats) -> Bools:
         return (at >= self.start) & (at < self.end)
@@ -245,7 +253,7 @@ class Window:
 
     def weights(self, share: Floats) -> Floats:
         """c/rho, at most 1, of audits drawn at these shares, shape (n,)."""
-        return np.minimum(1.0, self.share / share)
+        return np.ones(len(share)) if self.is_ramp else np.minimum(1.0, self.share / share)
 
 
 @dataclass(slots=True)
@@ -262,16 +270,21 @@ class Windows:
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}; at least 0 and at most 1")
-        highest = max((one.share for one in self.known if one.end == inf), default=inf)
+        highest = max((one.share for one in self._open), default=inf)
         if highest <= share + SAME_SHARE < RISE * highest:
             return  # the common case: no change
         self.known = [
             replace(one, end=at) if one.end == inf and one.share > share + SAME_SHARE else one for one in self.known
         ]
         self.known = [one for one in self.known if one.end - one.start >= LEAST_REQUESTS]
-        if share and not any(one.end == inf and RISE * one.share > share + SAME_SHARE for one in self.known):
+        if share and not any(RISE * one.share > share + SAME_SHARE for one in self._open):
             self.known.append(Window(start=at, share=share))
-        self.known = self.known[-MOST_WINDOWS:]
+        for one in [one for one in self.known if not one.is_ramp][:-MOST_WINDOWS]:
+            self.known.remove(one)
+
+    @property
+    def _open(self) -> list[Window]:
+        return [one for one in self.known if one.end == inf and not one.is_ramp]
 
     def cut(self, first: float, last: float) -> None:
         """End windows before request `first`; drop those that began since, up to `last`. The next request opens one."""
@@ -281,7 +294,7 @@ class Windows:
 
     def lower(self, at: float, share: float) -> None:
         """As `note`, but ignores a rise."""
-        if all(share < one.share for one in self.known if one.end == inf):
+        if all(share < one.share for one in self._open):
             self.note(at, share)
 
     def chosen(
@@ -309,7 +322,7 @@ class Windows:
 def _moved_up(base: Window, began: Floats, weight: Floats, wanted: float) -> Window:
     order = np.argsort(-began, kind="stable")
     latest = began[order][int(np.searchsorted(np.cumsum(weight[order]), STRETCH * wanted - SAME_SHARE))]
-    step = wanted / (STARTS * base.share)
+    step = wanted / (STARTS * (base.share or 1.0))
     return replace(base, start=float(base.start + step * floor((latest - base.start) / step)))
 
 

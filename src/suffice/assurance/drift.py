@@ -184,7 +184,11 @@ class AuditWatch:
         self.in_doubt = False
         self.rebase(reference)
 
-    def rebase(self, reference: Reference) -> None:
+    def rebase(self, reference: Reference, *, max_em_drop: float | None = None) -> None:
+        """Expect the rates of this reference from now on, and at most this drop; None: as before."""
+        if max_em_drop is not None and max_em_drop != self._max_em_drop:
+            self._max_em_drop = max_em_drop
+            self._drop = ShiryaevRoberts(max_em_drop, alarm_at=THRESHOLD)
         self._disagreement.expect(reference.n_disagreeing, reference.n, self._max_em_drop)
         self._loss.expect(reference.n_lost, reference.n, self._max_em_drop)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from suffice.arrays import Bools, Floats, Ints, Small
 from suffice.assurance.certify import Counts, Window
+from suffice.assurance.exposure import Exposure
 from suffice.learn.audits import AuditRuns
 from suffice.types import BudgetAccount
 
@@ -51,6 +52,9 @@ class Certificate:
     inside: Bools  # (N,): which audits of the epoch these are; pending ones follow them in `z`
     window: Window | None  # None: no audit yet
     until: float  # the claim covers requests of the window that began before
+    exposure: Exposure  # of the requests on which the level may act
+    budget: Floats  # the drop that is refuted, net of charges, of all levels or shape (M,)
+    delta: float  # of the claim
     held: int | None = None  # level that stays active on an earlier claim; None: the claim is the latest
 
     @property

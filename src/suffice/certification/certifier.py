@@ -14,15 +14,16 @@ from typing import Final
 import numpy as np
 
 from suffice.arrays import Bools, Small
-from suffice.assurance.certify import Window, Windows, count_outcomes
+from suffice.assurance.certify import RAMP, Window, Windows, count_outcomes
 from suffice.assurance.drift import share_in_doubt
+from suffice.assurance.exposure import ON_ALL, Exposure
 from suffice.assurance.thoughts import idle_share
 from suffice.certification.certificate import Swings
 from suffice.certification.certifier_epoch import CertifierEpoch
 from suffice.certification.claims import certify_audits, improves
 from suffice.certification.evidence import CertifierDecision, Change, ChangeKind, Evidence
 from suffice.certification.level_watch import LevelWatch, mature_audits
-from suffice.certification.plan import Plan
+from suffice.certification.plan import FIT_PART, Plan
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.version import MOST_AUDITS, FoldedModels, Learner, fit_served
 
@@ -34,6 +35,7 @@ SIGNALS_DRIFTED: Final = "signals of all traffic drifted"
 class Certifier:
     """The certificates of one stream of requests.
 
+    starting a version that is certified from the first audit on, until a fitted one saves more; None: there is none
     first    number of the first request; None: the caller records the share of each request
     earlier  windows of requests by audit share, which go on; None: one begins at request 0
     began    the request at which the epoch begins, `again` if it is not the first
@@ -44,6 +46,7 @@ class Certifier:
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served  # None: the version stays
+    starting: FoldedModels | None = None
     first: float | None = 0.0
     earlier: InitVar[Windows | None] = None
     began: InitVar[float] = 0.0
@@ -55,11 +58,15 @@ class Certifier:
     epoch: CertifierEpoch = field(init=False)
 
     def __post_init__(self, earlier: Windows | None, began: float, again: bool) -> None:
-        start, self.latest = self.plan.warm_up, Evidence(at=began)
-        windows = earlier or Windows([Window(start=0.0, share=1.0)])
+        ramps = self.plan.ramps
+        start, self.latest = began if ramps else self.plan.warm_up, Evidence(at=began)
+        windows = earlier or Windows([Window(start=0.0, share=RAMP if ramps else 1.0)])
         swings = Swings(began if again else -inf)
         self.epoch = CertifierEpoch(burst_until=start, refit_at=start, windows=windows, swings=swings)
+        if self.starting is not None:
+            self.epoch.adopt(self.starting)
         if not windows.known:
+            windows.known += [Window(start=began + 1, share=RAMP)] * ramps
             windows.note(began + 1, self.share)
 
     @property
@@ -90,9 +97,15 @@ class Certifier:
         """The share without doubt, which depends on outcomes: its audits are weighted, and begin no window."""
         if self.costs_more:  # an audit is not free: it is probed
             return min(self.plan.share, idle_share(self.latest.live_cost.audit_overhead))
-        if self.in_burst or (self.plan.free_audits and not self.level):
+        if self.in_burst or (not self.level and (self.plan.free_audits or self.plan.is_learning(self.epoch.n_audits))):
             return 1.0
-        return self.plan.share
+        return self.exposure.audit_share(self.plan.share)
+
+    @property
+    def exposure(self) -> Exposure:
+        """The share of the requests on which the active level acts."""
+        certificate = self.epoch.certificate
+        return certificate.exposure if certificate is not None and self.level else ON_ALL
 
     @property
     def costs_more(self) -> bool:
@@ -123,9 +136,8 @@ class Certifier:
 
     def adopt(self, served: FoldedModels, runs: AuditRuns) -> None:
         """Serve and certify another version; `runs` are the audits of this epoch with its features."""
-        self.epoch.served = served
         self.epoch.runs = runs
-        self.epoch.ends = served.ends(runs)
+        self.epoch.adopt(served)
         self.version += 1
 
     def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[Change, ...]:
@@ -133,8 +145,9 @@ class Certifier:
         part = self.plan.restart_share(self.now - self.epoch.began) if by_audits else 1.0
         runs = self.epoch.runs
         kept = runs.take(np.flatnonzero(runs.at >= self.now - keep)) if keep else NO_AUDITS
-        until = self.now + self.plan.burst
-        first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
+        plan = self.plan
+        until = self.now + (0 if plan.ramps else plan.burst)
+        first = Window(start=self.now, share=RAMP if plan.ramps else 1.0 if plan.burst else plan.share)
         self.epoch = CertifierEpoch(
             burst_until=until,
             refit_at=until,
@@ -144,8 +157,11 @@ class Certifier:
             delta_share=part,
             runs=kept,
         )
+        if self.starting is not None:
+            self.epoch.adopt(self.starting)
         self.n_epochs += 1
-        return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
+        then = "full runs until a level is proved" if plan.ramps else f"full runs until {until:g}"
+        return (self._change("alarm", reason), self._change("epoch", then))
 
     def look(self, evidence: Evidence) -> CertifierDecision:
         """Weigh the audits so far, and decide the level until the next look."""
@@ -184,8 +200,9 @@ class Certifier:
                 timeout=plan.label_age(self.latest.run_timeout),
                 label_free=plan.label_free,
             )
-        if self.now >= epoch.refit_at:
-            epoch.refit_at = self.now + plan.refit_every
+        learned = epoch.n_audits - epoch.n_fitted >= FIT_PART * plan.burst
+        if learned if plan.is_learning(epoch.n_audits) else self.now >= epoch.refit_at:
+            epoch.refit_at, epoch.n_fitted = self.now + plan.refit_every, epoch.n_audits
             changes += self._refit()
         if epoch.served is not None:
             changes += self._certify()
@@ -222,26 +239,30 @@ class Certifier:
         return [self._change("refit", f"fitted on {epoch.n_audits:,} audits{score}")]
 
     def _certify(self) -> list[Change]:
-        epoch, before = self.epoch, self.level
+        epoch, before = self.epoch, (self.level, self.exposure)
         certificate = epoch.certificate = certify_audits(epoch, epoch.ends, self.latest, self.plan)
         level, inside = certificate.allowed, certificate.inside
         if self.plan.promise == "budgeted":
             counts = count_outcomes(certificate.z)
             epoch.level = epoch.spender.place(counts, certified=level, max_em_drop=self.plan.max_em_drop)
+        elif self.plan.is_learning(self.epoch.n_audits):
+            epoch.level = epoch.swings.level = level
         else:
             epoch.level = epoch.swings.moderate(level, self.now)
         if self.latest.cap is not None:
             epoch.level = min(epoch.level, self.latest.cap)
         passing = epoch.level
         rows, cost = epoch.rows[:, : passing + 1], self.latest.live_cost
-        epoch.level = cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), self.plan.share)
+        share = certificate.exposure.audit_share(self.plan.share)
+        epoch.level = cost.paying_level(epoch.runs, rows, np.flatnonzero(inside), share)
         self.idle = epoch.level < passing and not epoch.level
         if epoch.level and epoch.watch is None and inside.any():
             certifying = epoch.runs.without_orders().take(np.flatnonzero(inside))
             epoch.watch = LevelWatch(certifying, since=self.now, n_seen=epoch.n_audits)
         if epoch.watch is not None and epoch.served is not None:
-            epoch.watch.rebase(epoch.served, epoch.level, self.latest, self.plan)
-        if epoch.level == before:
+            epoch.watch.rebase(epoch.served, epoch.level, self.exposure, self.latest, self.plan)
+        if (epoch.level, self.exposure) == before:
             return []
         n = len(certificate.z)
-        return [self._change("certified", f"level {epoch.level} of {len(epoch.log_e) - 1} on {n} audits")]
+        part = f", on {100 * self.exposure.share:g} % of the requests" if self.exposure.share < 1 else ""
+        return [self._change("certified", f"level {epoch.level} of {len(epoch.log_e) - 1} on {n} audits{part}")]

@@ -25,6 +25,7 @@ class CertifierEpoch:
     refit_at: float
     windows: Windows
     swings: Swings
+    n_fitted: int = 0  # audits at the last refit
     began: float = 0.0
     delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
     runs: AuditRuns = NO_AUDITS
@@ -49,6 +50,9 @@ class CertifierEpoch:
     @property
     def log_e(self) -> Floats:
         return np.zeros(1) if self.certificate is None else self.certificate.log_e
+
+    def adopt(self, served: FoldedModels) -> None:
+        self.served, self.ends = served, served.ends(self.runs)
 
     def add(self, runs: AuditRuns) -> None:
         if self.served is not None:

@@ -5,24 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 
-from suffice.arrays import Bools, Ints
-from suffice.assurance.certify import Window, certified_level
+from suffice.assurance.certify import Window, certified_level, count_outcomes
 from suffice.assurance.clusters import audits_per_cluster, log_wealth_by_cluster, own_clusters
-from suffice.certification.certificate import Certificate
+from suffice.assurance.exposure import Exposure
+from suffice.certification.certificate import Certificate, affordable_level
 from suffice.certification.certifier_epoch import CertifierEpoch
 from suffice.certification.evidence import Evidence
 from suffice.certification.plan import Plan
 from suffice.learn.audits import LevelEnds, mean_over_orders
 
+WHILE_LEARNING: Final = 0.5  # share of the requests, at most, until there are as many audits as in a burst
+NEARLY_ALL: Final = 0.95  # of what the best affordable level would save: then nothing is left to climb for
+
 
 def certify_audits(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan) -> Certificate:
-    """The better of two claims: about all requests so far, or about those old enough to have returned.
+    """The certificate that acts: of those of each share of the requests, the one that saves most."""
+    certificates = certify_shares(epoch, ends, evidence, plan)
+    return certificates[0] if len(certificates) == 1 else _choose(certificates, epoch, ends, evidence, plan)
 
-    The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
-    `ends` are where the levels of a version end the audits.
+
+def certify_shares(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan) -> list[Certificate]:
+    """A certificate for each share of the requests on which a level may act.
+
+    It is the better of two claims: about all requests so far, or about those old enough to have returned. The test
+    holds at all times at once, so both are valid. Their one window is chosen by draws and times alone. `ends` are where
+    the levels of a version end the audits.
     """
     clusters = np.concatenate([epoch.runs.clusters, own_clusters(len(evidence.pending.at))])
     age = evidence.run_timeout if plan.label_free else plan.label_age(evidence.run_timeout)
@@ -34,20 +45,25 @@ def certify_audits(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, p
             old = at <= evidence.at - least_age
             size_of = partial(audits_per_cluster, clusters[old])
             window = epoch.windows.chosen(at[old], share[old], wanted=plan.window, size_of=size_of)
-    untils = sorted({evidence.at - age, evidence.at})
-    claims = [_claim_until(epoch, ends, evidence, plan, until=until, window=window) for until in untils]
-    best, last = best_claim(claims), epoch.certificate
-    if last is None or best.level >= epoch.swings.level or plan.promise != "certified":
-        return best
-    # A later audit does not take back what was true of the requests up to the last pass.
-    earlier = _claim_until(epoch, ends, evidence, plan, until=last.until, window=best.window)
-    return hold_level(epoch.swings.level, earlier, claims) or best
+    gather = partial(_gather_audits, epoch, ends, evidence, plan, window=window)
+    audits = [gather(until=until) for until in sorted({evidence.at - age, evidence.at})]
+    last, active = epoch.certificate, epoch.swings.level
+    certificates = list[Certificate]()
+    for exposure in plan.exposures:
+        claims = [_certify(one, exposure, epoch, plan) for one in audits]
+        best = best_claim(claims)
+        if last and exposure == last.exposure and best.level < active and plan.promise == "certified":
+            # A later audit does not take back what was true of the requests up to the last pass.
+            earlier = _certify(gather(until=last.until), exposure, epoch, plan)
+            best = hold_level(active, earlier, claims) or best
+        certificates.append(best)
+    return certificates
 
 
-def _claim_until(
+def _gather_audits(
     epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan, *, until: float, window: Window | None
 ) -> Certificate:
-    """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
+    """What a claim is made of: the audits of a window that began by `until`; those not returned count as lost."""
     runs, pending = epoch.runs, evidence.pending
     inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
     weight = np.zeros(0)
@@ -63,21 +79,29 @@ def _claim_until(
     )
     counted = z.astype(np.float64) if mean is None else mean
     lost = pending.lost(z.shape[1])[late]
-    counted, z = np.concatenate([counted, lost]), np.concatenate([z, lost])
-    clusters = np.concatenate([runs.clusters[which], own_clusters(len(lost))])
-    wealth = log_wealth_by_cluster(counted, weight, clusters, max_em_drop=plan.max_em_drop - epoch.charge)
     return Certificate(
-        level=certified_level(wealth, delta=plan.delta * epoch.delta_share),
-        log_e=wealth,
-        z=z,
-        counted=counted,
+        level=0,
+        log_e=np.zeros(z.shape[1]),
+        z=np.concatenate([z, lost]),
+        counted=np.concatenate([counted, lost]),
         in_all_orders=mean is not None,
         weight=weight,
-        clusters=clusters,
+        clusters=np.concatenate([runs.clusters[which], own_clusters(len(lost))]),
         inside=inside,
         window=window,
         until=until,
+        exposure=plan.exposures[-1],
+        budget=np.zeros(()),
+        delta=plan.delta,
     )
+
+
+def _certify(audits: Certificate, exposure: Exposure, epoch: CertifierEpoch, plan: Plan) -> Certificate:
+    budget, delta = exposure.budget(plan.max_em_drop, epoch.charge), plan.delta * epoch.delta_share
+    wealth = log_wealth_by_cluster(audits.counted, audits.weight, audits.clusters, max_em_drop=budget)
+    delta *= exposure.delta_part
+    level = certified_level(wealth, delta=delta)
+    return replace(audits, level=level, log_e=wealth, exposure=exposure, budget=budget, delta=delta)
 
 
 def best_claim(claims: Sequence[Certificate]) -> Certificate:
@@ -95,17 +119,60 @@ def hold_level(active: int, earlier: Certificate, claims: Sequence[Certificate])
     return replace(earlier, held=held) if held > max(one.level for one in claims) else None
 
 
+# ---- the share of the requests
+
+
+def _choose(
+    certificates: Sequence[Certificate], epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan
+) -> Certificate:
+    """The certificate that saves most per request, the smallest share first.
+
+    The more requests a timid level stops, the fewer audits are left to prove a bolder one. So as long as there are
+    fewer audits than a burst has, a level acts on half of the requests at most, unless no affordable one saves much
+    more.
+    """
+    saved = [net_tokens(one, epoch, ends, evidence, plan) for one in certificates]
+    best = int(np.argmax(saved))
+    if certificates[best].exposure.share <= WHILE_LEARNING or epoch.n_audits >= plan.burst:
+        return certificates[best]
+    bold = certificates[-1]
+    reach = affordable_level(count_outcomes(bold.z), max_em_drop=float(np.max(bold.budget)))
+    if saved[best] >= NEARLY_ALL * net_tokens(bold, epoch, ends, evidence, plan, level=reach):
+        return certificates[best]
+    timid = [at for at, one in enumerate(certificates) if one.exposure.share <= WHILE_LEARNING]
+    return certificates[max(timid, key=saved.__getitem__)]
+
+
+def net_tokens(
+    certificate: Certificate,
+    epoch: CertifierEpoch,
+    ends: LevelEnds,
+    evidence: Evidence,
+    plan: Plan,
+    *,
+    level: int | None = None,
+) -> float:
+    """Tokens per request that a level saves, net of audits, if it were live; None: the level that is allowed."""
+    level = certificate.allowed if level is None else level
+    which, runs = np.flatnonzero(certificate.inside), epoch.runs
+    if not len(which):
+        return 0.0
+    full = float(runs.full[which].sum())
+    of_audits = full - float(runs.cost[runs.last[which]].sum())  # of a vote that is decided before its last sample
+    of_audits = min(of_audits, -full * evidence.live_cost.audit_overhead or of_audits)
+    if not level:
+        return max(0.0, of_audits) / len(which)
+    saved = float(evidence.live_cost.saved(runs, ends.rows[:, : level + 1], which)[:, level].sum())
+    share = certificate.exposure.audit_share(plan.share)
+    return (saved * (1 - share) + of_audits * share) / len(which)
+
+
 def improves(epoch: CertifierEpoch, ends: LevelEnds, evidence: Evidence, plan: Plan) -> bool:
     """Whether another version's certified level saves more, and does not lower the level again so soon."""
-    ours = epoch.ends
-    now, then = certify_audits(epoch, ours, evidence, plan), certify_audits(epoch, ends, evidence, plan)
-    if epoch.swings.delays(then.allowed, evidence.at):
+    now, then = (
+        [(one, net_tokens(one, epoch, rows, evidence, plan)) for one in certify_shares(epoch, rows, evidence, plan)]
+        for rows in (epoch.ends, ends)
+    )
+    if not plan.ramps and epoch.swings.delays(then[-1][0].allowed, evidence.at):
         return False
-
-    def saved(rows: Ints, inside: Bools, level: int) -> float:
-        """Tokens per audit that a level saves, if it were live: net, and none at level 0."""
-        which = np.flatnonzero(inside)
-        saved = evidence.live_cost.saved(epoch.runs, rows[:, : level + 1], which)
-        return float(saved[:, level].sum() / max(1, len(which)))
-
-    return saved(ends.rows, then.inside, then.allowed) > saved(ours.rows, now.inside, now.allowed)
+    return sum(saved for _, saved in then) > sum(saved for _, saved in now)

@@ -8,6 +8,7 @@ import numpy as np
 
 from suffice.arrays import Bools, Ints
 from suffice.assurance.drift import AuditWatch, Reference
+from suffice.assurance.exposure import ON_ALL, Exposure
 from suffice.certification.evidence import Evidence
 from suffice.certification.plan import Plan
 from suffice.learn.audits import AuditRuns
@@ -32,24 +33,25 @@ class LevelWatch:
     n_seen: int  # audits of the epoch that the detectors have processed
     _unsettled: list[int] = field(default_factory=list)  # of these, those whose outcome is not in the detectors yet
     _detectors: AuditWatch | None = None  # None: before the first reference
-    _reference: tuple[FoldedModels | None, int] = (None, 0)  # its version and level
+    _reference: tuple[FoldedModels | None, int, Exposure] = (None, 0, ON_ALL)  # its version, level and share
 
     @property
     def in_doubt(self) -> bool:
         return self._detectors is not None and self._detectors.in_doubt
 
-    def rebase(self, served: FoldedModels, level: int, evidence: Evidence, plan: Plan) -> None:
-        """Compare with the certifying audits at this level of this version from now on."""
-        if not level or (served, level) == self._reference:
+    def rebase(self, served: FoldedModels, level: int, exposure: Exposure, evidence: Evidence, plan: Plan) -> None:
+        """Compare with the certifying audits at this level of this version, on this share, from now on."""
+        if not level or (served, level, exposure) == self._reference:
             return
-        self._reference = served, level
+        self._reference = served, level, exposure
         runs, rows = self.certifying, served.rows(self.certifying)
         z = runs.losses(rows, now=evidence.at, label_free=plan.label_free)[:, level]
         reference = Reference(n_disagreeing=int(runs.d[rows[:, level]].sum()), n_lost=int((z == 1).sum()), n=len(runs))
+        budget = float(exposure.budget(plan.max_em_drop, 0.0))
         if self._detectors is None:
-            self._detectors = AuditWatch(max_em_drop=plan.max_em_drop, reference=reference)
+            self._detectors = AuditWatch(max_em_drop=budget, reference=reference)
         else:
-            self._detectors.rebase(reference)
+            self._detectors.rebase(reference, max_em_drop=budget)
 
     def find_alarm(self, runs: AuditRuns, rows: Ints, level: int, evidence: Evidence, plan: Plan) -> str | None:
         """Pass new audits to the detectors, and old ones whose outcome counts now; `rows` is where levels end them."""

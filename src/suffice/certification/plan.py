@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from suffice.assurance.certify import restart_share
+from suffice.assurance.exposure import EXPOSURES, ON_ALL, Exposure
 from suffice.learn.version import N_LEVELS, Split
 from suffice.types import Promise
 
 BURST_LAW: Final = 24.0  # full runs at the start of an epoch, times the budget
 HORIZON: Final = 20_000  # requests over which the full runs of a live route must pay for themselves
+FIT_PART: Final = 0.5  # of the audits of a burst, at which a ramp first fits a version
 BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for themselves
 
 
@@ -24,7 +26,7 @@ class Plan:
     label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
     warm_up: float = 1_000  # full runs at a cold start
-    burst: float = 1_000  # full runs after an alarm
+    burst: float = 1_000  # full runs after an alarm; audits of a ramp's start, see `claims`
     window: int = 800  # audits of a certificate
     share: float = 0.05  # of requests that are audited in normal operation
     most_share: float = 0.5  # of requests that are audited in doubt
@@ -35,6 +37,15 @@ class Plan:
     cost_exponent: float = 0.5
     watches_signals: bool = True
     watches_outcomes: bool = True
+    ramps: bool = False  # a level acts on a share of the requests as soon as it is proved for it, instead of a burst
+
+    @property
+    def exposures(self) -> tuple[Exposure, ...]:
+        return EXPOSURES if self.ramps else (ON_ALL,)
+
+    def is_learning(self, n_audits: int) -> bool:
+        """Whether an epoch of a ramp with so many audits has fewer than a burst would."""
+        return self.ramps and n_audits < self.burst
 
     @property
     def delta(self) -> float:

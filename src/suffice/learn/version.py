@@ -271,14 +271,32 @@ class ServedVersion(FoldedModels):
         return FeatureSelection(tuple(self.version.models[0].features), ())
 
 
-def fold_version(version: FoldedVersion) -> ServedVersion:
-    """The version as it serves and is certified; feature rows must be in the order of its models' features."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Among:
+    """A score of some of the features of a row."""
+
+    ensemble: Ensemble
+    places: Ints
+
+    def __call__(self, x: Floats) -> Floats:
+        return self.ensemble.scores(x[:, self.places])
+
+
+def fold_version(version: FoldedVersion, *, among: Sequence[str] = ()) -> ServedVersion:
+    """The version as it serves and is certified.
+
+    among  the features of the rows, in order; (): those of its models. Raise ValueError where one of these is missing.
+    """
     levels = np.array(version.levels, dtype=np.float64)
-    cost = version.models[0].cost
+    cost, read = version.models[0].cost, version.models[0].features
+    places = np.array([among.index(name) for name in read] if among else range(len(read)), dtype=np.int64)
+    each = N_FOLDS if len(levels) == 1 else 1  # a rule was fitted on no fold, and serves all
     return ServedVersion(
         version=version,
-        models=tuple(model.suffices.scores for model in version.models),
-        levels=np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1),
+        models=tuple(_Among(model.suffices, places) for model in version.models) * each,
+        levels=np.repeat(
+            np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1), each, axis=0
+        ),
         cost_exponent=cost.exponent,
         target="value" if version.target == "value" else "as-good",
     )

@@ -108,6 +108,12 @@ ONLINE = stacked(
         default="certified",
         help="Online: budgeted keeps the drop on average over audits, with no confidence in any level.",
     ),
+    option(
+        "--by-share",
+        "ramps",
+        is_flag=True,
+        help="Online: begin with a published rule on the share of requests for which it is proved, not with full runs.",
+    ),
     option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
 )
 

@@ -20,7 +20,8 @@ from suffice.certification.plan import Plan, full_runs
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
 from suffice.learn.features import DENSE
-from suffice.learn.version import FoldedModels
+from suffice.learn.version import FoldedModels, fold_version
+from suffice.policy.starting_version import starting_version
 from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel
 from suffice.replay.online.stream import (
     PERIOD,
@@ -42,6 +43,7 @@ from suffice.types import Promise
 if TYPE_CHECKING:
     from rich.console import Console
 
+RAMP_PERIOD: Final = 20  # requests between two evaluations of a ramp
 N_BLOCKS: Final = 60  # in a course
 SMOOTH: Final = 5  # blocks in the moving average of the course
 MOST_JUDGED: Final = 2_000  # requests after a drift that measure the loss of a level
@@ -62,6 +64,7 @@ class OnlineOptions:
     probe_tokens: int | None = None
     label_free: bool = False
     promise: Promise = "certified"
+    ramps: bool = False  # version 0 acts on a share of the requests as soon as it is proved, see `assurance.exposure`
     period: int = PERIOD
     seed: int = 0
 
@@ -197,7 +200,8 @@ def replay_online(
     needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, options.probe_tokens
     sets = [one for one in (data, later) if one is not None]
     traffic, n_own = read_traffic(sets, needs, probe_tokens=probe_tokens, longest=longest)
-    run = partial(run_seed, options, traffic, n_own=n_own)
+    rule = fold_version(starting_version(data.kind), among=traffic.chosen.names) if options.ramps else None
+    run = partial(run_seed, options, traffic, n_own=n_own, starting=rule)
     numbers = range(options.seed, options.seed + options.n_seeds)
     seeds = list[Seed]()
     for seed in (executor or SerialExecutor()).map(run, numbers):
@@ -216,21 +220,30 @@ def replay_online(
 def stream_plan(options: OnlineOptions, traffic: RecordedTraffic) -> Plan:
     """The plan of a live route, with the burst that `serve` begins with."""
     burst = full_runs(options.max_em_drop)
+    ramps = options.ramps and options.promise == "certified" and options.warm_up is None
     return Plan(
         max_em_drop=options.max_em_drop,
         confidence=options.confidence,
         label_free=options.label_free,
         label_timeout=options.label_delay[1],
         promise=options.promise,
-        warm_up=burst if options.warm_up is None else options.warm_up,
+        warm_up=0 if ramps else burst if options.warm_up is None else options.warm_up,
         burst=burst,
         window=window_audits(options.max_em_drop),
         share=options.audit_share,
         free_audits=not traffic.probes.any(),
+        ramps=ramps,
     )
 
 
-def run_seed(options: OnlineOptions, traffic: RecordedTraffic, number: int, *, n_own: int | None = None) -> Seed:
+def run_seed(
+    options: OnlineOptions,
+    traffic: RecordedTraffic,
+    number: int,
+    *,
+    n_own: int | None = None,
+    starting: FoldedModels | None = None,
+) -> Seed:
     rng = np.random.default_rng(number)
     drift = options.drift
     which, drift_at, learns = draw_order(
@@ -246,9 +259,9 @@ def run_seed(options: OnlineOptions, traffic: RecordedTraffic, number: int, *, n
     plan = stream_plan(options, traffic)
     stream = run_stream(
         stream_traffic,
-        Certifier(plan, learner_of(traffic.chosen, seed=number)),
+        Certifier(plan, learner_of(traffic.chosen, seed=number), starting=starting),
         rng,
-        period=options.period,
+        period=RAMP_PERIOD if plan.ramps else options.period,
         learns=learns,
         watch=truth.observe if truth else lambda _: None,
     )
