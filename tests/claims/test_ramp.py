@@ -12,41 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from suffice.arrays import Bools, Floats
-from suffice.assurance.clusters import own_clusters
+from suffice.arrays import Floats
 from suffice.certification.certifier import Certifier
 from suffice.certification.plan import Plan, full_runs
-from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
-from suffice.learn.version import FoldedModels, PGood
-from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
+from suffice.learn.version import FoldedModels
+from suffice.replay.online.stream import RecordedTraffic, run_stream
+from tests.learn.runs_made import audits, believing
 
 ONE_LEVEL = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.array([[-np.inf, 0.5]] * 5), cost_exponent=0.0)
 
 
 def one_level(n: int, drop: float, rng: np.random.Generator) -> RecordedTraffic:
-    """Runs of ten steps that the level stops after the first, which loses the right answer at this rate."""
-    starts = 2 * np.arange(n + 1)
-    first = np.arange(2 * n) % 2 == 0
-    lost = np.zeros(2 * n, dtype=np.int8)
-    lost[first] = rng.random(n) < drop
-    runs = AuditRuns(
-        x=first[:, None].astype(np.float64),
-        starts=starts,
-        z=lost,
-        d=lost > 0,
-        may_stop=np.ones(2 * n, dtype=bool),
-        cost=np.where(first, 10.0, 100.0),
-        per_step=np.full(2 * n, 10.0),
-        full=np.full(n, 100.0),
-        fold=(np.arange(n) % 5).astype(np.int8),
-        at=np.arange(n, dtype=np.float64),
-        share=np.ones(n),
-        label_at=np.arange(n, dtype=np.float64),
-        query_class=np.zeros(n, dtype=np.int64),
-        clusters=own_clusters(n),
-        abandoned=np.zeros(n, dtype=bool),
-    )
+    """Runs of two steps that the level stops after the first, which loses the right answer at this rate."""
+    runs = audits([[1.0, 0.0]] * n, z=[[int(lost), 0] for lost in rng.random(n) < drop])
     return RecordedTraffic(
         runs=runs,
         probes=np.zeros(2 * n),
@@ -70,21 +49,13 @@ def serve(max_em_drop: float, drop: float, *, n: int, n_seeds: int) -> Served:
     first, stopped, n_over = list[float](), list[list[float]](), 0
     for seed in range(n_seeds):
         rng = np.random.default_rng(seed)
-        certifier = Certifier(plan, _learns_nothing, fit=lambda *_, **__: None, starting=ONE_LEVEL)
+        certifier = Certifier(plan, believing, fit=lambda *_, **__: None, starting=ONE_LEVEL)
         stream = run_stream(one_level(n, drop, rng), certifier, rng, period=20)
         acts = ~stream.audit & (stream.level > 0)
         first.append(float(np.argmax(acts)) if acts.any() else np.inf)
         stopped.append([acts[:1_000].mean(), acts.mean()])
-        n_over += _loses(stream) > max_em_drop
+        n_over += stream.z.mean() > max_em_drop
     return Served(float(np.median(first)), np.mean(stopped, axis=0), n_over)
-
-
-def _learns_nothing(x: Floats, good: Bools, weight: Floats) -> PGood:
-    raise AssertionError("only the level that is known from the start is certified")
-
-
-def _loses(stream: Stream) -> float:
-    return float(stream.z.mean())
 
 
 @pytest.mark.parametrize("n_seeds", [40, pytest.param(100, marks=pytest.mark.slow)])

@@ -66,7 +66,6 @@ class Certifier:
         if self.starting is not None:
             self.epoch.adopt(self.starting)
         if not windows.known:
-            windows.known += [Window(start=began + 1, share=RAMP)] * ramps
             windows.note(began + 1, self.share)
 
     @property

@@ -159,7 +159,8 @@ def net_tokens(
         return 0.0
     full = float(runs.full[which].sum())
     of_audits = full - float(runs.cost[runs.last[which]].sum())  # of a vote that is decided before its last sample
-    of_audits = min(of_audits, -full * evidence.live_cost.audit_overhead or of_audits)
+    if evidence.live_cost.audit_overhead:
+        of_audits = min(of_audits, -full * evidence.live_cost.audit_overhead)
     if not level:
         return max(0.0, of_audits) / len(which)
     saved = float(evidence.live_cost.saved(runs, ends.rows[:, : level + 1], which)[:, level].sum())

@@ -20,8 +20,8 @@ IDLE: Final = "a level passes, and none saves anything once probes and hand-over
 
 def budget_at(certifier: Certifier, level: int) -> float:
     """The budget that a level is tested against, net of charges."""
-    charge = np.broadcast_to(np.asarray(certifier.epoch.charge), (certifier.n_levels,))
-    return float(certifier.plan.max_em_drop - charge[level])
+    budget = certifier.exposure.budget(certifier.plan.max_em_drop, certifier.epoch.charge)
+    return float(np.broadcast_to(budget, (certifier.n_levels,))[level])
 
 
 def expected_saving(certifier: Certifier, shares: Floats) -> float | None:
@@ -55,7 +55,7 @@ def summarize_evidence(certifier: Certifier, *, most: int | None = None) -> Evid
             certificate.clusters,
             level + 1,
             max_em_drop=budget,
-            delta=plan.delta,
+            delta=certificate.delta,
         )
     clusters = count_clusters(certificate.clusters)
     return EvidenceSummary(

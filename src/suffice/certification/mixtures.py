@@ -22,8 +22,6 @@ class MixtureTest:
 
     certificate: Certificate
     classes: Sequence[str | None]  # of the certificate's returned audits, in its order; None: such requests run in full
-    max_em_drop: float | Floats  # net of charges; or one for each level, shape (M,)
-    delta: float
 
     def level(self, levels_of: LevelsOf) -> int:
         """The highest level of the route up to which the mixtures pass, in order."""
@@ -46,5 +44,5 @@ class MixtureTest:
 
     def _passes(self, counted: Floats) -> int:
         known = self.certificate
-        wealth = log_wealth_by_cluster(counted, known.weight, known.clusters, max_em_drop=self.max_em_drop)
-        return certified_level(wealth, delta=self.delta)
+        wealth = log_wealth_by_cluster(counted, known.weight, known.clusters, max_em_drop=known.budget)
+        return certified_level(wealth, delta=known.delta)

@@ -288,15 +288,17 @@ def fold_version(version: FoldedVersion, *, among: Sequence[str] = ()) -> Served
     among  the features of the rows, in order; (): those of its models. Raise ValueError where one of these is missing.
     """
     levels = np.array(version.levels, dtype=np.float64)
-    cost, read = version.models[0].cost, version.models[0].features
-    places = np.array([among.index(name) for name in read] if among else range(len(read)), dtype=np.int64)
+    cost = version.models[0].cost
+    scores: list[PGood] = [model.suffices.scores for model in version.models]
+    if among:
+        places = np.array([among.index(name) for name in version.models[0].features], dtype=np.int64)
+        scores = [_Among(model.suffices, places) for model in version.models]
+    levels = np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1)
     each = N_FOLDS if len(levels) == 1 else 1  # a rule was fitted on no fold, and serves all
     return ServedVersion(
         version=version,
-        models=tuple(_Among(model.suffices, places) for model in version.models) * each,
-        levels=np.repeat(
-            np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1), each, axis=0
-        ),
+        models=tuple(scores) * each,
+        levels=np.repeat(levels, each, axis=0),
         cost_exponent=cost.exponent,
         target="value" if version.target == "value" else "as-good",
     )

@@ -107,3 +107,16 @@ def test_a_drift_tells_when_the_level_kept_the_budget_again() -> None:
 def test_a_drift_that_cannot_be_read_is_answered_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ConfigError, match="allowed: em="):
         parse_drift(text)
+
+
+@pytest.mark.parametrize("other", [{"warm_up": 30}, {"warm_up": None, "promise": "budgeted"}])
+def test_a_start_by_share_has_no_full_runs_first_and_a_certificate(other: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="--by-share: "):
+        replayed(ramps=True, **other)  # type: ignore[arg-type]
+
+
+def test_a_start_by_share_stops_requests_of_a_stream_that_a_burst_serves_in_full() -> None:
+    by_share, burst = (replayed(warm_up=None, n_seeds=1, ramps=ramps) for ramps in (True, False))
+    assert burst.warm_up == 120
+    assert by_share.warm_up == 0
+    assert by_share.mean("audits") < burst.mean("audits")

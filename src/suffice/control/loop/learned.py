@@ -321,12 +321,7 @@ class LearnedEvidence(EvidenceSource):
         self.mixture, self.any_level = (), 0
         if certificate is None or not certified:
             return ""
-        test = MixtureTest(
-            certificate=certificate,
-            classes=self._classes_inside(certificate),
-            max_em_drop=certifier.plan.max_em_drop - certifier.epoch.charge,
-            delta=certifier.plan.delta,
-        )
+        test = MixtureTest(certificate=certificate, classes=self._classes_inside(certificate))
         if self._classes() or upstreams.moved or self.callers:
             held = cache(lambda level: dict(self._classes_at(level)))
             self.level = min(self.level, test.level(lambda name, level: (held(level).get(name, level),)))

@@ -194,6 +194,10 @@ def replay_online(
 ) -> OnlineReport:
     """Replay one set, or for a drift two. Raise TraceError for invalid data and ConfigError for invalid options."""
     longest = max(data.longest, later.longest if later else 0)
+    if options.ramps and (options.warm_up is not None or options.promise != "certified"):
+        raise ConfigError(
+            "--by-share: begins without full runs and certifies; not with --warm-up or --promise budgeted"
+        )
     if later is not None and later.kind != data.kind:
         kinds = f"{later.set} contains {later.kind}, {data.set} contains {data.kind}"
         raise ConfigError(f"--drift: {kinds}; both must be of one kind")
@@ -220,19 +224,18 @@ def replay_online(
 def stream_plan(options: OnlineOptions, traffic: RecordedTraffic) -> Plan:
     """The plan of a live route, with the burst that `serve` begins with."""
     burst = full_runs(options.max_em_drop)
-    ramps = options.ramps and options.promise == "certified" and options.warm_up is None
     return Plan(
         max_em_drop=options.max_em_drop,
         confidence=options.confidence,
         label_free=options.label_free,
         label_timeout=options.label_delay[1],
         promise=options.promise,
-        warm_up=0 if ramps else burst if options.warm_up is None else options.warm_up,
+        warm_up=0 if options.ramps else burst if options.warm_up is None else options.warm_up,
         burst=burst,
         window=window_audits(options.max_em_drop),
         share=options.audit_share,
         free_audits=not traffic.probes.any(),
-        ramps=ramps,
+        ramps=options.ramps,
     )
 
 
