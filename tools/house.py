@@ -25,7 +25,7 @@ WIDE_CLASSES = {
     "ChainReader": 25,
     "Database": 29,
     "Decisions": 24,
-    "LearnedEvidence": 39,
+    "LearnedEvidence": 37,
     "Ledger": 24,
     "LiveAgent": 25,
     "NativeEvents": 21,

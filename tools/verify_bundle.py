@@ -17,8 +17,8 @@ from struct import pack
 from typing import Any
 
 BETS = [0.25, 0.45, 0.65, 0.85]  # fractions of the largest bet that cannot go bankrupt
-DAY_S, LATE_S = 86_400, 3_600
-FINISH_RISK, JUDGE_RISK = 0.01, 0.005  # of each bound behind the charge for the finish, and for a judge's mistakes
+PARTS = {0.25: 0.1, 0.5: 0.1, 0.75: 0.1, 1.0: 0.7}  # of delta, by the share of the requests on which a level may act
+DAY_S, LATE_S, FINISH_RISK, JUDGE_RISK = 86_400, 3_600, 0.01, 0.005  # risks: of a bound on finishes, and on a judge
 Line = dict[str, Any]
 Wrong = Iterator[str]  # what is wrong, a sentence each
 # JSON without NaN, Infinity or numbers that are too large for a float: they compare as equal to nothing.
@@ -36,7 +36,7 @@ class Bundle:
                 seal = sha256(seal + text).digest()
                 self.starts += [line] * (line["type"] != "header")
         self.seal, (self.header,), self.head = seal.hex(), parts["header"], parts["head"][0]["head"]
-        if self.header["form"] != 3 or not 0 < self.header["n_levels"] <= 10_000:
+        if self.header["form"] != 4 or not 0 < self.header["n_levels"] <= 10_000:
             raise ValueError("its form is not known here, or its number of levels is out of range")
         self.requests, self.links = parts.get("request", []), parts["link"]
         self.rows = {line["seq"]: line for line in parts["row"]}
@@ -46,21 +46,26 @@ class Bundle:
         self.known_salts = {one["day"]: one["salt"] for _, one in self.salts[-1:]}  # each is the digest of the next
         for day in [one - n for one in self.known_salts for n in range(10_000)]:
             self.known_salts[day - 1] = sha256(bytes.fromhex(self.known_salts[day])).hexdigest()
+        self.made, self.epoch = self.bodies["policy_published"]["publication"], self.bodies["epoch_began"]["epoch"]
+        self.part = self.made.get("exposure", 1.0)  # of the requests: on the others the level does not act
         self.firsts = [line for line in self.requests if line.get("delivery", 1) == 1 and line["unit"]]
         self.window: Line = self.header["window"] or {"start": 1, "end": 1, "share": 1.0, "until": 0}
+        self.least = self.window["share"] or inf  # none where shares follow the evidence: there all audits count alike
         self.end = min(self.window["end"] or inf, floor(self.window["until"]) + 1)
         self.promise, self.charges, self.n_levels = (self.header[name] for name in ("promise", "charges", "n_levels"))
         self.audits = [line for line in self.requests if self.is_audit(line)]
         self.counted = [line for line in self.audits if line["status"] != "no answer"]  # a stop cannot lose there
         finish = self.at_levels([[one["from_level"], one["upper"]] for one in self.charges["finish"]])
-        self.budgets = [self.promise["max_em_drop"] - self.charges["judge"]["charge"] - one for one in finish]
+        whole = self.promise["max_em_drop"] / self.part - self.charges["judge"]["charge"]
+        self.budgets = [min(0.99, whole - one) for one in finish]  # the drop that a level may have where it acts
+        self.delta = self.promise["delta"] * (PARTS.get(self.part, 0) if self.epoch.get("ramps") else self.part == 1)
         claims = [self.tested(unit) for unit in range(4)]
         self.n_clusters = {"conversations": claims[0][0], "prompts": claims[1][0]}
         self.n_clusters["callers"] = len({line["clusters"][2] for line in self.counted if "clusters" in line} - {""})
         if claims[2][0] < (round(16 / max(self.budgets)) if max(self.budgets) > 0 else inf):
             del claims[2]  # too few callers to speak for others
         self.wealth = [min(one) for one in zip(*(each for _, each in claims), strict=True)]  # all of them have to hold
-        failed = (level for level, one in enumerate(self.wealth[1:]) if not one >= log(1 / self.promise["delta"]))
+        failed = (level for level, one in enumerate(self.wealth[1:]) if not self.delta * exp(min(700.0, one)) >= 1)
         self.level = next(failed, self.n_levels - 1)  # the last of the unbroken run of levels that pass
 
     def tested(self, unit: int) -> tuple[int, list[float]]:
@@ -69,7 +74,7 @@ class Bundle:
         for line in self.counted:
             clusters.setdefault([*line.get("clusters", [""] * 3), ""][unit] or line["n"], []).append(line)
         for lines in clusters.values():
-            each = [(min(1.0, self.window["share"] / self.share(line)), self.mean(line)) for line in lines]
+            each = [(min(1.0, self.least / self.share(line)), self.mean(line)) for line in lines]
             total = sum(weight for weight, _ in each)  # one observation: its mean, and at most one request
             for level, one in enumerate(counts):
                 one[min(1.0, total), sum(weight * z[level] for weight, z in each) / total] += 1
@@ -149,7 +154,7 @@ def check_orders(bundle: Bundle) -> Wrong:
     """Sums over orders of a vote's samples are possible, and audits do not lose more in the order that they had."""
     log_e = [0.0] * bundle.n_levels
     for line in bundle.counted:
-        weight = min(1.0, bundle.window["share"] / bundle.share(line))
+        weight = min(1.0, bundle.least / bundle.share(line))
         pairs = list(zip(bundle.outcome(line), bundle.mean(line), strict=True))
         log_e = [one + log1p(weight / 3 * (z - mean)) for one, (z, mean) in zip(log_e, pairs, strict=True)]
         if line["status"] == "returned" and "orders" in line:
@@ -189,8 +194,6 @@ def check_charges(bundle: Bundle) -> Wrong:
     promise, finish, judge, before = bundle.promise, bundle.charges["finish"], bundle.charges["judge"], 0.0
     if promise["delta"] > (1 - promise["confidence"]) * promise["delta_share"] * 1.000001:
         yield f"delta is {promise['delta']:g}, more than 1 - confidence and the epoch's share of it allow"
-    if bundle.header["bets"] != BETS:
-        yield f"the bets are {bundle.header['bets']}, not {BETS}"
     if bundle.header["kind"] == "reasoning" and (not finish or finish[0]["from_level"] != 1):
         yield "the finish is not charged from level 1 on"
     for step in finish:
@@ -283,7 +286,7 @@ def check_claim(bundle: Bundle) -> Wrong:
     pairs = zip(wealth[1:], header["log_wealth"][1:], strict=True)
     if not all(isclose(here, -inf if there is None else there, rel_tol=1e-6, abs_tol=1e-6) for here, there in pairs):
         yield "the log wealth of the levels is not what the rows come to"
-    made, epoch = bundle.bodies["policy_published"]["publication"], bundle.bodies["epoch_began"]["epoch"]
+    made, epoch = bundle.made, bundle.epoch
     if made["certified"] and made["level"] > bundle.level:
         yield f"level {made['level']} was published as certified; the rows certify level {bundle.level}"
     z, said = Counter(bundle.outcome(line)[made["level"]] for line in bundle.counted), made["evidence"]
@@ -294,7 +297,9 @@ def check_claim(bundle: Bundle) -> Wrong:
         "publication": (header["publication"], made["number"]),
         **{f"promised {name}": (promise[name], epoch[name]) for name in ("max_em_drop", "confidence", "delta_share")},
         "confidence of the test": (1 - promise["delta"], said["confidence"]),
-        "budget of the test": (bundle.budgets[max(1, made["level"])], said["max_em_drop"]),
+        "budget of the test": (bundle.budgets[max(1, made["level"])] * bundle.part, said["max_em_drop"]),
+        "bets": (BETS, header["bets"]),
+        "share of the requests": (bundle.part, max(bundle.part, 1 - made["share"])),  # that it is proved for and gets
         "judge's charge": (bundle.charges["judge"]["charge"], said["judge_charge"]),
         **{f"{name} of the window": (window[name], said[f"window_{name}"]) for name in ("start", "end", "share")},
         **{name: (n, said[f"n_{name}"]) for name, n in bundle.n_clusters.items()},
@@ -362,7 +367,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = f"route {header['route']}, publication {header['publication']}: {n:,} requests"
     rows += f", {len(bundle.counted):,} audits of {n_clusters}; level {bundle.level} of {bundle.n_levels - 1} passes"
     holds = f"holds: with confidence {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
-    holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}; alarms guard later ones"
+    holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}"
+    holds += f" on {bundle.part:.0%} of them; alarms guard later ones"
     draws = f"draws: {sum(1 for _ in redrawn(bundle)):,} of {len(bundle.firsts):,} made again by published salts"
     unknown = "nobody can tell: nothing here contradicts itself, but no head was kept elsewhere (--head), and without"
     unknown += " one whoever owns the log could have written all of it anew"

@@ -433,7 +433,9 @@ class EvidenceSummary:
     # What its stops cut off, over what runs of any kind that thought as far have left; None: too few stops.
     remaining_ratio: float | None = None
     n_missing: int | None = None  # audits to the next level at the present rates; None: unknown, or no next level
-    max_em_drop: float | None = None  # tested: the owner's budget less what forced finishes may change
+    # Of all requests: the owner's budget less what forced finishes may change. A level that acts on a share of them was
+    # tested against this over its share.
+    max_em_drop: float | None = None
     confidence: float | None = None
     window_start: float | None = None  # number of the first request that the claim covers; None: no claim …
     window_end: float | None = None  # … of the first one after it …
@@ -488,6 +490,7 @@ class Publication:
     mixture: tuple[tuple[str, tuple[int, ...]], ...] = ()  # tested: (class, levels by overrides and the agent), sorted
     any_level: int = 0  # the highest level that is proved whatever lower levels query classes get
     callers: tuple[tuple[str, int], ...] = ()  # (caller, how many of its next requests are audits), sorted
+    exposure: float = 1.0  # share of the requests on which the level may act; the others are audits
     arm: str = ""  # effort or budget that is the level, as outcomes name it; "": early stopping
     pairs: PairSummary | None = None  # evidence for the arm; None: no arm
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level
@@ -516,7 +519,8 @@ class Epoch:
     windows: tuple[tuple[float, float, float | None], ...] = ()  # carried over: (start, share, end); (): none
     pending: tuple[tuple[int, float], ...] = ()  # their audits without an outcome, lost: (number, share)
     delta_share: float = 1.0  # of 1 - confidence for its certificates, (0, 1]
-    burst: int = 0  # requests that run in full from its start
+    burst: int = 0  # requests that run in full from its start; audits by which a start by share is over
+    ramps: bool = False  # no burst: a level acts on a share of the requests as soon as it is proved for it
     max_em_drop: float = 0.02  # fraction: the budget
     confidence: float = 0.95  # fraction
     promise: Promise = "certified"

@@ -35,7 +35,7 @@ ROUTE = {
 }
 
 
-def settings_of(folder: Path, **route: Any) -> Settings:
+def settings_of(folder: Path, control: dict[str, Any] | None = None, **route: Any) -> Settings:
     """A route that certifies itself, and heads that are kept in a file."""
     return parse_settings(
         {
@@ -43,7 +43,8 @@ def settings_of(folder: Path, **route: Any) -> Settings:
             "routes": {"r": ROUTE | route},
             "store": {"url": f"sqlite:///{folder / 'log.db'}"},
             "audit": {"file": str(folder / "heads.jsonl")},
-            "control": {"tick_requests": 20, "burst_requests": BURST, "refit_requests": 200, "window_audits": 400},
+            "control": {"tick_requests": 20, "burst_requests": BURST, "refit_requests": 200, "window_audits": 400}
+            | (control or {}),
         }
     )
 

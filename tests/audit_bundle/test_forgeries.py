@@ -275,7 +275,7 @@ FORGERIES: list[tuple[Callable[[Lines], None], str]] = [
     (overrule_a_label, "its full run is right by its label, so a stop that answers otherwise loses"),
     (raise_the_confidence, "promised confidence: 0.99 by the bundle, 0.9 by the log"),
     (raise_the_delta, "more than 1 - confidence and the epoch's share of it allow"),
-    (bet_more, "the bets are"),
+    (bet_more, "bets: "),
 ]
 
 
@@ -380,7 +380,7 @@ def test_a_link_that_is_left_out_is_missed(whole: Lines, folder: Path, capsys: p
     assert "the chain does not lead to the head that the bundle carries" in output
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"type":"header","form":3}\n', b'{"type":"row"}\n'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"type":"header","form":4}\n', b'{"type":"row"}\n'])
 def test_what_is_no_bundle_is_said_with_another_exit_code(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,7 +404,7 @@ def test_heads_of_another_time_vouch_for_nothing(
 
 def test_the_verifier_is_small_and_shares_nothing_with_what_it_checks() -> None:
     source = Path(str(verifier.__file__)).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 375
+    assert len(source.splitlines()) <= 381
     nodes = list(ast.walk(ast.parse(source)))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

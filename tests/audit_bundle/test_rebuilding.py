@@ -192,6 +192,7 @@ def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:
         "z",
         "label",
         "right",
+        "clusters",
     }
     for line in map(json.loads, lines):
         if line["type"] == "request":

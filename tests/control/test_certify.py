@@ -429,7 +429,9 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
             log.append(replace(event, finish_step=4, finish_answer=answer))
     history = story(thoughts).feed(rows(log)).settle()
     assert history.loop.state.epoch.max_em_drop == 0.12
-    charge = history.loop.certifier.plan.max_em_drop - budget_at(history.loop.certifier, 1)
+    certificate = history.loop.certifier.epoch.certificate
+    assert certificate is not None
+    charge = history.loop.certifier.plan.max_em_drop - budget_at(certificate, 1)
     if n_changed:
         assert history.published[-1].level == 0
         assert "use up the budget" in history.published[-1].reason
@@ -438,7 +440,7 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
         assert history.published[-1].level > 0
         tested, left = (
             history.published[-1].evidence.max_em_drop,
-            budget_at(history.loop.certifier, history.published[-1].level),
+            budget_at(certificate, history.published[-1].level),
         )
         assert tested is not None
         assert left - 0.01 < tested <= left < 0.11, "what is promised to a gateway is what was tested, some audits ago"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from suffice.assurance.certify import spent_delta
-from suffice.control.loop.learned import RolloutTransition
+from suffice.control.loop.rollout_transition import RolloutTransition
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import StepOrder, roll_back, start_rollout
 from suffice.store.rows.events import RolloutMove, RolloutStart

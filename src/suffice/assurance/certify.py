@@ -288,9 +288,12 @@ class Windows:
 
     def cut(self, first: float, last: float) -> None:
         """End windows before request `first`; drop those that began since, up to `last`. The next request opens one."""
+        ramps = any(one.is_ramp and one.end == inf and one.start <= last for one in self.known)
         kept = [one for one in self.known if not first <= one.start <= last]
         ended = [replace(one, end=min(one.end, first)) if one.start < first else one for one in kept]
         self.known = [one for one in ended if one.end - one.start >= LEAST_REQUESTS]
+        if ramps:
+            self.known.append(Window(start=last + 1, share=RAMP))
 
     def lower(self, at: float, share: float) -> None:
         """As `note`, but ignores a rise."""

@@ -31,5 +31,11 @@ class Exposure:
         return max(usual, 1 - self.share)
 
 
+def describe_part(share: float) -> str:
+    """A share of the requests on which a level acts, as words: half of the requests."""
+    return f"{_PARTS.get(share, f'{100 * share:g} %')} of the requests"
+
+
+_PARTS: Final = {0.25: "a quarter", 0.5: "half", 0.75: "three quarters"}
 ON_ALL: Final = Exposure(1.0, 1.0)  # the only one of a route that begins with a burst of full runs
 EXPOSURES: Final = (Exposure(0.25, 0.1), Exposure(0.5, 0.1), Exposure(0.75, 0.1), Exposure(1.0, 0.7))

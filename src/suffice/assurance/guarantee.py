@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import binomial_at_most
+from suffice.assurance.exposure import describe_part
 from suffice.types import BudgetAccount
 
 KNOWN_AUDITS: Final = 200  # a class with fewer is unknown
@@ -32,6 +33,7 @@ class Guarantee:
     detection: str  # clause about the delay until a silent loss is noticed; "": unknown
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
     what: str = "at the active level"  # the condition under which the requests would have lost less
+    exposure: float = 1.0  # share of the requests on which the level acts
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -49,17 +51,23 @@ def sentence(claim: Guarantee) -> str:
 are guarded by alarms: a silent loss of 3 points would be noticed within about 710 requests; unknown, \
 with under 200 audits: law.
     """
+    what = claim.what
+    if claim.exposure < 1:
+        what += f" on {describe_part(claim.exposure)}"
     which = "all requests of the window"
     if claim.requests is not None:
         which = f"all requests from number {claim.requests[0]:,} to {claim.requests[1]:,}"
     audits = f"{claim.n_window:,} audits" + f" ({claim.clusters})" * bool(claim.clusters)
     promise = (
-        f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} {which} would have lost less than"
+        f"Route {claim.route!r}, scorer {claim.scorer!r}: {what} {which} would have lost less than"
         f" {_points(claim.max_em_drop)} of EM on average over all classes, with"
         f" {100 * claim.confidence:g} % confidence, shown by {audits} {_LABELS[claim.labels]}"
     )
     noticed = claim.detection or "how soon a silent loss would be noticed is not known"
-    parts = [promise, f"later requests are guarded by alarms: {noticed}"]
+    parts = [promise]
+    if claim.exposure < 1:
+        parts.append(f"a drop of {_points(claim.max_em_drop / claim.exposure)} on all of them is refuted")
+    parts.append(f"later requests are guarded by alarms: {noticed}")
     if claim.unknown:
         names = ", ".join(name or "no class" for name in claim.unknown)
         parts.append(f"unknown, with under {KNOWN_AUDITS} audits: {names}")

@@ -61,6 +61,8 @@ class Certifier:
         ramps = self.plan.ramps
         start, self.latest = began if ramps else self.plan.warm_up, Evidence(at=began)
         windows = earlier or Windows([Window(start=0.0, share=RAMP if ramps else 1.0)])
+        if ramps and not windows.known:
+            windows.known.append(Window(start=began + 1, share=RAMP))
         swings = Swings(began if again else -inf)
         self.epoch = CertifierEpoch(burst_until=start, refit_at=start, windows=windows, swings=swings)
         if self.starting is not None:

@@ -51,6 +51,17 @@ class CertifierEpoch:
     def log_e(self) -> Floats:
         return np.zeros(1) if self.certificate is None else self.certificate.log_e
 
+    @property
+    def has_certified(self) -> bool:
+        """Whether a level has ever been certified in this epoch."""
+        return self.watch is not None
+
+    def renew_features(self, runs: AuditRuns, served: FoldedModels) -> None:
+        """Read other features of the same audits, by the same version."""
+        self.runs, self.served = runs, served
+        if self.watch is not None:
+            self.watch.renew_features(runs)
+
     def adopt(self, served: FoldedModels) -> None:
         self.served, self.ends = served, served.ends(self.runs)
 

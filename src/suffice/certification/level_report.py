@@ -11,6 +11,7 @@ import numpy as np
 from suffice.arrays import Floats
 from suffice.assurance.certify import e_value_of
 from suffice.assurance.clusters import count_clusters, missing_clustered_audits
+from suffice.certification.certificate import Certificate
 from suffice.certification.certifier import Certifier
 from suffice.certification.evidence import Change
 from suffice.types import EvidenceSummary, Publication
@@ -18,10 +19,9 @@ from suffice.types import EvidenceSummary, Publication
 IDLE: Final = "a level passes, and none saves anything once probes and hand-overs are paid"
 
 
-def budget_at(certifier: Certifier, level: int) -> float:
-    """The budget that a level is tested against, net of charges."""
-    budget = certifier.exposure.budget(certifier.plan.max_em_drop, certifier.epoch.charge)
-    return float(np.broadcast_to(budget, (certifier.n_levels,))[level])
+def budget_at(certificate: Certificate, level: int) -> float:
+    """The drop that a level is tested against, net of charges."""
+    return float(np.broadcast_to(certificate.budget, certificate.log_e.shape)[level])
 
 
 def expected_saving(certifier: Certifier, shares: Floats) -> float | None:
@@ -48,7 +48,7 @@ def summarize_evidence(certifier: Certifier, *, most: int | None = None) -> Evid
     at, window = certificate.z[:, level], certificate.window
     n_missing = None
     if level == certifier.level != certifier.latest.cap and level + 1 < certificate.z.shape[1]:
-        budget = budget_at(certifier, level + 1)
+        budget = budget_at(certificate, level + 1)
         n_missing = missing_clustered_audits(
             certificate.counted,
             certificate.weight,
@@ -69,7 +69,7 @@ def summarize_evidence(certifier: Certifier, *, most: int | None = None) -> Evid
         n_disagreeing=int(epoch.runs.d[epoch.rows[certificate.inside, level]].sum()),
         e_value=e_value_of(float(certificate.log_e[level])) if level else None,
         n_missing=n_missing,
-        max_em_drop=budget_at(certifier, max(1, level)),
+        max_em_drop=budget_at(certificate, max(1, level)) * certificate.exposure.share,
         confidence=plan.confidence,
         window_start=None if window is None else window.start,
         window_end=None if window is None else float(min(window.end, floor(certificate.until) + 1)),

@@ -39,6 +39,10 @@ class LevelWatch:
     def in_doubt(self) -> bool:
         return self._detectors is not None and self._detectors.in_doubt
 
+    def renew_features(self, runs: AuditRuns) -> None:
+        which = np.flatnonzero(np.isin(runs.at, self.certifying.at))
+        self.certifying = runs.without_orders().take(which)
+
     def rebase(self, served: FoldedModels, level: int, exposure: Exposure, evidence: Evidence, plan: Plan) -> None:
         """Compare with the certifying audits at this level of this version, on this share, from now on."""
         if not level or (served, level, exposure) == self._reference:

@@ -549,7 +549,9 @@ class GatewayState:
                 return 1.0 if settings.probe is None else self.statistics[route.name].trial.share
             if made is not None:
                 is_singled = self.statistics[route.name].is_singled(caller, made)
-                return 1.0 if is_singled else max(made.share, for_rollout)
+                # While all requests are audits, those that probe them are as few as the trial needs.
+                most = 1.0 if route.certified or settings.probe is None else self.statistics[route.name].trial.share
+                return 1.0 if is_singled else max(min(made.share, most), for_rollout)
         usual = audit_share(self.statistics[route.name].n_requests, settings.audit_share)
         return max(usual, for_rollout)
 

@@ -28,7 +28,7 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.types import Kind
 
-N_SETTINGS: Final = 24
+N_SETTINGS: Final = 40  # as many levels as a learned version has, so that one takes the place of the other
 
 
 class StartingRule(NamedTuple):

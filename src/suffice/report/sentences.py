@@ -8,6 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.exposure import describe_part
 from suffice.formatting import format_bounds, format_percent, format_points
 from suffice.sanitize import plural, printable
 from suffice.settings import Route
@@ -65,6 +66,7 @@ _STATES: Final[Mapping[str, str]] = {
     "idle": "runs all in full: no policy may act",
     "unattended": "runs all in full: no control loop has begun with it",
     "unwatched": "RUNS ALL IN FULL: nobody watches it now",
+    "burst": "runs all in full until a level is proved",
     "searching": "runs all in full: nothing is certified yet",
     "void": "runs all in full: what was certified does not fit the settings",
     "gone": "history: no route of the settings has this name any more",
@@ -78,10 +80,11 @@ def _now(one: RouteSnapshot) -> str:
         return printable(f"PAUSED, every request runs in full: {phase.reason if phase is not None else 'by a person'}")
     if state == "uncertified":
         return f"UNCERTIFIED: stops by {one.policy}, whatever it costs"
-    if phase is not None and state == "burst":
+    if phase is not None and state == "burst" and phase.n_burst:
         return f"runs all in full: {phase.n_requests:,} of {phase.n_burst:,} runs of evidence"
     if phase is not None and state == "certified":
-        how = f"asks with {phase.arm}" if phase.arm else f"stops by {one.policy}{_level(one)}"
+        part = "" if phase.exposure == 1 else f", on {describe_part(phase.exposure)}"
+        how = f"asks with {phase.arm}" if phase.arm else f"stops by {one.policy}{_level(one)}{part}"
         return f"{how}, certified"
     if phase is not None and state == "budgeted":
         floor = phase.spending.floor if phase.spending is not None else 0
@@ -280,6 +283,8 @@ def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | No
     if route.is_paired or phase.spending is not None:
         return _describe_no_next_level(phase, route)
     if phase.phase in ("unattended", "cold start", "burst"):
+        if not phase.n_burst:
+            return "Audits: a first level acts on a part of the requests as soon as it is proved for that part."
         left = max(0, phase.n_burst - phase.n_requests)
         return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
     return _describe_next_level(phase, audits_a_day)

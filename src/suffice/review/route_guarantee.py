@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from suffice.assurance.clusters import describe_clusters
 from suffice.assurance.drift import Reference, detection_law
+from suffice.assurance.exposure import MOST_DROP
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, Labels, average_sentence, sentence
 from suffice.assurance.labels import AT_RISK
@@ -142,6 +143,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         detection=_detection(route, budget, made, labelled=labelled),
         classes=one.classes,
         what=f"asked with {made.arm}" if made.arm else "at the active level",
+        exposure=made.exposure,
     )
     return RouteGuarantee(state=state, beside=one.beside, claim=claim)
 
@@ -208,10 +210,11 @@ def pin_publication(made: Publication, publication: Publication) -> Publication:
     if publication.arm and publication.level > made.level:
         return made
     level = min(publication.level, made.level) if publication.fit == made.fit else publication.level
+    share = max(made.share, 1 - publication.exposure)  # it is proved for no more than its own part of the requests
     classes = dict(publication.classes)
     for name, most in made.classes:  # present restrictions of classes apply to it, too
         classes[name] = min(most, classes.get(name, most))
-    return replace(publication, level=level, share=made.share, classes=tuple(sorted(classes.items())))
+    return replace(publication, level=level, share=share, classes=tuple(sorted(classes.items())))
 
 
 def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:
@@ -229,12 +232,13 @@ def _detection(route: Route, budget: float, made: Publication, *, labelled: bool
     seen = made.evidence
     if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
         return ""
+    noticed = max(NOTICED_DROP, NOTICED_BUDGETS * budget)
     law = detection_law(
-        max(NOTICED_DROP, NOTICED_BUDGETS * budget),
-        max_em_drop=budget,
+        min(MOST_DROP, noticed / made.exposure),
+        max_em_drop=min(MOST_DROP, budget / made.exposure),
         reference=Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
-        audit_share=route.later_audit_share,
+        audit_share=made.share if made.exposure < 1 else route.later_audit_share,
         cap=route.most_audit_share,
         labels=labelled,
     )
-    return str(law)
+    return str(replace(law, drop=noticed))

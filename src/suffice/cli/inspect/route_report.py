@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from suffice.agent.plan import describe_plan
 from suffice.assurance.estimate import Account, IntervalEstimate, MoneyTotals, RouteReport
+from suffice.assurance.exposure import describe_part
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.forecast_grades import describe_records
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
@@ -125,6 +126,9 @@ def _phase(one: Phase, *, acts: bool) -> str:
     ends = "" if acts else "; not acted on"
     if one.phase == "certified":
         proved = f"a drop below {100 * (one.max_em_drop or 0):g} points at {one.confidence or 0:.0%}"
+        if one.exposure < 1:
+            refuted = 100 * (one.max_em_drop or 0) / one.exposure
+            proved += f"; it acts on {describe_part(one.exposure)}: a drop of {refuted:g} points is refuted"
         return f"certified, {one.arm or f'level {one.level} of {one.n_levels}'}: {proved}{ends}"
     if one.phase == "budgeted" and one.spending is not None:
         return (

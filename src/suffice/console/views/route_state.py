@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, saving_of
+from suffice.assurance.exposure import describe_part
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.assurance.served import ServedLoss
@@ -95,6 +96,7 @@ def ramp_of(phase: Phase, route: Route | None, *, acts: bool) -> tuple[RampStep,
         proved = "paused: every request runs in full"
     audits = "" if phase.audit_share is None else f"; {format_percent(phase.audit_share, 0)} audits run in full"
     what = f"with {phase.arm}" if phase.arm else f"level {phase.level} of {phase.n_levels}"
+    what += "" if phase.exposure == 1 else f" on {describe_part(phase.exposure)}"
     steps = [
         ("All in full", f"{phase.n_requests:,} of {phase.n_burst:,} runs of evidence" if phase.n_burst else "", begun),
         ("Proved", proved, 0.0 if more is None else phase.n_audits / max(1, phase.n_audits + more)),

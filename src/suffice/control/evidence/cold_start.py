@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Final, TypedDict
 
 from suffice.assurance.certify import audits_to_certify, window_audits
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
@@ -36,6 +36,19 @@ class Start:
 def burst_of(route: Route, control: Control) -> int:
     """Full runs at the beginning of a route's epoch; 0 on a route without learned levels."""
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
+
+
+class EpochStart(TypedDict):
+    """How an epoch begins, as fields of `Epoch`."""
+
+    burst: int
+    ramps: bool
+
+
+def epoch_start(route: Route, control: Control) -> EpochStart:
+    """By share, where levels are learned and certified and the owner asks for no burst."""
+    ramps = route.is_learned and route.promise == "certified" and control.burst_requests is None
+    return EpochStart(burst=burst_of(route, control), ramps=ramps)
 
 
 def warm_burst(route: Route, control: Control, *, delta: float) -> int:
@@ -66,6 +79,7 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
         confidence=epoch.confidence,
         promise=epoch.promise,
         warm_up=epoch.at + epoch.burst,
+        ramps=epoch.ramps,
         burst=epoch.burst,
         window=window_size(control, epoch.max_em_drop),
         refit_every=control.refit_requests,

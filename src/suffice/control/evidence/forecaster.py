@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from suffice.arrays import Floats
+from suffice.assurance.exposure import MOST_DROP
 from suffice.assurance.forecast import (
     MEMORY,
     Forecast,
@@ -298,8 +299,13 @@ class RouteForecaster:
                 drop = drop.with_alert(alarm.at, is_open=True, was_open=True, crossed=True)
             self.records["em_drop"] = replace(drop, alerted_at=None)
 
-    def look(self, n: int, served: ServedVersion | None, level: int, *, author: str) -> ForecastLook:
-        """Forecast at request `n`, where a level of a version acts; without a version, a fixed policy's."""
+    def look(
+        self, n: int, served: ServedVersion | None, level: int, *, author: str, exposure: float = 1.0
+    ) -> ForecastLook:
+        """Forecast at request `n`, where a level of a version acts; without a version, a fixed policy's.
+
+        exposure  share of the requests on which it acts: the route keeps its budget as long as the level keeps more
+        """
         if self.stance.cap is not None:
             level = self.level if served is None else min(self.level, served.n_levels - 1)
         self._deploy(level, "" if served is None else served.version.address)
@@ -311,7 +317,8 @@ class RouteForecaster:
         drop = em = None
         if not self.route.is_learned or self.windows.replayed.served is not None:
             width, alerted = self.records["em_drop"].width, "em_drop" in before
-            drop = forecast_drop(windows, budget=self.route.max_em_drop, alerted=alerted, width=width, begun=self.begun)
+            budget = min(MOST_DROP, self.route.max_em_drop / exposure)
+            drop = forecast_drop(windows, budget=budget, alerted=alerted, width=width, begun=self.begun)
         if critical is not None and 0 < critical < 1:
             width, alerted = self.records["em"].width, "em" in before
             em = forecast_em(windows, critical_em=critical, alerted=alerted, width=width, begun=self.begun)

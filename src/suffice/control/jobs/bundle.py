@@ -36,7 +36,7 @@ from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.rows.events import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
-FORM: Final = 3  # version of the line format
+FORM: Final = 4  # version of the line format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

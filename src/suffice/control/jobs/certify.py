@@ -22,7 +22,7 @@ from suffice.assurance.certify import (
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.cold_start import burst_of, warm_burst
+from suffice.control.evidence.cold_start import epoch_start, warm_burst
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import loader, read_back
 from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, JobPass, JobReport, JobWriter, T
@@ -33,6 +33,7 @@ from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.errors import ConfigError, StoreError
 from suffice.learn.version import ServedVersion
+from suffice.policy.starting_version import starting_version
 from suffice.review.holds import incident_of_pause
 from suffice.settings import Route, Settings
 from suffice.store.database import views
@@ -171,7 +172,7 @@ class Certify(FoldJob[RouteLoop]):
             since_seq=since_seq,
             reason=reason,
             author=self.author,
-            burst=burst_of(route, self.settings.control),
+            **epoch_start(route, self.settings.control),
             max_em_drop=self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop),
             confidence=route.confidence,
             promise=route.promise,
@@ -349,6 +350,8 @@ def warm_starts(
         return []
     published = [held.publication for held in decided.routes.values()]
     certified = [made for made in published if made is not None and made.certified and made.fit]
+    common = {starting_version(route.kind).address for route in settings.routes.values()}
+    certified = [made for made in certified if made.fit not in common]  # which each route has anyway
     load, starts = loader(log), list[WarmStart]()
     for name, loop in new.items():
         route, epoch = settings.routes[name], loop.state.epoch

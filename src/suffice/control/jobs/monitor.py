@@ -231,7 +231,8 @@ class RouteWatch:
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
         served = self.load(made.fit) if made is not None and (level or forecaster.stance.cap is not None) else None
-        seen = forecaster.look(self.n, served, level, author=self.author)
+        exposure = 1.0 if made is None else made.exposure
+        seen = forecaster.look(self.n, served, level, author=self.author, exposure=exposure)
         forecast = RouteForecast(
             route=self.name,
             at=self.n,

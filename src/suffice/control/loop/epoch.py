@@ -231,8 +231,11 @@ class Draft(NamedTuple):
 
 
 class EvidenceSource:
-    def __init__(self, state: EpochState, **planned: Any) -> None:
-        """Certify from the epoch's beginning; `planned` are fields of the plan that differ from the route's."""
+    def __init__(self, state: EpochState, *, starting: FoldedModels | None = None, **planned: Any) -> None:
+        """Certify from the epoch's beginning; `planned` are fields of the plan that differ from the route's.
+
+        starting  a version that is certified from the first audit on; None: there is none
+        """
         self.state = state
         epoch = state.epoch
         context = state.context
@@ -240,6 +243,7 @@ class EvidenceSource:
             replace(live_plan(context.route, context.control, epoch), **planned),
             LiveLearner(FeatureSelection((), ())),
             fit=self.fit,
+            starting=starting,
             first=None,  # the log has the share of each audit
             earlier=read_windows(epoch.windows),
             began=float(epoch.at),

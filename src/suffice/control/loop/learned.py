@@ -6,7 +6,7 @@ A fixed policy is one level that is known before the audits arrive, so all of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from math import inf
 from typing import Any, Final
@@ -15,7 +15,7 @@ import numpy as np
 
 from suffice.agent.mixture import mixture_of
 from suffice.arrays import Floats
-from suffice.assurance.certify import WarmStart, spent_delta
+from suffice.assurance.certify import WarmStart
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.forecast import ForecastAction
 from suffice.certification.certificate import SWING, Certificate
@@ -35,22 +35,24 @@ from suffice.control.evidence.audits import (
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.versions import FIXED, LiveLearner, fit_audited_version, fixed_policy_rows, written
+from suffice.control.loop.class_levels import ClassLevels
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch, cause_of
 from suffice.control.loop.live_agent import LiveAgent
 from suffice.control.loop.live_costs import LiveCosts
+from suffice.control.loop.rollout_transition import RolloutTransition
 from suffice.control.loop.safety_checks import FinishLog, JudgeCharge, LiveGuards, SatisfactionFloor, served_level
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.costs import LiveCost, remaining_ratio
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.version import FoldedModels, Learner, ServedVersion, as_served
+from suffice.learn.version import FoldedModels, Learner, ServedVersion, as_served, fold_version
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
-from suffice.rollout.stages import State
+from suffice.policy.starting_version import starting_version
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
-from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
+from suffice.types import Episode, Feedback, Kind, LabelRequest, Outcome, Request
 
 PATIENCE_S: Final = 7 * 86_400.0  # after that, a warm start makes do with fewer full runs than a cold one
 MOVED: Final = "it saves another share than announced"
@@ -59,69 +61,26 @@ _OF_ANSWERS: Final = frozenset({"votes", "vote-trend", "stability"})  # signals 
 # it changes the answers; those of texts are recorded for the order in which the samples came
 
 
-@dataclass(slots=True, kw_only=True)
-class RolloutTransition:
-    """The rollouts of one route in one epoch: whether the loop's own version serves, or a rollout's.
-
-    The loop fits nothing while a rollout runs, because the version that it is compared with must not change. A rollout
-    that began before the epoch activates nothing.
-    """
-
-    reason: str = ""  # of a change of version since the last call of `take_reason`; "": none
-    _running: State | None = None
-    _serving: list[State] = field(default_factory=list)  # the latest last; empty: the loop's own version serves
-
-    @property
-    def rests(self) -> bool:
-        return self._running is not None or bool(self._serving)
-
-    def loops_share(self, delta: float) -> float:
-        """The part of delta for the active version; during a rollout the rest is the candidate's."""
-        return delta if self._running is None else spent_delta(delta, 1)
-
-    def after(self, event: RolloutStart | RolloutMove | RolloutUndo) -> str | None:
-        """Return the address of the version to activate now; None: no change."""
-        if isinstance(event, RolloutStart):
-            if event.state.fit:
-                self._running = event.state
-            return None
-        if isinstance(event, RolloutUndo):
-            if not self._serving or event.rollout != self._serving[-1].rollout:
-                return None
-            self.reason = f"{event.author} undid rollout {event.rollout}"
-            return self._serving.pop().active
-        move, trial = event.transition, self._running
-        if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
-            return None
-        self._running = None
-        if move.stage == "rolled_back":
-            return None
-        self._serving.append(trial)
-        self.reason = f"rollout {trial.rollout} activated {trial.fit}"
-        return trial.fit
-
-    def take_reason(self) -> str:
-        reason, self.reason = self.reason, ""
-        return reason
-
-
 class LearnedEvidence(EvidenceSource):
     """Levels of stop models that are fitted on the audits of the epoch.
 
-    chosen   features; None: before the burst is over, until when the epoch's queries are unknown
+    chosen   features; None: before the burst is over, until when the epoch's queries are unknown. A start by share has
+             those of any query until the first fit
     """
 
     def __init__(self, state: EpochState, **planned: Any) -> None:
-        super().__init__(state, **planned)
         route, epoch = state.context.route, state.epoch
+        self.chosen: FeatureSelection | None = choose_features(route.kind, ()) if epoch.ramps else None
+        starting = None if self.chosen is None else _starting_version(route.kind, self.chosen)
+        super().__init__(state, starting=starting, **planned)
         state.starts.keeps_ended = True
-        self.chosen: FeatureSelection | None = None
         self.counts: Verdicts = {}
         self.finish = FinishLog(is_needed=route.kind == "reasoning")
         self.judge = JudgeCharge(model=None if route.judge is None else route.judge.model, match=state.context.match)
         self.floor = SatisfactionFloor(Ratings(floor=route.min_satisfaction, delta=1 - route.confidence))
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
+        self._class_levels = ClassLevels(guards=self._guards, floor=self.floor, state=state)
         self._rollouts = RolloutTransition()
         self._costs = LiveCosts()
         if route.agent == "auto":
@@ -129,6 +88,7 @@ class LearnedEvidence(EvidenceSource):
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._warm: WarmStart | None = None  # how the epoch began; None: without a version
         self._n_taken = 0  # audits that the certifier has
+        self._knows_queries = not epoch.ramps  # features are chosen for the route's own queries
         self._forecast: ForecastAction | None = None  # the latest of the epoch
         self._forecast_reason = ""  # why a forecast acted since the last look; "": it did not
 
@@ -143,7 +103,9 @@ class LearnedEvidence(EvidenceSource):
 
     @property
     def delta_part(self) -> float:
-        return self._rollouts.loops_share(super().delta_part)
+        certificate = self.certifier.epoch.certificate
+        part = 1.0 if certificate is None else certificate.exposure.delta_part
+        return self._rollouts.loops_share(super().delta_part) * part
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_evidence(request, outcome, probes=self.state.context.route.probe is not None)
@@ -174,14 +136,15 @@ class LearnedEvidence(EvidenceSource):
     @property
     def may_start_warm(self) -> bool:
         """Whether a similar route's version may be tested: no audit of this route can have shaped it."""
-        return self.chosen is None and not self.state.epoch.kept and self.certifier.served is None
+        unfitted = self.chosen is None if self._knows_queries else self._warm is None
+        return unfitted and not self.state.epoch.kept and not self.certifier.version
 
     def note_warm_start(self, start: WarmStart) -> None:
         if not self.may_start_warm:
             return
         served = self.state.context.load(start.fit)
         self.chosen = served.features
-        self.certifier.adopt(served, NO_AUDITS)
+        self.certifier.adopt(served, self._rows(self.state.audits[: self._n_taken]))
         self._warm = start
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
@@ -219,7 +182,8 @@ class LearnedEvidence(EvidenceSource):
         alarm = decision.alarm
         if alarm is None and certifier.epoch.certificate is not None:
             mix = state.traffic.mix
-            alarm = mix.alarm(certifier.epoch.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
+            budget = state.epoch.max_em_drop / certifier.exposure.share
+            alarm = mix.alarm(certifier.epoch.certificate, certifier.level, state.audits, budget)
         if alarm is not None:
             return EpochEnd(cause_of(alarm), alarm)
         draft = self._draft(held, decision.changes, self._move_level())
@@ -247,7 +211,7 @@ class LearnedEvidence(EvidenceSource):
 
     def _feed_agent(self, agent: LiveAgent) -> None:
         agent.read(self.certifier, self.state.audits)
-        held_back = dict(self._classes())
+        held_back = dict(self._class_levels.below(self.level))
         agent.look(self.state.n, lambda name: held_back.get(name, self.level))
 
     def _ends_burst(self, live_cost: LiveCost) -> bool:
@@ -298,16 +262,9 @@ class LearnedEvidence(EvidenceSource):
             return ""
         if self.state.context.route.min_satisfaction is None:
             return self.floor.lift()
-        return self.floor.look(self.level, dict(self._classes()), self.certifier, self.state.audits)
-
-    def _classes(self) -> tuple[tuple[str, int], ...]:
-        """The classes below the active level, by their guardrails or by ratings, with their levels; sorted."""
-        return self._classes_at(self.level)
-
-    def _classes_at(self, level: int) -> tuple[tuple[str, int], ...]:
-        held = dict(self._guards.held(level))
-        held |= {name: min(most, held.get(name, level)) for name, most in self.floor.classes.items()}
-        return tuple(sorted((name, own) for name, own in held.items() if own < level))
+        return self.floor.look(
+            self.level, dict(self._class_levels.below(self.level)), self.certifier, self.state.audits
+        )
 
     def _prove_mixtures(self) -> str:
         """Lower the level to where the mixture that is served passes, too; return the reason, or "".
@@ -322,11 +279,11 @@ class LearnedEvidence(EvidenceSource):
         if certificate is None or not certified:
             return ""
         test = MixtureTest(certificate=certificate, classes=self._classes_inside(certificate))
-        if self._classes() or upstreams.moved or self.callers:
-            held = cache(lambda level: dict(self._classes_at(level)))
+        if self._class_levels.below(self.level) or upstreams.moved or self.callers:
+            held = cache(lambda level: dict(self._class_levels.below(level)))
             self.level = min(self.level, test.level(lambda name, level: (held(level).get(name, level),)))
         if mixture_of(state.ceilings, state.plan, level=self.level):
-            self.level = min(self.level, test.level(self._served_levels))
+            self.level = min(self.level, test.level(self._class_levels.possible))
         self.mixture = mixture_of(state.ceilings, state.plan, level=self.level)
         self.any_level = _rounded(test.any_level(), most=self.level)
         return (
@@ -346,29 +303,12 @@ class LearnedEvidence(EvidenceSource):
 
     def _saving(self) -> float | None:
         """What is expected to be saved of all requests by the levels that are served, the agent's draws among them."""
-        certifier, plan = self.certifier, self.state.plan
+        certifier = self.certifier
         if certifier.epoch.certificate is None:
             return None
-        held = dict(self._classes_at(self.level))
-
-        @cache
-        def shares(name: str | None) -> Floats:
-            """P(a request of the class is served at each level), shape (M,)."""
-            served = np.zeros(certifier.n_levels)
-            drawn = None if plan is None or name is None else plan.of_class(name)
-            own = 0 if name is None else min(held.get(name, self.level), self.state.ceilings.get(name, self.level))
-            for ceiling, share in [(None, 1.0)] if drawn is None else [(one.ceiling, one.share) for one in drawn.draws]:
-                served[own if ceiling is None else min(own, ceiling)] += share
-            return served
-
+        shares = cache(lambda name: self._class_levels.shares(name, self.level, n_levels=certifier.n_levels))
         classes = self._classes_inside(certifier.epoch.certificate)
         return expected_saving(certifier, np.array([shares(name) for name in classes]).reshape(-1, certifier.n_levels))
-
-    def _served_levels(self, name: str, level: int) -> tuple[int, ...]:
-        """The levels that a class may get in all at a level of the route."""
-        most = dict(self._classes_at(level)).get(name, level)
-        own = dict(mixture_of(self.state.ceilings, self.state.plan, level=level)).get(name, (level,))
-        return tuple(min(most, one) for one in own)
 
     # ---- audits ----------------------------------------------------------------------------------
 
@@ -433,7 +373,11 @@ class LearnedEvidence(EvidenceSource):
     def fit(self, runs: AuditRuns, learner: Learner, **options: Any) -> ServedVersion | None:  # noqa: ARG002
         """Fit a version; at a position that the log has decided, load the version fitted there."""
         expected = self.state.expected
-        if self._rollouts.rests or (not expected and self._leaves_refits_to_rollouts):
+        if self._rollouts.rests:
+            return None
+        if not self._knows_queries:
+            runs = self._choose_features(runs)
+        if not expected and self._leaves_refits_to_rollouts:
             return None
         if not expected:
             assert self.chosen is not None
@@ -442,11 +386,35 @@ class LearnedEvidence(EvidenceSource):
             return None  # the fit made here was not adopted
         return self.state.context.load(expected[0].fit)
 
+    def _choose_features(self, runs: AuditRuns) -> AuditRuns:
+        """Choose features for the queries of the audits so far; return their rows."""
+        self._knows_queries, epoch = True, self.certifier.epoch
+        chosen = choose_features(self.state.context.route.kind, [audit.query for audit in self.state.audits])
+        served = epoch.served
+        assert self.chosen is not None
+        assert isinstance(served, ServedVersion)
+        of_version = [name for name in served.version.models[0].features if name not in chosen.names]
+        chosen = replace(chosen, marks=(*chosen.marks, *of_version))
+        if chosen.names == self.chosen.names:
+            return runs
+        self.chosen = chosen
+        runs = self._rows(self.state.audits[: self._n_taken])
+        epoch.renew_features(runs, fold_version(served.version, among=chosen.names))
+        return runs
+
     @property
     def _leaves_refits_to_rollouts(self) -> bool:
-        """Whether another version than the one that acts comes by a rollout, which the job `retrain` begins."""
+        """Whether another version than the one that acts comes by a rollout, which the job `retrain` begins.
+
+        At a start by share those of fewer audits than a burst has come without one.
+        """
         route, certifier = self.state.context.route, self.certifier
-        return route.rollout.automatic and certifier.plan.promise == "certified" and certifier.level > 0
+        served, plan = certifier.served, certifier.plan
+        if plan.ramps and isinstance(served, ServedVersion):
+            trained = served.version.models[0].trained
+            if trained.n_episodes < plan.burst:
+                return False
+        return route.rollout.automatic and plan.promise == "certified" and certifier.level > 0
 
     def _address(self) -> str:
         served = self.certifier.served
@@ -458,12 +426,13 @@ class LearnedEvidence(EvidenceSource):
         address = self._address()
         served, level = certifier.served, self.level
         share = certifier.share
-        classes = self._classes()
+        classes = self._class_levels.below(self.level)
         floor = self.floor
-        decided = address, level, share, classes, floor.ceiling, floor.published, certifier.latest.cap
+        exposure = certifier.exposure.share
+        decided = address, level, share, classes, floor.ceiling, floor.published, certifier.latest.cap, exposure
         is_known = before is not None and decided == (
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
-            before.cap,
+            *(before.cap, before.exposure),
         )
         saving = self._saving()
         spender = certifier.epoch.spender if certifier.plan.promise == "budgeted" else None
@@ -495,6 +464,7 @@ class LearnedEvidence(EvidenceSource):
             mixture=self.mixture,
             any_level=self.any_level,
             callers=self.callers,
+            exposure=exposure,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
@@ -519,6 +489,10 @@ class LearnedEvidence(EvidenceSource):
             why = f"a stop at level {level} would have given a different answer"
             requests.append(self.state.label_request(audit, level=level, would_answer=answer, why=why))
         return requests
+
+
+def _starting_version(kind: Kind, chosen: FeatureSelection) -> ServedVersion:
+    return fold_version(starting_version(kind), among=chosen.names)
 
 
 def _rounded(any_level: int, *, most: int) -> int:

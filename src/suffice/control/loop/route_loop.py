@@ -17,8 +17,9 @@ from suffice.assurance.certify import FleetRequirement, WarmStart
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.certification.certifier import Certifier
+from suffice.certification.plan import RAMP_PERIOD
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.cold_start import burst_of, burst_requests
+from suffice.control.evidence.cold_start import burst_requests, epoch_start
 from suffice.control.loop.epoch import (
     Draft,
     EpochEnd,
@@ -196,7 +197,9 @@ class RouteLoop:
 
     def _pass_requests(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
         before, self.state.n = self.n, self.n + n_requests
-        tick = self.context.control.tick_requests
+        certifier, tick = self.certifier, self.context.control.tick_requests
+        if certifier.plan.is_learning(certifier.epoch.n_audits) and certifier.window_share > certifier.plan.share:
+            tick = min(tick, RAMP_PERIOD)
         return None if self.n // tick == before // tick else self._look(stored)
 
     def _look(self, stored: StoredEvent) -> Resolution | None:
@@ -242,7 +245,9 @@ class RouteLoop:
         """Whether the epoch still gathers the upstream identities that its evidence covers."""
         epoch, context = self.state.epoch, self.context
         if context.route.is_learned:
-            return self.held.in_burst
+            certifier = self.certifier
+            starts = certifier.plan.is_learning(certifier.epoch.n_audits) and not certifier.epoch.has_certified
+            return self.held.in_burst or starts
         # There is no burst where nothing is learned, and a publication may come early: a burst's length is used.
         return self.n < epoch.at + burst_requests(context.control, epoch.max_em_drop)
 
@@ -285,8 +290,8 @@ class RouteLoop:
         kept = [audit for audit in state.audits if audit.at > self.n - end.keep]  # requests are numbered from 1
         by_audits = end.cause in ("outcomes", "disagreement", "finish")  # others do not depend on the draw
         part = self.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
-        burst = burst_of(context.route, context.control)
-        return self._start_epoch(end.reason, stored.seq, kept, alarm, burst=burst, delta_share=part)
+        begins = epoch_start(context.route, context.control)
+        return self._start_epoch(end.reason, stored.seq, kept, alarm, delta_share=part, **begins)
 
     def _start_epoch(self, reason: str, seq: int, kept: Sequence[Audit], *before: Alarm, **fields: Any) -> Resolution:
         state, route = self.state, self.context.route
@@ -327,6 +332,7 @@ class RouteLoop:
                 self.seq,
                 state.audits,
                 burst=0,
+                ramps=epoch_start(route, self.context.control)["ramps"],
                 delta_share=epoch.delta_share,
                 windows=self.certifier.epoch.windows.plain(),  # they continue, and so do pending audits
                 pending=state.unreturned.pairs(epoch.pending),

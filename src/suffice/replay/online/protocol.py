@@ -16,7 +16,7 @@ from suffice.arrays import Bools, Floats
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import window_audits
 from suffice.certification.certifier import Certifier
-from suffice.certification.plan import Plan, full_runs
+from suffice.certification.plan import RAMP_PERIOD, Plan, full_runs
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
 from suffice.learn.features import DENSE
@@ -43,7 +43,6 @@ from suffice.types import Promise
 if TYPE_CHECKING:
     from rich.console import Console
 
-RAMP_PERIOD: Final = 20  # requests between two evaluations of a ramp
 N_BLOCKS: Final = 60  # in a course
 SMOOTH: Final = 5  # blocks in the moving average of the course
 MOST_JUDGED: Final = 2_000  # requests after a drift that measure the loss of a level

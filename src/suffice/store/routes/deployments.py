@@ -216,7 +216,7 @@ _OF_EVIDENCE: Final = (
     *("n_audits", "n_missing", "share", "e_value", "max_em_drop", "confidence", "judge_charge", "n_lost"),
     "n_disagreeing",
 )
-_OF_PUBLICATION: Final = ("ceiling", "cap", "classes", "spending", "arm")
+_OF_PUBLICATION: Final = ("ceiling", "cap", "classes", "spending", "arm", "exposure")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ class Phase:
     level: int  # active; 0 never stops
     n_levels: int  # above level 0; 0: nothing is learned yet
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
-    n_burst: int  # initial governed requests that run in full
+    n_burst: int  # initial governed requests that run in full; 0: a level acts as soon as it is proved
     n_audits: int = 0  # after the latest publication
     clusters: str = ""  # how many they come from, in words; "": not counted
     n_missing: int | None = None  # audits to the next level, at the rates seen
@@ -250,6 +250,7 @@ class Phase:
     n_lost: int = 0  # of the audits, at the level
     n_disagreeing: int | None = None  # of the audits, at the level; None: unknown
     audit_share: float | None = None  # of the next requests
+    exposure: float = 1.0  # share of the requests on which the level may act
     arm: str = ""  # the effort or budget that is level 1; "": levels are stops
 
 
@@ -260,7 +261,7 @@ def read_phases(
         watches, last = read_watches(connection), views.last_place(connection)
         phases, wanted = {}, dict[str, int](views.query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
-            n = 0 if held.epoch is None else held.epoch.burst
+            n = 0 if held.epoch is None or held.epoch.ramps else held.epoch.burst
             if held.epoch is not None and held.publication is None:
                 n = governed_since(connection, name, held.epoch.since_seq, most=n)
             made = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
@@ -294,7 +295,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         level=held.level,
         n_levels=made.n_levels - 1 if made is not None and (made.fit or made.is_owned) else 0,
         n_requests=n_requests,
-        n_burst=epoch.burst if epoch is not None else 0,
+        n_burst=0 if epoch is None or epoch.ramps else epoch.burst,
         reason=latest.reason if latest is not None else "no worker has begun with this route",
         alarm=None if alarm is None else _describe_alarm(alarm),
         n_labels_wanted=n_labels_wanted,
