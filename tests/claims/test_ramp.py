@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from suffice.arrays import Floats
+from suffice.assurance.start import StartTerms
 from suffice.certification.certifier import Certifier
 from suffice.certification.plan import Plan, full_runs
 from suffice.learn.features import FeatureSelection
@@ -67,6 +68,8 @@ def test_a_level_that_loses_half_of_the_budget_stops_soon(
     print(f"budget {max_em_drop:.0%}: first stop at {served.first:.0f}, {served.stopped[0]:.0%} of 1,000 stopped")
     assert served.first <= latest
     assert served.stopped[0] >= least
+    terms = StartTerms(max_em_drop=max_em_drop, delta=0.05, finishes=False, n_learning=full_runs(max_em_drop))
+    assert terms.forecast(0.5).first_stop == pytest.approx(served.first, rel=0.2), "what an owner is told to expect"
 
 
 @pytest.mark.parametrize("n_seeds", [6, pytest.param(100, marks=pytest.mark.slow)])

@@ -54,8 +54,8 @@ EFFORT = Route(upstream="up", effort="low", mode="enforce")
 LEARNED = Route(upstream="up", kind="samples", samples=8, mode="enforce")
 
 
-def phase(made: Publication | None) -> Phase:
-    return phase_of(RouteDeployment(epoch=EPOCH, publication=made, last=made, n_epochs=1), attended=True)
+def phase(made: Publication | None, epoch: Epoch = EPOCH) -> Phase:
+    return phase_of(RouteDeployment(epoch=epoch, publication=made, last=made, n_epochs=1), attended=True)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,13 @@ def phase(made: Publication | None) -> Phase:
 )
 def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Publication | None, sentence: str) -> None:
     assert describe_missing(phase(made), route, None).startswith(sentence)
+
+
+def test_of_a_start_by_share_it_is_said_when_it_is_expected_to_act() -> None:
+    begun = replace(EPOCH, ramps=True, burst=1_200)
+    assert describe_missing(phase(None, begun), LEARNED, None).startswith("Expected is a first stop after about 120")
+    on_half = replace(MADE, exposure=0.5, share=0.5)
+    assert describe_missing(phase(on_half, begun), LEARNED, None).startswith("Expected is it to stop runs among all")
 
 
 def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:

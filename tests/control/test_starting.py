@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.start import MOST_AUDITS, StartForecast
 from suffice.certification.certifier import Certifier
 from suffice.certification.evidence import Evidence
 from suffice.certification.plan import Plan
-from suffice.control.evidence.cold_start import Start, burst_of, burst_requests, first_certificate, window_size
-from suffice.settings import Control, Route, parse_settings
-from suffice.wiring.routes import check_routes
+from suffice.control.evidence.cold_start import burst_of, burst_requests, forecast_start, start_terms, window_size
+from suffice.settings import Control, Route, Settings, parse_settings
+from suffice.wiring.routes import StartupEvidence, check_routes, route_notes
 from tests.learn.runs_made import audits, believing
 
 CONTROL = Control()
@@ -32,31 +33,33 @@ def route(**changes: Any) -> Route:
     return Route(**(known | changes))
 
 
+def usual(route: Route, control: Control) -> StartForecast:
+    return forecast_start(route, control)[1]
+
+
 @pytest.mark.parametrize(("max_em_drop", "burst"), [(0.01, 2_400), (0.02, 1_200), (0.05, 480)])
 def test_where_the_burst_is_enough_the_share_does_not_matter(max_em_drop: float, burst: int) -> None:
     needed = audits_to_certify(max_em_drop / 4, max_em_drop=max_em_drop, delta=1 - 0.95)
     assert needed < burst == burst_of(route(max_em_drop=max_em_drop), CONTROL)
     for share in (0.0, 1e-6, 0.5):
-        start = first_certificate(route(max_em_drop=max_em_drop, audit_share=share), CONTROL)
-        assert start == Start(n_audits=needed, n_requests=burst)
-        assert not start.is_long
+        start = usual(route(max_em_drop=max_em_drop, audit_share=share), Control(burst_requests=burst))
+        assert start == (burst, burst)
 
 
 def test_behind_a_short_burst_audits_come_at_the_share_and_begin_anew() -> None:
     short = Control(burst_requests=100)
     needed = audits_to_certify(0.005, max_em_drop=0.02, delta=1 - 0.95)
     for share in (0.5, 0.01, 0.001):
-        start = first_certificate(route(audit_share=share), short)
-        assert start.n_requests == pytest.approx(100 + needed / share), "those of the burst are of another window"
-    assert first_certificate(route(audit_share=0.0), short).n_requests == inf
+        start = usual(route(audit_share=share), short)
+        assert start.first_stop == pytest.approx(100 + needed / share), "those of the burst are of another window"
+    assert usual(route(audit_share=0.0), short).first_stop == inf
 
 
 def test_more_audits_than_are_looked_back_on_at_once_never_come() -> None:
     short = Control(burst_requests=100, window_audits=400)
-    start = first_certificate(route(), short)
-    assert start.n_audits > 400
-    assert (start.n_requests, start.is_long) == (inf, True)
-    assert first_certificate(route(), Control(burst_requests=100)).n_requests < inf
+    assert start_terms(route(), short).audits() > 400
+    assert usual(route(), short).first_stop == inf
+    assert usual(route(), Control(burst_requests=100)).first_stop < inf
 
 
 def test_settings_that_are_not_written_follow_the_budget_and_those_that_are_hold() -> None:
@@ -71,13 +74,13 @@ def test_settings_that_are_not_written_follow_the_budget_and_those_that_are_hold
 def test_the_keeper_is_certified_when_it_says(share: float) -> None:
     """Audits that show just what is expected: the first look behind the number is the first certificate."""
     control = Control(burst_requests=200)
-    start = first_certificate(route(audit_share=share), control)
+    start = usual(route(audit_share=share), control)
     plan = Plan(
         warm_up=200, burst=200, free_audits=False, share=share, n_levels=3, refit_every=1e9, watches_signals=False
     )
     certifier = Certifier(plan, believing)
     place, certified = 0, None
-    for now in range(100, int(2 * start.n_requests), 100):
+    for now in range(100, int(2 * start.first_stop), 100):
         began = np.arange(now - 100, now, 1 if now <= 200 else round(1 / share))
         lost = (np.arange(place, place + len(began)) % 200 == 100).astype(int)  # half a point: a quarter of the budget
         came = audits([[0.9, 0.9]] * len(began), z=[[x, 0] for x in lost.tolist()])
@@ -88,26 +91,24 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
         if certifier.level and certified is None:
             certified = now
     assert certified is not None
-    assert certified == pytest.approx(start.n_requests, rel=0.25)
+    assert certified == pytest.approx(start.first_stop, rel=0.25)
 
 
 def test_what_the_finish_takes_off_the_budget_makes_a_thought_wait_longer() -> None:
-    votes, thoughts = (first_certificate(route(kind=kind), CONTROL).n_audits for kind in ("samples", "reasoning"))
+    votes, thoughts = (start_terms(route(kind=kind), CONTROL).audits() for kind in ("samples", "reasoning"))
     assert votes < thoughts < 2_000
-    assert not first_certificate(route(max_em_drop=0.0), CONTROL).is_long, "no share would help"
+    assert start_terms(route(max_em_drop=0.0), CONTROL).audits() == MOST_AUDITS, "no share would help"
+
+
+def parsed(control: dict[str, Any] | None = None, **changes: Any) -> Settings:
+    plain = {"kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", **changes}
+    upstreams = {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}}
+    routes = {"r": {"upstream": "up", **plain}}
+    return parse_settings({"upstreams": upstreams, "routes": routes, "control": control or {}})
 
 
 def warnings(**changes: Any) -> list[str]:
-    plain = {"kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", **changes}
-    return check_routes(
-        parse_settings(
-            {
-                "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}},
-                "routes": {"r": {"upstream": "up", **plain}},
-                "control": {"burst_requests": 100},
-            }
-        )
-    )
+    return check_routes(parsed({"burst_requests": 100}, **changes))
 
 
 def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
@@ -131,3 +132,24 @@ def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
 )
 def test_nobody_else_is_warned(fine: dict[str, Any]) -> None:
     assert not [warning for warning in warnings(**fine) if "audit_share" in warning]
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, "expect a first stop after about 120 requests (100 to 140), on all requests after about 2,200"),
+        ({"mode": "observe"}, 'observes; with mode = "enforce" expect a first stop'),
+        ({"max_em_drop": 0.05}, "expect a first stop after about 40 requests (40 to 60)"),
+    ],
+)
+def test_an_owner_is_told_before_any_request_when_a_level_is_expected_to_act(
+    changes: dict[str, Any], note: str
+) -> None:
+    settings = parsed(audit_share=0.05, **changes)
+    (notice,) = [one for one in route_notes(settings, StartupEvidence()) if "first stop" in one]
+    assert note in notice
+
+
+@pytest.mark.parametrize("changes", [{"policy": {"policy": "never"}}, {"mode": "off"}, {"promise": "budgeted"}])
+def test_nobody_is_told_so_of_a_route_that_learns_no_certified_level(changes: dict[str, Any]) -> None:
+    assert not [one for one in route_notes(parsed(**changes), StartupEvidence()) if "first stop" in one]

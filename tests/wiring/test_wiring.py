@@ -332,12 +332,17 @@ EXAMINED = Findings(examination_id="e", upstream="up", url_key="k", model="m", a
 @pytest.mark.parametrize(
     ("route", "control", "examined", "expected"),
     [
-        ({"kind": "samples", "samples": 16}, {}, False, ["about 16 times the tokens of a direct call"]),
+        (
+            {"kind": "samples", "samples": 16},
+            {},
+            False,
+            ["about 16 times the tokens of a direct call", "expect a first stop"],
+        ),
         ({"kind": "samples"}, {}, False, []),
         ({}, {}, False, ["unverified: nobody has examined upstreams.up", "it needs a [routes.math.probe] table"]),
         ({}, {}, True, ["it needs a [routes.math.probe] table"]),
-        ({"probe": {}}, {}, True, []),
-        ({"probe": {"verified_by": "owner"}}, {}, True, ["is the owner's word (probe.verified_by)"]),
+        ({"probe": {}}, {}, True, ["expect a first stop"]),
+        ({"probe": {"verified_by": "owner"}}, {}, True, ["owner's word (probe.verified_by)", "expect a first stop"]),
         ({"probe": {}, "max_em_drop": 0.0}, {}, True, ["can never be certified"]),
         ({"probe": {}, "mode": "enforce"}, {"enabled": False}, True, ["only while suffice worker runs"]),
         ({"mode": "off", "kind": "samples", "samples": 16}, {}, False, []),

@@ -16,6 +16,8 @@ import numpy as np
 from suffice.arrays import Floats
 
 MOST_DROP: Final = 0.99  # that is tested: every level keeps a larger one, almost
+LOOK_PERIOD: Final = 20  # requests between two looks at a start by share, at most
+WHILE_LEARNING: Final = 0.5  # share of the requests, at most, until there are as many audits as in a burst
 
 
 @dataclass(frozen=True, slots=True)

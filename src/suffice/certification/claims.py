@@ -11,14 +11,13 @@ import numpy as np
 
 from suffice.assurance.certify import Window, certified_level, count_outcomes
 from suffice.assurance.clusters import audits_per_cluster, log_wealth_by_cluster, own_clusters
-from suffice.assurance.exposure import Exposure
+from suffice.assurance.exposure import WHILE_LEARNING, Exposure
 from suffice.certification.certificate import Certificate, affordable_level
 from suffice.certification.certifier_epoch import CertifierEpoch
 from suffice.certification.evidence import Evidence
 from suffice.certification.plan import Plan
 from suffice.learn.audits import LevelEnds, mean_over_orders
 
-WHILE_LEARNING: Final = 0.5  # share of the requests, at most, until there are as many audits as in a burst
 NEARLY_ALL: Final = 0.95  # of what the best affordable level would save: then nothing is left to climb for
 
 

@@ -12,7 +12,6 @@ from suffice.types import Promise
 
 BURST_LAW: Final = 24.0  # full runs at the start of an epoch, times the budget
 HORIZON: Final = 20_000  # requests over which the full runs of a live route must pay for themselves
-RAMP_PERIOD: Final = 20  # requests between two looks at a start by share, at most
 FIT_PART: Final = 0.5  # of the audits of a burst, at which a ramp first fits a version
 BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for themselves
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.exposure import describe_part
+from suffice.assurance.start import StartTerms, describe_starts, likely_parts
 from suffice.formatting import format_bounds, format_percent, format_points
 from suffice.sanitize import plural, printable
 from suffice.settings import Route
@@ -205,6 +206,8 @@ def _wait_for_audits(one: RouteSnapshot, phase: Phase | None, table: str) -> str
         return f"to have it certified, write a table {table[:-1]}.probe]: without probes, nothing proves a stop"
     if phase is not None and phase.n_audits and phase.n_missing is None and not phase.level:
         return "no number of audits like these certifies a level: raise max_em_drop, or wait for a refit"
+    if one.certifies and phase is not None and phase.n_learning and not phase.level and one.settings is not None:
+        return f"wait for {describe_start(phase, one.settings)}"
     n = phase.n_missing if phase is not None and phase.n_audits else one.evidence.n_missing
     if one.certifies and n and not (phase is not None and phase.level):
         per_s = one.evidence.audits_per_s
@@ -282,12 +285,21 @@ def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | No
         return _describe_fixed_policy(phase, audits_a_day)
     if route.is_paired or phase.spending is not None:
         return _describe_no_next_level(phase, route)
-    if phase.phase in ("unattended", "cold start", "burst"):
-        if not phase.n_burst:
-            return "Audits: a first level acts on a part of the requests as soon as it is proved for that part."
-        left = max(0, phase.n_burst - phase.n_requests)
-        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
-    return _describe_next_level(phase, audits_a_day)
+    return _describe_next_level(phase, route, audits_a_day)
+
+
+def describe_start(phase: Phase, route: Route) -> str:
+    """When a start by share is expected to act, in further requests."""
+    terms = StartTerms(
+        max_em_drop=route.max_em_drop,
+        delta=1 - route.confidence,
+        finishes=route.kind == "reasoning",
+        n_learning=phase.n_learning,
+    )
+    if not phase.level:
+        return describe_starts(terms.likely_starts(phase.n_audits, phase.n_missing))
+    parts = likely_parts(phase.n_lost, phase.n_audits, route.max_em_drop)
+    return describe_starts([terms.forecast(part, n_audits=phase.n_audits, share=phase.exposure) for part in parts])
 
 
 def _describe_fixed_policy(phase: Phase, audits_a_day: float | None) -> str:
@@ -299,7 +311,13 @@ def _describe_fixed_policy(phase: Phase, audits_a_day: float | None) -> str:
     return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
 
 
-def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
+def _describe_next_level(phase: Phase, route: Route, audits_a_day: float | None) -> str:
+    begins = phase.phase in ("unattended", "cold start", "burst")
+    if phase.n_learning and (begins or (phase.level and phase.exposure < 1)):
+        return f"Expected is {describe_start(phase, route)}."
+    if begins:
+        left = max(0, phase.n_burst - phase.n_requests)
+        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
     why = no_next_level(phase)
     if why is not None:
         return why.on_page

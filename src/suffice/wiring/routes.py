@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from suffice.assurance.guarantee import extractability_refusal
-from suffice.control.evidence.cold_start import burst_of, first_certificate
+from suffice.assurance.start import MOST_AUDITS, describe_starts
+from suffice.control.evidence.cold_start import burst_of, forecast_start, start_terms
 from suffice.episode.chain_reader import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
@@ -32,6 +33,8 @@ from suffice.store.people.promises import extracted
 from suffice.types import Findings, ReplyForm
 from suffice.upstream.drivers import driver_facts, effort_problem, honoured, losing_methods, url_key
 from suffice.wiring.files import read_models, read_toml
+
+PATIENCE: Final = 100_000  # requests to the first stop; more cause a warning
 
 # Signals that every governed route records, so that later policies can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -112,7 +115,10 @@ def route_notes(settings: Settings, evidence: StartupEvidence, names: Collection
     notes = list[str]()
     for name, route in settings.routes.items():
         if route.mode != "off" and (names is None or name in names):
-            about = (_cost_note(route), _unverified_note(route, settings, evidence), _never_note(name, route, settings))
+            about = (
+                *(_cost_note(route), _unverified_note(route, settings, evidence)),
+                _never_note(name, route, settings) or _start_note(route, settings),
+            )
             notes += [f"routes.{name}: {note}" for note in about if note]
     return notes
 
@@ -147,6 +153,14 @@ def _never_note(name: str, route: Route, settings: Settings) -> str:
     if route.kind == "reasoning" and route.probe is None and route.mode == "observe":
         return f'observes at no further token; before mode = "enforce" it needs a [routes.{name}.probe] table'
     return ""
+
+
+def _start_note(route: Route, settings: Settings) -> str:
+    passes_through = route.kind == "samples" and route.samples == 1
+    if passes_through or not route.is_replayed or not settings.control.enabled or route.promise != "certified":
+        return ""
+    acts = "expect" if route.mode == "enforce" else 'observes; with mode = "enforce" expect'
+    return f"{acts} {describe_starts(forecast_start(route, settings.control))}"
 
 
 def build_route(
@@ -289,12 +303,13 @@ def _starving(where: str, route: Route, settings: Settings) -> Iterator[str]:
     all_count = route.mode == "observe" and route.probe is None
     if route.audit_share is None or not route.is_replayed or all_count:
         return
-    start = first_certificate(route, settings.control)
-    if start.is_long:
-        long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
+    _, usual, _ = forecast_start(route, settings.control)
+    needed = start_terms(route, settings.control).audits()
+    if needed < MOST_AUDITS and usual.first_stop > PATIENCE:
+        long = f"for about {usual.first_stop:,.0f} requests" if isfinite(usual.first_stop) else "for good"
         yield (
             f"{where}.audit_share: at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate"
-            f" takes some {start.n_audits:,} audits that count at once, and the burst brings"
+            f" takes some {needed:,} audits that count at once, and the burst brings"
             f" {burst_of(route, settings.control):,}; leave it out, and audits are many until something is certified"
         )
 

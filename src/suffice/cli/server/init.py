@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
+from suffice.assurance.start import describe_starts
 from suffice.cli import shell
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.cli.server.doctor import append_findings, connect, examine_server
 from suffice.cli.server.serve import serve
+from suffice.control.evidence.cold_start import forecast_start
 from suffice.doctor.examine import SHORT, recommend
 from suffice.errors import ConfigError, UpstreamError
 from suffice.files import write_whole
@@ -171,3 +174,7 @@ def _print_seen(settings: Settings, results: Sequence[bool], n: int) -> None:
         click.echo(
             f"  would stop      {report.n_would_stop} by the file's policy, saving {would_save.value:.0%} of the tokens"
         )
+        learned = msgspec.structs.replace(settings.routes[ROUTE], policy={}, mode="enforce")
+        starts = describe_starts(forecast_start(learned, settings.control))
+        how = f'With mode = "enforce", a table [routes.{ROUTE}.probe] and no policy, expect {starts}'
+        click.echo(shell.wrapped(how, "  ", "  "))

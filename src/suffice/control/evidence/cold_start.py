@@ -6,31 +6,15 @@ from the end of the burst on, also while nothing is certified: a small one can k
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass
 from math import inf
-from typing import Final, TypedDict
+from typing import TypedDict
 
-from suffice.assurance.certify import audits_to_certify, window_audits
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
+from suffice.assurance.certify import window_audits
+from suffice.assurance.start import LIKELY_PARTS, MOST_AUDITS, StartForecast, StartTerms
 from suffice.certification.plan import Plan, full_runs
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
-
-USUAL_PART: Final = 0.25  # of the budget: the typical loss of a certified level
-PATIENCE: Final = 100_000  # requests to the first certificate; more cause a warning
-MOST_AUDITS: Final = 10**7  # stands for never: of a budget outside (0, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    n_audits: int  # to certify a level that loses a quarter of the budget; `MOST_AUDITS`: never
-    n_requests: float  # until then; infinite: the window never holds that many audits
-
-    @property
-    def is_long(self) -> bool:
-        return self.n_requests > PATIENCE and self.n_audits < MOST_AUDITS
 
 
 def burst_of(route: Route, control: Control) -> int:
@@ -53,7 +37,7 @@ def epoch_start(route: Route, control: Control) -> EpochStart:
 
 def warm_burst(route: Route, control: Control, *, delta: float) -> int:
     """Full runs of a route that begins with the version of a similar one: it has nothing to learn, only to certify."""
-    return min(burst_of(route, control), _needed(route, delta))
+    return min(burst_of(route, control), start_terms(route, control, delta=delta).audits())
 
 
 def burst_requests(control: Control, max_em_drop: float) -> int:
@@ -85,34 +69,38 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
         refit_every=control.refit_requests,
         share=share,
         most_share=route.most_audit_share,
-        free_audits=route.audit_share is None and route.probe is None,
+        free_audits=_free_audits(route),
     )
 
 
-def first_certificate(route: Route, control: Control) -> Start:
-    """Estimate the audits and requests, in expectation, that certify a level which loses a quarter of the budget."""
-    share, burst = route.audit_share or 0.0, burst_of(route, control)
-    needed = _needed(route, 1 - route.confidence)
-    if needed <= burst:
-        return Start(n_audits=needed, n_requests=burst)
+def forecast_start(route: Route, control: Control) -> list[StartForecast]:
+    """When levels that lose little, the usual and much of the budget are expected to act."""
+    start, terms = epoch_start(route, control), start_terms(route, control)
+    if start["ramps"]:
+        return terms.likely_starts()
+    waits = [_behind_burst(route, control, terms.audits(part=part)) for part in LIKELY_PARTS]
+    return [StartForecast(n, n) for n in waits]
+
+
+def _behind_burst(route: Route, control: Control, n_audits: int) -> float:
+    burst = burst_of(route, control)
+    if n_audits <= burst:
+        return burst
+    if _free_audits(route):
+        return n_audits if n_audits < MOST_AUDITS else inf
     # Audits of the smaller share after the burst form a window of their own.
-    fits = share > 0 and needed <= window_size(control, route.max_em_drop)
-    return Start(n_audits=needed, n_requests=burst + needed / share if fits else inf)
+    share = route.later_audit_share
+    return burst + n_audits / share if share > 0 and n_audits <= window_size(control, route.max_em_drop) else inf
 
 
-def _needed(route: Route, delta: float) -> int:
-    """Audits that certify a level which loses a quarter of the budget net of the charge for finishing."""
-    if not 0 < route.max_em_drop < 1 or not 0 < delta < 1:
-        return MOST_AUDITS
-    if route.kind != "reasoning":
-        left = budget_left(route.max_em_drop, VERBATIM).max_em_drop
-        return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta)
+def _free_audits(route: Route) -> bool:
+    return route.audit_share is None and route.probe is None
 
-    def proves(n: int) -> bool:
-        # Each audit compares one finish, in one of the bands of levels.
-        finish = bound_fidelity(0, n // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
-        left = budget_left(route.max_em_drop, finish).max_em_drop
-        return left > 0 and audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta) <= n
 
-    # More audits leave more of the budget, and a larger budget needs fewer audits.
-    return 1 + bisect_left(range(1, MOST_AUDITS), True, key=proves)
+def start_terms(route: Route, control: Control, *, delta: float | None = None) -> StartTerms:
+    return StartTerms(
+        max_em_drop=route.max_em_drop,
+        delta=1 - route.confidence if delta is None else delta,
+        finishes=route.kind == "reasoning",
+        n_learning=burst_requests(control, route.max_em_drop),
+    )

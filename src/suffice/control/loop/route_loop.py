@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from suffice.agent.plan import AgentPlan
 from suffice.assurance.certify import FleetRequirement, WarmStart
+from suffice.assurance.exposure import LOOK_PERIOD
 from suffice.assurance.forecast import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.certification.certifier import Certifier
-from suffice.certification.plan import RAMP_PERIOD
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import burst_requests, epoch_start
 from suffice.control.loop.epoch import (
@@ -199,7 +199,7 @@ class RouteLoop:
         before, self.state.n = self.n, self.n + n_requests
         certifier, tick = self.certifier, self.context.control.tick_requests
         if certifier.plan.is_learning(certifier.epoch.n_audits) and certifier.window_share > certifier.plan.share:
-            tick = min(tick, RAMP_PERIOD)
+            tick = min(tick, LOOK_PERIOD)
         return None if self.n // tick == before // tick else self._look(stored)
 
     def _look(self, stored: StoredEvent) -> Resolution | None:

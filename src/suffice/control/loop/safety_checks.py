@@ -304,7 +304,7 @@ class CriticalEM:
 
 MOST_WAITING: Final = 5_000  # finishes of audits whose level is not known yet
 MOST_SHARE: Final = 0.5  # of the budget that a judge may cost
-_NEVER_FINISHED: Final = 2.0  # charge where nothing was compared: above any budget
+_NEVER_FINISHED: Final = 4.0  # charge where nothing was compared: above any budget, on any share of the requests
 
 
 @dataclass(slots=True)

@@ -15,8 +15,9 @@ import numpy as np
 from suffice.arrays import Bools, Floats
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import window_audits
+from suffice.assurance.exposure import LOOK_PERIOD
 from suffice.certification.certifier import Certifier
-from suffice.certification.plan import RAMP_PERIOD, Plan, full_runs
+from suffice.certification.plan import Plan, full_runs
 from suffice.errors import ConfigError
 from suffice.executor import Executor, SerialExecutor
 from suffice.learn.features import DENSE
@@ -263,7 +264,7 @@ def run_seed(
         stream_traffic,
         Certifier(plan, learner_of(traffic.chosen, seed=number), starting=starting),
         rng,
-        period=RAMP_PERIOD if plan.ramps else options.period,
+        period=LOOK_PERIOD if plan.ramps else options.period,
         learns=learns,
         watch=truth.observe if truth else lambda _: None,
     )

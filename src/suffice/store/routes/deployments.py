@@ -226,7 +226,10 @@ class Phase:
     level: int  # active; 0 never stops
     n_levels: int  # above level 0; 0: nothing is learned yet
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
-    n_burst: int  # initial governed requests that run in full; 0: a level acts as soon as it is proved
+    n_burst: int  # initial governed requests that run in full; 0: a level acts as soon as it is proved …
+    n_learning: int = (
+        0  # … and on half of the requests at most, until there are so many audits; 0: not a start by share
+    )
     n_audits: int = 0  # after the latest publication
     clusters: str = ""  # how many they come from, in words; "": not counted
     n_missing: int | None = None  # audits to the next level, at the rates seen
@@ -296,6 +299,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         n_levels=made.n_levels - 1 if made is not None and (made.fit or made.is_owned) else 0,
         n_requests=n_requests,
         n_burst=0 if epoch is None or epoch.ramps else epoch.burst,
+        n_learning=0 if epoch is None or not epoch.ramps else epoch.burst,
         reason=latest.reason if latest is not None else "no worker has begun with this route",
         alarm=None if alarm is None else _describe_alarm(alarm),
         n_labels_wanted=n_labels_wanted,
